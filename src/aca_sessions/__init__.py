@@ -1,0 +1,88 @@
+"""Isolated, persistent Python sessions for AI agents.
+
+How the package is laid out; calls go right, results come back:
+
+    surfaces ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
+
+    models, errors      what goes in, what comes out, what is raised
+    settings            the ACASessions section of appsettings.json
+    connect             remote or embedded is decided here, and only here
+    contract            what is said over HTTP
+    client              speaks it: one request, one interpreter, one session, the pool
+    server              serves it from sandboxes
+    sandbox             runs code nobody trusts; sandbox.guest is their side of the wall
+    surfaces            how people and models arrive: Semantic Kernel, the command line
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .client.auth import AzureTokenProvider
+    from .client.http import SessionsHttpClient
+    from .client.interpreter import CodeInterpreter
+    from .client.pool import SessionPool
+    from .client.session import Session
+    from .connect import isolation_report, open_interpreter, open_pool, open_server
+    from .errors import ACASessionsError
+    from .models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo
+    from .sandbox.policy import Limits, Policy
+    from .settings import Settings
+    from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin
+
+_HOMES = {
+    "ACASessionsError": "errors",
+    "AzureTokenProvider": "client.auth",
+    "CodeExecutionRequest": "models",
+    "CodeExecutionResult": "models",
+    "CodeInterpreter": "client.interpreter",
+    "FileUploadRequest": "models",
+    "Limits": "sandbox.policy",
+    "Policy": "sandbox.policy",
+    "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
+    "RemoteFile": "models",
+    "Session": "client.session",
+    "SessionInfo": "models",
+    "SessionPool": "client.pool",
+    "SessionsHttpClient": "client.http",
+    "Settings": "settings",
+    "isolation_report": "connect",
+    "open_interpreter": "connect",
+    "open_pool": "connect",
+    "open_server": "connect",
+}
+
+__all__ = [
+    "ACASessionsError",
+    "AzureTokenProvider",
+    "CodeExecutionRequest",
+    "CodeExecutionResult",
+    "CodeInterpreter",
+    "FileUploadRequest",
+    "Limits",
+    "Policy",
+    "PythonCodeInterpreterPlugin",
+    "RemoteFile",
+    "Session",
+    "SessionInfo",
+    "SessionPool",
+    "SessionsHttpClient",
+    "Settings",
+    "isolation_report",
+    "open_interpreter",
+    "open_pool",
+    "open_server",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used: `import aca_sessions` alone loads none of the libraries behind them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Speaks the contract. Read in this order: auth → http → interpreter → session → pool."""

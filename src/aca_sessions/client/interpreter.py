@@ -1,0 +1,213 @@
+"""The request/result style: each call names its session. Failed code is a result; only what is not about the code is raised."""
+
+import asyncio
+import contextlib
+import uuid
+from dataclasses import replace
+from typing import Self, overload
+from urllib.parse import quote
+
+from ..contract import extensions, flat
+from ..contract.records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
+from ..errors import ACASessionsError, ServiceUnavailableError
+from ..models import CodeError, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo, State
+from .http import SessionsHttpClient, json_object
+from .sanitize import sanitize as take_out_of_fences
+
+_OUTPUT_LIMIT = 1 << 20  # Azure's own default of 4096 characters is for those who do not ask
+_ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
+_DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + _ANSWER_MARGIN
+_CANCEL_SECONDS = 10.0
+_RANGE = 8 << 20
+_FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
+
+
+class CodeInterpreter:
+    """Runs cells and moves files, in any session of an endpoint."""
+
+    def __init__(self, http: SessionsHttpClient) -> None:
+        """Speaks through the given client and closes it at the end."""
+        self._http = http
+        self._endings: set[asyncio.Task[None]] = set()
+
+    @overload
+    async def execute(self, request: CodeExecutionRequest, /) -> CodeExecutionResult: ...
+    @overload
+    async def execute(
+        self, session_id: str, code: str, /, *, timeout: float | None = None, sanitize: bool = True
+    ) -> CodeExecutionResult: ...
+    async def execute(
+        self, request: CodeExecutionRequest | str, code: str = "", /, *, timeout: float | None = None, sanitize: bool = True
+    ) -> CodeExecutionResult:
+        """What became of a cell. Cancelling the call interrupts the cell, and its session stays usable."""
+        if isinstance(request, str):
+            request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
+        refused = _refuse(request.code)
+        if refused is not None:
+            return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
+        text = take_out_of_fences(request.code) if request.sanitize_input else request.code
+        return await self._execute(request.session_id, text, request.timeout)
+
+    @overload
+    async def upload_file(self, request: FileUploadRequest, /) -> RemoteFile: ...
+    @overload
+    async def upload_file(self, session_id: str, name: str, data: bytes | str, /) -> RemoteFile: ...
+    async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str = b"", /) -> RemoteFile:
+        """Writes a file into the session's /mnt/data; the name may have folders in front."""
+        if isinstance(request, str):
+            content = data.encode() if isinstance(data, str) else data
+            request = FileUploadRequest(session_id=request, file_name=name, file_content=content)
+        folder, _, name = request.file_name.removeprefix("/mnt/data/").rpartition("/")
+        response = await self._http.request(
+            "POST",
+            flat.FILES_PATH,
+            identifier=request.session_id,
+            query=_path(folder),
+            file=(name, request.file_content),
+            timeout=_DEFAULT_WAIT,
+        )
+        return flat.decode_file(json_object(response))
+
+    async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
+        """The files in /mnt/data, or in a folder of it."""
+        return flat.decode_files(await self._http.json("GET", flat.FILES_PATH, identifier=session_id, query=_path(folder)))
+
+    async def download_file(self, session_id: str, name: str) -> bytes:
+        """A file's content; read in parts where the endpoint has that, since in process an answer is held in memory whole."""
+        ranged = await self._http.offers("ranges")
+        data, size = await self._read(session_id, name, 0 if ranged else None)
+        parts, read = [data], len(data)
+        while data and read < size:
+            data, size = await self._read(session_id, name, read)
+            parts.append(data)
+            read += len(data)
+        return b"".join(parts)
+
+    async def delete_file(self, session_id: str, name: str) -> None:
+        """Deletes a file."""
+        folder, name = _split(name)
+        await self._http.request("DELETE", f"{flat.FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
+
+    async def interrupt(self, session_id: str, execution_id: str) -> None:
+        """Interrupts a cell of a session; what that did is in the cell's result."""
+        await self._http.require("interrupt", "interrupt a cell")
+        await self._http.request("POST", extensions.INTERRUPT_PATH.format(id=execution_id), identifier=session_id)
+
+    async def supports(self, extension: str) -> bool:
+        """Whether the endpoint has what goes beyond Azure's API, by name."""
+        return await self._http.offers(extension)
+
+    async def get_session(self, session_id: str) -> SessionInfo:
+        """What the service knows of a session; NotFoundError or ServiceError where it has none."""
+        return flat.decode_session(await self._http.json("GET", flat.SESSION_PATH, identifier=session_id))
+
+    async def delete_session(self, session_id: str) -> None:
+        """Ends a session at the service."""
+        await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id)
+
+    async def list_sessions(self) -> list[SessionInfo]:
+        """The sessions that the service keeps."""
+        body = await self._http.json("GET", flat.SESSIONS_PATH)
+        return [flat.decode_session(session) for session in body["sessions"]]  # type: ignore[attr-defined]
+
+    async def close(self) -> None:
+        """Ends the connections; sessions go on at the service until they expire."""
+        await asyncio.gather(*self._endings)
+        await self._http.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _execute(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
+        execution_id = str(uuid.uuid4())
+        asynchronous = timeout is not None and timeout > MAX_SYNCHRONOUS_SECONDS
+        call = ExecutionCall(code=code, asynchronous=asynchronous, timeout=timeout, output_limit=_OUTPUT_LIMIT)
+        try:
+            execution = await self._start(session_id, execution_id, call)
+            while execution.result is None:
+                execution = await self._poll(session_id, execution.id)
+        except asyncio.CancelledError:
+            await self._interrupt_quietly(session_id, execution_id)
+            raise
+        return replace(execution.result, session_id=session_id)
+
+    async def _start(self, session_id: str, execution_id: str, call: ExecutionCall) -> Execution:
+        """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
+        wait = _DEFAULT_WAIT if call.timeout is None else call.timeout + _ANSWER_MARGIN
+        headers = {flat.OPERATION_HEADER: execution_id, extensions.RICH_REQUEST_HEADER: "1"}
+        try:
+            response = await self._http.request(
+                "POST", flat.EXECUTIONS_PATH, identifier=session_id, headers=headers, json=flat.encode_call(call), timeout=wait
+            )
+        except ServiceUnavailableError as error:
+            if not error.sent:
+                raise
+            return await self._after_lost_answer(session_id, execution_id)
+        return flat.decode_execution(json_object(response))
+
+    async def _after_lost_answer(self, session_id: str, execution_id: str) -> Execution:
+        try:
+            return await self._ask(session_id, execution_id)
+        except Exception:
+            lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
+            result = CodeExecutionResult(error=lost, stderr=str(lost), state=State("unknown", "no reply"))
+            return Execution(id=execution_id, identifier=session_id, status="Failed", result=result)
+
+    async def _poll(self, session_id: str, execution_id: str) -> Execution:
+        wait = _FIRST_POLL
+        while (execution := await self._ask(session_id, execution_id)).result is None:
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.5, _SLOWEST_POLL)
+        return execution
+
+    async def _ask(self, session_id: str, execution_id: str) -> Execution:
+        headers = {extensions.RICH_REQUEST_HEADER: "1"}
+        response = await self._http.request("GET", f"{flat.EXECUTIONS_PATH}/{execution_id}", identifier=session_id, headers=headers)
+        return flat.decode_execution(json_object(response))
+
+    async def _interrupt_quietly(self, session_id: str, execution_id: str) -> None:
+        """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""
+        ending = asyncio.get_running_loop().create_task(self._try_to_interrupt(session_id, execution_id))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(ending)
+
+    async def _try_to_interrupt(self, session_id: str, execution_id: str) -> None:
+        with contextlib.suppress(ACASessionsError, TimeoutError):
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await self.interrupt(session_id, execution_id)
+
+    async def _read(self, session_id: str, name: str, start: int | None) -> tuple[bytes, int]:
+        """A part of a file, and the size of all of it."""
+        folder, name = _split(name)
+        headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
+        path = f"{flat.FILES_PATH}/{quote(name, safe='')}/content"
+        response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=_DEFAULT_WAIT)
+        size = response.headers.get("content-range", "").rpartition("/")[2]
+        return response.content, int(size) if size.isdecimal() else len(response.content)
+
+
+def _refuse(code: object) -> CodeError | None:
+    """Why a text cannot be a cell, if it cannot."""
+    if not isinstance(code, str):
+        return CodeError("TypeError", f"code is a {type(code).__name__}, not a string: send the Python source text")
+    if not code.strip():
+        return CodeError("ValueError", "the code is empty: send at least one statement")
+    try:
+        code.encode()
+    except UnicodeEncodeError:
+        return CodeError("ValueError", "the code is not well-formed Unicode: it holds a lone surrogate")
+    return None
+
+
+def _split(name: str) -> tuple[str, str]:
+    folder, _, name = name.removeprefix("/mnt/data/").rpartition("/")
+    return folder, name
+
+
+def _path(folder: str) -> dict[str, str]:
+    return {"path": folder} if folder else {}

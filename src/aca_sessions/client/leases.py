@@ -1,0 +1,151 @@
+"""Who holds which session, as plain state: nothing here awaits.
+
+A lease is the time a caller holds a session. Leases of one name share its session, and the limit counts sessions that are held.
+Whoever cannot have one waits in a queue; each change wakes those whose turn it is, and answers which sessions to end.
+"""
+
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from ..models import SessionInfo
+
+
+@dataclass(slots=True)
+class _Held:
+    named: bool
+    created: datetime
+    last_used: datetime
+    leases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease; `expired` says that a session of this name was ended for idleness before, and its owner not told."""
+
+    session_id: str
+    expired: bool
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A place in the queue; `wake` is called with the lease."""
+
+    session_id: str | None
+    wake: Callable[[Granted], None]
+    granted: Granted | None = field(default=None)
+
+
+class Leases:
+    """The pool's decisions."""
+
+    def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Starts with no session."""
+        self.limit = limit
+        self._idle_timeout = idle_timeout
+        self._clock = clock
+        self._sessions: dict[str, _Held] = {}
+        self._expired: set[str] = set()
+        self._waiting: deque[Waiter] = deque()
+
+    @property
+    def leased(self) -> int:
+        """How many sessions are held now."""
+        return sum(held.leases > 0 for held in self._sessions.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait."""
+        return len(self._waiting)
+
+    def acquire(self, session_id: str | None, wake: Callable[[Granted], None]) -> Granted | Waiter:
+        """A lease, or a place in the queue. Nobody overtakes, except into a session that is held already."""
+        if self._is_held(session_id) or (self.leased < self.limit and not self._waiting):
+            return self._grant(session_id)
+        waiter = Waiter(session_id, wake)
+        self._waiting.append(waiter)
+        return waiter
+
+    def give_up(self, waiter: Waiter) -> list[str]:
+        """Takes a waiter out of the queue; one that was granted a lease in the meantime gives it back."""
+        if waiter.granted is not None:
+            return self.release(waiter.granted.session_id)
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        return []
+
+    def release(self, session_id: str) -> list[str]:
+        """Ends one lease. An anonymous session ends with it: its state reaches nobody else."""
+        held = self._sessions.get(session_id)
+        if held is None or held.leases == 0:
+            return []
+        held.leases -= 1
+        held.last_used = self._clock()
+        ended = []
+        if held.leases == 0 and not held.named:
+            del self._sessions[session_id]
+            ended.append(session_id)
+        self._serve_queue()
+        return ended
+
+    def terminate(self, session_id: str) -> list[str]:
+        """Ends a session whoever holds it; what they hold is a fresh one from now on."""
+        held = self._sessions.get(session_id)
+        if held is None:
+            return []
+        if held.leases == 0:
+            del self._sessions[session_id]
+        self._expired.discard(session_id)
+        return [session_id]
+
+    def expire(self) -> list[str]:
+        """Ends the named sessions that nobody held for the idle time-out."""
+        before = self._clock() - self._idle_timeout
+        idle = [name for name, held in self._sessions.items() if held.leases == 0 and held.last_used <= before]
+        for name in idle:
+            del self._sessions[name]
+            self._expired.add(name)
+        return idle
+
+    def end_all(self) -> list[str]:
+        """Every session, to be ended with the pool."""
+        names = [*self._sessions]
+        self._sessions.clear()
+        self._waiting.clear()
+        return names
+
+    def infos(self) -> list[SessionInfo]:
+        """All sessions that are kept alive."""
+        return [
+            SessionInfo(
+                session_id=name,
+                created=held.created,
+                last_used=held.last_used,
+                expires=None if held.leases else held.last_used + self._idle_timeout,
+                is_active=held.leases > 0,
+            )
+            for name, held in self._sessions.items()
+        ]
+
+    def _is_held(self, session_id: str | None) -> bool:
+        held = self._sessions.get(session_id) if session_id is not None else None
+        return held is not None and held.leases > 0
+
+    def _grant(self, session_id: str | None) -> Granted:
+        name = session_id or str(uuid.uuid4())
+        now = self._clock()
+        held = self._sessions.setdefault(name, _Held(session_id is not None, now, now))
+        held.leases += 1
+        held.last_used = now
+        expired = name in self._expired
+        self._expired.discard(name)
+        return Granted(name, expired)
+
+    def _serve_queue(self) -> None:
+        for waiter in [*self._waiting]:
+            if self._is_held(waiter.session_id) or self.leased < self.limit:
+                self._waiting.remove(waiter)
+                waiter.granted = self._grant(waiter.session_id)
+                waiter.wake(waiter.granted)

@@ -1,0 +1,62 @@
+"""What only our server says: rich results on request, interrupt, health. Named in a header of every answer."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
+
+from ..models import CodeError, CodeExecutionResult, Display, Scalar, State, StateKind
+
+RICH_REQUEST_HEADER = "x-aca-sessions-rich"
+OFFER_HEADER = "x-aca-sessions-extensions"
+OFFERED = ("rich", "interrupt", "health", "ranges")
+RICH_MEMBER = "acaSessions"
+
+INTERRUPT_PATH = "executions/{id}/interrupt"
+HEALTH_PATH = "health"
+
+
+def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
+    """All of a result that Azure's body has no place for."""
+    return {
+        "value": _encode_scalar(result.value),
+        "text": result.text,
+        "displays": [dict(display.data) for display in result.displays],
+        "error": _encode_error(result.error),
+        "state": {"kind": result.state.kind, "reason": result.state.reason},
+    }
+
+
+def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeExecutionResult:
+    """The plain result with all that the extra member adds."""
+    error, state = body.get("error"), cast(Mapping[str, object], body["state"])
+    return replace(
+        plain,
+        value=_decode_scalar(body.get("value")),
+        text=cast(str | None, body.get("text")),
+        displays=tuple(Display(data) for data in cast(list[dict[str, object]], body.get("displays", []))),
+        error=CodeError(**cast(dict[str, str], error)) if error else None,
+        state=State(cast(StateKind, state["kind"]), cast(str | None, state.get("reason"))),
+    )
+
+
+def encode_health(sessions: int, capacity: int) -> dict[str, object]:
+    """What a load balancer and a person want to know."""
+    return {"status": "healthy", "sessions": sessions, "maxSessions": capacity}
+
+
+def _encode_error(error: CodeError | None) -> dict[str, str] | None:
+    return {"name": error.name, "message": error.message, "traceback": error.traceback} if error else None
+
+
+def _encode_scalar(value: Scalar) -> object:
+    """JSON has no number for nan and the infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
+
+
+def _decode_scalar(value: object) -> Scalar:
+    if isinstance(value, Mapping):
+        return float(str(value["float"]))
+    return cast(Scalar, value)

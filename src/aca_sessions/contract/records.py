@@ -1,0 +1,84 @@
+"""What every version of the API talks about, whatever its shapes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
+from ..models import CodeExecutionResult
+
+API_VERSION = "2025-10-02-preview"
+MAX_SYNCHRONOUS_SECONDS = 220.0
+MAX_ASYNCHRONOUS_SECONDS = 86_400.0
+
+Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionCall:
+    """A cell on its way to a session. An absent limit means Azure's own."""
+
+    code: str
+    asynchronous: bool = False
+    timeout: float | None = None
+    output_limit: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """A cell being run, on the server; with its result once there is one."""
+
+    id: str
+    identifier: str
+    status: Status
+    asynchronous: bool = False
+    result: CodeExecutionResult | None = None
+
+
+class ProblemError(Exception):
+    """An answer that is not a success, as the server means it and as the client reads it."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        """Keeps what Azure's error form holds."""
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+def encode_problem(problem: ProblemError) -> dict[str, object]:
+    """Azure's normal error body; a full pool has one of its own."""
+    content = {"code": problem.code, "message": problem.message}
+    return content if problem.status == 429 else {"error": content}  # type: ignore[return-value]
+
+
+def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exception:
+    """The exception that a caller gets for an answer."""
+    code, message = _code_and_message(body)
+    match status:
+        case 401:
+            return AuthenticationError("the service refused the credentials (401): check ACASessions:SessionsHttpClient:ApiKey, or sign in")
+        case 403:
+            return AuthenticationError(
+                "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool"
+            )
+        case 404:
+            return NotFoundError(status, code, message)
+        case 429:
+            return RateLimitedError(status, code, message, retry_after=_seconds(headers.get("retry-after")))
+    return ServiceError(status, code, message)
+
+
+def _code_and_message(body: object) -> tuple[str, str]:
+    content = body.get("error", body) if isinstance(body, Mapping) else None
+    if not isinstance(content, Mapping):
+        return "Unreadable", "the answer is not in the API's error form; is the endpoint a session pool?"
+    code, message = content.get("code"), content.get("message") or content.get("title")
+    return str(code or "Unknown"), str(message or "no message")
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return float(header) if header else None
+    except ValueError:
+        return None

@@ -1,0 +1,159 @@
+"""What goes into a session and what comes out of it. Plain frozen data, the same for every surface and every endpoint."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from .errors import ExecutionError
+
+Scalar = str | int | float | bool | None
+StateKind = Literal["kept", "rolled_back", "lost", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What became of the session's variables: `kept`, `rolled_back`, `lost` or `unknown`, and why."""
+
+    kind: StateKind = "kept"
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}" if self.reason else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """One displayed thing, by MIME type; binary types as base64 text."""
+
+    data: Mapping[str, object]
+
+    @property
+    def png(self) -> bytes | None:
+        """The image, where there is one."""
+        encoded = self.data.get("image/png")
+        return base64.b64decode(encoded) if isinstance(encoded, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class CodeError:
+    """The exception that ended a cell."""
+
+    name: str
+    message: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}" if self.message else self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeExecutionResult:
+    """What became of a cell. Failed code is a result, never an exception."""
+
+    session_id: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    value: Scalar = None
+    text: str | None = None
+    displays: tuple[Display, ...] = ()
+    error: CodeError | None = None
+    state: State = State()
+    duration: float = 0.0
+
+    @property
+    def success(self) -> bool:
+        """Whether the cell ran to its end."""
+        return self.error is None
+
+    @property
+    def is_ok(self) -> bool:
+        """The same as `success`."""
+        return self.success
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 for a cell that failed."""
+        return 0 if self.success else 1
+
+    @property
+    def output(self) -> str:
+        """What a notebook shows under the cell: stdout, then the last value."""
+        if not self.text:
+            return self.stdout
+        separator = "\n" if self.stdout and not self.stdout.endswith("\n") else ""
+        return f"{self.stdout}{separator}{self.text}"
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """The PNG images among the displays."""
+        return tuple(png for display in self.displays if (png := display.png) is not None)
+
+    def raise_for_error(self) -> "CodeExecutionResult":
+        """Raises ExecutionError if the cell failed; else answers the result itself."""
+        if self.error is not None:
+            raise ExecutionError(self.error.traceback or str(self.error))
+        return self
+
+    def __str__(self) -> str:
+        """What a model reads: compact, and no image data."""
+        parts = [self.output.rstrip("\n"), self.stderr.rstrip("\n"), *self._notes()]
+        return "\n".join(part for part in parts if part) or "(no output)"
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.error is not None and str(self.error) not in self.stderr:
+            notes.append(str(self.error))
+        if self.images:
+            notes.append(f"[{len(self.images)} image{'s' if len(self.images) > 1 else ''} shown to the user]")
+        if self.state.kind != "kept":
+            notes.append(f"[session state {self.state}]")
+        return notes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeExecutionRequest:
+    """A cell for a session; `sanitize_input` takes it out of Markdown fences first."""
+
+    session_id: str
+    code: str
+    sanitize_input: bool = True
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileUploadRequest:
+    """A file for a session's /mnt/data."""
+
+    session_id: str
+    file_name: str
+    file_content: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """A file or folder in a session's /mnt/data; `directory` is relative to it."""
+
+    name: str
+    size: int
+    modified: datetime
+    directory: str = ""
+    is_directory: bool = False
+    content_type: str = "application/octet-stream"
+
+    @property
+    def full_path(self) -> str:
+        """Where code in the session finds it."""
+        return "/".join(part for part in ("/mnt/data", self.directory, self.name) if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """A session that a pool or a server keeps alive; `is_active` while somebody holds a lease on it."""
+
+    session_id: str
+    created: datetime
+    last_used: datetime
+    expires: datetime | None = None
+    is_active: bool = False

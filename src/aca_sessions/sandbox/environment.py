@@ -1,0 +1,68 @@
+"""Which paths of a Python environment guests see, and which uids they run under."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+
+from ..errors import ConfigurationError
+
+# A prefix may be shared with other things (a home's .local is one): only Python's own part of it is shown.
+_PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "pyvenv.cfg")
+_ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
+# No account, container range or dynamic user lies here (systemd's list of uid ranges); each fork server draws a part of its own.
+_FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW = 0x7000_0000, 0x1_0000, 4000
+
+
+def visible_roots(python: str) -> dict[str, str]:
+    """The paths that an interpreter needs, each with where it really lies; what is below /usr is there anyway."""
+    roots: dict[str, str] = {}
+    for prefix in _prefixes(python):
+        for target, source in _parts(prefix):
+            inside = any(target == other or target.startswith(other + "/") for other in (*roots, "/usr"))
+            if not inside and os.path.lexists(source):
+                roots[target] = source
+    return roots
+
+
+def uid_range() -> tuple[int, int]:
+    """The first uid for sessions, and how many; (0, 0) where this process is no root that could give them away."""
+    if os.geteuid() != 0:
+        return 0, 0
+    wanted = _FIRST_UID + secrets.randbelow(_PARTS_TO_DRAW) * _UIDS_EACH
+    if _is_mapped(wanted, _UIDS_EACH):
+        return wanted, _UIDS_EACH
+    return (20_000, 40_000) if _is_mapped(20_000, 45_535) else (0, 0)
+
+
+def _prefixes(python: str) -> list[str]:
+    prefixes = [sys.prefix, sys.base_prefix] if python == sys.executable else _ask(python)
+    return sorted({*prefixes, *map(os.path.realpath, prefixes)}, key=len)
+
+
+def _ask(python: str) -> list[str]:
+    try:
+        answer = subprocess.run([python, "-I", "-c", _ASK], capture_output=True, check=True, timeout=30, env={})
+        return [str(prefix) for prefix in json.loads(answer.stdout)]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        raise ConfigurationError(f"ACASessions:Sandbox:Python: {python} is not a Python that runs; name an interpreter") from None
+
+
+def _parts(prefix: str) -> list[tuple[str, str]]:
+    if os.path.isdir(os.path.join(prefix, "conda-meta")):
+        return [(prefix, os.path.realpath(prefix))]
+    return [(os.path.join(prefix, part), _source(os.path.join(os.path.realpath(prefix), part))) for part in _PARTS]
+
+
+def _source(path: str) -> str:
+    """A link stays one if it leads to a neighbour (a virtual environment's lib64); others are followed."""
+    if os.path.islink(path) and "/" not in os.readlink(path):
+        return path
+    return os.path.realpath(path)
+
+
+def _is_mapped(first: int, count: int) -> bool:
+    with open("/proc/self/uid_map") as lines:
+        ranges = [tuple(map(int, line.split())) for line in lines]
+    return any(start <= first and first + count <= start + length for start, _, length in ranges)

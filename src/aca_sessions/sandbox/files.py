@@ -1,0 +1,197 @@
+"""A session's /mnt/data from the host's side: never outside it, never through the guest's links, never into a pipe or device.
+
+Everything is looked up by openat2(2) below one directory descriptor, under rules that the kernel keeps while it walks. Each operation
+acts as the guest's own user, so the guest's rights and limits are ours. Blocking: for a worker thread.
+"""
+
+import errno
+import mimetypes
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from ..models import RemoteFile
+from . import syscalls
+from .forkserver import Tree
+from .syscalls import Resolve
+
+_RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
+_MAX_NAME = 255
+_MAX_LISTED = 10_000
+_HIDDEN = ".upload-"
+
+
+class UnusableNameError(ValueError):
+    """A file name or folder that no file of a session can have."""
+
+
+class Files:
+    """Lists, reads, writes and deletes in one tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        """Keeps the descriptor that every look-up starts from."""
+        self._tree = tree
+
+    def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
+        """The regular files and folders in a folder."""
+        with self._as_guest():
+            return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
+
+    def describe(self, name: str, folder: str = "") -> RemoteFile:
+        """One file."""
+        with self._as_guest():
+            descriptor = self._open(_joined(name, folder), os.O_RDONLY)
+            try:
+                return _described(checked_name(name), checked_folder(folder), os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def read(self, name: str, folder: str = "", *, start: int = 0, length: int | None = None) -> tuple[bytes, int]:
+        """A part of a file, and the size of all of it."""
+        with self._as_guest():
+            descriptor = self._open(_joined(name, folder), os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            return _read(descriptor, start, size if length is None else length), size
+        finally:
+            os.close(descriptor)
+
+    def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
+        """Writes a file whole or not at all; the old one stands until the new one is complete."""
+        checked_name(name)
+        with self._as_guest():
+            parent = self._open_folder(checked_folder(folder))
+            try:
+                return self._replace(parent, name, chunks, checked_folder(folder))
+            finally:
+                os.close(parent)
+
+    def delete(self, name: str, folder: str = "") -> None:
+        """Deletes a file, a link or an empty folder."""
+        checked_name(name)
+        with self._as_guest():
+            parent = self._open_folder(checked_folder(folder))
+            try:
+                if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    os.rmdir(name, dir_fd=parent)
+                else:
+                    os.unlink(name, dir_fd=parent)
+            finally:
+                os.close(parent)
+
+    def capacity(self) -> int:
+        """How many bytes fit in all."""
+        status = os.fstatvfs(self._tree.directory)
+        return status.f_blocks * status.f_frsize
+
+    @contextmanager
+    def _as_guest(self) -> Iterator[None]:
+        """Acts as the guest's user: a root host could not even create here, and would be above the guest's rights."""
+        if self._tree.owner is None:
+            yield
+            return
+        syscalls.set_filesystem_ids(self._tree.owner, self._tree.owner)
+        try:
+            yield
+        finally:
+            syscalls.set_filesystem_ids(0, 0)
+
+    def _open(self, path: str, flags: int) -> int:
+        """Opens a regular file; a pipe could hang the reader, a device do anything."""
+        descriptor = syscalls.openat2(self._tree.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "no regular file")
+        return descriptor
+
+    def _open_folder(self, folder: str) -> int:
+        return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
+
+    def _walk(self, folder: str, recursive: bool) -> Iterator[RemoteFile]:
+        listed, pending = 0, [folder]
+        while pending and listed < _MAX_LISTED:
+            current = pending.pop()
+            for file in self._entries(current):
+                listed += 1
+                yield file
+                if recursive and file.is_directory:
+                    pending.append(f"{current}/{file.name}".lstrip("/"))
+
+    def _entries(self, folder: str) -> list[RemoteFile]:
+        descriptor = self._open_folder(folder)
+        try:
+            with os.scandir(descriptor) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if not entry.name.startswith(_HIDDEN)]
+        finally:
+            os.close(descriptor)
+        return [_described(name, folder, status) for name, status in found if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
+
+    def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str) -> RemoteFile:
+        temporary = f"{_HIDDEN}{secrets.token_hex(8)}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        try:
+            for chunk in chunks:
+                _write(descriptor, chunk)
+            status = os.fstat(descriptor)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except BaseException:
+            os.unlink(temporary, dir_fd=parent)
+            raise
+        finally:
+            os.close(descriptor)
+        return _described(name, folder, status)
+
+
+def checked_name(name: str) -> str:
+    """A name that a file can have: one component, not too long."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
+        raise UnusableNameError("a file name is one path component of 1 to 255 bytes, without '/', NUL and '..'")
+    return name
+
+
+def checked_folder(folder: str) -> str:
+    """A folder relative to /mnt/data, without empty or upward components."""
+    parts = [part for part in folder.removeprefix("/mnt/data").split("/") if part not in ("", ".")]
+    if any(part == ".." or "\0" in part or _encoded_length(part) > _MAX_NAME for part in parts):
+        raise UnusableNameError("a path is relative to /mnt/data, and its components are usable names")
+    return "/".join(parts)
+
+
+def _encoded_length(name: str) -> int:
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        raise UnusableNameError("a file name is well-formed text") from None
+
+
+def _joined(name: str, folder: str) -> str:
+    return "/".join(part for part in (checked_folder(folder), checked_name(name)) if part)
+
+
+def _described(name: str, folder: str, status: os.stat_result) -> RemoteFile:
+    return RemoteFile(
+        name=name.encode("utf-8", "backslashreplace").decode(),
+        size=status.st_size,
+        modified=datetime.fromtimestamp(status.st_mtime, UTC),
+        directory=folder,
+        is_directory=stat.S_ISDIR(status.st_mode),
+        content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
+    )
+
+
+def _read(descriptor: int, start: int, length: int) -> bytes:
+    parts = []
+    while length > 0 and (data := os.pread(descriptor, min(length, 1 << 20), start)):
+        parts.append(data)
+        start += len(data)
+        length -= len(data)
+    return b"".join(parts)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

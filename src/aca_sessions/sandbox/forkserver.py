@@ -1,0 +1,193 @@
+"""Starts the zygote and asks it for trees and interpreters. Blocking, and safe to call from any thread.
+
+One per process, interpreter and preload set, counted. A process forked from this one starts its own: two hosts on one socket would get
+each other's answers.
+"""
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from ..errors import GuestDiedError, IsolationError
+from . import environment, wire
+from .policy import Limits, Policy
+from .remedy import remedy_for
+
+_BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
+# Sessions can read what the zygote was started with: nothing of the host's environment is in it.
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "IPYTHONDIR": "/tmp/.ipython",
+    "MPLCONFIGDIR": "/tmp/.matplotlib",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+_BOOT_SECONDS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A session's /mnt/data: its number, a descriptor of it, and the uid that owns it as the host sees it (None: our own)."""
+
+    number: int
+    directory: int
+    owner: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A new session's ends: its socket, its init's report of deaths, its init's pidfd."""
+
+    link: socket.socket
+    report: int
+    init: int
+
+
+class ForkServer:
+    """The zygote as the host sees it."""
+
+    _shared: ClassVar[dict[tuple[int, str, tuple[str, ...]], "ForkServer"]] = {}
+    _sharing = threading.Lock()
+
+    def __init__(self, python: str, preload: tuple[str, ...]) -> None:
+        """Starts the zygote; the first request waits until it is ready."""
+        self._lock = threading.Lock()
+        self._users = 0
+        self._numbers = itertools.count(1)
+        self._ready = False
+        self._first_uid, self._uid_count = environment.uid_range()
+        plan = wire.Plan(environment.visible_roots(python), self._first_uid, self._uid_count, list(preload))
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = _start(python, theirs)
+        self._control.settimeout(_BOOT_SECONDS)
+        self._control.send(wire.encode(plan))
+
+    @classmethod
+    def shared(cls, policy: Policy) -> "ForkServer":
+        """The fork server of this process for a policy; `release` it once for each call."""
+        python = policy.python or sys.executable
+        key = (os.getpid(), python, policy.preload)
+        with cls._sharing:
+            server = cls._shared.get(key)
+            if server is None or not server.alive:
+                server = cls._shared[key] = cls(python, policy.preload)
+            server._users += 1
+            return server
+
+    def release(self) -> None:
+        """Ends the zygote, and all its sessions with it, when the last user lets go."""
+        with self._sharing:
+            self._users -= 1
+            if self._users > 0:
+                return
+            for key in [key for key, server in self._shared.items() if server is self]:
+                del self._shared[key]
+        self._control.close()
+        self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the zygote still runs."""
+        return self._process.poll() is None
+
+    def wait_until_ready(self) -> None:
+        """Answers when the zygote can fork; IsolationError where this host does not let it."""
+        with self._lock:
+            self._finish_boot()
+
+    def make_tree(self, limits: Limits) -> Tree:
+        """A new, empty, size-limited /mnt/data."""
+        number = next(self._numbers)
+        if self._uid_count:
+            number = (number - 1) % (self._uid_count - 1) + 1
+        descriptors = self._ask(wire.MakeTree(number, limits.disk, limits.files))
+        return Tree(number, descriptors[0], self._first_uid + number - 1 if self._uid_count else None)
+
+    def drop_tree(self, tree: Tree) -> None:
+        """Lets go of a tree and its memory."""
+        os.close(tree.directory)
+        if self.alive:
+            self._ask(wire.DropTree(tree.number))
+
+    def spawn(self, tree: Tree, limits: Limits) -> Spawned:
+        """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""
+        ours, theirs = socket.socketpair()
+        report, report_end = os.pipe()
+        request = wire.Spawn(tree.number, limits.memory, limits.processes, limits.open_files, limits.disk, limits.temporary)
+        try:
+            descriptors = self._ask(request, theirs.fileno(), report_end)
+        except BaseException:
+            ours.close()
+            os.close(report)
+            raise
+        finally:
+            theirs.close()
+            os.close(report_end)
+        return Spawned(ours, report, descriptors[0])
+
+    def _ask(self, request: wire.Message, *descriptors: int) -> list[int]:
+        with self._lock:
+            self._finish_boot()
+            try:
+                socket.send_fds(self._control, [wire.encode(request)], descriptors)
+            except OSError:
+                raise _zygote_died() from None
+            return self._answer()
+
+    def _finish_boot(self) -> None:
+        if not self._ready:
+            self._answer()
+            self._ready = True
+
+    def _answer(self) -> list[int]:
+        try:
+            payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
+        except OSError:
+            payload, descriptors = b"", []
+        if not payload:
+            raise _zygote_died()
+        match wire.decode(payload, wire.Done, wire.Refused):
+            case wire.Refused() as refused:
+                raise refusal(refused)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        return list(descriptors)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def refusal(refused: wire.Refused) -> IsolationError:
+    """What a refused part means for the user of this host."""
+    return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))
+
+
+def _start(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
+    """Starts the zygote with three descriptors: the control socket, where this package's code lies, and this process."""
+    code = os.open(Path(__file__).parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    host = os.pidfd_open(os.getpid())
+    descriptors = (control.fileno(), code, host)
+    try:
+        arguments = [python, "-I", "-S", "-B", "-c", _BOOT, *map(str, descriptors)]
+        return subprocess.Popen(arguments, pass_fds=descriptors, env=_ENVIRONMENT, cwd="/", stdin=subprocess.DEVNULL)
+    finally:
+        control.close()
+        os.close(code)
+        os.close(host)
+
+
+def _zygote_died() -> GuestDiedError:
+    return GuestDiedError("the fork server of the embedded sandbox ended; open a new pool, and see its standard error for the cause")

@@ -1,0 +1,1 @@
+"""Their side of the wall: imports the standard library, IPython, ..wire and ..syscalls, and nothing else."""

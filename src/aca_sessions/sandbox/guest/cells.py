@@ -1,0 +1,54 @@
+"""The interpreter's main loop: a cell in, what became of it out."""
+
+import gc
+import os
+import random
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from . import streams
+from .link import Link, interrupts
+
+if TYPE_CHECKING:
+    from .shell import Shell
+
+_ENVIRONMENT = {
+    "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/mnt/data",
+    "USER": "user",
+    "LOGNAME": "user",
+    "SHELL": "/bin/bash",
+    "TERM": "dumb",
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    "TMPDIR": "/tmp",
+    "IPYTHONDIR": "/tmp/.ipython",
+    "MPLCONFIGDIR": "/tmp/.matplotlib",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
+
+
+def serve(link: Link, shell: "Shell") -> None:
+    """Runs one cell after another until the host closes the link."""
+    _differ_from_siblings()
+    os.environ.clear()
+    os.environ.update(_ENVIRONMENT)
+    interrupts.listen()
+    for cell in link.cells():
+        finished = shell.run(cell, link.send)
+        streams.flush()
+        link.send(finished)
+
+
+def _differ_from_siblings() -> None:
+    """What a fork must not inherit: all sessions would draw the same numbers and invent the same file names."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    tempfile._name_sequence = None  # type: ignore[attr-defined]
+    gc.enable()

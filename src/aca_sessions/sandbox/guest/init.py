@@ -1,0 +1,68 @@
+"""PID 1 of a session: reaps, outlives the interpreter, holds nothing."""
+
+import os
+import signal
+import socket
+import struct
+from typing import TYPE_CHECKING, NoReturn
+
+from ..wire import Ready, Spawn, frame
+from . import confine, streams
+from .refusal import RefusalError
+
+if TYPE_CHECKING:
+    from .shell import Shell
+
+REPORT = struct.Struct("<ii")  # pid, wait status
+
+
+def main(spawn: Spawn, uid: int, connection: int, report: int, shell: "Shell") -> NoReturn:
+    """Confines a forked child of the zygote and starts the interpreter in it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    link = socket.socket(fileno=connection)
+    try:
+        confine.enter_namespaces(spawn, uid)
+        interpreter = os.fork()
+        if interpreter == 0:
+            os.close(report)
+            _interpret(spawn, link, shell)
+    except RefusalError as refusal:
+        link.sendall(frame(refusal.told))
+        os._exit(1)
+    link.close()
+    _reap(interpreter, report)
+
+
+def _reap(interpreter: int, report: int) -> NoReturn:
+    """Collects the dead and reports how the interpreter died. Signals from inside cannot touch a first process without handlers."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    confine.close_all_but(report)
+    confine.give_up_power()
+    while True:
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            os._exit(0)
+        if pid == interpreter:
+            os.write(report, REPORT.pack(pid, status))
+            os.close(report)
+
+
+def _interpret(spawn: Spawn, link: socket.socket, shell: "Shell") -> NoReturn:
+    try:
+        from . import cells
+        from .link import Link
+
+        os.setsid()
+        os.chdir(confine.DATA)
+        outputs = streams.take_over()
+        own = os.pidfd_open(os.getpid())
+        version = confine.lock_down(spawn)
+        socket.send_fds(link, [frame(Ready(version))], [own, *outputs])
+        for descriptor in (own, *outputs):
+            os.close(descriptor)
+        cells.serve(Link(link), shell)
+    except RefusalError as refusal:
+        link.sendall(frame(refusal.told))
+    finally:
+        os._exit(71)

@@ -1,0 +1,78 @@
+"""The session's end of the wire, and when a SIGINT may become a KeyboardInterrupt: while a cell runs, never in the middle of a frame."""
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ..wire import Frames, Message, Run, decode, frame
+
+
+class Link:
+    """Frames to the host from any thread, cells from the host."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Takes over a connected socket."""
+        self._connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, message: Message) -> None:
+        """Sends one whole frame."""
+        data = frame(message)
+        with interrupts.held(), self._sending:
+            self._connection.sendall(data)
+
+    def cells(self) -> Iterator[Run]:
+        """The cells to run, until the host closes the link."""
+        frames = Frames()
+        while data := self._connection.recv(1 << 16):
+            for payload in frames.feed(data):
+                yield decode(payload, Run)
+
+
+class _Interrupts:
+    def __init__(self) -> None:
+        self._allowed = False
+        self._held = False
+        self._pending = False
+
+    def listen(self) -> None:
+        """Takes over SIGINT."""
+        signal.signal(signal.SIGINT, self._handle)
+
+    @contextmanager
+    def allowed(self) -> Iterator[None]:
+        """A cell runs: it may be interrupted."""
+        self._allowed = True
+        try:
+            yield
+        finally:
+            self._allowed = self._pending = False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """An interrupt waits until this is done."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        outer, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = outer
+        if self._pending and not outer:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    def _handle(self, _signal: int, _frame: FrameType | None) -> None:
+        if not self._allowed:
+            return
+        if self._held:
+            self._pending = True
+            return
+        raise KeyboardInterrupt
+
+
+interrupts = _Interrupts()

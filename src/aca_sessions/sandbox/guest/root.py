@@ -1,0 +1,149 @@
+"""The template root: an empty tmpfs and the list of what goes in. Every session's root is a copy of it, read-only."""
+
+import errno
+import os
+from pathlib import Path
+
+from .. import syscalls
+from ..syscalls import Mount
+
+GUEST_CODE = "/.guest"
+SESSIONS = "/.sess"
+# An environment below /tmp lies here, since every session has a /tmp of its own; links in that lead to it.
+_BELOW_TMP = "/.tmp"
+
+_FOLDERS = (
+    *("usr", "etc", "dev/shm", "dev/pts", "proc", "tmp", "mnt/data", "sys", "run", "home", "root", "var/tmp"),
+    *(".packages", ".guest", ".sess", ".tmp"),
+)
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_SETTINGS = (
+    *("alternatives", "fonts", "ld.so.cache", "localtime", "locale.alias", "mime.types", "nsswitch.conf", "pki/ca-trust/extracted"),
+    *("pki/tls/certs", "protocols", "services", "ssl/certs", "ssl/openssl.cnf", "timezone"),
+)
+_WRITTEN_SETTINGS = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/mnt/data:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost session\n::1 localhost\n",
+    "resolv.conf": "",
+}
+# Over one of these the new root is mounted, inside a mount namespace of its own: nothing is made on the host.
+_MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
+
+
+def build(roots: dict[str, str], code: str) -> str:
+    """Builds the root and answers where it is mounted: /usr, a few settings and devices, the given paths, the guest's own code."""
+    base = _mount_point(roots)
+    syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
+    syscalls.mount("tmpfs", base, "tmpfs", Mount.NO_SUID, "size=16m,mode=755")
+    for folder in _FOLDERS:
+        os.makedirs(f"{base}/{folder}")
+    _add_system(base)
+    _add_settings(base)
+    _add_devices(base)
+    for target, source in roots.items():
+        _add_environment(base, target, source)
+    _copy_code(Path(code), Path(base + GUEST_CODE))
+    return base
+
+
+def enter(base: str) -> int:
+    """Makes the built root this process's root and answers a descriptor of its pid namespace."""
+    os.chdir(base)
+    # What was mounted under another owner is locked, and pivot_root refuses a locked mount. A bind of it on itself is not.
+    syscalls.mount(".", ".", None, Mount.BIND | Mount.RECURSIVE)
+    os.chdir(base)
+    # A whole /proc must stay in sight, or the kernel lets no session mount its own.
+    syscalls.mount("proc", "proc", "proc", Mount.NO_SUID | Mount.NO_DEVICES | Mount.NO_EXEC)
+    pid_namespace = os.open("proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.mount("tmpfs", f".{SESSIONS}", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, "size=1m,mode=700,nr_inodes=64k")
+    syscalls.pivot_root_here()
+    mount_tmp(64 << 20)
+    flags = Mount.REMOUNT | Mount.BIND | Mount.READ_ONLY | Mount.NO_SUID
+    syscalls.mount(None, "/", None, flags)
+    return pid_namespace
+
+
+def mount_tmp(size: int) -> None:
+    """Mounts a new /tmp."""
+    syscalls.mount("tmpfs", "/tmp", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, f"size={size},nr_inodes=16k,mode=1777")
+    for name in os.listdir(_BELOW_TMP):
+        os.symlink(f"{_BELOW_TMP}/{name}", f"/tmp/{name}")
+
+
+def _mount_point(roots: dict[str, str]) -> str:
+    for candidate in _MOUNT_POINTS:
+        hides = any(source == candidate or source.startswith(candidate + "/") for source in roots.values())
+        if not hides and os.path.isdir(candidate) and os.stat(candidate).st_mode & 0o001:
+            return candidate
+    raise FileNotFoundError(errno.ENOENT, f"no folder to mount over among {', '.join(_MOUNT_POINTS)}")
+
+
+def _add_system(base: str) -> None:
+    _bind("/usr", f"{base}/usr")
+    for name in _SYSTEM_FOLDERS:
+        if os.path.islink(f"/{name}"):
+            os.symlink(os.readlink(f"/{name}"), f"{base}/{name}")
+        elif os.path.isdir(f"/{name}"):
+            _bind(f"/{name}", f"{base}/{name}")
+
+
+def _add_settings(base: str) -> None:
+    for name in _SETTINGS:
+        source = os.path.realpath(f"/etc/{name}")
+        if os.path.exists(source):
+            _bind(source, f"{base}/etc/{name}")
+    for name, text in _WRITTEN_SETTINGS.items():
+        Path(base, "etc", name).write_text(text)
+
+
+def _add_devices(base: str) -> None:
+    for name in _DEVICES:
+        Path(base, "dev", name).touch()
+        syscalls.mount(f"/dev/{name}", f"{base}/dev/{name}", None, Mount.BIND)
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, f"{base}/dev/{name}")
+
+
+def _add_environment(base: str, target: str, source: str) -> None:
+    if target.startswith("/tmp/"):
+        target = target.replace("/tmp", _BELOW_TMP, 1)
+    if os.path.islink(source):
+        os.makedirs(os.path.dirname(base + target), exist_ok=True)
+        os.symlink(os.readlink(source), base + target)
+    else:
+        _bind(source, base + target)
+
+
+def _bind(source: str, target: str) -> None:
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        Path(target).touch()
+    try:
+        syscalls.mount(source, target, None, Mount.BIND)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Something is mounted below it that may not be shown without (mount_namespaces(7), "Restrictions").
+        syscalls.mount(source, target, None, Mount.BIND | Mount.RECURSIVE)
+    syscalls.make_read_only(target)
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    """Copies the guest's own modules: nothing else of the package's folder is in sight."""
+    sandbox = Path("aca_sessions", "sandbox")
+    (target / sandbox / "guest").mkdir(parents=True)
+    (target / "aca_sessions" / "__init__.py").touch()
+    own = [source / sandbox / name for name in ("__init__.py", "wire.py", "syscalls.py")]
+    for file in own + sorted((source / sandbox / "guest").glob("*.py")):
+        (target / file.relative_to(source)).write_bytes(file.read_bytes())

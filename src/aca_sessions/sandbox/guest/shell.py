@@ -1,0 +1,227 @@
+"""IPython in a session: runs a cell and collects what it showed."""
+
+import asyncio
+import base64
+import contextlib
+import importlib
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from importlib.machinery import FileFinder
+from typing import Any
+
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from ..wire import Finished, Message, Run, Scalar, Shown, Started
+from . import streams
+from .link import interrupts
+
+_MAX_TEXT = 1 << 20
+_MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
+_MAX_INTEGER_BITS = 4096
+_NUMPY_SCALARS = "bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 longdouble complex64 complex128"
+_WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
+
+
+class _Hook(DisplayHook):
+    """Takes a cell's last value instead of printing it."""
+
+    def start_displayhook(self) -> None: ...
+    def write_output_prompt(self) -> None: ...
+    def finish_displayhook(self) -> None: ...
+
+    def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
+        self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
+
+
+class _Publisher(DisplayPublisher):
+    """Takes what a cell displays."""
+
+    def publish(self, data: dict[str, Any], metadata: object = None, **_: object) -> None:
+        self.shell.collected.take_display(data)
+
+    def clear_output(self, wait: bool = False) -> None: ...
+
+
+class _Collected:
+    """What one cell has shown so far."""
+
+    def __init__(self, execution: str, send: Callable[[Message], None]) -> None:
+        self.execution = execution
+        self.value: Scalar = None
+        self.text: str | None = None
+        self.error: tuple[str, str, str] | None = None
+        self._send = send
+        self._room = _MAX_DISPLAYED
+
+    def take_value(self, result: Any, formats: dict[str, Any]) -> None:
+        self.text = clip(str(formats.get("text/plain", "")))
+        value = _scalar(getattr(result, "result", None))
+        self.value = self.text if value is None else value
+        if formats.keys() - {"text/plain"}:
+            self.take_display(formats)
+
+    def take_display(self, data: dict[str, Any]) -> None:
+        sendable = {mime: _sendable(content) for mime, content in data.items()}
+        size = len(json.dumps(sendable))
+        if size > self._room:
+            sendable = {"text/plain": f"[a display of {size} bytes was dropped: a cell may show {_MAX_DISPLAYED} bytes in all]"}
+        else:
+            self._room -= size
+        self._send(Shown(self.execution, sendable))
+
+    def take_error(self, error: BaseException, traceback: str) -> None:
+        try:
+            message = str(error)
+        except Exception as broken:
+            message = f"<{type(broken).__name__} while reading the message>"
+        self.error = (type(error).__name__, clip(message), clip(traceback))
+
+    def finished(self) -> Finished:
+        name, message, traceback = self.error or (None, "", "")
+        return Finished(self.execution, self.value, self.text, name, message, traceback)
+
+
+class Shell(InteractiveShell):
+    """An IPython shell whose output goes to the host."""
+
+    displayhook_class = _Hook
+    display_pub_class = _Publisher
+    system = InteractiveShell.system_raw  # straight to descriptors 1 and 2, without a terminal in between
+
+    def run(self, cell: Run, send: Callable[[Message], None]) -> Finished:
+        """Runs a cell; whatever it does, an answer comes back."""
+        self.collected = _Collected(cell.execution, send)
+        self._forget_listings()
+        try:
+            with interrupts.allowed():
+                send(Started(cell.execution))
+                result = self.run_cell(cell.code, store_history=True)
+            error = result.error_before_exec or result.error_in_exec
+        except KeyboardInterrupt as interrupt:
+            error = interrupt
+        if error is not None and self.collected.error is None:
+            self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
+        return self.collected.finished()
+
+    def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        self.collected.take_error(evalue, self.InteractiveTB.stb2text(stb))
+
+    @contextlib.contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        """Keeps no second copy of what cells write."""
+        yield
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """There is no window to draw in."""
+
+    def ask_exit(self) -> None:
+        """`exit` and `quit` end the cell; the session is the host's to end."""
+        raise SystemExit
+
+    def _forget_listings(self) -> None:
+        """Lets a module that was written a moment ago be found: folders are listed once and remembered."""
+        finder = sys.path_importer_cache.get("/mnt/data")
+        if isinstance(finder, FileFinder):
+            finder.invalidate_caches()
+
+
+def build_shell(preload: list[str]) -> Shell:
+    """A shell with everything loaded that a first cell would otherwise wait for."""
+    for module in preload:
+        importlib.import_module(module)
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.cache_size = 1000
+    config.InteractiveShell.loop_runner = _loop
+    config.InteractiveShell.banner1 = ""
+    warnings.filterwarnings("ignore", message="To exit: use")
+    shell = Shell.instance(config=config)
+    _show_numpy_scalars_plainly(shell)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for code in _WARM_UP:
+            shell.run(Run("", code), lambda _message: None)
+    streams.flush()
+    _loop.forget()
+    shell.reset(new_session=True)
+    shell.execution_count = 1
+    shell.user_module.__spec__ = None  # multiprocessing's spawn asks for it
+    sys.argv[:] = [""]
+    sys.path.insert(0, "/mnt/data")
+    sys.dont_write_bytecode = True  # a file uploaded twice within a second would be taken for its first version
+    return shell
+
+
+def clip(text: str, limit: int = _MAX_TEXT) -> str:
+    """The text, without its middle where it is too long."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
+class _Loop:
+    """The session's one event loop: tasks that a cell started go on while a later one awaits."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Runs a cell's awaiting code; an interrupt ends that code, not only the wait for it."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        task = self._loop.create_task(coroutine)
+        try:
+            return self._loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(task)
+            raise
+
+    def forget(self) -> None:
+        """A fork must not share its parent's loop: both would wait on one epoll descriptor."""
+        if self._loop is not None:
+            self._loop.close()
+        self._loop = None
+        asyncio.set_event_loop(None)
+
+
+_loop = _Loop()
+
+
+def _show_numpy_scalars_plainly(shell: Shell) -> None:
+    formatter = shell.display_formatter.formatters["text/plain"]
+    for name in _NUMPY_SCALARS.split():  # each has a repr of its own, so their common base is never asked
+        formatter.for_type_by_name("numpy", name, lambda scalar, printer, _cycle: printer.text(str(scalar)))
+
+
+def _scalar(value: Any) -> Scalar:
+    """A plain value as itself; None for everything that only a text can stand for."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
+        value = value.item()
+    match value:
+        case bool() | float() if type(value) in (bool, float):
+            return value
+        case int() if type(value) is int and value.bit_length() <= _MAX_INTEGER_BITS:
+            return value
+        case str() if type(value) is str:
+            return clip(value)
+    return None
+
+
+def _sendable(content: Any) -> object:
+    if isinstance(content, bytes):
+        return base64.b64encode(content).decode()
+    try:
+        json.dumps(content)
+    except (TypeError, ValueError, RecursionError):
+        return clip(str(content))
+    return content

@@ -1,0 +1,231 @@
+"""Preloads once and waits to fork. Holds no secret: every session can read what was ever in its memory."""
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from .. import syscalls
+from ..syscalls import Mount, Namespace
+from ..wire import Done, DropTree, MakeTree, Plan, Refused, Spawn, WireError, decode, encode
+from . import confine, root
+from .refusal import RefusalError, part
+
+if TYPE_CHECKING:
+    from .shell import Shell
+
+_NOBODY = 65534
+_PACKAGE = "aca_sessions"
+
+
+def main() -> None:
+    """Turns a plain interpreter, started with -I -S, into a fork server in a world of its own."""
+    control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+    try:
+        plan = decode(control.recv(1 << 20), Plan)
+        pid_namespace = _settle(plan, f"/proc/self/fd/{code}")
+    except RefusalError as refusal:
+        control.send(encode(refusal.told))
+        sys.exit(1)
+    os.close(code)
+    _reload_from_inside()
+    from aca_sessions.sandbox.guest import zygote  # the copy inside the root
+
+    zygote.preload_and_serve(control, host, pid_namespace, plan.preload)
+
+
+def preload_and_serve(control: socket.socket, host: int, pid_namespace: int, preload: list[str]) -> None:
+    """Builds the shell before any session needs it, then forks on request until the host is gone."""
+    try:
+        from .shell import build_shell
+
+        shell = build_shell(preload)
+    except ImportError as error:
+        part = "preload" if error.name in preload else "IPython in the guests' environment"
+        control.send(encode(Refused(part, 0, str(error))))
+        sys.exit(1)
+    syscalls.unmount("/tmp")
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # a collection in a session would otherwise write to, and so copy, every page of the zygote
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    control.send(encode(Done()))
+    _Forking(control, pid_namespace, shell).serve(host)
+
+
+class _Forking:
+    def __init__(self, control: socket.socket, pid_namespace: int, shell: "Shell") -> None:
+        self._control = control
+        self._pid_namespace = pid_namespace
+        self._shell = shell
+
+    def serve(self, host: int) -> None:
+        """Answers one request at a time. The host's end is seen twice over: a process it forked may hold the socket open."""
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(host, select.POLLIN)
+        while not any(descriptor == host for descriptor, _ in poll.poll()):
+            payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
+            if not payload:
+                return
+            try:
+                self._answer(payload, descriptors)
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+    def _answer(self, payload: bytes, descriptors: list[int]) -> None:
+        try:
+            answer: int | None = None
+            match decode(payload, MakeTree, DropTree, Spawn):
+                case MakeTree() as request:
+                    answer = self._make_tree(request)
+                case DropTree(tree):
+                    syscalls.unmount(_folder(tree))
+                    os.rmdir(_folder(tree))
+                case Spawn() as request:
+                    answer = self._spawn(request, descriptors)
+        except (OSError, WireError) as error:
+            refused = Refused("session", getattr(error, "errno", None) or 0, str(error))
+            self._control.send(encode(refused))
+            return
+        socket.send_fds(self._control, [encode(Done())], [answer] if answer is not None else [])
+        if answer is not None:
+            os.close(answer)
+
+    def _make_tree(self, request: MakeTree) -> int:
+        folder = _folder(request.tree)
+        owner = self._owner(request.tree)
+        os.mkdir(folder)
+        options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
+        syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
+        """Forks a session into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
+        connection, report = descriptors
+        syscalls.unshare(Namespace.PID)
+        pid = os.fork()
+        if pid == 0:
+            self._become_session(request, connection, report)
+        syscalls.setns(self._pid_namespace, Namespace.PID)
+        return os.pidfd_open(pid)
+
+    def _become_session(self, request: Spawn, connection: int, report: int) -> NoReturn:
+        try:
+            from . import init
+
+            confine.close_all_but(connection, report)
+            init.main(request, self._owner(request.tree), connection, report, self._shell)
+        finally:
+            os._exit(70)
+
+    def _owner(self, tree: int) -> int:
+        return tree if _distinct_uids() else 0
+
+
+def _folder(tree: int) -> str:
+    return f"{root.SESSIONS}/{tree}"
+
+
+def _distinct_uids() -> bool:
+    with open("/proc/self/uid_map") as lines:
+        return len(lines.readlines()) > 1
+
+
+def _settle(plan: Plan, code: str) -> int:
+    """Leaves the host's world; only the zygote itself, first process of a new pid namespace, comes back from here."""
+    os.umask(0o022)
+    base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
+    with part("root folder"):
+        return root.enter(base)
+
+
+def _as_root(plan: Plan, code: str) -> str:
+    """Real root builds the root (its interpreter may lie where only root may go), then a child without power takes over."""
+    with part("mount namespace"):
+        syscalls.unshare(Namespace.MOUNT)
+    with part("root folder"):
+        base = root.build(plan.roots, code)
+        os.chdir(base)
+    told, mapped = os.pipe(), os.pipe()
+    child = os.fork()
+    if child:
+        _map_and_wait(plan, child, told, mapped)
+    syscalls.die_with_parent()
+    _become_nobody()
+    syscalls.die_with_parent()
+    with part("user namespace"):
+        syscalls.unshare(Namespace.USER)
+    os.write(told[1], b"u")
+    os.close(mapped[1])
+    if not os.read(mapped[0], 1):
+        sys.exit(1)
+    for descriptor in (*told, mapped[0]):
+        os.close(descriptor)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    with part("mount and pid namespaces"):
+        syscalls.unshare(Namespace.MOUNT | Namespace.PID)
+    _fork_first_process()
+    return base
+
+
+def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
+    """Only real root may map more than one id."""
+    os.close(told[1])
+    if not os.read(told[0], 1):
+        sys.exit(1)  # the child said why
+    with part("uid range"):
+        for name in ("uid_map", "gid_map"):
+            confine.write_file(f"/proc/{child}/{name}", f"0 {_NOBODY} 1\n1 {plan.first_uid} {plan.uid_count}")
+    _become_nobody()
+    os.write(mapped[1], b"m")
+    _wait_for(child)
+
+
+def _as_user(plan: Plan, code: str) -> str:
+    uid, gid = os.getuid(), os.getgid()
+    with part("user namespace"):
+        syscalls.unshare(Namespace.USER)
+        confine.map_ids(0, uid, gid)
+    with part("mount and pid namespaces"):
+        syscalls.unshare(Namespace.MOUNT | Namespace.PID)
+    _fork_first_process()
+    with part("root folder"):
+        return root.build(plan.roots, code)
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    syscalls.set_dumpable()
+
+
+def _fork_first_process() -> None:
+    child = os.fork()
+    if child:
+        _wait_for(child)
+    syscalls.die_with_parent()
+
+
+def _wait_for(child: int) -> NoReturn:
+    confine.close_all_but()
+    os.waitpid(child, 0)
+    os._exit(0)
+
+
+def _reload_from_inside() -> None:
+    """From here on the environment's own packages, found as an interpreter started inside would find them."""
+    import site
+
+    sys.path[:] = [path for path in sys.path if not path.startswith("/proc/self/fd/")]
+    sys.path_importer_cache.clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
+        del sys.modules[name]
+    site.main()
+    sys.path.append(root.GUEST_CODE)

@@ -1,0 +1,282 @@
+"""One live Python in a sandbox, reached over one socket: run a cell, interrupt it, end it.
+
+Nothing that arrives from the guest is believed before `wire.decode` let it through; a frame that it does not let through ends it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Self
+
+from ..errors import GuestDiedError
+from ..models import CodeError, CodeExecutionResult, Display, State
+from . import wire
+from .forkserver import Spawned, refusal
+from .output import Output
+from .policy import INTERRUPT_GRACE, Limits
+
+_REPORT_BYTES = 8
+_START_SECONDS = 30.0
+_REPORT_SECONDS = 1.0
+_MAX_DISPLAYS = 1000
+_MAX_DISPLAYED_BYTES = 128 << 20
+
+
+class Interpreter:
+    """Serves one cell at a time; once it is dead, it stays dead."""
+
+    def __init__(self, spawned: Spawned, limits: Limits) -> None:
+        """Takes over the ends of a spawned session; `start` makes it usable."""
+        self._link = spawned.link
+        self._report = spawned.report
+        self._init = spawned.init
+        self._limits = limits
+        self._pid: int | None = None
+        self._outputs: list[Output] = []
+        self._frames = wire.Frames()
+        self._cell: _Cell | None = None
+        self._death: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        self._readers: list[int] = []
+        self._killed_for: str | None = None
+
+    @classmethod
+    async def start(cls, spawned: Spawned, limits: Limits) -> Self:
+        """The interpreter, confined and waiting for cells."""
+        interpreter = cls(spawned, limits)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await interpreter._meet()
+        except BaseException as error:
+            await interpreter.close()
+            if isinstance(error, TimeoutError):
+                raise GuestDiedError("a session did not start within 30 s; the machine may be overloaded: try again") from None
+            raise
+        return interpreter
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take another cell."""
+        return not self._death.done()
+
+    @property
+    def pidfd(self) -> int:
+        """Names the interpreter's process on this host."""
+        if self._pid is None:
+            raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+        return self._pid
+
+    async def run(self, execution: str, code: str, timeout: float) -> CodeExecutionResult:
+        """What became of a cell: interrupted at its deadline, and killed where that changes nothing."""
+        if not self.alive:
+            raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+        started = time.perf_counter()
+        cell = self._cell = _Cell(execution)
+        sending = asyncio.ensure_future(self._send(wire.Run(execution, code)))
+        try:
+            await _first_of(cell.finished, self._death, within=timeout)
+            if not cell.finished.done() and self.alive:
+                cell.overran = timeout
+                await self.interrupt(execution)
+            await _first_of(cell.finished, self._death)
+        finally:
+            sending.cancel()
+            self._cell = None
+        for output in self._outputs:
+            output.drain()
+        return self._result(cell, time.perf_counter() - started)
+
+    async def interrupt(self, execution: str) -> None:
+        """SIGINT for a cell, if it runs; where it has not ended after a grace period, SIGKILL for the session's processes."""
+        cell = self._cell
+        if cell is None or cell.execution != execution or not self.alive:
+            return
+        await _first_of(cell.started, self._death, within=INTERRUPT_GRACE)
+        self._signal(signal.SIGINT)
+        await _first_of(cell.finished, self._death, within=INTERRUPT_GRACE)
+        if not cell.finished.done():
+            self._kill("killed")
+
+    async def close(self) -> None:
+        """Ends every process of the session."""
+        self._kill("killed")
+        if self._readers:
+            await _first_of(self._death, within=_REPORT_SECONDS)
+        self._bury(State("lost", "killed"))
+        for output in self._outputs:
+            output.close()
+        for descriptor in (self._report, self._init, self._pid):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._outputs, self._pid = [], None
+        self._link.close()
+
+    async def _meet(self) -> None:
+        """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
+        self._link.setblocking(False)
+        await _readable(self._link)
+        data, descriptors, _, _ = socket.recv_fds(self._link, 1 << 16, 8)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        payloads = self._frames.feed(data)
+        if not payloads:
+            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
+        match wire.decode(payloads[0], wire.Ready, wire.Refused):
+            case wire.Refused() as refused:
+                raise refusal(refused)
+        self._pid, stdout, stderr = descriptors
+        self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
+        self._listen()
+
+    def _listen(self) -> None:
+        self._watch(self._link.fileno(), self._on_frames)
+        self._watch(self._report, self._on_report)
+        for output in self._outputs:
+            self._watch(output.descriptor, lambda output=output: self._on_output(output))  # type: ignore[misc]
+
+    def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_reader(descriptor, callback)
+        self._readers.append(descriptor)
+
+    def _unwatch(self, descriptor: int) -> None:
+        if descriptor in self._readers:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            self._readers.remove(descriptor)
+
+    async def _send(self, message: wire.Message) -> None:
+        with contextlib.suppress(OSError):  # its death is told elsewhere
+            await asyncio.get_running_loop().sock_sendall(self._link, wire.frame(message))
+
+    def _on_frames(self) -> None:
+        try:
+            data = self._link.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain.
+            self._unwatch(self._link.fileno())
+            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
+            return
+        try:
+            for payload in self._frames.feed(data):
+                self._take(wire.decode(payload, wire.Started, wire.Shown, wire.Finished))
+        except wire.WireError:
+            self._kill("crash")
+
+    def _take(self, message: wire.Message) -> None:
+        cell = self._cell
+        if cell is None or cell.finished.done():
+            return  # a late word about an earlier cell, or a forged one
+        match message:
+            case wire.Started(cell.execution) if not cell.started.done():
+                cell.started.set_result(None)
+            case wire.Shown(cell.execution, data):
+                cell.show(data)
+            case wire.Finished(cell.execution):
+                cell.finished.set_result(message)
+
+    def _on_output(self, output: Output) -> None:
+        if not output.drain():
+            self._unwatch(output.descriptor)
+
+    def _on_report(self) -> None:
+        report = os.read(self._report, _REPORT_BYTES)
+        status = int.from_bytes(report[4:], "little") if len(report) == _REPORT_BYTES else None
+        self._bury(State("lost", self._killed_for or _reason(status)))
+
+    def _bury(self, state: State) -> None:
+        """It is dead: nothing more is read, and whatever of the session still lives is killed."""
+        if self._death.done():
+            return
+        for output in self._outputs:
+            output.drain()
+        for descriptor in [*self._readers]:
+            self._unwatch(descriptor)
+        self._kill(state.reason or "killed")
+        self._death.set_result(state)
+
+    def _kill(self, reason: str) -> None:
+        """Kills the first process of the session's pid namespace, and so all of them."""
+        self._killed_for = self._killed_for or reason
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, GuestDiedError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def _result(self, cell: "_Cell", duration: float) -> CodeExecutionResult:
+        stdout, stderr = (output.take() for output in self._outputs)
+        finished = cell.finished.result() if cell.finished.done() else None
+        state = State() if finished else self._death.result()
+        error = _error(cell, finished, state)
+        told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
+        return CodeExecutionResult(
+            stdout=stdout,
+            stderr=told,
+            value=finished.value if finished else None,
+            text=finished.text if finished else None,
+            displays=tuple(cell.displays),
+            error=error,
+            state=state,
+            duration=duration,
+        )
+
+
+class _Cell:
+    """The cell that runs now, and what is known of it so far."""
+
+    def __init__(self, execution: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.execution = execution
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.finished: asyncio.Future[wire.Finished] = loop.create_future()
+        self.displays: list[Display] = []
+        self.overran: float | None = None
+        self._room = _MAX_DISPLAYED_BYTES
+
+    def show(self, data: dict[str, object]) -> None:
+        size = sum(len(content) for content in data.values() if isinstance(content, str))
+        if len(self.displays) >= _MAX_DISPLAYS or size > self._room:
+            return
+        self._room -= size
+        self.displays.append(Display(data))
+
+
+def _error(cell: _Cell, finished: wire.Finished | None, state: State) -> CodeError | None:
+    kept = "its variables are kept" if finished else "its variables are lost, its files are kept"
+    if cell.overran is not None:
+        end = "interrupted" if finished else "killed"
+        return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {end}; {kept}")
+    if finished is None:
+        return CodeError("InterpreterDied", f"the session's interpreter ended ({state.reason}); {kept}")
+    if finished.error_name is None:
+        return None
+    return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
+
+
+def _reason(status: int | None) -> str:
+    if status is None:
+        return "killed"
+    if os.WIFEXITED(status):
+        return "exit"
+    return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
+
+
+async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
+    await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _readable(link: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(link.fileno(), lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(link.fileno())

@@ -1,0 +1,51 @@
+"""What a stream of a session wrote, within a limit: the head and the tail are kept, the cut is told."""
+
+import os
+
+
+class Output:
+    """Reads a non-blocking pipe as fast as the guest writes, so that a flood neither blocks nor ends a cell."""
+
+    def __init__(self, descriptor: int, limit: int) -> None:
+        """Takes over the read end of a pipe."""
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+        self._half = limit // 2
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._dropped = 0
+
+    def drain(self, most: int = 1 << 22) -> bool:
+        """Reads what is there now, at most so many bytes; False at the end of the pipe."""
+        while most > 0:
+            try:
+                data = os.read(self.descriptor, 1 << 16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._keep(data)
+            most -= len(data)
+        return True
+
+    def take(self) -> str:
+        """The text since the last call."""
+        cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
+        text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
+        self._head, self._tail, self._dropped = bytearray(), bytearray(), 0
+        return text
+
+    def close(self) -> None:
+        """Lets go of the pipe."""
+        os.close(self.descriptor)
+
+    def _keep(self, data: bytes) -> None:
+        room = self._half - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        self._tail += data
+        excess = len(self._tail) - self._half
+        if excess > 0:
+            del self._tail[:excess]
+            self._dropped += excess

@@ -1,0 +1,121 @@
+"""What this host enforces, found by doing it: a session is started, looked at from outside, and asked to break out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from anyio import to_thread
+
+from ..errors import IsolationError
+from .forkserver import ForkServer
+from .interpreter import Interpreter
+from .policy import Policy
+from .sandbox import Sandbox
+
+_NAMESPACES = {
+    "user": "ids",
+    "mnt": "files",
+    "pid": "processes",
+    "net": "network",
+    "ipc": "queues and shared memory",
+    "uts": "host name",
+    "cgroup": "cgroup view",
+}
+_ATTEMPTS = {
+    "host files": ("open('/etc/shadow').read()", "FileNotFoundError"),
+    "host environment": ("open('/proc/1/environ').read()", "PermissionError"),
+    "Landlock": ("open('/proc/self/oom_score_adj', 'w').write('0')", "PermissionError"),
+    "system calls": (
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.unshare(1 << 28); raise OSError(ctypes.get_errno(), '')",
+        "PermissionError",
+    ),
+    "read-only root": ("open('/usr/probe', 'w')", "OSError"),
+    "no network": ("import socket; socket.create_connection(('192.0.2.1', 80), 1)", "OSError: [Errno 101]"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One part of the isolation, and how it was found."""
+
+    name: str
+    enforced: bool
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationReport:
+    """All parts. Full isolation is every one of them; there is no lesser level yet."""
+
+    findings: tuple[Finding, ...]
+    remedy: str = ""
+
+    @property
+    def full(self) -> bool:
+        """Whether every part is enforced."""
+        return all(finding.enforced for finding in self.findings)
+
+    def __str__(self) -> str:
+        width = max(len(finding.name) for finding in self.findings)
+        lines = [f"{'ok ' if finding.enforced else 'NO '} {finding.name:<{width}}  {finding.how}" for finding in self.findings]
+        lines.append("isolation: full" if self.full else f"isolation: NOT full. {self.remedy}")
+        return "\n".join(lines)
+
+
+async def report(policy: Policy) -> IsolationReport:
+    """Starts a session on this host and finds out."""
+    fork_server = await to_thread.run_sync(ForkServer.shared, policy)
+    try:
+        sandbox = await Sandbox.open(fork_server, policy.limits)
+        try:
+            interpreter = await sandbox.interpreter()
+            return IsolationReport((*_seen_from_outside(interpreter), *await _tried_from_inside(interpreter), *_limits(sandbox, policy)))
+        finally:
+            await sandbox.close()
+    except IsolationError as error:
+        return IsolationReport((Finding(error.part, False, str(error)),), error.remedy)
+    finally:
+        await to_thread.run_sync(fork_server.release)
+
+
+def _seen_from_outside(interpreter: Interpreter) -> list[Finding]:
+    process = _process(interpreter.pidfd)
+    status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
+    uid = int(status["Uid"].split()[0])
+    namespaces = [
+        Finding(f"{name} namespace", os.readlink(process / "ns" / name) != os.readlink(f"/proc/self/ns/{name}"), f"own {what}")
+        for name, what in _NAMESPACES.items()
+    ]
+    return [
+        *namespaces,
+        Finding("uid", uid != 0, f"{uid} on this host" + (", another in each session" if os.geteuid() == 0 else ", your own")),
+        Finding("no_new_privs", status.get("NoNewPrivs") == "1", "in the process's status"),
+        Finding("capabilities", not any(int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapInh")), "none in any set"),
+        Finding("seccomp", status.get("Seccomp") == "2", "a filter is in force"),
+    ]
+
+
+async def _tried_from_inside(interpreter: Interpreter) -> list[Finding]:
+    findings = []
+    for name, (code, refusal) in _ATTEMPTS.items():
+        result = await interpreter.run("probe", code, 10.0)
+        said = str(result.error)
+        findings.append(
+            Finding(name, said.startswith(refusal), f"an attempt ended with {said.partition(':')[0] if result.error else 'success'}")
+        )
+    return findings
+
+
+def _limits(sandbox: Sandbox, policy: Policy) -> list[Finding]:
+    limits = policy.limits
+    return [
+        Finding("memory", True, f"{limits.memory >> 20} MB of address space a process, by rlimit"),
+        Finding("processes", True, f"{limits.processes}, by rlimit in the session's own user namespace"),
+        Finding("disk", sandbox.files.capacity() <= limits.disk, f"{limits.disk >> 20} MB in /mnt/data, by the size of its tmpfs"),
+    ]
+
+
+def _process(pidfd: int) -> Path:
+    """The /proc folder of a process that lives in a pid namespace below ours."""
+    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+    return Path("/proc", next(line.split()[1] for line in lines if line.startswith("Pid:")))

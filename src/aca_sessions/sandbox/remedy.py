@@ -1,0 +1,41 @@
+"""What to do where a host refuses a part of the isolation: one line to paste."""
+
+import os
+from pathlib import Path
+
+_SWITCHES = {
+    "/proc/sys/user/max_user_namespaces": ("0", "sudo sysctl user.max_user_namespaces=15000"),
+    "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+}
+_IN_A_CONTAINER = (
+    "Run the container with: --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+)
+_OR_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
+
+
+def remedy_for(part: str, _errno: int) -> str:
+    """What enables a part here, as far as this host tells; a remote endpoint always does."""
+    if part.startswith("IPython"):
+        return "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python."
+    if part == "preload":
+        return "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload."
+    steps = [*_switched_off(), *([_IN_A_CONTAINER] if _in_a_container() else [])]
+    if part == "Landlock":
+        steps = ["Boot a kernel from 5.13 on with lsm=landlock among its lsm="]
+    return ". ".join([*(steps or ["Linux 5.13 or newer with user namespaces is needed"]), _OR_REMOTE]) + "."
+
+
+def _switched_off() -> list[str]:
+    return [f"Run: {command}" for path, (off, command) in _SWITCHES.items() if _read(path) == off]
+
+
+def _in_a_container() -> bool:
+    return any(os.path.exists(path) for path in ("/.dockerenv", "/run/.containerenv")) or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,47 @@
+"""What stands before the application where strangers can reach it: a key, and a Host header that is ours."""
+
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..contract.records import ProblemError, encode_problem
+
+_OPEN_PATHS = ("/health",)
+
+
+class Guard:
+    """Lets requests through that know the key and name a host of ours: a page in a browser could be made to send others."""
+
+    def __init__(self, app: ASGIApp, *, api_key: str, allowed_hosts: frozenset[str]) -> None:
+        """An empty set of hosts allows all."""
+        self._app = app
+        self._key = api_key.encode()
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers strangers itself."""
+        problem = self._problem(scope) if scope["type"] == "http" else None
+        if problem is None:
+            await self._app(scope, receive, send)
+            return
+        response = JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code})
+        await response(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> ProblemError | None:
+        headers = Headers(scope=scope)
+        if self._allowed_hosts and _host_name(headers.get("host", "")) not in self._allowed_hosts:
+            return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
+        if scope["path"] in _OPEN_PATHS:
+            return None
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key):
+            return ProblemError(401, "Unauthorized", "a Bearer token with this server's key is needed")
+        return None
+
+
+def _host_name(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()

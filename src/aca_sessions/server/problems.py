@@ -1,0 +1,39 @@
+"""What went wrong on the way, in Azure's words. Nothing of a path or a content gets into them."""
+
+import errno
+
+from starlette.exceptions import HTTPException
+
+from ..contract.records import ProblemError
+from ..errors import GuestDiedError, IsolationError
+from ..sandbox.files import UnusableNameError
+
+_BY_ERRNO = {
+    errno.ENOENT: (404, "FileNotFound", "there is no such file in the session"),
+    errno.ENOTDIR: (404, "FileNotFound", "there is no such file in the session"),
+    errno.EISDIR: (400, "FilePathInvalid", "this is a folder"),
+    errno.ENOTEMPTY: (400, "FilePathInvalid", "the folder is not empty"),
+    errno.ELOOP: (400, "FilePathInvalid", "links are not followed"),
+    errno.EXDEV: (400, "FilePathInvalid", "this leads out of /mnt/data"),
+    errno.EACCES: (403, "FileNotAccessible", "the session's code took away its own right to this file"),
+    errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full; delete files first"),
+}
+
+
+def problem_of(error: Exception) -> ProblemError:
+    """The answer for an exception that a handler let through."""
+    match error:
+        case ProblemError():
+            return error
+        case UnusableNameError():
+            return ProblemError(400, "FileNameInvalid", str(error))
+        case OSError(errno=number) if number in _BY_ERRNO:
+            return ProblemError(*_BY_ERRNO[number])
+        case IsolationError() | GuestDiedError():
+            return ProblemError(503, "SandboxUnavailable", str(error))
+        case HTTPException():
+            return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
+    return ProblemError(500, "InternalError", "the server could not do this; its log says more")
+
+
+_CODES = {404: "NotFound", 405: "MethodNotAllowed"}

@@ -1,0 +1,228 @@
+"""The ACASessions section of appsettings.json and of the environment.
+
+Order: arguments, environment (`ACASessions__SessionPool__MaxConcurrentSessions`, any case), `appsettings.{ACA_ENVIRONMENT}.json`,
+`appsettings.json`. What is unset here has its default elsewhere, where it is used: no default is written twice.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from .errors import ConfigurationError
+
+SECTION = "ACASessions"
+_FLAT = {
+    "Endpoint": ("SessionsHttpClient", "Endpoint"),
+    "ApiKey": ("SessionsHttpClient", "ApiKey"),
+    "MaxConcurrentSessions": ("SessionPool", "MaxConcurrentSessions"),
+    "SessionTimeoutMinutes": ("SessionPool", "SessionTimeoutMinutes"),
+}
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _split(value: object) -> object:
+    """A list may be given as text, with any usual delimiter or as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return tuple(word for word in re.split(r"[,;\s]+", value) if word)
+
+
+class SessionsHttpClientSettings(_Section):
+    """Where the sessions are. Without an Endpoint they are in the embedded sandbox."""
+
+    Endpoint: str | None = None
+    ApiVersion: Literal["2025-10-02-preview"] = "2025-10-02-preview"
+    ApiKey: SecretStr | None = None
+    ConnectTimeoutSeconds: Positive | None = None
+    RequestTimeoutSeconds: Positive | None = None
+
+    @field_validator("Endpoint")
+    @classmethod
+    def _usable(cls, endpoint: str | None) -> str | None:
+        if endpoint is None or not endpoint.strip():
+            return None
+        if "{" in endpoint or "<" in endpoint:
+            raise ValueError("still holds a placeholder: put in the pool's own value, or leave the key out for the embedded sandbox")
+        if not re.match(r"(https?://[^/]+|unix:///.)", endpoint):
+            raise ValueError("is no URL: begin it with https://, http:// or unix:///")
+        return endpoint.strip().rstrip("/")
+
+    @field_validator("ApiKey")
+    @classmethod
+    def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
+        return key if key and key.get_secret_value() else None
+
+
+class AzureTokenProviderSettings(_Section):
+    """Which tokens are asked for, and how early they are renewed."""
+
+    RefreshBeforeMinutes: Annotated[float, Field(ge=0)] | None = None
+    Scopes: Words | None = None
+
+    _split_scopes = field_validator("Scopes", mode="before")(_split)
+
+
+class SessionPoolSettings(_Section):
+    """How many sessions are held at the same moment, and for how long an idle one lives."""
+
+    MaxConcurrentSessions: Count | None = None
+    SessionTimeoutMinutes: Positive | None = None
+    AcquireTimeoutSeconds: Positive | None = None
+
+
+class LimitsSettings(_Section):
+    """What one embedded session may use; see `sandbox/policy.py` for the defaults."""
+
+    MemoryMegabytes: Count | None = None
+    DiskMegabytes: Count | None = None
+    TemporaryMegabytes: Count | None = None
+    Processes: Count | None = None
+    OpenFiles: Count | None = None
+    CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] | None = None
+    OutputKilobytes: Count | None = None
+
+
+class SandboxSettings(_Section):
+    """The embedded sandbox."""
+
+    Limits: LimitsSettings = LimitsSettings()
+    Network: Literal["none"] = "none"
+    Preload: Words | None = None
+    Python: str | None = None
+
+    _split_preload = field_validator("Preload", mode="before")(_split)
+
+
+class Settings(BaseSettings):
+    """The whole section; every value may be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=f"{SECTION}__",
+        env_nested_delimiter="__",
+        case_sensitive=False,
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    SessionsHttpClient: SessionsHttpClientSettings = SessionsHttpClientSettings()
+    AzureTokenProvider: AzureTokenProviderSettings = AzureTokenProviderSettings()
+    SessionPool: SessionPoolSettings = SessionPoolSettings()
+    Sandbox: SandboxSettings = SandboxSettings()
+    ContainerImage: str | None = None
+
+    # Accepted at the top as well, and moved to where they belong.
+    Endpoint: str | None = Field(None, exclude=True, repr=False)
+    ApiKey: SecretStr | None = Field(None, exclude=True, repr=False)
+    MaxConcurrentSessions: int | None = Field(None, exclude=True, repr=False)
+    SessionTimeoutMinutes: float | None = Field(None, exclude=True, repr=False)
+
+    def __init__(self, **values: Any) -> None:
+        """Reads all sources; ConfigurationError names the key that is wrong."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError("; ".join(_told(problem) for problem in error.errors())) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Each source is brought into sections by itself: a flat name in the environment overrides a section in a file."""
+        del dotenv_settings, file_secret_settings
+        _refuse_unknown_variables(settings_cls)
+        given = cast(InitSettingsSource, init_settings).init_kwargs
+        environment = cast(EnvSettingsSource, env_settings)()
+        sources = [("arguments", given), ("environment", environment), *((str(path), _read(path)) for path in _paths())]
+        return tuple(InitSettingsSource(settings_cls, _into_sections(values, origin)) for origin, values in sources)
+
+
+def _paths() -> Iterator[Path]:
+    environment = os.environ.get("ACA_ENVIRONMENT")
+    if environment:
+        path = Path(f"appsettings.{environment}.json")
+        if not path.is_file():
+            raise ConfigurationError(f"ACA_ENVIRONMENT names {path}, which is not in {Path.cwd()}: create it or unset the variable")
+        yield path
+    if Path("appsettings.json").is_file():
+        yield Path("appsettings.json")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
+    section = content.get(SECTION, {}) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigurationError(f"{path}: {SECTION} is not an object of settings")
+    return section
+
+
+def _into_sections(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    result = dict(values)
+    for flat, (section, key) in _FLAT.items():
+        value = result.pop(flat, None)
+        if value is None:
+            continue
+        own = result.get(section, {})
+        own = own.model_dump(exclude_unset=True) if isinstance(own, BaseModel) else dict(own)
+        if own.get(key, value) != value:
+            raise ConfigurationError(f"{SECTION}:{flat} and {SECTION}:{section}:{key} contradict each other in the {origin}: keep one")
+        result[section] = own | {key: value}
+    return {key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value for key, value in result.items()}
+
+
+def _refuse_unknown_variables(settings: type[BaseSettings]) -> None:
+    """pydantic-settings passes over variables that it does not know; here each has our prefix, so it is a mistake."""
+    prefix = f"{SECTION}__".lower()
+    known = {name.lower() for name in settings.model_fields}
+    for variable in os.environ:
+        if variable.lower().startswith(prefix) and variable.lower()[len(prefix) :].partition("__")[0] not in known:
+            suggestion = _suggestion(variable[len(prefix) :], settings.model_fields)
+            raise ConfigurationError(f"the environment variable {variable} is no setting{suggestion}")
+
+
+def _told(problem: ErrorDetails) -> str:
+    """What is wrong with a key. Its value is not repeated: it may be a secret."""
+    location = [str(part) for part in problem["loc"]]
+    key = ":".join([SECTION, *location])
+    if problem["type"] == "extra_forbidden":
+        return f"{key} is no setting{_suggestion(location[-1], _keys_at(location[:-1]))}"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(key.lower(), names, n=1)
+    return f": did you mean {names[close[0]]}?" if close else f"; there are {', '.join(names.values())}"
+
+
+def _keys_at(location: list[str]) -> Iterable[str]:
+    model: type[BaseModel] = Settings
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        options = (annotation, *get_args(annotation))
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return model.model_fields

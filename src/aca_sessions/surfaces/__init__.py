@@ -1,0 +1,1 @@
+"""How people and models arrive. Thin: translate, call, translate back."""

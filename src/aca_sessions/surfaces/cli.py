@@ -1,0 +1,143 @@
+"""The command line: run a cell, serve sessions, look at this host's isolation."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ACASessionsError, ConfigurationError
+from ..models import CodeExecutionResult
+
+_FAILED, _UNUSABLE = 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, carries it out and exits with its status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status = asyncio.run(options.act(options))
+    except ACASessionsError as error:
+        print(f"aca-sessions: {error}", file=sys.stderr)
+        status = _UNUSABLE
+    except KeyboardInterrupt:
+        status = 130
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+async def _run(options: argparse.Namespace) -> int:
+    from ..connect import open_interpreter
+    from ..settings import Settings
+
+    settings = Settings(**({"Endpoint": options.endpoint} if options.endpoint else {}))
+    if options.session and not settings.SessionsHttpClient.Endpoint:
+        raise ConfigurationError(
+            "--session needs sessions that outlive this command: start `aca-sessions serve` and set its Endpoint and ApiKey, "
+            "or leave --session out"
+        )
+    code = sys.stdin.read() if options.code == "-" else options.code
+    files = [(path.name, _content(path)) for path in options.file]
+    session = options.session or str(uuid.uuid4())
+    async with open_interpreter(settings) as interpreter:
+        for name, content in files:
+            await interpreter.upload_file(session, name, content)
+        result = await interpreter.execute(session, code, timeout=options.timeout)
+        if not options.session:
+            await interpreter.delete_session(session)
+    _print_json(result) if options.json else _print(result)
+    return result.exit_code
+
+
+async def _serve(options: argparse.Namespace) -> int:
+    from .serving import serve
+
+    return await serve(options)
+
+
+async def _doctor(_options: argparse.Namespace) -> int:
+    from ..connect import isolation_report
+
+    report = await isolation_report()
+    print(report)
+    return 0 if report.full else _FAILED
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"--file {path} cannot be read: {error.strerror}") from None
+
+
+def _print(result: CodeExecutionResult) -> None:
+    """Each thing on the stream where a shell expects it."""
+    if result.output:
+        print(result.output, end="" if result.output.endswith("\n") else "\n")
+    notes = [result.stderr.rstrip("\n")]
+    if result.images:
+        notes.append(f"[{len(result.images)} image(s) shown; --json has them]")
+    if result.state.kind != "kept":
+        notes.append(f"[session state {result.state}]")
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
+
+
+def _print_json(result: CodeExecutionResult) -> None:
+    shown = {
+        "success": result.success,
+        "stdout": result.stdout,
+        "stderr": result.stderr,
+        "value": result.value,
+        "text": result.text,
+        "displays": [dict(display.data) for display in result.displays],
+        "error": {"name": result.error.name, "message": result.error.message} if result.error else None,
+        "state": str(result.state),
+        "duration": result.duration,
+    }
+    print(json.dumps(shown))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_serve(commands)
+    doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
+    doctor.set_defaults(act=_doctor)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser("run", help="run one cell; exit 1 if it fails")
+    run.add_argument("code", metavar="CODE|-", help="Python source, or - to read it from standard input")
+    run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file for /mnt/data; may be repeated")
+    run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
+    run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
+    run.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    run.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+    run.set_defaults(act=_run)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser("serve", help="serve sessions over HTTP, in Azure's own API")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080, help="0 takes a free one")
+    serve.add_argument("--socket", type=Path, metavar="PATH", help="a socket file of this user alone, in place of a port")
+    serve.add_argument("--api-key", default=os.environ.get("ACA_SESSIONS_API_KEY"), help="else $ACA_SESSIONS_API_KEY, else one is made")
+    serve.add_argument("--max-sessions", type=int, metavar="N")
+    serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="an unused session ends after this time")
+    serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
+    serve.set_defaults(act=_serve)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return seconds

@@ -1,0 +1,97 @@
+"""`aca-sessions serve`: the service on a port or a socket file, behind a key."""
+
+import argparse
+import os
+import secrets
+import socket
+import stat
+from pathlib import Path
+
+import uvicorn
+
+from ..connect import open_server
+from ..errors import ConfigurationError
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
+_GRACE_SECONDS = 10
+
+
+async def serve(options: argparse.Namespace) -> int:
+    """Serves until a signal ends it."""
+    listener = _listen_on_file(options.socket) if options.socket else _listen_on_port(options.host, options.port)
+    key = options.api_key or ("" if options.socket else secrets.token_urlsafe(24))
+    try:
+        async with open_server(
+            max_sessions=options.max_sessions, cooldown=options.cooldown, api_key=key, allowed_hosts=_allowed_hosts(options)
+        ) as app:
+            # Its own access log would write down identifiers, which are secrets.
+            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_SECONDS)
+            await _Announced(config, _greeting(options, listener, key)).serve(sockets=[listener])
+    finally:
+        listener.close()
+        if options.socket:
+            options.socket.unlink(missing_ok=True)
+    return 0
+
+
+class _Announced(uvicorn.Server):
+    """Says where it is reached once it can be."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._greeting, flush=True)
+
+
+def _greeting(options: argparse.Namespace, listener: socket.socket, key: str) -> str:
+    if options.socket:
+        return f"Endpoint: unix://{options.socket.absolute()}"
+    host, port = listener.getsockname()[:2]
+    shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
+    shown = f"[{shown}]" if ":" in shown else shown
+    return f"Endpoint: http://{shown}:{port}\nApiKey: {key if not options.api_key else '(as given)'}"
+
+
+def _allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
+    """A page in a browser on this machine could reach us under a name of its own (DNS rebinding): only known names are answered."""
+    if options.socket or "*" in options.allowed_host:
+        return frozenset()
+    own = {options.host} - _EVERY_INTERFACE
+    return _LOOPBACK | own | {name.lower() for name in options.allowed_host}
+
+
+def _listen_on_port(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({error}): choose another --port or --host") from None
+    return listener
+
+
+def _listen_on_file(path: Path) -> socket.socket:
+    """A socket that only this user may open. One that a dead server left is replaced, anything else is not."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+            path.unlink()
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"cannot listen on --socket {path}: {error.strerror}") from None
+    finally:
+        os.umask(mask)
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
