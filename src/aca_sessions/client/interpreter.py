@@ -14,7 +14,8 @@ from ..models import CodeError, CodeExecutionRequest, CodeExecutionResult, FileU
 from .http import SessionsHttpClient, json_object
 from .sanitize import sanitize as take_out_of_fences
 
-_OUTPUT_LIMIT = 1 << 20  # Azure's own default of 4096 characters is for those who do not ask
+# Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
+_OUTPUT_LIMIT = 1 << 20
 _ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
 _DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + _ANSWER_MARGIN
 _CANCEL_SECONDS = 10.0

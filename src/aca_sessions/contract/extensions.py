@@ -17,8 +17,10 @@ HEALTH_PATH = "health"
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """All of a result that Azure's body has no place for."""
+    """All of a result that Azure's body has no place for, and its streams without Azure's cut."""
     return {
+        "stdout": result.stdout,
+        "stderr": result.stderr,
         "value": _encode_scalar(result.value),
         "text": result.text,
         "displays": [dict(display.data) for display in result.displays],
@@ -32,6 +34,8 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
     error, state = body.get("error"), cast(Mapping[str, object], body["state"])
     return replace(
         plain,
+        stdout=str(body["stdout"]),
+        stderr=str(body["stderr"]),
         value=_decode_scalar(body.get("value")),
         text=cast(str | None, body.get("text")),
         displays=tuple(Display(data) for data in cast(list[dict[str, object]], body.get("displays", []))),

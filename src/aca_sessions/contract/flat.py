@@ -180,7 +180,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     body["result"] = {
         "$id": "2",
         "stdout": result.stdout[:output_limit],
-        "stderr": _encode_stderr(result, rich=rich)[:output_limit],
+        "stderr": _encode_stderr(result)[:output_limit],
         "executionResult": _encode_value(result),
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
@@ -227,8 +227,8 @@ def _encode_value(result: CodeExecutionResult) -> object:
     return result.value
 
 
-def _encode_stderr(result: CodeExecutionResult, *, rich: bool) -> str:
-    if rich or result.error is None:
+def _encode_stderr(result: CodeExecutionResult) -> str:
+    if result.error is None:
         return result.stderr
     match result.error.name, result.state.kind:
         case "TimeoutError", _ if not result.error.traceback:

@@ -42,6 +42,7 @@ class Interpreter:
         self._death: asyncio.Future[State] = asyncio.get_running_loop().create_future()
         self._readers: list[int] = []
         self._killed_for: str | None = None
+        self._death_told = False
 
     @classmethod
     async def start(cls, spawned: Spawned, limits: Limits) -> Self:
@@ -61,6 +62,11 @@ class Interpreter:
     def alive(self) -> bool:
         """Whether it can take another cell."""
         return not self._death.done()
+
+    @property
+    def untold_death(self) -> State | None:
+        """How it died, unless a result has said so."""
+        return self._death.result() if self._death.done() and not self._death_told else None
 
     @property
     def pidfd(self) -> int:
@@ -214,6 +220,7 @@ class Interpreter:
         stdout, stderr = (output.take() for output in self._outputs)
         finished = cell.finished.result() if cell.finished.done() else None
         state = State() if finished else self._death.result()
+        self._death_told = finished is None
         error = _error(cell, finished, state)
         told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
         return CodeExecutionResult(
@@ -264,7 +271,7 @@ def _reason(status: int | None) -> str:
     if status is None:
         return "killed"
     if os.WIFEXITED(status):
-        return "exit"
+        return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
 
 

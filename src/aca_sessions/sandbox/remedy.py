@@ -18,6 +18,8 @@ def remedy_for(part: str, _errno: int) -> str:
     """What enables a part here, as far as this host tells; a remote endpoint always does."""
     if part.startswith("IPython"):
         return "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python."
+    if part == "uid":
+        return "Run it as an ordinary user, or as root of a namespace with more than one uid. " + _OR_REMOTE + "."
     if part == "preload":
         return "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload."
     steps = [*_switched_off(), *([_IN_A_CONTAINER] if _in_a_container() else [])]

@@ -6,6 +6,7 @@ from typing import Self
 from anyio import to_thread
 
 from ..errors import GuestDiedError
+from ..models import State
 from .files import Files
 from .forkserver import ForkServer, Tree
 from .interpreter import Interpreter
@@ -23,6 +24,7 @@ class Sandbox:
         self._interpreter: Interpreter | None = None
         self._starting = asyncio.Lock()
         self._closed = False
+        self._loss: State | None = None
         self.files = Files(tree)
 
     @classmethod
@@ -36,11 +38,17 @@ class Sandbox:
             if self._closed:
                 raise GuestDiedError("the session was ended; the next call begins a new one")
             if self._interpreter is not None and not self._interpreter.alive:
+                self._loss = self._interpreter.untold_death
                 await self._end_interpreter()
             if self._interpreter is None:
                 spawned = await to_thread.run_sync(self._fork_server.spawn, self._tree, self._limits)
                 self._interpreter = await Interpreter.start(spawned, self._limits)
             return self._interpreter
+
+    def take_loss(self) -> State | None:
+        """How the last interpreter ended, if that was between two cells; once."""
+        loss, self._loss = self._loss, None
+        return loss
 
     async def reset(self) -> None:
         """Ends the interpreter and every process it left; files stay."""

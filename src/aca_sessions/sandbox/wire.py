@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TypeVar, get_args, get_origin
 
 MAX_FRAME = 64 << 20
+BROKEN_EXIT = 71  # an interpreter whose own loop failed
 _LENGTH = struct.Struct("<I")
 _UNENCODABLE = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
 

@@ -90,17 +90,17 @@ class Executions:
                 execution.finish(_aborted("the server was stopped", State("lost", "killed")))
 
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
-        if execution.cancelled:
-            return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
         session, call = execution.session, execution.call
         try:
-            interpreter = await (await session.sandbox()).interpreter()
+            sandbox = await session.sandbox()
+            interpreter = await sandbox.interpreter()
+            if execution.cancelled:
+                return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
             execution.status = "Running"
             result = await interpreter.run(execution.id, call.code, call.timeout or self._default_timeout)
         except (GuestDiedError, IsolationError) as error:
             return _aborted(str(error), State("lost", "crash"))
-        lost, session.lost = session.lost, False
-        return replace(result, state=State("lost", "expired")) if lost and result.state.kind == "kept" else result
+        return _with_earlier_loss(result, session.take_loss() or sandbox.take_loss())
 
     def _forget_oldest(self) -> None:
         while len(self._executions) > _REMEMBERED:
@@ -114,6 +114,11 @@ async def _interrupt(execution: RunningExecution) -> None:
     sandbox = await execution.session.sandbox()
     interpreter = await sandbox.interpreter()
     await interpreter.interrupt(execution.id)
+
+
+def _with_earlier_loss(result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
+    """Variables that were lost between two cells are told with the later one."""
+    return replace(result, state=loss) if loss and result.state.kind == "kept" else result
 
 
 def _aborted(message: str, state: State) -> CodeExecutionResult:

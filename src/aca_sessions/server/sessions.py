@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from ..contract.records import ProblemError
-from ..models import SessionInfo
+from ..models import SessionInfo, State
 from ..sandbox.sandbox import Sandbox
 from .tasks import Tasks
 
@@ -23,10 +23,10 @@ _REAP_EVERY = 5.0
 class HostedSession:
     """A session of this server: its sandbox, and one cell at a time."""
 
-    def __init__(self, identifier: str, sandbox: "asyncio.Task[Sandbox]", *, lost: bool) -> None:
-        """Starts idle; `lost` says that the identifier had another life before, which its owner has not been told of."""
+    def __init__(self, identifier: str, sandbox: "asyncio.Task[Sandbox]", *, expired: bool) -> None:
+        """Starts idle; `expired` says that the identifier had another life before, whose end its owner has not been told of."""
         self.identifier = identifier
-        self.lost = lost
+        self._loss = State("lost", "expired") if expired else None
         self.created = self.last_used = datetime.now(UTC)
         self.turn = asyncio.Lock()
         self.users = 0
@@ -35,6 +35,11 @@ class HostedSession:
     async def sandbox(self) -> Sandbox:
         """The sandbox, once it is open."""
         return await asyncio.shield(self._sandbox)
+
+    def take_loss(self) -> State | None:
+        """A loss that is still to be told, once."""
+        loss, self._loss = self._loss, None
+        return loss
 
     def enter(self) -> None:
         """Somebody uses it: it is not the next to go."""
@@ -139,7 +144,7 @@ class Sessions:
             return session, None
         evicted = self._make_room() if len(self._sessions) >= self.most else None
         opening = asyncio.ensure_future(self._open_sandbox())
-        session = HostedSession(identifier, opening, lost=identifier in self._expired)
+        session = HostedSession(identifier, opening, expired=identifier in self._expired)
         self._expired.pop(identifier, None)
         self._sessions[identifier] = session
         return session, evicted

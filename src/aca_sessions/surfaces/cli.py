@@ -141,3 +141,7 @@ def _seconds(text: str) -> float:
     if not seconds > 0:
         raise argparse.ArgumentTypeError("must be above 0")
     return seconds
+
+
+if __name__ == "__main__":
+    main()

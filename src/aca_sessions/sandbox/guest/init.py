@@ -6,7 +6,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NoReturn
 
-from ..wire import Ready, Spawn, frame
+from ..wire import BROKEN_EXIT, Ready, Spawn, frame
 from . import confine, streams
 from .refusal import RefusalError
 
@@ -65,4 +65,4 @@ def _interpret(spawn: Spawn, link: socket.socket, shell: "Shell") -> NoReturn:
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
     finally:
-        os._exit(71)
+        os._exit(BROKEN_EXIT)

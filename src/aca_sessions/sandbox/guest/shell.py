@@ -139,16 +139,16 @@ def build_shell(preload: list[str]) -> Shell:
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
     config.InteractiveShell.cache_size = 1000
-    config.InteractiveShell.loop_runner = _loop
     config.InteractiveShell.banner1 = ""
     warnings.filterwarnings("ignore", message="To exit: use")
     shell = Shell.instance(config=config)
+    shell.loop_runner = loop = _Loop()
     _show_numpy_scalars_plainly(shell)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for code in _WARM_UP:
             shell.run(Run("", code), lambda _message: None)
     streams.flush()
-    _loop.forget()
+    loop.forget()
     shell.reset(new_session=True)
     shell.execution_count = 1
     shell.user_module.__spec__ = None  # multiprocessing's spawn asks for it
@@ -192,9 +192,6 @@ class _Loop:
             self._loop.close()
         self._loop = None
         asyncio.set_event_loop(None)
-
-
-_loop = _Loop()
 
 
 def _show_numpy_scalars_plainly(shell: Shell) -> None:

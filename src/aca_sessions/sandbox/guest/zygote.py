@@ -1,5 +1,6 @@
 """Preloads once and waits to fork. Holds no secret: every session can read what was ever in its memory."""
 
+import errno
 import gc
 import os
 import select
@@ -174,6 +175,11 @@ def _as_root(plan: Plan, code: str) -> str:
     return base
 
 
+def _is_root_outside() -> bool:
+    with open("/proc/self/uid_map") as lines:
+        return any(line.split()[:2] == ["0", "0"] for line in lines)
+
+
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
     """Only real root may map more than one id."""
     os.close(told[1])
@@ -189,8 +195,12 @@ def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[i
 
 def _as_user(plan: Plan, code: str) -> str:
     uid, gid = os.getuid(), os.getgid()
+    real_root = uid == 0 and _is_root_outside()
     with part("user namespace"):
         syscalls.unshare(Namespace.USER)
+    with part("uid"):
+        if real_root:
+            raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root on the host")
         confine.map_ids(0, uid, gid)
     with part("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)

@@ -1,0 +1,99 @@
+"""What the tests share. The product is its own fake: sessions are real, and the server is the emulator."""
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, open_interpreter, open_pool, open_server
+from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.policy import MB, Limits
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the machine that the tests run on reaches them."""
+    for name in [name for name in os.environ if name.lower().startswith(("acasessions", "aca_", "azure_", "openai_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> Iterator[ForkServer]:
+    """One fork server for the whole run: opening a pool is then a matter of milliseconds."""
+    server = ForkServer.shared(Policy())
+    server.wait_until_ready()
+    yield server
+    server.release()
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[SessionPool]:
+    async with open_pool() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def session(pool: SessionPool) -> AsyncIterator[Session]:
+    async with pool.session() as leased:
+        yield leased
+
+
+@pytest.fixture
+async def interpreter() -> AsyncIterator[CodeInterpreter]:
+    async with open_interpreter() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx.AsyncClient]:
+    """The service itself, as any HTTP client sees it."""
+    policy = Policy(limits=replace(Limits(), disk=16 * MB))
+    params = {"api-version": "2025-10-02-preview", "identifier": "test"}
+    async with open_server(policy=policy) as app:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", params=params) as client:
+            yield client
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Whatever a test opens, nothing of it is left: no process, no descriptor, no mount."""
+    before = _remains()
+    yield
+    gc.collect()
+    assert _remains() == before
+
+
+def _remains() -> tuple[int, int, int]:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
+    return len(descendants(os.getpid())), descriptors, mounts
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below one."""
+    parents = {}
+    for entry in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            stat = Path("/proc", entry, "stat").read_text()
+        except OSError:
+            continue
+        parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    while more := {child for child, parent in parents.items() if parent in {pid, *found}} - found:
+        found |= more
+    return found
+
+
+def aca_sessions(*arguments: str, stdin: str = "", **options: object) -> "subprocess.CompletedProcess[str]":
+    """Runs the command line."""
+    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False, **options)

@@ -1,0 +1,105 @@
+"""The filter program, run by a small interpreter of classic BPF, for both architectures."""
+
+import errno
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from aca_sessions.sandbox.guest import seccomp
+
+ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+HEADERS = {"x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), "aarch64": Path("/usr/include/asm-generic/unistd.h")}
+GENERIC_SPELLING = {"newfstatat": ("fstatat", "newfstatat")}
+
+
+def verdict(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
+    """What the kernel would do with a call."""
+    padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
+    data = struct.pack("=iIQ6Q", number, architecture or ARCHITECTURE[machine], 0, *padded)
+    instructions = list(struct.iter_unpack("=HBBI", seccomp.program(False, machine)))
+    accumulator = position = 0
+    while True:
+        code, if_true, if_false, value = instructions[position]
+        position += 1
+        match code:
+            case 0x20:
+                (accumulator,) = struct.unpack_from("=I", data, value)
+            case 0x54:
+                accumulator &= value
+            case 0x06:
+                return value
+            case _:
+                holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[code]
+                position += if_true if holds else if_false
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_every_allowed_call_is_allowed_and_no_other(machine: str) -> None:
+    allowed = seccomp.allowed(machine)
+    depends_on_arguments = {allowed[name] for name in ("clone", "socket", "ioctl", "prctl", "personality", "mknodat")} | {
+        allowed.get("mknod")
+    }
+    memfd = allowed["memfd_create"]
+    for number in range(600):
+        if number in depends_on_arguments:
+            continue
+        expected = ALLOW if number in allowed.values() and number != memfd else None
+        if expected is None:
+            expected = ERRNO | (errno.ENOSYS if number >= 424 else errno.EPERM)
+        assert verdict(machine, number) == expected, number
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_a_foreign_instruction_set_is_killed(machine: str) -> None:
+    assert verdict(machine, 0, architecture=0x40000003) == KILL
+
+
+def test_x32_calls_are_refused() -> None:
+    assert verdict("x86_64", 0x40000000) == ERRNO | errno.ENOSYS
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+@pytest.mark.parametrize("flag", [0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000])
+def test_no_clone_makes_a_namespace(machine: str, flag: int) -> None:
+    clone = seccomp.allowed(machine)["clone"]
+    assert verdict(machine, clone, 17) == ALLOW
+    assert verdict(machine, clone, flag | 17) == ERRNO | errno.EPERM
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+@pytest.mark.parametrize(
+    ("family", "protocol", "expected"),
+    [
+        (1, 0, 0),
+        (2, 6, 0),
+        (10, 17, 0),
+        (2, 1, errno.EPROTONOSUPPORT),
+        (16, 0, errno.EAFNOSUPPORT),
+        (17, 0, errno.EAFNOSUPPORT),
+        (40, 0, errno.EAFNOSUPPORT),
+    ],
+)
+def test_only_plain_sockets_can_be_made(machine: str, family: int, protocol: int, expected: int) -> None:
+    answer = verdict(machine, seccomp.allowed(machine)["socket"], family, 1, protocol)
+    assert answer == (ERRNO | expected if expected else ALLOW)
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_no_device_can_be_made(machine: str) -> None:
+    mknodat = seccomp.allowed(machine)["mknodat"]
+    assert verdict(machine, mknodat, 0, 0, 0o010644) == ALLOW
+    assert verdict(machine, mknodat, 0, 0, 0o020644) == ERRNO | errno.EPERM
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
+    if not HEADERS[machine].exists():
+        pytest.skip("no kernel headers on this machine")
+    found = re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)$", HEADERS[machine].read_text(), re.MULTILINE)
+    numbers = {name: int(number) for name, number in found}
+    for name, number in seccomp.allowed(machine).items():
+        known = [numbers[spelling] for spelling in GENERIC_SPELLING.get(name, (name,)) if spelling in numbers]
+        assert not known or known[0] == number, name

@@ -1,0 +1,126 @@
+"""The rules of docs/architecture.md, held against the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+
+PACKAGE = ROOT / "src" / "aca_sessions"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MAY_IMPORT = {
+    "": {"models", "errors", "client", "server", "sandbox", "settings", "connect", "surfaces", "contract"},
+    "models": {"errors"},
+    "errors": set(),
+    "settings": {"errors"},
+    "contract": {"contract", "models", "errors"},
+    "client": {"client", "contract", "models", "errors"},
+    "sandbox.wire": set(),
+    "sandbox.syscalls": set(),
+    "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
+    "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors"},
+    "server": {"server", "contract", "sandbox", "models", "errors"},
+    "connect": {"settings", "client", "server", "sandbox", "errors"},
+    "surfaces": {"surfaces", "connect", "client", "settings", "models", "errors"},
+}
+ONLY_IN = {
+    "httpx": {"client.http", "client.auth", "connect"},
+    "semantic_kernel": {"surfaces.semantic_kernel"},
+    "ctypes": {"sandbox.syscalls"},
+    "azure": {"connect", "client.auth"},
+    "IPython": {"sandbox.guest.shell"},
+}
+GUEST_LIBRARIES = {"IPython", "traitlets"}
+
+
+def module_name(file: Path) -> str:
+    name = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+    return name.removesuffix("__init__").rstrip(".")
+
+
+def room(module: str) -> str:
+    """The row of the table that a module belongs to: the longest name that begins it."""
+    rows = [row for row in MAY_IMPORT if row and (module == row or module.startswith(row + "."))]
+    return max(rows, key=len, default="")
+
+
+def imports(file: Path) -> list[str]:
+    """Every module that a file imports, wherever in it; ours without the package's name in front of a dot."""
+    found = []
+    package = ["aca_sessions", *file.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text())):
+        match node:
+            case ast.Import(names):
+                found += [alias.name for alias in names]
+            case ast.ImportFrom(name, names, 0):
+                found += [name or ""]
+            case ast.ImportFrom(name, names, level):
+                base = package[: len(package) - level + 1]
+                found += [".".join([*base, *([name] if name else [alias.name])]) for alias in names]
+    return found
+
+
+def own_imports(file: Path) -> list[str]:
+    return [name.partition(".")[2] for name in imports(file) if name.partition(".")[0] == "aca_sessions"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_name)
+def test_a_module_imports_only_what_its_room_may(file: Path) -> None:
+    own = room(module_name(file))
+    for imported in own_imports(file):
+        assert room(imported) in MAY_IMPORT[own] | {own}, f"{module_name(file)} may not import {imported}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_stays_where_it_belongs(library: str) -> None:
+    users = {module_name(file) for file in FILES for name in imports(file) if name.partition(".")[0] == library}
+    assert users <= ONLY_IN[library]
+
+
+def test_guest_code_needs_nothing_but_ipython() -> None:
+    allowed = sys.stdlib_module_names | GUEST_LIBRARIES | {"aca_sessions"}
+    for file in (PACKAGE / "sandbox" / "guest").glob("*.py"):
+        assert {name.partition(".")[0] for name in imports(file)} <= allowed, file.name
+
+
+def test_settings_are_read_only_at_the_edges() -> None:
+    readers = {room(module_name(file)) for file in FILES if any(name.startswith("settings") for name in own_imports(file))}
+    assert readers <= {"", "connect", "surfaces"}
+
+
+def test_no_file_is_two_rooms() -> None:
+    assert [file.name for file in FILES if len(file.read_text().splitlines()) > 350] == []
+
+
+def test_no_name_says_nothing() -> None:
+    empty = {"utils", "helpers", "common", "base", "types"}
+    assert [file.name for file in FILES if file.stem in empty] == []
+
+
+def test_the_tests_use_the_real_thing() -> None:
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert "unittest" + ".mock" not in file.read_text(), file.name
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    heavy = "{'semantic_kernel', 'starlette', 'pydantic', 'httpx', 'azure', 'anyio', 'IPython'}"
+    code = f"import sys, aca_sessions; print(sorted({heavy} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import aca_sessions
+
+    assert set(aca_sessions.__all__) == set(aca_sessions._HOMES)
+    for name in aca_sessions.__all__:
+        assert getattr(aca_sessions, name).__name__ == name
+
+
+async def test_a_session_finds_nothing_of_the_host_program_loaded(session) -> None:
+    result = await session.run("import sys; {'httpx', 'pydantic', 'azure', 'starlette', 'semantic_kernel'} & set(sys.modules)")
+    assert result.text == "set()"

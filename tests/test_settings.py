@@ -1,0 +1,156 @@
+"""The ACASessions section: where it comes from, and what is said of mistakes in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import Settings, open_pool
+from aca_sessions.errors import ConfigurationError
+
+from .conftest import ROOT
+
+
+def write(section: dict, name: str = "appsettings.json") -> None:
+    Path(name).write_text(json.dumps({"ACASessions": section}))
+
+
+def test_without_any_source_there_is_no_endpoint() -> None:
+    assert Settings().SessionsHttpClient.Endpoint is None
+
+
+def test_a_file_is_read() -> None:
+    write({"SessionPool": {"MaxConcurrentSessions": 3}, "AzureTokenProvider": {"Scopes": ["a", "b"]}})
+    settings = Settings()
+    assert settings.SessionPool.MaxConcurrentSessions == 3
+    assert settings.AzureTokenProvider.Scopes == ("a", "b")
+
+
+def test_a_file_with_a_byte_order_mark_is_read() -> None:
+    Path("appsettings.json").write_bytes(b"\xef\xbb\xbf" + b'{"ACASessions": {"ContainerImage": "python:3.11-slim"}}')
+    assert Settings().ContainerImage == "python:3.11-slim"
+
+
+def test_the_environments_file_overrides_the_common_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    write({"SessionPool": {"MaxConcurrentSessions": 3, "SessionTimeoutMinutes": 5}})
+    write({"SessionPool": {"MaxConcurrentSessions": 4}}, "appsettings.Production.json")
+    monkeypatch.setenv("ACA_ENVIRONMENT", "Production")
+    pool = Settings().SessionPool
+    assert (pool.MaxConcurrentSessions, pool.SessionTimeoutMinutes) == (4, 5)
+
+
+@pytest.mark.parametrize("name", ["ACASessions__SessionsHttpClient__Endpoint", "ACASESSIONS__SESSIONSHTTPCLIENT__ENDPOINT"])
+def test_the_environment_overrides_files_in_any_case(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write({"SessionsHttpClient": {"Endpoint": "https://file.example", "ApiKey": "k"}})
+    monkeypatch.setenv(name, "https://environment.example")
+    client = Settings().SessionsHttpClient
+    assert client.Endpoint == "https://environment.example"
+    assert client.ApiKey is not None
+
+
+def test_arguments_override_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    write({"SessionPool": {"MaxConcurrentSessions": 3}})
+    monkeypatch.setenv("ACASessions__SessionPool__MaxConcurrentSessions", "4")
+    assert Settings(MaxConcurrentSessions=320).SessionPool.MaxConcurrentSessions == 320
+    assert Settings(SessionPool={"MaxConcurrentSessions": 5}).SessionPool.MaxConcurrentSessions == 5
+
+
+def test_flat_names_are_accepted_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    write({"Endpoint": "https://pool.example", "ApiKey": "k", "SessionTimeoutMinutes": 12})
+    monkeypatch.setenv("ACASessions__MaxConcurrentSessions", "7")
+    settings = Settings()
+    assert settings.SessionsHttpClient.Endpoint == "https://pool.example"
+    assert settings.SessionPool.SessionTimeoutMinutes == 12
+    assert settings.SessionPool.MaxConcurrentSessions == 7
+
+
+@pytest.mark.parametrize("scopes", ["a b", "a,b", "a; b", '["a", "b"]'])
+def test_scopes_may_be_delimited_text(scopes: str) -> None:
+    assert Settings(AzureTokenProvider={"Scopes": scopes}).AzureTokenProvider.Scopes == ("a", "b")
+
+
+def test_a_socket_file_is_an_endpoint() -> None:
+    assert Settings(Endpoint="unix:///run/sessions.sock").SessionsHttpClient.Endpoint == "unix:///run/sessions.sock"
+
+
+@pytest.mark.parametrize(
+    ("section", "named", "advice"),
+    [
+        (
+            {"SessionPool": {"MaxConcurentSessions": 3}},
+            "ACASessions:SessionPool:MaxConcurentSessions",
+            "did you mean MaxConcurrentSessions?",
+        ),
+        ({"SessionPol": {}}, "ACASessions:SessionPol", "did you mean SessionPool?"),
+        ({"SessionPool": {"MaxConcurrentSessions": 0}}, "ACASessions:SessionPool:MaxConcurrentSessions", "greater than 0"),
+        ({"SessionTimeoutMinutes": -1}, "ACASessions:SessionPool:SessionTimeoutMinutes", "greater than 0"),
+        (
+            {"Sandbox": {"Limits": {"CellTimeoutSeconds": 400}}},
+            "ACASessions:Sandbox:Limits:CellTimeoutSeconds",
+            "less than or equal to 220",
+        ),
+        ({"Endpoint": "https://{region}.dynamicsessions.io"}, "ACASessions:SessionsHttpClient:Endpoint", "placeholder"),
+        ({"Endpoint": "pool.example"}, "ACASessions:SessionsHttpClient:Endpoint", "https://"),
+        ({"SessionsHttpClient": {"ApiVersion": "2019-01-01"}}, "ACASessions:SessionsHttpClient:ApiVersion", "2025-10-02-preview"),
+        (
+            {"Endpoint": "https://a.example", "SessionsHttpClient": {"Endpoint": "https://b.example"}},
+            "ACASessions:SessionsHttpClient:Endpoint",
+            "contradict",
+        ),
+        ({"Sandbox": {"Network": "everything"}}, "ACASessions:Sandbox:Network", "none"),
+    ],
+)
+def test_a_mistake_is_named_with_what_to_do(section: dict, named: str, advice: str) -> None:
+    write(section)
+    with pytest.raises(ConfigurationError) as raised:
+        Settings()
+    assert named in str(raised.value)
+    assert advice in str(raised.value)
+
+
+def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACASessions__Enpoint", "https://pool.example")
+    with pytest.raises(ConfigurationError, match=r"ACASessions__Enpoint .* did you mean Endpoint\?"):
+        Settings()
+
+
+def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACA_ENVIRONMENT", "Staging")
+    with pytest.raises(ConfigurationError, match=r"appsettings\.Staging\.json"):
+        Settings()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"ACASessions": 3}'])
+def test_a_file_that_holds_no_settings_is_named(content: str) -> None:
+    Path("appsettings.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"appsettings\.json"):
+        Settings()
+
+
+def test_a_mistake_in_a_secret_does_not_show_it() -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        Settings(ApiKey=["hunter2"])
+    assert "hunter2" not in str(raised.value)
+    assert "hunter2" not in repr(Settings(ApiKey="hunter2"))
+
+
+async def test_the_example_starts_embedded_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    Path("appsettings.json").write_bytes((ROOT / "appsettings.example.json").read_bytes())
+    with caplog.at_level("INFO", "aca_sessions"):
+        async with open_pool() as pool, pool.session() as session:
+            assert (await session.run("6 * 7")).value == 42
+    assert sum("embedded" in record.message for record in caplog.records) == 1
+
+
+async def test_container_image_has_no_effect_and_one_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_pool(Settings(ContainerImage="python:3.11-slim")):
+        pass
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "ContainerImage" in warnings[0]
+
+
+async def test_an_endpoint_that_is_not_azures_needs_a_key() -> None:
+    with pytest.raises(ConfigurationError, match="ApiKey"):
+        async with open_pool(endpoint="http://127.0.0.1:1"):
+            pass
