@@ -37,7 +37,7 @@ best = sales[sales["product"] == "lamp"].sold
 print(f"lamps grew by {best.iloc[-1] / best.iloc[0] - 1:.0%}")"""
 
 
-async def main(chart: Path = Path("chart.png")) -> None:
+async def main() -> list[bytes]:
     images: list[bytes] = []
     async with model() as service, open_pool() as pool, pool.session("sales") as session:
         await session.upload_file("sales.csv", SALES)
@@ -52,10 +52,7 @@ async def main(chart: Path = Path("chart.png")) -> None:
 
         agent = ChatCompletionAgent(kernel=kernel, name="Analyst", instructions="Answer by running Python code.")
         print(await agent.get_response(QUESTION))
-    if not images:
-        raise SystemExit("The model drew no chart: ask it again.")
-    chart.write_bytes(images[-1])
-    print(f"\nThe chart is in {chart} ({len(images[-1])} bytes).")
+    return images
 
 
 @asynccontextmanager
@@ -82,4 +79,8 @@ def conclusion(messages: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    drawn = asyncio.run(main())
+    if not drawn:
+        raise SystemExit("The model drew no chart: ask it again.")
+    Path("chart.png").write_bytes(drawn[-1])
+    print(f"\nThe chart is in chart.png ({len(drawn[-1])} bytes).")

@@ -59,9 +59,11 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
     """The service itself, as any HTTP client sees it."""
     policy = Policy(limits=replace(Limits(), disk=16 * MB))
     params = {"api-version": "2025-10-02-preview", "identifier": "test"}
-    async with open_server(policy=policy) as app:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", params=params) as client:
-            yield client
+    async with (
+        open_server(policy=policy) as app,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", params=params) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

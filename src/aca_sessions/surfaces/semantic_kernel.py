@@ -14,7 +14,10 @@ from ..connect import open_pool
 from ..errors import ACASessionsError
 from ..models import CodeError, CodeExecutionResult
 
-_CODE = "Python source, as in a notebook cell; plain text without Markdown fences. The value of its last expression is returned."
+_CODE = (
+    "Python source, as in a notebook cell; plain text without Markdown fences. "
+    "The value of its last expression is shown, and figures are shown to the user."
+)
 _FILES = "File names and the text of each file. They are written to /mnt/data, the working directory, before the code runs."
 
 
@@ -37,14 +40,12 @@ class PythonCodeInterpreterPlugin:
 
     @kernel_function
     async def execute_python(self, code: Annotated[str, _CODE]) -> CodeExecutionResult:
-        """Runs Python code in an isolated session and returns its output, its last value and its error, if any.
-        Variables, imports and the files in /mnt/data are kept from call to call. Figures are shown to the user."""
+        """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
         return await self._run(code, {})
 
     @kernel_function
     async def execute_python_with_files(self, code: Annotated[str, _CODE], files: Annotated[dict[str, str], _FILES]) -> CodeExecutionResult:
-        """Writes text files into an isolated Python session, then runs code that can read and import them.
-        The session is the one of execute_python: variables, imports and files are kept from call to call."""
+        """Writes text files into the session of execute_python, then runs Python code there that can read or import them."""
         checked = _checked(files)
         if isinstance(checked, CodeError):
             return CodeExecutionResult(session_id=self._session_id, error=checked, stderr=str(checked))

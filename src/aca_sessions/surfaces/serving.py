@@ -1,10 +1,14 @@
 """`aca-sessions serve`: the service on a port or a socket file, behind a key."""
 
 import argparse
+import asyncio
 import os
 import secrets
+import signal
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -27,7 +31,7 @@ async def serve(options: argparse.Namespace) -> int:
         ) as app:
             # Its own access log would write down identifiers, which are secrets.
             config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_SECONDS)
-            await _Announced(config, _greeting(options, listener, key)).serve(sockets=[listener])
+            await _Server(config, _greeting(options, listener, key)).serve(sockets=[listener])
     finally:
         listener.close()
         if options.socket:
@@ -35,16 +39,29 @@ async def serve(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Announced(uvicorn.Server):
-    """Says where it is reached once it can be."""
+class _Server(uvicorn.Server):
+    """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
 
     def __init__(self, config: uvicorn.Config, greeting: str) -> None:
         super().__init__(config)
         self._greeting = greeting
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Announces the start."""
         await super().startup(sockets)
         print(self._greeting, flush=True)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would raise the signal once more at the end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
 
 
 def _greeting(options: argparse.Namespace, listener: socket.socket, key: str) -> str:

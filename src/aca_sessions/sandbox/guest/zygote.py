@@ -158,7 +158,7 @@ def _as_root(plan: Plan, code: str) -> str:
         _map_and_wait(plan, child, told, mapped)
     syscalls.die_with_parent()
     _become_nobody()
-    syscalls.die_with_parent()
+    syscalls.die_with_parent()  # each change of user has cleared it
     with part("user namespace"):
         syscalls.unshare(Namespace.USER)
     os.write(told[1], b"u")
@@ -169,6 +169,7 @@ def _as_root(plan: Plan, code: str) -> str:
         os.close(descriptor)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
+    syscalls.die_with_parent()
     with part("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)
     _fork_first_process()

@@ -1,0 +1,100 @@
+"""The request/result style, and what a network does to it."""
+
+import httpx
+import pytest
+
+from aca_sessions import CodeExecutionRequest, CodeInterpreter, FileUploadRequest, SessionsHttpClient
+from aca_sessions.errors import AuthenticationError, NotSupportedError, ServiceError, ServiceUnavailableError
+
+
+async def test_the_documented_request_objects(interpreter: CodeInterpreter) -> None:
+    await interpreter.upload_file(FileUploadRequest(session_id="s1", file_name="data.csv", file_content=b"a,b\n1,2\n"))
+    code = "```python\nprint(open('/mnt/data/data.csv').read())\n```"
+    result = await interpreter.execute(CodeExecutionRequest(session_id="s1", code=code, sanitize_input=True))
+    assert (result.stdout, result.session_id) == ("a,b\n1,2\n\n", "s1")
+
+
+async def test_without_sanitizing_a_fence_is_a_syntax_error(interpreter: CodeInterpreter) -> None:
+    result = await interpreter.execute(CodeExecutionRequest(session_id="s1", code="```\n1\n```", sanitize_input=False))
+    assert result.error.name == "SyntaxError"
+
+
+@pytest.mark.parametrize("code", ["", "  \n", None, 3, b"1", "'\ud800'"])
+async def test_what_is_no_code_is_a_failed_result(interpreter: CodeInterpreter, code: object) -> None:
+    result = await interpreter.execute("s1", code)  # type: ignore[arg-type]
+    assert not result.success
+    assert result.error.message
+    assert (await interpreter.execute("s1", "6 * 7")).value == 42
+
+
+async def test_a_cell_longer_than_a_request_may_be_is_polled(interpreter: CodeInterpreter) -> None:
+    result = await interpreter.execute("s1", "import time; time.sleep(0.2); 5", timeout=1000)
+    assert result.value == 5
+
+
+async def test_sessions_are_known_to_the_service(interpreter: CodeInterpreter) -> None:
+    await interpreter.execute("s1", "1")
+    assert (await interpreter.get_session("s1")).session_id == "s1"
+    assert [session.session_id for session in await interpreter.list_sessions()] == ["s1"]
+    await interpreter.delete_session("s1")
+    with pytest.raises(ServiceError, match="SessionWithIdentifierNotFound"):
+        await interpreter.get_session("s1")
+
+
+def against(answer) -> CodeInterpreter:
+    """An interpreter whose network does as it is told."""
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://pool.example")
+    return CodeInterpreter(SessionsHttpClient(client))
+
+
+async def test_a_proxys_page_is_not_a_traceback() -> None:
+    async with against(lambda _: httpx.Response(200, html="<h1>Welcome</h1>")) as interpreter:
+        with pytest.raises(ServiceUnavailableError, match="session pool"):
+            await interpreter.execute("s1", "1")
+    async with against(lambda _: httpx.Response(502, html="<h1>Bad gateway</h1>")) as interpreter:
+        with pytest.raises(ServiceError, match="502"):
+            await interpreter.execute("s1", "1")
+
+
+async def test_missing_rights_name_the_role() -> None:
+    async with against(lambda _: httpx.Response(403)) as interpreter:
+        with pytest.raises(AuthenticationError, match="Azure ContainerApps Session Executor"):
+            await interpreter.execute("s1", "1")
+
+
+async def test_an_endpoint_that_is_not_there_got_nothing() -> None:
+    client = httpx.AsyncClient(base_url="http://127.0.0.1:1")
+    async with CodeInterpreter(SessionsHttpClient(client)) as interpreter:
+        with pytest.raises(ServiceUnavailableError) as raised:
+            await interpreter.execute("s1", "1")
+    assert raised.value.sent is False
+
+
+async def test_after_a_lost_answer_the_service_is_asked_and_the_cell_is_not_sent_again() -> None:
+    posts = []
+
+    def lose_the_first_answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            posts.append(request.headers["operation-id"])
+            raise httpx.ReadError("connection reset")
+        result = {"stdout": "", "stderr": "", "executionResult": 42, "executionTimeInMilliseconds": 1}
+        return httpx.Response(200, json={"id": posts[0], "identifier": "s1", "status": "Succeeded", "result": result})
+
+    async with against(lose_the_first_answer) as interpreter:
+        assert (await interpreter.execute("s1", "1")).value == 42
+    assert len(posts) == 1
+
+
+async def test_where_nobody_knows_what_became_of_a_cell_the_result_says_so() -> None:
+    def lose_everything(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("late")
+
+    async with against(lose_everything) as interpreter:
+        result = await interpreter.execute("s1", "1")
+    assert (result.success, str(result.state)) == (False, "unknown: no reply")
+
+
+async def test_what_an_endpoint_cannot_do_is_said() -> None:
+    async with against(lambda _: httpx.Response(404)) as interpreter:
+        with pytest.raises(NotSupportedError, match="aca-sessions serve"):
+            await interpreter.interrupt("s1", "e1")

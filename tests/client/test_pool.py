@@ -1,0 +1,98 @@
+"""Leases on real sessions."""
+
+import asyncio
+
+import pytest
+
+from aca_sessions import SessionPool, Settings, open_pool
+from aca_sessions.errors import PoolClosedError, PoolTimeoutError
+
+
+async def test_two_sessions_keep_their_own_variables(pool: SessionPool) -> None:
+    async with pool.session("alice") as alice, pool.session("bob") as bob:
+        await alice.run("x = 'alice'")
+        await bob.run("x = 'bob'")
+        assert ((await alice.run("x")).value, (await bob.run("x")).value) == ("alice", "bob")
+
+
+async def test_a_named_session_is_the_same_next_time(pool: SessionPool) -> None:
+    async with pool.session("alice") as session:
+        await session.run("x = 1")
+    async with pool.session("alice") as session:
+        assert (await session.run("x")).value == 1
+
+
+async def test_an_anonymous_session_is_gone_afterwards(pool: SessionPool) -> None:
+    async with pool.session() as session:
+        await session.run("x = 1")
+        name = session.session_id
+    async with pool.session(name) as session:
+        assert (await session.run("'x' in globals()")).value is False
+
+
+async def test_the_verbs_of_the_documentation(pool: SessionPool) -> None:
+    session = await pool.get_or_create()
+    assert [info.is_active for info in pool.active()] == [True]
+    await pool.release(session.session_id)
+    assert pool.active() == []
+    named = await pool.get_or_create("alice")
+    await named.run("x = 1")
+    await pool.terminate("alice")
+    assert (await named.run("'x' in globals()")).value is False
+    await pool.release("alice")
+
+
+async def test_no_more_sessions_are_held_than_allowed() -> None:
+    async with open_pool(Settings(SessionPool={"MaxConcurrentSessions": 2, "AcquireTimeoutSeconds": 0.05})) as pool:
+        async with pool.session("a"), pool.session("b"), pool.session("a"):
+            with pytest.raises(PoolTimeoutError, match="2 of 2 are held"):
+                await pool.get_or_create("c")
+        async with pool.session("c"), pool.session("d"):
+            assert repr(pool) == "<SessionPool 2 of 2 leased, 0 waiting>"
+
+
+async def test_who_waits_gets_the_next_free_session() -> None:
+    async with open_pool(max_concurrent_sessions=1) as pool:
+        first = await pool.get_or_create("a")
+        waiting = asyncio.create_task(pool.get_or_create("b"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await pool.release(first.session_id)
+        assert (await waiting).session_id == "b"
+
+
+async def test_a_cancelled_waiter_leaves_the_counts_right() -> None:
+    async with open_pool(max_concurrent_sessions=1) as pool:
+        await pool.get_or_create("a")
+        waiting = asyncio.create_task(pool.get_or_create("b"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        assert repr(pool) == "<SessionPool 1 of 1 leased, 0 waiting>"
+        await pool.release("a")
+        async with pool.session("c"):
+            pass
+
+
+async def test_an_idle_session_ends_and_its_owner_is_told() -> None:
+    async with open_pool(Settings(SessionTimeoutMinutes=0.2 / 60)) as pool:
+        async with pool.session("alice") as session:
+            await session.run("x = 1")
+        await asyncio.sleep(0.5)
+        assert pool.active() == []
+        async with pool.session("alice") as session:
+            result = await session.run("'x' in globals()")
+            assert (result.value, str(result.state)) == (False, "lost: expired")
+            assert str((await session.run("1")).state) == "kept"
+
+
+async def test_a_closed_pool_gives_no_session() -> None:
+    async with open_pool() as pool:
+        pass
+    with pytest.raises(PoolClosedError):
+        await pool.get_or_create()
+
+
+async def test_names_are_not_shown(pool: SessionPool) -> None:
+    async with pool.session("a-secret-name") as session:
+        assert "a-secret-name" not in repr(session) + repr(pool)

@@ -1,0 +1,177 @@
+"""The two halves of 2025-10-02-preview agree with each other and with recorded Azure replies."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aca_sessions.contract import flat
+from aca_sessions.contract.records import Execution, ExecutionCall, ProblemError, decode_problem, encode_problem
+from aca_sessions.errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
+from aca_sessions.models import CodeError, CodeExecutionResult, Display, RemoteFile, SessionInfo, State
+
+GOLDEN = Path(__file__).parent / "golden"
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+CALLS = st.builds(
+    ExecutionCall,
+    code=TEXT.filter(str.strip),
+    asynchronous=st.booleans(),
+    timeout=st.none() | st.integers(1, 220),
+    output_limit=st.integers(1, 1 << 20),
+)
+RESULTS = st.builds(
+    CodeExecutionResult,
+    session_id=st.just("s"),
+    stdout=TEXT,
+    stderr=TEXT,
+    value=st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    text=st.none() | TEXT,
+    displays=st.lists(st.builds(Display, st.dictionaries(st.sampled_from(["text/plain", "text/html"]), TEXT, min_size=1)), max_size=3).map(
+        tuple
+    ),
+    error=st.none() | st.builds(CodeError, TEXT, TEXT, TEXT),
+    state=st.builds(State, st.sampled_from(["kept", "rolled_back", "lost", "unknown"]), st.none() | TEXT),
+    duration=st.integers(0, 10**6).map(lambda milliseconds: milliseconds / 1000),
+)
+FILES = st.builds(
+    RemoteFile,
+    name=TEXT,
+    size=st.integers(0, 1 << 40),
+    modified=MOMENTS,
+    directory=st.sampled_from(["", "a", "a/b"]),
+    is_directory=st.booleans(),
+)
+
+
+def through_json(body: object) -> object:
+    return json.loads(json.dumps(body))
+
+
+@given(CALLS)
+def test_a_call_arrives_as_it_was_sent(call: ExecutionCall) -> None:
+    assert flat.decode_call(through_json(flat.encode_call(call))) == call
+
+
+@given(RESULTS, st.booleans())
+def test_a_rich_result_arrives_as_it_was_sent(result: CodeExecutionResult, asynchronous: bool) -> None:
+    status = "Succeeded" if result.success else "Failed"
+    execution = Execution(id="e", identifier="s", status=status, asynchronous=asynchronous, result=result)
+    assert flat.decode_execution(through_json(flat.encode_execution(execution, 10, rich=True))) == execution
+
+
+@given(FILES)
+def test_a_file_arrives_as_it_was_sent(file: RemoteFile) -> None:
+    assert flat.decode_file(through_json(flat.encode_file(file))) == file
+
+
+@given(MOMENTS)
+def test_a_session_arrives_as_it_was_sent(moment: datetime) -> None:
+    session = SessionInfo(session_id="s", created=moment, last_used=moment, expires=moment + timedelta(seconds=300))
+    assert flat.decode_session(through_json(flat.encode_session(session))) == session
+
+
+def test_an_execution_that_still_runs_has_no_result() -> None:
+    running = Execution(id="e", identifier="s", status="Running", asynchronous=True)
+    assert flat.decode_execution(flat.encode_execution(running, 10, rich=True)) == running
+
+
+def plain(result: CodeExecutionResult) -> dict:
+    status = "Succeeded" if result.success else "Failed"
+    return flat.encode_execution(Execution(id="e", identifier="s", status=status, result=result), 4096, rich=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "on_the_wire"),
+    [
+        (42, "42", 42),
+        ("abc", "'abc'", "abc"),
+        ("{'a': 1}", "{'a': 1}", "{'a': 1}"),
+        (True, "True", True),
+        (None, None, ""),
+        (float("nan"), "nan", "nan"),
+    ],
+)
+def test_values_without_the_rich_header_are_azures(value: object, text: str | None, on_the_wire: object) -> None:
+    assert plain(CodeExecutionResult(value=value, text=text))["result"]["executionResult"] == on_the_wire
+
+
+def test_an_image_is_azures_object() -> None:
+    body = plain(CodeExecutionResult(displays=(Display({"image/png": "iVBO"}),)))
+    assert body["result"]["executionResult"] == {"type": "image", "format": "png", "base64_data": "iVBO"}
+
+
+def test_without_the_rich_header_nothing_of_ours_is_in_the_body() -> None:
+    body = plain(CodeExecutionResult(stdout="x" * 5000, state=State("lost", "crash"), error=CodeError("InterpreterDied", "m"), stderr="m"))
+    assert set(body) == {"$id", "id", "identifier", "executionType", "status", "result"}
+    assert body["status"] == "Failed"
+    assert body["result"]["stderr"] == "Execution aborted"
+    assert len(body["result"]["stdout"]) == 4096
+
+
+def test_a_time_out_is_told_in_azures_words() -> None:
+    body = plain(CodeExecutionResult(error=CodeError("TimeoutError", "the cell ran longer")))
+    assert body["result"]["stderr"] == "Request timed out waiting for code execution to complete"
+    assert flat.decode_execution(body).result.state == State("unknown", "no reply")
+
+
+def golden(name: str) -> dict:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def test_a_recorded_execution_is_read() -> None:
+    execution = flat.decode_execution(golden("execution"))
+    assert execution.status == "Succeeded"
+    assert (execution.result.stdout, execution.result.value, execution.result.duration) == ("Hello World!\n", None, 0.007)
+
+
+def test_a_recorded_execution_is_what_the_server_would_say() -> None:
+    recorded = golden("execution")
+    said = flat.encode_execution(flat.decode_execution(recorded), 4096, rich=False)
+    assert said == recorded
+
+
+def test_a_recorded_file_is_read() -> None:
+    file = flat.decode_file(golden("file"))
+    assert (file.name, file.size, file.content_type) == ("test-file.txt", 516, "text/plain")
+    assert file.modified == datetime(2024, 8, 6, 16, 21, 22, 242394, tzinfo=UTC)
+
+
+def test_a_traceback_without_the_rich_body_still_names_its_error() -> None:
+    body = plain(
+        CodeExecutionResult(
+            stderr="Traceback\n\nZeroDivisionError: division by zero", error=CodeError("ZeroDivisionError", "division by zero")
+        )
+    )
+    error = flat.decode_execution(body).result.error
+    assert (error.name, error.message) == ("ZeroDivisionError", "division by zero")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (401, None, AuthenticationError),
+        (403, {"error": {"code": "Forbidden", "message": "no"}}, AuthenticationError),
+        (404, {"error": {"code": "FileNotFound", "message": "no"}}, NotFoundError),
+        (429, {"code": "SessionsCountExceedsLimit", "message": "full"}, RateLimitedError),
+        (400, {"title": "One or more validation errors occurred.", "status": 400}, ServiceError),
+        (502, "<html>", ServiceError),
+    ],
+)
+def test_each_error_form_becomes_its_exception(status: int, body: object, kind: type) -> None:
+    error = decode_problem(status, body, {"retry-after": "7"})
+    assert type(error) is kind
+    if isinstance(error, RateLimitedError):
+        assert error.retry_after == 7
+    if status == 403:
+        assert "Azure ContainerApps Session Executor" in str(error)
+
+
+def test_a_problem_arrives_as_it_was_meant() -> None:
+    for status in (400, 404, 429):
+        problem = ProblemError(status, "Code", "message")
+        error = decode_problem(status, encode_problem(problem), {})
+        assert (error.status_code, error.code, error.message) == (status, "Code", "message")

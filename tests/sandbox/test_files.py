@@ -1,0 +1,126 @@
+"""/mnt/data from the host's side, with a guest that lays traps in it."""
+
+import pytest
+
+from aca_sessions import CodeInterpreter, Session
+from aca_sessions.errors import NotFoundError, ServiceError
+from aca_sessions.sandbox.files import Files, UnusableNameError
+from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.policy import KB, Limits
+
+
+@pytest.fixture
+def files(fork_server: ForkServer):
+    tree = fork_server.make_tree(Limits(disk=64 * KB, files=20))
+    yield Files(tree)
+    fork_server.drop_tree(tree)
+
+
+def test_what_is_written_is_read(files: Files) -> None:
+    written = files.write("a.txt", [b"hel", b"lo"])
+    assert (written.name, written.size, written.content_type) == ("a.txt", 5, "text/plain")
+    assert files.read("a.txt") == (b"hello", 5)
+    assert [file.name for file in files.listing()] == ["a.txt"]
+
+
+def test_a_part_of_a_file_is_read(files: Files) -> None:
+    files.write("a.txt", [b"0123456789"])
+    assert files.read("a.txt", start=3, length=4) == (b"3456", 10)
+
+
+def test_a_full_disk_leaves_the_old_file(files: Files) -> None:
+    files.write("a.txt", [b"old"])
+    with pytest.raises(OSError, match="No space left"):
+        files.write("a.txt", [b"x" * 32 * KB, b"x" * 64 * KB])
+    assert files.read("a.txt") == (b"old", 3)
+    assert [file.name for file in files.listing()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", "x" * 300, "\ud800"])
+def test_a_name_is_one_usable_component(files: Files, name: str) -> None:
+    with pytest.raises(UnusableNameError):
+        files.write(name, [b""])
+
+
+@pytest.mark.parametrize("folder", ["..", "a/../..", "/../etc"])
+def test_a_folder_does_not_lead_upwards(files: Files, folder: str) -> None:
+    with pytest.raises(UnusableNameError):
+        files.listing(folder)
+
+
+TRAPS = {
+    "a link to a host file": "os.symlink('/etc/passwd', 'trap')",
+    "a relative link": "os.symlink('../../etc/passwd', 'trap')",
+    "a link through the process table": "os.symlink('/proc/1/root/etc/passwd', 'trap')",
+    "a link to a neighbour": "open('real', 'w').write('x'); os.symlink('real', 'trap')",
+    "a pipe": "os.mkfifo('trap')",
+    "a socket": "import socket; socket.socket(socket.AF_UNIX).bind('trap')",
+    "a folder": "os.mkdir('trap')",
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+async def test_the_host_does_not_read(session: Session, trap: str) -> None:
+    await session.run(f"import os; {TRAPS[trap]}")
+    with pytest.raises(ServiceError):
+        await session.download_file("trap")
+
+
+async def test_the_host_does_not_go_through_a_linked_folder(session: Session) -> None:
+    await session.run("import os; os.symlink('/tmp', 'outside'); os.mkdir('real'); os.symlink('real', 'inside')")
+    for folder in ("outside", "inside"):
+        with pytest.raises(ServiceError):
+            await session.upload_file(f"{folder}/file", b"x")
+
+
+async def test_an_upload_replaces_a_link_and_not_its_target(session: Session) -> None:
+    await session.run("import os; open('target', 'w').write('old'); os.symlink('target', 'name')")
+    await session.upload_file("name", b"new")
+    assert (await session.run("open('target').read(), os.path.islink('name')")).text == "('old', False)"
+
+
+async def test_links_and_pipes_are_not_listed(session: Session) -> None:
+    await session.run("import os; os.symlink('/etc', 'link'); os.mkfifo('pipe'); os.mkdir('folder'); open('file', 'w').close()")
+    assert [(file.name, file.is_directory) for file in await session.list_files()] == [("file", False), ("folder", True)]
+
+
+async def test_the_file_belongs_to_the_guest(session: Session) -> None:
+    await session.upload_file("a.txt", b"x")
+    assert (await session.run("open('a.txt', 'a').write('y'); import os; os.stat('a.txt').st_uid")).value == 1000
+
+
+async def test_files_in_folders_are_reached_by_path(session: Session) -> None:
+    await session.run("import os; os.makedirs('a/b')")
+    uploaded = await session.upload_file("a/b/c.txt", "text")
+    assert uploaded.full_path == "/mnt/data/a/b/c.txt"
+    assert await session.download_file("a/b/c.txt") == b"text"
+    assert [file.name for file in await session.list_files("a/b")] == ["c.txt"]
+    await session.delete_file("a/b/c.txt")
+    assert await session.list_files("a/b") == []
+
+
+@pytest.mark.parametrize("name", ["with space.txt", "percent%20.txt", "ünïcode-文.txt", "a+b&c=d;e#f.txt", "quote'.txt"])
+async def test_unusual_names_survive(session: Session, name: str) -> None:
+    await session.upload_file(name, b"content")
+    assert [file.name for file in await session.list_files()] == [name]
+    assert await session.download_file(name) == b"content"
+    await session.delete_file(name)
+    assert await session.list_files() == []
+
+
+async def test_a_large_file_comes_back_whole(session: Session) -> None:
+    data = bytes(range(256)) * (1 << 16) + b"tail"  # 16 MB and a bit: three parts
+    await session.upload_file("large.bin", data)
+    assert await session.download_file("large.bin") == data
+    exact = data[: 8 << 20]
+    await session.upload_file("exact.bin", exact)
+    assert await session.download_file("exact.bin") == exact
+    await session.upload_file("empty.bin", b"")
+    assert await session.download_file("empty.bin") == b""
+
+
+async def test_a_missing_file_is_not_found(interpreter: CodeInterpreter) -> None:
+    with pytest.raises(NotFoundError):
+        await interpreter.download_file("someone", "nothing.txt")
+    with pytest.raises(NotFoundError):
+        await interpreter.delete_file("someone", "nothing.txt")

@@ -1,0 +1,245 @@
+"""The service over HTTP: Azure's routes and shapes, and every kind of bad request."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from aca_sessions import open_server
+
+CODE = {"code": "6 * 7"}
+
+
+async def run(http: httpx.AsyncClient, code: str, **more: object) -> dict:
+    response = await http.post("/executions", json={"code": code} | more)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_a_plain_client_gets_azures_body_and_nothing_else(http: httpx.AsyncClient) -> None:
+    body = await run(http, "6 * 7", codeInputType="Inline", executionType="Synchronous", timeoutInSeconds=60)
+    assert body["status"] == "Succeeded"
+    assert body["identifier"] == "test"
+    assert body["result"] | {"executionTimeInMilliseconds": 0} == {
+        "$id": "2", "stdout": "", "stderr": "", "executionResult": 42, "executionTimeInMilliseconds": 0
+    }  # fmt: skip
+    assert set(body) == {"$id", "id", "identifier", "executionType", "status", "result"}
+
+
+async def test_the_routes_stand_below_azures_base_path_too(http: httpx.AsyncClient) -> None:
+    response = await http.post("/subscriptions/s/resourceGroups/g/sessionPools/p/executions", json=CODE)
+    assert response.json()["result"]["executionResult"] == 42
+
+
+async def test_every_answer_names_the_extensions(http: httpx.AsyncClient) -> None:
+    for response in (await http.get("/health"), await http.get("/nothing"), await http.get("/files")):
+        assert "interrupt" in response.headers["x-aca-sessions-extensions"]
+
+
+async def test_a_long_output_is_cut_at_the_callers_limit(http: httpx.AsyncClient) -> None:
+    assert len((await run(http, "print('x' * 9999)"))["result"]["stdout"]) == 4096
+    assert len((await run(http, "print('x' * 9999)", outputStreamsMaxLength=100))["result"]["stdout"]) == 100
+
+
+async def test_an_asynchronous_execution_is_started_and_polled(http: httpx.AsyncClient) -> None:
+    response = await http.post("/executions", json={"code": "import time; time.sleep(0.2); 5", "executionType": "Asynchronous"})
+    assert response.json()["status"] in ("NotStarted", "Running")
+    location = response.headers["operation-location"]
+    assert response.headers["operation-id"] in location
+    while (body := (await http.get(location)).json())["status"] in ("NotStarted", "Running"):
+        await asyncio.sleep(0.05)
+    assert body["result"]["executionResult"] == 5
+
+
+async def test_one_operation_id_runs_one_cell(http: httpx.AsyncClient) -> None:
+    await run(http, "n = 0")
+    for _ in range(3):
+        await http.post("/executions", json={"code": "n += 1; n"}, headers={"operation-id": "once"})
+    assert (await run(http, "n"))["result"]["executionResult"] == 1
+
+
+async def test_an_execution_is_interrupted(http: httpx.AsyncClient) -> None:
+    running = asyncio.create_task(http.post("/executions", json={"code": "while True: pass"}, headers={"operation-id": "endless"}))
+    while (await http.get("/executions/endless")).json().get("status") != "Running":
+        await asyncio.sleep(0.01)
+    assert (await http.post("/executions/endless/interrupt")).status_code == 202
+    body = (await running).json()
+    assert body["status"] == "Failed"
+    assert "KeyboardInterrupt" in body["result"]["stderr"]
+
+
+async def test_files_go_in_and_out(http: httpx.AsyncClient) -> None:
+    uploaded = await http.post("/files", files={"file": ("/mnt/data/a.txt", b"hello")})
+    assert (uploaded.status_code, uploaded.json()["name"], uploaded.json()["sizeInBytes"]) == (200, "a.txt", 5)
+    assert [file["name"] for file in (await http.get("/files")).json()["value"]] == ["a.txt"]
+    assert (await http.get("/files/a.txt")).json()["type"] == "file"
+    content = await http.get("/files/a.txt/content")
+    assert (content.content, content.headers["content-type"]) == (b"hello", "application/octet-stream")
+    part = await http.get("/files/a.txt/content", headers={"range": "bytes=1-2"})
+    assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"el", "bytes 1-2/5")
+    assert (await http.delete("/files/a.txt")).status_code == 204
+    assert (await http.get("/files/a.txt/content")).status_code == 404
+
+
+async def test_sessions_are_described_listed_and_deleted(http: httpx.AsyncClient) -> None:
+    await run(http, "x = 1")
+    session = (await http.get("/session")).json()
+    assert (session["identifier"], set(session)) == ("test", {"identifier", "createdAt", "expireAt", "lastAccessedAt", "etag"})
+    assert [one["identifier"] for one in (await http.get("/listSessions")).json()["sessions"]] == ["test"]
+    assert (await http.delete("/session")).status_code == 204
+    assert (await http.get("/session")).json()["error"]["code"] == "SessionWithIdentifierNotFound"
+    assert (await run(http, "'x' in globals()"))["result"]["executionResult"] is False
+
+
+async def test_deleting_a_session_ends_its_running_cell(http: httpx.AsyncClient) -> None:
+    running = asyncio.create_task(run(http, "while True: pass"))
+    await asyncio.sleep(0.2)
+    await http.delete("/session")
+    body = await running
+    assert (body["status"], body["result"]["stderr"]) == ("Failed", "Execution aborted")
+    assert (await run(http, "1"))["result"]["executionResult"] == 1
+
+
+BAD_BODIES = [
+    b"", b"{", b"[]", b"null", b"3", b'"code"', b"{}", b"[" * 100_000, b"\xff\xfe",
+    b'{"code": ""}', b'{"code": "   "}', b'{"code": 3}', b'{"code": null}', b'{"code": ["1"]}', b'{"code": "\\ud800"}',
+    b'{"code": "1", "executionType": "Sometimes"}', b'{"code": "1", "executionType": 3}',
+    b'{"code": "1", "timeoutInSeconds": 0}', b'{"code": "1", "timeoutInSeconds": 221}', b'{"code": "1", "timeoutInSeconds": "9"}',
+    b'{"code": "1", "timeoutInSeconds": true}', b'{"code": "1", "timeoutInSeconds": NaN}', b'{"code": "1", "outputStreamsMaxLength": -1}',
+    b'{"properties": {"code": "1"}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BAD_BODIES, ids=lambda body: body[:40].decode("latin-1"))
+async def test_a_bad_body_is_a_clear_400_and_the_session_works_afterwards(http: httpx.AsyncClient, body: bytes) -> None:
+    response = await http.post("/executions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == response.headers["x-ms-error-code"]
+    assert error["message"]
+    assert (await run(http, "6 * 7"))["result"]["executionResult"] == 42
+
+
+@pytest.mark.parametrize("code", ["a\0b", "\x00"])
+async def test_a_nul_in_the_code_is_a_failed_cell(http: httpx.AsyncClient, code: str) -> None:
+    assert (await run(http, code))["status"] == "Failed"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "../a", "x" * 300, "a\0b", ""])
+async def test_a_bad_file_name_is_a_clear_4xx(http: httpx.AsyncClient, name: str) -> None:
+    body = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\nx\r\n--b--\r\n'
+    response = await http.post("/files", content=body.encode(), headers={"content-type": "multipart/form-data; boundary=b"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+    assert (await http.get("/files")).json()["value"] == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/files/..%2Fx/content", "/files/%2Fetc%2Fpasswd/content", "/files/a%00b/content", f"/files/{'x' * 300}/content"]
+)
+async def test_a_bad_path_is_a_clear_4xx(http: httpx.AsyncClient, path: str) -> None:
+    response = await http.get(path)
+    assert response.status_code in (400, 404)
+    assert response.json()["error"]["code"]
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=zz", "application/json", "text/plain"])
+async def test_an_upload_that_is_no_form_is_a_clear_400(http: httpx.AsyncClient, content_type: str) -> None:
+    response = await http.post("/files", content=b"x" * 100, headers={"content-type": content_type})
+    assert response.status_code == 400
+
+
+async def test_a_request_over_the_limit_is_a_413(http: httpx.AsyncClient) -> None:
+    async def endless():
+        while True:
+            yield b"x" * (1 << 20)
+
+    assert (await http.post("/executions", content=endless())).status_code == 413
+    response = await http.post("/executions", content=b"{}", headers={"content-length": str(1 << 40)})
+    assert response.status_code == 413
+
+
+async def test_an_upload_over_the_disk_is_a_clear_answer_and_leaves_nothing(http: httpx.AsyncClient) -> None:
+    response = await http.post("/files", files={"file": ("big", b"x" * (20 << 20))})
+    assert (response.status_code, response.json()["error"]["code"]) == (507, "SessionStorageFull")
+    assert (await http.get("/files")).json()["value"] == []
+
+
+@pytest.mark.parametrize(
+    "query", [{"api-version": "2019-01-01"}, {"api-version": ""}, {"identifier": ""}, {"identifier": "x" * 300}, {"identifier": "a\nb"}]
+)
+async def test_a_bad_query_is_a_clear_400(http: httpx.AsyncClient, query: dict) -> None:
+    response = await http.post("/executions", json=CODE, params=query)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+
+
+async def test_an_unknown_route_and_method_are_errors_in_azures_form(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/nothing")).json()["error"]["code"] == "NotFound"
+    assert (await http.put("/executions")).json()["error"]["code"] == "MethodNotAllowed"
+    assert (await http.get("/executions/none")).json()["error"]["code"] == "ExecutionNotFound"
+
+
+async def test_health_needs_no_version(http: httpx.AsyncClient) -> None:
+    response = await http.get("/health")
+    assert (response.status_code, response.json()["status"]) == (200, "healthy")
+
+
+def client(app: object) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", params={"api-version": "2025-10-02-preview"})
+
+
+async def test_the_least_recently_used_session_goes_first_and_its_owner_is_told() -> None:
+    async with open_server(max_sessions=2) as app, client(app) as http:
+        for name in ("a", "b", "a", "c"):
+            await http.post("/executions", json={"code": "x = 1"}, params={"identifier": name})
+        known = [session["identifier"] for session in (await http.get("/listSessions")).json()["sessions"]]
+        assert known == ["a", "c"]
+        told = await http.post("/executions", json={"code": "1"}, params={"identifier": "b"}, headers={"x-aca-sessions-rich": "1"})
+        assert told.json()["acaSessions"]["state"] == {"kind": "lost", "reason": "expired"}
+
+
+async def test_a_server_whose_sessions_all_run_is_full() -> None:
+    async with open_server(max_sessions=1) as app, client(app) as http:
+        running = asyncio.create_task(http.post("/executions", json={"code": "import time; time.sleep(0.5)"}, params={"identifier": "a"}))
+        await asyncio.sleep(0.2)
+        response = await http.post("/executions", json=CODE, params={"identifier": "b"})
+        assert (response.status_code, response.json()["code"]) == (429, "SessionsCountExceedsLimit")
+        await running
+
+
+async def test_an_unused_session_ends_after_the_cooldown() -> None:
+    async with open_server(cooldown=0.2) as app, client(app) as http:
+        await http.post("/executions", json=CODE, params={"identifier": "a"})
+        await asyncio.sleep(0.6)
+        assert (await http.get("/listSessions")).json()["sessions"] == []
+
+
+async def test_a_key_is_needed_where_one_is_set() -> None:
+    async with open_server(api_key="secret") as app, client(app) as http:
+        for headers in (
+            {},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "secret"},
+            {"authorization": "Bearer \xff".encode("latin-1")},
+        ):
+            response = await http.get("/listSessions", headers=headers)
+            assert (response.status_code, response.json()["error"]["code"]) == (401, "Unauthorized")
+        assert (await http.get("/listSessions", headers={"authorization": "Bearer secret"})).status_code == 200
+        assert (await http.get("/health")).status_code == 200
+
+
+async def test_a_foreign_host_header_is_refused() -> None:
+    async with open_server(api_key="secret", allowed_hosts=frozenset({"localhost", "::1"})) as app, client(app) as http:
+        key = {"authorization": "Bearer secret"}
+        for host, status in (("localhost:80", 200), ("LOCALHOST", 200), ("[::1]:9", 200), ("evil.example", 403), ("", 403)):
+            assert (await http.get("/listSessions", headers=key | {"host": host})).status_code == status
+
+
+async def test_many_sessions_at_once_keep_apart(http: httpx.AsyncClient) -> None:
+    async def one(number: int) -> object:
+        params = {"identifier": f"session-{number}"}
+        await http.post("/executions", json={"code": f"x = {number}"}, params=params)
+        return (await http.post("/executions", json={"code": "x"}, params=params)).json()["result"]["executionResult"]
+
+    assert await asyncio.gather(*(one(number) for number in range(12))) == list(range(12))

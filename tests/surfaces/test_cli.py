@@ -1,0 +1,174 @@
+"""The command line, as a shell sees it."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aca_sessions import Settings, open_pool
+
+from ..conftest import COMMAND, aca_sessions
+
+
+def test_a_cell_prints_its_output_and_value() -> None:
+    run = aca_sessions("run", "print('hello')\n6 * 7")
+    assert (run.stdout, run.stderr, run.returncode) == ("hello\n42\n", "", 0)
+
+
+def test_code_may_come_from_standard_input() -> None:
+    assert aca_sessions("run", "-", stdin="6 * 7").stdout == "42\n"
+
+
+def test_a_failed_cell_is_exit_code_1_with_its_traceback_on_stderr() -> None:
+    run = aca_sessions("run", "print('out')\n1 / 0")
+    assert (run.stdout, run.returncode) == ("out\n", 1)
+    assert run.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
+
+
+def test_json_holds_everything() -> None:
+    result = json.loads(aca_sessions("run", "--json", "print('out'); 6 * 7").stdout)
+    assert (result["success"], result["stdout"], result["value"], result["state"]) == (True, "out\n", 42, "kept")
+
+
+def test_a_file_is_there_for_the_cell(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("content")
+    assert aca_sessions("run", "--file", str(tmp_path / "data.txt"), "open('data.txt').read()").stdout == "'content'\n"
+
+
+def test_a_cell_over_its_time_says_so() -> None:
+    run = aca_sessions("run", "--timeout", "0.2", "while True: pass")
+    assert run.returncode == 1
+    assert "longer than 0.2 s" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--session", "mine", "1"], "aca-sessions serve"),
+        (["run", "--file", "/nonexistent", "1"], "--file /nonexistent"),
+        (["run", "--timeout", "-1", "1"], "--timeout"),
+        (["run", "--timeout", "soon", "1"], "--timeout"),
+        (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
+        (["run"], "CODE"),
+        ([], "COMMAND"),
+        (["serve", "--port", "70000"], "70000"),
+        (["serve", "--socket", "/nonexistent/socket"], "--socket"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) -> None:
+    run = aca_sessions(*arguments)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_nothing_of_the_host_is_shown() -> None:
+    shadow = aca_sessions("run", 'open("/etc/shadow").read()')
+    assert (shadow.stdout, shadow.returncode) == ("", 1)
+    environment = aca_sessions("run", "import os; print(os.environ)", env=os.environ | {"SECRET": "hunter2"})
+    assert "hunter2" not in environment.stdout + environment.stderr
+
+
+def test_an_interrupted_command_ends_quietly() -> None:
+    command = subprocess.Popen([*COMMAND, "run", "print('ready', flush=True)\nwhile True: pass"], stderr=subprocess.PIPE, text=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        command.wait(1.5)
+    command.send_signal(signal.SIGINT)
+    _, stderr = command.communicate(timeout=10)
+    assert command.returncode == 130
+    assert "Traceback" not in stderr
+
+
+def test_doctor_reports_full_isolation_item_by_item() -> None:
+    run = aca_sessions("doctor")
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.rstrip().endswith("isolation: full")
+    for part in ("user namespace", "seccomp", "Landlock", "capabilities", "no network"):
+        assert part in run.stdout
+
+
+class Server:
+    """`aca-sessions serve` in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen([*COMMAND, "serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.endpoint = self._said("Endpoint: ")
+
+    def _said(self, what: str) -> str:
+        line = self.process.stdout.readline()
+        assert line.startswith(what), line + self.process.stderr.read()
+        return line.removeprefix(what).strip()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.rest = self.process.communicate(timeout=20)
+
+    def key(self) -> str:
+        return self._said("ApiKey: ")
+
+
+async def test_serve_makes_a_key_and_a_session_outlives_its_client() -> None:
+    with Server("--port", "0") as server:
+        settings = Settings(Endpoint=server.endpoint, ApiKey=server.key())
+        environment = os.environ | {
+            "ACASessions__Endpoint": server.endpoint,
+            "ACASessions__ApiKey": settings.SessionsHttpClient.ApiKey.get_secret_value(),
+        }
+        aca_sessions("run", "--session", "mine", "x = 20", env=environment)
+        assert aca_sessions("run", "--session", "mine", "x + 22", env=environment).stdout == "42\n"
+        async with open_pool(settings) as pool, pool.session() as session:
+            await session.upload_file("a.txt", b"hello")
+            result = await session.run("open('a.txt').read()")
+            assert (result.value, str(result.state)) == ("hello", "kept")
+        wrong = aca_sessions("run", "1", env=environment | {"ACASessions__ApiKey": "wrong"})
+        assert (wrong.returncode, "401" in wrong.stderr) == (2, True)
+    assert server.process.returncode == 0
+    written = "".join(server.rest)
+    assert "mine" not in written
+
+
+async def test_serve_on_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.sock"
+    with Server("--socket", str(path)) as server:
+        assert server.endpoint == f"unix://{path}"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        async with open_pool(endpoint=server.endpoint) as pool, pool.session() as session:
+            assert (await session.run("6 * 7")).value == 42
+    assert not path.exists()
+
+
+async def test_a_served_cell_is_interrupted_when_its_caller_goes(tmp_path: Path) -> None:
+    import asyncio
+
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with open_pool(endpoint=server.endpoint) as pool, pool.session() as session:
+            await session.run("x = 5")
+            running = asyncio.create_task(session.run("while True: pass"))
+            await asyncio.sleep(0.2)
+            running.cancel()
+            await asyncio.wait({running})
+            result = await session.run("x")
+            assert (result.value, str(result.state)) == (5, "kept")
+
+
+def test_serve_checks_the_host_header() -> None:
+    with Server("--port", "0", "--api-key", "k", "--allowed-host", "friend.example") as server:
+
+        def status(host: str) -> int:
+            return httpx.get(f"{server.endpoint}/health", headers={"host": host}).status_code
+
+        assert [status(host) for host in ("localhost", "127.0.0.1:99", "friend.example", "evil.example")] == [200, 200, 200, 403]
+
+
+def test_the_module_and_the_script_are_the_same() -> None:
+    script = Path(sys.executable).with_name("aca-sessions")
+    assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"
