@@ -11,7 +11,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: no python3 of that age is on PATH"; exit 1; }
-	@echo "Setting up $(VENV) for $$($(PYTHON) --version): about 330 MB to fetch (Semantic Kernel, numpy, pandas, matplotlib, …), once."
+	@echo "Setting up $(VENV) for $$($(PYTHON) --version): about 200 MB to fetch and 1 GB on disk (Semantic Kernel, numpy, pandas, matplotlib, …), once."
 	@if command -v uv >/dev/null 2>&1; then \
 		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 		uv pip install --quiet --python $(RUN) --editable '.[data,redis]' --group dev; \

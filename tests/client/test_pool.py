@@ -96,3 +96,13 @@ async def test_a_closed_pool_gives_no_session() -> None:
 async def test_names_are_not_shown(pool: SessionPool) -> None:
     async with pool.session("a-secret-name") as session:
         assert "a-secret-name" not in repr(session) + repr(pool)
+
+
+async def test_no_log_holds_a_name_a_cell_or_a_file(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        async with open_pool() as pool, pool.session("the-secret-name") as session:
+            await session.upload_file("data.txt", "the-secret-content")
+            await session.run("'the-secret' + '-code'")
+            await session.run("raise ValueError('the-secret-error')")
+    assert caplog.records
+    assert "the-secret" not in caplog.text
