@@ -15,10 +15,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "": {"models", "errors", "client", "server", "sandbox", "settings", "connect", "surfaces", "contract"},
     "models": {"errors"},
+    "telemetry": {"models"},
     "errors": set(),
     "settings": {"errors"},
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "contract", "models", "errors"},
+    "client": {"client", "contract", "models", "errors", "telemetry"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},

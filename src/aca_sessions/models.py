@@ -157,3 +157,4 @@ class SessionInfo:
     last_used: datetime
     expires: datetime | None = None
     is_active: bool = False
+    leased_since: datetime | None = None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Self, overload
 from urllib.parse import quote
 
+from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
 from ..errors import ACASessionsError, ServiceUnavailableError
@@ -47,7 +48,10 @@ class CodeInterpreter:
         if refused is not None:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
-        return await self._execute(request.session_id, text, request.timeout)
+        with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
+            result = await self._execute(request.session_id, text, request.timeout)
+            telemetry.executed(span, result)
+        return result
 
     @overload
     async def upload_file(self, request: FileUploadRequest, /) -> RemoteFile: ...
@@ -59,14 +63,15 @@ class CodeInterpreter:
             content = data.encode() if isinstance(data, str) else data
             request = FileUploadRequest(session_id=request, file_name=name, file_content=content)
         folder, _, name = request.file_name.removeprefix("/mnt/data/").rpartition("/")
-        response = await self._http.request(
-            "POST",
-            flat.FILES_PATH,
-            identifier=request.session_id,
-            query=_path(folder),
-            file=(name, request.file_content),
-            timeout=_DEFAULT_WAIT,
-        )
+        with telemetry.span("upload", request.session_id, bytes=len(request.file_content)):
+            response = await self._http.request(
+                "POST",
+                flat.FILES_PATH,
+                identifier=request.session_id,
+                query=_path(folder),
+                file=(name, request.file_content),
+                timeout=_DEFAULT_WAIT,
+            )
         return flat.decode_file(json_object(response))
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:

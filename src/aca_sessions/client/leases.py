@@ -19,6 +19,7 @@ class _Held:
     created: datetime
     last_used: datetime
     leases: int = 0
+    leased_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,14 @@ class Leases:
         """How many callers wait."""
         return len(self._waiting)
 
+    def is_held(self, session_id: str | None) -> bool:
+        """Whether anybody holds a session of this name."""
+        held = self._sessions.get(session_id) if session_id is not None else None
+        return held is not None and held.leases > 0
+
     def acquire(self, session_id: str | None, wake: Callable[[Granted], None]) -> Granted | Waiter:
         """A lease, or a place in the queue. Nobody overtakes, except into a session that is held already."""
-        if self._is_held(session_id) or (self.leased < self.limit and not self._waiting):
+        if self.is_held(session_id) or (self.leased < self.limit and not self._waiting):
             return self._grant(session_id)
         waiter = Waiter(session_id, wake)
         self._waiting.append(waiter)
@@ -83,10 +89,11 @@ class Leases:
             return []
         held.leases -= 1
         held.last_used = self._clock()
-        ended = []
-        if held.leases == 0 and not held.named:
-            del self._sessions[session_id]
-            ended.append(session_id)
+        ended = [session_id] if held.leases == 0 and not held.named else []
+        if held.leases == 0:
+            held.leased_since = None
+        for name in ended:
+            del self._sessions[name]
         self._serve_queue()
         return ended
 
@@ -125,13 +132,10 @@ class Leases:
                 last_used=held.last_used,
                 expires=None if held.leases else held.last_used + self._idle_timeout,
                 is_active=held.leases > 0,
+                leased_since=held.leased_since,
             )
             for name, held in self._sessions.items()
         ]
-
-    def _is_held(self, session_id: str | None) -> bool:
-        held = self._sessions.get(session_id) if session_id is not None else None
-        return held is not None and held.leases > 0
 
     def _grant(self, session_id: str | None) -> Granted:
         name = session_id or str(uuid.uuid4())
@@ -139,13 +143,14 @@ class Leases:
         held = self._sessions.setdefault(name, _Held(session_id is not None, now, now))
         held.leases += 1
         held.last_used = now
+        held.leased_since = held.leased_since or now
         expired = name in self._expired
         self._expired.discard(name)
         return Granted(name, expired)
 
     def _serve_queue(self) -> None:
         for waiter in [*self._waiting]:
-            if self._is_held(waiter.session_id) or self.leased < self.limit:
+            if self.is_held(waiter.session_id) or self.leased < self.limit:
                 self._waiting.remove(waiter)
                 waiter.granted = self._grant(waiter.session_id)
                 waiter.wake(waiter.granted)

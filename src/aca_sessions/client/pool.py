@@ -7,19 +7,31 @@ are carried out.
 import asyncio
 import contextlib
 import warnings
-from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from datetime import timedelta
-from typing import Self
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, Self
 
-from ..errors import ACASessionsError, PoolClosedError, PoolTimeoutError
+from .. import telemetry
+from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
 from ..models import SessionInfo
 from .interpreter import CodeInterpreter
 from .leases import Granted, Leases, Waiter
+from .made_at import caller
 from .session import Session
 
 _LOOK_FOR_IDLE_EVERY = 15.0
+_NAMED_IN_A_MESSAGE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """Something that the pool did with a session."""
+
+    kind: Literal["leased", "released", "expired", "terminated"]
+    session_id: str
 
 
 class SessionPool:
@@ -32,15 +44,19 @@ class SessionPool:
         max_concurrent_sessions: int = 10,
         session_timeout: float = 1800.0,
         acquire_timeout: float = 60.0,
+        on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
-        """Runs sessions through the given interpreter, which stays its owner's. Times are in seconds."""
+        """Runs sessions through the given interpreter, which stays its owner's. Times are in seconds; events are told as they happen."""
         self._interpreter = interpreter
         self._leases = Leases(max_concurrent_sessions, timedelta(seconds=session_timeout))
         self._look_every = min(_LOOK_FOR_IDLE_EVERY, session_timeout)
         self._acquire_timeout = acquire_timeout
+        self._on_event = on_event
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._endings: set[asyncio.Task[None]] = set()
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
+        self._made_at = caller()
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
@@ -53,24 +69,30 @@ class SessionPool:
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
         """Holds a session until it is released; waits where as many as allowed are held."""
-        if self._closed:
-            raise PoolClosedError("the pool is closed: open a new one")
-        self._start_expiring()
-        self._end(self._leases.expire())
-        granted = await self._acquire(session_id)
+        self._check_usable()
+        self._expire_idle()
+        with telemetry.acquiring(session_id):
+            granted = await self._acquire(session_id)
+        self._tell("leased", granted.session_id)
         return Session(self._interpreter, granted.session_id, expired=granted.expired)
 
     async def release(self, session_id: str) -> None:
         """Gives a session back. An anonymous one ends, and its state with it."""
+        if self._leases.is_held(session_id):
+            telemetry.released()
+            self._tell("released", session_id)
         await self._finish(self._end(self._leases.release(session_id)))
 
     async def terminate(self, session_id: str) -> None:
         """Ends a session at once, whoever holds it."""
-        await self._finish(self._end(self._leases.terminate(session_id)))
+        ended = self._leases.terminate(session_id)
+        for name in ended:
+            self._tell("terminated", name)
+        await self._finish(self._end(ended))
 
     def active(self) -> list[SessionInfo]:
         """All sessions that the pool keeps alive; those with `is_active` are held now."""
-        self._end(self._leases.expire())
+        self._expire_idle()
         return self._leases.infos()
 
     async def close(self) -> None:
@@ -88,7 +110,9 @@ class SessionPool:
 
     def __del__(self) -> None:
         if self._expiring is not None and not self._closed:
-            warnings.warn(f"{self!r} was never closed: use 'async with'", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(
+                f"{self!r} made at {self._made_at} was never closed: use 'async with'", ResourceWarning, source=self, stacklevel=2
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -114,11 +138,19 @@ class SessionPool:
         self._end(self._leases.give_up(waiter))
 
     def _who_holds_what(self) -> str:
-        kinds = Counter("active" if info.is_active else "idle" for info in self._leases.infos())
+        """Names are secrets, so it is told by their hash."""
+        now = datetime.now(UTC)
+        held = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
+        held.sort(key=lambda one: one[1], reverse=True)
+        longest = ", ".join(f"{telemetry.hashed(name)} for {time.total_seconds():.1f} s" for name, time in held[:_NAMED_IN_A_MESSAGE])
         return (
-            f"no session became free within {self._acquire_timeout:g} s: {kinds['active']} of {self._leases.limit} are held; "
+            f"no session became free within {self._acquire_timeout:g} s: {len(held)} of {self._leases.limit} are held, longest {longest}; "
             "release sessions sooner, or raise ACASessions:SessionPool:MaxConcurrentSessions"
         )
+
+    def _tell(self, kind: Literal["leased", "released", "expired", "terminated"], session_id: str) -> None:
+        if self._on_event is not None:
+            self._on_event(PoolEvent(kind, session_id))
 
     def _end(self, session_ids: Iterable[str]) -> list["asyncio.Task[None]"]:
         loop = asyncio.get_running_loop()
@@ -139,11 +171,29 @@ class SessionPool:
         with contextlib.suppress(ACASessionsError):
             await self._interpreter.delete_session(session_id)
 
-    def _start_expiring(self) -> None:
-        if self._expiring is None:
-            self._expiring = asyncio.get_running_loop().create_task(self._expire())
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise PoolClosedError("the pool is closed: open a new one")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._expiring = loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
+        if self._loop is not loop:
+            raise PoolError("the pool belongs to another event loop: open one in each loop that uses sessions")
 
-    async def _expire(self) -> None:
-        while True:
-            await asyncio.sleep(self._look_every)
-            self._end(self._leases.expire())
+    def _expire_idle(self) -> None:
+        expired = self._leases.expire()
+        for name in expired:
+            self._tell("expired", name)
+        self._end(expired)
+
+
+async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
+    """Does not keep the pool alive: one that was forgotten says so when it is collected."""
+    while True:
+        await asyncio.sleep(every)
+        alive = pool()
+        if alive is None:
+            return
+        alive._expire_idle()
+        del alive
