@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT = {
     "": {"models", "errors", "client", "server", "sandbox", "settings", "connect", "surfaces", "contract"},
-    "models": {"errors"},
+    "models": {"errors", "rendering"},
+    "rendering": {"models"},
     "telemetry": {"models"},
     "errors": set(),
     "settings": {"errors"},

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -37,6 +37,15 @@ class Display:
 
 
 @dataclass(frozen=True, slots=True)
+class FileChange:
+    """What a cell did to a file; the path is relative to /mnt/data."""
+
+    path: str
+    kind: Literal["created", "changed", "deleted"]
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CodeError:
     """The exception that ended a cell."""
 
@@ -58,9 +67,11 @@ class CodeExecutionResult:
     value: Scalar = None
     text: str | None = None
     displays: tuple[Display, ...] = ()
+    files: tuple[FileChange, ...] = ()
     error: CodeError | None = None
     state: State = State()
     duration: float = 0.0
+    max_output: int = field(default=10_000, repr=False, compare=False)
 
     @property
     def success(self) -> bool:
@@ -97,19 +108,10 @@ class CodeExecutionResult:
         return self
 
     def __str__(self) -> str:
-        """What a model reads: compact, and no image data."""
-        parts = [self.output.rstrip("\n"), self.stderr.rstrip("\n"), *self._notes()]
-        return "\n".join(part for part in parts if part) or "(no output)"
+        """What a model reads: compact, within `max_output` characters or so, and no image data."""
+        from .rendering import render
 
-    def _notes(self) -> list[str]:
-        notes = []
-        if self.error is not None and str(self.error) not in self.stderr:
-            notes.append(str(self.error))
-        if self.images:
-            notes.append(f"[{len(self.images)} image{'s' if len(self.images) > 1 else ''} shown to the user]")
-        if self.state.kind != "kept":
-            notes.append(f"[session state {self.state}]")
-        return notes
+        return render(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

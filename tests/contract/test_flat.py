@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from aca_sessions.contract import flat
 from aca_sessions.contract.records import Execution, ExecutionCall, ProblemError, decode_problem, encode_problem
 from aca_sessions.errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
-from aca_sessions.models import CodeError, CodeExecutionResult, Display, RemoteFile, SessionInfo, State
+from aca_sessions.models import CodeError, CodeExecutionResult, Display, FileChange, RemoteFile, SessionInfo, State
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+CHANGES = st.builds(FileChange, TEXT, st.sampled_from(["created", "changed", "deleted"]), st.integers(0, 1 << 40))
 MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 CALLS = st.builds(
     ExecutionCall,
@@ -33,6 +34,9 @@ RESULTS = st.builds(
     displays=st.lists(st.builds(Display, st.dictionaries(st.sampled_from(["text/plain", "text/html"]), TEXT, min_size=1)), max_size=3).map(
         tuple
     ),
+    files=st.lists(
+        st.builds(FileChange, TEXT, st.sampled_from(["created", "changed", "deleted"]), st.integers(0, 1 << 40)), max_size=2
+    ).map(tuple),
     error=st.none() | st.builds(CodeError, TEXT, TEXT, TEXT),
     state=st.builds(State, st.sampled_from(["kept", "rolled_back", "lost", "unknown"]), st.none() | TEXT),
     duration=st.integers(0, 10**6).map(lambda milliseconds: milliseconds / 1000),

@@ -31,6 +31,7 @@ FINISHED = st.builds(
     error_name=st.none() | WELL_FORMED,
     error_message=WELL_FORMED,
     error_traceback=WELL_FORMED,
+    files=st.lists(st.tuples(WELL_FORMED, st.integers()).map(list), max_size=2),
 )
 
 

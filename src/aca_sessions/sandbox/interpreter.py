@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from ..errors import GuestDiedError
-from ..models import CodeError, CodeExecutionResult, Display, State
+from ..models import CodeError, CodeExecutionResult, Display, FileChange, State
 from . import wire
 from .forkserver import Spawned, refusal
 from .output import Output
@@ -184,6 +184,7 @@ class Interpreter:
             case wire.Shown(cell.execution, data):
                 cell.show(data)
             case wire.Finished(cell.execution):
+                _changes(message)  # refuses the whole frame while it still can be refused
                 cell.finished.set_result(message)
 
     def _on_output(self, output: Output) -> None:
@@ -229,6 +230,7 @@ class Interpreter:
             value=finished.value if finished else None,
             text=finished.text if finished else None,
             displays=tuple(cell.displays),
+            files=_changes(finished) if finished else (),
             error=error,
             state=state,
             duration=duration,
@@ -265,6 +267,17 @@ def _error(cell: _Cell, finished: wire.Finished | None, state: State) -> CodeErr
     if finished.error_name is None:
         return None
     return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
+
+
+def _changes(finished: wire.Finished) -> tuple[FileChange, ...]:
+    changes = []
+    for change in finished.files:
+        match change:
+            case [str(path), "created" | "changed" | "deleted" as kind, int(size)]:
+                changes.append(FileChange(path, kind, size))
+            case _:
+                raise wire.WireError("a file change of another shape")
+    return tuple(changes)
 
 
 def _reason(status: int | None) -> str:

@@ -119,6 +119,7 @@ class Finished(Message):
     error_name: str | None
     error_message: str
     error_traceback: str
+    files: list[list[object]]
 
 
 # --- host → guest ---

@@ -23,6 +23,8 @@ _ENVIRONMENT = {
     "LANG": "C.UTF-8",
     "TZ": "UTC",
     "TMPDIR": "/tmp",
+    "XDG_CACHE_HOME": "/tmp/.cache",  # what libraries keep for themselves is no file of the session's
+    "XDG_CONFIG_HOME": "/tmp/.config",
     "IPYTHONDIR": "/tmp/.ipython",
     "MPLCONFIGDIR": "/tmp/.matplotlib",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",

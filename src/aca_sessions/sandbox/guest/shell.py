@@ -14,17 +14,17 @@ from typing import Any
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.formatters import PlainTextFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ..wire import Finished, Message, Run, Scalar, Shown, Started
-from . import streams
+from . import changes, streams
 from .link import interrupts
 
 _MAX_TEXT = 1 << 20
 _MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
 _MAX_INTEGER_BITS = 4096
-_NUMPY_SCALARS = "bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 longdouble complex64 complex128"
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
 
@@ -46,6 +46,18 @@ class _Publisher(DisplayPublisher):
         self.shell.collected.take_display(data)
 
     def clear_output(self, wait: bool = False) -> None: ...
+
+
+class _PlainText(PlainTextFormatter):
+    """Numbers as numbers, and figures in words. (The inline backend takes out what is registered for figures.)"""
+
+    def __call__(self, value: Any) -> str:
+        if type(value) not in self.type_printers:
+            if type(value).__module__ == "numpy" and isinstance(value, (sys.modules["numpy"].number, sys.modules["numpy"].bool_)):
+                return str(value)
+            if type(value).__module__ == "matplotlib.figure" and hasattr(value, "get_axes"):
+                return _describe_figure(value)
+        return str(super().__call__(value))
 
 
 class _Collected:
@@ -82,9 +94,9 @@ class _Collected:
             message = f"<{type(broken).__name__} while reading the message>"
         self.error = (type(error).__name__, clip(message), clip(traceback))
 
-    def finished(self) -> Finished:
+    def finished(self, files: list[list[object]]) -> Finished:
         name, message, traceback = self.error or (None, "", "")
-        return Finished(self.execution, self.value, self.text, name, message, traceback)
+        return Finished(self.execution, self.value, self.text, name, message, traceback, files)
 
 
 class Shell(InteractiveShell):
@@ -98,6 +110,7 @@ class Shell(InteractiveShell):
         """Runs a cell; whatever it does, an answer comes back."""
         self.collected = _Collected(cell.execution, send)
         self._forget_listings()
+        before = changes.listing()
         try:
             with interrupts.allowed():
                 send(Started(cell.execution))
@@ -107,7 +120,7 @@ class Shell(InteractiveShell):
             error = interrupt
         if error is not None and self.collected.error is None:
             self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
-        return self.collected.finished()
+        return self.collected.finished(changes.between(before, changes.listing()))
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         self.collected.take_error(evalue, self.InteractiveTB.stb2text(stb))
@@ -143,7 +156,8 @@ def build_shell(preload: list[str]) -> Shell:
     warnings.filterwarnings("ignore", message="To exit: use")
     shell = Shell.instance(config=config)
     shell.loop_runner = loop = _Loop()
-    _show_numpy_scalars_plainly(shell)
+    formatters = shell.display_formatter.formatters
+    formatters["text/plain"] = _PlainText(parent=shell.display_formatter)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for code in _WARM_UP:
             shell.run(Run("", code), lambda _message: None)
@@ -194,10 +208,16 @@ class _Loop:
         asyncio.set_event_loop(None)
 
 
-def _show_numpy_scalars_plainly(shell: Shell) -> None:
-    formatter = shell.display_formatter.formatters["text/plain"]
-    for name in _NUMPY_SCALARS.split():  # each has a repr of its own, so their common base is never asked
-        formatter.for_type_by_name("numpy", name, lambda scalar, printer, _cycle: printer.text(str(scalar)))
+def _describe_figure(figure: Any) -> str:
+    """In words, for those who do not see it: what it is called and what is drawn along its axes."""
+    parts = [figure.get_suptitle()] if hasattr(figure, "get_suptitle") else []
+    for axes in figure.get_axes()[:4]:
+        labels = " by ".join(label for label in (axes.get_ylabel(), axes.get_xlabel()) if label)
+        legend = axes.get_legend()
+        lines = ", ".join(text.get_text() for text in legend.get_texts()[:8]) if legend else ""
+        parts.append(" ".join(part for part in (axes.get_title(), f"({labels})" if labels else "", f"[{lines}]" if lines else "") if part))
+    described = "; ".join(part for part in parts if part)
+    return f"Figure {described}" if described else f"Figure with {len(figure.get_axes())} axes"
 
 
 def _scalar(value: Any) -> Scalar:

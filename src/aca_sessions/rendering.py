@@ -1,0 +1,95 @@
+"""What a model reads of a result: compact, told apart, within a budget, and no image data."""
+
+import re
+
+from .models import CodeExecutionResult, FileChange
+
+_FRAME = re.compile(r"\n(?=Cell In\[|File )")
+_OF_THE_USER = re.compile(r"Cell In\[|File /mnt/data/")
+_HEADER = re.compile(r"\A-{10,}\n.*Traceback \(most recent call last\)\n", re.MULTILINE)
+_MAX_NAMED = 10
+
+
+def render(result: CodeExecutionResult) -> str:
+    """The text. Headings appear only where there is more than one thing to tell apart."""
+    error = _error(result)
+    streams = {"stdout": result.stdout, "stderr": _stderr_alone(result), "value": result.text or ""}
+    shown = {name: text.strip("\n") for name, text in streams.items() if text.strip()}
+    room = max(200, (result.max_output - len(error)) // max(1, len(shown)))
+    parts = [_section(name, clip(text, room), headed=len(shown) > 1 or name == "stderr") for name, text in shown.items()]
+    parts += [clip(error, result.max_output), *_notes(result)]
+    return "\n".join(part for part in parts if part) or "(no output)"
+
+
+def clip(text: str, room: int) -> str:
+    """The head and the tail of a text that is too long, and how to read the rest."""
+    if len(text) <= room:
+        return text
+    half = room // 2
+    cut = len(text) - 2 * half
+    return f"{text[:half]}\n[… {cut} characters cut; to read them, write them to a file and print a part of it …]\n{text[-half:]}"
+
+
+def _section(name: str, text: str, *, headed: bool) -> str:
+    return f"[{name}]\n{text}" if headed else text
+
+
+def _error(result: CodeExecutionResult) -> str:
+    if result.error is None:
+        return ""
+    return _users_part(result.error.traceback) or str(result.error)
+
+
+def _users_part(traceback: str) -> str:
+    """The traceback without its frames in libraries, which say more of them than of the code that was sent."""
+    body = _HEADER.sub("", traceback).strip("\n")
+    *frames, last = _FRAME.split(body)
+    last, separator, conclusion = last.rpartition("\n\n")
+    frames.append(last if separator else "")
+    kept = [frame.strip("\n") for frame in frames if _OF_THE_USER.match(frame)]
+    dropped = sum(1 for frame in frames if frame.startswith("File ")) - sum(frame.startswith("File ") for frame in kept)
+    if not kept:
+        return body
+    note = f"[{dropped} frame{'s' if dropped > 1 else ''} in libraries]" if dropped else ""
+    return "\n".join(part for part in (*kept, note, conclusion) if part)
+
+
+def _stderr_alone(result: CodeExecutionResult) -> str:
+    """stderr ends with the error, which is told by itself."""
+    if result.error is None:
+        return result.stderr
+    return result.stderr.removesuffix(result.error.traceback or str(result.error))
+
+
+def _notes(result: CodeExecutionResult) -> list[str]:
+    notes = []
+    if result.files:
+        notes.append(f"[files] {_listed([_file(file) for file in result.files])}")
+    if images := [display for display in result.displays if display.png is not None]:
+        described = [" ".join(str(display.data.get("text/plain", "")).split()) for display in images]
+        count = f"{len(images)} image{'s' if len(images) > 1 else ''} shown to the user"
+        notes.append(f"[images] {count}: {_listed([text[:200] for text in described if text])}".rstrip(": "))
+    if result.state.kind != "kept":
+        notes.append(f"[state] {result.state}; {_CONSEQUENCES.get(str(result.state)) or _CONSEQUENCES[result.state.kind]}")
+    return notes
+
+
+_CONSEQUENCES = {
+    "lost: expired": "variables and files from before are gone",
+    "lost": "variables from before are gone, files are kept",
+    "rolled_back": "variables and files are as before this cell",
+    "unknown": "look at a variable before relying on it",
+}
+
+
+def _file(file: FileChange) -> str:
+    return f"{file.path} {file.kind}" + (f" ({_size(file.size)})" if file.kind != "deleted" else "")
+
+
+def _listed(items: list[str]) -> str:
+    rest = len(items) - _MAX_NAMED
+    return "; ".join(items[:_MAX_NAMED]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _size(size: int) -> str:
+    return f"{size} bytes" if size < 10_000 else f"{size / 1000:.0f} kB" if size < 10_000_000 else f"{size / 1_000_000:.0f} MB"

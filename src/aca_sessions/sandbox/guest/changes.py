@@ -1,0 +1,49 @@
+"""Which files of /mnt/data a cell created, changed or deleted."""
+
+import os
+import stat
+
+_DATA = "/mnt/data"
+_MOST = 2000
+_HIDDEN = (".upload-", "__pycache__")
+
+Listing = dict[str, tuple[int, int, int]]
+
+
+def listing() -> Listing | None:
+    """Each file with what changes when it does; None where there are too many to look at for every cell."""
+    found: Listing = {}
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        for name, status in _entries(folder):
+            path = f"{folder}{name}"
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(f"{path}/")
+            elif stat.S_ISREG(status.st_mode):
+                found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if len(found) + len(pending) > _MOST:
+                return None
+    return found
+
+
+def between(before: Listing | None, after: Listing | None) -> list[list[object]]:
+    """Path, kind and size of each change; none where either listing is missing."""
+    if before is None or after is None:
+        return []
+    changes: list[list[object]] = []
+    for path, now in after.items():
+        if path not in before:
+            changes.append([path, "created", now[1]])
+        elif before[path] != now:
+            changes.append([path, "changed", now[1]])
+    changes += [[path, "deleted", 0] for path in before.keys() - after.keys()]
+    return sorted(changes, key=lambda change: str(change[0]))
+
+
+def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
+    try:
+        with os.scandir(f"{_DATA}/{folder}") as entries:
+            return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if not entry.name.startswith(_HIDDEN)]
+    except OSError:
+        return []

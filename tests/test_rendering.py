@@ -1,0 +1,110 @@
+"""What a model reads of a result."""
+
+import pytest
+
+from aca_sessions import CodeExecutionResult, Session
+from aca_sessions.models import CodeError, Display, FileChange, State
+
+
+def read(**parts: object) -> str:
+    return str(CodeExecutionResult(**parts))
+
+
+def test_one_kind_of_output_needs_no_heading() -> None:
+    assert read(stdout="hello\n") == "hello"
+    assert read(text="42", value=42) == "42"
+
+
+def test_several_kinds_are_told_apart() -> None:
+    assert read(stdout="hello\n", stderr="careful\n", text="42") == "[stdout]\nhello\n[stderr]\ncareful\n[value]\n42"
+
+
+def test_nothing_at_all_is_said() -> None:
+    assert read() == "(no output)"
+
+
+def test_an_error_is_told_once() -> None:
+    assert read(stdout="a\n", stderr="ValueError: no", error=CodeError("ValueError", "no")) == "a\nValueError: no"
+
+
+def test_files_are_named_with_sizes() -> None:
+    files = (FileChange("a.csv", "created", 12), FileChange("b.png", "changed", 25_000), FileChange("c", "deleted"))
+    assert read(files=files) == "[files] a.csv created (12 bytes); b.png changed (25 kB); c deleted"
+
+
+def test_many_files_are_counted() -> None:
+    assert read(files=tuple(FileChange(f"{n}", "created", 1) for n in range(50))).endswith("; and 40 more")
+
+
+def test_images_are_described_and_never_sent() -> None:
+    shown = read(displays=(Display({"image/png": "iVBORw0KGgo", "text/plain": "Figure Sales"}),))
+    assert shown == "[images] 1 image shown to the user: Figure Sales"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (State("lost", "crash"), "[state] lost: crash; variables from before are gone, files are kept"),
+        (State("lost", "expired"), "[state] lost: expired; variables and files from before are gone"),
+        (State("unknown", "no reply"), "[state] unknown: no reply; look at a variable before relying on it"),
+    ],
+)
+def test_a_state_that_is_not_kept_is_told(state: State, said: str) -> None:
+    assert read(state=state) == f"{said}"
+
+
+@pytest.mark.parametrize("part", ["stdout", "stderr", "text"])
+def test_a_flood_stays_within_the_budget_with_head_and_tail(part: str) -> None:
+    shown = read(**{part: "first" + "x" * 100_000 + "last"}, max_output=2000)
+    assert len(shown) < 2300
+    assert "first" in shown
+    assert "last" in shown
+    assert "characters cut" in shown
+
+
+def test_the_budget_is_shared_by_all_parts() -> None:
+    flood = "x" * 100_000
+    error = CodeError("ValueError", flood, flood)
+    assert len(read(stdout=flood, stderr=flood, text=flood, error=error, max_output=3000)) < 6000
+
+
+async def test_a_traceback_is_trimmed_to_the_users_code(session: Session) -> None:
+    result = await session.run("import json\ndef parse(text):\n    return json.loads(text)\nparse('{')")
+    shown = str(result)
+    assert "return json.loads(text)" in shown
+    assert "parse('{')" in shown
+    assert "JSONDecodeError" in shown
+    assert "[3 frames in libraries]" in shown
+    assert "site-packages" not in shown
+    assert "json/decoder.py" not in shown
+    assert "json/decoder.py" in result.error.traceback
+
+
+async def test_a_module_of_the_users_is_the_users_code(session: Session) -> None:
+    await session.upload_file("mine.py", "def f():\n    raise ValueError('no')\n")
+    shown = str(await session.run("import mine; mine.f()"))
+    assert "raise ValueError('no')" in shown
+    assert "libraries" not in shown
+
+
+async def test_a_syntax_error_shows_where(session: Session) -> None:
+    shown = str(await session.run("x = 1\ny = = 2"))
+    assert "y = = 2" in shown
+    assert "SyntaxError" in shown
+
+
+async def test_what_a_cell_did_to_files_is_told(session: Session) -> None:
+    await session.upload_file("changed.txt", "old")
+    await session.upload_file("deleted.txt", "old")
+    result = await session.run(
+        "import os; open('new.txt', 'w').write('12345'); open('changed.txt', 'a').write('x'); os.remove('deleted.txt')"
+    )
+    assert [(file.path, file.kind, file.size) for file in result.files] == [
+        ("changed.txt", "changed", 4), ("deleted.txt", "deleted", 0), ("new.txt", "created", 5)
+    ]  # fmt: skip
+    assert (await session.run("1")).files == ()
+
+
+async def test_a_figure_is_described_in_words(session: Session) -> None:
+    code = "import matplotlib.pyplot as plt\nplt.plot([1, 2], label='lamp'); plt.title('Sales'); plt.xlabel('month'); plt.ylabel('sold'); plt.legend(); plt.show()"
+    assert str(await session.run(code)) == "[images] 1 image shown to the user: Figure Sales (sold by month) [lamp]"
