@@ -13,21 +13,23 @@ PACKAGE = ROOT / "src" / "aca_sessions"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT = {
-    "": {"models", "errors", "client", "server", "sandbox", "settings", "connect", "surfaces", "contract"},
+    "": {"models", "errors", "client", "server", "sandbox", "settings", "connect", "surfaces", "contract", "hosting"},
     "models": {"errors", "rendering"},
     "rendering": {"models"},
     "telemetry": {"models"},
+    "tasks": set(),
+    "hosting": set(),
     "errors": set(),
     "settings": {"errors"},
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "contract", "models", "errors", "telemetry"},
+    "client": {"client", "contract", "models", "errors", "telemetry", "tasks"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
-    "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors"},
-    "server": {"server", "contract", "sandbox", "models", "errors"},
-    "connect": {"settings", "client", "server", "sandbox", "errors"},
-    "surfaces": {"surfaces", "connect", "client", "settings", "models", "errors"},
+    "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
+    "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks"},
+    "connect": {"settings", "client", "server", "sandbox", "hosting", "errors"},
+    "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "errors"},
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect"},

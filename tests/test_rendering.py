@@ -37,7 +37,7 @@ def test_many_files_are_counted() -> None:
 
 
 def test_images_are_described_and_never_sent() -> None:
-    shown = read(displays=(Display({"image/png": "iVBORw0KGgo", "text/plain": "Figure Sales"}),))
+    shown = read(displays=(Display({"image/png": "iVBORw0KGgo=", "text/plain": "Figure Sales"}),))
     assert shown == "[images] 1 image shown to the user: Figure Sales"
 
 
@@ -106,5 +106,6 @@ async def test_what_a_cell_did_to_files_is_told(session: Session) -> None:
 
 
 async def test_a_figure_is_described_in_words(session: Session) -> None:
-    code = "import matplotlib.pyplot as plt\nplt.plot([1, 2], label='lamp'); plt.title('Sales'); plt.xlabel('month'); plt.ylabel('sold'); plt.legend(); plt.show()"
+    await session.run("import matplotlib.pyplot as plt")
+    code = "plt.plot([1, 2], label='lamp'); plt.title('Sales'); plt.xlabel('month'); plt.ylabel('sold'); plt.legend(); plt.show()"
     assert str(await session.run(code)) == "[images] 1 image shown to the user: Figure Sales (sold by month) [lamp]"

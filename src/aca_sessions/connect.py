@@ -2,101 +2,110 @@
 
 import logging
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
 
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
-from .client.pool import SessionPool
+from .client.pool import PoolEvent, SessionPool
 from .errors import ConfigurationError, NotSupportedError
+from .hosting import Hosting
 from .settings import LimitsSettings, Settings
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from .client.auth import AzureTokenProvider
     from .sandbox.policy import Limits, Policy
     from .sandbox.probe import IsolationReport
+    from .server.app import Service
 
 _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
 _AZURE = ".dynamicsessions.io"
+_ROOM_FOR_IDLE = 20  # sessions that are kept alive for each that may be held
+_IDLE_SECONDS = 1800.0
+Opened = TypeVar("Opened")
 
 
-@asynccontextmanager
-async def open_pool(
+class Opening(Generic[Opened]):
+    """An `async with` of one thing; whatever was opened for it is closed with it, in the reverse order.
+
+    Not a generator: one that is forgotten would be closed by the event loop at its end, in the middle of others.
+    """
+
+    def __init__(self, open_on: Callable[[AsyncExitStack], Awaitable[Opened]]) -> None:
+        """Opens by the given function, on a stack that is closed at the end."""
+        self._open_on = open_on
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Opened:
+        try:
+            return await self._open_on(self._stack)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+
+def open_pool(
     settings: Settings | None = None,
     *,
     policy: "Policy | None" = None,
     endpoint: str | None = None,
     max_concurrent_sessions: int | None = None,
-) -> AsyncIterator[SessionPool]:
+    on_event: Callable[[PoolEvent], None] | None = None,
+) -> Opening[SessionPool]:
     """A pool over what the settings say: an endpoint, or the embedded sandbox where there is none."""
-    settings = _settings(settings, endpoint, max_concurrent_sessions)
-    async with open_interpreter(settings, policy=policy) as interpreter, _pool(interpreter, settings) as pool:
-        yield pool
+
+    async def open_on(stack: AsyncExitStack) -> SessionPool:
+        chosen = _settings(settings, endpoint, max_concurrent_sessions)
+        # The pool ends idle sessions itself, and holds no more than it may: the embedded server need not.
+        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * (chosen.SessionPool.MaxConcurrentSessions or 1), cooldown=None)
+        interpreter = await _open_interpreter(chosen, policy, hosting, stack)
+        return await stack.enter_async_context(_pool(interpreter, chosen, on_event))
+
+    return Opening(open_on)
 
 
-@asynccontextmanager
-async def open_interpreter(
+def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
-) -> AsyncIterator[CodeInterpreter]:
+) -> Opening[CodeInterpreter]:
     """The request/result style over what the settings say."""
-    settings = _settings(settings, endpoint, None)
-    async with AsyncExitStack() as stack:
-        client = await _remote(settings, stack) if settings.SessionsHttpClient.Endpoint else await _embedded(settings, policy, stack)
-        http = SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
-        yield await stack.enter_async_context(CodeInterpreter(http))
+
+    async def open_on(stack: AsyncExitStack) -> CodeInterpreter:
+        chosen = _settings(settings, endpoint, None)
+        minutes = chosen.SessionPool.SessionTimeoutMinutes
+        return await _open_interpreter(chosen, policy, Hosting(cooldown=minutes * 60 if minutes else _IDLE_SECONDS), stack)
+
+    return Opening(open_on)
 
 
-@asynccontextmanager
-async def open_server(
-    settings: Settings | None = None,
-    *,
-    policy: "Policy | None" = None,
-    max_sessions: int | None = None,
-    cooldown: float | None = None,
-    api_key: str | None = None,
-    allowed_hosts: frozenset[str] = frozenset(),
-) -> AsyncIterator["ASGIApp"]:
+def open_server(
+    settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
+) -> Opening["Service"]:
     """The service over the embedded sandbox, as an ASGI application; where strangers can reach it, it wants a key."""
-    _require_linux()
-    from anyio import to_thread
 
-    from .sandbox import policy as defaults
-    from .sandbox.forkserver import ForkServer
-    from .sandbox.sandbox import Sandbox
+    async def open_on(stack: AsyncExitStack) -> "Service":
+        _require_linux()
+        from .sandbox.sandbox import Sandboxes
 
-    policy = policy or _policy(settings or Settings())
-    # The zygote starts while the rest of the server is imported.
-    fork_server = await to_thread.run_sync(ForkServer.shared, policy)
-    try:
+        chosen = policy or _policy(settings or Settings())
+        # The zygote starts while the rest of the server is imported.
+        sandboxes = await stack.enter_async_context(Sandboxes(chosen))
         from .server.app import Service
-        from .server.executions import Executions
-        from .server.guard import Guard
         from .server.sessions import Sessions
 
-        await to_thread.run_sync(fork_server.wait_until_ready)
-        limits = policy.limits
-        sessions = Sessions(
-            lambda: Sandbox.open(fork_server, limits),
-            most=max_sessions or defaults.MAX_SESSIONS,
-            cooldown=cooldown or defaults.COOLDOWN,
-        )
-        executions = Executions(limits.cell_timeout)
-        sessions.start()
-        try:
-            app = Service(sessions, executions, max_upload=defaults.MAX_UPLOAD, max_request=defaults.MAX_REQUEST).app()
-            yield Guard(app, api_key=api_key or "", allowed_hosts=allowed_hosts) if api_key or allowed_hosts else app
-        finally:
-            await executions.close()
-            await sessions.close()
-    finally:
-        await to_thread.run_sync(fork_server.release)
+        await sandboxes.wait_until_ready()
+        host = hosting or Hosting()
+        sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
+        return Service(await stack.enter_async_context(sessions), host)
+
+    return Opening(open_on)
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
@@ -108,20 +117,30 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    given = {"Endpoint": endpoint, "MaxConcurrentSessions": max_concurrent_sessions}
-    named = {key: value for key, value in given.items() if value is not None}
-    if settings is None:
-        return Settings(**named)
-    if not named:
+    """The settings, with what was given by name in their place."""
+    named: dict[str, Any] = {}
+    if endpoint is not None:
+        named["SessionsHttpClient"] = {"Endpoint": endpoint}
+    if max_concurrent_sessions is not None:
+        named["SessionPool"] = {"MaxConcurrentSessions": max_concurrent_sessions}
+    given = settings.model_dump(exclude_unset=True) if settings is not None else {}
+    if settings is not None and not named:
         return settings
-    return Settings(**(settings.model_dump(exclude_unset=True) | named))
+    return Settings(**(given | {section: given.get(section, {}) | values for section, values in named.items()}))
 
 
-async def _embedded(settings: Settings, policy: "Policy | None", stack: AsyncExitStack) -> httpx.AsyncClient:
+async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> CodeInterpreter:
+    remote = settings.SessionsHttpClient.Endpoint
+    client = await _remote(settings, stack) if remote else await _embedded(settings, policy, hosting, stack)
+    http = SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
+    return await stack.enter_async_context(CodeInterpreter(http))
+
+
+async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
     if settings.ContainerImage:
         _logger.warning("ACASessions:ContainerImage has no effect yet: embedded sessions run this host's Python")
-    app = await stack.enter_async_context(open_server(settings, policy=policy))
+    app = await stack.enter_async_context(open_server(settings, policy=policy, hosting=hosting))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 
@@ -160,11 +179,13 @@ async def _azure_tokens(settings: Settings, stack: AsyncExitStack) -> "AzureToke
 
     credential = await stack.enter_async_context(DefaultAzureCredential())
     options = settings.AzureTokenProvider
-    minutes = 5.0 if options.RefreshBeforeMinutes is None else options.RefreshBeforeMinutes
-    return AzureTokenProvider(credential, scopes=options.Scopes or (DEFAULT_SCOPE,), refresh_before=60 * minutes)
+    scopes = options.Scopes or (DEFAULT_SCOPE,)
+    if options.RefreshBeforeMinutes is None:
+        return AzureTokenProvider(credential, scopes=scopes)
+    return AzureTokenProvider(credential, scopes=scopes, refresh_before=60 * options.RefreshBeforeMinutes)
 
 
-def _pool(interpreter: CodeInterpreter, settings: Settings) -> SessionPool:
+def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[PoolEvent], None] | None) -> SessionPool:
     options = settings.SessionPool
     minutes = options.SessionTimeoutMinutes
     given = {
@@ -172,7 +193,7 @@ def _pool(interpreter: CodeInterpreter, settings: Settings) -> SessionPool:
         "session_timeout": minutes * 60 if minutes else None,
         "acquire_timeout": options.AcquireTimeoutSeconds,
     }
-    return SessionPool(interpreter, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return SessionPool(interpreter, on_event=on_event, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _timeouts(settings: Settings) -> dict[str, float]:

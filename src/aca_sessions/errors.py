@@ -2,6 +2,7 @@
 
 ACASessionsError
 ├── ConfigurationError          a setting is missing or contradicts another; names the key
+├── InvalidArgumentError        a name, a time or data that cannot be sent
 ├── AuthenticationError         no token, or refused (401, 403)
 ├── NotSupportedError           this endpoint cannot do that; says which can
 ├── ServiceError                the service answered with an error
@@ -24,6 +25,10 @@ class ACASessionsError(Exception):
 
 class ConfigurationError(ACASessionsError):
     """A setting is missing or contradicts another; the text names the key."""
+
+
+class InvalidArgumentError(ACASessionsError, ValueError):
+    """What was given cannot be sent: a name, a time limit or data. Nothing was sent."""
 
 
 class AuthenticationError(ACASessionsError):

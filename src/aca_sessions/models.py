@@ -33,7 +33,10 @@ class Display:
     def png(self) -> bytes | None:
         """The image, where there is one."""
         encoded = self.data.get("image/png")
-        return base64.b64decode(encoded) if isinstance(encoded, str) else None
+        try:
+            return base64.b64decode(encoded) if isinstance(encoded, str) else None
+        except ValueError:
+            return None  # code in the session may display anything under this name
 
 
 @dataclass(frozen=True, slots=True)

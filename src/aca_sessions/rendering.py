@@ -5,7 +5,7 @@ import re
 from .models import CodeExecutionResult, FileChange
 
 _FRAME = re.compile(r"\n(?=Cell In\[|File )")
-_OF_THE_USER = re.compile(r"Cell In\[|File /mnt/data/")
+_OF_THE_USER = re.compile(r"Cell In\[|File (?:/mnt/data|~)/")
 _HEADER = re.compile(r"\A-{10,}\n.*Traceback \(most recent call last\)\n", re.MULTILINE)
 _MAX_NAMED = 10
 

@@ -11,10 +11,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, EnvSettingsSource, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from .errors import ConfigurationError
 
@@ -25,7 +34,7 @@ _FLAT = {
     "MaxConcurrentSessions": ("SessionPool", "MaxConcurrentSessions"),
     "SessionTimeoutMinutes": ("SessionPool", "SessionTimeoutMinutes"),
 }
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year of seconds, and more of minutes than anyone waits
 Count = Annotated[int, Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode]
 
@@ -34,12 +43,23 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_web_address(endpoint: str) -> bool:
+    try:
+        parts = urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
 def _split(value: object) -> object:
     """A list may be given as text, with any usual delimiter or as JSON."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return json.loads(value)
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError("is no JSON list: write one, or words with commas between them") from None
     return tuple(word for word in re.split(r"[,;\s]+", value) if word)
 
 
@@ -59,14 +79,18 @@ class SessionsHttpClientSettings(_Section):
             return None
         if "{" in endpoint or "<" in endpoint:
             raise ValueError("still holds a placeholder: put in the pool's own value, or leave the key out for the embedded sandbox")
-        if not re.match(r"(https?://[^/]+|unix:///.)", endpoint):
-            raise ValueError("is no URL: begin it with https://, http:// or unix:///")
-        return endpoint.strip().rstrip("/")
+        endpoint = endpoint.strip().rstrip("/")
+        if not re.fullmatch(r"unix:///[^\s]+", endpoint) and not _is_web_address(endpoint):
+            raise ValueError("is no URL: begin it with https://, http:// or unix:///, and write the port as a number")
+        return endpoint
 
     @field_validator("ApiKey")
     @classmethod
     def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
-        return key if key and key.get_secret_value() else None
+        text = key.get_secret_value().strip() if key else ""
+        if not text.isprintable() or not text.isascii():
+            raise ValueError("holds characters that no HTTP header can: copy the key alone")
+        return SecretStr(text) if text else None
 
 
 class AzureTokenProviderSettings(_Section):
@@ -89,13 +113,13 @@ class SessionPoolSettings(_Section):
 class LimitsSettings(_Section):
     """What one embedded session may use; see `sandbox/policy.py` for the defaults."""
 
-    MemoryMegabytes: Count | None = None
-    DiskMegabytes: Count | None = None
-    TemporaryMegabytes: Count | None = None
-    Processes: Count | None = None
-    OpenFiles: Count | None = None
+    MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] | None = None
+    DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
+    TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
+    Processes: Annotated[int, Field(ge=8, le=1 << 20)] | None = None
+    OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] | None = None
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] | None = None
-    OutputKilobytes: Count | None = None
+    OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] | None = None
 
 
 class SandboxSettings(_Section):
@@ -139,6 +163,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError("; ".join(_told(problem) for problem in error.errors())) from None
+        except SettingsError as error:
+            raise ConfigurationError(f"{SECTION}: a section in the environment is not JSON ({error})") from None
 
     @classmethod
     def settings_customise_sources(
@@ -165,7 +191,7 @@ def _paths() -> Iterator[Path]:
         if not path.is_file():
             raise ConfigurationError(f"ACA_ENVIRONMENT names {path}, which is not in {Path.cwd()}: create it or unset the variable")
         yield path
-    if Path("appsettings.json").is_file():
+    if Path("appsettings.json").exists():
         yield Path("appsettings.json")
 
 
@@ -177,20 +203,28 @@ def _read(path: Path) -> Mapping[str, Any]:
     section = content.get(SECTION, {}) if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise ConfigurationError(f"{path}: {SECTION} is not an object of settings")
+    for key in content.keys() - {SECTION}:
+        if difflib.get_close_matches(key.lower(), [SECTION.lower()], cutoff=0.85):
+            raise ConfigurationError(f"{path}: {key} is no section: did you mean {SECTION}?")
     return section
 
 
 def _into_sections(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    for key in values.keys() - Settings.model_fields.keys():
+        raise ConfigurationError(f"{SECTION}:{key} in the {origin} is no setting{_suggestion(key, Settings.model_fields)}")
     result = dict(values)
     for flat, (section, key) in _FLAT.items():
         value = result.pop(flat, None)
         if value is None:
             continue
         own = result.get(section, {})
-        own = own.model_dump(exclude_unset=True) if isinstance(own, BaseModel) else dict(own)
+        if isinstance(own, BaseModel):
+            own = own.model_dump(exclude_unset=True)
+        if not isinstance(own, Mapping):
+            raise ConfigurationError(f"{SECTION}:{section} in the {origin} is not an object of settings")
         if own.get(key, value) != value:
             raise ConfigurationError(f"{SECTION}:{flat} and {SECTION}:{section}:{key} contradict each other in the {origin}: keep one")
-        result[section] = own | {key: value}
+        result[section] = {**own, key: value}
     return {key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value for key, value in result.items()}
 
 

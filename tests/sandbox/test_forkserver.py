@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import signal
 import threading
 import time
 
 import pytest
 
 from aca_sessions import Policy, open_pool
-from aca_sessions.errors import ConfigurationError, GuestDiedError
+from aca_sessions.errors import ConfigurationError, GuestDiedError, IsolationError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits
 
@@ -71,17 +72,56 @@ async def test_a_python_that_is_none_is_named() -> None:
             pass
 
 
-async def test_a_dead_zygote_is_told_and_a_new_pool_works() -> None:
-    policy = Policy(preload=("cmd",))
-    async with open_pool(policy=policy) as pool, pool.session() as session:
-        assert (await session.run("1")).success
-        ForkServer._shared[next(key for key in ForkServer._shared if key[2] == ("cmd",))]._process.kill()
+def kill(preload: tuple[str, ...]) -> None:
+    key = next(key for key in ForkServer._shared if key[2] == preload)
+    ForkServer._shared[key]._process.kill()
+
+
+async def test_a_dead_zygote_is_replaced_and_the_loss_is_told() -> None:
+    async with open_pool(policy=Policy(preload=("cmd",))) as pool, pool.session() as session:
+        await session.run("x = 1")
+        kill(("cmd",))
         await asyncio.sleep(0.3)
-        result = await session.run("1")
-        assert not result.success
-        assert result.state.kind == "lost"
-    async with open_pool(policy=policy) as pool, pool.session() as session:
-        assert (await session.run("1")).success
+        result = await session.run("'x' in globals()")
+        assert (result.value, str(result.state)) == (False, "lost: crash")
+        assert str((await session.run("1")).state) == "kept"
+        async with pool.session() as another:
+            assert (await another.run("1")).success
+
+
+async def test_a_zygote_that_dies_takes_its_cells_and_they_say_so() -> None:
+    async with open_pool(policy=Policy(preload=("code",))) as pool, pool.session() as session:
+        running = asyncio.create_task(session.run("print('before', flush=True)\nwhile True: pass"))
+        await asyncio.sleep(0.3)
+        kill(("code",))
+        result = await running
+        assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
+
+
+def test_a_request_that_is_not_answered_ends_the_zygote() -> None:
+    """The next answer would otherwise be taken for this one's."""
+    server = ForkServer.shared(Policy(preload=("shlex",)))
+    server.wait_until_ready()
+    for pid in descendants(server._process.pid) | {server._process.pid}:
+        os.kill(pid, signal.SIGSTOP)
+    server._control.settimeout(0.1)
+    for _ in range(2):
+        with pytest.raises(GuestDiedError):
+            server.make_tree(Limits())
+    assert not server.alive
+    server.release()
+
+
+async def test_a_terminals_interrupt_does_not_reach_the_sandbox(fork_server: ForkServer) -> None:
+    assert os.getpgid(fork_server._process.pid) != os.getpgid(0)
+
+
+def test_what_keeps_it_from_starting_is_told_to_everyone() -> None:
+    server = ForkServer.shared(Policy(preload=("nosuchmodule",)))
+    for _ in range(3):
+        with pytest.raises(IsolationError, match="nosuchmodule"):
+            server.wait_until_ready()
+    server.release()
 
 
 def test_a_request_to_a_dead_zygote_says_so() -> None:

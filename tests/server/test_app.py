@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from aca_sessions import open_server
+from aca_sessions.hosting import Hosting
 
 CODE = {"code": "6 * 7"}
 
@@ -177,6 +178,7 @@ async def test_a_bad_query_is_a_clear_400(http: httpx.AsyncClient, query: dict) 
 async def test_an_unknown_route_and_method_are_errors_in_azures_form(http: httpx.AsyncClient) -> None:
     assert (await http.get("/nothing")).json()["error"]["code"] == "NotFound"
     assert (await http.put("/executions")).json()["error"]["code"] == "MethodNotAllowed"
+    await run(http, "1")
     assert (await http.get("/executions/none")).json()["error"]["code"] == "ExecutionNotFound"
 
 
@@ -190,7 +192,7 @@ def client(app: object) -> httpx.AsyncClient:
 
 
 async def test_the_least_recently_used_session_goes_first_and_its_owner_is_told() -> None:
-    async with open_server(max_sessions=2) as app, client(app) as http:
+    async with open_server(hosting=Hosting(max_sessions=2)) as app, client(app) as http:
         for name in ("a", "b", "a", "c"):
             await http.post("/executions", json={"code": "x = 1"}, params={"identifier": name})
         known = [session["identifier"] for session in (await http.get("/listSessions")).json()["sessions"]]
@@ -200,7 +202,7 @@ async def test_the_least_recently_used_session_goes_first_and_its_owner_is_told(
 
 
 async def test_a_server_whose_sessions_all_run_is_full() -> None:
-    async with open_server(max_sessions=1) as app, client(app) as http:
+    async with open_server(hosting=Hosting(max_sessions=1)) as app, client(app) as http:
         running = asyncio.create_task(http.post("/executions", json={"code": "import time; time.sleep(0.5)"}, params={"identifier": "a"}))
         await asyncio.sleep(0.2)
         response = await http.post("/executions", json=CODE, params={"identifier": "b"})
@@ -209,14 +211,14 @@ async def test_a_server_whose_sessions_all_run_is_full() -> None:
 
 
 async def test_an_unused_session_ends_after_the_cooldown() -> None:
-    async with open_server(cooldown=0.2) as app, client(app) as http:
+    async with open_server(hosting=Hosting(cooldown=0.2)) as app, client(app) as http:
         await http.post("/executions", json=CODE, params={"identifier": "a"})
         await asyncio.sleep(0.6)
         assert (await http.get("/listSessions")).json()["sessions"] == []
 
 
 async def test_a_key_is_needed_where_one_is_set() -> None:
-    async with open_server(api_key="secret") as app, client(app) as http:
+    async with open_server(hosting=Hosting(api_key="secret")) as app, client(app) as http:
         for headers in (
             {},
             {"authorization": "Bearer wrong"},
@@ -230,7 +232,7 @@ async def test_a_key_is_needed_where_one_is_set() -> None:
 
 
 async def test_a_foreign_host_header_is_refused() -> None:
-    async with open_server(api_key="secret", allowed_hosts=frozenset({"localhost", "::1"})) as app, client(app) as http:
+    async with open_server(hosting=Hosting(api_key="secret", allowed_hosts=frozenset({"localhost", "::1"}))) as app, client(app) as http:
         key = {"authorization": "Bearer secret"}
         for host, status in (("localhost:80", 200), ("LOCALHOST", 200), ("[::1]:9", 200), ("evil.example", 403), ("", 403)):
             assert (await http.get("/listSessions", headers=key | {"host": host})).status_code == status

@@ -88,7 +88,7 @@ async def test_fences_are_removed(plugin: PythonCodeInterpreterPlugin) -> None:
         assert model.tool_messages() == ["42"]
 
 
-@pytest.mark.parametrize("files", [None, "x", 3, ["a"], {"a": 1}, {"../a": "x"}, {"a/b/c": "x"}])
+@pytest.mark.parametrize("files", [None, "x", 3, ["a"], {"a": 1}, {"../a": "x"}, {"a\n": "x"}])
 async def test_files_that_cannot_be_written_are_something_a_model_can_correct(plugin: PythonCodeInterpreterPlugin, files: object) -> None:
     call = ("PythonInterpreter-execute_python_with_files", {"code": "print('ran')", "files": files})
     async with conversation(plugin, [call]) as model:

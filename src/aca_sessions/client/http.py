@@ -1,16 +1,20 @@
 """One request to the service: statuses become errors, and nothing of httpx gets past here."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import Self, TypeVar
 
 import httpx
 
 from ..contract import extensions
 from ..contract.records import API_VERSION, decode_problem
 from ..errors import NotSupportedError, ServiceUnavailableError
+from .arguments import checked_session_id
 
-_BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+_BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_WAITS = (0.1, 0.5)
+Decoded = TypeVar("Decoded")
 
 
 class SessionsHttpClient:
@@ -45,28 +49,38 @@ class SessionsHttpClient:
         timeout: float | None = None,
     ) -> httpx.Response:
         """The answer to one request; an exception of ours for everything that is not a success."""
+        if self._client.is_closed:
+            raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
         params = {"api-version": self._api_version, **(query or {})}
         if identifier is not None:
-            params["identifier"] = identifier
+            params["identifier"] = checked_session_id(identifier)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
-        try:
-            response = await self._client.request(method, path, params=params, headers=headers, json=json, files=files, timeout=limits)
-        except _BEFORE_SENDING as error:
-            reason = f"the endpoint cannot be reached ({type(error).__name__}): is it right, and does it run?"
-            raise ServiceUnavailableError(reason, sent=False) from None
-        except httpx.HTTPError as error:
-            raise ServiceUnavailableError(f"no answer came from the endpoint ({type(error).__name__})", sent=True) from None
+        request = self._client.build_request(method, path, params=params, headers=headers, json=json, files=files, timeout=limits)
+        response = await self._send_again(request) if method == "GET" else await self._send(request)
         self._offered = _offered(response)
         if not response.is_success:
             raise decode_problem(response.status_code, _json(response), response.headers)
         return response
 
-    async def json(
-        self, method: str, path: str, *, identifier: str | None = None, query: Mapping[str, str] | None = None
-    ) -> dict[str, object]:
-        """The JSON object that answers a request without a body."""
-        return json_object(await self.request(method, path, identifier=identifier, query=query))
+    async def _send_again(self, request: httpx.Request) -> httpx.Response:
+        """Reading twice does no harm, so a lost answer is asked for again."""
+        for wait in _WAITS:
+            try:
+                return await self._send(request)
+            except ServiceUnavailableError:
+                await asyncio.sleep(wait)
+        return await self._send(request)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._client.send(request)
+        except _BEFORE_SENDING as error:
+            what = f"{request.url.host} cannot be reached ({type(error).__name__})"
+            advice = "is ACASessions:SessionsHttpClient:Endpoint right, and does it run?"
+            raise ServiceUnavailableError(f"{what}: {advice}", sent=False) from None
+        except httpx.HTTPError as error:
+            raise ServiceUnavailableError(f"no answer came from the endpoint ({type(error).__name__})", sent=True) from None
 
     async def offers(self, extension: str) -> bool:
         """Whether the endpoint has an extension of ours."""
@@ -98,12 +112,15 @@ def _without_identifiers(record: logging.LogRecord) -> bool:
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
 
 
-def json_object(response: httpx.Response) -> dict[str, object]:
-    """The JSON object in an answer; a proxy may have put anything else there."""
+def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
+    """What an answer's JSON object says; a proxy may have put anything else there."""
     content = _json(response)
-    if not isinstance(content, dict):
-        raise ServiceUnavailableError("the answer is not the API's; does the endpoint lead to a session pool?", sent=True)
-    return content
+    try:
+        if isinstance(content, dict):
+            return decode(content)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise ServiceUnavailableError("the answer is not the API's; does the endpoint lead to a session pool?", sent=True)
 
 
 def _json(response: httpx.Response) -> object:

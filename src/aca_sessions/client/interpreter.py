@@ -12,7 +12,9 @@ from ..contract import extensions, flat
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
 from ..errors import ACASessionsError, ServiceUnavailableError
 from ..models import CodeError, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo, State
-from .http import SessionsHttpClient, json_object
+from ..tasks import Tasks
+from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
+from .http import SessionsHttpClient, decoded
 from .sanitize import sanitize as take_out_of_fences
 
 # Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
@@ -30,7 +32,7 @@ class CodeInterpreter:
     def __init__(self, http: SessionsHttpClient) -> None:
         """Speaks through the given client and closes it at the end."""
         self._http = http
-        self._endings: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     @overload
     async def execute(self, request: CodeExecutionRequest, /) -> CodeExecutionResult: ...
@@ -44,7 +46,9 @@ class CodeInterpreter:
         """What became of a cell. Cancelling the call interrupts the cell, and its session stays usable."""
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
-        refused = _refuse(request.code)
+        checked_session_id(request.session_id)
+        checked_timeout(request.timeout)
+        refused = refusal(request.code)
         if refused is not None:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
@@ -60,23 +64,24 @@ class CodeInterpreter:
     async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str = b"", /) -> RemoteFile:
         """Writes a file into the session's /mnt/data; the name may have folders in front."""
         if isinstance(request, str):
-            content = data.encode() if isinstance(data, str) else data
-            request = FileUploadRequest(session_id=request, file_name=name, file_content=content)
-        folder, _, name = request.file_name.removeprefix("/mnt/data/").rpartition("/")
-        with telemetry.span("upload", request.session_id, bytes=len(request.file_content)):
+            request = FileUploadRequest(session_id=request, file_name=name, file_content=checked_data(data))
+        folder, name = checked_path(request.file_name)
+        content = checked_data(request.file_content)
+        with telemetry.span("upload", request.session_id, bytes=len(content)):
             response = await self._http.request(
                 "POST",
                 flat.FILES_PATH,
                 identifier=request.session_id,
                 query=_path(folder),
-                file=(name, request.file_content),
+                file=(name, content),
                 timeout=_DEFAULT_WAIT,
             )
-        return flat.decode_file(json_object(response))
+        return decoded(response, flat.decode_file)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
         """The files in /mnt/data, or in a folder of it."""
-        return flat.decode_files(await self._http.json("GET", flat.FILES_PATH, identifier=session_id, query=_path(folder)))
+        response = await self._http.request("GET", flat.FILES_PATH, identifier=session_id, query=_path(folder))
+        return decoded(response, flat.decode_files)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
         """A file's content; read in parts where the endpoint has that, since in process an answer is held in memory whole."""
@@ -91,7 +96,7 @@ class CodeInterpreter:
 
     async def delete_file(self, session_id: str, name: str) -> None:
         """Deletes a file."""
-        folder, name = _split(name)
+        folder, name = checked_path(name)
         await self._http.request("DELETE", f"{flat.FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
 
     async def interrupt(self, session_id: str, execution_id: str) -> None:
@@ -105,7 +110,7 @@ class CodeInterpreter:
 
     async def get_session(self, session_id: str) -> SessionInfo:
         """What the service knows of a session; NotFoundError or ServiceError where it has none."""
-        return flat.decode_session(await self._http.json("GET", flat.SESSION_PATH, identifier=session_id))
+        return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str) -> None:
         """Ends a session at the service."""
@@ -113,12 +118,11 @@ class CodeInterpreter:
 
     async def list_sessions(self) -> list[SessionInfo]:
         """The sessions that the service keeps."""
-        body = await self._http.json("GET", flat.SESSIONS_PATH)
-        return [flat.decode_session(session) for session in body["sessions"]]  # type: ignore[attr-defined]
+        return decoded(await self._http.request("GET", flat.SESSIONS_PATH), flat.decode_sessions)
 
     async def close(self) -> None:
         """Ends the connections; sessions go on at the service until they expire."""
-        await asyncio.gather(*self._endings)
+        await self._tasks.finish()
         await self._http.close()
 
     async def __aenter__(self) -> Self:
@@ -146,13 +150,18 @@ class CodeInterpreter:
         headers = {flat.OPERATION_HEADER: execution_id, extensions.RICH_REQUEST_HEADER: "1"}
         try:
             response = await self._http.request(
-                "POST", flat.EXECUTIONS_PATH, identifier=session_id, headers=headers, json=flat.encode_call(call), timeout=wait
+                "POST",
+                flat.EXECUTIONS_PATH,
+                identifier=session_id,
+                headers=headers,
+                json=flat.encode_call(call),
+                timeout=wait,
             )
         except ServiceUnavailableError as error:
             if not error.sent:
                 raise
             return await self._after_lost_answer(session_id, execution_id)
-        return flat.decode_execution(json_object(response))
+        return decoded(response, flat.decode_execution)
 
     async def _after_lost_answer(self, session_id: str, execution_id: str) -> Execution:
         try:
@@ -172,15 +181,12 @@ class CodeInterpreter:
     async def _ask(self, session_id: str, execution_id: str) -> Execution:
         headers = {extensions.RICH_REQUEST_HEADER: "1"}
         response = await self._http.request("GET", f"{flat.EXECUTIONS_PATH}/{execution_id}", identifier=session_id, headers=headers)
-        return flat.decode_execution(json_object(response))
+        return decoded(response, flat.decode_execution)
 
     async def _interrupt_quietly(self, session_id: str, execution_id: str) -> None:
         """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""
-        ending = asyncio.get_running_loop().create_task(self._try_to_interrupt(session_id, execution_id))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(ending)
+            await self._tasks.to_its_end(self._try_to_interrupt(session_id, execution_id))
 
     async def _try_to_interrupt(self, session_id: str, execution_id: str) -> None:
         with contextlib.suppress(ACASessionsError, TimeoutError):
@@ -189,30 +195,12 @@ class CodeInterpreter:
 
     async def _read(self, session_id: str, name: str, start: int | None) -> tuple[bytes, int]:
         """A part of a file, and the size of all of it."""
-        folder, name = _split(name)
+        folder, name = checked_path(name)
         headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
         path = f"{flat.FILES_PATH}/{quote(name, safe='')}/content"
         response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=_DEFAULT_WAIT)
         size = response.headers.get("content-range", "").rpartition("/")[2]
         return response.content, int(size) if size.isdecimal() else len(response.content)
-
-
-def _refuse(code: object) -> CodeError | None:
-    """Why a text cannot be a cell, if it cannot."""
-    if not isinstance(code, str):
-        return CodeError("TypeError", f"code is a {type(code).__name__}, not a string: send the Python source text")
-    if not code.strip():
-        return CodeError("ValueError", "the code is empty: send at least one statement")
-    try:
-        code.encode()
-    except UnicodeEncodeError:
-        return CodeError("ValueError", "the code is not well-formed Unicode: it holds a lone surrogate")
-    return None
-
-
-def _split(name: str) -> tuple[str, str]:
-    folder, _, name = name.removeprefix("/mnt/data/").rpartition("/")
-    return folder, name
 
 
 def _path(folder: str) -> dict[str, str]:

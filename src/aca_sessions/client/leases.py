@@ -32,10 +32,10 @@ class Granted:
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """A place in the queue; `wake` is called with the lease."""
+    """A place in the queue; `wake` is called with the lease, or with None when there will be none."""
 
     session_id: str | None
-    wake: Callable[[Granted], None]
+    wake: Callable[[Granted | None], None]
     granted: Granted | None = field(default=None)
 
 
@@ -66,7 +66,7 @@ class Leases:
         held = self._sessions.get(session_id) if session_id is not None else None
         return held is not None and held.leases > 0
 
-    def acquire(self, session_id: str | None, wake: Callable[[Granted], None]) -> Granted | Waiter:
+    def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
         """A lease, or a place in the queue. Nobody overtakes, except into a session that is held already."""
         if self.is_held(session_id) or (self.leased < self.limit and not self._waiting):
             return self._grant(session_id)
@@ -116,12 +116,12 @@ class Leases:
             self._expired.add(name)
         return idle
 
-    def end_all(self) -> list[str]:
-        """Every session, to be ended with the pool."""
-        names = [*self._sessions]
+    def end_all(self) -> tuple[list[str], list[Waiter]]:
+        """Every session, to be ended with the pool, and those who still wait for one."""
+        names, waiters = [*self._sessions], [*self._waiting]
         self._sessions.clear()
         self._waiting.clear()
-        return names
+        return names, waiters
 
     def infos(self) -> list[SessionInfo]:
         """All sessions that are kept alive."""

@@ -17,6 +17,8 @@ from typing import Literal, Self
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
 from ..models import SessionInfo
+from ..tasks import Tasks
+from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
 from .leases import Granted, Leases, Waiter
 from .made_at import caller
@@ -47,16 +49,16 @@ class SessionPool:
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
         """Runs sessions through the given interpreter, which stays its owner's. Times are in seconds; events are told as they happen."""
+        self._expiring: asyncio.Task[None] | None = None
+        self._closed = False
+        self._made_at = caller()
         self._interpreter = interpreter
         self._leases = Leases(max_concurrent_sessions, timedelta(seconds=session_timeout))
         self._look_every = min(_LOOK_FOR_IDLE_EVERY, session_timeout)
         self._acquire_timeout = acquire_timeout
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._endings: set[asyncio.Task[None]] = set()
-        self._expiring: asyncio.Task[None] | None = None
-        self._closed = False
-        self._made_at = caller()
+        self._tasks = Tasks()
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
@@ -70,6 +72,8 @@ class SessionPool:
     async def get_or_create(self, session_id: str | None = None) -> Session:
         """Holds a session until it is released; waits where as many as allowed are held."""
         self._check_usable()
+        if session_id is not None:
+            checked_session_id(session_id)
         self._expire_idle()
         with telemetry.acquiring(session_id):
             granted = await self._acquire(session_id)
@@ -101,8 +105,11 @@ class SessionPool:
         if self._expiring is not None:
             self._expiring.cancel()
             await asyncio.wait({self._expiring})
-        self._end(self._leases.end_all())
-        await self._finish(self._endings)
+        names, waiters = self._leases.end_all()
+        for waiter in waiters:
+            waiter.wake(None)
+        self._end(names)
+        await self._tasks.finish()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._leases.leased} of {self._leases.limit} leased, {self._leases.waiting} waiting"
@@ -121,18 +128,21 @@ class SessionPool:
         await self.close()
 
     async def _acquire(self, session_id: str | None) -> Granted:
-        turn: asyncio.Future[Granted] = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[Granted | None] = asyncio.get_running_loop().create_future()
         answer = self._leases.acquire(session_id, lambda granted: None if turn.done() else turn.set_result(granted))
         if isinstance(answer, Granted):
             return answer
         try:
             async with asyncio.timeout(self._acquire_timeout):
-                return await turn
+                granted = await turn
         except BaseException as error:
             self._give_up(answer)
             if isinstance(error, TimeoutError):
                 raise PoolTimeoutError(self._who_holds_what()) from None
             raise
+        if granted is None:
+            raise PoolClosedError("the pool was closed while this call waited for a session")
+        return granted
 
     def _give_up(self, waiter: Waiter) -> None:
         self._end(self._leases.give_up(waiter))
@@ -153,18 +163,12 @@ class SessionPool:
             self._on_event(PoolEvent(kind, session_id))
 
     def _end(self, session_ids: Iterable[str]) -> list["asyncio.Task[None]"]:
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(self._delete(session_id)) for session_id in session_ids]
-        for task in tasks:
-            self._endings.add(task)
-            task.add_done_callback(self._endings.discard)
-        return tasks
+        return [self._tasks.start(self._delete(session_id)) for session_id in session_ids]
 
-    async def _finish(self, endings: Iterable["asyncio.Task[None]"]) -> None:
+    async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
         """Waits for endings, which go on if the caller is cancelled meanwhile."""
-        pending = [*endings]
-        if pending:
-            await asyncio.wait(pending)
+        if endings:
+            await asyncio.wait(endings)
 
     async def _delete(self, session_id: str) -> None:
         """A session that was never used does not exist at the service, and one that it cannot end expires there by itself."""

@@ -6,10 +6,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ..models import CodeError, CodeExecutionResult, Display, FileChange, Scalar, State, StateKind
+from .records import API_VERSION
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "health", "ranges")
+EVERY_ANSWER = {OFFER_HEADER: ", ".join(OFFERED), "api-supported-versions": API_VERSION}
 RICH_MEMBER = "acaSessions"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
@@ -46,9 +48,9 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
     )
 
 
-def encode_health(sessions: int, capacity: int) -> dict[str, object]:
+def encode_health(sessions: int, capacity: int, *, healthy: bool) -> dict[str, object]:
     """What a load balancer and a person want to know."""
-    return {"status": "healthy", "sessions": sessions, "maxSessions": capacity}
+    return {"status": "healthy" if healthy else "unhealthy", "sessions": sessions, "maxSessions": capacity}
 
 
 def _encode_error(error: CodeError | None) -> dict[str, str] | None:

@@ -71,6 +71,11 @@ def decode_files(body: Body) -> list[RemoteFile]:
     return [decode_file(file) for file in cast(list[Body], body["value"])]
 
 
+def decode_sessions(body: Body) -> list[SessionInfo]:
+    """A page of sessions."""
+    return [decode_session(session) for session in cast(list[Body], body["sessions"])]
+
+
 def decode_session(body: Body) -> SessionInfo:
     """A session that the server keeps."""
     expires = body.get("expireAt")
@@ -217,8 +222,8 @@ def encode_session(session: SessionInfo) -> dict[str, object]:
 
 def _encode_value(result: CodeExecutionResult) -> object:
     """A picture stands for the whole value, as in Azure; text without quotes, numbers as numbers."""
-    if result.images:
-        images = [display.data["image/png"] for display in result.displays if "image/png" in display.data]
+    images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
+    if images:
         return {"type": "image", "format": "png", "base64_data": images[0]}
     if result.text is None:
         return ""

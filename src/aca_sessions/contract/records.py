@@ -1,5 +1,6 @@
 """What every version of the API talks about, whatever its shapes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ from ..models import CodeExecutionResult
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
 MAX_ASYNCHRONOUS_SECONDS = 86_400.0
+
+IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.ASCII)
 
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
@@ -35,6 +38,12 @@ class Execution:
     result: CodeExecutionResult | None = None
 
 
+def split_path(path: str) -> tuple[str, str]:
+    """The folders and the name of a file, relative to /mnt/data."""
+    folder, _, name = path.removeprefix("/mnt/data/").rpartition("/")
+    return folder, name
+
+
 class ProblemError(Exception):
     """An answer that is not a success, as the server means it and as the client reads it."""
 
@@ -58,6 +67,8 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
     match status:
         case 401:
             return AuthenticationError("the service refused the credentials (401): check ACASessions:SessionsHttpClient:ApiKey, or sign in")
+        case 403 if code in _OURS:
+            return ServiceError(status, code, message)
         case 403:
             return AuthenticationError(
                 "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool"
@@ -67,6 +78,9 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
         case 429:
             return RateLimitedError(status, code, message, retry_after=_seconds(headers.get("retry-after")))
     return ServiceError(status, code, message)
+
+
+_OURS = ("HostNotAllowed", "FileNotAccessible")
 
 
 def _code_and_message(body: object) -> tuple[str, str]:

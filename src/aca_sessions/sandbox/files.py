@@ -4,6 +4,7 @@ Everything is looked up by openat2(2) below one directory descriptor, under rule
 acts as the guest's own user, so the guest's rights and limits are ours. Blocking: for a worker thread.
 """
 
+import contextlib
 import errno
 import mimetypes
 import os
@@ -22,6 +23,7 @@ _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.N
 _MAX_NAME = 255
 _MAX_LISTED = 10_000
 _HIDDEN = ".upload-"
+_LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class UnusableNameError(ValueError):
@@ -60,10 +62,10 @@ class Files:
             os.close(descriptor)
 
     def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
-        """Writes a file whole or not at all; the old one stands until the new one is complete."""
+        """Writes a file whole or not at all, and makes its folders; the old one stands until the new one is complete."""
         checked_name(name)
         with self._as_guest():
-            parent = self._open_folder(checked_folder(folder))
+            parent = self._make_folder(checked_folder(folder))
             try:
                 return self._replace(parent, name, chunks, checked_folder(folder))
             finally:
@@ -110,24 +112,40 @@ class Files:
     def _open_folder(self, folder: str) -> int:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
+    def _make_folder(self, folder: str) -> int:
+        """A descriptor of a folder, made with those above it where it is missing."""
+        descriptor, made = self._open_folder(""), ""
+        for part in filter(None, folder.split("/")):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(part, 0o755, dir_fd=descriptor)
+            os.close(descriptor)
+            made = f"{made}/{part}".lstrip("/")
+            descriptor = self._open_folder(made)
+        return descriptor
+
     def _walk(self, folder: str, recursive: bool) -> Iterator[RemoteFile]:
         listed, pending = 0, [folder]
         while pending and listed < _MAX_LISTED:
             current = pending.pop()
-            for file in self._entries(current):
+            for name, status in self._entries(current, top=current == folder):
                 listed += 1
-                yield file
-                if recursive and file.is_directory:
-                    pending.append(f"{current}/{file.name}".lstrip("/"))
+                yield _described(name, current, status)
+                if recursive and stat.S_ISDIR(status.st_mode):
+                    pending.append(f"{current}/{name}".lstrip("/"))
 
-    def _entries(self, folder: str) -> list[RemoteFile]:
-        descriptor = self._open_folder(folder)
+    def _entries(self, folder: str, *, top: bool) -> list[tuple[str, os.stat_result]]:
+        try:
+            descriptor = self._open_folder(folder)
+        except OSError:
+            if top:
+                raise
+            return []  # the guest closed it, or took it away meanwhile
         try:
             with os.scandir(descriptor) as entries:
                 found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if not entry.name.startswith(_HIDDEN)]
         finally:
             os.close(descriptor)
-        return [_described(name, folder, status) for name, status in found if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
+        return [(name, status) for name, status in found if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
 
     def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str) -> RemoteFile:
         temporary = f"{_HIDDEN}{secrets.token_hex(8)}"
@@ -175,8 +193,8 @@ def _described(name: str, folder: str, status: os.stat_result) -> RemoteFile:
     return RemoteFile(
         name=name.encode("utf-8", "backslashreplace").decode(),
         size=status.st_size,
-        modified=datetime.fromtimestamp(status.st_mtime, UTC),
-        directory=folder,
+        modified=datetime.fromtimestamp(min(max(status.st_mtime, 0), _LATEST), UTC),  # a guest may claim any time
+        directory=folder.encode("utf-8", "backslashreplace").decode(),
         is_directory=stat.S_ISDIR(status.st_mode),
         content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
     )

@@ -4,6 +4,7 @@ One per process, interpreter and preload set, counted. A process forked from thi
 each other's answers.
 """
 
+import contextlib
 import itertools
 import os
 import socket
@@ -33,6 +34,7 @@ _ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 _BOOT_SECONDS = 120
+_END_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class ForkServer:
         self._users = 0
         self._numbers = itertools.count(1)
         self._ready = False
+        self._broken = False
+        self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         plan = wire.Plan(environment.visible_roots(python), self._first_uid, self._uid_count, list(preload))
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -92,13 +96,12 @@ class ForkServer:
                 return
             for key in [key for key, server in self._shared.items() if server is self]:
                 del self._shared[key]
-        self._control.close()
-        self._process.wait()
+        self._end()
 
     @property
     def alive(self) -> bool:
         """Whether the zygote still runs."""
-        return self._process.poll() is None
+        return not self._broken and self._process.poll() is None
 
     def wait_until_ready(self) -> None:
         """Answers when the zygote can fork; IsolationError where this host does not let it."""
@@ -110,8 +113,8 @@ class ForkServer:
         number = next(self._numbers)
         if self._uid_count:
             number = (number - 1) % (self._uid_count - 1) + 1
-        descriptors = self._ask(wire.MakeTree(number, limits.disk, limits.files))
-        return Tree(number, descriptors[0], self._first_uid + number - 1 if self._uid_count else None)
+        directory = self._ask_for_one(wire.MakeTree(number, limits.disk, limits.files))
+        return Tree(number, directory, self._first_uid + number - 1 if self._uid_count else None)
 
     def drop_tree(self, tree: Tree) -> None:
         """Lets go of a tree and its memory."""
@@ -121,47 +124,78 @@ class ForkServer:
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
         """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""
-        ours, theirs = socket.socketpair()
-        report, report_end = os.pipe()
         request = wire.Spawn(tree.number, limits.memory, limits.processes, limits.open_files, limits.disk, limits.temporary)
-        try:
-            descriptors = self._ask(request, theirs.fileno(), report_end)
-        except BaseException:
-            ours.close()
-            os.close(report)
-            raise
-        finally:
+        with contextlib.ExitStack() as on_failure:
+            ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
+            report, report_end = os.pipe()
+            on_failure.callback(os.close, report)
+            try:
+                init = self._ask_for_one(request, theirs.fileno(), report_end)
+            finally:
+                os.close(report_end)
             theirs.close()
-            os.close(report_end)
-        return Spawned(ours, report, descriptors[0])
+            on_failure.pop_all()
+        return Spawned(ours, report, init)
+
+    def _ask_for_one(self, request: wire.Message, *descriptors: int) -> int:
+        """The one descriptor that answers a request."""
+        answer = self._ask(request, *descriptors)
+        if len(answer) != 1:  # this process has none free: the kernel dropped it on the way
+            raise self._give_up()
+        return answer[0]
 
     def _ask(self, request: wire.Message, *descriptors: int) -> list[int]:
         with self._lock:
             self._finish_boot()
-            try:
-                socket.send_fds(self._control, [wire.encode(request)], descriptors)
-            except OSError:
-                raise _zygote_died() from None
-            return self._answer()
+            return self._exchange(request, descriptors)
 
     def _finish_boot(self) -> None:
+        """What kept the zygote from starting is told to everyone who asks."""
+        if self._failure is not None:
+            raise self._failure
         if not self._ready:
-            self._answer()
+            try:
+                self._answer()
+            except Exception as failure:
+                self._failure = failure
+                raise
             self._ready = True
 
+    def _exchange(self, request: wire.Message, descriptors: tuple[int, ...]) -> list[int]:
+        try:
+            socket.send_fds(self._control, [wire.encode(request)], descriptors)
+        except OSError:
+            raise self._give_up() from None
+        return self._answer()
+
     def _answer(self) -> list[int]:
+        """After one answer that did not come, none could be told from the next: the zygote is given up."""
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
-        except OSError:
-            payload, descriptors = b"", []
-        if not payload:
-            raise _zygote_died()
-        match wire.decode(payload, wire.Done, wire.Refused):
-            case wire.Refused() as refused:
-                raise refusal(refused)
+            answer = wire.decode(payload, wire.Done, wire.Refused)
+        except (OSError, wire.WireError):
+            raise self._give_up() from None
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
+        if isinstance(answer, wire.Refused):
+            raise refusal(answer)
         return list(descriptors)
+
+    def _give_up(self) -> GuestDiedError:
+        self._broken = True
+        self._process.kill()
+        return GuestDiedError("the fork server of the embedded sandbox ended, and its sessions with it; the next session starts another")
+
+    def _end(self) -> None:
+        """A process that this one forked may hold the socket open as well: closing it alone might not be seen."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        self._control.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -182,12 +216,11 @@ def _start(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
     descriptors = (control.fileno(), code, host)
     try:
         arguments = [python, "-I", "-S", "-B", "-c", _BOOT, *map(str, descriptors)]
-        return subprocess.Popen(arguments, pass_fds=descriptors, env=_ENVIRONMENT, cwd="/", stdin=subprocess.DEVNULL)
+        # In a session of its own: a terminal's Ctrl-C is for the program, which decides what becomes of its cells.
+        return subprocess.Popen(
+            arguments, pass_fds=descriptors, env=_ENVIRONMENT, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True
+        )
     finally:
         control.close()
         os.close(code)
         os.close(host)
-
-
-def _zygote_died() -> GuestDiedError:
-    return GuestDiedError("the fork server of the embedded sandbox ended; open a new pool, and see its standard error for the cause")

@@ -20,10 +20,15 @@ from .output import Output
 from .policy import INTERRUPT_GRACE, Limits
 
 _REPORT_BYTES = 8
+_MET_DESCRIPTORS = 3
 _START_SECONDS = 30.0
 _REPORT_SECONDS = 1.0
 _MAX_DISPLAYS = 1000
-_MAX_DISPLAYED_BYTES = 128 << 20
+_READ_AT_ONCE = 1 << 20
+_MAX_DISPLAYED = 32 << 20
+_MAX_TEXT = 2 << 20
+_MAX_DIGITS = 19
+_THROTTLED_SECONDS = 0.02
 
 
 class Interpreter:
@@ -37,12 +42,14 @@ class Interpreter:
         self._limits = limits
         self._pid: int | None = None
         self._outputs: list[Output] = []
-        self._frames = wire.Frames()
+        self._frames = wire.Frames(wire.MAX_FROM_GUEST)
         self._cell: _Cell | None = None
         self._death: asyncio.Future[State] = asyncio.get_running_loop().create_future()
         self._readers: list[int] = []
         self._killed_for: str | None = None
         self._death_told = False
+        self._busy = asyncio.Lock()
+        self._closed = False
 
     @classmethod
     async def start(cls, spawned: Spawned, limits: Limits) -> Self:
@@ -61,7 +68,7 @@ class Interpreter:
     @property
     def alive(self) -> bool:
         """Whether it can take another cell."""
-        return not self._death.done()
+        return not self._death.done() and self._killed_for is None
 
     @property
     def untold_death(self) -> State | None:
@@ -77,6 +84,10 @@ class Interpreter:
 
     async def run(self, execution: str, code: str, timeout: float) -> CodeExecutionResult:
         """What became of a cell: interrupted at its deadline, and killed where that changes nothing."""
+        async with self._busy:
+            return await self._run(execution, code, timeout)
+
+    async def _run(self, execution: str, code: str, timeout: float) -> CodeExecutionResult:
         if not self.alive:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         started = time.perf_counter()
@@ -112,6 +123,11 @@ class Interpreter:
         if self._readers:
             await _first_of(self._death, within=_REPORT_SECONDS)
         self._bury(State("lost", "killed"))
+        async with self._busy:  # a cell that ran still makes its result of what was written
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._closed = True
         for output in self._outputs:
             output.close()
         for descriptor in (self._report, self._init, self._pid):
@@ -133,6 +149,10 @@ class Interpreter:
         match wire.decode(payloads[0], wire.Ready, wire.Refused):
             case wire.Refused() as refused:
                 raise refusal(refused)
+        if len(descriptors) != _MET_DESCRIPTORS:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
         self._pid, stdout, stderr = descriptors
         self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
         self._listen()
@@ -141,7 +161,7 @@ class Interpreter:
         self._watch(self._link.fileno(), self._on_frames)
         self._watch(self._report, self._on_report)
         for output in self._outputs:
-            self._watch(output.descriptor, lambda output=output: self._on_output(output))  # type: ignore[misc]
+            self._listen_again(output)
 
     def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         asyncio.get_running_loop().add_reader(descriptor, callback)
@@ -172,24 +192,35 @@ class Interpreter:
             for payload in self._frames.feed(data):
                 self._take(wire.decode(payload, wire.Started, wire.Shown, wire.Finished))
         except wire.WireError:
+            self._unwatch(self._link.fileno())  # nothing that it says after this counts
             self._kill("crash")
 
     def _take(self, message: wire.Message) -> None:
         cell = self._cell
         if cell is None or cell.finished.done():
-            return  # a late word about an earlier cell, or a forged one
+            raise wire.WireError("a frame while no cell runs")
         match message:
             case wire.Started(cell.execution) if not cell.started.done():
                 cell.started.set_result(None)
             case wire.Shown(cell.execution, data):
                 cell.show(data)
             case wire.Finished(cell.execution):
-                _changes(message)  # refuses the whole frame while it still can be refused
+                _check(message)
                 cell.finished.set_result(message)
+            case _:
+                raise wire.WireError("a frame of another cell")
 
     def _on_output(self, output: Output) -> None:
-        if not output.drain():
+        """A flood is read in turns, with others in between: what is not read yet holds the writer up, and nobody else."""
+        if not output.drain(_READ_AT_ONCE):
             self._unwatch(output.descriptor)
+        elif output.last_drained >= _READ_AT_ONCE:
+            self._unwatch(output.descriptor)
+            asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, output)
+
+    def _listen_again(self, output: Output) -> None:
+        if not self._death.done() and not self._closed:
+            self._watch(output.descriptor, lambda: self._on_output(output))
 
     def _on_report(self) -> None:
         report = os.read(self._report, _REPORT_BYTES)
@@ -210,6 +241,8 @@ class Interpreter:
     def _kill(self, reason: str) -> None:
         """Kills the first process of the session's pid namespace, and so all of them."""
         self._killed_for = self._killed_for or reason
+        if self._closed:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._init, signal.SIGKILL)
 
@@ -247,13 +280,13 @@ class _Cell:
         self.finished: asyncio.Future[wire.Finished] = loop.create_future()
         self.displays: list[Display] = []
         self.overran: float | None = None
-        self._room = _MAX_DISPLAYED_BYTES
+        self._room = _MAX_DISPLAYED
 
-    def show(self, data: dict[str, object]) -> None:
-        size = sum(len(content) for content in data.values() if isinstance(content, str))
-        if len(self.displays) >= _MAX_DISPLAYS or size > self._room:
-            return
-        self._room -= size
+    def show(self, data: dict[str, str]) -> None:
+        """The guest keeps its own, smaller budget; who is over this one forged a frame."""
+        self._room -= sum(len(mime) + len(content) for mime, content in data.items())
+        if len(self.displays) >= _MAX_DISPLAYS or self._room < 0:
+            raise wire.WireError("more displays than a cell may show")
         self.displays.append(Display(data))
 
 
@@ -269,12 +302,20 @@ def _error(cell: _Cell, finished: wire.Finished | None, state: State) -> CodeErr
     return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
 
 
+def _check(finished: wire.Finished) -> None:
+    """What its types do not say, while the frame can still be refused."""
+    texts = (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback)
+    if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
+        raise wire.WireError("a text over the size limit")
+    _changes(finished)
+
+
 def _changes(finished: wire.Finished) -> tuple[FileChange, ...]:
     changes = []
-    for change in finished.files:
-        match change:
-            case [str(path), "created" | "changed" | "deleted" as kind, int(size)]:
-                changes.append(FileChange(path, kind, size))
+    for told in finished.files:
+        match told.split(" ", 2):
+            case ["created" | "changed" | "deleted" as kind, size, path] if size.isdecimal() and len(size) < _MAX_DIGITS:
+                changes.append(FileChange(path, kind, int(size)))
             case _:
                 raise wire.WireError("a file change of another shape")
     return tuple(changes)

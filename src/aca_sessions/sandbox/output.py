@@ -14,10 +14,12 @@ class Output:
         self._head = bytearray()
         self._tail = bytearray()
         self._dropped = 0
+        self.last_drained = 0
 
     def drain(self, most: int = 1 << 22) -> bool:
         """Reads what is there now, at most so many bytes; False at the end of the pipe."""
-        while most > 0:
+        self.last_drained = 0
+        while self.last_drained < most:
             try:
                 data = os.read(self.descriptor, 1 << 16)
             except BlockingIOError:
@@ -25,7 +27,7 @@ class Output:
             if not data:
                 return False
             self._keep(data)
-            most -= len(data)
+            self.last_drained += len(data)
         return True
 
     def take(self) -> str:

@@ -28,8 +28,4 @@ class Policy:
     preload: tuple[str, ...] = ()  # modules that every session finds imported
 
 
-MAX_UPLOAD = 128 * MB
-MAX_REQUEST = 64 * MB
-MAX_SESSIONS = 100
-COOLDOWN = 300.0
 INTERRUPT_GRACE = 2.0

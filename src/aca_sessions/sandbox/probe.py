@@ -4,13 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyio import to_thread
-
 from ..errors import IsolationError
-from .forkserver import ForkServer
 from .interpreter import Interpreter
 from .policy import Policy
-from .sandbox import Sandbox
+from .sandbox import Sandbox, Sandboxes
 
 _NAMESPACES = {
     "user": "ids",
@@ -64,9 +61,13 @@ class IsolationReport:
 
 async def report(policy: Policy) -> IsolationReport:
     """Starts a session on this host and finds out."""
-    fork_server = await to_thread.run_sync(ForkServer.shared, policy)
+    async with Sandboxes(policy) as sandboxes:
+        return await _report(sandboxes, policy)
+
+
+async def _report(sandboxes: Sandboxes, policy: Policy) -> IsolationReport:
     try:
-        sandbox = await Sandbox.open(fork_server, policy.limits)
+        sandbox = await sandboxes.open()
         try:
             interpreter = await sandbox.interpreter()
             return IsolationReport((*_seen_from_outside(interpreter), *await _tried_from_inside(interpreter), *_limits(sandbox, policy)))
@@ -74,8 +75,6 @@ async def report(policy: Policy) -> IsolationReport:
             await sandbox.close()
     except IsolationError as error:
         return IsolationReport((Finding(error.part, False, str(error)),), error.remedy)
-    finally:
-        await to_thread.run_sync(fork_server.release)
 
 
 def _seen_from_outside(interpreter: Interpreter) -> list[Finding]:

@@ -1,5 +1,6 @@
 """What to do where a host refuses a part of the isolation: one line to paste."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -11,11 +12,14 @@ _SWITCHES = {
 _IN_A_CONTAINER = (
     "Run the container with: --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
 )
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
 _OR_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
 
 
-def remedy_for(part: str, _errno: int) -> str:
+def remedy_for(part: str, number: int) -> str:
     """What enables a part here, as far as this host tells; a remote endpoint always does."""
+    if part == "session" and number in _SHORTAGES:
+        return "The host is short of processes, memory or descriptors for this user: end some and try again."
     if part.startswith("IPython"):
         return "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python."
     if part == "uid":

@@ -1,22 +1,22 @@
-"""Frames between host and guest: a length, then one JSON object. Pure data, standard library only.
+"""Frames between host and guest. Pure data, standard library only.
 
-What comes from a guest is hostile until `decode` has let it through: one of the expected kinds, exactly its fields, each of its type.
+A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. What comes from a guest is hostile
+until `decode` has let it through: one of the expected kinds, exactly its fields, each of its type, nothing nested. So the size of a
+header bounds what reading it costs.
 """
 
 import json
-import math
 import struct
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TypeVar, get_args, get_origin
 
-MAX_FRAME = 64 << 20
+MAX_FROM_GUEST = 32 << 20
 BROKEN_EXIT = 71  # an interpreter whose own loop failed
+_MAX_HEADER = 256 << 10
 _LENGTH = struct.Struct("<I")
-_UNENCODABLE = (b"\\ud", b"\\uD", b"NaN", b"Infinity")
+_IN_THE_HEADER = 128  # characters; a longer text goes behind it
 
 Scalar = str | int | float | bool | None
-
-
 Expected = TypeVar("Expected", bound="Message")
 
 
@@ -106,12 +106,12 @@ class Shown(Message):
     """A cell displayed something."""
 
     execution: str
-    data: dict[str, object]
+    data: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Finished(Message):
-    """What became of a cell. `text` is None where its last expression showed nothing."""
+    """What became of a cell. `text` is None where its last expression showed nothing; `files` are `kind size path`."""
 
     execution: str
     value: str | int | float | bool | None
@@ -119,7 +119,7 @@ class Finished(Message):
     error_name: str | None
     error_message: str
     error_traceback: str
-    files: list[list[object]]
+    files: list[str]
 
 
 # --- host → guest ---
@@ -134,34 +134,35 @@ class Run(Message):
 
 
 def encode(message: Message) -> bytes:
-    """One message as JSON."""
-    content = {"kind": type(message).__name__, **asdict(message)}
-    return json.dumps(content, separators=(",", ":")).encode()
+    """One message as a payload."""
+    texts: list[bytes] = []
+    content = {field.name: _without_long_texts(getattr(message, field.name), texts) for field in fields(message)}
+    header = json.dumps({"kind": type(message).__name__, "texts": [len(text) for text in texts], **content}, separators=(",", ":")).encode()
+    return b"".join((_LENGTH.pack(len(header)), header, *texts))
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
     """The message in a payload; WireError unless it is one of the expected kinds, well formed."""
-    content = _parse(payload)
+    content, texts = _split(payload)
     kind = content.pop("kind", None)
     for candidate in expected:
         if candidate.__name__ == kind:
-            return _build(candidate, content)
+            return _build(candidate, content, texts)
     raise WireError("a frame of an unexpected kind")
 
 
 def frame(message: Message) -> bytes:
-    """A message with its length in front."""
+    """A message's payload with its length in front."""
     payload = encode(message)
-    if len(payload) > MAX_FRAME:
-        raise WireError("a frame over the size limit")
     return _LENGTH.pack(len(payload)) + payload
 
 
 class Frames:
-    """Cuts a byte stream into payloads."""
+    """Cuts a byte stream into payloads, each of a limited size."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         """Starts with nothing read."""
+        self._limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -177,54 +178,79 @@ class Frames:
         if len(self._buffer) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
-        if length > MAX_FRAME:
+        if length > self._limit:
             raise WireError("a frame over the size limit")
         return _LENGTH.size + int(length)
 
 
-def _parse(payload: bytes) -> dict[str, object]:
-    try:
-        content = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise WireError("a frame that is not JSON") from None
-    if not isinstance(content, dict):
-        raise WireError("a frame that is not an object")
-    if any(mark in payload for mark in _UNENCODABLE):
-        return {_well_formed_text(name): value if isinstance(value, float) else _well_formed(value) for name, value in content.items()}
-    return content
-
-
-def _well_formed(value: object) -> object:
-    """The value without what nothing further along could encode: lone surrogates are spelled out, nan and infinity are null."""
+def _without_long_texts(value: object, texts: list[bytes]) -> object:
+    """The value with each long text in it replaced by its place in the list of them."""
     match value:
-        case str():
-            return _well_formed_text(value)
-        case float() if not math.isfinite(value):
-            return None
-        case list():
-            return [_well_formed(item) for item in value]
+        case str() if len(value) > _IN_THE_HEADER:
+            texts.append(value.encode("utf-8", "backslashreplace"))
+            return {"text": len(texts) - 1}
         case dict():
-            return {_well_formed_text(name): _well_formed(item) for name, item in value.items()}
+            return {key: _without_long_texts(item, texts) for key, item in value.items()}
+        case list():
+            return [_without_long_texts(item, texts) for item in value]
     return value
 
 
-def _well_formed_text(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+def _split(payload: bytes) -> tuple[dict[str, object], list[bytes]]:
+    """The header's content, and the texts behind it."""
+    try:
+        (length,) = _LENGTH.unpack_from(payload)
+        if length > _MAX_HEADER:
+            raise WireError("a header over the size limit")
+        content = json.loads(payload[_LENGTH.size : _LENGTH.size + length].decode("utf-8"))
+        sizes, texts, start = content.pop("texts"), [], _LENGTH.size + length
+        for size in sizes:
+            if type(size) is not int or size < 0:
+                raise WireError("a text without a size")
+            texts.append(payload[start : start + size])
+            start += size
+    except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
+        raise WireError("a frame without a header") from None
+    if start != len(payload):
+        raise WireError("a frame of another length than its header says")
+    return content, texts
 
 
-def _build(kind: type[Expected], content: dict[str, object]) -> Expected:
+def _build(kind: type[Expected], content: dict[str, object], texts: list[bytes]) -> Expected:
     declared = fields(kind)
     if content.keys() != {field.name for field in declared}:
         raise WireError("a frame with other fields than its kind has")
-    for field in declared:
-        if not isinstance(content[field.name], _runtime_types(field.type)):
-            raise WireError(f"a frame whose {field.name} is of another type")
-    return kind(**content)
+    return kind(**{field.name: _value(content[field.name], field.type, texts) for field in declared})
 
 
-def _runtime_types(annotation: object) -> tuple[type, ...]:
-    origin = get_origin(annotation)
-    if isinstance(origin, type) and origin in (dict, list):
-        return (origin,)
-    options = get_args(annotation) or (annotation,)
-    return tuple(option for option in options if isinstance(option, type))
+def _value(value: object, annotation: object, texts: list[bytes]) -> object:
+    """A field's value, if it is of its type: a scalar, or a flat dict or list of them."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is dict and isinstance(value, dict):
+        return {_well_formed(key): _scalar(item, (parts[1],), texts) for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_scalar(item, (parts[0],), texts) for item in value]
+    return _scalar(value, parts or (annotation,), texts)
+
+
+def _scalar(value: object, kinds: tuple[object, ...], texts: list[bytes]) -> object:
+    if isinstance(value, dict):
+        value = _long_text(value, texts)
+    if not any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds):
+        raise WireError("a frame with a value of another type")
+    return _well_formed(value) if isinstance(value, str) else value
+
+
+def _long_text(place: dict[str, object], texts: list[bytes]) -> str:
+    index = place.get("text")
+    if len(place) != 1 or type(index) is not int or not 0 <= index < len(texts):
+        raise WireError("a frame with a text that is not there")
+    try:
+        return texts[index].decode("utf-8")
+    except UnicodeDecodeError:
+        raise WireError("a frame with a text that is not UTF-8") from None
+
+
+def _well_formed(text: str) -> str:
+    """The text with lone surrogates spelled out: nothing further along could encode them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

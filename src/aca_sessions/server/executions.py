@@ -1,71 +1,79 @@
-"""Executions: owned here, waited for by handlers. A caller that goes away changes nothing about its cell."""
+"""A session's cells: owned here, waited for by handlers. A caller that goes away changes nothing about its cell."""
 
 import asyncio
+import logging
+import traceback
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError
 from ..models import CodeError, CodeExecutionResult, State
-from .sessions import HostedSession
-from .tasks import Tasks
+from ..sandbox.sandbox import Sandbox
+from ..tasks import Tasks
 
-_REMEMBERED = 1000
+_REMEMBERED = 50
+_REMEMBERED_BYTES = 16 << 20
+_logger = logging.getLogger("aca_sessions")
 
 
 class RunningExecution:
     """A cell from the moment it was accepted."""
 
-    def __init__(self, id: str, session: HostedSession, call: ExecutionCall) -> None:
-        """Starts waiting for its turn."""
+    def __init__(self, id: str, identifier: str, call: ExecutionCall, *, cancelled: bool) -> None:
+        """Starts waiting for its turn; one that was cancelled before it came never gets it."""
         self.id = id
-        self.session = session
         self.call = call
+        self.cancelled = cancelled
         self.status: Status = "NotStarted"
-        self.cancelled = False
-        self.result: CodeExecutionResult | None = None
         self.done = asyncio.Event()
+        self.size = len(call.code)
+        self._identifier = identifier
+        self._result: CodeExecutionResult | None = None
 
     def snapshot(self) -> Execution:
         """What can be told of it now."""
-        return Execution(
-            id=self.id,
-            identifier=self.session.identifier,
-            status=self.status,
-            asynchronous=self.call.asynchronous,
-            result=self.result,
-        )
+        asynchronous = self.call.asynchronous
+        return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=asynchronous, result=self._result)
 
     def finish(self, result: CodeExecutionResult) -> None:
         """Gives all who wait the result."""
-        self.result = replace(result, session_id=self.session.identifier)
+        self._result = replace(result, session_id=self._identifier)
         self.status = "Succeeded" if result.success else "Failed"
+        shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
+        self.size += len(result.stdout) + len(result.stderr) + shown
         self.done.set()
 
 
 class Executions:
-    """Runs cells, one at a time in each session, in the order they came."""
+    """The cells of one session, one at a time, in the order they came."""
 
-    def __init__(self, default_timeout: float) -> None:
-        """Cells without a time limit of their own get the given one."""
+    def __init__(self, identifier: str, sandbox: Callable[[], Awaitable[Sandbox]], default_timeout: float, loss: State | None) -> None:
+        """Runs in the given sandbox; a loss that the session's owner has not heard of is told with the first result."""
+        self._identifier = identifier
+        self._sandbox = sandbox
         self._default_timeout = default_timeout
-        self._executions: OrderedDict[tuple[str, str], RunningExecution] = OrderedDict()
+        self._loss = loss
+        self._known: OrderedDict[str, RunningExecution] = OrderedDict()
+        self._turn = asyncio.Lock()
         self._tasks = Tasks()
 
-    def start(self, id: str, session: HostedSession, call: ExecutionCall) -> RunningExecution:
-        """Accepts a cell for a session that was entered for it. A known id is answered with its cell: none runs twice."""
-        key = (session.identifier, id)
-        if key in self._executions:
-            session.leave()
-            return self._executions[key]
-        execution = self._executions[key] = RunningExecution(id, session, call)
-        self._forget_oldest()
-        self._tasks.start(self._run(execution))
-        return execution
+    @property
+    def unfinished(self) -> int:
+        """How many run or wait."""
+        return sum(not execution.done.is_set() for execution in self._known.values())
 
-    def find(self, identifier: str, id: str) -> RunningExecution:
-        """An execution of a session."""
-        execution = self._executions.get((identifier, id))
+    def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
+        """Accepts a cell. A known id is answered with its cell: none runs twice."""
+        if id not in self._known:
+            self._known[id] = RunningExecution(id, self._identifier, call, cancelled=cancelled)
+            self._tasks.start(self._run(self._known[id]))
+        return self._known[id]
+
+    def find(self, id: str) -> RunningExecution:
+        """One of them."""
+        execution = self._known.get(id)
         if execution is None:
             raise ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
         return execution
@@ -74,52 +82,58 @@ class Executions:
         """Interrupts the cell, or keeps it from starting; what became of it is in its result."""
         execution.cancelled = True
         if execution.status == "Running":
-            self._tasks.start(_interrupt(execution))
+            self._tasks.start(self._interrupt(execution))
 
-    async def close(self) -> None:
-        """Lets go of all that still run; their sessions end after this."""
-        await self._tasks.close()
+    async def finish(self) -> None:
+        """Waits until all have their results."""
+        await self._tasks.finish()
 
     async def _run(self, execution: RunningExecution) -> None:
         try:
-            async with execution.session.turn:
+            async with self._turn:
                 execution.finish(await self._result(execution))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _logger.error("a cell's result could not be made: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+            execution.finish(_no_result("the server failed while it made this result; its log says more", State("unknown", "no reply")))
         finally:
-            execution.session.leave()
             if not execution.done.is_set():
-                execution.finish(_aborted("the server was stopped", State("lost", "killed")))
+                execution.finish(_no_result("the server was stopped", State("lost", "killed")))
+            self._forget_oldest()
 
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
-        session, call = execution.session, execution.call
         try:
-            sandbox = await session.sandbox()
+            sandbox = await self._sandbox()
             interpreter = await sandbox.interpreter()
             if execution.cancelled:
                 return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
             execution.status = "Running"
-            result = await interpreter.run(execution.id, call.code, call.timeout or self._default_timeout)
+            result = await interpreter.run(execution.id, execution.call.code, execution.call.timeout or self._default_timeout)
         except (GuestDiedError, IsolationError) as error:
-            return _aborted(str(error), State("lost", "crash"))
-        return _with_earlier_loss(result, session.take_loss() or sandbox.take_loss())
+            return _no_result(str(error), State("lost", "killed"))
+        return self._with_earlier_loss(result, sandbox.take_loss())
+
+    def _with_earlier_loss(self, result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
+        """Variables that were lost between two cells are told with the later one."""
+        loss, self._loss = loss or self._loss, None
+        return replace(result, state=loss) if loss and result.state.kind == "kept" else result
+
+    async def _interrupt(self, execution: RunningExecution) -> None:
+        interpreter = (await self._sandbox()).running
+        if interpreter is not None:
+            await interpreter.interrupt(execution.id)
 
     def _forget_oldest(self) -> None:
-        while len(self._executions) > _REMEMBERED:
-            oldest = next((key for key, execution in self._executions.items() if execution.done.is_set()), None)
-            if oldest is None:
+        """The last result is always remembered: its caller may have lost the answer."""
+        done = [execution for execution in self._known.values() if execution.done.is_set()]
+        size = sum(execution.size for execution in done)
+        for execution in done[:-1]:
+            if len(done) <= _REMEMBERED and size <= _REMEMBERED_BYTES:
                 return
-            del self._executions[oldest]
+            done.remove(execution)
+            size -= execution.size
+            del self._known[execution.id]
 
 
-async def _interrupt(execution: RunningExecution) -> None:
-    sandbox = await execution.session.sandbox()
-    interpreter = await sandbox.interpreter()
-    await interpreter.interrupt(execution.id)
-
-
-def _with_earlier_loss(result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
-    """Variables that were lost between two cells are told with the later one."""
-    return replace(result, state=loss) if loss and result.state.kind == "kept" else result
-
-
-def _aborted(message: str, state: State) -> CodeExecutionResult:
-    return CodeExecutionResult(error=CodeError("InterpreterDied", message), stderr=message, state=state)
+def _no_result(message: str, state: State) -> CodeExecutionResult:
+    return CodeExecutionResult(error=CodeError("InterpreterDied", message), stderr=f"InterpreterDied: {message}", state=state)

@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..contract.extensions import EVERY_ANSWER
 from ..contract.records import ProblemError, encode_problem
 
 _OPEN_PATHS = ("/health",)
@@ -26,7 +27,7 @@ class Guard:
         if problem is None:
             await self._app(scope, receive, send)
             return
-        response = JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code})
+        response = JSONResponse(encode_problem(problem), problem.status, headers=EVERY_ANSWER | {"x-ms-error-code": problem.code})
         await response(scope, receive, send)
 
     def _problem(self, scope: Scope) -> ProblemError | None:

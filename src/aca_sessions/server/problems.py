@@ -13,9 +13,11 @@ _BY_ERRNO = {
     errno.ENOTDIR: (404, "FileNotFound", "there is no such file in the session"),
     errno.EISDIR: (400, "FilePathInvalid", "this is a folder"),
     errno.ENOTEMPTY: (400, "FilePathInvalid", "the folder is not empty"),
+    errno.ENAMETOOLONG: (400, "FilePathInvalid", "the path is too long"),
     errno.ELOOP: (400, "FilePathInvalid", "links are not followed"),
     errno.EXDEV: (400, "FilePathInvalid", "this leads out of /mnt/data"),
     errno.EACCES: (403, "FileNotAccessible", "the session's code took away its own right to this file"),
+    errno.EAGAIN: (409, "FileBusy", "the session's code holds this file: try again"),
     errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full; delete files first"),
 }
 
@@ -33,7 +35,7 @@ def problem_of(error: Exception) -> ProblemError:
             return ProblemError(503, "SandboxUnavailable", str(error))
         case HTTPException():
             return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
-    return ProblemError(500, "InternalError", "the server could not do this; its log says more")
+    return ProblemError(500, "InternalError", "the server could not do this; its log says where")
 
 
 _CODES = {404: "NotFound", 405: "MethodNotAllowed"}

@@ -1,106 +1,115 @@
 """Hosts sessions: identifier → sandbox, born on first use, gone after a cool-down, at most so many at once.
 
 Not the client's pool, which leases: here nobody holds a session, and what is known of one is when it was last used. Decisions await
-nothing; what they ask to open or close is awaited afterwards.
+nothing; what they ask to open or close goes on by itself.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from typing import Self, TypeVar
 
-from ..contract.records import ProblemError
+from ..contract.records import ExecutionCall, ProblemError
+from ..hosting import Hosting
 from ..models import SessionInfo, State
-from ..sandbox.sandbox import Sandbox
-from .tasks import Tasks
+from ..sandbox.sandbox import Sandbox, Sandboxes
+from ..tasks import Tasks
+from .executions import Executions, RunningExecution
 
 _REMEMBERED = 10_000
 _REAP_EVERY = 5.0
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class HostedSession:
-    """A session of this server: its sandbox, and one cell at a time."""
+    """A session of this server: its sandbox and its cells."""
 
-    def __init__(self, identifier: str, sandbox: "asyncio.Task[Sandbox]", *, expired: bool) -> None:
-        """Starts idle; `expired` says that the identifier had another life before, whose end its owner has not been told of."""
+    def __init__(self, identifier: str, opening: "asyncio.Task[Sandbox]", default_timeout: float, loss: State | None) -> None:
+        """Begins while its sandbox opens; `loss` is what became of an earlier life of the identifier, which its owner has not been told."""
         self.identifier = identifier
-        self._loss = State("lost", "expired") if expired else None
+        self.executions = Executions(identifier, self.sandbox, default_timeout, loss)
         self.created = self.last_used = datetime.now(UTC)
-        self.turn = asyncio.Lock()
-        self.users = 0
-        self._sandbox = sandbox
+        self._users = 0
+        self._opening = opening
 
     async def sandbox(self) -> Sandbox:
         """The sandbox, once it is open."""
-        return await asyncio.shield(self._sandbox)
+        return await asyncio.shield(self._opening)
 
-    def take_loss(self) -> State | None:
-        """A loss that is still to be told, once."""
-        loss, self._loss = self._loss, None
-        return loss
+    @property
+    def in_use(self) -> bool:
+        """Whether a cell or a request is at work in it."""
+        return self._users > 0 or self.executions.unfinished > 0
 
-    def enter(self) -> None:
-        """Somebody uses it: it is not the next to go."""
-        self.users += 1
-        self.last_used = datetime.now(UTC)
+    @property
+    def usable(self) -> bool:
+        """Whether it can go on; a sandbox that could not be opened, or whose fork server died, cannot."""
+        if not self._opening.done():
+            return True
+        return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
 
-    def leave(self) -> None:
-        """The counterpart of `enter`."""
-        self.users -= 1
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Somebody uses it for the block: it is not the next to go."""
+        self._users += 1
+        self.touch()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        """Its cool-down begins anew."""
         self.last_used = datetime.now(UTC)
 
     async def close(self) -> None:
-        """Ends it; one that never opened has nothing to end."""
+        """Ends it, and with it the cell that runs; all its cells get their results."""
         try:
-            sandbox = await self._sandbox
+            sandbox = await self._opening
         except Exception:
-            return
+            return  # there is nothing to end
         await sandbox.close()
+        await self.executions.finish()
 
 
 class Sessions:
     """All sessions of a server."""
 
-    def __init__(self, open_sandbox: Callable[[], Awaitable[Sandbox]], *, most: int, cooldown: float) -> None:
-        """Opens sandboxes by the given function."""
-        self._open_sandbox = open_sandbox
-        self.most = most
-        self._cooldown = timedelta(seconds=cooldown)
+    def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
+        """Opens sandboxes from the given ones; cells without a time limit of their own get the default."""
+        self._sandboxes = sandboxes
+        self.most = hosting.max_sessions
+        self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
+        self._default_timeout = default_timeout
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
-        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._losses: OrderedDict[str, State] = OrderedDict()
+        self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._tasks = Tasks()
+        self._reaper: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def start(self) -> None:
-        """Begins to end sessions that nobody used for the cool-down."""
-        self._tasks.start(self._reap())
+    @property
+    def healthy(self) -> bool:
+        """Whether new sessions can be had at once."""
+        return self._sandboxes.alive
 
-    @asynccontextmanager
-    async def using(self, identifier: str) -> AsyncIterator[HostedSession]:
-        """The session of an identifier, for as long as the block takes."""
-        session = await self.enter(identifier)
-        try:
-            yield session
-        finally:
-            session.leave()
-
-    async def enter(self, identifier: str) -> HostedSession:
-        """The session of an identifier, the one there is or a new one, entered: the caller leaves it."""
-        session, evicted = self._find_or_add(identifier)
-        session.enter()
-        try:
-            if evicted is not None:
-                await evicted.close()
-            await session.sandbox()
-        except BaseException as error:
-            session.leave()
-            if not isinstance(error, asyncio.CancelledError) and self._sessions.get(identifier) is session:
-                del self._sessions[identifier]
-            raise
+    def get(self, identifier: str) -> HostedSession:
+        """The session of an identifier: the one there is, or one that opens from now on."""
+        session = self._sessions.get(identifier)
+        if session is not None and not session.usable:
+            self._expire(session, State("lost", "crash"))
+            session = None
+        if session is None:
+            session = self._add(identifier)
+        self._sessions.move_to_end(identifier)
+        session.touch()
         return session
 
     def find(self, identifier: str) -> HostedSession:
@@ -110,11 +119,27 @@ class Sessions:
             raise ProblemError(400, "SessionWithIdentifierNotFound", "there is no session with this identifier")
         return session
 
+    def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
+        """Accepts a cell."""
+        forestalled = self._forestalled.pop((identifier, id), self) is None
+        return self.get(identifier).executions.start(id, call, cancelled=forestalled)
+
+    def interrupt(self, identifier: str, id: str) -> None:
+        """Interrupts a cell. Its caller may have gone while the cell itself is still on the way: then it is not to begin."""
+        session = self._sessions.get(identifier)
+        try:
+            if session is not None:
+                session.executions.interrupt(session.executions.find(id))
+                return
+        except ProblemError:
+            pass
+        _remember(self._forestalled, (identifier, id), None)
+
     async def delete(self, identifier: str) -> None:
         """Ends a session on its owner's word."""
         session = self.find(identifier)
         del self._sessions[identifier]
-        await session.close()
+        await self._tasks.to_its_end(session.close())
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
         """What is known of the sessions, the longest unused first."""
@@ -126,48 +151,63 @@ class Sessions:
             session_id=session.identifier,
             created=session.created,
             last_used=session.last_used,
-            expires=session.last_used + self._cooldown,
-            is_active=session.users > 0,
+            expires=session.last_used + self._cooldown if self._cooldown is not None else None,
+            is_active=session.in_use,
         )
 
+    async def finish(self, within: float) -> None:
+        """Waits for the cells that run, but not for long."""
+        finishing = [session.executions.finish() for session in self._sessions.values()]
+        await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
+
     async def close(self) -> None:
-        """Ends all of them."""
-        await self._tasks.close()
+        """Ends all of them; cells that still run are told in their results."""
+        if self._reaper is not None:
+            self._reaper.cancel()
         sessions = [*self._sessions.values()]
         self._sessions.clear()
         await asyncio.gather(*(session.close() for session in sessions))
+        await self._tasks.finish()
 
-    def _find_or_add(self, identifier: str) -> tuple[HostedSession, HostedSession | None]:
-        session = self._sessions.get(identifier)
-        if session is not None:
-            self._sessions.move_to_end(identifier)
-            return session, None
-        evicted = self._make_room() if len(self._sessions) >= self.most else None
-        opening = asyncio.ensure_future(self._open_sandbox())
-        session = HostedSession(identifier, opening, expired=identifier in self._expired)
-        self._expired.pop(identifier, None)
-        self._sessions[identifier] = session
-        return session, evicted
-
-    def _make_room(self) -> HostedSession:
-        """The least recently used session that runs nothing goes; its owner is told when the identifier is used again."""
-        idle = next((session for session in self._sessions.values() if session.users == 0), None)
-        if idle is None:
-            busy = len(self._sessions)
-            there_are = f"There are already '{busy}' active sessions and the maximum active sessions count is '{self.most}'."
-            raise ProblemError(429, "SessionsCountExceedsLimit", f"The request sessions count is '1'. {there_are}")
-        return self._expire(idle)
-
-    def _expire(self, session: HostedSession) -> HostedSession:
-        del self._sessions[session.identifier]
-        self._expired[session.identifier] = None
-        while len(self._expired) > _REMEMBERED:
-            self._expired.popitem(last=False)
+    def _add(self, identifier: str) -> HostedSession:
+        if len(self._sessions) >= self.most:
+            self._expire(self._least_recently_used(), State("lost", "expired"))
+        opening = self._tasks.own(self._sandboxes.open())
+        loss = self._losses.pop(identifier, None)
+        session = self._sessions[identifier] = HostedSession(identifier, opening, self._default_timeout, loss)
         return session
 
-    async def _reap(self) -> None:
+    def _least_recently_used(self) -> HostedSession:
+        """The one to go; its owner is told when the identifier is used again."""
+        idle = next((session for session in self._sessions.values() if not session.in_use), None)
+        if idle is None:
+            there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
+            raise ProblemError(429, "SessionsCountExceedsLimit", f"The request sessions count is '1'. {there_are}")
+        return idle
+
+    def _expire(self, session: HostedSession, loss: State) -> None:
+        del self._sessions[session.identifier]
+        _remember(self._losses, session.identifier, loss)
+        self._tasks.start(session.close())
+
+    async def __aenter__(self) -> Self:
+        if self._cooldown is not None:
+            self._reaper = self._tasks.start(self._reap(self._cooldown))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _reap(self, cooldown: timedelta) -> None:
+        """Ends sessions that nobody used for the cool-down."""
         while True:
-            await asyncio.sleep(min(_REAP_EVERY, self._cooldown.total_seconds()))
-            before = datetime.now(UTC) - self._cooldown
-            for session in [session for session in self._sessions.values() if session.users == 0 and session.last_used < before]:
-                await self._expire(session).close()
+            await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
+            before = datetime.now(UTC) - cooldown
+            for session in [session for session in self._sessions.values() if not session.in_use and session.last_used < before]:
+                self._expire(session, State("lost", "expired"))
+
+
+def _remember(memory: "OrderedDict[Key, Value]", key: Key, value: Value) -> None:
+    memory[key] = value
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)

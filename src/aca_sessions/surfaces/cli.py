@@ -2,23 +2,33 @@
 
 import argparse
 import asyncio
+import contextlib
+import io
 import json
 import logging
+import math
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
+from ..contract.extensions import encode_rich
+from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError, ConfigurationError
 from ..models import CodeExecutionResult
 
 _FAILED, _UNUSABLE = 1, 2
+_MOST_SESSIONS = 100_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, carries it out and exits with its status."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         status = asyncio.run(options.act(options))
@@ -27,8 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _UNUSABLE
     except KeyboardInterrupt:
         status = 130
-    sys.stdout.flush()
+    except BrokenPipeError:
+        status = _read_no_further()
     sys.exit(status)
+
+
+def _read_no_further() -> int:
+    """Whoever read our output has gone: there is nobody to tell, at the interpreter's own end either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE
 
 
 async def _run(options: argparse.Namespace) -> int:
@@ -48,9 +65,10 @@ async def _run(options: argparse.Namespace) -> int:
         for name, content in files:
             await interpreter.upload_file(session, name, content)
         result = await interpreter.execute(session, code, timeout=options.timeout)
+        _print_json(result) if options.json else _print(result)
         if not options.session:
-            await interpreter.delete_session(session)
-    _print_json(result) if options.json else _print(result)
+            with contextlib.suppress(ACASessionsError):  # it may never have begun
+                await interpreter.delete_session(session)
     return result.exit_code
 
 
@@ -78,7 +96,7 @@ def _content(path: Path) -> bytes:
 def _print(result: CodeExecutionResult) -> None:
     """Each thing on the stream where a shell expects it."""
     if result.output:
-        print(result.output, end="" if result.output.endswith("\n") else "\n")
+        print(result.output, end="" if result.output.endswith("\n") else "\n", flush=True)
     notes = [result.stderr.rstrip("\n")]
     if result.images:
         notes.append(f"[{len(result.images)} image(s) shown; --json has them]")
@@ -89,18 +107,8 @@ def _print(result: CodeExecutionResult) -> None:
 
 
 def _print_json(result: CodeExecutionResult) -> None:
-    shown = {
-        "success": result.success,
-        "stdout": result.stdout,
-        "stderr": result.stderr,
-        "value": result.value,
-        "text": result.text,
-        "displays": [dict(display.data) for display in result.displays],
-        "error": {"name": result.error.name, "message": result.error.message} if result.error else None,
-        "state": str(result.state),
-        "duration": result.duration,
-    }
-    print(json.dumps(shown))
+    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state)}
+    print(json.dumps(shown), flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,17 +138,26 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--port", type=int, default=8080, help="0 takes a free one")
     serve.add_argument("--socket", type=Path, metavar="PATH", help="a socket file of this user alone, in place of a port")
     serve.add_argument("--api-key", default=os.environ.get("ACA_SESSIONS_API_KEY"), help="else $ACA_SESSIONS_API_KEY, else one is made")
-    serve.add_argument("--max-sessions", type=int, metavar="N")
+    serve.add_argument("--max-sessions", type=_count, metavar="N", help="the least recently used one ends when there are more")
     serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="an unused session ends after this time")
     serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
     serve.set_defaults(act=_serve)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError("must be above 0")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= MAX_ASYNCHRONOUS_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g}")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= _MOST_SESSIONS:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_SESSIONS}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,36 +15,43 @@ import uvicorn
 
 from ..connect import open_server
 from ..errors import ConfigurationError
+from ..hosting import Hosting
+
+Drain = Callable[[float], Awaitable[None]]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
-_GRACE_SECONDS = 10
+_GRACE_SECONDS = 5
 
 
 async def serve(options: argparse.Namespace) -> int:
     """Serves until a signal ends it."""
     listener = _listen_on_file(options.socket) if options.socket else _listen_on_port(options.host, options.port)
-    key = options.api_key or ("" if options.socket else secrets.token_urlsafe(24))
+    key = options.api_key or (None if options.socket else secrets.token_urlsafe(24))
     try:
-        async with open_server(
-            max_sessions=options.max_sessions, cooldown=options.cooldown, api_key=key, allowed_hosts=_allowed_hosts(options)
-        ) as app:
+        async with open_server(hosting=_hosting(options, key)) as service:
             # Its own access log would write down identifiers, which are secrets.
-            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_SECONDS)
-            await _Server(config, _greeting(options, listener, key)).serve(sockets=[listener])
+            config = uvicorn.Config(
+                service, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_SECONDS
+            )
+            await _Server(config, service.drain, _greeting(options, listener, key)).serve(sockets=[listener])
     finally:
-        listener.close()
-        if options.socket:
-            options.socket.unlink(missing_ok=True)
+        _stop_listening(listener, options.socket)
     return 0
 
 
 class _Server(uvicorn.Server):
     """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
 
-    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, greeting: str) -> None:
         super().__init__(config)
+        self._drain = drain
         self._greeting = greeting
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Cells that run get a moment to end; then they are ended, and their callers are told."""
+        await self._drain(_GRACE_SECONDS)
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Announces the start."""
@@ -64,7 +71,13 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
 
-def _greeting(options: argparse.Namespace, listener: socket.socket, key: str) -> str:
+def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
+    given = {"max_sessions": options.max_sessions, "cooldown": options.cooldown}
+    own = {name: value for name, value in given.items() if value is not None}
+    return Hosting(api_key=key, allowed_hosts=_allowed_hosts(options), **own)
+
+
+def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | None) -> str:
     if options.socket:
         return f"Endpoint: unix://{options.socket.absolute()}"
     host, port = listener.getsockname()[:2]
@@ -101,9 +114,10 @@ def _listen_on_file(path: Path) -> socket.socket:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
             path.unlink()
         listener.bind(str(path))
+        listener.listen()  # at once: a second server must find it answered, not take it for a dead one's
     except OSError as error:
         listener.close()
-        raise ConfigurationError(f"cannot listen on --socket {path}: {error.strerror}") from None
+        raise ConfigurationError(f"cannot listen on --socket {path}: {error.strerror or error}") from None
     finally:
         os.umask(mask)
     return listener
@@ -112,3 +126,10 @@ def _listen_on_file(path: Path) -> socket.socket:
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(str(path)) == 0
+
+
+def _stop_listening(listener: socket.socket, path: Path | None) -> None:
+    """The socket file goes with the server, unless it is another's by now."""
+    listener.close()
+    if path is not None and path.exists() and not _answers(path):
+        path.unlink()

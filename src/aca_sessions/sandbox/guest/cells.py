@@ -41,9 +41,12 @@ def serve(link: Link, shell: "Shell") -> None:
     os.environ.clear()
     os.environ.update(_ENVIRONMENT)
     interrupts.listen()
+    own_pid = os.getpid()
     for cell in link.cells():
         finished = shell.run(cell, link.send)
         streams.flush()
+        if os.getpid() != own_pid:
+            os._exit(0)  # a fork that a cell made and let run to the cell's end
         link.send(finished)
 
 

@@ -5,6 +5,7 @@ import stat
 
 _DATA = "/mnt/data"
 _MOST = 2000
+_MOST_TOLD = 1000
 _HIDDEN = (".upload-", "__pycache__")
 
 Listing = dict[str, tuple[int, int, int]]
@@ -27,18 +28,18 @@ def listing() -> Listing | None:
     return found
 
 
-def between(before: Listing | None, after: Listing | None) -> list[list[object]]:
-    """Path, kind and size of each change; none where either listing is missing."""
+def between(before: Listing | None, after: Listing | None) -> list[str]:
+    """`kind size path` of each change, the first thousand of them; none where either listing is missing."""
     if before is None or after is None:
         return []
-    changes: list[list[object]] = []
+    changes: list[tuple[str, str, int]] = []
     for path, now in after.items():
         if path not in before:
-            changes.append([path, "created", now[1]])
+            changes.append((path, "created", now[1]))
         elif before[path] != now:
-            changes.append([path, "changed", now[1]])
-    changes += [[path, "deleted", 0] for path in before.keys() - after.keys()]
-    return sorted(changes, key=lambda change: str(change[0]))
+            changes.append((path, "changed", now[1]))
+    changes += [(path, "deleted", 0) for path in before.keys() - after.keys()]
+    return [f"{kind} {size} {path}" for path, kind, size in sorted(changes)[:_MOST_TOLD]]
 
 
 def _entries(folder: str) -> list[tuple[str, os.stat_result]]:

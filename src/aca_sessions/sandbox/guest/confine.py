@@ -90,9 +90,11 @@ def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
 
 def _mount_session(spawn: Spawn) -> None:
     root.mount_tmp(spawn.temporary)
-    syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _TMPFS, f"size={spawn.temporary},mode=1777")
-    syscalls.mount("devpts", "/dev/pts", "devpts", Mount.NO_SUID | Mount.NO_EXEC, "newinstance,ptmxmode=0666,mode=620")
+    syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _TMPFS, f"size={spawn.temporary},nr_inodes=16k,mode=1777")
+    syscalls.mount("devpts", "/dev/pts", "devpts", Mount.NO_SUID | Mount.NO_EXEC, "newinstance,max=64,ptmxmode=0666,mode=620")
     syscalls.mount("proc", "/proc", "proc", _TMPFS | Mount.NO_EXEC)
+    for name in ("tcp_rmem", "tcp_wmem"):  # what sockets hold counts to no limit of a session's
+        write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
     syscalls.mount(f"{root.SESSIONS}/{spawn.tree}", DATA, None, Mount.BIND)
     syscalls.unmount(root.SESSIONS)
 

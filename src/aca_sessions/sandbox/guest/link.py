@@ -1,5 +1,6 @@
 """The session's end of the wire, and when a SIGINT may become a KeyboardInterrupt: while a cell runs, never in the middle of a frame."""
 
+import os
 import signal
 import socket
 import threading
@@ -9,24 +10,33 @@ from types import FrameType
 
 from ..wire import Frames, Message, Run, decode, frame
 
+_MAX_FROM_HOST = 1 << 30
+
 
 class Link:
     """Frames to the host from any thread, cells from the host."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Takes over a connected socket."""
+        """Takes over a connected socket. A fork of the interpreter is no second one: it loses the link."""
+        connection.set_inheritable(False)
         self._connection = connection
         self._sending = threading.Lock()
+        os.register_at_fork(after_in_child=self._lose)
 
     def send(self, message: Message) -> None:
         """Sends one whole frame."""
         data = frame(message)
         with interrupts.held(), self._sending:
-            self._connection.sendall(data)
+            if self._connection.fileno() >= 0:
+                self._connection.sendall(data)
+
+    def _lose(self) -> None:
+        self._connection.close()
+        self._sending = threading.Lock()  # another thread of the parent may have held it
 
     def cells(self) -> Iterator[Run]:
         """The cells to run, until the host closes the link."""
-        frames = Frames()
+        frames = Frames(_MAX_FROM_HOST)
         while data := self._connection.recv(1 << 16):
             for payload in frames.feed(data):
                 yield decode(payload, Run)

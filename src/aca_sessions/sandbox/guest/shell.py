@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from importlib.machinery import FileFinder
+from types import TracebackType
 from typing import Any
 
 from IPython.core.displayhook import DisplayHook
@@ -22,8 +23,10 @@ from ..wire import Finished, Message, Run, Scalar, Shown, Started
 from . import changes, streams
 from .link import interrupts
 
+_OWN_CODE = "/.guest/"
 _MAX_TEXT = 1 << 20
 _MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
+_MAX_TYPES = 50  # of one display
 _MAX_INTEGER_BITS = 4096
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
@@ -79,10 +82,10 @@ class _Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any]) -> None:
-        sendable = {mime: _sendable(content) for mime, content in data.items()}
-        size = len(json.dumps(sendable))
-        if size > self._room:
-            sendable = {"text/plain": f"[a display of {size} bytes was dropped: a cell may show {_MAX_DISPLAYED} bytes in all]"}
+        sendable = {str(mime): _sendable(content) for mime, content in data.items()}
+        size = sum(map(len, sendable.values()))
+        if size > self._room or len(sendable) > _MAX_TYPES:
+            sendable = {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
         else:
             self._room -= size
         self._send(Shown(self.execution, sendable))
@@ -94,7 +97,7 @@ class _Collected:
             message = f"<{type(broken).__name__} while reading the message>"
         self.error = (type(error).__name__, clip(message), clip(traceback))
 
-    def finished(self, files: list[list[object]]) -> Finished:
+    def finished(self, files: list[str]) -> Finished:
         name, message, traceback = self.error or (None, "", "")
         return Finished(self.execution, self.value, self.text, name, message, traceback, files)
 
@@ -121,6 +124,12 @@ class Shell(InteractiveShell):
         if error is not None and self.collected.error is None:
             self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
         return self.collected.finished(changes.between(before, changes.listing()))
+
+    def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
+        """Without our own frames at its end: an interrupt is raised in one of ours, in the middle of the user's code."""
+        etype, value, traceback = self._get_exc_info(exc_tuple)
+        _cut_own_frames(traceback)
+        super().showtraceback((etype, value, traceback), *arguments, **options)
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         self.collected.take_error(evalue, self.InteractiveTB.stb2text(stb))
@@ -180,6 +189,16 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
 
 
+def _cut_own_frames(traceback: TracebackType | None) -> None:
+    last_of_others = None
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
+            last_of_others = traceback
+        traceback = traceback.tb_next
+    if last_of_others is not None:
+        last_of_others.tb_next = None
+
+
 class _Loop:
     """The session's one event loop: tasks that a cell started go on while a later one awaits."""
 
@@ -234,11 +253,14 @@ def _scalar(value: Any) -> Scalar:
     return None
 
 
-def _sendable(content: Any) -> object:
-    if isinstance(content, bytes):
-        return base64.b64encode(content).decode()
+def _sendable(content: Any) -> str:
+    """As text: bytes in base64, what is not text as JSON where it can be."""
+    match content:
+        case str():
+            return content
+        case bytes():
+            return base64.b64encode(content).decode()
     try:
-        json.dumps(content)
+        return json.dumps(content)
     except (TypeError, ValueError, RecursionError):
         return clip(str(content))
-    return content

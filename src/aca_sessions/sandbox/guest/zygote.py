@@ -108,12 +108,22 @@ class _Forking:
     def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
         """Forks a session into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
         connection, report = descriptors
+        zygote = os.getpid()
         syscalls.unshare(Namespace.PID)
-        pid = os.fork()
-        if pid == 0:
-            self._become_session(request, connection, report)
-        syscalls.setns(self._pid_namespace, Namespace.PID)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_session(request, connection, report)
+        finally:
+            if os.getpid() == zygote:
+                self._return_to_own_pid_namespace()
         return os.pidfd_open(pid)
+
+    def _return_to_own_pid_namespace(self) -> None:
+        try:
+            syscalls.setns(self._pid_namespace, Namespace.PID)
+        except OSError:
+            os._exit(70)  # it could fork no further session: the host starts another zygote
 
     def _become_session(self, request: Spawn, connection: int, report: int) -> NoReturn:
         try:

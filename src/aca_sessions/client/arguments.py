@@ -1,0 +1,67 @@
+"""What a caller may give: checked before anything is sent, with a message that says what to give instead."""
+
+import math
+
+from ..contract.records import IDENTIFIER, MAX_ASYNCHRONOUS_SECONDS, split_path
+from ..errors import InvalidArgumentError
+from ..models import CodeError
+
+_NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
+
+
+def checked_session_id(session_id: object) -> str:
+    """A name that every endpoint takes."""
+    if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
+        raise InvalidArgumentError("a session_id is 1 to 256 ASCII letters, digits or signs")
+    return session_id
+
+
+def checked_timeout(timeout: object) -> float | None:
+    """Seconds, or None for the endpoint's own limit."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not math.isfinite(timeout):
+        raise InvalidArgumentError("a timeout is a number of seconds, or None")
+    if not 0 < timeout <= MAX_ASYNCHRONOUS_SECONDS:
+        raise InvalidArgumentError(f"a timeout is above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g} seconds")
+    return timeout
+
+
+def checked_path(path: object) -> tuple[str, str]:
+    """The folders and the name of a file in /mnt/data."""
+    if not isinstance(path, str) or not split_path(path)[1]:
+        raise InvalidArgumentError("a file name is text such as 'data.csv' or 'folder/data.csv'")
+    if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
+        raise InvalidArgumentError("a file name holds no quotation mark, backslash, control character or lone surrogate")
+    return split_path(path)
+
+
+def checked_data(data: object) -> bytes:
+    """A file's content."""
+    match data:
+        case str() if _is_well_formed(data):
+            return data.encode()
+        case bytes():
+            return data
+        case bytearray() | memoryview():
+            return bytes(data)
+    raise InvalidArgumentError("a file's content is bytes, or text without lone surrogates")
+
+
+def refusal(code: object) -> CodeError | None:
+    """Why something cannot be a cell, if it cannot. A model may have sent it, so this is a result and no exception."""
+    if not isinstance(code, str):
+        return CodeError("TypeError", f"code is a {type(code).__name__}, not a string: send the Python source text")
+    if not code.strip():
+        return CodeError("ValueError", "the code is empty: send at least one statement")
+    if not _is_well_formed(code):
+        return CodeError("ValueError", "the code is not well-formed Unicode: it holds a lone surrogate")
+    return None
+
+
+def _is_well_formed(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,15 @@
+"""How a server hosts sessions: how many, for how long, for whom. Plain data, with the defaults of `aca-sessions serve`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """What is the server's own, and not each sandbox's. An unset cool-down means that whoever uses the server ends its sessions."""
+
+    max_sessions: int = 100
+    cooldown: float | None = 300.0
+    max_upload: int = 128 << 20
+    max_request: int = 64 << 20
+    api_key: str | None = None
+    allowed_hosts: frozenset[str] = frozenset()
