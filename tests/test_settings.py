@@ -97,6 +97,14 @@ def test_a_socket_file_is_an_endpoint() -> None:
             "ACASessions:SessionsHttpClient:Endpoint",
             "contradict",
         ),
+        ({"endpoint": "https://pool.example"}, "ACASessions:endpoint", "did you mean Endpoint?"),
+        ({"SessionsHttpClient": 5, "Endpoint": "https://pool.example"}, "ACASessions:SessionsHttpClient", "not an object"),
+        ({"Endpoint": "http://host:port"}, "ACASessions:SessionsHttpClient:Endpoint", "port as a number"),
+        ({"Endpoint": "http://[::1"}, "ACASessions:SessionsHttpClient:Endpoint", "is no URL"),
+        ({"ApiKey": "ke\ny"}, "ACASessions:SessionsHttpClient:ApiKey", "copy the key alone"),
+        ({"SessionTimeoutMinutes": 1e300}, "ACASessions:SessionPool:SessionTimeoutMinutes", "less than or equal"),
+        ({"Sandbox": {"Limits": {"OpenFiles": 1}}}, "ACASessions:Sandbox:Limits:OpenFiles", "greater than or equal"),
+        ({"Sandbox": {"Preload": "[numpy"}}, "ACASessions:Sandbox:Preload", "no JSON list"),
         ({"Sandbox": {"Network": "everything"}}, "ACASessions:Sandbox:Network", "none"),
     ],
 )
@@ -132,6 +140,29 @@ def test_a_mistake_in_a_secret_does_not_show_it() -> None:
         Settings(ApiKey=["hunter2"])
     assert "hunter2" not in str(raised.value)
     assert "hunter2" not in repr(Settings(ApiKey="hunter2"))
+
+
+@pytest.mark.parametrize("section", ["ACASession", "acasessions", "AcaSessions"])
+def test_a_misspelt_section_is_named(section: str) -> None:
+    Path("appsettings.json").write_text(json.dumps({section: {}, "Logging": {}}))
+    with pytest.raises(ConfigurationError, match="did you mean ACASessions"):
+        Settings()
+
+
+def test_other_sections_are_not_ours() -> None:
+    Path("appsettings.json").write_text(json.dumps({"Logging": {}, "AzureOpenAI": {}, "ConnectionStrings": {}}))
+    assert Settings().SessionsHttpClient.Endpoint is None
+
+
+def test_a_folder_in_the_files_place_is_named() -> None:
+    Path("appsettings.json").mkdir()
+    with pytest.raises(ConfigurationError, match=r"appsettings\.json"):
+        Settings()
+
+
+async def test_what_is_given_by_name_overrides_the_settings() -> None:
+    async with open_pool(Settings(MaxConcurrentSessions=5), max_concurrent_sessions=7) as pool:
+        assert "of 7" in repr(pool)
 
 
 async def test_the_example_starts_embedded_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from aca_sessions import CodeExecutionRequest, CodeInterpreter, FileUploadRequest, SessionsHttpClient
-from aca_sessions.errors import AuthenticationError, NotSupportedError, ServiceError, ServiceUnavailableError
+from aca_sessions import CodeExecutionRequest, CodeInterpreter, FileUploadRequest, SessionsHttpClient, open_interpreter
+from aca_sessions.errors import AuthenticationError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
 
 
 async def test_the_documented_request_objects(interpreter: CodeInterpreter) -> None:
@@ -39,6 +39,52 @@ async def test_sessions_are_known_to_the_service(interpreter: CodeInterpreter) -
     await interpreter.delete_session("s1")
     with pytest.raises(ServiceError, match="SessionWithIdentifierNotFound"):
         await interpreter.get_session("s1")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e9, "5", True])
+async def test_a_time_limit_that_is_none_is_refused(interpreter: CodeInterpreter, timeout: object) -> None:
+    with pytest.raises(InvalidArgumentError):
+        await interpreter.execute("s1", "1", timeout=timeout)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("session_id", ["", "x" * 300, "名前", "a\nb", "\ud800"])
+async def test_a_session_id_that_is_none_is_refused(interpreter: CodeInterpreter, session_id: object) -> None:
+    for call in (interpreter.execute(session_id, "1"), interpreter.list_files(session_id), interpreter.delete_session(session_id)):  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError):
+            await call
+
+
+@pytest.mark.parametrize("name", ["", "folder/", 'quo"ted', "back\\slash", "line\nbreak", "nul\0", "\ud800", None, 3])
+async def test_a_file_name_that_cannot_be_sent_is_refused(interpreter: CodeInterpreter, name: object) -> None:
+    for call in (interpreter.upload_file("s1", name, b""), interpreter.download_file("s1", name), interpreter.delete_file("s1", name)):  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError):
+            await call
+
+
+@pytest.mark.parametrize("data", [3, None, ["x"], "\ud800"])
+async def test_data_that_is_none_is_refused(interpreter: CodeInterpreter, data: object) -> None:
+    with pytest.raises(InvalidArgumentError):
+        await interpreter.upload_file("s1", "name", data)  # type: ignore[arg-type]
+
+
+async def test_any_kind_of_bytes_is_data(interpreter: CodeInterpreter) -> None:
+    for data in (b"x", bytearray(b"x"), memoryview(b"x"), "x"):
+        await interpreter.upload_file("s1", "name", data)  # type: ignore[arg-type]
+        assert await interpreter.download_file("s1", "name") == b"x"
+
+
+async def test_a_closed_interpreter_says_so() -> None:
+    async with open_interpreter() as interpreter:
+        pass
+    with pytest.raises(ServiceUnavailableError, match="closed"):
+        await interpreter.execute("s1", "1")
+
+
+@pytest.mark.parametrize("body", [{"foo": 1}, {"id": 1, "identifier": "s", "status": "Succeeded", "result": 5}, [], None, "x"])
+async def test_an_answer_of_another_shape_is_no_crash(body: object) -> None:
+    async with against(lambda _: httpx.Response(200, json=body)) as interpreter:
+        with pytest.raises(ServiceUnavailableError):
+            await interpreter.execute("s1", "1")
 
 
 def against(answer) -> CodeInterpreter:

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from aca_sessions import SessionPool, Settings, open_pool
-from aca_sessions.errors import PoolClosedError, PoolTimeoutError
+from aca_sessions import SessionPool, Settings, open_interpreter, open_pool
+from aca_sessions.errors import InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError
 
 
 async def test_two_sessions_keep_their_own_variables(pool: SessionPool) -> None:
@@ -106,3 +106,77 @@ async def test_no_log_holds_a_name_a_cell_or_a_file(caplog: pytest.LogCaptureFix
             await session.run("raise ValueError('the-secret-error')")
     assert caplog.records
     assert "the-secret" not in caplog.text
+
+
+async def test_who_waits_when_the_pool_is_closed_is_told() -> None:
+    async with open_pool(max_concurrent_sessions=1) as pool:
+        await pool.get_or_create("a")
+        waiting = asyncio.create_task(pool.get_or_create("b"))
+        await asyncio.sleep(0)
+    with pytest.raises(PoolClosedError):
+        await waiting
+
+
+@pytest.mark.parametrize("session_id", ["", 5, "名前"])
+async def test_a_name_that_is_none_is_refused(pool: SessionPool, session_id: object) -> None:
+    with pytest.raises(InvalidArgumentError):
+        await pool.get_or_create(session_id)  # type: ignore[arg-type]
+    assert pool.active() == []
+
+
+async def test_as_many_sessions_as_are_allowed_live_at_once() -> None:
+    async with open_pool(max_concurrent_sessions=130) as pool:
+        sessions = [await pool.get_or_create() for _ in range(130)]
+        for number, session in enumerate(sessions):
+            await session.run(f"x = {number}")
+        assert (await sessions[0].run("x")).value == 0
+
+
+async def test_events_are_told_as_they_happen() -> None:
+    events = []
+    async with open_pool(Settings(SessionTimeoutMinutes=0.1 / 60), on_event=events.append) as pool:
+        async with pool.session("alice"):
+            pass
+        await asyncio.sleep(0.3)
+        async with pool.session("alice"):
+            await pool.terminate("alice")
+    assert [event.kind for event in events] == ["leased", "released", "expired", "leased", "terminated", "released"]
+
+
+async def test_a_time_out_says_who_holds_what_by_hash() -> None:
+    async with (
+        open_pool(Settings(SessionPool={"MaxConcurrentSessions": 1, "AcquireTimeoutSeconds": 0.05})) as pool,
+        pool.session("secret-name"),
+    ):
+        with pytest.raises(PoolTimeoutError, match=r"longest [0-9a-f]{12} for 0\.\d s") as raised:
+            await pool.get_or_create("other")
+        assert "secret-name" not in str(raised.value)
+
+
+def test_a_pool_in_another_event_loop_says_so() -> None:
+    async def use(pool: SessionPool) -> None:
+        async with pool.session() as session:
+            await session.run("1")
+
+    opening = open_pool()
+    loop = asyncio.new_event_loop()
+    pool = loop.run_until_complete(opening.__aenter__())
+    loop.run_until_complete(use(pool))
+    with pytest.raises(PoolError, match="another event loop"):
+        asyncio.run(use(pool))
+    loop.run_until_complete(opening.__aexit__())
+    loop.close()
+
+
+def test_a_forgotten_pool_says_where_it_was_made() -> None:
+    async def forget() -> None:
+        async with open_interpreter() as interpreter:
+            pool = SessionPool(interpreter)
+            await pool.release((await pool.get_or_create()).session_id)
+            holder = [pool]
+            del pool
+            with pytest.warns(ResourceWarning, match=r"test_pool\.py:\d+"):
+                holder.clear()
+            await asyncio.sleep(0)
+
+    asyncio.run(forget())

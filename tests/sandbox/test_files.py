@@ -1,5 +1,6 @@
 """/mnt/data from the host's side, with a guest that lays traps in it."""
 
+import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Session
@@ -124,3 +125,24 @@ async def test_a_missing_file_is_not_found(interpreter: CodeInterpreter) -> None
         await interpreter.download_file("someone", "nothing.txt")
     with pytest.raises(NotFoundError):
         await interpreter.delete_file("someone", "nothing.txt")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "os.utime('file', (3e11, 3e11))",
+        "os.utime('file', (-6e10, -6e10))",
+        "os.mkdir(b'\\xff'); open(b'\\xff/inside', 'w')",
+        "os.mkdir('closed'); os.chmod('closed', 0)",
+        "[os.mkdir('x' * 200) or os.chdir('x' * 200) for _ in range(30)]; os.chdir('/mnt/data')",
+    ],
+)
+async def test_odd_files_do_not_hide_the_others(http: httpx.AsyncClient, odd: str) -> None:
+    await http.post("/executions", json={"code": f"import os; open('file', 'w').write('x'); {odd}"})
+    listed = await http.get("/files", params={"recursive": "true"})
+    assert "file" in [file["name"] for file in listed.json()["value"]]
+
+
+async def test_missing_folders_are_made_for_an_upload(session: Session) -> None:
+    await session.upload_file("package/deep/__init__.py", "value = 7")
+    assert (await session.run("import package.deep; package.deep.value")).value == 7

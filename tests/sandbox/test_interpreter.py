@@ -354,3 +354,76 @@ async def test_a_session_killed_from_outside_says_so(session: Session) -> None:
             os.kill(pid, signal.SIGKILL)
     assert str((await running).state) == "lost: killed"
     assert (await session.run("'x' in globals()")).value is False
+
+
+async def test_a_fork_that_a_cell_lets_run_on_is_no_second_interpreter(session: Session) -> None:
+    result = await session.run("import os, time\npid = os.fork()\nif pid == 0: print('child')\nelse: os.waitpid(pid, 0)\nx = 0")
+    assert (result.success, result.stdout) == (True, "child\n")
+    for count in range(1, 6):
+        assert (await session.run("x += 1; (x, os.getpid())")).text == f"({count}, 2)"
+
+
+async def test_processes_that_a_cell_starts_do_not_have_the_link(session: Session) -> None:
+    result = await session.run("!ls -l /proc/self/fd | grep -c socket")
+    assert result.stdout == "0\n"
+
+
+async def test_displays_from_forked_workers_harm_nobody(session: Session) -> None:
+    code = """
+    from multiprocessing import get_context
+    from IPython.display import HTML, display
+    def show(n): display(HTML("x" * (1 << 20)))
+    with get_context("fork").Pool(4) as pool:
+        pool.map(show, range(8))
+    """
+    result = await run(session, code)
+    assert (result.success, str(result.state)) == (True, "kept")
+
+
+async def test_a_frame_while_no_cell_runs_ends_the_session_and_is_told(session: Session) -> None:
+    code = """
+    import os, stat, struct, threading
+    link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISSOCK(os.fstat(d).st_mode))
+    threading.Timer(0.1, lambda: os.write(link, struct.pack("<I", 3) + b"abc")).start()
+    """
+    await run(session, code)
+    await asyncio.sleep(0.3)
+    assert str((await session.run("1")).state) == "lost: crash"
+
+
+async def test_a_long_cell_in_another_script_arrives(session: Session) -> None:
+    await session.run("x = 5")
+    result = await session.run("#" + "é" * 6_000_000 + "\nx")
+    assert (result.value, str(result.state)) == (5, "kept")
+
+
+async def test_an_interrupted_cell_shows_its_own_frames_only(session: Session) -> None:
+    result = await session.run("import signal\ndef f():\n    signal.raise_signal(signal.SIGINT)\nf()")
+    assert result.error.name == "KeyboardInterrupt"
+    assert "/.guest" not in result.stderr
+    assert "raise_signal" in result.stderr
+
+
+async def test_a_flood_from_an_idle_session_leaves_the_others_alone(pool: SessionPool) -> None:
+    async with pool.session() as noisy, pool.session() as other:
+        await run(
+            noisy,
+            """
+            import os, threading
+            def flood():
+                while True: os.write(1, b"x" * 65536)
+            threading.Thread(target=flood, daemon=True).start()
+            """,
+        )
+        for _ in range(20):
+            assert (await other.run("1 + 1")).value == 2
+
+
+async def test_small_files_in_shared_memory_are_limited(session: Session) -> None:
+    result = await session.run("for n in range(20_000): open(f'/dev/shm/{n}', 'w').close()")
+    assert result.error.name == "OSError"
+
+
+async def test_terminals_are_limited(session: Session) -> None:
+    result = await session.run("import os\nheld = [os.openpty() for _ in range(100)]")
+    assert result.error.name == "OSError"

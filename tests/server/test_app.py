@@ -245,3 +245,102 @@ async def test_many_sessions_at_once_keep_apart(http: httpx.AsyncClient) -> None
         return (await http.post("/executions", json={"code": "x"}, params=params)).json()["result"]["executionResult"]
 
     assert await asyncio.gather(*(one(number) for number in range(12))) == list(range(12))
+
+
+async def test_a_session_deleted_in_mid_cell_still_tells_what_the_cell_wrote(http: httpx.AsyncClient) -> None:
+    running = asyncio.create_task(rich(http, "print('before', flush=True)\nwhile True: pass"))
+    await asyncio.sleep(0.2)
+    await http.delete("/session")
+    body = await running
+    assert body["acaSessions"]["stdout"] == "before\n"
+    assert body["acaSessions"]["state"] == {"kind": "lost", "reason": "killed"}
+
+
+async def rich(http: httpx.AsyncClient, code: str, **params: str) -> dict:
+    response = await http.post("/executions", json={"code": code}, headers={"x-aca-sessions-rich": "1"}, params=params)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_an_operation_id_belongs_to_one_life_of_a_session(http: httpx.AsyncClient) -> None:
+    once = {"operation-id": "once"}
+    await http.post("/executions", json={"code": "'first'"}, headers=once)
+    await http.delete("/session")
+    assert (await http.post("/executions", json={"code": "'second'"}, headers=once)).json()["result"]["executionResult"] == "second"
+
+
+async def test_a_cell_interrupted_before_it_arrives_does_not_begin(http: httpx.AsyncClient) -> None:
+    assert (await http.post("/executions/late/interrupt")).status_code == 202
+    body = (await http.post("/executions", json={"code": "ran = True"}, headers={"operation-id": "late"})).json()
+    assert body["status"] == "Failed"
+    assert (await run(http, "'ran' in globals()"))["result"]["executionResult"] is False
+
+
+async def test_large_results_are_not_remembered_for_long(http: httpx.AsyncClient) -> None:
+    for number in range(6):
+        code = "from IPython.display import HTML, display; display(HTML('x' * (5 << 20)))"
+        await http.post("/executions", json={"code": code}, headers={"operation-id": f"large-{number}"})
+    assert (await http.get("/executions/large-0")).status_code == 404
+    assert (await http.get("/executions/large-5")).status_code == 200
+
+
+async def test_what_a_cell_displays_cannot_break_the_answer(http: httpx.AsyncClient) -> None:
+    for shown in (
+        "{'image/png': 'notbase64!'}",
+        "{'image/png': 3}",
+        "{'application/json': float('nan')}",
+        "{'': '\\ud800'}",
+        "{'a': object()}",
+    ):
+        body = await rich(http, f"from IPython.display import display; display({shown}, raw=True)")
+        assert body["status"] == "Succeeded"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_delete_whose_caller_goes_is_carried_out() -> None:
+    async with open_server() as app, client(app) as http:
+        for turns in range(8):
+            name = {"identifier": f"s{turns}"}
+            await http.post("/executions", json=CODE, params=name)
+            deleting = asyncio.create_task(http.delete("/session", params=name))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            deleting.cancel()
+            await asyncio.wait({deleting})
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_first_call_whose_caller_goes_leaves_nothing() -> None:
+    async with open_server(hosting=Hosting(max_sessions=3)) as app, client(app) as http:
+        for turns in range(12):
+            starting = asyncio.create_task(http.get("/files", params={"identifier": f"s{turns}"}))
+            for _ in range(turns):
+                await asyncio.sleep(0.001)
+            starting.cancel()
+            await asyncio.wait({starting})
+
+
+async def test_sessions_deleted_while_others_expire_do_not_stop_the_expiring() -> None:
+    async with open_server(hosting=Hosting(cooldown=0.1)) as app, client(app) as http:
+        for round in range(3):
+            for name in "abcd":
+                await http.post("/executions", json=CODE, params={"identifier": name})
+            await asyncio.sleep(0.08)
+            await asyncio.gather(*(http.delete("/session", params={"identifier": name}) for name in "ab"))
+            await asyncio.sleep(0.3)
+            assert (await http.get("/listSessions")).json()["sessions"] == [], round
+
+
+@pytest.mark.parametrize("range", ["bytes=99999999999999999999999-", "bytes=5-2", "bytes=-5", "lines=1-2", "bytes=0-99999999999999999"])
+async def test_an_odd_range_is_no_server_error(http: httpx.AsyncClient, range: str) -> None:
+    await http.post("/files", files={"file": ("a.txt", b"hello")})
+    assert (await http.get("/files/a.txt/content", headers={"range": range})).status_code in (200, 206, 416)
+
+
+@pytest.mark.parametrize("skip", ["-1", "x", "9" * 30, "1.5"])
+async def test_an_odd_page_is_a_clear_400(http: httpx.AsyncClient, skip: str) -> None:
+    assert (await http.get("/listSessions", params={"skip": skip})).status_code == 400
+
+
+async def test_a_path_that_is_too_long_is_a_clear_400(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/files", params={"path": "/".join("x" * 3000)})).status_code in (400, 404)

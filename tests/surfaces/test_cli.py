@@ -55,6 +55,10 @@ def test_a_cell_over_its_time_says_so() -> None:
         (["run", "--file", "/nonexistent", "1"], "--file /nonexistent"),
         (["run", "--timeout", "-1", "1"], "--timeout"),
         (["run", "--timeout", "soon", "1"], "--timeout"),
+        (["run", "--timeout", "inf", "1"], "--timeout"),
+        (["serve", "--max-sessions", "0"], "--max-sessions"),
+        (["serve", "--cooldown", "inf"], "--cooldown"),
+        (["serve", "--socket", "/tmp/" + "x" * 200], "--socket"),
         (["run", "--endpoint", "nowhere", "1"], "Endpoint"),
         (["run"], "CODE"),
         ([], "COMMAND"),
@@ -67,6 +71,26 @@ def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) 
     assert run.returncode == 2
     assert said in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("code", ["", "  "])
+def test_empty_code_says_so(code: str) -> None:
+    run = aca_sessions("run", code)
+    assert (run.returncode, "the code is empty" in run.stderr) == (1, True)
+
+
+def test_a_reader_that_goes_is_no_traceback() -> None:
+    pipeline = f"{sys.executable} -m aca_sessions.surfaces.cli run 'print(\"x\" * 500000)' | true"
+    run = subprocess.run(["sh", "-c", pipeline], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in run.stderr
+
+
+def test_output_that_the_terminal_cannot_show_is_spelled_out() -> None:
+    assert aca_sessions("run", "print('é')", env=os.environ | {"PYTHONIOENCODING": "ascii"}).stdout == "\\xe9\n"
+
+
+def test_json_is_json_whatever_the_value() -> None:
+    assert json.loads(aca_sessions("run", "--json", "float('nan')").stdout)["value"] == {"float": "nan"}
 
 
 def test_nothing_of_the_host_is_shown() -> None:
@@ -170,6 +194,28 @@ def test_serve_checks_the_host_header() -> None:
             return httpx.get(f"{server.endpoint}/health", headers={"host": host}).status_code
 
         assert [status(host) for host in ("localhost", "127.0.0.1:99", "friend.example", "evil.example")] == [200, 200, 200, 403]
+
+
+async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None:
+    import asyncio
+
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with open_pool(endpoint=server.endpoint) as pool, pool.session() as session:
+            await session.run("x = 1")
+            running = asyncio.create_task(session.run("print('before', flush=True)\nwhile True: pass"))
+            await asyncio.sleep(0.3)
+            server.process.send_signal(signal.SIGTERM)
+            result = await running
+    assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
+    assert server.process.returncode == 0
+    assert "Traceback" not in server.rest[1]
+
+
+def test_a_second_server_does_not_take_a_socket_file_over(tmp_path: Path) -> None:
+    with Server("--socket", str(tmp_path / "s")):
+        second = aca_sessions("serve", "--socket", str(tmp_path / "s"))
+        assert (second.returncode, "--socket" in second.stderr) == (2, True)
+        assert (tmp_path / "s").exists()
 
 
 def test_the_module_and_the_script_are_the_same() -> None:
