@@ -1,111 +1,242 @@
-"""The plugin as Semantic Kernel and a model see it; the connector is real, the model is a script on loopback."""
+"""The plugin as Semantic Kernel and a model see it; the connector is real, the model is a script on loopback.
 
+Each test with the `plugin` fixture runs twice: over the embedded default, and over `aca-sessions serve`, by its settings alone.
+"""
+
+import asyncio
+import base64
 import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from samples.scripted_model import ScriptedModel
 from semantic_kernel import Kernel
+from semantic_kernel.agents import ChatCompletionAgent
 from semantic_kernel.connectors.ai.function_choice_behavior import FunctionChoiceBehavior
 from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
-from semantic_kernel.contents import ChatHistory
+from semantic_kernel.contents import ChatHistory, ImageContent, TextContent
+from semantic_kernel.filters import FilterTypes
 
-from aca_sessions import PythonCodeInterpreterPlugin, SessionPool
+from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, open_pool
+from aca_sessions.errors import InvalidArgumentError
+from aca_sessions.surfaces.semantic_kernel import ShowImages
+
+from .test_cli import Server
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PLOT = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.title('Sales'); plt.show()"
 
 
-@pytest.fixture
-async def plugin():
-    async with PythonCodeInterpreterPlugin() as opened:
-        yield opened
+@pytest.fixture(params=["embedded", "served"])
+async def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PythonCodeInterpreterPlugin]:
+    if request.param == "embedded":
+        async with PythonCodeInterpreterPlugin() as opened:
+            yield opened
+        return
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with PythonCodeInterpreterPlugin(settings=Settings(Endpoint=server.endpoint)) as opened:
+            yield opened
+
+
+class Conversation:
+    """A model that follows a script, with a plugin as its tools."""
+
+    def __init__(self, model: ScriptedModel, kernel: Kernel) -> None:
+        self.model = model
+        self.kernel = kernel
+        self.history = ChatHistory()
+        self.settings = OpenAIChatPromptExecutionSettings(function_choice_behavior=FunctionChoiceBehavior.Auto())
+
+    async def ask(self) -> str:
+        self.history.add_user_message("go")
+        return str(await self.kernel.get_service().get_chat_message_content(self.history, self.settings, kernel=self.kernel))
+
+    async def ask_streaming(self) -> str:
+        self.history.add_user_message("go")
+        answer = ""
+        async for part in self.kernel.get_service().get_streaming_chat_message_content(self.history, self.settings, kernel=self.kernel):
+            answer += part.content or ""
+        return answer
 
 
 @asynccontextmanager
-async def conversation(plugin: PythonCodeInterpreterPlugin, *script: object):
-    """A model that follows the script, with the plugin as its tools; answers what it was told in the end."""
+async def conversation(plugin: PythonCodeInterpreterPlugin, *script: object) -> AsyncIterator[Conversation]:
     with ScriptedModel([*script, "done"]) as model:
         async with AsyncOpenAI(base_url=model.base_url, api_key="none", max_retries=0) as client:
             kernel = Kernel(services=[OpenAIChatCompletion(ai_model_id="scripted", async_client=client)])
             kernel.add_plugin(plugin, "PythonInterpreter")
-            settings = OpenAIChatPromptExecutionSettings(function_choice_behavior=FunctionChoiceBehavior.Auto())
-            history = ChatHistory()
-            history.add_user_message("go")
-            await kernel.get_service().get_chat_message_content(history, settings, kernel=kernel)
-            yield model
+            yield Conversation(model, kernel)
+
+
+async def told(plugin: PythonCodeInterpreterPlugin, *script: object) -> list[str]:
+    """What the tools answered."""
+    async with conversation(plugin, *script) as talk:
+        assert await talk.ask() == "done"
+        return talk.model.tool_messages()
 
 
 def execute(code: object) -> tuple[str, dict]:
     return "PythonInterpreter-execute_python", {"code": code}
 
 
+def with_files(code: object, files: object) -> tuple[str, dict]:
+    return "PythonInterpreter-execute_python_with_files", {"code": code, "files": files}
+
+
 async def test_the_schema_that_a_model_sees(plugin: PythonCodeInterpreterPlugin) -> None:
-    async with conversation(plugin) as model:
-        tools = {tool["function"]["name"]: tool["function"] for tool in model.requests[0]["tools"]}
+    async with conversation(plugin) as talk:
+        await talk.ask()
+        tools = {tool["function"]["name"]: tool["function"] for tool in talk.model.requests[0]["tools"]}
     assert set(tools) == {"PythonInterpreter-execute_python", "PythonInterpreter-execute_python_with_files"}
-    plain, with_files = tools["PythonInterpreter-execute_python"], tools["PythonInterpreter-execute_python_with_files"]
-    assert plain["parameters"]["required"] == ["code"]
-    assert plain["parameters"]["properties"]["code"]["type"] == "string"
-    assert with_files["parameters"]["required"] == ["code", "files"]
-    assert with_files["parameters"]["properties"]["files"] | {"description": ""} == {
+    plain, files = (tools[f"PythonInterpreter-{name}"]["parameters"] for name in ("execute_python", "execute_python_with_files"))
+    assert (plain["required"], plain["properties"]["code"]["type"]) == (["code"], "string")
+    assert files["required"] == ["code", "files"]
+    assert {**files["properties"]["files"], "description": ""} == {
         "type": "object", "additionalProperties": {"type": "string"}, "description": ""
     }  # fmt: skip
     for tool in tools.values():
-        assert "\n  " not in tool["description"]
+        assert "\n" not in tool["description"]
         assert all(parameter["description"] for parameter in tool["parameters"]["properties"].values())
 
 
-async def test_state_is_kept_from_turn_to_turn(plugin: PythonCodeInterpreterPlugin) -> None:
-    async with conversation(plugin, [execute("x = 20")], [execute("x + 22")]) as model:
-        assert model.tool_messages() == ["(no output)", "42"]
+async def test_state_is_kept_over_three_turns(plugin: PythonCodeInterpreterPlugin) -> None:
+    assert await told(plugin, [execute("x = 20")], [execute("x += 22")], [execute("x")]) == ["(no output)", "(no output)", "42"]
 
 
-async def test_both_functions_may_be_called_in_one_turn(plugin: PythonCodeInterpreterPlugin) -> None:
-    with_files = (
-        "PythonInterpreter-execute_python_with_files",
-        {"code": "import data; sum(data.values)", "files": {"data.py": "values = [1, 2]"}},
-    )
-    async with conversation(plugin, [execute("6 * 7"), with_files]) as model:
-        assert model.tool_messages() == ["42", "3"]
+async def test_both_functions_in_one_turn_run_at_once(plugin: PythonCodeInterpreterPlugin) -> None:
+    calls = [
+        execute("import asyncio; await asyncio.sleep(0.05); 6 * 7"),
+        with_files("import data; sum(data.values)", {"data.py": "values = [1, 2]"}),
+    ]
+    assert await told(plugin, calls) == ["42", "3"]
 
 
 async def test_an_error_is_something_a_model_can_correct(plugin: PythonCodeInterpreterPlugin) -> None:
-    async with conversation(plugin, [execute("valeu = 1\nvalue")], [execute("valeu")]) as model:
-        failed, corrected = model.tool_messages()
+    failed, corrected = await told(plugin, [execute("valeu = 1\nvalue")], [execute("valeu")])
     assert "NameError: name 'value' is not defined" in failed
     assert corrected == "1"
 
 
-async def test_an_image_is_told_and_not_sent(plugin: PythonCodeInterpreterPlugin) -> None:
-    async with conversation(plugin, [execute("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()")]) as model:
-        (message,) = model.tool_messages()
-    assert "1 image" in message
-    assert len(message) < 200
-    assert "iVBO" not in json.dumps(model.requests)
+async def test_a_plot_arrives_at_the_host_and_not_in_the_tool_message(plugin: PythonCodeInterpreterPlugin) -> None:
+    images = []
+    async with conversation(plugin, [execute(PLOT)]) as talk:
+
+        @talk.kernel.filter(FilterTypes.AUTO_FUNCTION_INVOCATION)
+        async def keep(context, next) -> None:
+            await next(context)
+            images.extend(context.function_result.value.images)
+
+        await talk.ask()
+        assert talk.model.tool_messages() == ["[images] 1 image shown to the user: Figure Sales"]
+        assert "iVBO" not in json.dumps(talk.model.requests)
+    assert [image[:8] for image in images] == [PNG]
+
+
+async def test_streaming_is_the_same(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin, [execute("x = 20"), execute("6 * 7")], [execute("x + 1")]) as talk:
+        assert await talk.ask_streaming() == "done"
+        assert talk.model.tool_messages() == ["(no output)", "42", "21"]
+
+
+async def test_an_agent_is_the_same(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin, [execute("x = 20")], [execute("x + 22")]) as talk:
+        agent = ChatCompletionAgent(kernel=talk.kernel, name="A", instructions="i")
+        assert str(await agent.get_response("go")) == "done"
+        assert talk.model.tool_messages() == ["(no output)", "42"]
 
 
 async def test_fences_are_removed(plugin: PythonCodeInterpreterPlugin) -> None:
-    async with conversation(plugin, [execute("```python\n6 * 7\n```")]) as model:
-        assert model.tool_messages() == ["42"]
+    assert await told(plugin, [execute("```python\n6 * 7\n```")]) == ["42"]
 
 
-@pytest.mark.parametrize("files", [None, "x", 3, ["a"], {"a": 1}, {"../a": "x"}, {"a\n": "x"}])
-async def test_files_that_cannot_be_written_are_something_a_model_can_correct(plugin: PythonCodeInterpreterPlugin, files: object) -> None:
-    call = ("PythonInterpreter-execute_python_with_files", {"code": "print('ran')", "files": files})
-    async with conversation(plugin, [call]) as model:
-        (message,) = model.tool_messages()
+@pytest.mark.parametrize("code", [None, "None", "", "  ", "null"])
+async def test_missing_code_is_something_a_model_can_correct(pool: SessionPool, code: object) -> None:
+    (message,) = await told(PythonCodeInterpreterPlugin(pool), [execute(code)])
+    assert "'code' is missing" in message
+
+
+@pytest.mark.parametrize("arguments", [{"code": 5}, {"code": ["1"]}, {}, {"code": "1", "extra": 1}, "{bad json", {"code": "x" * 2_000_000}])
+async def test_nonsense_is_answered_and_the_session_goes_on(pool: SessionPool, arguments: object) -> None:
+    first, second = await told(
+        PythonCodeInterpreterPlugin(pool), [("PythonInterpreter-execute_python", arguments)], [execute("6 * 7")]
+    )  # fmt: skip
+    assert first
+    assert len(first) < 1000
+    assert second == "42"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [None, "x", 3, ["a"], {"a": 1}, {"../a": "x"}, {"a\n": "x"}, {"": "x"}, {"x" * 300: "x"}, {"a": "data:text/plain;base64,x"}],
+)
+async def test_files_that_cannot_be_written_are_something_a_model_can_correct(pool: SessionPool, files: object) -> None:
+    (message,) = await told(PythonCodeInterpreterPlugin(pool), [with_files("print('ran')", files)])
     assert "ran" not in message.splitlines()
     assert "file" in message
 
 
-async def test_files_may_come_as_json_text(plugin: PythonCodeInterpreterPlugin) -> None:
-    result = await plugin.execute_python_with_files("open('a').read()", '{"a": "text"}')  # type: ignore[arg-type]
-    assert result.value == "text"
+async def test_files_may_come_as_json_text(pool: SessionPool) -> None:
+    assert await told(PythonCodeInterpreterPlugin(pool), [with_files("open('a').read()", '{"a": "text"}')]) == ["'text'"]
+
+
+async def test_binary_files_come_as_data_uris(pool: SessionPool) -> None:
+    uri = "data:application/octet-stream;base64," + base64.b64encode(bytes(range(256))).decode()
+    (message,) = await told(PythonCodeInterpreterPlugin(pool), [with_files("open('b', 'rb').read() == bytes(range(256))", {"b": uri})])
+    assert message.splitlines()[0] == "True"
+
+
+async def test_a_long_answer_fits_the_budget(pool: SessionPool) -> None:
+    (message,) = await told(PythonCodeInterpreterPlugin(pool, max_output=500), [execute("print('first' + 'x' * 100_000 + 'last')")])
+    assert len(message) < 800
+    assert message.startswith("first")
+    assert message.endswith("last")
 
 
 async def test_the_documented_example(plugin: PythonCodeInterpreterPlugin) -> None:
     code = "import data\nprint(f'Loaded data: {data.values}')\nprint(f'Sum: {sum(data.values)}')"
     result = await plugin.execute_python_with_files(code, {"data.py": "values = [1, 2, 3, 4, 5]"})
     assert (result.success, result.output) == (True, "Loaded data: [1, 2, 3, 4, 5]\nSum: 15\n")
+
+
+async def test_the_host_gets_the_whole_result(plugin: PythonCodeInterpreterPlugin) -> None:
+    kernel = Kernel()
+    kernel.add_plugin(plugin, "py")
+    answer = await kernel.invoke(plugin_name="py", function_name="execute_python", code=PLOT)
+    text, image = answer.value.to_contents()
+    assert isinstance(text, TextContent)
+    assert isinstance(image, ImageContent)
+    assert image.mime_type == "image/png"
+    assert bytes(image.data)[:8] == PNG
+
+
+async def test_a_model_that_sees_gets_the_images_after_all_answers(plugin: PythonCodeInterpreterPlugin) -> None:
+    async with conversation(plugin, [execute(PLOT), execute("import asyncio; await asyncio.sleep(0.1)"), execute(PLOT)]) as talk:
+        talk.kernel.add_filter(FilterTypes.AUTO_FUNCTION_INVOCATION, ShowImages())
+        await talk.ask()
+        messages = talk.model.requests[-1]["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "tool", "user"]
+    kinds = [part["type"] for part in messages[-1]["content"]]
+    assert kinds == ["text", "image_url", "image_url"]
+    assert messages[-1]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,iVBO")
+
+
+async def test_it_serves_as_an_mcp_server(plugin: PythonCodeInterpreterPlugin) -> None:
+    from mcp.shared.memory import create_connected_server_and_client_session
+
+    kernel = Kernel()
+    kernel.add_plugin(plugin, "PythonInterpreter")
+    async with create_connected_server_and_client_session(kernel.as_mcp_server()) as client:
+        answer = await client.call_tool("execute_python", {"code": "6 * 7"})
+    assert answer.content[0].text == "42"
 
 
 async def test_a_plugin_may_use_a_pool_and_a_session_of_the_hosts(pool: SessionPool) -> None:
@@ -125,8 +256,96 @@ async def test_plugins_of_one_pool_have_sessions_of_their_own(pool: SessionPool)
     assert len(pool.active()) == 1
 
 
-async def test_a_filter_gets_the_whole_result(plugin: PythonCodeInterpreterPlugin) -> None:
+async def test_many_unclosed_plugins_do_not_block_each_other(pool: SessionPool) -> None:
+    plugins = [PythonCodeInterpreterPlugin(pool) for _ in range(20)]
+    for number, plugin in enumerate(plugins):
+        await plugin.execute_python(f"x = {number}")
+    results = await asyncio.gather(*(plugin.execute_python("x") for plugin in plugins))
+    assert [result.value for result in results] == list(range(20))
+
+
+async def test_one_plugin_serves_many_conversations(plugin: PythonCodeInterpreterPlugin) -> None:
+    alice, bob = plugin.for_session("alice"), plugin.for_session("bob")
+    await alice.execute_python("x = 'alice'")
+    await bob.execute_python("x = 'bob'")
+    assert [(await one.execute_python("x")).value for one in (alice, bob)] == ["alice", "bob"]
+    await bob.close()
+    assert (await plugin.for_session("alice").execute_python("x")).value == "alice"
+
+
+async def test_the_host_moves_files_below_a_folder_it_names(plugin: PythonCodeInterpreterPlugin, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data.csv").write_text("a\n1\n")
+    await plugin.upload_file("data.csv", folder=tmp_path / "in")
+    await plugin.execute_python("open('out.txt', 'w').write(open('data.csv').read() * 2)")
+    assert [file.name for file in await plugin.list_files()] == ["data.csv", "out.txt"]
+    written = await plugin.download_file("out.txt", folder=tmp_path / "out")
+    assert (written, written.read_text()) == (tmp_path / "out" / "out.txt", "a\n1\na\n1\n")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "link", "", "."])
+async def test_the_host_moves_nothing_outside_the_folder(pool: SessionPool, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(InvalidArgumentError):
+        await PythonCodeInterpreterPlugin(pool).upload_file(name, folder=tmp_path / "folder")
+
+
+async def test_a_closed_pool_is_told_to_the_model_without_a_traceback() -> None:
+    async with open_pool() as pool:
+        plugin = PythonCodeInterpreterPlugin(pool)
+    (message,) = await told(plugin, [execute("1")])
+    assert message.endswith("the pool is closed: open a new one")
+
+
+async def test_a_plugin_that_was_closed_opens_again() -> None:
+    plugin = PythonCodeInterpreterPlugin()
+    for _ in range(2):
+        assert (await plugin.execute_python("6 * 7")).value == 42
+        await plugin.close()
+
+
+def test_a_forgotten_plugin_says_where_it_was_made(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio\nfrom aca_sessions import PythonCodeInterpreterPlugin\n"
+        "async def main():\n    await PythonCodeInterpreterPlugin().execute_python('1')\nasyncio.run(main())\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "always", program], capture_output=True, text=True, timeout=60, check=True)
+    assert f"a PythonCodeInterpreterPlugin made at {program}:4 was never closed" in run.stderr
+
+
+async def test_our_spans_nest_under_semantic_kernels_and_hold_no_secret(
+    plugin: PythonCodeInterpreterPlugin, spans: InMemorySpanExporter
+) -> None:
     kernel = Kernel()
-    kernel.add_plugin(plugin, "py")
-    answer = await kernel.invoke(plugin_name="py", function_name="execute_python", code="6 * 7")
-    assert (answer.value.value, str(answer)) == (42, "42")
+    kernel.add_plugin(plugin.for_session("the-secret-name"), "py")
+    await kernel.invoke(
+        plugin_name="py", function_name="execute_python_with_files", code="'the-secret-code'", files={"f": "the-secret-file"}
+    )
+    found = {span.name: span for span in spans.get_finished_spans()}
+    assert {"aca_sessions.acquire", "aca_sessions.upload", "aca_sessions.execute"} <= found.keys()
+    outer = next(span for name, span in found.items() if name.startswith("execute_tool"))
+    assert found["aca_sessions.execute"].parent.span_id == outer.context.span_id
+    attributes = found["aca_sessions.execute"].attributes
+    assert (attributes["state"], attributes["success"], len(attributes["session.hash"])) == ("kept", True, 12)
+    ours = [span.to_json() for name, span in found.items() if name.startswith("aca_sessions")]
+    assert "the-secret" not in "".join(ours)
+
+
+@pytest.fixture
+def spans() -> InMemorySpanExporter:
+    from opentelemetry import trace
+
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return exporter
+
+
+def test_the_environment_of_the_tests_has_no_key() -> None:
+    assert "OPENAI_API_KEY" not in os.environ
