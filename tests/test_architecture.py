@@ -29,14 +29,15 @@ MAY_IMPORT = {
     "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
     "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks"},
     "connect": {"settings", "client", "server", "sandbox", "hosting", "errors"},
-    "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "errors"},
+    "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
+    "agent_framework": {"surfaces.agent_framework"},
     "ctypes": {"sandbox.syscalls"},
     "azure": {"connect", "client.auth"},
-    "IPython": {"sandbox.guest.shell"},
+    "IPython": {"sandbox.guest.shell", "surfaces.magics"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets"}
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo
     from .sandbox.policy import Limits, Policy
     from .settings import Settings
+    from .surfaces.python_tool import PythonTool
     from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin
 
 _HOMES = {
@@ -40,6 +41,7 @@ _HOMES = {
     "Limits": "sandbox.policy",
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
+    "PythonTool": "surfaces.python_tool",
     "RemoteFile": "models",
     "Session": "client.session",
     "SessionInfo": "models",
@@ -62,6 +64,7 @@ __all__ = [
     "Limits",
     "Policy",
     "PythonCodeInterpreterPlugin",
+    "PythonTool",
     "RemoteFile",
     "Session",
     "SessionInfo",
@@ -82,6 +85,13 @@ def __getattr__(name: str) -> object:
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def load_ipython_extension(shell: object) -> None:
+    """`%load_ext aca_sessions` in a notebook."""
+    from .surfaces.magics import load
+
+    load(shell)
 
 
 def __dir__() -> list[str]:

@@ -116,6 +116,12 @@ class CodeExecutionResult:
 
         return render(self)
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        """What a notebook shows."""
+        from .rendering import mimebundle
+
+        return mimebundle(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionRequest:

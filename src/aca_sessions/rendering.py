@@ -1,6 +1,7 @@
 """What a model reads of a result: compact, told apart, within a budget, and no image data."""
 
 import re
+from html import escape
 
 from .models import CodeExecutionResult, FileChange
 
@@ -93,3 +94,22 @@ def _listed(items: list[str]) -> str:
 
 def _size(size: int) -> str:
     return f"{size} bytes" if size < 10_000 else f"{size / 1000:.0f} kB" if size < 10_000_000 else f"{size / 1_000_000:.0f} MB"
+
+
+def mimebundle(result: CodeExecutionResult) -> dict[str, str]:
+    """What a notebook shows of a result: its text, and beside it the displays, of which nothing can reach the page."""
+    parts = [f"<pre>{escape(text)}</pre>" for text in (result.output, result.stderr) if text]
+    for display in result.displays:
+        match display.data:
+            case {"image/png": str(data)} if display.png is not None:
+                parts.append(f'<img src="data:image/png;base64,{escape(data)}">')
+            case {"text/html": str(html)}:
+                parts.append(sandboxed(html))
+    if result.state.kind != "kept":
+        parts.append(f"<pre>[session state {escape(str(result.state))}]</pre>")
+    return {"text/plain": render(result), "text/html": "\n".join(parts)}
+
+
+def sandboxed(html: str) -> str:
+    """A frame that may run scripts, but with an origin of its own: the page around it is out of reach."""
+    return f'<iframe sandbox="allow-scripts" style="border: 0; width: 100%; min-height: 20em" srcdoc="{escape(html)}"></iframe>'

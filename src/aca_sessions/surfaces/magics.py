@@ -1,0 +1,156 @@
+"""Notebooks: `%%session` runs a cell in an isolated session, `%session_files` and `%session_reset` look after it.
+
+IPython does not await magics, and the notebook has a loop of its own: ours runs in a thread behind a portal.
+"""
+
+import atexit
+import json
+import math
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
+from IPython.display import display
+
+from ..client.pool import SessionPool
+from ..client.session import Session
+from ..connect import open_pool
+from ..errors import ACASessionsError
+from ..models import CodeExecutionResult, Display
+from ..rendering import sandboxed
+
+Answer = TypeVar("Answer")
+_DEFAULT = "notebook"
+
+
+def load(shell: object) -> None:
+    """Registers the magics; sessions are opened by the first of them."""
+    if isinstance(shell, InteractiveShell):
+        shell.register_magics(SessionMagics(shell))
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise ArgumentTypeError("a number of seconds above 0")
+    return seconds
+
+
+@magics_class
+class SessionMagics(Magics):
+    """Sessions by name, over one pool for the notebook."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        """Opens nothing yet."""
+        super().__init__(shell)
+        self._stack = ExitStack()
+        self._opened: tuple[BlockingPortal, SessionPool] | None = None
+
+    @magic_arguments()
+    @argument("name", nargs="?", default=_DEFAULT, help="the session; its variables and files are kept from cell to cell")
+    @argument("--file", action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data first; may be repeated")
+    @argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
+    @cell_magic
+    def session(self, line: str, cell: str) -> None:
+        """Runs the cell in an isolated session."""
+        options = parse_argstring(self.session, line)
+        files = [(Path(path).name, _content(Path(path))) for path in options.file]
+
+        async def run(session: Session) -> CodeExecutionResult:
+            for name, content in files:
+                await session.upload_file(name, content)
+            return await session.run(cell, timeout=options.timeout, sanitize=False)
+
+        _show(self._in_session(options.name, run))
+
+    @magic_arguments()
+    @argument("name", nargs="?", default=_DEFAULT, help="the session")
+    @line_magic
+    def session_files(self, line: str) -> list[str]:
+        """The files in a session's /mnt/data."""
+
+        async def listed(session: Session) -> list[str]:
+            return [file.name for file in await session.list_files()]
+
+        return self._in_session(parse_argstring(self.session_files, line).name, listed)
+
+    @magic_arguments()
+    @argument("name", nargs="?", default=_DEFAULT, help="the session")
+    @line_magic
+    def session_reset(self, line: str) -> None:
+        """Ends a session; the next cell of that name begins a fresh one."""
+        portal, pool = self._open()
+        portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
+
+    def _in_session(self, name: str, act: Callable[[Session], Awaitable[Answer]]) -> Answer:
+        """Acts in a session, and takes an interrupt of the notebook on to it."""
+        portal, pool = self._open()
+
+        async def lease() -> Answer:
+            async with pool.session(name) as session:
+                return await act(session)
+
+        acting = portal.start_task_soon(lease)
+        try:
+            return acting.result()
+        except ACASessionsError as error:
+            raise UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            acting.cancel()
+            raise
+
+    def _open(self) -> tuple[BlockingPortal, SessionPool]:
+        if self._opened is None:
+            portal = self._stack.enter_context(start_blocking_portal())
+            opening: AbstractContextManager[SessionPool] = portal.wrap_async_context_manager(open_pool())
+            self._opened = portal, self._stack.enter_context(opening)
+            atexit.register(self._stack.close)
+        return self._opened
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--file {path} cannot be read: {error.strerror}") from None
+
+
+def _show(result: CodeExecutionResult) -> None:
+    """As the notebook shows its own cells."""
+    print(result.stdout, end="")
+    print(result.stderr, end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
+    for shown in result.displays:
+        display(_trusted(shown), raw=True)
+    if result.text is not None and not any(shown.data.get("text/plain") == result.text for shown in result.displays):
+        display({"text/plain": result.text}, raw=True)
+    if result.state.kind != "kept":
+        print(f"[session state {result.state}]", file=sys.stderr)
+
+
+def _trusted(shown: Display) -> dict[str, Any]:
+    """What the page may be given of what the session made: scripts stay in a frame that reaches nothing."""
+    data = {
+        mime: json.loads(content) if mime.endswith("json") else content for mime, content in shown.data.items() if isinstance(content, str)
+    }
+    if isinstance(html := data.pop("text/html", None), str):
+        data["text/html"] = sandboxed(html)
+    for active in ("application/javascript", "image/svg+xml"):
+        data.pop(active, None)
+    return data
+
+
+def _parsed(mime: str, content: object) -> Any:
+    if mime.endswith("json") and isinstance(content, str):
+        try:
+            return json.loads(content)
+        except ValueError:
+            return content
+    return content

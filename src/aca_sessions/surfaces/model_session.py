@@ -1,0 +1,146 @@
+"""One session as a model uses it, whatever framework calls: checked arguments, results within a budget, files for the host."""
+
+import asyncio
+import uuid
+import warnings
+import weakref
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+from ..client.made_at import caller
+from ..client.pool import SessionPool
+from ..connect import open_pool
+from ..errors import ACASessionsError
+from ..models import CodeError, CodeExecutionResult, RemoteFile
+from ..settings import Settings
+from .from_models import checked_code, checked_files
+from .local_files import read_below, write_below
+
+CODE = (
+    "Python source, as in a notebook cell; plain text without Markdown fences. "
+    "The value of its last expression is shown, and figures are shown to the user."
+)
+FILES = (
+    "File names and the text of each file, written to /mnt/data, the working directory, before the code runs. "
+    "A binary file is a data URI: data:application/octet-stream;base64,…"
+)
+
+
+_NO_FILES: Mapping[str, str] = MappingProxyType({})
+
+
+class ModelSession:
+    """A session name, leased for each call, so that calls of one turn may run at the same time and share their variables."""
+
+    def __init__(
+        self,
+        pool: SessionPool | None = None,
+        session_id: str | None = None,
+        *,
+        settings: Settings | None = None,
+        max_output: int = 10_000,
+    ) -> None:
+        """Uses the given pool, which stays its owner's, or opens one; uses the given session, or one of its own.
+
+        A model reads at most about `max_output` characters of each result.
+        """
+        self._source = _Source(pool, settings)
+        self._session_id = session_id or f"model-{uuid.uuid4()}"
+        self._owns_session = session_id is None
+        self._max_output = max_output
+        self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
+
+    async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
+        """What became of a cell, after its files were written. What a model got wrong is a result that says so."""
+        checked = checked_files(files)
+        refused = checked_code(code) or (checked if isinstance(checked, CodeError) else None)
+        if refused is not None or isinstance(checked, CodeError):
+            return self._result(CodeExecutionResult(error=refused, stderr=str(refused)))
+        async with (await self._source.open()).session(self._session_id) as session:
+            try:
+                for name, data in checked.items():
+                    await session.upload_file(name, data)
+            except ACASessionsError as error:
+                told = CodeError("FileError", f"a file could not be written, and the code was not run: {error}")
+                return self._result(CodeExecutionResult(error=told, stderr=str(told)))
+            return self._result(await session.run(str(code)))
+
+    def for_session(self, session_id: str) -> Self:
+        """The same for another session: one for each conversation of a server. Closing it leaves this one open."""
+        sibling = type(self)(session_id=session_id, max_output=self._max_output)
+        sibling._warning.detach()
+        sibling._source = self._source.shared()
+        return sibling
+
+    async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
+        """Copies `folder/name` of this machine into the session. For the host program: a model is not offered this."""
+        data = await asyncio.to_thread(read_below, Path(folder), name)
+        async with (await self._source.open()).session(self._session_id) as session:
+            return await session.upload_file(name, data)
+
+    async def download_file(self, name: str, *, folder: str | Path) -> Path:
+        """Copies a file of the session to `folder/name` on this machine. For the host program: a model is not offered this."""
+        async with (await self._source.open()).session(self._session_id) as session:
+            data = await session.download_file(name)
+        return await asyncio.to_thread(write_below, Path(folder), name, data)
+
+    async def list_files(self) -> list[RemoteFile]:
+        """The files in the session's /mnt/data. For the host program: a model lists them with Python."""
+        async with (await self._source.open()).session(self._session_id) as session:
+            return await session.list_files()
+
+    async def close(self) -> None:
+        """Ends the session if it is this one's own, and the pool if this opened it; it opens again when it is used again."""
+        if self._owns_session and self._source.pool is not None:
+            await self._source.pool.terminate(self._session_id)
+        await self._source.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _result(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        return replace(result, session_id=self._session_id, max_output=self._max_output)
+
+
+class _Source:
+    """Where a plugin's sessions come from: a pool that somebody gave, or one that is opened at the first use."""
+
+    def __init__(self, pool: SessionPool | None, settings: Settings | None) -> None:
+        self.pool = pool
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._lender: _Source | None = None
+        self.is_open = False
+
+    def shared(self) -> "_Source":
+        """The same pool for another plugin, which does not close it."""
+        borrower = _Source(self.pool, self._settings)
+        borrower._lender = self
+        return borrower
+
+    async def open(self) -> SessionPool:
+        if self._lender is not None:
+            return await self._lender.open()
+        async with self._opening:
+            if self.pool is None:
+                self.pool = await self._stack.enter_async_context(open_pool(self._settings))
+                self.is_open = True
+            return self.pool
+
+    async def close(self) -> None:
+        if self.is_open:
+            self.is_open, self.pool = False, None
+            await self._stack.aclose()
+
+
+def _warn_if_open(source: _Source, what: str, made_at: str) -> None:
+    if source.is_open:
+        warnings.warn(f"a {what} made at {made_at} was never closed: use 'async with'", ResourceWarning, stacklevel=2)

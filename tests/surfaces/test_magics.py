@@ -1,0 +1,115 @@
+"""The notebook's magics, in a real Jupyter kernel."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_notebook
+
+from aca_sessions import CodeExecutionResult
+from aca_sessions.models import CodeError, Display, State
+
+from ..conftest import ROOT
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def executed(*sources: str) -> list[list[dict]]:
+    """The outputs of each cell."""
+    notebook = new_notebook(cells=[new_code_cell(source) for source in ("%load_ext aca_sessions", *sources)])
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    return [cell.outputs for cell in notebook.cells[1:]]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[dict]]]:
+    """One notebook for all the tests that only look."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("notebook"))
+        Path("data.txt").write_text("content")
+        yield executed(
+            "%%session one --file data.txt\nx = 20\nprint('out')\nopen('data.txt').read()",
+            "%%session one\nx + 22",
+            "%%session two\n'x' in globals()",
+            "%%session one\nimport sys; print('err', file=sys.stderr)\n1 / 0",
+            "%%session one\nimport matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()",
+            "%%session one\nfrom IPython.display import HTML; HTML('<script>alert(1)</script>')",
+            "%session_files one",
+            "%session_reset one",
+            "%%session one\n'x' in globals()",
+            "%%session one --timeout 0.2\nwhile True: pass",
+        )
+
+
+def text(cell: list[dict]) -> str:
+    return "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in cell)
+
+
+def test_a_cell_shows_what_it_printed_and_its_value(outputs: list[list[dict]]) -> None:
+    assert text(outputs[0]) == "out\n'content'"
+
+
+def test_state_is_kept_per_name(outputs: list[list[dict]]) -> None:
+    assert (text(outputs[1]), text(outputs[2])) == ("42", "False")
+
+
+def test_an_error_is_on_stderr(outputs: list[list[dict]]) -> None:
+    (shown,) = [output for output in outputs[3] if output.get("name") == "stderr"]
+    assert shown["text"].startswith("err\n")
+    assert "ZeroDivisionError: division by zero" in shown["text"]
+
+
+def test_a_figure_is_shown_as_the_notebook_shows_its_own(outputs: list[list[dict]]) -> None:
+    (image,) = [output["data"]["image/png"] for output in outputs[4] if "image/png" in output.get("data", {})]
+    assert base64.b64decode(image).startswith(PNG)
+
+
+def test_untrusted_html_stays_in_a_frame(outputs: list[list[dict]]) -> None:
+    (html,) = [output["data"]["text/html"] for output in outputs[5] if "text/html" in output.get("data", {})]
+    assert html.startswith('<iframe sandbox="allow-scripts"')
+    assert "<script>" not in html
+
+
+def test_files_are_listed_and_a_reset_begins_anew(outputs: list[list[dict]]) -> None:
+    assert text(outputs[6]) == "['data.txt']"
+    assert text(outputs[8]) == "False"
+
+
+def test_a_cell_over_its_time_says_so(outputs: list[list[dict]]) -> None:
+    assert "longer than 0.2 s" in text(outputs[9])
+
+
+@pytest.mark.parametrize("line", ["--file nothing.txt", "--timeout soon", "--nosuch"])
+def test_a_mistake_is_an_error_of_the_cell(line: str) -> None:
+    with pytest.raises(CellExecutionError) as raised:
+        executed(f"%%session {line}\n1")
+    assert "UsageError" in str(raised.value)
+
+
+def test_the_sample_notebook_runs_and_draws(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "samples" / "data_analysis.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    shown = [output.get("data", {}) for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    images = [base64.b64decode(data["image/png"]) for data in shown if "image/png" in data]
+    assert [image[:8] for image in images] == [PNG]
+    assert any("435" in data.get("text/plain", "") or "255" in data.get("text/plain", "") for data in shown)
+
+
+def test_a_result_shows_itself_and_escapes_what_it_holds() -> None:
+    result = CodeExecutionResult(
+        stdout="<b>out</b>",
+        stderr="<i>err</i>",
+        displays=(Display({"text/html": '<script>x("y")</script>'}), Display({"image/png": base64.b64encode(PNG).decode()})),
+        error=CodeError("E", "m"),
+        state=State("lost", "crash"),
+    )
+    html = result._repr_mimebundle_()["text/html"]
+    assert "&lt;b&gt;out&lt;/b&gt;" in html
+    assert "<script>" not in html
+    assert 'srcdoc="&lt;script&gt;x(&quot;y&quot;)&lt;/script&gt;"' in html
+    assert "data:image/png;base64,iVBORw0KGgo=" in html
+    assert "lost: crash" in html
