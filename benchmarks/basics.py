@@ -33,6 +33,32 @@ async def each(act: Callable[[], Awaitable[object]], rounds: int) -> float:
     return statistics.median(times) * 1000
 
 
+async def semantic_kernel(rounds: int = 300) -> dict[str, float]:
+    """The same cell through the session, the plugin and the kernel, in turn, so that all meet the same noise."""
+    from semantic_kernel import Kernel
+
+    from aca_sessions import PythonCodeInterpreterPlugin
+
+    async with open_pool() as pool, pool.session("bench") as session:
+        plugin = PythonCodeInterpreterPlugin(pool, "bench")
+        kernel = Kernel()
+        function = kernel.add_plugin(plugin, "py")["execute_python"]
+        ways = {
+            "Session.run": lambda: session.run("x = 1"),
+            "plugin.execute_python": lambda: plugin.execute_python("x = 1"),
+            "kernel.invoke": lambda: kernel.invoke(function, code="x = 1"),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(rounds):
+            for name, act in ways.items():
+                start = time.perf_counter()
+                await act()
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) * 1000 for name, values in times.items()}
+    base = medians["Session.run"]
+    return {f"{name}('x = 1'), above Session.run": value - base for name, value in medians.items() if name != "Session.run"}
+
+
 async def sessions() -> dict[str, float]:
     async with open_pool(max_concurrent_sessions=1000) as pool:
 
@@ -61,6 +87,7 @@ def main() -> None:
         "import aca_sessions, above that": package - bare,
         "aca-sessions run 'print(6*7)', cold": command(SCRIPT, "run", "print(6*7)"),
         **asyncio.run(sessions()),
+        **asyncio.run(semantic_kernel()),
     }
     width = max(map(len, rows))
     for name, milliseconds in rows.items():

@@ -4,6 +4,7 @@ import asyncio
 
 from agent_framework import Agent
 from agent_framework.openai import OpenAIChatCompletionClient
+from openai import AsyncOpenAI
 from scripted_model import ScriptedModel
 
 from aca_sessions.surfaces.agent_framework import PythonSessionProvider
@@ -20,8 +21,8 @@ def last_answer(messages: list[dict]) -> str:
 async def main() -> None:
     script = [call("x = 20"), "noted", call("x + 22"), last_answer, call("'x' in globals()"), last_answer]
     with ScriptedModel(script) as model:
-        client = OpenAIChatCompletionClient("scripted", api_key="none", base_url=model.base_url)
-        async with PythonSessionProvider() as python:
+        async with AsyncOpenAI(base_url=model.base_url, api_key="none") as connection, PythonSessionProvider() as python:
+            client = OpenAIChatCompletionClient("scripted", async_client=connection)
             agent = Agent(client, context_providers=[python])
             conversation, another = agent.create_session(), agent.create_session()
             await agent.run("Keep 20.", session=conversation)

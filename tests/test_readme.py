@@ -1,5 +1,6 @@
 """What the README shows is what a reader gets."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 from .conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README, re.DOTALL)
+PLUGIN_PAGE = (ROOT / "docs" / "semantic-kernel.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README + PLUGIN_PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize(("code", "output"), EXAMPLES)
@@ -19,9 +21,22 @@ def test_an_example_prints_what_it_says(code: str, output: str) -> None:
 
 
 def test_every_python_block_is_such_an_example() -> None:
-    assert len(EXAMPLES) == README.count("```python\n") == 2
+    assert len(EXAMPLES) == (README + PLUGIN_PAGE).count("```python\n") == 3
 
 
 def test_the_first_console_block_holds_the_two_commands() -> None:
     first = README.partition("```console\n")[2].partition("```")[0]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]
+
+
+def test_the_schema_on_the_page_is_what_a_model_sees() -> None:
+    from semantic_kernel import Kernel
+    from semantic_kernel.connectors.ai.function_calling_utils import kernel_function_metadata_to_function_call_format
+
+    from aca_sessions import PythonCodeInterpreterPlugin
+
+    functions = Kernel().add_plugin(PythonCodeInterpreterPlugin(), "PythonInterpreter").functions.values()
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PLUGIN_PAGE, re.DOTALL)]
+    assert shown == [
+        kernel_function_metadata_to_function_call_format(function.metadata)["function"] for function in plugin.functions.values()
+    ]

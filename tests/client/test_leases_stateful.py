@@ -1,0 +1,191 @@
+"""The pool against a model of it, in every order of events that hypothesis thinks of: decisions alone, and real sessions."""
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from aca_sessions import open_pool
+from aca_sessions.client.leases import Granted, Leases, Waiter
+
+NAMES = st.sampled_from(["alice", "bob", "carol", "dave"])
+IDLE = timedelta(minutes=30)
+
+
+class LeasesMachine(RuleBasedStateMachine):
+    """What must hold whatever happens: the limit, the order of the queue, and that no state changes hands."""
+
+    held = Bundle("held")
+    waiters = Bundle("waiters")
+
+    @initialize(limit=st.integers(1, 3))
+    def begin(self, limit: int) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.leases = Leases(limit, IDLE, lambda: self.now)
+        self.count: Counter[str] = Counter()  # leases that callers hold
+        self.alive: set[str] = set()  # sessions that exist, as their owners see it
+        self.untold: set[str] = set()  # names that expired, and whose owner has not been told
+        self.queue: list[Waiter] = []
+        self.seen_anonymous: set[str] = set()
+
+    def granted(self, wanted: str | None, granted: Granted) -> str:
+        name = granted.session_id
+        if wanted is None:
+            assert name not in self.seen_anonymous, "an anonymous session was given out twice"
+            self.seen_anonymous.add(name)
+        else:
+            assert name == wanted
+            assert granted.expired == (name in self.untold)
+        self.untold.discard(name)
+        self.count[name] += 1
+        self.alive.add(name)
+        return name
+
+    def ended(self, names: list[str]) -> None:
+        for name in names:
+            assert name in self.alive
+            self.alive.discard(name)
+
+    def after_change(self) -> None:
+        """Takes note of those who were woken; nobody who came later was, unless into a session that is held."""
+        for waiter in [waiter for waiter in self.queue if waiter.granted is not None]:
+            self.queue.remove(waiter)
+            self.granted(waiter.session_id, waiter.granted)
+
+    @rule(target=held, name=st.none() | NAMES)
+    def acquire(self, name: str | None) -> object:
+        may = self.count[name] > 0 or (len(+self.count) < self.leases.limit and not self.queue)
+        answer = self.leases.acquire(name, lambda _: None)
+        assert isinstance(answer, Granted) == may
+        if isinstance(answer, Waiter):
+            self.queue.append(answer)
+            return answer
+        return self.granted(name, answer)
+
+    @rule(lease=consumes(held))
+    def let_go(self, lease: str | Waiter) -> None:
+        """Releases a lease, or gives up waiting for one, or gives one back that came meanwhile."""
+        if isinstance(lease, Waiter):
+            if lease.granted is not None:
+                self.count[lease.granted.session_id] -= 1
+            else:
+                self.queue.remove(lease)
+            self.ended(self.leases.give_up(lease))
+        else:
+            self.count[lease] -= 1
+            self.ended(self.leases.release(lease))
+        self.after_change()
+
+    @rule(name=NAMES)
+    def terminate(self, name: str) -> None:
+        exists = name in self.alive
+        ended = self.leases.terminate(name)
+        assert ended == ([name] if exists else [])
+        self.untold.discard(name) if exists else None
+        if exists and not self.count[name]:
+            self.alive.discard(name)
+
+    @rule(minutes=st.integers(0, 40))
+    def time_passes(self, minutes: int) -> None:
+        self.now += timedelta(minutes=minutes)
+        expired = self.leases.expire()
+        assert not any(self.count[name] for name in expired)
+        self.untold |= set(expired)
+        self.ended(expired)
+
+    @rule(name=NAMES)
+    def release_what_nobody_holds(self, name: str) -> None:
+        if not self.count[name]:
+            assert self.leases.release(name) == []
+
+    @invariant()
+    def the_limit_holds_and_nobody_waits_in_vain(self) -> None:
+        if not hasattr(self, "leases"):
+            return
+        assert self.leases.leased == len(+self.count) <= self.leases.limit
+        assert self.leases.waiting == len(self.queue)
+        assert {info.session_id for info in self.leases.infos()} == self.alive
+        assert {info.session_id for info in self.leases.infos() if info.is_active} == set(+self.count)
+        if self.queue:
+            assert self.leases.leased == self.leases.limit
+            assert not any(self.count[waiter.session_id] for waiter in self.queue if waiter.session_id)
+
+
+TestLeases = LeasesMachine.TestCase
+TestLeases.settings = settings(max_examples=1000, stateful_step_count=30, deadline=None)
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Real sessions: each caller finds its own counter, as often increased as it did so itself since the session began."""
+
+    held = Bundle("held")
+
+    @initialize()
+    def begin(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.opening = open_pool(max_concurrent_sessions=3)
+        self.pool = self.loop.run_until_complete(self.opening.__aenter__())
+        self.counters: Counter[str] = Counter()
+        self.holding: Counter[str] = Counter()
+
+    def teardown(self) -> None:
+        if hasattr(self, "pool"):
+            self.loop.run_until_complete(self.opening.__aexit__())
+            self.loop.close()
+
+    @rule(target=held, name=st.none() | NAMES)
+    def lease(self, name: str | None) -> object:
+        if len(+self.holding) == 3 and not self.holding[name or ""]:
+            return None
+        session = self.loop.run_until_complete(self.pool.get_or_create(name))
+        self.holding[session.session_id] += 1
+        return session
+
+    @rule(session=held)
+    def count(self, session) -> None:
+        if session is None or not self.holding[session.session_id]:
+            return
+        name = session.session_id
+        self.counters[name] += 1
+        result = self.loop.run_until_complete(session.run("n = globals().get('n', 0) + 1; n"))
+        assert (result.value, str(result.state)) == (self.counters[name], "kept")
+
+    @rule(session=held)
+    def cancelled_count(self, session) -> None:
+        if session is None or not self.holding[session.session_id]:
+            return
+
+        async def cancelled() -> None:
+            running = asyncio.create_task(session.run("while True: pass"))
+            await asyncio.sleep(0.003)
+            running.cancel()
+            await asyncio.wait({running})
+
+        self.loop.run_until_complete(cancelled())
+
+    @rule(session=consumes(held))
+    def release(self, session) -> None:
+        if session is None:
+            return
+        name = session.session_id
+        self.loop.run_until_complete(self.pool.release(name))
+        self.holding[name] -= 1
+        if name not in ("alice", "bob", "carol", "dave"):
+            del self.counters[name]
+
+    @rule(name=NAMES)
+    def terminate(self, name: str) -> None:
+        self.loop.run_until_complete(self.pool.terminate(name))
+        del self.counters[name]
+
+    @invariant()
+    def the_counts_are_right(self) -> None:
+        if hasattr(self, "pool"):
+            assert repr(self.pool) == f"<SessionPool {len(+self.holding)} of 3 leased, 0 waiting>"
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=50, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))
