@@ -9,6 +9,8 @@ import pytest
 
 from .conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 PLUGIN_PAGE = (ROOT / "docs" / "semantic-kernel.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README + PLUGIN_PAGE, re.DOTALL)
@@ -37,6 +39,4 @@ def test_the_schema_on_the_page_is_what_a_model_sees() -> None:
 
     functions = Kernel().add_plugin(PythonCodeInterpreterPlugin(), "PythonInterpreter").functions.values()
     shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PLUGIN_PAGE, re.DOTALL)]
-    assert shown == [
-        kernel_function_metadata_to_function_call_format(function.metadata)["function"] for function in plugin.functions.values()
-    ]
+    assert shown == [kernel_function_metadata_to_function_call_format(one.metadata)["function"] for one in functions]

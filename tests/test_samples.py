@@ -16,6 +16,8 @@ from aca_sessions.errors import ConfigurationError
 
 from .conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = ROOT / "samples"
 PRINTED = {
     "quickstart.py": "1000 kept\nFalse FileNotFoundError: [Errno 2] No such file or directory: '/etc/shadow'\n",

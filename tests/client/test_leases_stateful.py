@@ -4,12 +4,15 @@ import asyncio
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from aca_sessions import open_pool
 from aca_sessions.client.leases import Granted, Leases, Waiter
+
+pytestmark = pytest.mark.slow
 
 NAMES = st.sampled_from(["alice", "bob", "carol", "dave"])
 IDLE = timedelta(minutes=30)

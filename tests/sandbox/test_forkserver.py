@@ -15,6 +15,8 @@ from aca_sessions.sandbox.policy import Limits
 
 from ..conftest import aca_sessions, descendants
 
+pytestmark = pytest.mark.slow
+
 
 async def test_pools_of_one_process_share_one_fork_server(fork_server: ForkServer) -> None:
     before = len(descendants(os.getpid()))

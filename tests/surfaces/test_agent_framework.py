@@ -1,5 +1,6 @@
 """Microsoft Agent Framework, with its own client against the scripted model."""
 
+import pytest
 from agent_framework import Agent
 from agent_framework.openai import OpenAIChatCompletionClient
 from openai import AsyncOpenAI
@@ -8,6 +9,8 @@ from samples.scripted_model import ScriptedModel
 from aca_sessions import SessionPool
 from aca_sessions.surfaces.agent_framework import PythonSessionProvider, execute_tool
 from aca_sessions.surfaces.model_session import ModelSession
+
+pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

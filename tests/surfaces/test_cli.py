@@ -16,6 +16,8 @@ from aca_sessions import Settings, open_pool
 
 from ..conftest import COMMAND, aca_sessions
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_cell_prints_its_output_and_value() -> None:
     run = aca_sessions("run", "print('hello')\n6 * 7")

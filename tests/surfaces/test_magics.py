@@ -15,6 +15,8 @@ from aca_sessions.models import CodeError, Display, State
 
 from ..conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
