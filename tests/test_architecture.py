@@ -28,11 +28,11 @@ MAY_IMPORT = {
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
     "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
     "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks"},
-    "connect": {"settings", "client", "server", "sandbox", "hosting", "errors"},
+    "connect": {"settings", "client", "contract", "server", "sandbox", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
 }
 ONLY_IN = {
-    "httpx": {"client.http", "client.auth", "connect"},
+    "httpx": {"client.http", "client.auth", "client.interpreter", "connect"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
     "ctypes": {"sandbox.syscalls"},

@@ -12,6 +12,7 @@ import httpx
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
+from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError
 from .hosting import Hosting
 from .settings import LimitsSettings, Settings
@@ -132,6 +133,8 @@ def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_se
 async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> CodeInterpreter:
     remote = settings.SessionsHttpClient.Endpoint
     client = await _remote(settings, stack) if remote else await _embedded(settings, policy, hosting, stack)
+    if not version_named(settings.SessionsHttpClient.ApiVersion).has_sessions:
+        _logger.info("api-version %s cannot end sessions: they expire by themselves", settings.SessionsHttpClient.ApiVersion)
     http = SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
     return await stack.enter_async_context(CodeInterpreter(http))
 

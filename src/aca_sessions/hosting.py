@@ -13,3 +13,5 @@ class Hosting:
     max_request: int = 64 << 20
     api_key: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
+    plain: bool = False  # what Azure has and no more: no extension is offered or answered
+    lenient: bool = False  # requests that Azure refuses, as some of its clients send them

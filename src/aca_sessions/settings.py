@@ -67,7 +67,9 @@ class SessionsHttpClientSettings(_Section):
     """Where the sessions are. Without an Endpoint they are in the embedded sandbox."""
 
     Endpoint: str | None = None
-    ApiVersion: Literal["2025-10-02-preview"] = "2025-10-02-preview"
+    ApiVersion: Literal["2025-10-02-preview", "2025-02-02-preview", "2024-10-02-preview", "2024-08-02-preview", "2024-02-02-preview"] = (
+        "2025-10-02-preview"
+    )
     ApiKey: SecretStr | None = None
     ConnectTimeoutSeconds: Positive | None = None
     RequestTimeoutSeconds: Positive | None = None
@@ -79,7 +81,7 @@ class SessionsHttpClientSettings(_Section):
             return None
         if "{" in endpoint or "<" in endpoint:
             raise ValueError("still holds a placeholder: put in the pool's own value, or leave the key out for the embedded sandbox")
-        endpoint = endpoint.strip().rstrip("/")
+        endpoint = re.sub(r"(/python/execute)?/*(\?.*)?$", "", endpoint.strip())
         if not re.fullmatch(r"unix:///[^\s]+", endpoint) and not _is_web_address(endpoint):
             raise ValueError("is no URL: begin it with https://, http:// or unix:///, and write the port as a number")
         return endpoint

@@ -35,6 +35,7 @@ async def test_the_routes_stand_below_azures_base_path_too(http: httpx.AsyncClie
 async def test_every_answer_names_the_extensions(http: httpx.AsyncClient) -> None:
     for response in (await http.get("/health"), await http.get("/nothing"), await http.get("/files")):
         assert "interrupt" in response.headers["x-aca-sessions-extensions"]
+        assert "2024-02-02-preview" in response.headers["api-supported-versions"]
 
 
 async def test_a_long_output_is_cut_at_the_callers_limit(http: httpx.AsyncClient) -> None:

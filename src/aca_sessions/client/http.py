@@ -33,7 +33,7 @@ class SessionsHttpClient:
         self._client = client
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
-        self._api_version = api_version
+        self.api_version = api_version
         self._offered: frozenset[str] | None = None
 
     async def request(
@@ -51,7 +51,7 @@ class SessionsHttpClient:
         """The answer to one request; an exception of ours for everything that is not a success."""
         if self._client.is_closed:
             raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
-        params = {"api-version": self._api_version, **(query or {})}
+        params = {"api-version": self.api_version, **(query or {})}
         if identifier is not None:
             params["identifier"] = checked_session_id(identifier)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)

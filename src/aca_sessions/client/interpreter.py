@@ -4,19 +4,24 @@ import asyncio
 import contextlib
 import uuid
 from dataclasses import replace
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 from urllib.parse import quote
 
 from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
-from ..errors import ACASessionsError, ServiceUnavailableError
+from ..contract.versions import version_named
+from ..errors import ACASessionsError, NotSupportedError, ServiceUnavailableError
 from ..models import CodeError, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo, State
 from ..tasks import Tasks
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
 from .http import SessionsHttpClient, decoded
 from .sanitize import sanitize as take_out_of_fences
 
+if TYPE_CHECKING:
+    import httpx
+
+FILES_PATH = "files"
 # Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
 _OUTPUT_LIMIT = 1 << 20
 _ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
@@ -32,6 +37,8 @@ class CodeInterpreter:
     def __init__(self, http: SessionsHttpClient) -> None:
         """Speaks through the given client and closes it at the end."""
         self._http = http
+        self._version = version_named(http.api_version)
+        self._dialect = self._version.dialect
         self._tasks = Tasks()
 
     @overload
@@ -70,18 +77,18 @@ class CodeInterpreter:
         with telemetry.span("upload", request.session_id, bytes=len(content)):
             response = await self._http.request(
                 "POST",
-                flat.FILES_PATH,
+                self._dialect.UPLOAD_PATH,
                 identifier=request.session_id,
                 query=_path(folder),
                 file=(name, content),
                 timeout=_DEFAULT_WAIT,
             )
-        return decoded(response, flat.decode_file)
+        return decoded(response, self._dialect.decode_upload)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
         """The files in /mnt/data, or in a folder of it."""
-        response = await self._http.request("GET", flat.FILES_PATH, identifier=session_id, query=_path(folder))
-        return decoded(response, flat.decode_files)
+        response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(folder))
+        return decoded(response, self._dialect.decode_files)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
         """A file's content; read in parts where the endpoint has that, since in process an answer is held in memory whole."""
@@ -97,7 +104,7 @@ class CodeInterpreter:
     async def delete_file(self, session_id: str, name: str) -> None:
         """Deletes a file."""
         folder, name = checked_path(name)
-        await self._http.request("DELETE", f"{flat.FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
+        await self._http.request("DELETE", f"{FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
 
     async def interrupt(self, session_id: str, execution_id: str) -> None:
         """Interrupts a cell of a session; what that did is in the cell's result."""
@@ -110,15 +117,27 @@ class CodeInterpreter:
 
     async def get_session(self, session_id: str) -> SessionInfo:
         """What the service knows of a session; NotFoundError or ServiceError where it has none."""
+        self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str) -> None:
         """Ends a session at the service."""
+        self._require_sessions()
         await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id)
 
     async def list_sessions(self) -> list[SessionInfo]:
         """The sessions that the service keeps."""
+        self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSIONS_PATH), flat.decode_sessions)
+
+    @property
+    def can_end_sessions(self) -> bool:
+        """Whether the api-version has sessions to end; with earlier ones they only expire."""
+        return self._version.has_sessions
+
+    def _require_sessions(self) -> None:
+        if not self._version.has_sessions:
+            raise NotSupportedError(f"{self._version.name} has no sessions to ask for or to end: use 2025-02-02-preview or later")
 
     async def close(self) -> None:
         """Ends the connections; sessions go on at the service until they expire."""
@@ -134,6 +153,8 @@ class CodeInterpreter:
     async def _execute(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
         execution_id = str(uuid.uuid4())
         asynchronous = timeout is not None and timeout > MAX_SYNCHRONOUS_SECONDS
+        if asynchronous and not self._dialect.HAS_EXECUTIONS:
+            raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
         call = ExecutionCall(code=code, asynchronous=asynchronous, timeout=timeout, output_limit=_OUTPUT_LIMIT)
         try:
             execution = await self._start(session_id, execution_id, call)
@@ -151,7 +172,7 @@ class CodeInterpreter:
         try:
             response = await self._http.request(
                 "POST",
-                flat.EXECUTIONS_PATH,
+                flat.EXECUTE_PATH,
                 identifier=session_id,
                 headers=headers,
                 json=flat.encode_call(call),
@@ -161,12 +182,15 @@ class CodeInterpreter:
             if not error.sent:
                 raise
             return await self._after_lost_answer(session_id, execution_id)
-        return decoded(response, flat.decode_execution)
+        return self._execution(response, session_id, execution_id)
 
     async def _after_lost_answer(self, session_id: str, execution_id: str) -> Execution:
+        """Versions without executions have nobody to ask."""
         try:
+            if not self._dialect.HAS_EXECUTIONS:
+                raise NotSupportedError("this api-version has no executions to ask for")
             return await self._ask(session_id, execution_id)
-        except Exception:
+        except ACASessionsError:
             lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
             result = CodeExecutionResult(error=lost, stderr=str(lost), state=State("unknown", "no reply"))
             return Execution(id=execution_id, identifier=session_id, status="Failed", result=result)
@@ -180,8 +204,11 @@ class CodeInterpreter:
 
     async def _ask(self, session_id: str, execution_id: str) -> Execution:
         headers = {extensions.RICH_REQUEST_HEADER: "1"}
-        response = await self._http.request("GET", f"{flat.EXECUTIONS_PATH}/{execution_id}", identifier=session_id, headers=headers)
-        return decoded(response, flat.decode_execution)
+        response = await self._http.request("GET", f"{self._dialect.EXECUTE_PATH}/{execution_id}", identifier=session_id, headers=headers)
+        return self._execution(response, session_id, execution_id)
+
+    def _execution(self, response: "httpx.Response", session_id: str, execution_id: str) -> Execution:
+        return decoded(response, lambda body: self._dialect.decode_execution(body, id=execution_id, identifier=session_id))
 
     async def _interrupt_quietly(self, session_id: str, execution_id: str) -> None:
         """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""
@@ -197,7 +224,7 @@ class CodeInterpreter:
         """A part of a file, and the size of all of it."""
         folder, name = checked_path(name)
         headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
-        path = f"{flat.FILES_PATH}/{quote(name, safe='')}/content"
+        path = self._dialect.content_path(name)
         response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=_DEFAULT_WAIT)
         size = response.headers.get("content-range", "").rpartition("/")[2]
         return response.content, int(size) if size.isdecimal() else len(response.content)

@@ -172,8 +172,9 @@ class SessionPool:
 
     async def _delete(self, session_id: str) -> None:
         """A session that was never used does not exist at the service, and one that it cannot end expires there by itself."""
-        with contextlib.suppress(ACASessionsError):
-            await self._interpreter.delete_session(session_id)
+        if self._interpreter.can_end_sessions:
+            with contextlib.suppress(ACASessionsError):
+                await self._interpreter.delete_session(session_id)
 
     def _check_usable(self) -> None:
         if self._closed:

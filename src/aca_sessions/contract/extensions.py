@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ..models import CodeError, CodeExecutionResult, Display, FileChange, Scalar, State, StateKind
-from .records import API_VERSION
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "health", "ranges")
-EVERY_ANSWER = {OFFER_HEADER: ", ".join(OFFERED), "api-supported-versions": API_VERSION}
+OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 RICH_MEMBER = "acaSessions"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"

@@ -1,27 +1,46 @@
-"""2025-10-02-preview: executions, files and sessions as bare objects. The client's half first, then the server's."""
+"""2024-10-02-preview on: executions, files and sessions as bare objects. The client's half first, then the server's."""
 
-import json
 import math
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import cast
+from urllib.parse import quote
 
-from ..models import CodeError, CodeExecutionResult, Display, RemoteFile, Scalar, SessionInfo, State
+from ..models import CodeExecutionResult, RemoteFile, SessionInfo, State
 from .extensions import RICH_MEMBER, decode_rich, encode_rich
 from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall, ProblemError, Status
+from .values import (
+    Body,
+    checked_code,
+    choice,
+    decode_error,
+    decode_time,
+    decode_value,
+    encode_stderr,
+    encode_time,
+    encode_value,
+    guess_state,
+    invalid,
+    number,
+)
 
-Body = Mapping[str, object]
-
-EXECUTIONS_PATH = "executions"
-FILES_PATH = "files"
+EXECUTE_PATH = "executions"
+UPLOAD_PATH = "files"
+HAS_EXECUTIONS = True
+DELETED: dict[str, object] | None = None
 SESSION_PATH = "session"
 SESSIONS_PATH = "listSessions"
 OPERATION_HEADER = "operation-id"
 
-_TIMED_OUT = "Request timed out waiting for code execution to complete"
-_ABORTED = "Execution aborted"
-_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
+
+def content_path(name: str) -> str:
+    """Where a file's content is."""
+    return f"files/{quote(name, safe='')}/content"
+
+
+def content_named(path: str) -> str | None:
+    """The file whose content a path below `files/` asks for, if it asks for content."""
+    return path.removesuffix("/content") if path.endswith("/content") else None
 
 
 # --- the client's half ---
@@ -40,8 +59,9 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
     return body
 
 
-def decode_execution(body: Body) -> Execution:
-    """An execution, with its result once it has one."""
+def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
+    """An execution, with its result once it has one. Older versions do not name it: there the caller's own names are."""
+    del id, identifier
     status = cast(Status, body["status"])
     finished = status in ("Succeeded", "Failed", "Canceled")
     return Execution(
@@ -59,11 +79,16 @@ def decode_file(body: Body) -> RemoteFile:
     return RemoteFile(
         name=str(body["name"]),
         size=cast(int, body.get("sizeInBytes") or 0),
-        modified=_decode_time(str(body["lastModifiedAt"])),
+        modified=decode_time(str(body["lastModifiedAt"])),
         directory="" if directory == "." else directory,
         is_directory=str(body.get("type", "file")).lower() == "directory",
         content_type=str(body.get("contentType") or "application/octet-stream").partition(";")[0],
     )
+
+
+def decode_upload(body: Body) -> RemoteFile:
+    """What an upload is answered with: the one file."""
+    return decode_file(body)
 
 
 def decode_files(body: Body) -> list[RemoteFile]:
@@ -81,16 +106,16 @@ def decode_session(body: Body) -> SessionInfo:
     expires = body.get("expireAt")
     return SessionInfo(
         session_id=str(body["identifier"]),
-        created=_decode_time(str(body["createdAt"])),
-        last_used=_decode_time(str(body["lastAccessedAt"])),
-        expires=_decode_time(str(expires)) if expires else None,
+        created=decode_time(str(body["createdAt"])),
+        last_used=decode_time(str(body["lastAccessedAt"])),
+        expires=decode_time(str(expires)) if expires else None,
     )
 
 
 def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
     said = cast(Body, body.get("result") or {})
     stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
-    value, text, displays = _decode_value(said.get("executionResult"))
+    value, text, displays = decode_value(said.get("executionResult"))
     plain = CodeExecutionResult(
         session_id=str(body["identifier"]),
         stdout=stdout,
@@ -98,75 +123,31 @@ def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
         value=value,
         text=text,
         displays=displays,
-        error=None if status == "Succeeded" else _decode_error(stderr),
-        state=State() if status == "Succeeded" else _guess_state(stderr),
+        error=None if status == "Succeeded" else decode_error(stderr),
+        state=State() if status == "Succeeded" else guess_state(stderr),
         duration=cast(float, said.get("executionTimeInMilliseconds") or 0) / 1000,
     )
     rich = body.get(RICH_MEMBER)
     return decode_rich(cast(Body, rich), plain) if rich else plain
 
 
-def _decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    match value:
-        case None | "":
-            return None, None, ()
-        case {"type": "image", "format": str(kind), "base64_data": str(data)}:
-            return None, None, (Display({f"image/{kind}": data}),)
-        case str() | bool() | int() | float():
-            return value, str(value), ()
-    return str(value), str(value), ()
-
-
-def _decode_error(stderr: str) -> CodeError:
-    last = stderr.strip().rpartition("\n")[2]
-    parts = _LAST_LINE.match(last)
-    return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
-
-
-def _guess_state(stderr: str) -> State:
-    """What the texts that Azure is known to send say of the variables."""
-    if stderr.startswith(_TIMED_OUT):
-        return State("unknown", "no reply")
-    if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
-        return State("lost", "crash")
-    return State()
-
-
-def _decode_time(text: str) -> datetime:
-    """.NET writes seven digits after the second, Python reads six."""
-    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
-
-
 # --- the server's half ---
 
 
-def parse(content: bytes) -> object:
-    """The JSON of a request."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        raise _invalid("the body is not JSON") from None
-
-
-def decode_call(body: object) -> ExecutionCall:
-    """What a client asks to run; ProblemError names what is wrong with it."""
+def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
+    """What a client asks to run; ProblemError names what is wrong with it. A lenient server takes the older wrapper as well."""
     if not isinstance(body, Mapping):
-        raise _invalid("the body is not a JSON object")
+        raise invalid("the body is not a JSON object")
+    if lenient and isinstance(body.get("properties"), Mapping):
+        body = cast(Body, body["properties"])
     if "properties" in body:
         raise ProblemError(400, "SessionPropertiesMissing", "this api-version takes the properties without a 'properties' wrapper")
-    code = body.get("code")
-    if not isinstance(code, str) or not code.strip():
-        raise _invalid("'code' is missing, empty or not a string")
-    try:
-        code.encode()
-    except UnicodeEncodeError:
-        raise _invalid("'code' is not well-formed Unicode: it holds a lone surrogate") from None
-    asynchronous = _choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
+    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     return ExecutionCall(
-        code=code,
+        code=checked_code(body),
         asynchronous=asynchronous,
-        timeout=_number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=int(_number(body, "outputStreamsMaxLength", 1 << 30) or 4096),
+        timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
+        output_limit=int(number(body, "outputStreamsMaxLength", 1 << 30) or 4096),
     )
 
 
@@ -185,8 +166,8 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     body["result"] = {
         "$id": "2",
         "stdout": result.stdout[:output_limit],
-        "stderr": _encode_stderr(result)[:output_limit],
-        "executionResult": _encode_value(result),
+        "stderr": encode_stderr(result)[:output_limit],
+        "executionResult": encode_value(result),
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
     return body | {RICH_MEMBER: encode_rich(result)} if rich else body
@@ -199,9 +180,14 @@ def encode_file(file: RemoteFile) -> dict[str, object]:
         "type": "directory" if file.is_directory else "file",
         "contentType": file.content_type,
         "sizeInBytes": file.size,
-        "lastModifiedAt": _encode_time(file.modified),
+        "lastModifiedAt": encode_time(file.modified),
         "directory": file.directory,
     }
+
+
+def encode_upload(file: RemoteFile) -> dict[str, object]:
+    """What an upload is answered with: the one file."""
+    return encode_file(file)
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
@@ -209,59 +195,23 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
     return {"value": [encode_file(file) for file in files]}
 
 
+def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
+    """What a session finds installed."""
+    return {
+        "runtimes": [{"name": "python", "version": python}],
+        "preInstalledPackages": [{"name": name, "version": version} for name, version in packages],
+        "createdAt": encode_time(since),
+        "lastUpdatedAt": encode_time(since),
+        "jupyterKernel": {"name": "python3", "version": python, "projectUrl": "https://ipython.org", "description": "IPython"},
+    }
+
+
 def encode_session(session: SessionInfo) -> dict[str, object]:
     """A session that the server keeps."""
     return {
         "identifier": session.session_id,
-        "createdAt": _encode_time(session.created),
-        "expireAt": _encode_time(session.expires or session.last_used),
-        "lastAccessedAt": _encode_time(session.last_used),
+        "createdAt": encode_time(session.created),
+        "expireAt": encode_time(session.expires or session.last_used),
+        "lastAccessedAt": encode_time(session.last_used),
         "etag": f"{session.created.timestamp():.0f}",
     }
-
-
-def _encode_value(result: CodeExecutionResult) -> object:
-    """A picture stands for the whole value, as in Azure; text without quotes, numbers as numbers."""
-    images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
-    if images:
-        return {"type": "image", "format": "png", "base64_data": images[0]}
-    if result.text is None:
-        return ""
-    if isinstance(result.value, float) and not math.isfinite(result.value):
-        return str(result.value)
-    return result.value
-
-
-def _encode_stderr(result: CodeExecutionResult) -> str:
-    if result.error is None:
-        return result.stderr
-    match result.error.name, result.state.kind:
-        case "TimeoutError", _ if not result.error.traceback:
-            return _TIMED_OUT
-        case "InterpreterDied", _:
-            return _ABORTED
-    return result.stderr
-
-
-def _encode_time(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
-
-
-def _choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    value = body.get(name, choices[0])
-    if not isinstance(value, str) or value.lower() not in choices:
-        raise _invalid(f"'{name}' is none of {', '.join(choices)}")
-    return value.lower()
-
-
-def _number(body: Body, name: str, most: float) -> float | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise _invalid(f"'{name}' is not a number above 0 and up to {most:g}")
-    return value
-
-
-def _invalid(message: str) -> ProblemError:
-    return ProblemError(400, "SessionRequestValidationFailed", message)

@@ -5,11 +5,16 @@ import os
 import secrets
 import subprocess
 import sys
+from typing import Any
 
 from ..errors import ConfigurationError
 
 # A prefix may be shared with other things (a home's .local is one): only Python's own part of it is shown.
 _PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "pyvenv.cfg")
+_LIST = (
+    "import importlib.metadata as m, json, platform; "
+    "print(json.dumps([platform.python_version(), sorted({(d.name, d.version) for d in m.distributions() if d.name})]))"
+)
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
 # No account, container range or dynamic user lies here (systemd's list of uid ranges); each fork server draws a part of its own.
 _FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW = 0x7000_0000, 0x1_0000, 4000
@@ -24,6 +29,12 @@ def visible_roots(python: str) -> dict[str, str]:
             if not inside and os.path.lexists(source):
                 roots[target] = source
     return roots
+
+
+def installed(python: str) -> tuple[str, list[tuple[str, str]]]:
+    """An interpreter's version and its packages with theirs."""
+    answer = _run(python, _LIST)
+    return answer[0], [(name, version) for name, version in answer[1]]
 
 
 def uid_range() -> tuple[int, int]:
@@ -42,9 +53,13 @@ def _prefixes(python: str) -> list[str]:
 
 
 def _ask(python: str) -> list[str]:
+    return [str(prefix) for prefix in _run(python, _ASK)]
+
+
+def _run(python: str, code: str) -> Any:
     try:
-        answer = subprocess.run([python, "-I", "-c", _ASK], capture_output=True, check=True, timeout=30, env={})
-        return [str(prefix) for prefix in json.loads(answer.stdout)]
+        answer = subprocess.run([python, "-I", "-c", code], capture_output=True, check=True, timeout=30, env={})
+        return json.loads(answer.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         raise ConfigurationError(f"ACASessions:Sandbox:Python: {python} is not a Python that runs; name an interpreter") from None
 

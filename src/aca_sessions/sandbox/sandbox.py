@@ -1,6 +1,7 @@
 """A sandbox is the tree, the limits and the files; an interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
+import sys
 from typing import Self
 
 from anyio import to_thread
@@ -8,6 +9,7 @@ from anyio import to_thread
 from ..errors import GuestDiedError
 from ..models import State
 from ..tasks import Tasks
+from .environment import installed
 from .files import Files
 from .forkserver import ForkServer, Tree
 from .interpreter import Interpreter
@@ -91,6 +93,10 @@ class Sandboxes:
     def alive(self) -> bool:
         """Whether the fork server in use lives; a dead one is replaced when the next sandbox is opened."""
         return bool(self._fork_servers) and self._fork_servers[-1].alive
+
+    def environment(self) -> tuple[str, list[tuple[str, str]]]:
+        """The guests' Python and the packages that they find. Blocking."""
+        return installed(self._policy.python or sys.executable)
 
     async def start(self) -> None:
         """Begins to start the fork server, which goes on by itself."""

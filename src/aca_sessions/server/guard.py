@@ -6,7 +6,6 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..contract.extensions import EVERY_ANSWER
 from ..contract.records import ProblemError, encode_problem
 
 _OPEN_PATHS = ("/health",)
@@ -15,9 +14,10 @@ _OPEN_PATHS = ("/health",)
 class Guard:
     """Lets requests through that know the key and name a host of ours: a page in a browser could be made to send others."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str, allowed_hosts: frozenset[str]) -> None:
-        """An empty set of hosts allows all."""
+    def __init__(self, app: ASGIApp, *, api_key: str, allowed_hosts: frozenset[str], headers: dict[str, str]) -> None:
+        """An empty set of hosts allows all. Every answer has the given headers."""
         self._app = app
+        self._headers = headers
         self._key = api_key.encode()
         self._allowed_hosts = allowed_hosts
 
@@ -27,7 +27,7 @@ class Guard:
         if problem is None:
             await self._app(scope, receive, send)
             return
-        response = JSONResponse(encode_problem(problem), problem.status, headers=EVERY_ANSWER | {"x-ms-error-code": problem.code})
+        response = JSONResponse(encode_problem(problem), problem.status, headers=self._headers | {"x-ms-error-code": problem.code})
         await response(scope, receive, send)
 
     def _problem(self, scope: Scope) -> ProblemError | None:

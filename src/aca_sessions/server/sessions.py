@@ -5,6 +5,7 @@ nothing; what they ask to open or close goes on by itself.
 """
 
 import asyncio
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class HostedSession:
         self.identifier = identifier
         self.executions = Executions(identifier, self.sandbox, default_timeout, loss)
         self.created = self.last_used = datetime.now(UTC)
+        self.etag = uuid.uuid4().hex
+        self._new = True
         self._users = 0
         self._opening = opening
 
@@ -63,6 +66,11 @@ class HostedSession:
             self._users -= 1
             self.touch()
 
+    def take_headers(self) -> dict[str, str]:
+        """What Azure says of a session with each answer, and of a new one with the first."""
+        new, self._new = self._new, False
+        return {"x-ms-session-guid": self.etag, "x-ms-new-allocation": str(new).lower()}
+
     def touch(self) -> None:
         """Its cool-down begins anew."""
         self.last_used = datetime.now(UTC)
@@ -89,6 +97,7 @@ class Sessions:
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
         self._losses: OrderedDict[str, State] = OrderedDict()
         self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._since = datetime.now(UTC)
         self._tasks = Tasks()
         self._reaper: asyncio.Task[None] | None = None
 
@@ -99,6 +108,10 @@ class Sessions:
     def healthy(self) -> bool:
         """Whether new sessions can be had at once."""
         return self._sandboxes.alive
+
+    def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
+        """The guests' Python, its packages, and since when. Blocking: it may have to ask an interpreter."""
+        return (*self._sandboxes.environment(), self._since)
 
     def get(self, identifier: str) -> HostedSession:
         """The session of an identifier: the one there is, or one that opens from now on."""

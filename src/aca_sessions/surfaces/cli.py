@@ -141,6 +141,10 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--max-sessions", type=_count, metavar="N", help="the least recently used one ends when there are more")
     serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="an unused session ends after this time")
     serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
+    serve.add_argument("--tls", action="store_true", help="HTTPS, with a certificate of its own that is made once")
+    serve.add_argument("--tls-dir", type=Path, default=Path(".aca-sessions"), metavar="DIR", help="where cert.pem and key.pem are kept")
+    serve.add_argument("--plain", action="store_true", help="what Azure has and no more: no extensions")
+    serve.add_argument("--lenient", action="store_true", help="take requests that Azure refuses, as some of its clients send them")
     serve.set_defaults(act=_serve)
 
 

@@ -16,6 +16,7 @@ import uvicorn
 from ..connect import open_server
 from ..errors import ConfigurationError
 from ..hosting import Hosting
+from .certificate import certificate
 
 Drain = Callable[[float], Awaitable[None]]
 
@@ -28,11 +29,18 @@ async def serve(options: argparse.Namespace) -> int:
     """Serves until a signal ends it."""
     listener = _listen_on_file(options.socket) if options.socket else _listen_on_port(options.host, options.port)
     key = options.api_key or (None if options.socket else secrets.token_urlsafe(24))
+    cert, key_file = certificate(options.tls_dir, options.host) if options.tls else (None, None)
     try:
         async with open_server(hosting=_hosting(options, key)) as service:
             # Its own access log would write down identifiers, which are secrets.
             config = uvicorn.Config(
-                service, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_SECONDS
+                service,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+                ssl_certfile=cert,
+                ssl_keyfile=key_file,
             )
             await _Server(config, service.drain, _greeting(options, listener, key)).serve(sockets=[listener])
     finally:
@@ -74,7 +82,7 @@ class _Server(uvicorn.Server):
 def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
     given = {"max_sessions": options.max_sessions, "cooldown": options.cooldown}
     own = {name: value for name, value in given.items() if value is not None}
-    return Hosting(api_key=key, allowed_hosts=_allowed_hosts(options), **own)
+    return Hosting(api_key=key, allowed_hosts=_allowed_hosts(options), plain=options.plain, lenient=options.lenient, **own)
 
 
 def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | None) -> str:
@@ -83,7 +91,8 @@ def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | N
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
     shown = f"[{shown}]" if ":" in shown else shown
-    return f"Endpoint: http://{shown}:{port}\nApiKey: {key if not options.api_key else '(as given)'}"
+    scheme = "https" if options.tls else "http"
+    return f"Endpoint: {scheme}://{shown}:{port}\nApiKey: {key if not options.api_key else '(as given)'}"
 
 
 def _allowed_hosts(options: argparse.Namespace) -> frozenset[str]:

@@ -147,3 +147,5 @@ def _copy_code(source: Path, target: Path) -> None:
     own = [source / sandbox / name for name in ("__init__.py", "wire.py", "syscalls.py")]
     for file in own + sorted((source / sandbox / "guest").glob("*.py")):
         (target / file.relative_to(source)).write_bytes(file.read_bytes())
+    for shim in (source / sandbox / "guest" / "shims").glob("*.py"):
+        (target / shim.name).write_bytes(shim.read_bytes())  # last on the path: only where the environment has no such module

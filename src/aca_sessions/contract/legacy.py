@@ -1,0 +1,38 @@
+"""The routes of the private preview, `python/*`, which some clients still send. Only the server speaks this."""
+
+from collections.abc import Mapping
+
+from ..models import CodeExecutionResult, RemoteFile
+from .records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
+from .values import checked_code, encode_stderr, encode_time, encode_value, invalid, number
+
+
+def decode_call(body: object) -> tuple[ExecutionCall, str | None]:
+    """What a client asks to run, and the session that its body names, if it does."""
+    properties = body.get("properties") if isinstance(body, Mapping) else None
+    if not isinstance(properties, Mapping):
+        raise invalid("the body is not a JSON object with 'properties'")
+    call = ExecutionCall(
+        code=checked_code(properties, "pythonCode"), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
+    )
+    identifier = properties.get("identifier")
+    return call, identifier if isinstance(identifier, str) else None
+
+
+def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
+    """A finished execution, without an envelope."""
+    result = execution.result or CodeExecutionResult()
+    return {
+        "$id": "1",
+        "status": "Success" if result.success else "Failure",
+        "stdout": result.stdout[:output_limit],
+        "stderr": encode_stderr(result)[:output_limit],
+        "result": encode_value(result),
+        "executionTimeInMilliseconds": round(result.duration * 1000),
+    }
+
+
+def encode_files(files: list[RemoteFile]) -> dict[str, object]:
+    """A listing."""
+    shown = [{"filename": file.name, "size": file.size, "last_modified_time": encode_time(file.modified)} for file in files]
+    return {"$values": [{"$id": str(n + 1), **file} for n, file in enumerate(shown)]}

@@ -1,0 +1,66 @@
+"""Bodies of requests, within a limit; files out of forms, however their clients label them."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.requests import Request
+from starlette.types import Message
+
+from ..contract.records import ProblemError
+
+_FORM_MARGIN = 1 << 16
+_BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
+
+
+def limited(request: Request, most: int, told: int) -> Request:
+    """The request, which fails once more than so many bytes have come: a length that was announced is only a promise."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise _too_large(told)
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            raise _too_large(told)
+        return message
+
+    return Request(request.scope, receive)
+
+
+@asynccontextmanager
+async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
+    """The name and the content of the form's file. Large ones lie on disk, not in memory."""
+    labelled = await _labelled(limited(request, most + _FORM_MARGIN, most))
+    async with labelled.form(max_files=1, max_fields=8) as form:
+        upload = form.get("file")
+        if not isinstance(upload, UploadFile):
+            raise ProblemError(400, "SessionRequestValidationFailed", "the form has no part 'file' with a file name")
+        if (upload.size or 0) > most:
+            raise _too_large(most)
+        yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
+
+
+async def _labelled(request: Request) -> Request:
+    """A form by its own first line: Semantic Kernel's tool calls its forms JSON once it has run a cell."""
+    if request.headers.get("content-type", "").startswith("multipart/form-data;"):
+        return request
+    first = await request.receive()
+    boundary = _BOUNDARY.match(first.get("body", b""))
+    headers = [(name, value) for name, value in Headers(scope=request.scope).raw if name != b"content-type"]
+    if boundary:
+        headers.append((b"content-type", b"multipart/form-data; boundary=" + boundary[1]))
+    pending = [first]
+
+    async def receive() -> Message:
+        return pending.pop() if pending else await request.receive()
+
+    return Request({**request.scope, "headers": headers}, receive)
+
+
+def _too_large(most: int) -> ProblemError:
+    return ProblemError(413, "RequestTooLarge", f"this may have at most {most} bytes")
