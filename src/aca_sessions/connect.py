@@ -201,7 +201,11 @@ def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[
 
 def _timeouts(settings: Settings) -> dict[str, float]:
     options = settings.SessionsHttpClient
-    given = {"connect_timeout": options.ConnectTimeoutSeconds, "request_timeout": options.RequestTimeoutSeconds}
+    given = {
+        "connect_timeout": options.ConnectTimeoutSeconds,
+        "request_timeout": options.RequestTimeoutSeconds,
+        "patience": options.PatienceSeconds,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -73,6 +73,7 @@ class SessionsHttpClientSettings(_Section):
     ApiKey: SecretStr | None = None
     ConnectTimeoutSeconds: Positive | None = None
     RequestTimeoutSeconds: Positive | None = None
+    PatienceSeconds: Annotated[float, Field(ge=0, le=3600)] | None = None
 
     @field_validator("Endpoint")
     @classmethod

@@ -90,7 +90,7 @@ async def test_an_answer_of_another_shape_is_no_crash(body: object) -> None:
 def against(answer) -> CodeInterpreter:
     """An interpreter whose network does as it is told."""
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://pool.example")
-    return CodeInterpreter(SessionsHttpClient(client))
+    return CodeInterpreter(SessionsHttpClient(client, patience=0.3))
 
 
 async def test_a_proxys_page_is_not_a_traceback() -> None:

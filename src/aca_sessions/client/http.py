@@ -11,9 +11,10 @@ from ..contract import extensions
 from ..contract.records import API_VERSION, decode_problem
 from ..errors import NotSupportedError, ServiceUnavailableError
 from .arguments import checked_session_id
+from .patience import Patience
 
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_WAITS = (0.1, 0.5)
+_CONNECTS = 3  # an address where nobody answers is wrong, or down for longer than anyone waits
 Decoded = TypeVar("Decoded")
 
 
@@ -27,12 +28,14 @@ class SessionsHttpClient:
         api_version: str = API_VERSION,
         connect_timeout: float = 10.0,
         request_timeout: float = 60.0,
+        patience: float = 10.0,
     ) -> None:
         """Takes over an httpx client whose base URL is the endpoint."""
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
+        self._patience_seconds = patience
         self.api_version = api_version
         self._offered: frozenset[str] | None = None
 
@@ -57,20 +60,27 @@ class SessionsHttpClient:
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
         request = self._client.build_request(method, path, params=params, headers=headers, json=json, files=files, timeout=limits)
-        response = await self._send_again(request) if method == "GET" else await self._send(request)
+        response = await self._patiently(request)
         self._offered = _offered(response)
         if not response.is_success:
             raise decode_problem(response.status_code, _json(response), response.headers)
         return response
 
-    async def _send_again(self, request: httpx.Request) -> httpx.Response:
-        """Reading twice does no harm, so a lost answer is asked for again."""
-        for wait in _WAITS:
+    async def _patiently(self, request: httpx.Request) -> httpx.Response:
+        """Asks again where that does no harm: reads after anything, all else only where the service did not begin on it."""
+        patience, connects = Patience(self._patience_seconds), 0
+        while True:
             try:
-                return await self._send(request)
-            except ServiceUnavailableError:
-                await asyncio.sleep(wait)
-        return await self._send(request)
+                response = await self._send(request)
+            except ServiceUnavailableError as error:
+                connects += not error.sent
+                may = connects < _CONNECTS and (request.method == "GET" or not error.sent)
+                if not may or (wait := patience.wait(None)) is None:
+                    raise
+            else:
+                if not _is_refused_for_now(request, response) or (wait := patience.wait(_retry_after(response))) is None:
+                    return response
+            await asyncio.sleep(wait)
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
         try:
@@ -121,6 +131,18 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     raise ServiceUnavailableError("the answer is not the API's; does the endpoint lead to a session pool?", sent=True)
+
+
+def _is_refused_for_now(request: httpx.Request, response: httpx.Response) -> bool:
+    """429 refuses before anything is begun. 503 and a gateway's 502 and 504 say nothing of that, so only reads are repeated."""
+    return response.status_code == 429 or (request.method == "GET" and response.status_code in (502, 503, 504))
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
 
 
 def _json(response: httpx.Response) -> object:

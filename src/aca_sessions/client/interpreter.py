@@ -172,10 +172,10 @@ class CodeInterpreter:
         try:
             response = await self._http.request(
                 "POST",
-                flat.EXECUTE_PATH,
+                self._dialect.EXECUTE_PATH,
                 identifier=session_id,
                 headers=headers,
-                json=flat.encode_call(call),
+                json=self._dialect.encode_call(call),
                 timeout=wait,
             )
         except ServiceUnavailableError as error:

@@ -1,0 +1,121 @@
+"""What a network does to a cell, how often the cell ran, and what its caller was told."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from aca_sessions import CodeInterpreter, Settings, open_interpreter
+from aca_sessions.errors import ACASessionsError, AuthenticationError, RateLimitedError, ServiceError, ServiceUnavailableError
+
+from ..surfaces.test_cli import Server
+from .faults import FaultyProxy
+
+pytestmark = pytest.mark.slow
+COUNT = "n = globals().get('n', 0) + 1; n"
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with Server("--port", "0", "--api-key", "key") as server:
+        yield int(server.endpoint.rpartition(":")[2])
+
+
+@pytest.fixture(scope="module")
+def plain_port() -> Iterator[int]:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        yield int(server.endpoint.rpartition(":")[2])
+
+
+async def through(port: int, session: str, faults: list[str], *, target: str = "POST /executions", **options: object) -> tuple[object, int]:
+    """What the caller got for one cell, and how often it ran."""
+    proxy = FaultyProxy(port, target, faults)
+    async with proxy.listening() as endpoint, open_interpreter(_settings(endpoint, **options)) as interpreter:
+        try:
+            got: object = await interpreter.execute(session, COUNT)
+        except ACASessionsError as error:
+            got = error
+    async with open_interpreter(_settings(f"http://127.0.0.1:{port}")) as interpreter:
+        return got, await _ran(interpreter, session)
+
+
+def _settings(endpoint: str, **options: object) -> Settings:
+    return Settings(SessionsHttpClient={"Endpoint": endpoint, "ApiKey": "key", "PatienceSeconds": 1, **options})
+
+
+async def _ran(interpreter: CodeInterpreter, session: str) -> int:
+    return (await interpreter.execute(session, "globals().get('n', 0)")).value
+
+
+@pytest.mark.parametrize(
+    ("faults", "ran"),
+    [(["drop after"], 1), (["half"], 1), (["slow"], 1), (["delay"], 1), (["429"], 1), (["429", "429", "429"], 1), (["pass"], 1)],
+    ids=str,
+)
+async def test_a_cell_whose_answer_can_be_had_is_answered(port: int, faults: list[str], ran: int) -> None:
+    got, count = await through(port, f"answered-{'-'.join(faults)}".replace(" ", "-"), faults)
+    assert got.value == 1
+    assert str(got.state) == "kept"
+    assert count == ran
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("401", AuthenticationError), ("500", ServiceError), ("503", ServiceError), ("html", ServiceUnavailableError)],
+)
+async def test_an_answer_that_refuses_the_cell_is_told_and_nothing_ran(port: int, fault: str, kind: type) -> None:
+    got, count = await through(port, f"refused-{fault}", [fault])
+    assert isinstance(got, kind)
+    assert count == 0
+
+
+async def test_a_connection_that_ends_before_anything_was_forwarded_is_not_known_to_have_run(port: int) -> None:
+    got, count = await through(port, "dropped-before", ["drop before"])
+    assert (got.success, str(got.state)) == (False, "unknown: no reply")
+    assert count == 0
+
+
+async def test_a_storm_of_429_ends_with_the_budget(port: int) -> None:
+    got, count = await through(port, "storm", ["429"] * 200)
+    assert isinstance(got, RateLimitedError)
+    assert count == 0
+
+
+async def test_lost_reads_are_read_again(port: int) -> None:
+    got, count = await through(port, "lost-reads", ["drop before", "drop after", "503", "half"], target="GET /executions")
+    assert (got.value, count) == (1, 1)
+
+
+async def test_a_lost_answer_of_the_older_generation_is_not_known(port: int) -> None:
+    got, count = await through(port, "older-lost", ["drop after"], target="POST /code/execute", ApiVersion="2024-02-02-preview")
+    assert (got.success, str(got.state)) == (False, "unknown: no reply")
+    assert count == 1
+
+
+async def test_a_lost_answer_is_asked_for_at_a_plain_endpoint_too(plain_port: int) -> None:
+    got, count = await through(plain_port, "plain-lost", ["drop after"])
+    assert (got.value, count) == (1, 1)
+
+
+@pytest.mark.parametrize("version", ["2024-02-02-preview", "2024-10-02-preview", "2025-02-02-preview", "2025-10-02-preview"])
+async def test_every_version_of_our_client_works_at_a_plain_endpoint(plain_port: int, version: str) -> None:
+    session = f"version-{version}"
+    async with open_interpreter(_settings(f"http://127.0.0.1:{plain_port}", ApiVersion=version)) as interpreter:
+        assert (await interpreter.execute(session, "x = 20; x + 22")).value == 42
+        assert (await interpreter.execute(session, "1 / 0")).error.name == "ZeroDivisionError"
+        assert len((await interpreter.execute(session, "import matplotlib.pyplot as plt; plt.plot([1]); plt.show()")).images) == 1
+        await interpreter.upload_file(session, "a b.txt", b"hello")
+        assert [file.name for file in await interpreter.list_files(session)] == ["a b.txt"]
+        assert await interpreter.download_file(session, "a b.txt") == b"hello"
+        await interpreter.delete_file(session, "a b.txt")
+        assert await interpreter.list_files(session) == []
+
+
+async def test_many_clients_at_once_get_their_own_answers(port: int) -> None:
+    async def client(number: int) -> None:
+        async with open_interpreter(_settings(f"http://127.0.0.1:{port}")) as interpreter:
+            for round in range(5):
+                result = await interpreter.execute(f"many-{number}", f"({number}, {round})")
+                assert result.text == f"({number}, {round})"
+
+    await asyncio.gather(*(client(number) for number in range(12)))
