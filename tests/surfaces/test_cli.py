@@ -122,6 +122,17 @@ def test_doctor_reports_full_isolation_item_by_item() -> None:
         assert part in run.stdout
 
 
+def test_doctor_looks_at_an_endpoint_step_by_step() -> None:
+    with Server("--port", "0", "--api-key", "key") as server:
+        good = aca_sessions("doctor", "--endpoint", server.endpoint, env=os.environ | {"ACASessions__ApiKey": "key"})
+        assert good.returncode == 0, good.stdout
+        assert good.stdout.rstrip().endswith("endpoint: usable")
+        bad = aca_sessions("doctor", "--endpoint", server.endpoint, env=os.environ | {"ACASessions__ApiKey": "wrong"})
+        assert (bad.returncode, "401" in bad.stdout) == (1, True)
+    gone = aca_sessions("doctor", "--endpoint", "http://127.0.0.1:1", env=os.environ | {"ACASessions__ApiKey": "key"})
+    assert (gone.returncode, "cannot be reached" in gone.stdout) == (1, True)
+
+
 class Server:
     """`aca-sessions serve` in a process of its own."""
 

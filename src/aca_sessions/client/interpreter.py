@@ -15,6 +15,7 @@ from ..errors import ACASessionsError, NotSupportedError, ServiceUnavailableErro
 from ..models import CodeError, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo, State
 from ..tasks import Tasks
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
+from .continuity import Continuity
 from .http import SessionsHttpClient, decoded
 from .sanitize import sanitize as take_out_of_fences
 
@@ -34,12 +35,16 @@ _FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
 class CodeInterpreter:
     """Runs cells and moves files, in any session of an endpoint."""
 
-    def __init__(self, http: SessionsHttpClient) -> None:
-        """Speaks through the given client and closes it at the end."""
+    def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
+        """Speaks through the given client and closes it at the end.
+
+        At an endpoint that does not tell when it began a session anew, one unused for `verify_after` seconds is looked at first.
+        """
         self._http = http
         self._version = version_named(http.api_version)
         self._dialect = self._version.dialect
         self._tasks = Tasks()
+        self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
 
     @overload
     async def execute(self, request: CodeExecutionRequest, /) -> CodeExecutionResult: ...
@@ -60,7 +65,7 @@ class CodeInterpreter:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
-            result = await self._execute(request.session_id, text, request.timeout)
+            result = await self._execute_knowingly(request.session_id, text, request.timeout)
             telemetry.executed(span, result)
         return result
 
@@ -123,6 +128,7 @@ class CodeInterpreter:
     async def delete_session(self, session_id: str) -> None:
         """Ends a session at the service."""
         self._require_sessions()
+        self._continuity.forget(session_id)
         await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id)
 
     async def list_sessions(self) -> list[SessionInfo]:
@@ -149,6 +155,18 @@ class CodeInterpreter:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _execute_knowingly(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
+        """Our own server tells what became of a session; elsewhere we look ourselves."""
+        if await self._http.offers("rich"):
+            return await self._execute(session_id, code, timeout)
+        loss = await self._continuity.before(session_id)
+        result = await self._execute(session_id, code, timeout)
+        self._continuity.after(session_id, result)
+        return replace(result, state=loss) if loss and result.state.kind == "kept" else result
+
+    async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
+        return await self._execute(session_id, code, None)
 
     async def _execute(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
         execution_id = str(uuid.uuid4())

@@ -78,7 +78,12 @@ async def _serve(options: argparse.Namespace) -> int:
     return await serve(options)
 
 
-async def _doctor(_options: argparse.Namespace) -> int:
+async def _doctor(options: argparse.Namespace) -> int:
+    if options.endpoint:
+        from ..settings import Settings
+        from .remote_doctor import examine
+
+        return 0 if await examine(Settings(Endpoint=options.endpoint)) else _FAILED
     from ..connect import isolation_report
 
     report = await isolation_report()
@@ -117,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_serve(commands)
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
+    doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
     return parser
 
