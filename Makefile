@@ -36,6 +36,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(RUN) benchmarks/basics.py
 	$(RUN) benchmarks/model_view.py
+	$(RUN) benchmarks/served.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
