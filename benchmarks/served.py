@@ -1,4 +1,4 @@
-"""50 clients × 20 cells over TCP against one `aca-sessions serve`: how long a cell takes, and whether any answer was another's."""
+"""50 clients with 20 cells each, over TCP against one `aca-sessions serve`: how long a cell takes, and whether any answer was another's."""
 
 import asyncio
 import statistics

@@ -162,6 +162,8 @@ async def _auth(settings: Settings, stack: AsyncExitStack) -> httpx.Auth | None:
     from .client.auth import ApiKeyAuth, BearerAuth
 
     options = settings.SessionsHttpClient
+    if options.ApiKey is not None and httpx.URL(options.Endpoint or "").host.endswith(_AZURE):
+        _logger.warning("ACASessions:SessionsHttpClient:ApiKey is sent to Azure, which takes tokens: leave it out to sign in")
     if options.ApiKey is not None:
         return ApiKeyAuth(options.ApiKey.get_secret_value())
     endpoint = httpx.URL(options.Endpoint or "")

@@ -12,29 +12,21 @@ from aca_sessions import open_server
 from aca_sessions.contract.versions import VERSIONS
 
 pytestmark = pytest.mark.slow
-ROUTES = [
-    "executions",
-    "code/execute",
-    "executions/x",
-    "executions/x/interrupt",
+RUNNING = ["executions", "code/execute", "executions/x", "executions/x/interrupt", "python/execute"]
+FILES = [
     "files",
     "files/upload",
     "files/a",
     "files/content/a",
     "files/a/content",
-    "session",
-    "listSessions",
-    "metadata",
-    ".management/getSession",
-    ".management/listSessions",
-    ".management/stopSession",
-    "python/execute",
     "python/uploadFile",
     "python/files",
     "python/downloadFile",
-    "health",
-    "nothing",
 ]
+OLD_FILES = [f"python/{name}" for name in ("uploadFile", "files", "downloadFile")]
+LOOKING = ["session", "listSessions", "metadata", "health", "nothing"]
+MANAGING = [f".management/{name}" for name in ("getSession", "listSessions", "stopSession")]
+ROUTES = [*RUNNING, *FILES, *OLD_FILES, *LOOKING, *MANAGING]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
