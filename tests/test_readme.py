@@ -31,12 +31,13 @@ def test_the_first_console_block_holds_the_two_commands() -> None:
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["$ make demo", "$ make test"]
 
 
-def test_the_schema_on_the_page_is_what_a_model_sees() -> None:
+@pytest.mark.parametrize("page", [README, PLUGIN_PAGE], ids=["README", "plugin page"])
+def test_the_schema_on_the_page_is_what_a_model_sees(page: str) -> None:
     from semantic_kernel import Kernel
     from semantic_kernel.connectors.ai.function_calling_utils import kernel_function_metadata_to_function_call_format
 
     from aca_sessions import PythonCodeInterpreterPlugin
 
     functions = Kernel().add_plugin(PythonCodeInterpreterPlugin(), "PythonInterpreter").functions.values()
-    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", PLUGIN_PAGE, re.DOTALL)]
+    shown = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"parameters"' in block]
     assert shown == [kernel_function_metadata_to_function_call_format(one.metadata)["function"] for one in functions]

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from aca_sessions import SessionPool, Settings, open_interpreter, open_pool
+from aca_sessions import CodeInterpreter, SessionPool, Settings, open_interpreter, open_pool
 from aca_sessions.errors import InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError
 
 
@@ -91,6 +91,15 @@ async def test_a_closed_pool_gives_no_session() -> None:
         pass
     with pytest.raises(PoolClosedError):
         await pool.get_or_create()
+
+
+async def test_closing_the_pool_ends_its_sessions_at_the_service(interpreter: CodeInterpreter) -> None:
+    async with SessionPool(interpreter) as pool:
+        async with pool.session("alice") as alice, pool.session() as anonymous:
+            await alice.run("1")
+            await anonymous.run("1")
+        assert [session.session_id for session in await interpreter.list_sessions()] == ["alice"]
+    assert await interpreter.list_sessions() == []
 
 
 async def test_names_are_not_shown(pool: SessionPool) -> None:
