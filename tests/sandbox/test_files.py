@@ -1,10 +1,12 @@
 """/mnt/data from the host's side, with a guest that lays traps in it."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Session
-from aca_sessions.errors import NotFoundError, ServiceError
+from aca_sessions.errors import InvalidArgumentError, NotFoundError, ServiceError
 from aca_sessions.sandbox.files import Files, UnusableNameError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, Limits
@@ -146,3 +148,18 @@ async def test_odd_files_do_not_hide_the_others(http: httpx.AsyncClient, odd: st
 async def test_missing_folders_are_made_for_an_upload(session: Session) -> None:
     await session.upload_file("package/deep/__init__.py", "value = 7")
     assert (await session.run("import package.deep; package.deep.value")).value == 7
+
+
+async def test_files_go_from_disk_to_disk_in_parts(session: Session, tmp_path: Path) -> None:
+    data = bytes(range(256)) * (1 << 16) + b"tail"
+    (tmp_path / "local.bin").write_bytes(data)
+    uploaded = await session.upload_file("remote.bin", tmp_path / "local.bin")
+    assert uploaded.size == len(data)
+    assert await session.save_file("remote.bin", tmp_path / "back.bin") == len(data)
+    assert (tmp_path / "back.bin").read_bytes() == data
+
+
+async def test_a_path_that_is_no_file_is_refused(session: Session, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InvalidArgumentError):
+            await session.upload_file("remote.bin", path)

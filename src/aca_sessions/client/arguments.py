@@ -1,6 +1,7 @@
 """What a caller may give: checked before anything is sent, with a message that says what to give instead."""
 
 import math
+from pathlib import Path
 
 from ..contract.records import IDENTIFIER, MAX_ASYNCHRONOUS_SECONDS, split_path
 from ..errors import InvalidArgumentError
@@ -36,16 +37,20 @@ def checked_path(path: object) -> tuple[str, str]:
     return split_path(path)
 
 
-def checked_data(data: object) -> bytes:
-    """A file's content."""
+def checked_data(data: object) -> bytes | Path:
+    """A file's content, or where on this machine it is."""
     match data:
+        case Path():
+            if not data.is_file():
+                raise InvalidArgumentError(f"{data.name} is no file on this machine")
+            return data
         case str() if _is_well_formed(data):
             return data.encode()
         case bytes():
             return data
         case bytearray() | memoryview():
             return bytes(data)
-    raise InvalidArgumentError("a file's content is bytes, or text without lone surrogates")
+    raise InvalidArgumentError("a file's content is bytes, text without lone surrogates, or the Path of a file")
 
 
 def refusal(code: object) -> CodeError | None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar
 
 import httpx
 
@@ -48,7 +48,7 @@ class SessionsHttpClient:
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         json: object = None,
-        file: tuple[str, bytes] | None = None,
+        file: tuple[str, bytes | IO[bytes]] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
         """The answer to one request; an exception of ours for everything that is not a success."""

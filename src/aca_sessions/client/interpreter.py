@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, overload
 from urllib.parse import quote
 
@@ -72,20 +74,24 @@ class CodeInterpreter:
     @overload
     async def upload_file(self, request: FileUploadRequest, /) -> RemoteFile: ...
     @overload
-    async def upload_file(self, session_id: str, name: str, data: bytes | str, /) -> RemoteFile: ...
-    async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str = b"", /) -> RemoteFile:
-        """Writes a file into the session's /mnt/data; the name may have folders in front."""
-        if isinstance(request, str):
-            request = FileUploadRequest(session_id=request, file_name=name, file_content=checked_data(data))
-        folder, name = checked_path(request.file_name)
-        content = checked_data(request.file_content)
-        with telemetry.span("upload", request.session_id, bytes=len(content)):
+    async def upload_file(self, session_id: str, name: str, data: bytes | str | Path, /) -> RemoteFile: ...
+    async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str | Path = b"", /) -> RemoteFile:
+        """Writes a file into the session's /mnt/data; the name may have folders in front. A Path is sent without being read whole."""
+        if isinstance(request, FileUploadRequest):
+            return await self._upload(request.session_id, request.file_name, request.file_content)
+        return await self._upload(request, name, data)
+
+    async def _upload(self, session_id: str, name: str, data: object) -> RemoteFile:
+        folder, name = checked_path(name)
+        content = checked_data(data)
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        with telemetry.span("upload", session_id, bytes=size), contextlib.ExitStack() as stack:
             response = await self._http.request(
                 "POST",
                 self._dialect.UPLOAD_PATH,
-                identifier=request.session_id,
+                identifier=session_id,
                 query=_path(folder),
-                file=(name, content),
+                file=(name, stack.enter_context(content.open("rb")) if isinstance(content, Path) else content),
                 timeout=_DEFAULT_WAIT,
             )
         return decoded(response, self._dialect.decode_upload)
@@ -96,15 +102,27 @@ class CodeInterpreter:
         return decoded(response, self._dialect.decode_files)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
-        """A file's content; read in parts where the endpoint has that, since in process an answer is held in memory whole."""
+        """A file's content."""
+        return b"".join([part async for part in self._parts(session_id, name)])
+
+    async def save_file(self, session_id: str, name: str, path: Path) -> int:
+        """Writes a file's content to a path on this machine and answers its size; no more than a part is held in memory."""
+        size = 0
+        with path.open("wb") as file:
+            async for part in self._parts(session_id, name):
+                size += await asyncio.to_thread(file.write, part)
+        return size
+
+    async def _parts(self, session_id: str, name: str) -> AsyncIterator[bytes]:
+        """In ranges where the endpoint has them: in process an answer is held in memory whole."""
         ranged = await self._http.offers("ranges")
-        data, size = await self._read(session_id, name, 0 if ranged else None)
-        parts, read = [data], len(data)
-        while data and read < size:
-            data, size = await self._read(session_id, name, read)
-            parts.append(data)
-            read += len(data)
-        return b"".join(parts)
+        part, size = await self._read(session_id, name, 0 if ranged else None)
+        yield part
+        read = len(part)
+        while part and read < size:
+            part, size = await self._read(session_id, name, read)
+            yield part
+            read += len(part)
 
     async def delete_file(self, session_id: str, name: str) -> None:
         """Deletes a file."""

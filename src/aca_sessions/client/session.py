@@ -1,6 +1,7 @@
 """One leased session: what a caller does with it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from ..models import CodeExecutionResult, RemoteFile, State
 from .interpreter import CodeInterpreter
@@ -23,13 +24,17 @@ class Session:
         self._expired = False
         return result
 
-    async def upload_file(self, name: str, data: bytes | str) -> RemoteFile:
-        """Writes a file into /mnt/data."""
+    async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
+        """Writes a file into /mnt/data. A Path is sent without being read whole."""
         return await self._interpreter.upload_file(self.session_id, name, data)
 
     async def download_file(self, name: str) -> bytes:
         """A file's content."""
         return await self._interpreter.download_file(self.session_id, name)
+
+    async def save_file(self, name: str, path: Path) -> int:
+        """Writes a file's content to a path on this machine and answers its size."""
+        return await self._interpreter.save_file(self.session_id, name, path)
 
     async def list_files(self, folder: str = "") -> list[RemoteFile]:
         """The files in /mnt/data, or in a folder of it."""
