@@ -86,6 +86,15 @@ def open_interpreter(
     return Opening(open_on)
 
 
+def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
+    """One endpoint, request by request, over what the settings say."""
+
+    async def open_on(stack: AsyncExitStack) -> SessionsHttpClient:
+        return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
+
+    return Opening(open_on)
+
+
 def open_server(
     settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
 ) -> Opening["Service"]:
@@ -131,12 +140,16 @@ def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_se
 
 
 async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> CodeInterpreter:
-    remote = settings.SessionsHttpClient.Endpoint
-    client = await _remote(settings, stack) if remote else await _embedded(settings, policy, hosting, stack)
     if not version_named(settings.SessionsHttpClient.ApiVersion).has_sessions:
         _logger.info("api-version %s cannot end sessions: they expire by themselves", settings.SessionsHttpClient.ApiVersion)
-    http = SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
+    http = await _open_http(settings, policy, hosting, stack)
     return await stack.enter_async_context(CodeInterpreter(http))
+
+
+async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> SessionsHttpClient:
+    remote = settings.SessionsHttpClient.Endpoint
+    client = await _remote(settings, stack) if remote else await _embedded(settings, policy, hosting, stack)
+    return SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
 
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:

@@ -133,6 +133,16 @@ def test_doctor_looks_at_an_endpoint_step_by_step() -> None:
     assert (gone.returncode, "cannot be reached" in gone.stdout) == (1, True)
 
 
+def test_conformance_says_what_an_endpoint_answers(tmp_path: Path) -> None:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        environment = os.environ | {"ACASessions__ApiKey": "key"}
+        run = aca_sessions("conformance", "--endpoint", server.endpoint, "--report", str(tmp_path / "report.json"), env=environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report) == len(run.stdout.splitlines()) > 20
+    assert all(one["agrees"] for one in report)
+
+
 class Server:
     """`aca-sessions serve` in a process of its own."""
 

@@ -91,6 +91,13 @@ async def _doctor(options: argparse.Namespace) -> int:
     return 0 if report.full else _FAILED
 
 
+async def _conformance(options: argparse.Namespace) -> int:
+    from ..settings import Settings
+    from .conformance import examine
+
+    return 0 if await examine(Settings(Endpoint=options.endpoint), options.report) else _FAILED
+
+
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -124,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
+    conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
+    conformance.add_argument("--endpoint", metavar="URL", required=True)
+    conformance.add_argument("--report", type=Path, metavar="FILE", help="write all observations as JSON")
+    conformance.set_defaults(act=_conformance)
     return parser
 
 

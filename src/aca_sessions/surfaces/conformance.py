@@ -1,0 +1,133 @@
+"""`aca-sessions conformance`: asks any endpoint what its API answers, beside what ours does, and writes a report.
+
+It settles what is not known of the real service (docs/azure-fidelity.md) for whoever owns a pool. It speaks 2025-10-02-preview.
+"""
+
+import json
+import uuid
+from collections.abc import Awaitable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..client.http import SessionsHttpClient
+from ..connect import open_http
+from ..contract import flat
+from ..contract.records import ExecutionCall
+from ..errors import ACASessionsError, ServiceError
+from ..settings import Settings
+
+_PNG = "data of an image"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One question, what our server answers, and what this endpoint did."""
+
+    question: str
+    expected: object
+    observed: object
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two are the same."""
+        return self.expected == self.observed
+
+
+VALUES: dict[str, tuple[str, object]] = {
+    "an integer": ("6 * 7", 42),
+    "a float": ("1 / 4", 0.25),
+    "a bool": ("True", True),
+    "a string": ("'a' * 3", "aaa"),
+    "a list": ("[1, 2]", "[1, 2]"),
+    "a dict": ("{'a': 1}", "{'a': 1}"),
+    "None": ("None", ""),
+    "nan": ("float('nan')", "nan"),
+    "an assignment": ("x = 1", ""),
+    "print as the last line": ("print('out')", ""),
+    "a list too long for a line": ("['a' * 30] * 4", "['" + "',\n '".join(["a" * 30] * 4) + "']"),
+    "a figure": ("import matplotlib.pyplot as plt; plt.plot([1]); plt.show()", _PNG),
+    "two figures": ("plt.plot([1]); plt.show(); plt.plot([2]); plt.show()", _PNG),
+    "a string with a figure": ("plt.plot([1]); plt.show(); 'text'", _PNG),
+    "the working directory": ("import os; os.getcwd()", "/mnt/data"),
+}
+
+
+async def examine(settings: Settings, report: Path | None) -> bool:
+    """Prints each observation, writes all to the report, and answers whether all agree."""
+    session = f"conformance-{uuid.uuid4()}"
+    async with open_http(settings) as http:
+        observations = [await _value(http, session, question) for question in VALUES]
+        for ask in (_exception, _cut, _unknown_file, _file, _asynchronous, _ended):
+            observations.append(await ask(http, session))
+    _tell(observations, report)
+    return all(one.agrees for one in observations)
+
+
+def _tell(observations: list[Observation], report: Path | None) -> None:
+    for one in observations:
+        difference = "" if one.agrees else f": {one.observed!r}, ours is {one.expected!r}"
+        print(f"{'same' if one.agrees else 'DIFF'}  {one.question}{difference}")
+    if report is not None:
+        report.write_text(json.dumps([asdict(one) | {"agrees": one.agrees} for one in observations], indent=2, default=str))
+
+
+async def _value(http: SessionsHttpClient, session: str, question: str) -> Observation:
+    code, expected = VALUES[question]
+    observed = (await _execute(http, session, code))["result"]["executionResult"]  # type: ignore[index]
+    if isinstance(observed, dict) and observed.get("type") == "image":
+        observed = _PNG
+    return Observation(f"the value of {question}", expected, observed)
+
+
+async def _exception(http: SessionsHttpClient, session: str) -> Observation:
+    body = await _execute(http, session, "1 / 0")
+    stderr = str(body["result"]["stderr"])  # type: ignore[index]
+    observed = [body["status"], stderr.strip().rpartition("\n")[2], "\x1b" in stderr]
+    return Observation("an exception: status, last line, ANSI codes", ["Failed", "ZeroDivisionError: division by zero", False], observed)
+
+
+async def _cut(http: SessionsHttpClient, session: str) -> Observation:
+    body = await _execute(http, session, "print('x' * 9999)", limit=100)
+    return Observation("the length of stdout where 100 are asked for", 100, len(str(body["result"]["stdout"])))  # type: ignore[index]
+
+
+async def _unknown_file(http: SessionsHttpClient, session: str) -> Observation:
+    return Observation(
+        "an unknown file", [404, "FileNotFound"], await _refusal(http.request("GET", "files/nothing.txt", identifier=session))
+    )
+
+
+async def _file(http: SessionsHttpClient, session: str) -> Observation:
+    answer = await http.request("POST", "files", identifier=session, file=("a b.txt", b"hello"))
+    shown = answer.json()
+    observed = [shown.get("name"), shown.get("type"), shown.get("sizeInBytes"), shown.get("directory")]
+    return Observation("an uploaded file: name, type, size, directory", ["a b.txt", "file", 5, ""], observed)
+
+
+async def _asynchronous(http: SessionsHttpClient, session: str) -> Observation:
+    call = flat.encode_call(ExecutionCall(code="import time; time.sleep(1)", asynchronous=True))
+    answer = await http.request("POST", "executions", identifier=session, json=call)
+    observed = [answer.status_code, answer.json()["status"] in ("NotStarted", "Running"), "operation-location" in answer.headers]
+    return Observation("an asynchronous start: status, still running, where to ask", [200, True, True], observed)
+
+
+async def _ended(http: SessionsHttpClient, session: str) -> Observation:
+    ended = (await http.request("DELETE", "session", identifier=session)).status_code
+    observed = [ended, *await _refusal(http.request("GET", "session", identifier=session))]
+    return Observation("an ended session, and asking for it afterwards", [204, 400, "SessionWithIdentifierNotFound"], observed)
+
+
+async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int = 4096) -> dict[str, object]:
+    call = flat.encode_call(ExecutionCall(code=code, output_limit=limit, timeout=60))
+    body = (await http.request("POST", "executions", identifier=session, json=call, timeout=90)).json()
+    if not isinstance(body, dict) or not isinstance(body.get("result"), dict):
+        raise ACASessionsError("an execution was answered without a result: is this a pool of Python code interpreters?")
+    return body
+
+
+async def _refusal(asking: Awaitable[object]) -> list[object]:
+    try:
+        await asking
+    except ServiceError as error:
+        return [error.status_code, error.code]
+    return [200, None]
