@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,6 +59,7 @@ class SessionPool:
         self._on_event = on_event
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks = Tasks()
+        self._ending: dict[str, asyncio.Task[None]] = {}
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
@@ -77,6 +78,11 @@ class SessionPool:
         self._expire_idle()
         with telemetry.acquiring(session_id):
             granted = await self._acquire(session_id)
+        try:
+            await self._wait_for_earlier_life(granted.session_id)
+        except BaseException:
+            self._end(self._leases.release(granted.session_id))
+            raise
         self._tell("leased", granted.session_id)
         return Session(self._interpreter, granted.session_id, expired=granted.expired)
 
@@ -162,8 +168,20 @@ class SessionPool:
         if self._on_event is not None:
             self._on_event(PoolEvent(kind, session_id))
 
-    def _end(self, session_ids: Iterable[str]) -> list["asyncio.Task[None]"]:
-        return [self._tasks.start(self._delete(session_id)) for session_id in session_ids]
+    def _end(self, session_ids: Collection[str]) -> list["asyncio.Task[None]"]:
+        for session_id in session_ids:
+            self._ending[session_id] = task = self._tasks.start(self._delete(session_id))
+            task.add_done_callback(lambda done, name=session_id: self._ended(name, done))  # type: ignore[misc]
+        return [self._ending[session_id] for session_id in session_ids]
+
+    def _ended(self, session_id: str, task: "asyncio.Task[None]") -> None:
+        if self._ending.get(session_id) is task:
+            del self._ending[session_id]
+
+    async def _wait_for_earlier_life(self, session_id: str) -> None:
+        """A session that still ends under this name would otherwise take the new one with it."""
+        if session_id in self._ending:
+            await asyncio.wait({self._ending[session_id]})
 
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
         """Waits for endings, which go on if the caller is cancelled meanwhile."""
