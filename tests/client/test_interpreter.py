@@ -102,6 +102,15 @@ async def test_a_proxys_page_is_not_a_traceback() -> None:
             await interpreter.execute("s1", "1")
 
 
+async def test_a_proxys_error_page_does_not_change_what_the_endpoint_offers() -> None:
+    answers = iter([httpx.Response(200, json={}, headers={"x-aca-sessions-extensions": "rich"}), httpx.Response(400, html="<h1>Bad</h1>")])
+    async with against(lambda _: next(answers)) as interpreter:
+        assert await interpreter.supports("rich")
+        with pytest.raises(ServiceError):
+            await interpreter.list_files("s1")
+        assert await interpreter.supports("rich")
+
+
 async def test_missing_rights_name_the_role() -> None:
     async with against(lambda _: httpx.Response(403)) as interpreter:
         with pytest.raises(AuthenticationError, match="Azure ContainerApps Session Executor"):

@@ -61,7 +61,8 @@ class SessionsHttpClient:
         files = {"file": file} if file else None
         request = self._client.build_request(method, path, params=params, headers=headers, json=json, files=files, timeout=limits)
         response = await self._patiently(request)
-        self._offered = _offered(response)
+        if response.is_success or extensions.OFFER_HEADER in response.headers:
+            self._offered = _offered(response)  # an error page of a proxy says nothing of what is behind it
         if not response.is_success:
             raise decode_problem(response.status_code, _json(response), response.headers)
         return response

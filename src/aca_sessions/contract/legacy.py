@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from ..models import CodeExecutionResult, RemoteFile
+from .nested import encode_properties
 from .records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
-from .values import checked_code, encode_stderr, encode_time, encode_value, invalid, number
+from .values import checked_code, encode_time, invalid, number
 
 
 def decode_call(body: object) -> tuple[ExecutionCall, str | None]:
@@ -21,15 +22,7 @@ def decode_call(body: object) -> tuple[ExecutionCall, str | None]:
 
 def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
     """A finished execution, without an envelope."""
-    result = execution.result or CodeExecutionResult()
-    return {
-        "$id": "1",
-        "status": "Success" if result.success else "Failure",
-        "stdout": result.stdout[:output_limit],
-        "stderr": encode_stderr(result)[:output_limit],
-        "result": encode_value(result),
-        "executionTimeInMilliseconds": round(result.duration * 1000),
-    }
+    return {"$id": "1", **encode_properties(execution.result or CodeExecutionResult(), output_limit)}
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:

@@ -107,16 +107,19 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
     """A finished execution."""
     result = execution.result or CodeExecutionResult()
-    properties = {
-        "$id": "2",
+    body: dict[str, object] = {"$id": "1", "properties": {"$id": "2", **encode_properties(result, output_limit)}}
+    return body | {RICH_MEMBER: encode_rich(result)} if rich else body
+
+
+def encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
+    """What both older generations say of a result."""
+    return {
         "status": "Success" if result.success else "Failure",
         "stdout": result.stdout[:output_limit],
         "stderr": encode_stderr(result)[:output_limit],
         "result": encode_value(result),
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
-    body: dict[str, object] = {"$id": "1", "properties": properties}
-    return body | {RICH_MEMBER: encode_rich(result)} if rich else body
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:

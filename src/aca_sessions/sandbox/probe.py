@@ -9,6 +9,7 @@ from .interpreter import Interpreter
 from .policy import Policy
 from .sandbox import Sandbox, Sandboxes
 
+_MEGABYTE = 1 << 20
 _NAMESPACES = {
     "user": "ids",
     "mnt": "files",
@@ -70,7 +71,9 @@ async def _report(sandboxes: Sandboxes, policy: Policy) -> IsolationReport:
         sandbox = await sandboxes.open()
         try:
             interpreter = await sandbox.interpreter()
-            return IsolationReport((*_seen_from_outside(interpreter), *await _tried_from_inside(interpreter), *_limits(sandbox, policy)))
+            return IsolationReport(
+                (*_seen_from_outside(interpreter), *await _tried_from_inside(interpreter), *await _limits(sandbox, interpreter, policy))
+            )
         finally:
             await sandbox.close()
     except IsolationError as error:
@@ -105,11 +108,21 @@ async def _tried_from_inside(interpreter: Interpreter) -> list[Finding]:
     return findings
 
 
-def _limits(sandbox: Sandbox, policy: Policy) -> list[Finding]:
+async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) -> list[Finding]:
     limits = policy.limits
+    over = await interpreter.run("probe", f"bytearray({limits.memory + _MEGABYTE})", 10.0)
+    refused = over.error is not None and over.error.name == "MemoryError"
+    rows = (_process(interpreter.pidfd) / "limits").read_text().splitlines()
+    processes = next(row.split()[2] for row in rows if row.startswith("Max processes"))
     return [
-        Finding("memory", True, f"{limits.memory >> 20} MB of address space a process, by rlimit"),
-        Finding("processes", True, f"{limits.processes}, by rlimit in the session's own user namespace"),
+        Finding(
+            "memory",
+            refused,
+            f"{limits.memory >> 20} MB a process: a megabyte more ended with {over.error.name if over.error else 'success'}",
+        ),
+        Finding(
+            "processes", processes.isdecimal() and int(processes) <= limits.processes, f"{processes}, in the session's own user namespace"
+        ),
         Finding("disk", sandbox.files.capacity() <= limits.disk, f"{limits.disk >> 20} MB in /mnt/data, by the size of its tmpfs"),
     ]
 
