@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .client.session import Session
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
-    from .models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo
+    from .models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionHealth, SessionInfo, Variable
     from .sandbox.policy import Limits, Policy
     from .settings import Settings
     from .surfaces.python_tool import PythonTool
@@ -44,10 +44,12 @@ _HOMES = {
     "PythonTool": "surfaces.python_tool",
     "RemoteFile": "models",
     "Session": "client.session",
+    "SessionHealth": "models",
     "SessionInfo": "models",
     "SessionPool": "client.pool",
     "SessionsHttpClient": "client.http",
     "Settings": "settings",
+    "Variable": "models",
     "isolation_report": "connect",
     "open_interpreter": "connect",
     "open_pool": "connect",
@@ -67,10 +69,12 @@ __all__ = [
     "PythonTool",
     "RemoteFile",
     "Session",
+    "SessionHealth",
     "SessionInfo",
     "SessionPool",
     "SessionsHttpClient",
     "Settings",
+    "Variable",
     "isolation_report",
     "open_interpreter",
     "open_pool",

@@ -160,6 +160,29 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """A variable of a session; `text` is for plain values, `shape` for what has dimensions or a length, `size` in bytes."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...] | None = None
+    size: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionHealth:
+    """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known."""
+
+    responsive: bool
+    response_time: float
+    python: str = ""
+    memory: int = 0
+    uptime: float = 0.0
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
     """A session that a pool or a server keeps alive; `is_active` while somebody holds a lease on it."""
 

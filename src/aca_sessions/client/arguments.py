@@ -53,6 +53,15 @@ def checked_data(data: object) -> bytes | Path:
     raise InvalidArgumentError("a file's content is bytes, text without lone surrogates, or the Path of a file")
 
 
+def checked_requirements(requirements: tuple[str, ...]) -> None:
+    """Names of packages, with versions or addresses if need be; none that pip would take for an option."""
+    if not requirements:
+        raise InvalidArgumentError("no package is named: install('humanize'), for example")
+    for requirement in requirements:
+        if not isinstance(requirement, str) or not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
+            raise InvalidArgumentError("a package is named as in a line of requirements.txt; options are not taken")
+
+
 def refusal(code: object) -> CodeError | None:
     """Why something cannot be a cell, if it cannot. A model may have sent it, so this is a result and no exception."""
     if not isinstance(code, str):

@@ -1,4 +1,4 @@
-"""Where a service does not say what became of a session between two cells, a mark in the session does.
+"""What became of a session between two cells of its user. Where the service does not say, a mark in the session does.
 
 Azure ends a session after its cool-down and begins an empty one under the same identifier without a word. So the first cell of a session
 there is preceded by one of ours, which leaves a mark, and sets up what our own server has from the start: /mnt/data as working directory
@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..models import CodeExecutionResult, State
 
@@ -29,6 +29,7 @@ class _Life:
     """A session as this client knows it."""
 
     mark: str | None = None
+    untold: State | None = None
     last_known: float = 0.0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -62,6 +63,19 @@ class Continuity:
         life.last_known = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             life.mark = None  # told already
+
+    def keep(self, session_id: str, result: CodeExecutionResult) -> None:
+        """A cell of ours heard of a loss: the user is told with the next result of theirs."""
+        if result.state.kind == "lost":
+            self._life(session_id).untold = result.state
+
+    def tell(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
+        """The result, with a loss that the user has not heard of."""
+        life = self._lives.get(session_id)
+        if life is None or life.untold is None:
+            return result
+        untold, life.untold = life.untold, None
+        return replace(result, state=untold) if result.state.kind == "kept" else result
 
     def forget(self, session_id: str) -> None:
         """The session was ended on purpose: its end is no news."""

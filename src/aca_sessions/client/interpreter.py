@@ -19,6 +19,7 @@ from ..tasks import Tasks
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
 from .http import SessionsHttpClient, decoded
+from .own_cells import own_cell
 from .sanitize import sanitize as take_out_of_fences
 
 if TYPE_CHECKING:
@@ -67,8 +68,15 @@ class CodeInterpreter:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
-            result = await self._execute_knowingly(request.session_id, text, request.timeout)
+            result = self._continuity.tell(request.session_id, await self._execute_knowingly(request.session_id, text, request.timeout))
             telemetry.executed(span, result)
+        return result
+
+    async def execute_own(self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None) -> CodeExecutionResult:
+        """What became of a cell of ours, by its name. What it hears of a loss is told with the user's next cell."""
+        checked_session_id(session_id)
+        result = await self._execute_knowingly(session_id, own_cell(name, *arguments), timeout)
+        self._continuity.keep(session_id, result)
         return result
 
     @overload
@@ -128,6 +136,14 @@ class CodeInterpreter:
         """Deletes a file."""
         folder, name = checked_path(name)
         await self._http.request("DELETE", f"{FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
+
+    async def reset(self, session_id: str) -> None:
+        """Clears a session's variables; its files stay. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
+        checked_session_id(session_id)
+        if await self._http.offers("reset"):
+            await self._http.request("POST", extensions.RESET_PATH, identifier=session_id)
+        else:
+            (await self.execute_own(session_id, "reset")).raise_for_error()
 
     async def interrupt(self, session_id: str, execution_id: str) -> None:
         """Interrupts a cell of a session; what that did is in the cell's result."""

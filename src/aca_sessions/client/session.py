@@ -1,10 +1,19 @@
 """One leased session: what a caller does with it."""
 
+import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
-from ..models import CodeExecutionResult, RemoteFile, State
+from ..errors import ExecutionError, NotSupportedError, ServiceError
+from ..models import CodeExecutionResult, RemoteFile, SessionHealth, State, Variable
+from .arguments import checked_requirements
 from .interpreter import CodeInterpreter
+from .own_cells import answer
+
+_FROM_PLAIN_CODE = frozenset({"reset", "variables"})
+_PACKAGE_INDEX = ("pypi.org", 443)
 
 
 class Session:
@@ -44,9 +53,39 @@ class Session:
         """Deletes a file."""
         await self._interpreter.delete_file(self.session_id, name)
 
-    async def supports(self, extension: str) -> bool:
-        """Whether this endpoint has what goes beyond Azure's API, by name."""
-        return await self._interpreter.supports(extension)
+    async def reset(self) -> None:
+        """Clears the variables and keeps the files. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
+        await self._interpreter.reset(self.session_id)
+
+    async def variables(self) -> list[Variable]:
+        """The user's variables, by name; modules are none."""
+        told = cast(list[dict[str, Any]], answer(await self._interpreter.execute_own(self.session_id, "variables")))
+        return [Variable(**one | {"shape": one["shape"] and tuple(one["shape"])}) for one in told]
+
+    async def health(self, *, timeout: float = 5.0) -> SessionHealth:
+        """How the session fares; it is not responsive if it does not answer in time, and its cells are left alone."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(timeout):
+                told = answer(await self._interpreter.execute_own(self.session_id, "health"))
+        except (TimeoutError, ExecutionError, ServiceError):
+            return SessionHealth(responsive=False, response_time=time.perf_counter() - started)
+        return SessionHealth(responsive=True, response_time=time.perf_counter() - started, **cast(dict[str, Any], told))
+
+    async def install(self, *requirements: str, timeout: float = 200.0) -> CodeExecutionResult:
+        """What became of installing packages; NotSupportedError where the session reaches no package index."""
+        checked_requirements(requirements)
+        if not await self.supports("install"):
+            raise NotSupportedError("this session reaches no package index: use a pool with egress enabled, or packages that are installed")
+        return await self._interpreter.execute_own(self.session_id, "install", *requirements, timeout=timeout)
+
+    async def supports(self, capability: str) -> bool:
+        """Whether this session has something that not every endpoint gives, by name; found out by trying where nothing says so."""
+        if capability in _FROM_PLAIN_CODE:
+            return True
+        if capability != "install":
+            return await self._interpreter.supports(capability)
+        return answer(await self._interpreter.execute_own(self.session_id, "reach", *_PACKAGE_INDEX)) is True
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: whoever has it owns the session

@@ -1,4 +1,4 @@
-"""What only our server says: rich results on request, interrupt, health. Named in a header of every answer."""
+"""What only our server says: rich results on request, interrupt, reset, health. Named in a header of every answer."""
 
 import math
 from collections.abc import Mapping
@@ -9,11 +9,12 @@ from ..models import CodeError, CodeExecutionResult, Display, FileChange, Scalar
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "health", "ranges")
+OFFERED = ("rich", "interrupt", "reset", "health", "ranges")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 RICH_MEMBER = "acaSessions"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
+RESET_PATH = "session/reset"
 HEALTH_PATH = "health"
 
 

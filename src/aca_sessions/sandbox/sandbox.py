@@ -52,6 +52,10 @@ class Sandbox:
         loss, self._loss = self._loss, None
         return loss
 
+    async def reset(self) -> None:
+        """Ends the interpreter and all that its cells left running; the next cell gets a fresh one, and nothing is told as lost."""
+        await self._tasks.to_its_end(self._reset())
+
     async def close(self) -> None:
         """Ends every process and gives the memory back."""
         self._closed = True
@@ -68,6 +72,11 @@ class Sandbox:
                 spawned = await to_thread.run_sync(self._fork_server.spawn, self._tree, self._limits)
                 self._interpreter = await Interpreter.start(spawned, self._limits)
             return self._interpreter
+
+    async def _reset(self) -> None:
+        async with self._turn:
+            self._loss = None
+            await self._end_interpreter()
 
     async def _end(self) -> None:
         async with self._turn:

@@ -1,0 +1,18 @@
+"""Tells how the interpreter fares."""
+
+import json
+import os
+import platform
+import threading
+import time
+
+
+def main(user: dict) -> None:
+    """Prints one line of JSON."""
+    with open("/proc/self/statm") as file:
+        memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with open("/proc/self/stat") as file:
+        started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    told = {"python": platform.python_version(), "memory": memory, "uptime": max(0.0, uptime), "threads": threading.active_count()}
+    print(json.dumps(told))

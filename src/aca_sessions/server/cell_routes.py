@@ -1,0 +1,96 @@
+"""Cells over HTTP: execute, ask what became of it, interrupt, begin anew. What a request starts does not end with it."""
+
+import re
+import uuid
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract import extensions, flat, legacy, values
+from ..contract.records import ExecutionCall, ProblemError
+from ..contract.versions import Version
+from ..hosting import Hosting
+from .executions import RunningExecution
+from .requests import addressed, check_route, checked_identifier
+from .sessions import Sessions
+from .table import Routes
+from .uploads import limited
+
+_OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+
+
+class CellRoutes:
+    """The handlers of cells, over the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        """Knows nothing of isolation: that is the sessions'."""
+        self._sessions = sessions
+        self._hosting = hosting
+
+    def table(self) -> Routes:
+        """Azure's paths, and ours where they are offered."""
+        ours: Routes = [(extensions.INTERRUPT_PATH, "POST", self.interrupt), (extensions.RESET_PATH, "POST", self.reset)]
+        return [
+            ("executions", "POST", self.execute),
+            ("code/execute", "POST", self.execute),
+            ("executions/{id}", "GET", self.execution),
+            ("python/execute", "POST", self.legacy_execute),
+            *([] if self._hosting.plain else ours),
+        ]
+
+    async def execute(self, request: Request) -> Response:
+        """Runs a cell and waits for it, or not, as the caller wants."""
+        version, identifier = addressed(request, plain=self._hosting.plain)
+        check_route(request, version.dialect.EXECUTE_PATH)
+        call = version.dialect.decode_call(await self._json(request), lenient=self._hosting.lenient)
+        id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
+        if not _OPERATION_ID.fullmatch(id):
+            raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")
+        return self._answer(request, version, await self._executed(request, identifier, id, call))
+
+    async def execution(self, request: Request) -> Response:
+        """What became of an execution so far."""
+        version, identifier = addressed(request, plain=self._hosting.plain)
+        check_route(request, version.dialect.EXECUTE_PATH, whole=False)
+        return self._answer(request, version, self._sessions.find(identifier).executions.find(request.path_params["id"]))
+
+    async def interrupt(self, request: Request) -> Response:
+        """Interrupts an execution; its result says what that did."""
+        _, identifier = addressed(request, plain=False)
+        self._sessions.interrupt(identifier, request.path_params["id"])
+        return JSONResponse({}, 202)
+
+    async def reset(self, request: Request) -> Response:
+        """Ends a session's interpreter; its files stay, and its next cell gets a fresh one."""
+        _, identifier = addressed(request, plain=False)
+        session = request.state.session = self._sessions.get(identifier)
+        with session.used():
+            await (await session.sandbox()).reset()
+        return JSONResponse({})
+
+    async def legacy_execute(self, request: Request) -> Response:
+        """Runs a cell in the words of the private preview."""
+        call, named = legacy.decode_call(await self._json(request))
+        identifier = checked_identifier(request.query_params.get("identifier") or named or "")
+        execution = await self._executed(request, identifier, str(uuid.uuid4()), call)
+        return JSONResponse(legacy.encode_execution(execution.snapshot(), call.output_limit))
+
+    async def _json(self, request: Request) -> object:
+        most = self._hosting.max_request
+        return values.parse(await limited(request, most, most).body())
+
+    async def _executed(self, request: Request, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
+        execution = self._sessions.execute(identifier, id, call)
+        request.state.session = self._sessions.get(identifier)
+        if not call.asynchronous:
+            await execution.done.wait()
+        return execution
+
+    def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
+        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        body = version.dialect.encode_execution(execution.snapshot(), execution.call.output_limit, rich=rich)
+        response = JSONResponse(body, headers={flat.OPERATION_HEADER: execution.id})
+        if execution.call.asynchronous:
+            base = str(request.url).partition("/executions")[0]
+            response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
+        return response

@@ -1,0 +1,118 @@
+"""Files over HTTP, in every version's words. Their content is streamed to disk and read in ranges."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract import legacy
+from ..contract.records import split_path
+from ..hosting import Hosting
+from ..models import RemoteFile
+from ..sandbox.files import Files
+from .requests import addressed, check_route, checked_identifier, range_of
+from .sessions import Sessions
+from .table import Routes
+from .uploads import uploaded
+
+_BINARY = "application/octet-stream"
+
+
+class FileRoutes:
+    """The handlers of files, over the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        """Uploads are limited by the hosting."""
+        self._sessions = sessions
+        self._hosting = hosting
+
+    def table(self) -> Routes:
+        """Azure's paths."""
+        return [
+            ("files", "GET", self.list_files),
+            ("files", "POST", self.upload_file),
+            ("files/upload", "POST", self.upload_file),
+            ("files/{name:path}", "GET", self.file),
+            ("files/{name:path}", "DELETE", self.delete_file),
+            ("python/uploadFile", "POST", self.legacy_upload),
+            ("python/files", "GET", self.legacy_files),
+            ("python/downloadFile", "GET", self.legacy_download),
+        ]
+
+    async def list_files(self, request: Request) -> Response:
+        """The files of a session."""
+        version, _ = addressed(request, plain=self._hosting.plain)
+        recursive = request.query_params.get("recursive", "").lower() == "true"
+        async with self._files(request) as (files, folder):
+            found = await to_thread.run_sync(lambda: files.listing(folder, recursive=recursive))
+        return JSONResponse(version.dialect.encode_files(found))
+
+    async def upload_file(self, request: Request) -> Response:
+        """Takes a file into a session."""
+        version, _ = addressed(request, plain=self._hosting.plain)
+        check_route(request, version.dialect.UPLOAD_PATH)
+        return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
+
+    async def file(self, request: Request) -> Response:
+        """A file's content or what is known of it: the generations' paths for the two look like each other's."""
+        version, _ = addressed(request, plain=self._hosting.plain)
+        name = version.dialect.content_named(request.path_params["name"])
+        if name is not None:
+            request.path_params["name"] = name
+            return await self._download(request)
+        async with self._file(request) as (files, folder, name):
+            file = await to_thread.run_sync(files.describe, name, folder)
+        return JSONResponse(version.dialect.encode_file(file))
+
+    async def delete_file(self, request: Request) -> Response:
+        """Deletes a file of a session."""
+        version, _ = addressed(request, plain=self._hosting.plain)
+        async with self._file(request) as (files, folder, name):
+            await to_thread.run_sync(files.delete, name, folder)
+        said = version.dialect.DELETED
+        return Response(status_code=204) if said is None else JSONResponse(said)
+
+    async def legacy_upload(self, request: Request) -> Response:
+        """Takes a file in the words of the private preview."""
+        return JSONResponse(legacy.encode_files([await self._uploaded(request)]))
+
+    async def legacy_files(self, request: Request) -> Response:
+        """Lists files in the words of the private preview."""
+        async with self._files(request) as (files, folder):
+            return JSONResponse(legacy.encode_files(await to_thread.run_sync(files.listing, folder)))
+
+    async def legacy_download(self, request: Request) -> Response:
+        """A file's content in the words of the private preview."""
+        request.path_params["name"] = request.query_params.get("filename", "")
+        return await self._download(request)
+
+    async def _download(self, request: Request) -> Response:
+        """A file's content, or the range asked for."""
+        start, length = (0, None) if self._hosting.plain else range_of(request)
+        async with self._file(request) as (files, folder, name):
+            data, size = await to_thread.run_sync(lambda: files.read(name, folder, start=start, length=length))
+        if size == 0 or (length is None and start == 0):
+            return Response(data, media_type=_BINARY)
+        shown = f"bytes {start}-{start + len(data) - 1}/{size}" if data else f"bytes */{size}"
+        return Response(data, 206 if data else 416, media_type=_BINARY, headers={"content-range": shown})
+
+    async def _uploaded(self, request: Request) -> RemoteFile:
+        async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._files(request) as (files, folder):
+            return await to_thread.run_sync(files.write, name, chunks, folder)
+
+    @asynccontextmanager
+    async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
+        """The files of the request's session, and the folder that it names."""
+        identifier = checked_identifier(request.query_params.get("identifier", ""))
+        session = request.state.session = self._sessions.get(identifier)
+        with session.used():
+            yield (await session.sandbox()).files, request.query_params.get("path", "")
+
+    @asynccontextmanager
+    async def _file(self, request: Request) -> AsyncIterator[tuple[Files, str, str]]:
+        """The same, and the file that the path names."""
+        async with self._files(request) as (files, folder):
+            below, name = split_path(request.path_params["name"])
+            yield files, "/".join((folder, below)), name

@@ -1,0 +1,62 @@
+"""What a request names: its api-version, its session, a page, a range. ProblemError where it does not."""
+
+import re
+
+from starlette.requests import Request
+
+from ..contract.records import IDENTIFIER, ProblemError
+from ..contract.versions import Version, version_named
+
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
+_SKIP = re.compile(r"\d{1,9}", re.ASCII)
+
+
+def version_of(request: Request) -> Version:
+    """The api-version that it speaks."""
+    return version_named(request.query_params.get("api-version"))
+
+
+def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
+    """The api-version and the session; a plain server takes the identifiers that Azure takes in that version."""
+    version = version_of(request)
+    allowed = version.identifier if plain else IDENTIFIER
+    return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
+
+
+def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
+    """The name of a session."""
+    if not allowed.fullmatch(identifier):
+        said = "the identifier is missing, or not of the characters and length allowed here"
+        raise ProblemError(400, "SessionRequestValidationFailed", said)
+    return identifier
+
+
+def check_has_sessions(request: Request) -> None:
+    """Earlier versions have no sessions to ask for."""
+    version = version_of(request)
+    if not version.has_sessions:
+        raise ProblemError(404, "NotFound", f"{version.name} has no sessions to ask for: they came with 2025-02-02-preview")
+
+
+def check_route(request: Request, path: str, *, whole: bool = True) -> None:
+    """Each generation has its own routes; the others' are not there."""
+    found = request.url.path.rstrip("/")
+    if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
+        raise ProblemError(404, "NotFound", f"this api-version has this under another path: {path}")
+
+
+def skip_of(request: Request) -> int:
+    """Where a page begins."""
+    skip = request.query_params.get("skip", "0")
+    if not _SKIP.fullmatch(skip):
+        raise ProblemError(400, "SessionRequestValidationFailed", "'skip' is not a number")
+    return int(skip)
+
+
+def range_of(request: Request) -> tuple[int, int | None]:
+    """First byte and length of the part of a file that is asked for."""
+    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+    if not wanted:
+        return 0, None
+    start, end = int(wanted[1]), wanted[2]
+    return start, max(0, int(end) - start + 1) if end else None

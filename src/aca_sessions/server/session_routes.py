@@ -1,0 +1,80 @@
+"""Sessions over HTTP: ask for one, list, end; and what the server says of itself."""
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract import extensions, flat, management
+from ..contract.records import ProblemError
+from ..hosting import Hosting
+from .requests import addressed, check_has_sessions, skip_of, version_of
+from .sessions import Sessions
+from .table import Routes
+
+
+class SessionRoutes:
+    """The handlers of sessions, over those of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        """Asking prolongs no session."""
+        self._sessions = sessions
+        self._hosting = hosting
+
+    def table(self) -> Routes:
+        """Azure's paths, and the readiness of the server."""
+        return [
+            (extensions.HEALTH_PATH, "GET", self.health),
+            ("session", "GET", self.session),
+            ("session", "DELETE", self.delete_session),
+            ("listSessions", "GET", self.list_sessions),
+            ("metadata", "GET", self.metadata),
+            (".management/getSession", "POST", self.managed_session),
+            (".management/listSessions", "POST", self.managed_sessions),
+            (".management/stopSession", "POST", self.stop_session),
+        ]
+
+    async def health(self, _request: Request) -> Response:
+        """Says whether the server can give sessions, and how full it is."""
+        healthy = self._sessions.healthy
+        return JSONResponse(extensions.encode_health(len(self._sessions), self._sessions.most, healthy=healthy), 200 if healthy else 503)
+
+    async def session(self, request: Request) -> Response:
+        """What is known of a session; asking does not prolong it."""
+        session = self._sessions.find(self._addressed(request))
+        return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
+
+    async def delete_session(self, request: Request) -> Response:
+        """Ends a session."""
+        await self._sessions.delete(self._addressed(request))
+        return Response(status_code=204)
+
+    async def list_sessions(self, request: Request) -> Response:
+        """The sessions of this server, a page at a time."""
+        check_has_sessions(request)
+        return JSONResponse({"sessions": [flat.encode_session(info) for info in self._sessions.infos(skip_of(request))]})
+
+    async def metadata(self, request: Request) -> Response:
+        """What a session finds installed."""
+        check_has_sessions(request)
+        return JSONResponse(flat.encode_metadata(*await to_thread.run_sync(self._sessions.environment)))
+
+    async def managed_session(self, request: Request) -> Response:
+        """The same as `session`, in the words of the platform."""
+        session = self._sessions.find(addressed(request, plain=self._hosting.plain)[1])
+        return JSONResponse(management.encode_session(self._sessions.info(session)))
+
+    async def managed_sessions(self, request: Request) -> Response:
+        """The same as `listSessions`, in the words of the platform."""
+        version_of(request)
+        skip = skip_of(request)
+        infos, total = self._sessions.infos(skip), len(self._sessions)
+        return JSONResponse(management.encode_sessions(infos, total, skip, str(request.url.replace(query=""))))
+
+    async def stop_session(self, request: Request) -> Response:
+        """Sessions of containers are stopped this way; those of interpreters are deleted."""
+        addressed(request, plain=self._hosting.plain)
+        raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
+
+    def _addressed(self, request: Request) -> str:
+        check_has_sessions(request)
+        return addressed(request, plain=self._hosting.plain)[1]

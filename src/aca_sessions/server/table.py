@@ -1,0 +1,44 @@
+"""How routes are written down, and what every answer has whatever its route."""
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..contract.records import encode_problem
+from .problems import problem_of
+
+Handler = Callable[[Request], Awaitable[Response]]
+Routes = list[tuple[str, str, Handler]]  # path, method, handler
+
+_logger = logging.getLogger("aca_sessions")
+
+
+def answering(path: str, method: str, handler: Handler, headers: dict[str, str]) -> Route:
+    """A route whose handler's exceptions become answers, each with the server's headers and its session's."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            response = await handler(request)
+        except ClientDisconnect:
+            response = Response(status_code=400)  # nobody reads it
+        except Exception as error:
+            response = problem_answer(error)
+        response.headers.update(headers)
+        if (session := getattr(request.state, "session", None)) is not None:
+            response.headers.update(session.take_headers())
+        return response
+
+    return Route(f"/{path}", answer, methods=[method])
+
+
+def problem_answer(error: Exception) -> Response:
+    """Azure's form for an exception that a handler let through."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _logger.error("a request failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code})

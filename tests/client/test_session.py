@@ -1,0 +1,52 @@
+"""One leased session, at an endpoint that tells more than Azure does."""
+
+import asyncio
+
+import pytest
+
+from aca_sessions import Session, SessionPool
+from aca_sessions.errors import ExecutionError
+
+pytestmark = pytest.mark.slow
+DIES_LATER = "x = 1; import threading, os; threading.Timer(0.1, os._exit, [1]).start()"
+
+
+async def test_a_loss_that_a_cell_of_ours_heard_of_is_told_with_the_next_of_the_users(session: Session) -> None:
+    await session.run(DIES_LATER)
+    await asyncio.sleep(0.5)
+    assert await session.variables() == []
+    assert str((await session.run("'x' in globals()")).state) == "lost: exit"
+    assert str((await session.run("1")).state) == "kept"
+
+
+async def test_reset_ends_a_cell_that_does_not_end(session: Session) -> None:
+    endless = asyncio.create_task(session.run("print('on'); import signal; signal.pthread_sigmask(0, [2])\nwhile True: pass"))
+    await asyncio.sleep(0.3)
+    await session.reset()
+    assert str((await endless).state) == "lost: killed"
+    assert str((await session.run("1")).state) == "kept"
+
+
+async def test_reset_ends_what_cells_left_running(session: Session) -> None:
+    await session.run("import subprocess; p = subprocess.Popen(['sleep', '60'])")
+    assert (await session.run("p.poll() is None")).value is True
+    await session.reset()
+    counted = "import os; sum(name.isdecimal() for name in os.listdir('/proc'))"
+    assert (await session.run(counted)).value == 2
+
+
+async def test_a_busy_session_is_not_responsive_and_its_cell_goes_on(session: Session) -> None:
+    busy = asyncio.create_task(session.run("import time; time.sleep(0.8); 'done'"))
+    await asyncio.sleep(0.2)
+    assert not (await session.health(timeout=0.1)).responsive
+    assert (await busy).value == "done"
+    assert (await session.health()).responsive
+
+
+async def test_what_cannot_be_answered_says_why(pool: SessionPool) -> None:
+    async with pool.session() as session:
+        await session.run("import builtins; builtins.exec = None")
+        with pytest.raises(ExecutionError, match="TypeError"):
+            await session.variables()
+        await session.reset()
+        assert await session.variables() == []

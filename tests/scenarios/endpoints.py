@@ -1,0 +1,40 @@
+"""The endpoints that the scenarios run against: the same sessions in process, over TCP with TLS, without extensions, and Azure itself."""
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import Settings
+
+from ..surfaces.test_cli import Server
+
+LIVE = os.environ.get("ACA_TEST_ENDPOINT")
+NAMES = ["embedded", "tls", "plain", *(["azure"] if LIVE else [])]
+_FLAGS = {"tls": ("--tls",), "plain": ("--plain",)}
+
+
+@contextmanager
+def settings_of(name: str, folder: Path) -> Iterator[Settings]:
+    """The settings by which an endpoint is reached, while it is there."""
+    if name == "embedded":
+        yield Settings()
+    elif name == "azure":
+        yield Settings(Endpoint=LIVE)
+    else:
+        flags = [*_FLAGS[name], *(("--tls-dir", str(folder)) if name == "tls" else ())]
+        with Server("--port", "0", "--api-key", "key", *flags) as server:
+            yield Settings(Endpoint=server.endpoint, ApiKey="key")
+
+
+@contextmanager
+def trusted(certificate: Path) -> Iterator[None]:
+    """A self-signed certificate is trusted as any client would be told to: by the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        if certificate.exists():
+            assert ssl.create_default_context(cafile=str(certificate))
+            patch.setenv("SSL_CERT_FILE", str(certificate))
+        yield
