@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "sandbox.syscalls": set(),
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
     "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
-    "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks"},
+    "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks", "telemetry"},
     "connect": {"settings", "client", "contract", "server", "sandbox", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
 }

@@ -14,4 +14,5 @@ class Hosting:
     api_key: str | None = None
     allowed_hosts: frozenset[str] = frozenset()
     plain: bool = False  # what Azure has and no more: no extension is offered or answered
+    shell: bool = False  # a pool of shells: executions are commands
     lenient: bool = False  # requests that Azure refuses, as some of its clients send them

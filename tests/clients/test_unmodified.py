@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from langchain_azure_dynamic_sessions import SessionsPythonREPLTool
+from langchain_azure_dynamic_sessions import SessionsBashTool, SessionsPythonREPLTool
 from semantic_kernel.core_plugins.sessions_python_tool.sessions_python_plugin import SessionsPythonTool
 from semantic_kernel.core_plugins.sessions_python_tool.sessions_python_settings import SessionsPythonSettings
 
@@ -110,3 +110,14 @@ async def test_our_own_client_trusts_what_it_is_told_to(endpoint: str, folder: P
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
     async with open_pool(Settings(Endpoint=endpoint, ApiKey="key")) as pool, pool.session() as session:
         assert (await session.run("6 * 7")).value == 42
+
+
+def test_langchains_bash_tool_runs_commands_in_a_pool_of_shells(tmp_path: Path) -> None:
+    with Server("--port", "0", "--plain", "--shell", "--api-key", "key") as server:
+        bash = SessionsBashTool(pool_management_endpoint=server.endpoint + BASE, access_token_provider=lambda: "key")
+        (tmp_path / "a.txt").write_text("hello")
+        assert bash.upload_file(local_file_path=str(tmp_path / "a.txt")).size_in_bytes == 5
+        assert json.loads(bash.invoke("cat a.txt; exit 3")) == {"stdout": "hello", "stderr": "", "exitCode": 3}
+        assert [file.filename for file in bash.list_files()] == ["a.txt"]
+        assert bash.download_file(remote_file_path="a.txt").read() == b"hello"
+        bash.delete_session()

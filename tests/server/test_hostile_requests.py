@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from aca_sessions import open_server
 from aca_sessions.contract.versions import VERSIONS
+from aca_sessions.hosting import Hosting
 
 pytestmark = pytest.mark.slow
-RUNNING = ["executions", "code/execute", "executions/x", "executions/x/interrupt", "python/execute"]
+RUNNING = ["executions", "code/execute", "executions/x", "executions/x/interrupt", "session/reset", "python/execute", "mcp"]
 FILES = [
     "files",
     "files/upload",
@@ -23,10 +24,9 @@ FILES = [
     "python/files",
     "python/downloadFile",
 ]
-OLD_FILES = [f"python/{name}" for name in ("uploadFile", "files", "downloadFile")]
 LOOKING = ["session", "listSessions", "metadata", "health", "nothing"]
 MANAGING = [f".management/{name}" for name in ("getSession", "listSessions", "stopSession")]
-ROUTES = [*RUNNING, *FILES, *OLD_FILES, *LOOKING, *MANAGING]
+ROUTES = [*RUNNING, *FILES, *LOOKING, *MANAGING]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -34,6 +34,7 @@ JSON = st.recursive(
 )
 _PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
 FIELDS = ["code", "pythonCode", "properties", "executionType", "codeInputType", "timeoutInSeconds", "outputStreamsMaxLength", "identifier"]
+FIELDS += ["shellCommand", "execCommandAndArgs", "stdin", "method", "params", "id"]
 BODIES = (
     st.binary(max_size=200)
     | JSON.map(lambda content: json.dumps(content).encode())
@@ -67,14 +68,15 @@ HEADERS = st.fixed_dictionaries(
 REQUESTS = st.tuples(st.sampled_from(["GET", "POST", "DELETE", "PUT"]), st.sampled_from(ROUTES), QUERIES, HEADERS, BODIES)
 
 
-@given(st.lists(REQUESTS, min_size=20, max_size=20))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_request_is_answered_in_form(requests: list[tuple]) -> None:
-    asyncio.run(_send_all(requests))
+@pytest.mark.parametrize("shell", [False, True])
+@given(requests=st.lists(REQUESTS, min_size=20, max_size=20))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_request_is_answered_in_form(requests: list[tuple], shell: bool) -> None:
+    asyncio.run(_send_all(requests, Hosting(shell=shell)))
 
 
-async def _send_all(requests: list[tuple]) -> None:
-    async with open_server() as app, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+async def _send_all(requests: list[tuple], hosting: Hosting) -> None:
+    async with open_server(hosting=hosting) as app, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for method, route, query, headers, body in requests:
             async with asyncio.timeout(20):
                 answer = await client.request(method, f"/{route}", params=query, headers=headers, content=body)

@@ -247,3 +247,15 @@ def test_a_second_server_does_not_take_a_socket_file_over(tmp_path: Path) -> Non
 def test_the_module_and_the_script_are_the_same() -> None:
     script = Path(sys.executable).with_name("aca-sessions")
     assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"
+
+
+def test_the_access_log_names_routes_and_nothing_that_is_secret() -> None:
+    with Server("--port", "0", "--api-key", "the-key", "--access-log") as server:
+        params = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}
+        with httpx.Client(base_url=server.endpoint, params=params, headers={"authorization": "Bearer the-key"}) as client:
+            client.post("/executions", json={"code": "'the-code'"})
+            client.get("/files/the-file.txt/content")
+    log = server.rest[1]
+    assert "POST /executions 200 session " in log
+    assert "GET /files/{name:path} 404 session " in log
+    assert "the-" not in log

@@ -17,11 +17,20 @@ IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.AS
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program with its arguments, and what it reads."""
+
+    arguments: tuple[str, ...]
+    stdin: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionCall:
-    """A cell on its way to a session. An absent limit means Azure's own."""
+    """A cell on its way to a session, or a command in its place. An absent limit means Azure's own."""
 
     code: str
+    command: Command | None = None
     asynchronous: bool = False
     timeout: float | None = None
     output_limit: int = 4096

@@ -91,11 +91,17 @@ def checked_code(body: Body, name: str = "code") -> str:
     code = body.get(name)
     if not isinstance(code, str) or not code.strip():
         raise invalid(f"'{name}' is missing, empty or not a string")
-    try:
-        code.encode()
-    except UnicodeEncodeError:
-        raise invalid(f"'{name}' is not well-formed Unicode: it holds a lone surrogate") from None
+    if not is_well_formed(code):
+        raise invalid(f"'{name}' is not well-formed Unicode: it holds a lone surrogate")
     return code
+
+
+def is_well_formed(text: object) -> bool:
+    """Whether it is text that can be written down."""
+    try:
+        return isinstance(text, str) and text.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:

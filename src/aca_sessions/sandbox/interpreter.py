@@ -9,12 +9,13 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from ..errors import GuestDiedError
-from ..models import CodeError, CodeExecutionResult, Display, FileChange, State
+from ..models import CodeExecutionResult, State
 from . import wire
+from .cell import Cell, changes_of, check, error_of
 from .forkserver import Spawned, refusal
 from .output import Output
 from .policy import INTERRUPT_GRACE, Limits
@@ -23,11 +24,7 @@ _REPORT_BYTES = 8
 _MET_DESCRIPTORS = 3
 _START_SECONDS = 30.0
 _REPORT_SECONDS = 1.0
-_MAX_DISPLAYS = 1000
 _READ_AT_ONCE = 1 << 20
-_MAX_DISPLAYED = 32 << 20
-_MAX_TEXT = 2 << 20
-_MAX_DIGITS = 19
 _THROTTLED_SECONDS = 0.02
 
 
@@ -43,7 +40,7 @@ class Interpreter:
         self._pid: int | None = None
         self._outputs: list[Output] = []
         self._frames = wire.Frames(wire.MAX_FROM_GUEST)
-        self._cell: _Cell | None = None
+        self._cell: Cell | None = None
         self._death: asyncio.Future[State] = asyncio.get_running_loop().create_future()
         self._readers: list[int] = []
         self._killed_for: str | None = None
@@ -85,19 +82,24 @@ class Interpreter:
     async def run(self, execution: str, code: str, timeout: float) -> CodeExecutionResult:
         """What became of a cell: interrupted at its deadline, and killed where that changes nothing."""
         async with self._busy:
-            return await self._run(execution, code, timeout)
+            return await self._run(wire.Run(execution, code), timeout)
 
-    async def _run(self, execution: str, code: str, timeout: float) -> CodeExecutionResult:
+    async def execute(self, execution: str, arguments: Sequence[str], stdin: str = "", *, timeout: float) -> CodeExecutionResult:
+        """The same for a program: its exit code is the value."""
+        async with self._busy:
+            return await self._run(wire.Command(execution, list(arguments), stdin), timeout)
+
+    async def _run(self, message: wire.Run | wire.Command, timeout: float) -> CodeExecutionResult:
         if not self.alive:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         started = time.perf_counter()
-        cell = self._cell = _Cell(execution)
-        sending = asyncio.ensure_future(self._send(wire.Run(execution, code)))
+        cell = self._cell = Cell(message.execution)
+        sending = asyncio.ensure_future(self._send(message))
         try:
             await _first_of(cell.finished, self._death, within=timeout)
             if not cell.finished.done() and self.alive:
                 cell.overran = timeout
-                await self.interrupt(execution)
+                await self.interrupt(message.execution)
             await _first_of(cell.finished, self._death)
         finally:
             sending.cancel()
@@ -205,7 +207,7 @@ class Interpreter:
             case wire.Shown(cell.execution, data):
                 cell.show(data)
             case wire.Finished(cell.execution):
-                _check(message)
+                check(message)
                 cell.finished.set_result(message)
             case _:
                 raise wire.WireError("a frame of another cell")
@@ -250,12 +252,12 @@ class Interpreter:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def _result(self, cell: "_Cell", duration: float) -> CodeExecutionResult:
+    def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
         stdout, stderr = (output.take() for output in self._outputs)
         finished = cell.finished.result() if cell.finished.done() else None
         state = State() if finished else self._death.result()
         self._death_told = finished is None
-        error = _error(cell, finished, state)
+        error = error_of(cell, finished, state)
         told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
         return CodeExecutionResult(
             stdout=stdout,
@@ -263,62 +265,11 @@ class Interpreter:
             value=finished.value if finished else None,
             text=finished.text if finished else None,
             displays=tuple(cell.displays),
-            files=_changes(finished) if finished else (),
+            files=changes_of(finished) if finished else (),
             error=error,
             state=state,
             duration=duration,
         )
-
-
-class _Cell:
-    """The cell that runs now, and what is known of it so far."""
-
-    def __init__(self, execution: str) -> None:
-        loop = asyncio.get_running_loop()
-        self.execution = execution
-        self.started: asyncio.Future[None] = loop.create_future()
-        self.finished: asyncio.Future[wire.Finished] = loop.create_future()
-        self.displays: list[Display] = []
-        self.overran: float | None = None
-        self._room = _MAX_DISPLAYED
-
-    def show(self, data: dict[str, str]) -> None:
-        """The guest keeps its own, smaller budget; who is over this one forged a frame."""
-        self._room -= sum(len(mime) + len(content) for mime, content in data.items())
-        if len(self.displays) >= _MAX_DISPLAYS or self._room < 0:
-            raise wire.WireError("more displays than a cell may show")
-        self.displays.append(Display(data))
-
-
-def _error(cell: _Cell, finished: wire.Finished | None, state: State) -> CodeError | None:
-    kept = "its variables are kept" if finished else "its variables are lost, its files are kept"
-    if cell.overran is not None:
-        end = "interrupted" if finished else "killed"
-        return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {end}; {kept}")
-    if finished is None:
-        return CodeError("InterpreterDied", f"the session's interpreter ended ({state.reason}); {kept}")
-    if finished.error_name is None:
-        return None
-    return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
-
-
-def _check(finished: wire.Finished) -> None:
-    """What its types do not say, while the frame can still be refused."""
-    texts = (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback)
-    if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
-        raise wire.WireError("a text over the size limit")
-    _changes(finished)
-
-
-def _changes(finished: wire.Finished) -> tuple[FileChange, ...]:
-    changes = []
-    for told in finished.files:
-        match told.split(" ", 2):
-            case ["created" | "changed" | "deleted" as kind, size, path] if size.isdecimal() and len(size) < _MAX_DIGITS:
-                changes.append(FileChange(path, kind, int(size)))
-            case _:
-                raise wire.WireError("a file change of another shape")
-    return tuple(changes)
 
 
 def _reason(status: int | None) -> str:

@@ -133,6 +133,15 @@ class Run(Message):
     code: str
 
 
+@dataclass(frozen=True, slots=True)
+class Command(Message):
+    """A program to run in the place of a cell; its exit code is the value."""
+
+    execution: str
+    arguments: list[str]
+    stdin: str
+
+
 def encode(message: Message) -> bytes:
     """One message as a payload."""
     texts: list[bytes] = []

@@ -15,6 +15,7 @@ from ..hosting import Hosting
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
+from .mcp_route import McpRoute
 from .session_routes import SessionRoutes
 from .sessions import Sessions
 from .table import answering, problem_answer
@@ -30,8 +31,8 @@ class Service:
         """Serves the sessions that it is given, which stay their owner's."""
         self._sessions = sessions
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (SessionRoutes(sessions, hosting), CellRoutes(sessions, hosting), FileRoutes(sessions, hosting))
-        routes = [answering(*route, self._headers) for room in rooms for route in room.table()]
+        rooms = (SessionRoutes, CellRoutes, FileRoutes, McpRoute)
+        routes = [answering(*route, self._headers) for room in rooms for route in room(sessions, hosting).table()]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)
         guarded = hosting.api_key or hosting.allowed_hosts

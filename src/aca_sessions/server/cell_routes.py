@@ -6,7 +6,7 @@ import uuid
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, flat, legacy, values
+from ..contract import extensions, flat, legacy, shell, values
 from ..contract.records import ExecutionCall, ProblemError
 from ..contract.versions import Version
 from ..hosting import Hosting
@@ -42,7 +42,7 @@ class CellRoutes:
         """Runs a cell and waits for it, or not, as the caller wants."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
-        call = version.dialect.decode_call(await self._json(request), lenient=self._hosting.lenient)
+        call = self._decoded(version, await self._json(request))
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")
@@ -70,6 +70,8 @@ class CellRoutes:
 
     async def legacy_execute(self, request: Request) -> Response:
         """Runs a cell in the words of the private preview."""
+        if self._hosting.shell:
+            raise ProblemError(404, "NotFound", "a pool of shells has no python/execute")
         call, named = legacy.decode_call(await self._json(request))
         identifier = checked_identifier(request.query_params.get("identifier") or named or "")
         execution = await self._executed(request, identifier, str(uuid.uuid4()), call)
@@ -86,9 +88,18 @@ class CellRoutes:
             await execution.done.wait()
         return execution
 
+    def _decoded(self, version: Version, body: object) -> ExecutionCall:
+        if self._hosting.shell:
+            return shell.decode_call(body, version=version.name, supported=version.has_sessions)
+        return version.dialect.decode_call(body, lenient=self._hosting.lenient)
+
     def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        body = version.dialect.encode_execution(execution.snapshot(), execution.call.output_limit, rich=rich)
+        limit = execution.call.output_limit
+        if execution.call.command is not None:
+            body = shell.encode_execution(execution.snapshot(), limit)
+        else:
+            body = version.dialect.encode_execution(execution.snapshot(), limit, rich=rich)
         response = JSONResponse(body, headers={flat.OPERATION_HEADER: execution.id})
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]

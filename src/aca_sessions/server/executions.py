@@ -10,6 +10,7 @@ from dataclasses import replace
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError
 from ..models import CodeError, CodeExecutionResult, State
+from ..sandbox.interpreter import Interpreter
 from ..sandbox.sandbox import Sandbox
 from ..tasks import Tasks
 
@@ -31,6 +32,13 @@ class RunningExecution:
         self.size = len(call.code)
         self._identifier = identifier
         self._result: CodeExecutionResult | None = None
+
+    @property
+    def result(self) -> CodeExecutionResult:
+        """What became of it, once it is done."""
+        if self._result is None:
+            raise RuntimeError("asked for a result before there was one")
+        return self._result
 
     def snapshot(self) -> Execution:
         """What can be told of it now."""
@@ -108,10 +116,16 @@ class Executions:
             if execution.cancelled:
                 return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
             execution.status = "Running"
-            result = await interpreter.run(execution.id, execution.call.code, execution.call.timeout or self._default_timeout)
+            result = await self._ran(interpreter, execution)
         except (GuestDiedError, IsolationError) as error:
             return _no_result(str(error), State("lost", "killed"))
         return self._with_earlier_loss(result, sandbox.take_loss())
+
+    async def _ran(self, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
+        call, timeout = execution.call, execution.call.timeout or self._default_timeout
+        if call.command is not None:
+            return await interpreter.execute(execution.id, call.command.arguments, call.command.stdin, timeout=timeout)
+        return await interpreter.run(execution.id, call.code, timeout)
 
     def _with_earlier_loss(self, result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
         """Variables that were lost between two cells are told with the later one."""

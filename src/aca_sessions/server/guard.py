@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..contract import mcp
 from ..contract.records import ProblemError, encode_problem
 
 _OPEN_PATHS = ("/health",)
@@ -36,10 +37,17 @@ class Guard:
             return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
         if scope["path"] in _OPEN_PATHS:
             return None
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key):
+        if not hmac.compare_digest(_key(scope["path"], headers).encode("utf-8", "replace"), self._key):
             return ProblemError(401, "Unauthorized", "a Bearer token with this server's key is needed")
         return None
+
+
+def _key(path: str, headers: Headers) -> str:
+    """The key that a request brings; MCP clients have a header of their own for it."""
+    if path.endswith(f"/{mcp.PATH}") and mcp.KEY_HEADER in headers:
+        return headers[mcp.KEY_HEADER]
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _host_name(header: str) -> str:

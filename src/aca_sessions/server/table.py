@@ -1,6 +1,7 @@
 """How routes are written down, and what every answer has whatever its route."""
 
 import logging
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 
@@ -9,18 +10,21 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..contract.records import encode_problem
+from ..telemetry import hashed
 from .problems import problem_of
 
 Handler = Callable[[Request], Awaitable[Response]]
 Routes = list[tuple[str, str, Handler]]  # path, method, handler
 
 _logger = logging.getLogger("aca_sessions")
+_access = logging.getLogger("aca_sessions.access")
 
 
 def answering(path: str, method: str, handler: Handler, headers: dict[str, str]) -> Route:
     """A route whose handler's exceptions become answers, each with the server's headers and its session's."""
 
     async def answer(request: Request) -> Response:
+        started = time.perf_counter()
         try:
             response = await handler(request)
         except ClientDisconnect:
@@ -30,9 +34,20 @@ def answering(path: str, method: str, handler: Handler, headers: dict[str, str])
         response.headers.update(headers)
         if (session := getattr(request.state, "session", None)) is not None:
             response.headers.update(session.take_headers())
+        _log_access(request, path, response.status_code, time.perf_counter() - started)
         return response
 
     return Route(f"/{path}", answer, methods=[method])
+
+
+def _log_access(request: Request, path: str, status: int, seconds: float) -> None:
+    """The route's pattern and never its path: identifiers are secrets, and so may names of files be."""
+    if _access.isEnabledFor(logging.INFO):
+        name = request.query_params.get("identifier")
+        session = hashed(name) if name else "-"
+        _access.info(
+            "%s /%s %s session %s %.0f ms", request.method, path, status, hashed(identifier) if identifier else "-", seconds * 1000
+        )
 
 
 def problem_answer(error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -29,6 +30,8 @@ async def serve(options: argparse.Namespace) -> int:
     """Serves until a signal ends it."""
     listener = _listen_on_file(options.socket) if options.socket else _listen_on_port(options.host, options.port)
     key = options.api_key or (None if options.socket else secrets.token_urlsafe(24))
+    if options.access_log:
+        logging.getLogger("aca_sessions.access").setLevel(logging.INFO)
     cert, key_file = certificate(options.tls_dir, options.host) if options.tls else (None, None)
     try:
         async with open_server(hosting=_hosting(options, key)) as service:
@@ -82,7 +85,9 @@ class _Server(uvicorn.Server):
 def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
     given = {"max_sessions": options.max_sessions, "cooldown": options.cooldown}
     own = {name: value for name, value in given.items() if value is not None}
-    return Hosting(api_key=key, allowed_hosts=_allowed_hosts(options), plain=options.plain, lenient=options.lenient, **own)
+    return Hosting(
+        api_key=key, allowed_hosts=_allowed_hosts(options), plain=options.plain, shell=options.shell, lenient=options.lenient, **own
+    )
 
 
 def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | None) -> str:

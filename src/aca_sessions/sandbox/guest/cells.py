@@ -7,7 +7,8 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from . import streams
+from ..wire import Command
+from . import commands, streams
 from .link import Link, interrupts
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def serve(link: Link, shell: "Shell") -> None:
     interrupts.listen()
     own_pid = os.getpid()
     for cell in link.cells():
-        finished = shell.run(cell, link.send)
+        finished = commands.run(cell, link.send) if isinstance(cell, Command) else shell.run(cell, link.send)
         streams.flush()
         if os.getpid() != own_pid:
             os._exit(0)  # a fork that a cell made and let run to the cell's end

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..wire import Frames, Message, Run, decode, frame
+from ..wire import Command, Frames, Message, Run, decode, frame
 
 _MAX_FROM_HOST = 1 << 30
 
@@ -34,12 +34,13 @@ class Link:
         self._connection.close()
         self._sending = threading.Lock()  # another thread of the parent may have held it
 
-    def cells(self) -> Iterator[Run]:
+    def cells(self) -> Iterator[Run | Command]:
         """The cells to run, until the host closes the link."""
         frames = Frames(_MAX_FROM_HOST)
         while data := self._connection.recv(1 << 16):
             for payload in frames.feed(data):
-                yield decode(payload, Run)
+                cell: Run | Command = decode(payload, Run, Command)  # type: ignore[assignment]
+                yield cell
 
 
 class _Interrupts:

@@ -1,0 +1,80 @@
+"""The pool's own MCP endpoint as Azure has it: JSON-RPC over plain POST, three tools. Only the server speaks this."""
+
+from collections.abc import Mapping
+
+from ..models import CodeExecutionResult
+from .shell import exit_code
+from .values import encode_stderr, encode_value
+
+PATH = "mcp"
+KEY_HEADER = "x-ms-apikey"
+LAUNCH = ("launchShell", "launchPythonEnvironment")
+RUN_PYTHON = "runPythonCodeInRemoteEnvironment"
+RUN_COMMAND = "runShellCommandInRemoteEnvironment"
+
+INVALID_REQUEST, UNKNOWN_METHOD, INVALID_ARGUMENTS = -32600, -32601, -32602
+
+_TEXT = {"type": "string"}
+_ENVIRONMENT = {"environmentId": {**_TEXT, "description": "what launchShell answered"}}
+INITIALIZED = {
+    "protocolVersion": "2025-03-26",
+    "capabilities": {"tools": {"call": True, "list": True}},
+    "serverInfo": {"name": "Microsoft Container Apps MCP Server", "version": "1.0.0"},
+}
+TOOLS = [
+    {
+        "name": LAUNCH[0],
+        "description": "Begins an isolated environment and answers its environmentId. Variables and files are kept in it.",
+        "inputSchema": {"type": "object", "properties": {}},
+    },
+    {
+        "name": RUN_PYTHON,
+        "description": "Runs Python code in an environment.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {**_ENVIRONMENT, "pythonCode": _TEXT},
+            "required": ["environmentId", "pythonCode"],
+        },
+    },
+    {
+        "name": RUN_COMMAND,
+        "description": "Runs a command in an environment: a line for the shell, or a program and its arguments.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {**_ENVIRONMENT, "shellCommand": _TEXT, "execCommandAndArgs": {"type": "array", "items": _TEXT}, "stdin": _TEXT},
+            "required": ["environmentId"],
+        },
+    },
+]
+
+
+def encode_answer(id: object, result: Mapping[str, object]) -> dict[str, object]:
+    """The answer to a request."""
+    return {"jsonrpc": "2.0", "id": id, "result": result}
+
+
+def encode_error(id: object, code: int, message: str) -> dict[str, object]:
+    """The answer to a request that is none."""
+    return {"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}
+
+
+def encode_launched(identifier: str) -> dict[str, object]:
+    """An environment that has begun."""
+    return _told({"environmentId": identifier}, f"environmentId: {identifier}")
+
+
+def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
+    """What became of code or of a command."""
+    told: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
+    told |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
+    shown = (result.stdout, told["stderr"], None if command else result.text)
+    return _told(told, "\n".join(str(part).rstrip("\n") for part in shown if part)) | {"isError": not result.success}
+
+
+def encode_refused(message: str) -> dict[str, object]:
+    """A call that could not be made."""
+    return {"content": [{"type": "text", "text": message}], "isError": True}
+
+
+def _told(content: dict[str, object], text: str) -> dict[str, object]:
+    return {"content": [{"type": "text", "text": text}], "structuredContent": content, "isError": False}

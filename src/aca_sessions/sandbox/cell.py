@@ -1,0 +1,65 @@
+"""The cell that runs in an interpreter: what is known of it so far, and what became of it. What a guest says of it is checked here."""
+
+import asyncio
+
+from ..models import CodeError, Display, FileChange, State
+from . import wire
+
+_MAX_DISPLAYS = 1000
+_MAX_DISPLAYED = 32 << 20
+_MAX_TEXT = 2 << 20
+_MAX_DIGITS = 19
+
+
+class Cell:
+    """The cell that runs now, and what is known of it so far."""
+
+    def __init__(self, execution: str) -> None:
+        """Sent, but not started."""
+        loop = asyncio.get_running_loop()
+        self.execution = execution
+        self.started: asyncio.Future[None] = loop.create_future()
+        self.finished: asyncio.Future[wire.Finished] = loop.create_future()
+        self.displays: list[Display] = []
+        self.overran: float | None = None
+        self._room = _MAX_DISPLAYED
+
+    def show(self, data: dict[str, str]) -> None:
+        """The guest keeps its own, smaller budget; who is over this one forged a frame."""
+        self._room -= sum(len(mime) + len(content) for mime, content in data.items())
+        if len(self.displays) >= _MAX_DISPLAYS or self._room < 0:
+            raise wire.WireError("more displays than a cell may show")
+        self.displays.append(Display(data))
+
+
+def error_of(cell: Cell, finished: wire.Finished | None, state: State) -> CodeError | None:
+    """What failed, in words that say what became of the variables and files."""
+    kept = "its variables are kept" if finished else "its variables are lost, its files are kept"
+    if cell.overran is not None:
+        end = "interrupted" if finished else "killed"
+        return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {end}; {kept}")
+    if finished is None:
+        return CodeError("InterpreterDied", f"the session's interpreter ended ({state.reason}); {kept}")
+    if finished.error_name is None:
+        return None
+    return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
+
+
+def check(finished: wire.Finished) -> None:
+    """What its types do not say, while the frame can still be refused."""
+    texts = (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback)
+    if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
+        raise wire.WireError("a text over the size limit")
+    changes_of(finished)
+
+
+def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
+    """What the cell did to files."""
+    changes = []
+    for told in finished.files:
+        match told.split(" ", 2):
+            case ["created" | "changed" | "deleted" as kind, size, path] if size.isdecimal() and len(size) < _MAX_DIGITS:
+                changes.append(FileChange(path, kind, int(size)))
+            case _:
+                raise wire.WireError("a file change of another shape")
+    return tuple(changes)
