@@ -45,9 +45,7 @@ def _log_access(request: Request, path: str, status: int, seconds: float) -> Non
     if _access.isEnabledFor(logging.INFO):
         name = request.query_params.get("identifier")
         session = hashed(name) if name else "-"
-        _access.info(
-            "%s /%s %s session %s %.0f ms", request.method, path, status, hashed(identifier) if identifier else "-", seconds * 1000
-        )
+        _access.info("%s /%s %s session %s %.0f ms", request.method, path, status, session, seconds * 1000)
 
 
 def problem_answer(error: Exception) -> Response:
