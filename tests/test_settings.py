@@ -185,3 +185,15 @@ async def test_an_endpoint_that_is_not_azures_needs_a_key() -> None:
     with pytest.raises(ConfigurationError, match="ApiKey"):
         async with open_pool(endpoint="http://127.0.0.1:1"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("none", ("none",)), ("host", ("host",)), ("pypi.org, *.example.org", ("pypi.org", "*.example.org")), (None, None)]
+)
+def test_the_network_is_none_or_the_hosts_or_a_list_of_domains(value: object, words: object) -> None:
+    assert Settings(Sandbox={"Network": value}).Sandbox.Network == words
+
+
+def test_a_network_is_one_kind_alone() -> None:
+    with pytest.raises(ConfigurationError, match="Sandbox:Network"):
+        Settings(Sandbox={"Network": ["host", "example.org"]})

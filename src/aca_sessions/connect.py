@@ -19,7 +19,7 @@ from .settings import LimitsSettings, Settings
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
-    from .sandbox.policy import Limits, Policy
+    from .sandbox.policy import Limits, Network, Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -228,7 +228,18 @@ def _policy(settings: Settings) -> "Policy":
     from .sandbox.policy import Policy
 
     options = settings.Sandbox
-    return Policy(limits=_limits(options.Limits), python=options.Python, preload=options.Preload or ())
+    return Policy(limits=_limits(options.Limits), network=_network(options.Network), python=options.Python, preload=options.Preload or ())
+
+
+def _network(words: tuple[str, ...] | None) -> "Network":
+    from .sandbox.policy import Network
+
+    match words:
+        case None | () | ("none",):
+            return Network.none()
+        case ("host",):
+            return Network.host()
+    return Network.allow(*words)
 
 
 def _limits(options: LimitsSettings) -> "Limits":

@@ -129,11 +129,19 @@ class SandboxSettings(_Section):
     """The embedded sandbox."""
 
     Limits: LimitsSettings = LimitsSettings()
-    Network: Literal["none"] = "none"
+    Network: Words | None = None  # none, host, or the domains that are allowed
     Preload: Words | None = None
     Python: str | None = None
 
-    _split_preload = field_validator("Preload", mode="before")(_split)
+    _split_words = field_validator("Preload", "Network", mode="before")(_split)
+
+    @field_validator("Network")
+    @classmethod
+    def _one_kind(cls, words: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        alone = words in (None, (), ("none",), ("host",))
+        if not alone and not all("." in word or word == "*" for word in words or ()):
+            raise ValueError("is none, host, or a list of domains such as example.org and *.example.org")
+        return words
 
 
 class Settings(BaseSettings):

@@ -121,7 +121,7 @@ def test_doctor_reports_full_isolation_item_by_item() -> None:
     run = aca_sessions("doctor")
     assert run.returncode == 0, run.stdout
     assert run.stdout.rstrip().endswith("isolation: full")
-    for part in ("user namespace", "seccomp", "Landlock", "capabilities", "no network"):
+    for part in ("user namespace", "seccomp", "Landlock", "capabilities", "no host network"):
         assert part in run.stdout
 
 

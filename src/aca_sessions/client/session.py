@@ -13,7 +13,7 @@ from .interpreter import CodeInterpreter
 from .own_cells import answer
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
-_PACKAGE_INDEX = ("pypi.org", 443)
+_PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 
 
 class Session:
@@ -85,7 +85,7 @@ class Session:
             return True
         if capability != "install":
             return await self._interpreter.supports(capability)
-        return answer(await self._interpreter.execute_own(self.session_id, "reach", *_PACKAGE_INDEX)) is True
+        return answer(await self._interpreter.execute_own(self.session_id, "reach", _PACKAGE_INDEX)) is True
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: whoever has it owns the session

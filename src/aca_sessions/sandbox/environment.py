@@ -11,6 +11,8 @@ from ..errors import ConfigurationError
 
 # A prefix may be shared with other things (a home's .local is one): only Python's own part of it is shown.
 _PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "pyvenv.cfg")
+# Where this host's names are looked up; for sessions that share its network.
+NAME_LOOKUP = {path: os.path.realpath(path) for path in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(path)}
 _LIST = (
     "import importlib.metadata as m, json, platform; "
     "print(json.dumps([platform.python_version(), sorted({(d.name, d.version) for d in m.distributions() if d.name})]))"

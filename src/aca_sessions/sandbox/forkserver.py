@@ -1,7 +1,7 @@
 """Starts the zygote and asks it for trees and interpreters. Blocking, and safe to call from any thread.
 
-One per process, interpreter and preload set, counted. A process forked from this one starts its own: two hosts on one socket would get
-each other's answers.
+One per process, interpreter, preload set and kind of network, counted. A process forked from this one starts its own: two hosts on one
+socket would get each other's answers.
 """
 
 import contextlib
@@ -58,10 +58,10 @@ class Spawned:
 class ForkServer:
     """The zygote as the host sees it."""
 
-    _shared: ClassVar[dict[tuple[int, str, tuple[str, ...]], "ForkServer"]] = {}
+    _shared: ClassVar[dict[tuple[int, str, tuple[str, ...], str], "ForkServer"]] = {}
     _sharing = threading.Lock()
 
-    def __init__(self, python: str, preload: tuple[str, ...]) -> None:
+    def __init__(self, policy: Policy) -> None:
         """Starts the zygote; the first request waits until it is ready."""
         self._lock = threading.Lock()
         self._users = 0
@@ -70,7 +70,10 @@ class ForkServer:
         self._broken = False
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
-        plan = wire.Plan(environment.visible_roots(python), self._first_uid, self._uid_count, list(preload))
+        self._network = policy.network.kind
+        python = policy.python or sys.executable
+        roots = environment.visible_roots(python) | (environment.NAME_LOOKUP if self._network == "host" else {})
+        plan = wire.Plan(roots, self._first_uid, self._uid_count, list(policy.preload))
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = _start(python, theirs)
         self._control.settimeout(_BOOT_SECONDS)
@@ -79,12 +82,11 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        python = policy.python or sys.executable
-        key = (os.getpid(), python, policy.preload)
+        key = (os.getpid(), policy.python or sys.executable, policy.preload, policy.network.kind)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
-                server = cls._shared[key] = cls(python, policy.preload)
+                server = cls._shared[key] = cls(policy)
             server._users += 1
             return server
 
@@ -124,7 +126,7 @@ class ForkServer:
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
         """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""
-        request = wire.Spawn(tree.number, limits.memory, limits.processes, limits.open_files, limits.disk, limits.temporary)
+        request = wire.Spawn(tree.number, limits.memory, limits.processes, limits.open_files, limits.disk, limits.temporary, self._network)
         with contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
             report, report_end = os.pipe()

@@ -19,6 +19,7 @@ from .cell import Cell, changes_of, check, error_of
 from .forkserver import Spawned, refusal
 from .output import Output
 from .policy import INTERRUPT_GRACE, Limits
+from .proxy import Proxy, Serving
 
 _REPORT_BYTES = 8
 _MET_DESCRIPTORS = 3
@@ -31,12 +32,14 @@ _THROTTLED_SECONDS = 0.02
 class Interpreter:
     """Serves one cell at a time; once it is dead, it stays dead."""
 
-    def __init__(self, spawned: Spawned, limits: Limits) -> None:
+    def __init__(self, spawned: Spawned, limits: Limits, proxy: Proxy | None) -> None:
         """Takes over the ends of a spawned session; `start` makes it usable."""
         self._link = spawned.link
         self._report = spawned.report
         self._init = spawned.init
         self._limits = limits
+        self._proxy = proxy
+        self._serving: Serving | None = None
         self._pid: int | None = None
         self._outputs: list[Output] = []
         self._frames = wire.Frames(wire.MAX_FROM_GUEST)
@@ -49,9 +52,9 @@ class Interpreter:
         self._closed = False
 
     @classmethod
-    async def start(cls, spawned: Spawned, limits: Limits) -> Self:
-        """The interpreter, confined and waiting for cells."""
-        interpreter = cls(spawned, limits)
+    async def start(cls, spawned: Spawned, limits: Limits, proxy: Proxy | None = None) -> Self:
+        """The interpreter, confined and waiting for cells; what leaves it does so by the proxy, if there is one."""
+        interpreter = cls(spawned, limits, proxy)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await interpreter._meet()
@@ -125,6 +128,8 @@ class Interpreter:
         if self._readers:
             await _first_of(self._death, within=_REPORT_SECONDS)
         self._bury(State("lost", "killed"))
+        if self._serving is not None:
+            await self._serving.close()
         async with self._busy:  # a cell that ran still makes its result of what was written
             self._let_go()
 
@@ -151,11 +156,13 @@ class Interpreter:
         match wire.decode(payloads[0], wire.Ready, wire.Refused):
             case wire.Refused() as refused:
                 raise refusal(refused)
-        if len(descriptors) != _MET_DESCRIPTORS:
+        if len(descriptors) != _MET_DESCRIPTORS + (self._proxy is not None):
             for descriptor in descriptors:
                 os.close(descriptor)
             raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
-        self._pid, stdout, stderr = descriptors
+        self._pid, stdout, stderr, *listeners = descriptors
+        if self._proxy is not None:
+            self._serving = await self._proxy.serve(socket.socket(fileno=listeners[0]))
         self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
         self._listen()
 

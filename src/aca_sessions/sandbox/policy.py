@@ -1,8 +1,15 @@
 """What a sandbox may do: the whole posture on one screen. Every default of the embedded endpoint is written here, and only here."""
 
+import re
 from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import ConfigurationError
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
+INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL
+
+_DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +27,41 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Network:
+    """What a session reaches besides its own loopback."""
+
+    kind: Literal["none", "allow", "host"] = "none"
+    domains: tuple[str, ...] = ()
+
+    @classmethod
+    def none(cls) -> "Network":
+        """Nothing."""
+        return cls()
+
+    @classmethod
+    def allow(cls, *domains: str) -> "Network":
+        """HTTP and HTTPS to domains, `*.` in front for all below one, `:port` behind for another port; public addresses only."""
+        names = tuple(domain.strip().lower() for domain in domains)
+        for name in names:
+            if not _DOMAIN.fullmatch(name):
+                raise ConfigurationError(
+                    f"ACASessions:Sandbox:Network: {name} is no domain: example.org, *.example.org, example.org:8080 are"
+                )
+        if not names:
+            raise ConfigurationError("ACASessions:Sandbox:Network: no domain is named; Network.none() allows none")
+        return cls("allow", names)
+
+    @classmethod
+    def host(cls) -> "Network":
+        """Everything that this host reaches, its own services included: only for code that you trust with them."""
+        return cls("host")
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """Limits of a session and the Python that it runs. There is no network but the session's own loopback."""
+    """Limits and network of a session, and the Python that it runs."""
 
     limits: Limits = field(default_factory=Limits)
+    network: Network = field(default_factory=Network)
     python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own
     preload: tuple[str, ...] = ()  # modules that every session finds imported
-
-
-INTERRUPT_GRACE = 2.0

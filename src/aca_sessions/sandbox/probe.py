@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import IsolationError
 from .interpreter import Interpreter
-from .policy import Policy
+from .policy import Network, Policy
 from .sandbox import Sandbox, Sandboxes
 
 _MEGABYTE = 1 << 20
@@ -19,6 +19,7 @@ _NAMESPACES = {
     "uts": "host name",
     "cgroup": "cgroup view",
 }
+_DIRECT = "no host network"
 _ATTEMPTS = {
     "host files": ("open('/etc/shadow').read()", "FileNotFoundError"),
     "host environment": ("open('/proc/1/environ').read()", "PermissionError"),
@@ -28,7 +29,7 @@ _ATTEMPTS = {
         "PermissionError",
     ),
     "read-only root": ("open('/usr/probe', 'w')", "OSError"),
-    "no network": ("import socket; socket.create_connection(('192.0.2.1', 80), 1)", "OSError: [Errno 101]"),
+    _DIRECT: ("import socket; socket.create_connection(('192.0.2.1', 80), 1)", "OSError: [Errno 101]"),
 }
 
 
@@ -72,7 +73,11 @@ async def _report(sandboxes: Sandboxes, policy: Policy) -> IsolationReport:
         try:
             interpreter = await sandbox.interpreter()
             return IsolationReport(
-                (*_seen_from_outside(interpreter), *await _tried_from_inside(interpreter), *await _limits(sandbox, interpreter, policy))
+                (
+                    *_seen_from_outside(interpreter, policy.network),
+                    *await _tried_from_inside(interpreter, policy.network),
+                    *await _limits(sandbox, interpreter, policy),
+                )
             )
         finally:
             await sandbox.close()
@@ -80,13 +85,14 @@ async def _report(sandboxes: Sandboxes, policy: Policy) -> IsolationReport:
         return IsolationReport((Finding(error.part, False, str(error)),), error.remedy)
 
 
-def _seen_from_outside(interpreter: Interpreter) -> list[Finding]:
+def _seen_from_outside(interpreter: Interpreter, network: Network) -> list[Finding]:
     process = _process(interpreter.pidfd)
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     uid = int(status["Uid"].split()[0])
     namespaces = [
         Finding(f"{name} namespace", os.readlink(process / "ns" / name) != os.readlink(f"/proc/self/ns/{name}"), f"own {what}")
         for name, what in _NAMESPACES.items()
+        if not (name == "net" and network.kind == "host")
     ]
     return [
         *namespaces,
@@ -97,9 +103,15 @@ def _seen_from_outside(interpreter: Interpreter) -> list[Finding]:
     ]
 
 
-async def _tried_from_inside(interpreter: Interpreter) -> list[Finding]:
+async def _tried_from_inside(interpreter: Interpreter, network: Network) -> list[Finding]:
     findings = []
+    if network.kind == "host":
+        findings.append(Finding("network", True, "this host's own, as the policy says: sessions reach all that it reaches"))
+    elif network.kind == "allow":
+        findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.domains)}"))
     for name, (code, refusal) in _ATTEMPTS.items():
+        if network.kind == "host" and name == _DIRECT:
+            continue
         result = await interpreter.run("probe", code, 10.0)
         said = str(result.error)
         findings.append(

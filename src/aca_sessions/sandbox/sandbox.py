@@ -14,16 +14,18 @@ from .files import Files
 from .forkserver import ForkServer, Tree
 from .interpreter import Interpreter
 from .policy import Limits, Policy
+from .proxy import Proxy
 
 
 class Sandbox:
     """One session's isolated place, with an interpreter in it whenever one is asked for."""
 
-    def __init__(self, fork_server: ForkServer, tree: Tree, limits: Limits) -> None:
+    def __init__(self, fork_server: ForkServer, tree: Tree, limits: Limits, proxy: Proxy | None) -> None:
         """Takes over a tree; `Sandboxes.open` makes one."""
         self._fork_server = fork_server
         self._tree = tree
         self._limits = limits
+        self._proxy = proxy
         self._interpreter: Interpreter | None = None
         self._loss: State | None = None
         self._closed = False
@@ -70,7 +72,7 @@ class Sandbox:
                 await self._end_interpreter()
             if self._interpreter is None:
                 spawned = await to_thread.run_sync(self._fork_server.spawn, self._tree, self._limits)
-                self._interpreter = await Interpreter.start(spawned, self._limits)
+                self._interpreter = await Interpreter.start(spawned, self._limits, self._proxy)
             return self._interpreter
 
     async def _reset(self) -> None:
@@ -92,9 +94,10 @@ class Sandbox:
 class Sandboxes:
     """Opens sandboxes under one policy, on a fork server that lives."""
 
-    def __init__(self, policy: Policy) -> None:
-        """Starts nothing yet."""
+    def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
+        """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
         self._policy = policy
+        self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._fork_servers: list[ForkServer] = []
         self._tasks = Tasks()
 
@@ -129,7 +132,7 @@ class Sandboxes:
     async def _open(self) -> Sandbox:
         await self.start()
         fork_server, limits = self._fork_servers[-1], self._policy.limits
-        return Sandbox(fork_server, await to_thread.run_sync(fork_server.make_tree, limits), limits)
+        return Sandbox(fork_server, await to_thread.run_sync(fork_server.make_tree, limits), limits, self._proxy)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -68,6 +68,7 @@ class Spawn(Message):
     open_files: int
     file_size: int
     temporary: int
+    network: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ready(Message):
-    """The interpreter is confined and waits for cells; brings its pidfd and the read ends of its stdout and stderr."""
+    """The interpreter is confined and waits for cells; brings its pidfd, the read ends of its stdout and stderr, and the socket on which
+    it expects a proxy, if it may have one."""
 
     landlock: int
 

@@ -42,10 +42,10 @@ def answering(path: str, method: str, handler: Handler, headers: dict[str, str])
 
 def _log_access(request: Request, path: str, status: int, seconds: float) -> None:
     """The route's pattern and never its path: identifiers are secrets, and so may names of files be."""
-    if _access.isEnabledFor(logging.INFO):
+    if _access.isEnabledFor(logging.DEBUG):
         name = request.query_params.get("identifier")
         session = hashed(name) if name else "-"
-        _access.info("%s /%s %s session %s %.0f ms", request.method, path, status, session, seconds * 1000)
+        _access.debug("%s /%s %s session %s %.0f ms", request.method, path, status, session, seconds * 1000)
 
 
 def problem_answer(error: Exception) -> Response:

@@ -17,6 +17,7 @@ import uvicorn
 from ..connect import open_server
 from ..errors import ConfigurationError
 from ..hosting import Hosting
+from ..settings import Settings
 from .certificate import certificate
 
 Drain = Callable[[float], Awaitable[None]]
@@ -31,10 +32,10 @@ async def serve(options: argparse.Namespace) -> int:
     listener = _listen_on_file(options.socket) if options.socket else _listen_on_port(options.host, options.port)
     key = options.api_key or (None if options.socket else secrets.token_urlsafe(24))
     if options.access_log:
-        logging.getLogger("aca_sessions.access").setLevel(logging.INFO)
+        logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
     cert, key_file = certificate(options.tls_dir, options.host) if options.tls else (None, None)
     try:
-        async with open_server(hosting=_hosting(options, key)) as service:
+        async with open_server(_settings(options), hosting=_hosting(options, key)) as service:
             # Its own access log would write down identifiers, which are secrets.
             config = uvicorn.Config(
                 service,
@@ -80,6 +81,10 @@ class _Server(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(Sandbox={"Network": options.network}) if options.network else Settings()
 
 
 def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:

@@ -1,14 +1,21 @@
-"""Installs packages with the session's own pip."""
+"""Installs packages with the session's own pip, where it may write or beside the files."""
 
 import importlib
+import os
 import subprocess
 import sys
+import sysconfig
+
+BESIDE = "/mnt/data/.packages"
 
 
 def main(user: dict, *requirements: str) -> None:
     """Prints what pip says; fails as pip does."""
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", *requirements]
+    target = [] if os.access(sysconfig.get_path("purelib"), os.W_OK) else ["--target", BESIDE]
+    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", *target, *requirements]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if target and BESIDE not in sys.path:
+        sys.path.append(BESIDE)
     importlib.invalidate_caches()
     print(done.stdout, end="")
     if done.returncode:

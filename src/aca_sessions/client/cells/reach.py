@@ -2,13 +2,15 @@
 
 import importlib.util
 import json
-import socket
+import os
+import urllib.request
 
 
-def main(user: dict, host: str, port: int) -> None:
+def main(user: dict, url: str) -> None:
     """Prints true or false."""
+    url = os.environ.get("PIP_INDEX_URL", url)
     try:
-        socket.create_connection((host, port), timeout=3).close()
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()  # noqa: S310
         reached = importlib.util.find_spec("pip") is not None
     except OSError:
         reached = False

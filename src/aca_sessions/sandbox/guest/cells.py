@@ -36,11 +36,11 @@ _ENVIRONMENT = {
 }
 
 
-def serve(link: Link, shell: "Shell") -> None:
-    """Runs one cell after another until the host closes the link."""
+def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
+    """Runs one cell after another until the host closes the link. What leaves the session does so by the proxy, if there is one."""
     _differ_from_siblings()
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT)
+    os.environ.update(_ENVIRONMENT | (_by_proxy(*proxy) if proxy else {}))
     interrupts.listen()
     own_pid = os.getpid()
     for cell in link.cells():
@@ -49,6 +49,12 @@ def serve(link: Link, shell: "Shell") -> None:
         if os.getpid() != own_pid:
             os._exit(0)  # a fork that a cell made and let run to the cell's end
         link.send(finished)
+
+
+def _by_proxy(host: str, port: int) -> dict[str, str]:
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    variables = dict.fromkeys(names, f"http://{host}:{port}") | {"NO_PROXY": "localhost,127.0.0.1,::1"}
+    return variables | {name.lower(): value for name, value in variables.items()}
 
 
 def _differ_from_siblings() -> None:

@@ -25,10 +25,14 @@ _TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
     """A root, a network, a host name, queues and a cgroup view of its own; then another user, without power over any of them."""
+    own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
-        syscalls.unshare(Namespace.MOUNT | Namespace.UTS | Namespace.IPC | Namespace.NETWORK | Namespace.CGROUP)
-    with part("loopback"):
-        _raise_loopback()
+        syscalls.unshare(
+            Namespace.MOUNT | Namespace.UTS | Namespace.IPC | Namespace.CGROUP | (Namespace.NETWORK if own_network else Namespace(0))
+        )
+    if own_network:
+        with part("loopback"):
+            _raise_loopback()
     with part("session mounts"):
         _mount_session(spawn)
     syscalls.set_host_name(b"session")
@@ -93,8 +97,9 @@ def _mount_session(spawn: Spawn) -> None:
     syscalls.mount("tmpfs", "/dev/shm", "tmpfs", _TMPFS, f"size={spawn.temporary},nr_inodes=16k,mode=1777")
     syscalls.mount("devpts", "/dev/pts", "devpts", Mount.NO_SUID | Mount.NO_EXEC, "newinstance,max=64,ptmxmode=0666,mode=620")
     syscalls.mount("proc", "/proc", "proc", _TMPFS | Mount.NO_EXEC)
-    for name in ("tcp_rmem", "tcp_wmem"):  # what sockets hold counts to no limit of a session's
-        write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
+    if spawn.network != "host":
+        for name in ("tcp_rmem", "tcp_wmem"):  # what sockets hold counts to no limit of a session's
+            write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
     syscalls.mount(f"{root.SESSIONS}/{spawn.tree}", DATA, None, Mount.BIND)
     syscalls.unmount(root.SESSIONS)
 

@@ -13,6 +13,7 @@ from .refusal import RefusalError
 if TYPE_CHECKING:
     from .shell import Shell
 
+PROXY = ("127.0.0.1", 3128)
 REPORT = struct.Struct("<ii")  # pid, wait status
 
 
@@ -22,10 +23,11 @@ def main(spawn: Spawn, uid: int, connection: int, report: int, shell: "Shell") -
     link = socket.socket(fileno=connection)
     try:
         confine.enter_namespaces(spawn, uid)
+        listeners = _listen_for_proxy() if spawn.network == "allow" else []
         interpreter = os.fork()
         if interpreter == 0:
             os.close(report)
-            _interpret(spawn, link, shell)
+            _interpret(spawn, link, listeners, shell)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
         os._exit(1)
@@ -48,7 +50,13 @@ def _reap(interpreter: int, report: int) -> NoReturn:
             os.close(report)
 
 
-def _interpret(spawn: Spawn, link: socket.socket, shell: "Shell") -> NoReturn:
+def _listen_for_proxy() -> list[int]:
+    """A socket of this network namespace, whoever accepts on it: the host's proxy will."""
+    listener = socket.create_server(PROXY)
+    return [listener.detach()]
+
+
+def _interpret(spawn: Spawn, link: socket.socket, listeners: list[int], shell: "Shell") -> NoReturn:
     try:
         from . import cells
         from .link import Link
@@ -58,10 +66,11 @@ def _interpret(spawn: Spawn, link: socket.socket, shell: "Shell") -> NoReturn:
         outputs = streams.take_over()
         own = os.pidfd_open(os.getpid())
         version = confine.lock_down(spawn)
-        socket.send_fds(link, [frame(Ready(version))], [own, *outputs])
-        for descriptor in (own, *outputs):
+        brought = [own, *outputs, *listeners]
+        socket.send_fds(link, [frame(Ready(version))], brought)
+        for descriptor in brought:
             os.close(descriptor)
-        cells.serve(Link(link), shell)
+        cells.serve(Link(link), shell, proxy=PROXY if listeners else None)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
     finally:

@@ -177,6 +177,7 @@ def build_shell(preload: list[str]) -> Shell:
     shell.user_module.__spec__ = None  # multiprocessing's spawn asks for it
     sys.argv[:] = [""]
     sys.path.insert(0, "/mnt/data")
+    sys.path.append("/mnt/data/.packages")  # what a session installed
     sys.dont_write_bytecode = True  # a file uploaded twice within a second would be taken for its first version
     return shell
 

@@ -1,0 +1,251 @@
+"""The way out for sessions whose policy names domains: an HTTP proxy on this side of the wall, behind a listener on theirs.
+
+The session's listener is a socket of its own network namespace, accepted from here: the session itself reaches nothing else. Every
+address is looked up and checked here, and the checked one is the one connected to. What goes through an allowed domain is not inspected.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..tasks import Tasks
+from .policy import Network
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+_MAX_HEAD = 64 << 10
+_MAX_CONNECTIONS = 64  # of one session, at a time
+_HEAD_SECONDS, _CONNECT_SECONDS, _IDLE_SECONDS = 10.0, 20.0, 300.0
+_CHUNK = 1 << 16
+_PORTS = (80, 443)
+_REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]", re.ASCII)
+_PLAIN_URL = re.compile(r"http://([^/?#@]+)(/[^#]*|\?[^#]*)?(?:#.*)?", re.ASCII)
+_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.ASCII)
+_NUMBER_LIKE = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)", re.ASCII)
+_logger = logging.getLogger("aca_sessions")
+
+
+class DeniedError(Exception):
+    """The policy does not let this through; the message says why, to the session as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A request's target, and what is sent there in its place; nothing for CONNECT."""
+
+    host: str
+    port: int
+    forwarded: bytes = b""
+    body: int = 0
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Every address of a name."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+async def connect(address: str, port: int) -> Streams:
+    """A connection to an address that was checked."""
+    return await asyncio.open_connection(address, port)
+
+
+class Proxy:
+    """Carries what the policy's domains are asked, and refuses everything else."""
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        resolve: Callable[[str, int], Awaitable[list[str]]] = resolve,
+        connect: Callable[[str, int], Awaitable[Streams]] = connect,
+    ) -> None:
+        """Serves nobody yet; names are looked up and connected to by the given functions."""
+        self._network = network
+        self._resolve = resolve
+        self._connect = connect
+
+    async def serve(self, listener: socket.socket) -> "Serving":
+        """Serves one session, by its own listener, until what it answers is closed."""
+        serving = Serving(self._answer)
+        await serving.start(listener)
+        return serving
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_HEAD_SECONDS):
+                head = _parse(await reader.readuntil(b"\r\n\r\n"))
+            address = await self._checked(head.host, head.port)
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                there = await self._connect(address, head.port)
+        except DeniedError as denied:
+            _logger.info("network: refused, %s", denied)
+            writer.write(_refusal(str(denied)))
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            writer.write(_refusal("the target cannot be reached, or the request is none", status="502 Bad Gateway"))
+        else:
+            _logger.info("network: connected to %s port %d", head.host, head.port)
+            await _carry(head, (reader, writer), there)
+
+    async def _checked(self, host: str, port: int) -> str:
+        """The address to connect to: every one that the name has must be a public one, and none of this host's own."""
+        if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
+            raise DeniedError("an address or an unusable name in the place of a domain")
+        if not any(_allows(domain, host, port) for domain in self._network.domains):
+            raise DeniedError("the domain and port are not among those that the policy allows")
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            addresses = await self._resolve(host, port)
+        if not addresses or not all(_is_public(address) for address in addresses):
+            raise DeniedError("the domain leads to an address that is not public")
+        return addresses[0]
+
+
+class Serving:
+    """The connections of one session."""
+
+    def __init__(self, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+        """Accepts nothing yet."""
+        self._answer = answer
+        self._tasks = Tasks()
+        self._open = 0
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Begins to accept."""
+        self._server = await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD)
+
+    async def close(self) -> None:
+        """Ends the listener and every connection."""
+        if self._server is not None:
+            self._server.close()
+        await self._tasks.cancel()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open >= _MAX_CONNECTIONS:
+            writer.transport.abort()
+            return
+        self._open += 1
+        self._tasks.start(self._converse(reader, writer))
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+            with contextlib.suppress(OSError):
+                await writer.drain()
+        finally:
+            self._open -= 1
+            writer.close()
+
+
+def _parse(head: bytes) -> _Head:
+    lines = head[:-4].split(b"\r\n")
+    request = _REQUEST.fullmatch(lines[0])
+    if request is None:
+        raise DeniedError("no request to a proxy: CONNECT host:port, or a whole http:// URL, is needed")
+    method, target = request[1].decode(), request[2].decode("ascii", "replace")
+    if method == "CONNECT":
+        return _Head(*_host_and_port(target, 0))
+    url = _PLAIN_URL.fullmatch(target)
+    if url is None:
+        raise DeniedError("no http:// URL; https:// goes by CONNECT")
+    host, port = _host_and_port(url[1], 80)
+    path = url[2] or "/"
+    path = path if path.startswith("/") else f"/{path}"
+    kept, body = _headers(lines[1:])
+    first = f"{method} {path} HTTP/1.1\r\nHost: {url[1]}\r\nConnection: close\r\n".encode()
+    return _Head(host, port, first + b"".join(kept) + b"\r\n", body)
+
+
+def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
+    """The headers to pass on, and the length of the body: one request a connection, so that no second one is smuggled behind it."""
+    kept, body = [], 0
+    for line in lines:
+        name, _, value = line.partition(b":")
+        match name.strip().lower():
+            case b"host" | b"connection" | b"keep-alive":
+                continue
+            case b"transfer-encoding":
+                raise DeniedError("a body without a Content-Length")
+            case b"content-length" if not value.strip().isdigit() or len(value) > 16:
+                raise DeniedError("a Content-Length that is no number")
+            case b"content-length":
+                body = int(value)
+            case hidden if hidden.startswith(b"proxy-"):
+                continue
+        kept.append(line + b"\r\n")
+    return kept, body
+
+
+def _host_and_port(target: str, default: int) -> tuple[str, int]:
+    host, colon, port = target.rpartition(":") if ":" in target else (target, "", "")
+    if (colon and not (port.isascii() and port.isdecimal() and len(port) <= 5)) or (not colon and not default):
+        raise DeniedError("a target without a usable port")
+    return host.lower().removesuffix("."), int(port) if colon else default
+
+
+def _allows(domain: str, host: str, port: int) -> bool:
+    name, _, own_port = domain.partition(":")
+    if port != int(own_port) if own_port else port not in _PORTS:
+        return False
+    return name in ("*", host) or (name.startswith("*.") and host.endswith(name[1:]))
+
+
+def _is_public(address: str) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+        if inner is not None or found in _TRANSLATED:
+            return False
+    return found.is_global and not found.is_multicast and not _is_ours(address, found.version)
+
+
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+
+
+def _is_ours(address: str, version: int) -> bool:
+    """Whether this host has the address itself: its services are not for its guests. Only an own address can be bound."""
+    with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+async def _carry(head: _Head, here: Streams, there: Streams) -> None:
+    if head.forwarded:
+        there[1].write(head.forwarded)
+    else:
+        here[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+    sending = asyncio.ensure_future(_copy(here[0], there[1], head.body if head.forwarded else None))
+    try:
+        with contextlib.suppress(OSError, TimeoutError):  # one end went away: so does the other
+            await _copy(there[0], here[1], None)
+    finally:
+        sending.cancel()
+        await asyncio.wait((sending,))
+        there[1].close()
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None) -> None:
+    """Copies to the end, or a number of bytes, and passes the end on."""
+    while left is None or left > 0:
+        async with asyncio.timeout(_IDLE_SECONDS):
+            data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
+        if not data:
+            break
+        left = None if left is None else left - len(data)
+        target.write(data)
+        await target.drain()
+    if left is None and target.can_write_eof():
+        target.write_eof()
+
+
+def _refusal(reason: str, *, status: str = "403 Forbidden") -> bytes:
+    text = f"{reason}\n".encode()
+    return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode() + text

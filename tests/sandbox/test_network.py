@@ -1,0 +1,260 @@
+"""What a session reaches: nothing, the domains that its policy names, or all that the host does."""
+
+import asyncio
+import http.server
+import threading
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import Policy, open_pool
+from aca_sessions.errors import ConfigurationError
+from aca_sessions.models import CodeExecutionResult
+from aca_sessions.sandbox.interpreter import Interpreter
+from aca_sessions.sandbox.policy import Network
+from aca_sessions.sandbox.proxy import Proxy, _is_public
+from aca_sessions.sandbox.sandbox import Sandboxes
+
+pytestmark = pytest.mark.slow
+PUBLIC = "93.184.215.14"
+NAMES = {
+    "target.test": PUBLIC,
+    "sub.wild.test": PUBLIC,
+    "private.test": "10.0.0.5",
+    "metadata.test": "169.254.169.254",
+    "mapped.test": "::ffff:127.0.0.1",
+    "translated.test": "64:ff9b::7f00:1",
+    "self.test": "127.0.0.1",
+}
+GET = "import urllib.request as u; u.urlopen('{url}', timeout=5).read().decode()"
+
+
+class _Target(http.server.BaseHTTPRequestHandler):
+    """Answers with what it was asked."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = f"{self.command} {self.path} {self.headers['host']} {self.headers.get('proxy-authorization')}".encode()
+        body += self.rfile.read(int(self.headers.get("content-length", 0)))[-10:]
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Target)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@asynccontextmanager
+async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
+    """A session behind a proxy whose names are ours, and whose public address leads to the target."""
+    network = Network.allow(*domains)
+    dialled: list[tuple[str, int]] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        if host not in NAMES:
+            raise OSError("no such name")
+        return [NAMES[host]]
+
+    async def connect(address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        dialled.append((address, port))
+        assert address == PUBLIC
+        return await asyncio.open_connection("127.0.0.1", target)
+
+    proxy = Proxy(network, resolve=resolve, connect=connect)
+    async with Sandboxes(Policy(network=network), proxy) as sandboxes:
+        sandbox = await sandboxes.open()
+        try:
+            yield await sandbox.interpreter()
+        finally:
+            await sandbox.close()
+
+
+async def got(interpreter: Interpreter, code: str) -> CodeExecutionResult:
+    return await interpreter.run("e", code, 20.0)
+
+
+async def test_an_allowed_domain_is_reached(target: int, nothing_left: None) -> None:
+    async with reaching(target, "target.test", "*.wild.test") as session:
+        assert (await got(session, GET.format(url="http://target.test/a?b=1"))).value == "GET /a?b=1 target.test None"
+        assert (await got(session, GET.format(url="http://sub.wild.test"))).value == "GET / sub.wild.test None"
+        posted = "u.urlopen('http://target.test/', data=b'x' * 1_000_000).read().decode()"
+        assert (await got(session, posted)).value == "POST / target.test Nonexxxxxxxxxx"
+
+
+async def test_a_tunnel_leads_to_the_one_target(target: int) -> None:
+    async with reaching(target, "target.test") as session:
+        tunnel = (
+            "import http.client; c = http.client.HTTPConnection('127.0.0.1', 3128); c.set_tunnel('target.test', 443)\n"
+            "c.request('GET', '/'); c.getresponse().read().decode()"
+        )
+        assert (await got(session, tunnel)).value == "GET / target.test:443 None"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://other.test/",
+        "https://other.test/",
+        "http://xtarget.test/",
+        "http://target.test.evil.test/",
+        "http://target.test:22/",
+        "http://user@target.test/",
+        "http://wild.test/",
+        "http://private.test/",
+        "http://metadata.test/",
+        "http://mapped.test/",
+        "http://translated.test/",
+        "http://self.test/",
+        "http://127.0.0.2/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://[::1]/",
+        "ftp://target.test/",
+    ],
+)
+async def test_everything_else_is_refused(target: int, url: str) -> None:
+    names = ("target.test", "*.wild.test", *(name for name in NAMES if name not in ("target.test", "sub.wild.test")))
+    async with reaching(target, *names) as session:
+        result = await got(session, GET.format(url=url))
+        assert not result.success
+        assert "URLError" in str(result.error) or "HTTPError" in str(result.error) or "RemoteDisconnected" in str(result.error)
+
+
+RAW = "import socket; s = socket.create_connection(('127.0.0.1', 3128)); s.sendall({data!r}); s.settimeout(5)\n"
+READ = "data = b''\nwhile part := s.recv(1 << 16): data += part\ndata.decode()"
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: target.test\r\n\r\n", "403"),
+        (b"CONNECT target.test HTTP/1.1\r\n\r\n", "403"),
+        (b"CONNECT target.test:99999999 HTTP/1.1\r\n\r\n", "403"),
+        (b"CONNECT [::1]:443 HTTP/1.1\r\n\r\n", "403"),
+        (b"\x00\xff\r\n\r\n", "403"),
+        (b"POST http://target.test/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "403"),
+        (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "403"),
+        (b"GET http://target.test/ HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "502"),
+    ],
+)
+async def test_what_is_no_request_to_a_proxy_is_refused(target: int, data: bytes, answer: str) -> None:
+    async with reaching(target, "target.test") as session:
+        result = await got(session, RAW.format(data=data) + READ)
+        assert f"HTTP/1.1 {answer}" in str(result.value) or "ConnectionReset" in str(result.error) or "BrokenPipe" in str(result.error)
+
+
+async def test_a_second_request_is_not_carried_behind_the_first(target: int) -> None:
+    two = b"GET http://target.test/1 HTTP/1.1\r\nProxy-Authorization: x\r\n\r\nGET http://private.test/2 HTTP/1.1\r\n\r\n"
+    async with reaching(target, "target.test") as session:
+        said = str((await got(session, RAW.format(data=two) + READ)).value)
+        assert "GET /1 target.test None" in said
+        assert "/2" not in said
+
+
+async def test_there_is_no_way_around_the_proxy(target: int) -> None:
+    async with reaching(target, "target.test") as session:
+        for attempt, number in (("('192.0.2.1', 80)", 101), (f"('127.0.0.1', {target})", 111)):
+            result = await got(session, f"import socket; socket.create_connection({attempt}, 2)")
+            assert f"Errno {number}" in str(result.error)
+        assert "gaierror" in str((await got(session, "socket.getaddrinfo('target.test', 80)")).error)
+        assert "Errno 98" in str((await got(session, "socket.create_server(('127.0.0.1', 3128))")).error)
+
+
+async def test_a_session_holds_no_more_than_its_share_of_connections(target: int) -> None:
+    async with reaching(target, "target.test") as session:
+        await got(
+            session, "import socket, time; held = [socket.create_connection(('127.0.0.1', 3128)) for _ in range(80)]; time.sleep(0.5)"
+        )
+        counted = "def alive(s):\n    s.setblocking(False)\n    try: return s.recv(1) != b''\n    except BlockingIOError: return True\n"
+        counted += "    except ConnectionError: return False\nsum(map(alive, held))"
+        assert (await got(session, counted)).value == 64
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111"])
+def test_public_addresses(address: str) -> None:
+    assert _is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
+        *(
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:8.8.8.8",
+            "2002:7f00:1::",
+            "64:ff9b::808:808",
+            "fe80::1%lo",
+            "fd00:ec2::254",
+        ),
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not _is_public(address)
+
+
+@pytest.mark.parametrize("domain", ["", "exa mple.org", "localhost", "http://example.org", "example.org:0", "*.*.org", "example.org/path"])
+def test_a_domain_that_is_none_is_refused(domain: str) -> None:
+    with pytest.raises(ConfigurationError, match="Sandbox:Network"):
+        Network.allow(domain)
+
+
+async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
+    async with open_pool(policy=Policy(network=Network.host())) as pool, pool.session() as session:
+        assert (await session.run(GET.format(url=f"http://127.0.0.1:{target}/"))).value == f"GET / 127.0.0.1:{target} None"
+        assert "Errno 97" in str((await session.run("import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)")).error)
+    async with open_pool() as pool, pool.session() as session:
+        assert "Errno 111" in str((await session.run(GET.format(url=f"http://127.0.0.1:{target}/"))).error)
+
+
+async def test_packages_are_installed_from_an_index_that_is_reached(tmp_path: Path) -> None:
+    _make_index(tmp_path)
+    handler = lambda *arguments: http.server.SimpleHTTPRequestHandler(*arguments, directory=str(tmp_path))  # noqa: E731
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        async with open_pool(policy=Policy(network=Network.host())) as pool, pool.session() as session:
+            await session.run(f"import os; os.environ['PIP_INDEX_URL'] = 'http://127.0.0.1:{server.server_port}/simple/'")
+            assert await session.supports("install")
+            assert (await session.install("tiny-package==1.0")).success
+            assert (await session.run("import tiny_package; tiny_package.answer")).value == 42
+            failed = await session.install("no-such-package")
+            assert not failed.success
+            assert "No matching distribution" in failed.stdout
+            await session.reset()
+            assert (await session.run("import tiny_package; tiny_package.answer")).value == 42
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _make_index(folder: Path) -> None:
+    project = folder / "simple" / "tiny-package"
+    project.mkdir(parents=True)
+    name = "tiny_package-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(project / name, "w") as wheel:
+        wheel.writestr("tiny_package.py", "answer = 42\n")
+        wheel.writestr("tiny_package-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n")
+        wheel.writestr("tiny_package-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tiny_package-1.0.dist-info/RECORD", "")
+    (project / "index.html").write_text(f"<a href='{name}'>{name}</a>")
+    (folder / "simple" / "index.html").write_text("<a href='tiny-package/'>tiny-package</a>")
