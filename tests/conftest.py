@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, open_interpreter, open_pool, open_server
+from aca_sessions.sandbox.environment import worth_preloading
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import MB, Limits
 
@@ -30,10 +32,11 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> Iterator[ForkServer]:
     """One fork server for the whole run: opening a pool is then a matter of milliseconds."""
-    server = ForkServer.shared(Policy())
+    server, heavy = ForkServer.shared(Policy()), ForkServer.shared(Policy(preload=worth_preloading(sys.executable)))
     server.wait_until_ready()
     yield server
     server.release()
+    heavy.release()
 
 
 @pytest.fixture
@@ -69,10 +72,19 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Whatever a test opens, nothing of it is left: no process, no descriptor, no mount."""
-    before = _remains()
+    before = _settled()
     yield
     gc.collect()
-    assert _remains() == before
+    assert _settled() == before
+
+
+def _settled() -> tuple[int, int, int]:
+    """What is killed is gone a moment later."""
+    earlier, now = None, _remains()
+    while now != earlier:
+        time.sleep(0.05)
+        earlier, now = now, _remains()
+    return now
 
 
 def _remains() -> tuple[int, int, int]:

@@ -102,7 +102,7 @@ def open_server(
 
     async def open_on(stack: AsyncExitStack) -> "Service":
         _require_linux()
-        from .sandbox.sandbox import Sandboxes
+        from .sandbox.sandboxes import Sandboxes
 
         chosen = policy or _policy(settings or Settings())
         # The zygote starts while the rest of the server is imported.
@@ -228,7 +228,8 @@ def _policy(settings: Settings) -> "Policy":
     from .sandbox.policy import Policy
 
     options = settings.Sandbox
-    return Policy(limits=_limits(options.Limits), network=_network(options.Network), python=options.Python, preload=options.Preload or ())
+    policy = Policy(limits=_limits(options.Limits), network=_network(options.Network), python=options.Python, preload=options.Preload)
+    return policy if options.Spares is None else replace(policy, spares=options.Spares)
 
 
 def _network(words: tuple[str, ...] | None) -> "Network":

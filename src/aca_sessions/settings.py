@@ -130,7 +130,8 @@ class SandboxSettings(_Section):
 
     Limits: LimitsSettings = LimitsSettings()
     Network: Words | None = None  # none, host, or the domains that are allowed
-    Preload: Words | None = None
+    Preload: Words | None = None  # an empty list preloads nothing
+    Spares: Annotated[int, Field(ge=0, le=1000)] | None = None
     Python: str | None = None
 
     _split_words = field_validator("Preload", "Network", mode="before")(_split)

@@ -16,7 +16,7 @@ from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy, _is_public
-from aca_sessions.sandbox.sandbox import Sandboxes
+from aca_sessions.sandbox.sandboxes import Sandboxes
 
 pytestmark = pytest.mark.slow
 PUBLIC = "93.184.215.14"

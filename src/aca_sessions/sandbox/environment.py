@@ -17,6 +17,8 @@ _LIST = (
     "import importlib.metadata as m, json, platform; "
     "print(json.dumps([platform.python_version(), sorted({(d.name, d.version) for d in m.distributions() if d.name})]))"
 )
+_HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
+_FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {_HEAVY} if u.find_spec(m.partition('.')[0])]))"
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
 # No account, container range or dynamic user lies here (systemd's list of uid ranges); each fork server draws a part of its own.
 _FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW = 0x7000_0000, 0x1_0000, 4000
@@ -37,6 +39,11 @@ def installed(python: str) -> tuple[str, list[tuple[str, str]]]:
     """An interpreter's version and its packages with theirs."""
     answer = _run(python, _LIST)
     return answer[0], [(name, version) for name, version in answer[1]]
+
+
+def worth_preloading(python: str) -> tuple[str, ...]:
+    """The libraries of data work that an interpreter has: slow to import, and used in most sessions."""
+    return tuple(str(module) for module in _run(python, _FIND))
 
 
 def uid_range() -> tuple[int, int]:

@@ -73,7 +73,7 @@ class ForkServer:
         self._network = policy.network.kind
         python = policy.python or sys.executable
         roots = environment.visible_roots(python) | (environment.NAME_LOOKUP if self._network == "host" else {})
-        plan = wire.Plan(roots, self._first_uid, self._uid_count, list(policy.preload))
+        plan = wire.Plan(roots, self._first_uid, self._uid_count, list(policy.preload or ()))
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = _start(python, theirs)
         self._control.settimeout(_BOOT_SECONDS)
@@ -82,7 +82,7 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        key = (os.getpid(), policy.python or sys.executable, policy.preload, policy.network.kind)
+        key = (os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
@@ -193,6 +193,8 @@ class ForkServer:
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
+        if not self._ready:
+            self._process.kill()  # it loads libraries, and would look here only after that
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -92,7 +92,12 @@ class Interpreter:
         async with self._busy:
             return await self._run(wire.Command(execution, list(arguments), stdin), timeout)
 
-    async def _run(self, message: wire.Run | wire.Command, timeout: float) -> CodeExecutionResult:
+    async def warm_up(self) -> None:
+        """Has it touch, and so copy, the memory that every first cell would wait for."""
+        async with self._busy:
+            await self._run(wire.WarmUp("warm-up"), _START_SECONDS)
+
+    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp, timeout: float) -> CodeExecutionResult:
         if not self.alive:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         started = time.perf_counter()

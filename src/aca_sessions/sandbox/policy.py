@@ -64,4 +64,6 @@ class Policy:
     limits: Limits = field(default_factory=Limits)
     network: Network = field(default_factory=Network)
     python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own
-    preload: tuple[str, ...] = ()  # modules that every session finds imported
+    # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
+    preload: tuple[str, ...] | None = None
+    spares: int = 2  # sessions that are kept ready ahead of their use, 6 MB each

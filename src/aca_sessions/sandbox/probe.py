@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import IsolationError
 from .interpreter import Interpreter
 from .policy import Network, Policy
-from .sandbox import Sandbox, Sandboxes
+from .sandbox import Sandbox
+from .sandboxes import Sandboxes
 
 _MEGABYTE = 1 << 20
 _NAMESPACES = {

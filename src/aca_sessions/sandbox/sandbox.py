@@ -1,19 +1,17 @@
 """A sandbox is the tree, the limits and the files; an interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
-import sys
-from typing import Self
+from collections.abc import Callable
 
 from anyio import to_thread
 
 from ..errors import GuestDiedError
 from ..models import State
 from ..tasks import Tasks
-from .environment import installed
 from .files import Files
 from .forkserver import ForkServer, Tree
 from .interpreter import Interpreter
-from .policy import Limits, Policy
+from .policy import Limits
 from .proxy import Proxy
 
 
@@ -31,6 +29,7 @@ class Sandbox:
         self._closed = False
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
+        self._on_close: Callable[[], None] = lambda: None
         self.files = Files(tree)
 
     @property
@@ -54,14 +53,23 @@ class Sandbox:
         loss, self._loss = self._loss, None
         return loss
 
+    def when_closed(self, tell: Callable[[], None]) -> None:
+        """Tells whoever counts it."""
+        self._on_close = tell
+
+    async def warm_up(self) -> None:
+        """Starts the interpreter ahead of its first cell, and has it touch what a cell needs."""
+        await (await self.interpreter()).warm_up()
+
     async def reset(self) -> None:
         """Ends the interpreter and all that its cells left running; the next cell gets a fresh one, and nothing is told as lost."""
         await self._tasks.to_its_end(self._reset())
 
     async def close(self) -> None:
         """Ends every process and gives the memory back."""
-        self._closed = True
-        await self._tasks.to_its_end(self._end())
+        if not self._closed:
+            self._closed = True
+            await self._tasks.to_its_end(self._end())
 
     async def _ensure_interpreter(self) -> Interpreter:
         async with self._turn:
@@ -83,60 +91,12 @@ class Sandbox:
     async def _end(self) -> None:
         async with self._turn:
             await self._end_interpreter()
-            await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
+            try:
+                await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
+            finally:
+                self._on_close()
 
     async def _end_interpreter(self) -> None:
         interpreter, self._interpreter = self._interpreter, None
         if interpreter is not None:
             await interpreter.close()
-
-
-class Sandboxes:
-    """Opens sandboxes under one policy, on a fork server that lives."""
-
-    def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
-        self._policy = policy
-        self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
-        self._fork_servers: list[ForkServer] = []
-        self._tasks = Tasks()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the fork server in use lives; a dead one is replaced when the next sandbox is opened."""
-        return bool(self._fork_servers) and self._fork_servers[-1].alive
-
-    def environment(self) -> tuple[str, list[tuple[str, str]]]:
-        """The guests' Python and the packages that they find. Blocking."""
-        return installed(self._policy.python or sys.executable)
-
-    async def start(self) -> None:
-        """Begins to start the fork server, which goes on by itself."""
-        if not self.alive:
-            self._fork_servers.append(await to_thread.run_sync(ForkServer.shared, self._policy))
-
-    async def wait_until_ready(self) -> None:
-        """IsolationError where this host does not let it."""
-        await to_thread.run_sync(self._fork_servers[-1].wait_until_ready)
-
-    async def open(self) -> Sandbox:
-        """A new, empty sandbox."""
-        return await self._tasks.to_its_end(self._open())
-
-    async def close(self) -> None:
-        """Lets go of the fork server; sandboxes are closed before."""
-        await self._tasks.finish()
-        for fork_server in self._fork_servers:
-            await to_thread.run_sync(fork_server.release)
-
-    async def _open(self) -> Sandbox:
-        await self.start()
-        fork_server, limits = self._fork_servers[-1], self._policy.limits
-        return Sandbox(fork_server, await to_thread.run_sync(fork_server.make_tree, limits), limits, self._proxy)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()

@@ -144,6 +144,13 @@ class Command(Message):
     stdin: str
 
 
+@dataclass(frozen=True, slots=True)
+class WarmUp(Message):
+    """Touch what a cell needs, ahead of the first one; answered like a cell."""
+
+    execution: str
+
+
 def encode(message: Message) -> bytes:
     """One message as a payload."""
     texts: list[bytes] = []

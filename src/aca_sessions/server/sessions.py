@@ -16,7 +16,8 @@ from typing import Self, TypeVar
 from ..contract.records import ExecutionCall, ProblemError
 from ..hosting import Hosting
 from ..models import SessionInfo, State
-from ..sandbox.sandbox import Sandbox, Sandboxes
+from ..sandbox.sandbox import Sandbox
+from ..sandbox.sandboxes import Sandboxes
 from ..tasks import Tasks
 from .executions import Executions, RunningExecution
 

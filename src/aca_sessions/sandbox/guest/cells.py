@@ -7,7 +7,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from ..wire import Command
+from ..wire import Command, Finished, Run, Started, WarmUp
 from . import commands, streams
 from .link import Link, interrupts
 
@@ -44,11 +44,22 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     interrupts.listen()
     own_pid = os.getpid()
     for cell in link.cells():
-        finished = commands.run(cell, link.send) if isinstance(cell, Command) else shell.run(cell, link.send)
+        finished = _run(cell, link, shell)
         streams.flush()
         if os.getpid() != own_pid:
             os._exit(0)  # a fork that a cell made and let run to the cell's end
         link.send(finished)
+
+
+def _run(cell: Run | Command | WarmUp, link: Link, shell: "Shell") -> Finished:
+    match cell:
+        case Run():
+            return shell.run(cell, link.send)
+        case Command():
+            return commands.run(cell, link.send)
+    link.send(Started(cell.execution))
+    shell.warm_up()
+    return Finished(cell.execution, None, None, None, "", "", [])
 
 
 def _by_proxy(host: str, port: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..wire import Command, Frames, Message, Run, decode, frame
+from ..wire import Command, Frames, Message, Run, WarmUp, decode, frame
 
 _MAX_FROM_HOST = 1 << 30
 
@@ -34,12 +34,12 @@ class Link:
         self._connection.close()
         self._sending = threading.Lock()  # another thread of the parent may have held it
 
-    def cells(self) -> Iterator[Run | Command]:
+    def cells(self) -> Iterator[Run | Command | WarmUp]:
         """The cells to run, until the host closes the link."""
         frames = Frames(_MAX_FROM_HOST)
         while data := self._connection.recv(1 << 16):
             for payload in frames.feed(data):
-                cell: Run | Command = decode(payload, Run, Command)  # type: ignore[assignment]
+                cell: Run | Command | WarmUp = decode(payload, Run, Command, WarmUp)  # type: ignore[assignment]
                 yield cell
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from importlib.machinery import FileFinder
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,13 @@ _MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
 _MAX_TYPES = 50  # of one display
 _MAX_INTEGER_BITS = 4096
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
+
+
+_WARM_UP_AGAIN = ("1+1", "x = 1", "print(1)")
+_WARM_UP_OF = {
+    "pandas": "import pandas; pandas.DataFrame({'a': [1.5], 'b': ['x']})",
+    "matplotlib.pyplot": "import matplotlib.pyplot as p; p.plot([1, 2]); p.title('t'); p.show(); p.close('all')",
+}
 
 
 class _Hook(DisplayHook):
@@ -142,6 +149,16 @@ class Shell(InteractiveShell):
     def enable_gui(self, gui: str | None = None) -> None:
         """There is no window to draw in."""
 
+    def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
+        """Runs cells that leave nothing behind but loaded code and touched memory."""
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            for code in cells:
+                self.run(Run("", code), lambda _message: None)
+        streams.flush()
+        self.reset(new_session=True)
+        self.execution_count = 1
+        self.user_module.__spec__ = None  # multiprocessing's spawn asks for it
+
     def ask_exit(self) -> None:
         """`exit` and `quit` end the cell; the session is the host's to end."""
         raise SystemExit
@@ -167,14 +184,8 @@ def build_shell(preload: list[str]) -> Shell:
     shell.loop_runner = loop = _Loop()
     formatters = shell.display_formatter.formatters
     formatters["text/plain"] = _PlainText(parent=shell.display_formatter)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        for code in _WARM_UP:
-            shell.run(Run("", code), lambda _message: None)
-    streams.flush()
+    shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
     loop.forget()
-    shell.reset(new_session=True)
-    shell.execution_count = 1
-    shell.user_module.__spec__ = None  # multiprocessing's spawn asks for it
     sys.argv[:] = [""]
     sys.path.insert(0, "/mnt/data")
     sys.path.append("/mnt/data/.packages")  # what a session installed

@@ -1,0 +1,196 @@
+"""Opens sandboxes under one policy: from a fork server that serves at once, from one with the heavy libraries when that is ready, and a few
+ahead of time.
+"""
+
+import asyncio
+import logging
+import sys
+from collections import deque
+from dataclasses import replace
+from typing import Self
+
+from anyio import to_thread
+
+from ..errors import ACASessionsError
+from ..tasks import Tasks
+from . import environment
+from .forkserver import ForkServer
+from .policy import Policy
+from .proxy import Proxy
+from .sandbox import Sandbox
+
+_PATIENCE_FOR_HEAVY = 1.0  # who only runs a cell or two does not wait for it, nor pays for it
+_REFILL_AFTER = 0.1  # a first cell goes before the next spare
+_REFILL_PACE = 0.02
+_logger = logging.getLogger("aca_sessions")
+
+
+class Generation:
+    """A fork server and the sandboxes that came from it; one that is superseded ends with the last of them."""
+
+    def __init__(self, fork_server: ForkServer) -> None:
+        """Takes over one use of the fork server."""
+        self.fork_server = fork_server
+        self._sandboxes = 0
+        self._superseded = self._released = False
+        self._tasks = Tasks()
+
+    def adopt(self, sandbox: Sandbox) -> Sandbox:
+        """Counts a sandbox until it is closed."""
+        self._sandboxes += 1
+        sandbox.when_closed(self._lose_one)
+        return sandbox
+
+    def supersede(self) -> None:
+        """No further sandbox comes from it."""
+        self._superseded = True
+        self._release_if_done()
+
+    async def finish(self) -> None:
+        """Waits until the fork server was let go of."""
+        await self._tasks.finish()
+
+    def _lose_one(self) -> None:
+        self._sandboxes -= 1
+        self._release_if_done()
+
+    def _release_if_done(self) -> None:
+        if self._superseded and self._sandboxes == 0 and not self._released:
+            self._released = True
+            self._tasks.start(to_thread.run_sync(self.fork_server.release))
+
+
+class Sandboxes:
+    """Opens sandboxes on a fork server that lives."""
+
+    def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
+        """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
+        self._policy = policy
+        self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
+        self._generations: list[Generation] = []
+        self._spares: deque[Sandbox] = deque()
+        self._tasks = Tasks()
+        self._background = Tasks()
+        self._starting = Tasks()
+        self._coming: ForkServer | None = None
+        self._refilling = False
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the fork server in use lives; a dead one is replaced when the next sandbox is opened."""
+        return bool(self._generations) and self._generations[-1].fork_server.alive
+
+    def environment(self) -> tuple[str, list[tuple[str, str]]]:
+        """The guests' Python and the packages that they find. Blocking."""
+        return environment.installed(self._policy.python or sys.executable)
+
+    async def start(self) -> None:
+        """Begins to start the fork server, which goes on by itself."""
+        if self.alive:
+            return
+        self._begin(await to_thread.run_sync(ForkServer.shared, replace(self._policy, preload=self._policy.preload or ())))
+        if self._policy.preload is None:
+            self._background.start(self._begin_heavy())
+
+    async def wait_until_ready(self) -> None:
+        """IsolationError where this host does not let it."""
+        await to_thread.run_sync(self._generations[-1].fork_server.wait_until_ready)
+
+    async def open(self) -> Sandbox:
+        """A new, empty sandbox: a spare one, or one that is forked now."""
+        await self.start()
+        self._refill()
+        while self._spares:
+            sandbox = self._spares.popleft()
+            if sandbox.usable and sandbox.running is not None and sandbox.running.alive:
+                return sandbox
+            await self._tasks.to_its_end(sandbox.close())
+        return await self._tasks.to_its_end(self._fork())
+
+    async def close(self) -> None:
+        """Lets go of the fork servers; sandboxes are closed before."""
+        self._closed = True
+        await self._background.cancel()
+        await self._starting.finish()
+        if self._coming is not None:  # first of all: somebody may still wait for it to be ready
+            await to_thread.run_sync(self._coming.release)
+        await self._discard_spares()
+        await self._tasks.finish()
+        for generation in self._generations:
+            generation.supersede()
+            await generation.finish()
+
+    def _begin(self, fork_server: ForkServer) -> None:
+        """From here on sandboxes come from this fork server."""
+        for earlier in self._generations:
+            earlier.supersede()
+        self._generations.append(Generation(fork_server))
+
+    async def _begin_heavy(self) -> None:
+        """Sessions of its fork server find the usual libraries imported; until it is ready, others go on serving."""
+        await asyncio.sleep(_PATIENCE_FOR_HEAVY)
+        modules = await to_thread.run_sync(environment.worth_preloading, self._policy.python or sys.executable)
+        if not modules:
+            return
+        heavy = await self._starting.to_its_end(self._start_heavy(modules))
+        try:
+            await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready))
+        except ACASessionsError as error:
+            _logger.warning("sessions start without preloaded libraries: %s", type(error).__name__)
+            return
+        self._coming = None
+        self._begin(heavy)
+        await self._discard_spares()
+
+    async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
+        self._coming = await to_thread.run_sync(ForkServer.shared, replace(self._policy, preload=modules))
+        return self._coming
+
+    async def _fork(self) -> Sandbox:
+        generation, limits = self._generations[-1], self._policy.limits
+        tree = await to_thread.run_sync(generation.fork_server.make_tree, limits)
+        return generation.adopt(Sandbox(generation.fork_server, tree, limits, self._proxy))
+
+    def _refill(self) -> None:
+        if self._policy.spares and not self._refilling and not self._closed:
+            self._refilling = True
+            self._background.start(self._make_spares())
+
+    async def _make_spares(self) -> None:
+        try:
+            await asyncio.sleep(_REFILL_AFTER)
+            while len(self._spares) < self._policy.spares and self.alive:
+                generation = self._generations[-1]
+                spare = await self._tasks.to_its_end(self._warm_one())
+                if generation is self._generations[-1]:
+                    self._spares.append(spare)
+                else:
+                    await spare.close()
+                await asyncio.sleep(_REFILL_PACE)
+        except ACASessionsError as error:
+            _logger.info("no session is kept ready: %s", type(error).__name__)
+        finally:
+            self._refilling = False
+
+    async def _warm_one(self) -> Sandbox:
+        sandbox = await self._fork()
+        try:
+            await sandbox.warm_up()
+        except BaseException:
+            await sandbox.close()
+            raise
+        if self._closed:
+            await sandbox.close()
+        return sandbox
+
+    async def _discard_spares(self) -> None:
+        while self._spares:
+            await self._spares.popleft().close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
