@@ -1,6 +1,7 @@
 """What the tests share. The product is its own fake: sessions are real, and the server is the emulator."""
 
 import gc
+import glob
 import os
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def nothing_left() -> Iterator[None]:
     assert _settled() == before
 
 
-def _settled() -> tuple[int, int, int]:
+def _settled() -> tuple[int, int, int, int]:
     """What is killed is gone a moment later."""
     earlier, now = None, _remains()
     while now != earlier:
@@ -87,10 +88,11 @@ def _settled() -> tuple[int, int, int]:
     return now
 
 
-def _remains() -> tuple[int, int, int]:
+def _remains() -> tuple[int, int, int, int]:
+    groups = sum(1 for top in glob.glob("/sys/fs/cgroup/**/aca-sessions-*", recursive=True) for _ in Path(top).glob("*/"))
     descriptors = len(os.listdir("/proc/self/fd"))
     mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
-    return len(descendants(os.getpid())), descriptors, mounts
+    return len(descendants(os.getpid())), descriptors, mounts, groups
 
 
 def descendants(pid: int) -> set[int]:

@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
@@ -15,11 +14,11 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError
 from .hosting import Hosting
-from .settings import LimitsSettings, Settings
+from .settings import LimitsSettings, Settings, TogetherSettings
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
-    from .sandbox.policy import Limits, Network, Policy
+    from .sandbox.policy import Limits, Network, Policy, Together
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -211,7 +210,7 @@ def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[
         "session_timeout": minutes * 60 if minutes else None,
         "acquire_timeout": options.AcquireTimeoutSeconds,
     }
-    return SessionPool(interpreter, on_event=on_event, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return SessionPool(interpreter, on_event=on_event, **_without_unset(given))
 
 
 def _timeouts(settings: Settings) -> dict[str, float]:
@@ -221,15 +220,29 @@ def _timeouts(settings: Settings) -> dict[str, float]:
         "request_timeout": options.RequestTimeoutSeconds,
         "patience": options.PatienceSeconds,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return _without_unset(given)
 
 
 def _policy(settings: Settings) -> "Policy":
     from .sandbox.policy import Policy
 
     options = settings.Sandbox
-    policy = Policy(limits=_limits(options.Limits), network=_network(options.Network), python=options.Python, preload=options.Preload)
-    return policy if options.Spares is None else replace(policy, spares=options.Spares)
+    given = {"python": options.Python, "preload": options.Preload, "spares": options.Spares}
+    return Policy(
+        limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
+    )
+
+
+def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
+    """What is unset in the settings has its default where it is used."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _together(options: TogetherSettings) -> "Together":
+    from .sandbox.policy import Together
+
+    given = {"memory_share": options.MemoryShare, "processes": options.Processes, "cpu_weight": options.CpuWeight}
+    return Together(**_without_unset(given))
 
 
 def _network(words: tuple[str, ...] | None) -> "Network":
@@ -252,10 +265,11 @@ def _limits(options: LimitsSettings) -> "Limits":
         "temporary": options.TemporaryMegabytes and options.TemporaryMegabytes * MB,
         "processes": options.Processes,
         "open_files": options.OpenFiles,
+        "cpu": options.Cpu,
         "cell_timeout": options.CellTimeoutSeconds,
         "output": options.OutputKilobytes and options.OutputKilobytes * KB,
     }
-    return replace(Limits(), **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    return Limits(**_without_unset(given))
 
 
 def _require_linux() -> None:

@@ -121,14 +121,24 @@ class LimitsSettings(_Section):
     TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
     Processes: Annotated[int, Field(ge=8, le=1 << 20)] | None = None
     OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] | None = None
+    Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] | None = None
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] | None = None
+
+
+class TogetherSettings(_Section):
+    """What all embedded sessions of this process may use together; see `sandbox/policy.py` for the defaults."""
+
+    MemoryShare: Annotated[float, Field(gt=0, le=1)] | None = None
+    Processes: Annotated[int, Field(ge=32, le=1 << 22)] | None = None
+    CpuWeight: Annotated[float, Field(gt=0, le=100)] | None = None
 
 
 class SandboxSettings(_Section):
     """The embedded sandbox."""
 
     Limits: LimitsSettings = LimitsSettings()
+    Together: TogetherSettings = TogetherSettings()
     Network: Words | None = None  # none, host, or the domains that are allowed
     Preload: Words | None = None  # an empty list preloads nothing
     Spares: Annotated[int, Field(ge=0, le=1000)] | None = None

@@ -17,8 +17,11 @@ from typing import ClassVar
 
 from ..errors import GuestDiedError, IsolationError
 from . import environment, wire
-from .policy import Limits, Policy
+from .cgroup import Groups
+from .memory import Memory
+from .policy import Limits, Policy, Together
 from .remedy import remedy_for
+from .watchdog import Watchdog
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read what the zygote was started with: nothing of the host's environment is in it.
@@ -58,7 +61,7 @@ class Spawned:
 class ForkServer:
     """The zygote as the host sees it."""
 
-    _shared: ClassVar[dict[tuple[int, str, tuple[str, ...], str], "ForkServer"]] = {}
+    _shared: ClassVar[dict[tuple[int, str, tuple[str, ...], str, Together], "ForkServer"]] = {}
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
@@ -71,9 +74,11 @@ class ForkServer:
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         self._network = policy.network.kind
+        self._together = policy.together
+        self.groups = Groups.shared(policy.together)
         python = policy.python or sys.executable
         roots = environment.visible_roots(python) | (environment.NAME_LOOKUP if self._network == "host" else {})
-        plan = wire.Plan(roots, self._first_uid, self._uid_count, list(policy.preload or ()))
+        plan = wire.Plan(roots, self._first_uid, self._uid_count, list(policy.preload or ()), policy.together.processes)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = _start(python, theirs)
         self._control.settimeout(_BOOT_SECONDS)
@@ -82,7 +87,7 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        key = (os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind)
+        key = (os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind, policy.together)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
@@ -110,6 +115,15 @@ class ForkServer:
         with self._lock:
             self._finish_boot()
 
+    def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
+        """What a session has whatever becomes of its interpreter: its tree, and who counts its memory."""
+        tree = self.make_tree(limits)
+        try:
+            return tree, self.groups.make(limits) if self.groups is not None else Watchdog(limits, self._together)
+        except OSError as error:
+            self.drop_tree(tree)
+            raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
+
     def make_tree(self, limits: Limits) -> Tree:
         """A new, empty, size-limited /mnt/data."""
         number = next(self._numbers)
@@ -126,7 +140,16 @@ class ForkServer:
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
         """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""
-        request = wire.Spawn(tree.number, limits.memory, limits.processes, limits.open_files, limits.disk, limits.temporary, self._network)
+        request = wire.Spawn(
+            tree=tree.number,
+            address_space=limits.memory,
+            processes=limits.processes,
+            open_files=limits.open_files,
+            file_size=limits.disk,
+            temporary=limits.temporary,
+            network=self._network,
+            memory_is_counted=self.groups is not None,
+        )
         with contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
             report, report_end = os.pipe()
@@ -200,6 +223,8 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self.groups is not None:
+            self.groups.release()
 
 
 def refusal(refused: wire.Refused) -> IsolationError:

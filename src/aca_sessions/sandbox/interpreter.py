@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-from ..errors import GuestDiedError
+from ..errors import GuestDiedError, IsolationError
 from ..models import CodeExecutionResult, State
 from . import wire
 from .cell import Cell, changes_of, check, error_of
 from .forkserver import Spawned, refusal
+from .memory import Memory
 from .output import Output
 from .policy import INTERRUPT_GRACE, Limits
 from .proxy import Proxy, Serving
+from .remedy import remedy_for
 
 _REPORT_BYTES = 8
 _MET_DESCRIPTORS = 3
@@ -32,12 +34,13 @@ _THROTTLED_SECONDS = 0.02
 class Interpreter:
     """Serves one cell at a time; once it is dead, it stays dead."""
 
-    def __init__(self, spawned: Spawned, limits: Limits, proxy: Proxy | None) -> None:
+    def __init__(self, spawned: Spawned, limits: Limits, *, memory: Memory, proxy: Proxy | None) -> None:
         """Takes over the ends of a spawned session; `start` makes it usable."""
         self._link = spawned.link
         self._report = spawned.report
         self._init = spawned.init
         self._limits = limits
+        self._memory = memory
         self._proxy = proxy
         self._serving: Serving | None = None
         self._pid: int | None = None
@@ -52,9 +55,9 @@ class Interpreter:
         self._closed = False
 
     @classmethod
-    async def start(cls, spawned: Spawned, limits: Limits, proxy: Proxy | None = None) -> Self:
-        """The interpreter, confined and waiting for cells; what leaves it does so by the proxy, if there is one."""
-        interpreter = cls(spawned, limits, proxy)
+    async def start(cls, spawned: Spawned, limits: Limits, *, memory: Memory, proxy: Proxy | None) -> Self:
+        """The interpreter, confined and waiting for cells; its memory is counted, and what leaves it does so by the proxy, if any."""
+        interpreter = cls(spawned, limits, memory=memory, proxy=proxy)
         try:
             async with asyncio.timeout(_START_SECONDS):
                 await interpreter._meet()
@@ -103,6 +106,7 @@ class Interpreter:
         started = time.perf_counter()
         cell = self._cell = Cell(message.execution)
         sending = asyncio.ensure_future(self._send(message))
+        self._memory.cell_runs(True)
         try:
             await _first_of(cell.finished, self._death, within=timeout)
             if not cell.finished.done() and self.alive:
@@ -111,6 +115,7 @@ class Interpreter:
             await _first_of(cell.finished, self._death)
         finally:
             sending.cancel()
+            self._memory.cell_runs(False)
             self._cell = None
         for output in self._outputs:
             output.drain()
@@ -133,10 +138,19 @@ class Interpreter:
         if self._readers:
             await _first_of(self._death, within=_REPORT_SECONDS)
         self._bury(State("lost", "killed"))
+        if not self._closed:
+            await self._last_one_gone()
+        await self._memory.end()
         if self._serving is not None:
             await self._serving.close()
         async with self._busy:  # a cell that ran still makes its result of what was written
             self._let_go()
+
+    async def _last_one_gone(self) -> None:
+        """The first process of a pid namespace outlives all others: when its pidfd is readable, there is none left."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REPORT_SECONDS):
+                await _readable(self._init)
 
     def _let_go(self) -> None:
         self._closed = True
@@ -151,7 +165,7 @@ class Interpreter:
     async def _meet(self) -> None:
         """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
         self._link.setblocking(False)
-        await _readable(self._link)
+        await _readable(self._link.fileno())
         data, descriptors, _, _ = socket.recv_fds(self._link, 1 << 16, 8)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
@@ -168,8 +182,15 @@ class Interpreter:
         self._pid, stdout, stderr, *listeners = descriptors
         if self._proxy is not None:
             self._serving = await self._proxy.serve(socket.socket(fileno=listeners[0]))
+        await self._count_memory()
         self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
         self._listen()
+
+    async def _count_memory(self) -> None:
+        try:
+            await self._memory.begin(host_pid(self._init), host_pid(self.pidfd), lambda: self._kill("memory"))
+        except OSError as error:
+            raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
 
     def _listen(self) -> None:
         self._watch(self._link.fileno(), self._on_frames)
@@ -239,7 +260,10 @@ class Interpreter:
     def _on_report(self) -> None:
         report = os.read(self._report, _REPORT_BYTES)
         status = int.from_bytes(report[4:], "little") if len(report) == _REPORT_BYTES else None
-        self._bury(State("lost", self._killed_for or _reason(status)))
+        reason = _reason(status)
+        if reason == "killed" and self._memory.was_exceeded():
+            reason = "memory"
+        self._bury(State("lost", self._killed_for or reason))
 
     def _bury(self, state: State) -> None:
         """It is dead: nothing more is read, and whatever of the session still lives is killed."""
@@ -292,15 +316,21 @@ def _reason(status: int | None) -> str:
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
 
 
+def host_pid(pidfd: int) -> int:
+    """The number that this host knows a process by; its own namespace has another."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
+
+
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
     await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _readable(link: socket.socket) -> None:
+async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(link.fileno(), lambda: None if ready.done() else ready.set_result(None))
+    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
     try:
         await ready
     finally:
-        loop.remove_reader(link.fileno())
+        loop.remove_reader(descriptor)

@@ -16,14 +16,24 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """What one session may use, in bytes, counts and seconds."""
 
-    memory: int = 2 * GB  # address space of each process, above what a fork comes with
+    memory: int = 2 * GB  # of all its processes; what one cannot have is a MemoryError in it, what all cannot have ends them
     disk: int = 256 * MB  # /mnt/data, which is kept in memory; also the largest file
     files: int = 16_384  # inodes in /mnt/data
     temporary: int = 64 * MB  # /tmp and /dev/shm, each
     processes: int = 128  # processes and threads
     open_files: int = 1024  # descriptors of each process
+    cpu: float | None = None  # processors' worth of time; None is all there are, shared fairly. Needs control groups
     cell_timeout: float = 100.0  # Azure's own default; at most 220, as there
     output: int = MB  # of each stream: its head and its tail are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What all sessions of this process may use together, so that the host stays usable."""
+
+    memory_share: float = 0.75  # of the machine's memory
+    processes: int = 16_384  # half of what Linux has by default
+    cpu_weight: float = 0.5  # of the processors' time where others want it as well: theirs is 1. Needs control groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Policy:
     """Limits and network of a session, and the Python that it runs."""
 
     limits: Limits = field(default_factory=Limits)
+    together: Together = field(default_factory=Together)
     network: Network = field(default_factory=Network)
     python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own
     # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.

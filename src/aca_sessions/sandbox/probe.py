@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
-from .interpreter import Interpreter
+from .interpreter import Interpreter, host_pid
 from .policy import Network, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
@@ -133,6 +133,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
             refused,
             f"{limits.memory >> 20} MB a process: a megabyte more ended with {over.error.name if over.error else 'success'}",
         ),
+        Finding("memory of a session", True, f"{sandbox.memory.how}: its processes and its files together"),
         Finding(
             "processes", processes.isdecimal() and int(processes) <= limits.processes, f"{processes}, in the session's own user namespace"
         ),
@@ -142,5 +143,4 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 def _process(pidfd: int) -> Path:
     """The /proc folder of a process that lives in a pid namespace below ours."""
-    lines = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
-    return Path("/proc", next(line.split()[1] for line in lines if line.startswith("Pid:")))
+    return Path("/proc", str(host_pid(pidfd)))

@@ -11,6 +11,7 @@ from ..tasks import Tasks
 from .files import Files
 from .forkserver import ForkServer, Tree
 from .interpreter import Interpreter
+from .memory import Memory
 from .policy import Limits
 from .proxy import Proxy
 
@@ -18,11 +19,12 @@ from .proxy import Proxy
 class Sandbox:
     """One session's isolated place, with an interpreter in it whenever one is asked for."""
 
-    def __init__(self, fork_server: ForkServer, tree: Tree, limits: Limits, proxy: Proxy | None) -> None:
+    def __init__(self, fork_server: ForkServer, tree: Tree, limits: Limits, *, memory: Memory, proxy: Proxy | None) -> None:
         """Takes over a tree; `Sandboxes.open` makes one."""
         self._fork_server = fork_server
         self._tree = tree
         self._limits = limits
+        self.memory = memory
         self._proxy = proxy
         self._interpreter: Interpreter | None = None
         self._loss: State | None = None
@@ -80,7 +82,7 @@ class Sandbox:
                 await self._end_interpreter()
             if self._interpreter is None:
                 spawned = await to_thread.run_sync(self._fork_server.spawn, self._tree, self._limits)
-                self._interpreter = await Interpreter.start(spawned, self._limits, self._proxy)
+                self._interpreter = await Interpreter.start(spawned, self._limits, memory=self.memory, proxy=self._proxy)
             return self._interpreter
 
     async def _reset(self) -> None:
@@ -94,6 +96,7 @@ class Sandbox:
             try:
                 await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
             finally:
+                self.memory.remove()
                 self._on_close()
 
     async def _end_interpreter(self) -> None:

@@ -149,8 +149,8 @@ class Sandboxes:
 
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self._policy.limits
-        tree = await to_thread.run_sync(generation.fork_server.make_tree, limits)
-        return generation.adopt(Sandbox(generation.fork_server, tree, limits, self._proxy))
+        tree, memory = await to_thread.run_sync(generation.fork_server.make_place, limits)
+        return generation.adopt(Sandbox(generation.fork_server, tree, limits, memory=memory, proxy=self._proxy))
 
     def _refill(self) -> None:
         if self._policy.spares and not self._refilling and not self._closed:

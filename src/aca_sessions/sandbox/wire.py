@@ -40,6 +40,7 @@ class Plan(Message):
     first_uid: int
     uid_count: int
     preload: list[str]
+    processes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Spawn(Message):
     file_size: int
     temporary: int
     network: str
+    memory_is_counted: bool
 
 
 @dataclass(frozen=True, slots=True)

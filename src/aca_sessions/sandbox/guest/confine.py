@@ -56,11 +56,11 @@ def limit(spawn: Spawn) -> None:
         resource.setrlimit(name, (bound, bound))
 
 
-def give_up_power() -> None:
+def give_up_power(*, memory_is_counted: bool = False) -> None:
     """No capability, no new privilege, and only the system calls of the allow list: for good."""
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
-    syscalls.install_filter(seccomp.program(memory_is_counted=False))
+    syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted))
 
 
 def lock_down(spawn: Spawn) -> int:
@@ -72,7 +72,7 @@ def lock_down(spawn: Spawn) -> int:
     with part("Landlock"):
         version = landlock.restrict()
     with part("capabilities and seccomp"):
-        give_up_power()
+        give_up_power(memory_is_counted=spawn.memory_is_counted)
     return version
 
 

@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -150,9 +151,17 @@ def _distinct_uids() -> bool:
 def _settle(plan: Plan, code: str) -> int:
     """Leaves the host's world; only the zygote itself, first process of a new pid namespace, comes back from here."""
     os.umask(0o022)
+    _limit_all_sessions(plan.processes)
     base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
     with part("root folder"):
         return root.enter(base)
+
+
+def _limit_all_sessions(processes: int) -> None:
+    """The user namespace that is made next takes this as the most that all in it, and in those below it, may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def _as_root(plan: Plan, code: str) -> str:

@@ -1,0 +1,285 @@
+"""Control groups, where this process may make them: one for all sessions, one below it for each. Version 2 where it is delegated, version 1
+as root.
+
+A group counts what limits on single processes cannot: the memory of all of a session's processes, its files and its sockets' buffers.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from anyio import to_thread
+
+from .policy import Limits, Together
+
+_logger = logging.getLogger("aca_sessions")
+_CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
+_PERIOD = 100_000  # microseconds over which a share of the processors is given out
+# Waits for the host's end, whatever ends it, and removes what the kernel would keep: emptied groups. A shell is small and starts at once.
+_JANITOR = (
+    "read _; n=0; while [ $n -lt 25 ]; do left=; "
+    'for top in "$@"; do rmdir "$top"/* "$top" 2>/dev/null; [ -d "$top" ] && left=1; done; '
+    '[ -z "$left" ] && exit; n=$((n+1)); sleep 0.1; done'
+)
+
+
+class Version(Protocol):
+    """How one version of control groups is laid out and written to."""
+
+    name: str
+
+    def tops(self, name: str) -> list[Path]: ...  # noqa: D102
+    def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
+    def kills(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLimits:
+    """What a group may use; None leaves it unlimited."""
+
+    memory: int | None = None
+    processes: int | None = None
+    cpu: float | None = None
+    weight: float | None = None  # of its processors' time, where 1 is everybody else's
+
+
+class VersionOne:
+    """A hierarchy for each controller; only root may make groups in them."""
+
+    name = "cgroup v1"
+
+    def __init__(self, parents: dict[str, Path]) -> None:
+        """Makes its groups below the given one of each controller."""
+        self._controllers = list(parents)
+        self._parents = parents
+
+    @classmethod
+    def find(cls) -> "VersionOne | None":
+        """Where memory and processes can be limited."""
+        mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
+        own = dict(_own_groups())
+        parents = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
+        usable = {"memory", "pids"} <= parents.keys() and all(os.access(path, os.W_OK) for path in parents.values())
+        return cls(parents) if usable else None
+
+    def tops(self, name: str) -> list[Path]:
+        """The folder of a group in each hierarchy."""
+        return [parent / name for parent in self._parents.values()]
+
+    def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
+        """Writes limits down; swap counts as memory, where it is counted at all."""
+        folder = dict(zip(self._controllers, folders, strict=True))
+        if limits.memory is not None:
+            _write(folder["memory"] / "memory.limit_in_bytes", limits.memory)
+            with contextlib.suppress(OSError):
+                _write(folder["memory"] / "memory.memsw.limit_in_bytes", limits.memory)
+        if limits.processes is not None:
+            _write(folder["pids"] / "pids.max", limits.processes)
+        if "cpu" in folder and limits.cpu is not None:
+            _write(folder["cpu"] / "cpu.cfs_period_us", _PERIOD)
+            _write(folder["cpu"] / "cpu.cfs_quota_us", int(limits.cpu * _PERIOD))
+        if "cpu" in folder and limits.weight is not None:
+            _write(folder["cpu"] / "cpu.shares", int(limits.weight * 1024))
+
+    def kills(self, folders: Sequence[Path]) -> int:
+        """How many processes the group's own limit has cost."""
+        return _count(folders[self._controllers.index("memory")] / "memory.oom_control", "oom_kill")
+
+
+class VersionTwo:
+    """One hierarchy. A group with processes of its own cannot have children that are limited: ours lie below an ancestor that has none."""
+
+    name = "cgroup v2"
+
+    def __init__(self, parent: Path) -> None:
+        """Makes its groups below the given one."""
+        self._parent = parent
+
+    @classmethod
+    def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
+        """The nearest ancestor that is ours to divide, and hands the controllers down."""
+        mounts = [Path(mount[1]) for mount in _mounts("cgroup2")]
+        own = dict(_own_groups()).get("")
+        if not mounts or own is None:
+            return None
+        group = mounts[0] / own.lstrip("/")
+        while group != mounts[0].parent:
+            handed_down = _read(group / "cgroup.subtree_control").split()
+            if controllers <= set(handed_down) and all(os.access(group / name, os.W_OK) for name in ("", "cgroup.procs")):
+                return cls(group)
+            group = group.parent
+        return None
+
+    def tops(self, name: str) -> list[Path]:
+        """The one folder of a group."""
+        return [self._parent / name]
+
+    def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
+        """Writes limits down; a session that is over its memory ends as a whole."""
+        (folder,) = folders
+        if limits.memory is not None:
+            _write(folder / "memory.max", limits.memory)
+            for name, value in (("memory.swap.max", 0), ("memory.oom.group", 1)):
+                with contextlib.suppress(OSError):
+                    _write(folder / name, value)
+        if limits.processes is not None:
+            _write(folder / "pids.max", limits.processes)
+        with contextlib.suppress(OSError):  # processors may not be handed down
+            if limits.cpu is not None:
+                _write(folder / "cpu.max", f"{int(limits.cpu * _PERIOD)} {_PERIOD}")
+            if limits.weight is not None:
+                _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
+
+    def kills(self, folders: Sequence[Path]) -> int:
+        """How many processes the group's own limit has cost."""
+        return _count(folders[0] / "memory.events", "oom_kill")
+
+
+class Group:
+    """One session's group."""
+
+    def __init__(self, version: Version, folders: Sequence[Path], memory: int) -> None:
+        """Takes over folders that were made and limited."""
+        self.how = f"{memory >> 20} MB, counted by {version.name}"
+        self._version = version
+        self._folders = folders
+        self._kills = 0
+
+    async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None:
+        """Takes in a session's processes before any code of its user's has run, and with them all that they will fork."""
+        del kill  # the kernel does that
+        self._kills = self._version.kills(self._folders)
+        await to_thread.run_sync(self._add, init, interpreter)
+
+    def cell_runs(self, running: bool) -> None:
+        """It counts at all times."""
+
+    def was_exceeded(self) -> bool:
+        """Whether one of the processes was killed for the group's memory."""
+        return self._version.kills(self._folders) > self._kills
+
+    async def end(self) -> None:
+        """The processes have ended."""
+
+    def remove(self) -> None:
+        """Lets go of it. One with a process that is still being reaped is left to the end of all."""
+        for folder in self._folders:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _add(self, *pids: int) -> None:
+        for folder in self._folders:
+            for pid in pids:
+                _write(folder / "cgroup.procs", pid)
+
+
+class Groups:
+    """The group of all sessions of this process."""
+
+    _shared: ClassVar[dict[tuple[int, Together], "Groups"]] = {}
+    _sharing = threading.Lock()
+
+    def __init__(self, version: Version, together: Together) -> None:
+        """Makes the group, and has it removed whatever ends this process."""
+        self.version = version
+        self._users = 0
+        self._numbers = itertools.count(1)
+        self._tops = version.tops(f"aca-sessions-{secrets.token_hex(8)}")
+        self._janitor: subprocess.Popen[bytes] | None = None
+        for top in self._tops:
+            top.mkdir()
+        if isinstance(version, VersionTwo):
+            _write(self._tops[0] / "cgroup.subtree_control", "+memory +pids")
+        memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
+        version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
+        arguments = ["/bin/sh", "-c", _JANITOR, "aca-sessions-janitor", *map(str, self._tops)]
+        self._janitor = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={}, cwd="/", start_new_session=True
+        )
+
+    @classmethod
+    def shared(cls, together: Together) -> "Groups | None":
+        """This process's group; None where it may make none. `release` it once for each call."""
+        key = (os.getpid(), together)
+        with cls._sharing:
+            groups = cls._shared.get(key)
+            if groups is None:
+                groups = cls._make(together)
+                if groups is None:
+                    return None
+                cls._shared[key] = groups
+            groups._users += 1
+            return groups
+
+    @classmethod
+    def _make(cls, together: Together) -> "Groups | None":
+        version = VersionTwo.find() or VersionOne.find()
+        if version is None:
+            return None
+        try:
+            return cls(version, together)
+        except OSError as error:
+            _logger.info("control groups cannot be used here: %s", error.strerror)
+            return None
+
+    def make(self, limits: Limits) -> Group:
+        """A session's group, for all of its memory: that of its processes and that of its files."""
+        name = str(next(self._numbers))
+        folders = [top / name for top in self._tops]
+        for folder in folders:
+            folder.mkdir()
+        memory = limits.memory + limits.disk + 2 * limits.temporary
+        self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
+        return Group(self.version, folders, memory)
+
+    def release(self) -> None:
+        """Removes the group when the last user lets go."""
+        with self._sharing:
+            self._users -= 1
+            if self._users:
+                return
+            for key in [key for key, groups in self._shared.items() if groups is self]:
+                del self._shared[key]
+        if self._janitor is not None and self._janitor.stdin is not None:
+            self._janitor.stdin.close()  # it does the same, and has the time to try again
+            self._janitor.wait()
+
+
+def _mounts(kind: str) -> list[list[str]]:
+    with open("/proc/self/mounts") as lines:
+        return [fields for line in lines if (fields := line.split())[2] == kind]
+
+
+def _own_groups() -> list[tuple[str, str]]:
+    """Controller and path of each group that this process is in; version 2 has no controller's name."""
+    with open("/proc/self/cgroup") as lines:
+        rows = [line.rstrip("\n").split(":", 2) for line in lines]
+    return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _write(path: Path, value: object) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, str(value).encode())
+    finally:
+        os.close(descriptor)
+
+
+def _count(path: Path, name: str) -> int:
+    found = [line.split()[1] for line in _read(path).splitlines() if line.startswith(f"{name} ")]
+    return int(found[0]) if found else 0

@@ -1,0 +1,16 @@
+"""Who counts the memory of all processes of a session: a control group (`cgroup.py`), or somebody who looks (`watchdog.py`)."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Memory(Protocol):
+    """One session's, whatever becomes of its interpreters."""
+
+    @property
+    def how(self) -> str: ...  # noqa: D102
+    async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None: ...  # noqa: D102
+    def cell_runs(self, running: bool) -> None: ...  # noqa: D102
+    def was_exceeded(self) -> bool: ...  # noqa: D102
+    async def end(self) -> None: ...  # noqa: D102
+    def remove(self) -> None: ...  # noqa: D102

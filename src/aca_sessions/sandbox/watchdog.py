@@ -1,0 +1,111 @@
+"""Where no control group counts a session's memory, this looks at it: often while a cell runs, now and then while none does.
+
+What a process shares with the fork server is nobody's; what processes of one session share is counted once.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Callable
+
+from anyio import to_thread
+
+from ..tasks import Tasks
+from .policy import Limits, Together
+
+_WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
+_KB = 1024
+_SUMMED = {
+    "status": re.compile(r"^(?:RssAnon|RssShmem):\s+(\d+) kB", re.MULTILINE),
+    "smaps_rollup": re.compile(r"^(?:Pss_Anon|Pss_Shmem):\s+(\d+) kB", re.MULTILINE),
+}
+_used: "dict[Watchdog, int]" = {}
+
+
+class Watchdog:
+    """Ends a session that is over its memory, or is the largest of all that are over theirs together."""
+
+    def __init__(self, limits: Limits, together: Together) -> None:
+        """Looks at nothing yet."""
+        self.how = f"{limits.memory >> 20} MB, looked at every {_WHILE_BUSY:g} s while a cell runs"
+        self._limit = limits.memory
+        self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
+        self._tasks = Tasks()
+        self._busy = asyncio.Event()
+        self._shared = 0
+
+    async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None:
+        """Watches a session's processes; `kill` ends them for their memory."""
+        del interpreter  # it is a child of the init
+        self._shared = await to_thread.run_sync(_at_most, init)
+        self._tasks.start(self._watch(init, kill))
+
+    def cell_runs(self, running: bool) -> None:
+        """From now on, or no more."""
+        (self._busy.set if running else self._busy.clear)()
+
+    def was_exceeded(self) -> bool:
+        """It says so itself when it kills."""
+        return False
+
+    async def end(self) -> None:
+        """The processes have ended."""
+        await self._tasks.cancel()
+
+    def remove(self) -> None:
+        """Leaves nothing behind anyway."""
+
+    async def _watch(self, init: int, kill: Callable[[], None]) -> None:
+        try:
+            while not await to_thread.run_sync(self._is_over, init):
+                await self._pause()
+            kill()
+        finally:
+            _used.pop(self, None)
+
+    async def _pause(self) -> None:
+        if self._busy.is_set():
+            await asyncio.sleep(_WHILE_BUSY)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_WHILE_IDLE):
+                await self._busy.wait()
+
+    def _is_over(self, init: int) -> bool:
+        """A first look is cheap, and counts shared memory again and again; only if that is too much, the second is exact."""
+        used = _at_most(init) - self._shared
+        if used > self._limit:
+            used = _sum(init, "smaps_rollup")
+        _used[self] = used
+        everyones = [*_used.values()]
+        return used > self._limit or (sum(everyones) > self._share and used == max(everyones))
+
+
+def _at_most(init: int) -> int:
+    return _sum(init, "status")
+
+
+def _sum(init: int, file: str) -> int:
+    return sum(_kilobytes(pid, file) for pid in _family(init)) * _KB
+
+
+def _family(init: int) -> list[int]:
+    """A session's first process and all that descends from it: orphans become its children."""
+    found, pending = [], [init]
+    while pending:
+        pid = pending.pop()
+        found.append(pid)
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as children:
+                    pending += map(int, children.read().split())
+    return found
+
+
+def _kilobytes(pid: int, file: str) -> int:
+    try:
+        with open(f"/proc/{pid}/{file}") as text:
+            return sum(map(int, _SUMMED[file].findall(text.read())))
+    except OSError:
+        return 0
