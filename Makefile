@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench soak clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,9 @@ bench: $(INSTALLED)
 	$(RUN) benchmarks/basics.py
 	$(RUN) benchmarks/model_view.py
 	$(RUN) benchmarks/served.py
+
+soak: $(INSTALLED)
+	$(RUN) benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
     from .models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionHealth, SessionInfo, Variable
-    from .sandbox.policy import Limits, Network, Policy
+    from .sandbox.policy import Limits, Mount, Network, Policy
     from .settings import Settings
     from .surfaces.python_tool import PythonTool
     from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin
@@ -39,6 +39,7 @@ _HOMES = {
     "CodeInterpreter": "client.interpreter",
     "FileUploadRequest": "models",
     "Limits": "sandbox.policy",
+    "Mount": "sandbox.policy",
     "Network": "sandbox.policy",
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
@@ -65,6 +66,7 @@ __all__ = [
     "CodeInterpreter",
     "FileUploadRequest",
     "Limits",
+    "Mount",
     "Network",
     "Policy",
     "PythonCodeInterpreterPlugin",

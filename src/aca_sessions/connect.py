@@ -224,10 +224,11 @@ def _timeouts(settings: Settings) -> dict[str, float]:
 
 
 def _policy(settings: Settings) -> "Policy":
-    from .sandbox.policy import Policy
+    from .sandbox.policy import Mount, Policy
 
     options = settings.Sandbox
-    given = {"python": options.Python, "preload": options.Preload, "spares": options.Spares}
+    mounts = tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts)
+    given = {"mounts": mounts, "python": options.Python, "preload": options.Preload, "spares": options.Spares}
     return Policy(
         limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
     )

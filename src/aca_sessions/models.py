@@ -49,6 +49,14 @@ class FileChange:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningProcess:
+    """A process that goes on after the cell, until it ends or the session is reset; its number is the session's own."""
+
+    pid: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class CodeError:
     """The exception that ended a cell."""
 
@@ -71,6 +79,7 @@ class CodeExecutionResult:
     text: str | None = None
     displays: tuple[Display, ...] = ()
     files: tuple[FileChange, ...] = ()
+    processes: tuple[RunningProcess, ...] = ()
     error: CodeError | None = None
     state: State = State()
     duration: float = 0.0

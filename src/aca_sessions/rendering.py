@@ -66,6 +66,9 @@ def _notes(result: CodeExecutionResult) -> list[str]:
     notes = []
     if result.files:
         notes.append(f"[files] {_listed([_file(file) for file in result.files])}")
+    if result.processes:
+        running = _listed([f"{process.name} ({process.pid})" for process in result.processes])
+        notes.append(f"[processes] {len(result.processes)} still running: {running}")
     if images := [display for display in result.displays if display.png is not None]:
         described = [" ".join(str(display.data.get("text/plain", "")).split()) for display in images]
         count = f"{len(images)} image{'s' if len(images) > 1 else ''} shown to the user"

@@ -134,12 +134,21 @@ class TogetherSettings(_Section):
     CpuWeight: Annotated[float, Field(gt=0, le=100)] | None = None
 
 
+class MountSettings(_Section):
+    """A folder of this host that every embedded session sees."""
+
+    Host: str
+    Guest: str
+    Shared: Literal["read-only", "writable"] = "read-only"
+
+
 class SandboxSettings(_Section):
     """The embedded sandbox."""
 
     Limits: LimitsSettings = LimitsSettings()
     Together: TogetherSettings = TogetherSettings()
     Network: Words | None = None  # none, host, or the domains that are allowed
+    Mounts: tuple[MountSettings, ...] = ()
     Preload: Words | None = None  # an empty list preloads nothing
     Spares: Annotated[int, Field(ge=0, le=1000)] | None = None
     Python: str | None = None

@@ -427,3 +427,19 @@ async def test_small_files_in_shared_memory_are_limited(session: Session) -> Non
 async def test_terminals_are_limited(session: Session) -> None:
     result = await session.run("import os\nheld = [os.openpty() for _ in range(100)]")
     assert result.error.name == "OSError"
+
+
+async def test_processes_that_a_cell_left_are_named_and_end_with_reset(session: Session) -> None:
+    started = await session.run("import subprocess; left = [subprocess.Popen(['sleep', '60']), subprocess.Popen(['sleep', '61'])]; 1")
+    assert [process.name for process in started.processes] == ["sleep", "sleep"]
+    assert "[processes] 2 still running: sleep (" in str(started)
+    pid = started.processes[0].pid
+    later = await session.run(f"import os; os.kill({pid}, 9); left[0].wait()")
+    assert [process.pid for process in later.processes] == [started.processes[1].pid]
+    await session.reset()
+    assert (await session.run("1")).processes == ()
+
+
+async def test_a_process_that_is_dead_and_not_collected_is_not_named(session: Session) -> None:
+    result = await session.run("import subprocess, time; p = subprocess.Popen(['true']); time.sleep(0.2); 1")
+    assert result.processes == ()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from ..models import CodeError, CodeExecutionResult, Display, FileChange, Scalar, State, StateKind
+from ..models import CodeError, CodeExecutionResult, Display, FileChange, RunningProcess, Scalar, State, StateKind
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
@@ -26,6 +26,7 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
         "value": _encode_scalar(result.value),
         "text": result.text,
         "files": [{"path": file.path, "kind": file.kind, "size": file.size} for file in result.files],
+        "processes": [{"pid": process.pid, "name": process.name} for process in result.processes],
         "displays": [dict(display.data) for display in result.displays],
         "error": _encode_error(result.error),
         "state": {"kind": result.state.kind, "reason": result.state.reason},
@@ -43,6 +44,7 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
         text=cast(str | None, body.get("text")),
         displays=tuple(Display(data) for data in cast(list[dict[str, object]], body.get("displays", []))),
         files=tuple(FileChange(**file) for file in cast(list[dict[str, Any]], body.get("files", []))),
+        processes=tuple(RunningProcess(**process) for process in cast(list[dict[str, Any]], body.get("processes", []))),
         error=CodeError(**cast(dict[str, str], error)) if error else None,
         state=State(cast(StateKind, state["kind"]), cast(str | None, state.get("reason"))),
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ..models import CodeError, Display, FileChange, State
+from ..models import CodeError, Display, FileChange, RunningProcess, State
 from . import wire
 
 _MAX_DISPLAYS = 1000
@@ -51,6 +51,7 @@ def check(finished: wire.Finished) -> None:
     if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
         raise wire.WireError("a text over the size limit")
     changes_of(finished)
+    processes_of(finished)
 
 
 def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
@@ -63,3 +64,15 @@ def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
             case _:
                 raise wire.WireError("a file change of another shape")
     return tuple(changes)
+
+
+def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
+    """What goes on after the cell."""
+    found = []
+    for told in finished.processes:
+        match told.split(" ", 1):
+            case [pid, name] if pid.isdecimal() and len(pid) < _MAX_DIGITS:
+                found.append(RunningProcess(int(pid), name))
+            case _:
+                raise wire.WireError("a process of another shape")
+    return tuple(found)

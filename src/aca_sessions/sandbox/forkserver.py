@@ -1,7 +1,7 @@
 """Starts the zygote and asks it for trees and interpreters. Blocking, and safe to call from any thread.
 
-One per process, interpreter, preload set and kind of network, counted. A process forked from this one starts its own: two hosts on one
-socket would get each other's answers.
+One per process, interpreter, preload set, mounts and kind of network, counted. A process forked from this one starts its own: two hosts
+on one socket would get each other's answers.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ..errors import GuestDiedError, IsolationError
 from . import environment, wire
 from .cgroup import Groups
 from .memory import Memory
-from .policy import Limits, Policy, Together
+from .policy import Limits, Mount, Policy, Together
 from .remedy import remedy_for
 from .watchdog import Watchdog
 
@@ -58,10 +58,21 @@ class Spawned:
     init: int
 
 
+class _Key(NamedTuple):
+    """Whoever agrees in these has the same fork server."""
+
+    process: int
+    python: str
+    preload: tuple[str, ...]
+    network: str
+    together: Together
+    mounts: tuple[Mount, ...]
+
+
 class ForkServer:
     """The zygote as the host sees it."""
 
-    _shared: ClassVar[dict[tuple[int, str, tuple[str, ...], str, Together], "ForkServer"]] = {}
+    _shared: ClassVar[dict[_Key, "ForkServer"]] = {}
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
@@ -78,7 +89,15 @@ class ForkServer:
         self.groups = Groups.shared(policy.together)
         python = policy.python or sys.executable
         roots = environment.visible_roots(python) | (environment.NAME_LOOKUP if self._network == "host" else {})
-        plan = wire.Plan(roots, self._first_uid, self._uid_count, list(policy.preload or ()), policy.together.processes)
+        plan = wire.Plan(
+            roots=roots,
+            first_uid=self._first_uid,
+            uid_count=self._uid_count,
+            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts},
+            writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
+            preload=list(policy.preload or ()),
+            processes=policy.together.processes,
+        )
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = _start(python, theirs)
         self._control.settimeout(_BOOT_SECONDS)
@@ -87,7 +106,7 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        key = (os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind, policy.together)
+        key = _Key(os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind, policy.together, policy.mounts)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from ..errors import GuestDiedError, IsolationError
 from ..models import CodeExecutionResult, State
 from . import wire
-from .cell import Cell, changes_of, check, error_of
+from .cell import Cell, changes_of, check, error_of, processes_of
 from .forkserver import Spawned, refusal
 from .memory import Memory
 from .output import Output
@@ -302,6 +302,7 @@ class Interpreter:
             text=finished.text if finished else None,
             displays=tuple(cell.displays),
             files=changes_of(finished) if finished else (),
+            processes=processes_of(finished) if finished else (),
             error=error,
             state=state,
             duration=duration,

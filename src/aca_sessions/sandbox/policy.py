@@ -1,5 +1,6 @@
 """What a sandbox may do: the whole posture on one screen. Every default of the embedded endpoint is written here, and only here."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +10,7 @@ from ..errors import ConfigurationError
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL
 
+_PLACE = re.compile(r"/mnt(/(?!\.\.?(/|$))[\w.@+-]+)+", re.ASCII)
 _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", re.ASCII)
 
 
@@ -68,12 +70,31 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A folder of the host that every session sees below /mnt. Writable is what the sessions' users may write to: where the host is root,
+    only what everybody may.
+    """
+
+    host: str
+    guest: str
+    shared: Literal["read-only", "writable"] = "read-only"
+
+    def __post_init__(self) -> None:
+        """ConfigurationError where it cannot be."""
+        if not _PLACE.fullmatch(self.guest) or self.guest == "/mnt/data" or self.guest.startswith("/mnt/data/"):
+            raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.guest} is no place below /mnt and beside /mnt/data")
+        if not os.path.isdir(self.host):
+            raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.host} is no folder of this host")
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Limits and network of a session, and the Python that it runs."""
 
     limits: Limits = field(default_factory=Limits)
     together: Together = field(default_factory=Together)
     network: Network = field(default_factory=Network)
+    mounts: tuple[Mount, ...] = ()
     python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own
     # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None

@@ -83,9 +83,10 @@ def mount(source: str | None, target: str, kind: str | None, flags: Mount, data:
     _checked(status, f"mount {kind or flags!r} on {target}")
 
 
-def make_read_only(target: str) -> None:
-    """Makes a mount and all below it read-only, without set-user-id programs and without devices."""
-    attributes = struct.pack("=QQQQ", Mount.READ_ONLY | Mount.NO_SUID | Mount.NO_DEVICES, 0, 0, 0)
+def harden_mount(target: str, *, read_only: bool) -> None:
+    """Takes set-user-id programs and devices from a mount and all below it, and the right to write if need be."""
+    flags = Mount.NO_SUID | Mount.NO_DEVICES | (Mount.READ_ONLY if read_only else 0)
+    attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
     _call("mount_setattr", -100, os.fsencode(target), _AT_RECURSIVE, attributes, len(attributes))
 
 

@@ -34,11 +34,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Plan(Message):
-    """What the template root holds and which uids its sessions get; the first thing a zygote hears."""
+    """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears."""
 
     roots: dict[str, str]
     first_uid: int
     uid_count: int
+    mounts: dict[str, str]
+    writable: list[str]
     preload: list[str]
     processes: int
 
@@ -115,7 +117,7 @@ class Shown(Message):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Message):
-    """What became of a cell. `text` is None where its last expression showed nothing; `files` are `kind size path`."""
+    """What became of a cell. `text` is None where nothing was shown last; `files` are `kind size path`, `processes` are `pid name`."""
 
     execution: str
     value: str | int | float | bool | None
@@ -124,6 +126,7 @@ class Finished(Message):
     error_message: str
     error_traceback: str
     files: list[str]
+    processes: list[str]
 
 
 # --- host → guest ---

@@ -59,7 +59,7 @@ def _run(cell: Run | Command | WarmUp, link: Link, shell: "Shell") -> Finished:
             return commands.run(cell, link.send)
     link.send(Started(cell.execution))
     shell.warm_up()
-    return Finished(cell.execution, None, None, None, "", "", [])
+    return Finished(cell.execution, None, None, None, "", "", [], [])
 
 
 def _by_proxy(host: str, port: int) -> dict[str, str]:

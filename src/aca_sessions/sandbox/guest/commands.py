@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 from ..wire import Command, Finished, Message, Started
-from . import changes
+from . import changes, processes
 from .link import interrupts
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
@@ -26,7 +26,7 @@ def run(command: Command, send: Callable[[Message], None]) -> Finished:
     except KeyboardInterrupt:
         error = ("KeyboardInterrupt", "the command was interrupted")
     text = None if code is None else str(code)
-    return Finished(command.execution, code, text, *error, "", changes.between(before, changes.listing()))
+    return Finished(command.execution, code, text, *error, "", changes.between(before, changes.listing()), processes.others())
 
 
 def _exit_code(command: Command) -> int:

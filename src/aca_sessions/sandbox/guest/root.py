@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import syscalls
 from ..syscalls import Mount
+from ..wire import Plan
 
 GUEST_CODE = "/.guest"
 SESSIONS = "/.sess"
@@ -39,9 +40,9 @@ _WRITTEN_SETTINGS = {
 _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
 
 
-def build(roots: dict[str, str], code: str) -> str:
-    """Builds the root and answers where it is mounted: /usr, a few settings and devices, the given paths, the guest's own code."""
-    base = _mount_point(roots)
+def build(plan: Plan, code: str) -> str:
+    """Builds the root and answers where it is mounted: /usr, a few settings and devices, what the plan names, the guest's own code."""
+    base = _mount_point([*plan.roots.values(), *plan.mounts.values()])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
     syscalls.mount("tmpfs", base, "tmpfs", Mount.NO_SUID, "size=16m,mode=755")
     for folder in _FOLDERS:
@@ -49,8 +50,10 @@ def build(roots: dict[str, str], code: str) -> str:
     _add_system(base)
     _add_settings(base)
     _add_devices(base)
-    for target, source in roots.items():
+    for target, source in plan.roots.items():
         _add_environment(base, target, source)
+    for target, source in plan.mounts.items():
+        _bind(source, base + target, writable=target in plan.writable)
     _copy_code(Path(code), Path(base + GUEST_CODE))
     return base
 
@@ -79,9 +82,9 @@ def mount_tmp(size: int) -> None:
         os.symlink(f"{_BELOW_TMP}/{name}", f"/tmp/{name}")
 
 
-def _mount_point(roots: dict[str, str]) -> str:
+def _mount_point(sources: list[str]) -> str:
     for candidate in _MOUNT_POINTS:
-        hides = any(source == candidate or source.startswith(candidate + "/") for source in roots.values())
+        hides = any(source == candidate or source.startswith(candidate + "/") for source in sources)
         if not hides and os.path.isdir(candidate) and os.stat(candidate).st_mode & 0o001:
             return candidate
     raise FileNotFoundError(errno.ENOENT, f"no folder to mount over among {', '.join(_MOUNT_POINTS)}")
@@ -123,7 +126,7 @@ def _add_environment(base: str, target: str, source: str) -> None:
         _bind(source, base + target)
 
 
-def _bind(source: str, target: str) -> None:
+def _bind(source: str, target: str, *, writable: bool = False) -> None:
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -136,7 +139,7 @@ def _bind(source: str, target: str) -> None:
             raise
         # Something is mounted below it that may not be shown without (mount_namespaces(7), "Restrictions").
         syscalls.mount(source, target, None, Mount.BIND | Mount.RECURSIVE)
-    syscalls.make_read_only(target)
+    syscalls.harden_mount(target, read_only=not writable)
 
 
 def _copy_code(source: Path, target: Path) -> None:

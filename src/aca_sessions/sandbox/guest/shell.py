@@ -20,7 +20,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ..wire import Finished, Message, Run, Scalar, Shown, Started
-from . import changes, streams
+from . import changes, processes, streams
 from .link import interrupts
 
 _OWN_CODE = "/.guest/"
@@ -106,7 +106,7 @@ class _Collected:
 
     def finished(self, files: list[str]) -> Finished:
         name, message, traceback = self.error or (None, "", "")
-        return Finished(self.execution, self.value, self.text, name, message, traceback, files)
+        return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes.others())
 
 
 class Shell(InteractiveShell):

@@ -169,7 +169,7 @@ def _as_root(plan: Plan, code: str) -> str:
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
     with part("root folder"):
-        base = root.build(plan.roots, code)
+        base = root.build(plan, code)
         os.chdir(base)
     told, mapped = os.pipe(), os.pipe()
     child = os.fork()
@@ -226,7 +226,7 @@ def _as_user(plan: Plan, code: str) -> str:
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)
     _fork_first_process()
     with part("root folder"):
-        return root.build(plan.roots, code)
+        return root.build(plan, code)
 
 
 def _become_nobody() -> None:
