@@ -1,25 +1,36 @@
 """Opens and closes sessions by the thousand, and counts what is left of them: `make soak`."""
 
 import asyncio
-import glob
+import contextlib
 import os
 import sys
 import time
 from pathlib import Path
 
 from aca_sessions import open_pool
+from aca_sessions.sandbox.cgroup import Groups
 
 TOTAL = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
 AT_ONCE = 8
 
 
+def descendants(pid: int) -> list[int]:
+    """All processes below one."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                found += map(int, Path(f"/proc/{parent}/task/{task}/children").read_text().split())
+    return found[1:]
+
+
 def counted() -> dict[str, int]:
     """What a session that was not let go of would show in."""
     return {
-        "processes": sum(name.isdecimal() for name in os.listdir("/proc")),
+        "processes": len(descendants(os.getpid())),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-        "cgroups": len(glob.glob("/sys/fs/cgroup/**/aca-sessions-*/*/", recursive=True)),
+        "cgroups": sum(1 for groups in Groups._shared.values() for top in groups._tops for _ in top.glob("*/")),
         "folders in /tmp": len(os.listdir("/tmp")),
     }
 
@@ -36,7 +47,9 @@ async def main() -> None:
                 await one(number)
 
         await asyncio.gather(*(one(n) for n in range(AT_ONCE)))
-        await asyncio.sleep(5)  # until the heavy generation has taken over, and the spares are made
+        await asyncio.sleep(8)  # until the heavy generation has taken over
+        await one(0)
+        await asyncio.sleep(2)  # and its spares are made
         before, started = counted(), time.perf_counter()
         await asyncio.gather(*(some(range(n, TOTAL, AT_ONCE)) for n in range(AT_ONCE)))
         seconds = time.perf_counter() - started

@@ -181,7 +181,10 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHealth:
-    """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known."""
+    """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known.
+
+    `isolation` is what separates it from its host, part by part with how that was found; None where the endpoint does not say.
+    """
 
     responsive: bool
     response_time: float
@@ -189,6 +192,7 @@ class SessionHealth:
     memory: int = 0
     uptime: float = 0.0
     threads: int = 0
+    isolation: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,12 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from aca_sessions import Limits, Policy, Session, open_pool
-from aca_sessions.sandbox.cgroup import Groups, VersionOne, VersionTwo
+from aca_sessions.sandbox.cgroup import GroupLimits, Groups, VersionOne, VersionTwo
 from aca_sessions.sandbox.policy import MB, Together
 
 from ..conftest import ROOT
@@ -145,3 +146,18 @@ def test_processor_time_is_limited_where_it_is_wanted() -> None:
     finally:
         group.remove()
         groups.release()
+
+
+def test_the_second_version_of_control_groups_is_written_to_in_its_own_words(tmp_path: Path) -> None:
+    """A delegated hierarchy is not at hand everywhere: here are its files alone."""
+    names = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight", "memory.events")
+    for name in names:
+        (tmp_path / name).touch()
+    VersionTwo(tmp_path.parent).limit([tmp_path], GroupLimits(memory=512 * MB, processes=64, cpu=1.5, weight=0.5))
+    written = {name: (tmp_path / name).read_text() for name in names[:-1]}
+    assert written == {
+        "memory.max": str(512 * MB), "memory.swap.max": "0", "memory.oom.group": "1",
+        "pids.max": "64", "cpu.max": "150000 100000", "cpu.weight": "50",
+    }  # fmt: skip
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\n")
+    assert VersionTwo(tmp_path.parent).kills([tmp_path]) == 3

@@ -75,3 +75,15 @@ async def test_closing_in_the_middle_of_anything_leaves_nothing(nothing_left: No
             sandbox = await sandboxes.open()
             await asyncio.sleep(pause)
             await sandbox.close()
+
+
+async def test_many_sessions_leave_nothing(nothing_left: None) -> None:
+    async with Sandboxes(Policy(preload=())) as sandboxes:
+
+        async def one() -> None:
+            for _ in range(10):
+                sandbox = await sandboxes.open()
+                assert await value(sandbox, "6 * 7") == 42
+                await sandbox.close()
+
+        await asyncio.gather(*(one() for _ in range(8)))

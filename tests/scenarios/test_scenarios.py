@@ -116,6 +116,11 @@ async def test_health_is_told_by_the_interpreter_itself(session: Session) -> Non
     assert health.responsive
     assert health.python.startswith("3.")
     assert health.memory > 1_000_000
+    if await session.supports("isolation"):
+        assert {"user namespace", "seccomp", "Landlock", "memory of a session"} <= health.isolation.keys()
+        assert not any("NOT ENFORCED" in how for how in health.isolation.values())
+    else:
+        assert health.isolation is None
 
 
 async def test_packages_are_installed_only_where_an_index_is_reached(session: Session) -> None:

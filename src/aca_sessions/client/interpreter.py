@@ -150,6 +150,12 @@ class CodeInterpreter:
         await self._http.require("interrupt", "interrupt a cell")
         await self._http.request("POST", extensions.INTERRUPT_PATH.format(id=execution_id), identifier=session_id)
 
+    async def isolation(self) -> dict[str, str] | None:
+        """What separates sessions from their host, part by part; None where the endpoint does not say."""
+        if not await self._http.offers("isolation"):
+            return None
+        return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
+
     async def supports(self, extension: str) -> bool:
         """Whether the endpoint has what goes beyond Azure's API, by name."""
         return await self._http.offers(extension)

@@ -64,13 +64,15 @@ class Session:
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """How the session fares; it is not responsive if it does not answer in time, and its cells are left alone."""
+        isolation = await self._interpreter.isolation()
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
                 told = answer(await self._interpreter.execute_own(self.session_id, "health"))
         except (TimeoutError, ExecutionError, ServiceError):
-            return SessionHealth(responsive=False, response_time=time.perf_counter() - started)
-        return SessionHealth(responsive=True, response_time=time.perf_counter() - started, **cast(dict[str, Any], told))
+            return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
+        seconds = time.perf_counter() - started
+        return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **cast(dict[str, Any], told))
 
     async def install(self, *requirements: str, timeout: float = 200.0) -> CodeExecutionResult:
         """What became of installing packages; NotSupportedError where the session reaches no package index."""

@@ -9,13 +9,14 @@ from ..models import CodeError, CodeExecutionResult, Display, FileChange, Runnin
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "reset", "health", "ranges")
+OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 RICH_MEMBER = "acaSessions"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
 RESET_PATH = "session/reset"
 HEALTH_PATH = "health"
+ISOLATION_PATH = "isolation"
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
@@ -53,6 +54,17 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
 def encode_health(sessions: int, capacity: int, *, healthy: bool) -> dict[str, object]:
     """What a load balancer and a person want to know."""
     return {"status": "healthy" if healthy else "unhealthy", "sessions": sessions, "maxSessions": capacity}
+
+
+def encode_isolation(parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
+    """What separates sessions from their host, each with how that was found; and what does not."""
+    return {"full": not missing, "parts": dict(parts), "missing": dict(missing)}
+
+
+def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
+    """Each part with how it was found; those that are missing say so."""
+    missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
+    return {**cast(Mapping[str, str], body["parts"]), **missing}
 
 
 def _encode_error(error: CodeError | None) -> dict[str, str] | None:

@@ -65,10 +65,12 @@ class IsolationReport:
 async def report(policy: Policy) -> IsolationReport:
     """Starts a session on this host and finds out."""
     async with Sandboxes(policy) as sandboxes:
-        return await _report(sandboxes, policy)
+        return await examine(sandboxes)
 
 
-async def _report(sandboxes: Sandboxes, policy: Policy) -> IsolationReport:
+async def examine(sandboxes: Sandboxes) -> IsolationReport:
+    """Starts a further session and finds out."""
+    policy = sandboxes.policy
     try:
         sandbox = await sandboxes.open()
         try:

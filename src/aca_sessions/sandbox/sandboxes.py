@@ -65,7 +65,7 @@ class Sandboxes:
 
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
         """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
-        self._policy = policy
+        self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
@@ -83,14 +83,14 @@ class Sandboxes:
 
     def environment(self) -> tuple[str, list[tuple[str, str]]]:
         """The guests' Python and the packages that they find. Blocking."""
-        return environment.installed(self._policy.python or sys.executable)
+        return environment.installed(self.policy.python or sys.executable)
 
     async def start(self) -> None:
         """Begins to start the fork server, which goes on by itself."""
         if self.alive:
             return
-        self._begin(await to_thread.run_sync(ForkServer.shared, replace(self._policy, preload=self._policy.preload or ())))
-        if self._policy.preload is None:
+        self._begin(await to_thread.run_sync(ForkServer.shared, replace(self.policy, preload=self.policy.preload or ())))
+        if self.policy.preload is None:
             self._background.start(self._begin_heavy())
 
     async def wait_until_ready(self) -> None:
@@ -130,7 +130,7 @@ class Sandboxes:
     async def _begin_heavy(self) -> None:
         """Sessions of its fork server find the usual libraries imported; until it is ready, others go on serving."""
         await asyncio.sleep(_PATIENCE_FOR_HEAVY)
-        modules = await to_thread.run_sync(environment.worth_preloading, self._policy.python or sys.executable)
+        modules = await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
         if not modules:
             return
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
@@ -144,23 +144,23 @@ class Sandboxes:
         await self._discard_spares()
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        self._coming = await to_thread.run_sync(ForkServer.shared, replace(self._policy, preload=modules))
+        self._coming = await to_thread.run_sync(ForkServer.shared, replace(self.policy, preload=modules))
         return self._coming
 
     async def _fork(self) -> Sandbox:
-        generation, limits = self._generations[-1], self._policy.limits
+        generation, limits = self._generations[-1], self.policy.limits
         tree, memory = await to_thread.run_sync(generation.fork_server.make_place, limits)
         return generation.adopt(Sandbox(generation.fork_server, tree, limits, memory=memory, proxy=self._proxy))
 
     def _refill(self) -> None:
-        if self._policy.spares and not self._refilling and not self._closed:
+        if self.policy.spares and not self._refilling and not self._closed:
             self._refilling = True
             self._background.start(self._make_spares())
 
     async def _make_spares(self) -> None:
         try:
             await asyncio.sleep(_REFILL_AFTER)
-            while len(self._spares) < self._policy.spares and self.alive:
+            while len(self._spares) < self.policy.spares and self.alive:
                 generation = self._generations[-1]
                 spare = await self._tasks.to_its_end(self._warm_one())
                 if generation is self._generations[-1]:

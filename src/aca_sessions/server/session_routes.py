@@ -24,6 +24,7 @@ class SessionRoutes:
         """Azure's paths, and the readiness of the server."""
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
+            *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
             ("session", "GET", self.session),
             ("session", "DELETE", self.delete_session),
             ("listSessions", "GET", self.list_sessions),
@@ -37,6 +38,10 @@ class SessionRoutes:
         """Says whether the server can give sessions, and how full it is."""
         healthy = self._sessions.healthy
         return JSONResponse(extensions.encode_health(len(self._sessions), self._sessions.most, healthy=healthy), 200 if healthy else 503)
+
+    async def isolation(self, _request: Request) -> Response:
+        """What separates sessions from this host, found by trying, once."""
+        return JSONResponse(await self._isolation())
 
     async def session(self, request: Request) -> Response:
         """What is known of a session; asking does not prolong it."""
@@ -56,7 +61,9 @@ class SessionRoutes:
     async def metadata(self, request: Request) -> Response:
         """What a session finds installed."""
         check_has_sessions(request)
-        return JSONResponse(flat.encode_metadata(*await to_thread.run_sync(self._sessions.environment)))
+        body = flat.encode_metadata(*await to_thread.run_sync(self._sessions.environment))
+        ours = {} if self._hosting.plain else {extensions.RICH_MEMBER: {"isolation": await self._isolation()}}
+        return JSONResponse(body | ours)
 
     async def managed_session(self, request: Request) -> Response:
         """The same as `session`, in the words of the platform."""
@@ -74,6 +81,11 @@ class SessionRoutes:
         """Sessions of containers are stopped this way; those of interpreters are deleted."""
         addressed(request, plain=self._hosting.plain)
         raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
+
+    async def _isolation(self) -> dict[str, object]:
+        findings = (await self._sessions.isolation()).findings
+        parts, missing = ({one.name: one.how for one in findings if one.enforced is enforced} for enforced in (True, False))
+        return extensions.encode_isolation(parts, missing)
 
     def _addressed(self, request: Request) -> str:
         check_has_sessions(request)

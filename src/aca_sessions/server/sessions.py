@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 from ..contract.records import ExecutionCall, ProblemError
 from ..hosting import Hosting
 from ..models import SessionInfo, State
+from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
 from ..tasks import Tasks
@@ -100,6 +101,7 @@ class Sessions:
         self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._since = datetime.now(UTC)
         self._tasks = Tasks()
+        self._isolation: asyncio.Task[IsolationReport] | None = None
         self._reaper: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -113,6 +115,12 @@ class Sessions:
     def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
         """The guests' Python, its packages, and since when. Blocking: it may have to ask an interpreter."""
         return (*self._sandboxes.environment(), self._since)
+
+    async def isolation(self) -> IsolationReport:
+        """What separates sessions from this host, found by trying when it is first asked for."""
+        if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
+            self._isolation = self._tasks.own(examine(self._sandboxes))
+        return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
         """The session of an identifier: the one there is, or one that opens from now on."""
