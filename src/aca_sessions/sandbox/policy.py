@@ -34,7 +34,7 @@ class Together:
     """What all sessions of this process may use together, so that the host stays usable."""
 
     memory_share: float = 0.75  # of the machine's memory
-    processes: int = 16_384  # half of what Linux has by default
+    processes: int = 16_384  # half of what Linux has by default; without control groups, all else of this user counts as well
     cpu_weight: float = 0.5  # of the processors' time where others want it as well: theirs is 1. Needs control groups
 
 
