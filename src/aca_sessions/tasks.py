@@ -24,7 +24,9 @@ class Tasks:
 
     async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Waits for work that goes on even if its caller is cancelled: what it opened or closed halfway would be lost."""
-        return await asyncio.shield(self.own(work))
+        task = self.own(work)
+        task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
 
     async def finish(self) -> None:
         """Waits for all of them."""
@@ -43,6 +45,12 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _look_at(task: "asyncio.Task[Any]") -> None:
+    """Whoever waited and is still there is told anyway; if nobody is, it is no news."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _log_failure(task: "asyncio.Task[Any]") -> None:

@@ -443,3 +443,43 @@ async def test_processes_that_a_cell_left_are_named_and_end_with_reset(session: 
 async def test_a_process_that_is_dead_and_not_collected_is_not_named(session: Session) -> None:
     result = await session.run("import subprocess, time; p = subprocess.Popen(['true']); time.sleep(0.2); 1")
     assert result.processes == ()
+
+
+VALUES = [
+    "1",
+    "-7",
+    "10**50",
+    "1.5",
+    "1e300",
+    "float('nan')",
+    "True",
+    "'a'",
+    "'é\\n\\x85\"'",
+    "'x' * 30_000",
+    "''",
+    "0.1 + 0.2",
+    "3; 4",
+    "'a;b'",
+]
+
+
+@pytest.mark.parametrize("code", VALUES)
+async def test_a_plain_value_looks_as_ipython_lays_it_out(session: Session, code: str) -> None:
+    from IPython.core.formatters import PlainTextFormatter
+
+    value = eval(code.rpartition(";")[2] if "'" not in code else code)
+    assert (await session.run(code)).text == PlainTextFormatter()(value)
+
+
+async def test_how_plain_values_are_shown_can_be_changed(session: Session) -> None:
+    assert (await session.run("%precision 2\n3.14159")).text == "3.14"
+    assert (await session.run("%precision %r\n3.14159")).text == "3.14159"
+    await session.run("get_ipython().display_formatter.formatters['text/plain'].for_type(int, lambda n, p, c: p.text(f'<{n}>'))")
+    assert (await session.run("7")).text == "<7>"
+    await session.run("get_ipython().display_formatter.formatters['text/html'].for_type(str, lambda s: f'<b>{s}</b>')")
+    assert (await session.run("'x'")).displays[0].data["text/html"] == "<b>x</b>"
+
+
+async def test_a_semicolon_hides_the_value(session: Session) -> None:
+    assert (await session.run("6 * 7;")).text is None
+    assert (await session.run("'a;b'")).value == "a;b"

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from importlib.machinery import FileFinder
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
@@ -38,12 +38,36 @@ _WARM_UP_OF = {
 }
 
 
+_PLAIN_TYPES = (int, float, bool, str)
+
+
 class _Hook(DisplayHook):
     """Takes a cell's last value instead of printing it."""
 
     def start_displayhook(self) -> None: ...
     def write_output_prompt(self) -> None: ...
     def finish_displayhook(self) -> None: ...
+
+    stock: ClassVar[dict[type, Any]] = {}  # how a shell that nobody changed shows plain values
+
+    def quiet(self) -> bool:
+        """Whether the cell ends with a semicolon; without one in it, it need not be taken apart to know."""
+        parsed = self.shell.history_manager.input_hist_parsed
+        return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
+
+    def compute_format_data(self, result: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A plain value has one form, and none of a dozen formatters to be asked, unless the user taught one of them."""
+        kind = type(result)
+        if kind not in _PLAIN_TYPES or self._is_shown_in_another_way(kind):
+            return super().compute_format_data(result)  # type: ignore[no-any-return]
+        return {"text/plain": repr(result)}, {}
+
+    def _is_shown_in_another_way(self, kind: type) -> bool:
+        display = self.shell.display_formatter
+        plain = display.formatters["text/plain"]
+        taught = any(kind in one.type_printers or object in one.type_printers for one in display.formatters.values() if one is not plain)
+        own_way = plain.type_printers.get(kind) is not self.stock.get(kind) or plain.float_format != "%r" or not plain.pprint
+        return bool(taught or own_way or display.ipython_display_formatter.type_printers)
 
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
@@ -141,6 +165,10 @@ class Shell(InteractiveShell):
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
         self.collected.take_error(evalue, self.InteractiveTB.stb2text(stb))
 
+    def should_run_async(self, raw_cell: str, **options: Any) -> bool:
+        """Only what awaits needs an event loop."""
+        return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
+
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:
         """Keeps no second copy of what cells write."""
@@ -183,7 +211,9 @@ def build_shell(preload: list[str]) -> Shell:
     shell = Shell.instance(config=config)
     shell.loop_runner = loop = _Loop()
     formatters = shell.display_formatter.formatters
-    formatters["text/plain"] = _PlainText(parent=shell.display_formatter)
+    formatters["text/plain"] = plain = _PlainText(parent=shell.display_formatter)
+    printers: dict[Any, Any] = plain.type_printers
+    _Hook.stock = {kind: printers.get(kind) for kind in _PLAIN_TYPES}
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
     loop.forget()
     sys.argv[:] = [""]
