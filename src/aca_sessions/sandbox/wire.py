@@ -1,8 +1,8 @@
 """Frames between host and guest. Pure data, standard library only.
 
 A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. What comes from a guest is hostile
-until `decode` has let it through: one of the expected kinds, exactly its fields, each of its type, nothing nested. So the size of a
-header bounds what reading it costs.
+until `decode` has let it through: one of the expected kinds, exactly its fields, each of its type, nothing nested, no text named twice. So
+the size of a frame bounds what reading it costs.
 """
 
 import json
@@ -170,7 +170,7 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
     kind = content.pop("kind", None)
     for candidate in expected:
         if candidate.__name__ == kind:
-            return _build(candidate, content, texts)
+            return _build(candidate, content, dict(enumerate(texts)))
     raise WireError("a frame of an unexpected kind")
 
 
@@ -239,14 +239,14 @@ def _split(payload: bytes) -> tuple[dict[str, object], list[bytes]]:
     return content, texts
 
 
-def _build(kind: type[Expected], content: dict[str, object], texts: list[bytes]) -> Expected:
+def _build(kind: type[Expected], content: dict[str, object], texts: dict[int, bytes]) -> Expected:
     declared = fields(kind)
     if content.keys() != {field.name for field in declared}:
         raise WireError("a frame with other fields than its kind has")
     return kind(**{field.name: _value(content[field.name], field.type, texts) for field in declared})
 
 
-def _value(value: object, annotation: object, texts: list[bytes]) -> object:
+def _value(value: object, annotation: object, texts: dict[int, bytes]) -> object:
     """A field's value, if it is of its type: a scalar, or a flat dict or list of them."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is dict and isinstance(value, dict):
@@ -256,7 +256,7 @@ def _value(value: object, annotation: object, texts: list[bytes]) -> object:
     return _scalar(value, parts or (annotation,), texts)
 
 
-def _scalar(value: object, kinds: tuple[object, ...], texts: list[bytes]) -> object:
+def _scalar(value: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
     if isinstance(value, dict):
         value = _long_text(value, texts)
     if not any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds):
@@ -264,12 +264,13 @@ def _scalar(value: object, kinds: tuple[object, ...], texts: list[bytes]) -> obj
     return _well_formed(value) if isinstance(value, str) else value
 
 
-def _long_text(place: dict[str, object], texts: list[bytes]) -> str:
+def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
+    """Each text can be had once: a header that names one a thousand times would make a frame a thousand times its size."""
     index = place.get("text")
-    if len(place) != 1 or type(index) is not int or not 0 <= index < len(texts):
+    if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a frame with a text that is not there")
     try:
-        return texts[index].decode("utf-8")
+        return texts.pop(index).decode("utf-8")
     except UnicodeDecodeError:
         raise WireError("a frame with a text that is not UTF-8") from None
 
