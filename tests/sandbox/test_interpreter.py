@@ -265,7 +265,7 @@ async def test_a_forged_frame_ends_that_session_only(pool: SessionPool) -> None:
             hostile,
             """
             import os, stat, struct, time
-            link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISSOCK(os.fstat(d).st_mode))
+            link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISFIFO(os.fstat(d).st_mode))
             os.write(link, struct.pack("<I", 12) + b'{"kind": 13}')
             time.sleep(9)
             """,
@@ -383,7 +383,7 @@ async def test_displays_from_forked_workers_harm_nobody(session: Session) -> Non
 async def test_a_frame_while_no_cell_runs_ends_the_session_and_is_told(session: Session) -> None:
     code = """
     import os, stat, struct, threading
-    link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISSOCK(os.fstat(d).st_mode))
+    link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISFIFO(os.fstat(d).st_mode))
     threading.Timer(0.1, lambda: os.write(link, struct.pack("<I", 3) + b"abc")).start()
     """
     await run(session, code)

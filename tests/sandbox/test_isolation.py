@@ -88,7 +88,7 @@ async def test_a_session_has_no_descriptor_of_the_host(session: Session) -> None
             pass  # the listing's own
     ",".join(sorted(kinds))"""
     result = await session.run(textwrap.dedent(code))
-    assert result.value == "/dev/null,pipe,pipe,socket"
+    assert result.value == "/dev/null,pipe,pipe,pipe,socket"
 
 
 async def test_a_session_has_nothing_of_the_hosts_environment(pool: SessionPool, monkeypatch: pytest.MonkeyPatch) -> None:

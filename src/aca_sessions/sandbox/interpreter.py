@@ -1,6 +1,8 @@
-"""One live Python in a sandbox, reached over one socket: run a cell, interrupt it, end it.
+"""One live Python in a sandbox: run a cell, interrupt it, end it.
 
 Nothing that arrives from the guest is believed before `wire.decode` let it through; a frame that it does not let through ends it.
+Cells go by a socket; once guest code runs, frames come by a pipe. Into a socket a guest could put open files with them: whoever receives
+those closes them, and that takes as long as the guest likes (SO_LINGER in socket(7)).
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Self
 
 from ..errors import GuestDiedError, IsolationError
@@ -24,7 +27,7 @@ from .proxy import Proxy, Serving
 from .remedy import remedy_for
 
 _REPORT_BYTES = 8
-_MET_DESCRIPTORS = 3
+_MET_DESCRIPTORS = 4
 _START_SECONDS = 30.0
 _REPORT_SECONDS = 1.0
 _READ_AT_ONCE = 1 << 20
@@ -44,6 +47,7 @@ class Interpreter:
         self._proxy = proxy
         self._serving: Serving | None = None
         self._pid: int | None = None
+        self._said: int | None = None
         self._outputs: list[Output] = []
         self._frames = wire.Frames(wire.MAX_FROM_GUEST)
         self._cell: Cell | None = None
@@ -156,10 +160,10 @@ class Interpreter:
         self._closed = True
         for output in self._outputs:
             output.close()
-        for descriptor in (self._report, self._init, self._pid):
+        for descriptor in (self._report, self._init, self._pid, self._said):
             if descriptor is not None:
                 os.close(descriptor)
-        self._outputs, self._pid = [], None
+        self._outputs, self._pid, self._said = [], None, None
         self._link.close()
 
     async def _meet(self) -> None:
@@ -179,7 +183,9 @@ class Interpreter:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
-        self._pid, stdout, stderr, *listeners = descriptors
+        self._pid, self._said, stdout, stderr, *listeners = descriptors
+        self._link.shutdown(socket.SHUT_RD)
+        os.set_blocking(self._said, False)
         if self._proxy is not None:
             self._serving = await self._proxy.serve(socket.socket(fileno=listeners[0]))
         await self._count_memory()
@@ -193,7 +199,8 @@ class Interpreter:
             raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
 
     def _listen(self) -> None:
-        self._watch(self._link.fileno(), self._on_frames)
+        if self._said is not None:
+            self._watch(self._said, partial(self._on_frames, self._said))
         self._watch(self._report, self._on_report)
         for output in self._outputs:
             self._listen_again(output)
@@ -211,23 +218,21 @@ class Interpreter:
         with contextlib.suppress(OSError):  # its death is told elsewhere
             await asyncio.get_running_loop().sock_sendall(self._link, wire.frame(message))
 
-    def _on_frames(self) -> None:
+    def _on_frames(self, said: int) -> None:
         try:
-            data = self._link.recv(1 << 18)
+            data = os.read(said, 1 << 18)
         except BlockingIOError:
             return
-        except OSError:
-            data = b""
         if not data:
             # Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain.
-            self._unwatch(self._link.fileno())
+            self._unwatch(said)
             asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
             return
         try:
             for payload in self._frames.feed(data):
                 self._take(wire.decode(payload, wire.Started, wire.Shown, wire.Finished))
         except wire.WireError:
-            self._unwatch(self._link.fileno())  # nothing that it says after this counts
+            self._unwatch(said)  # nothing that it says after this counts
             self._kill("crash")
 
     def _take(self, message: wire.Message) -> None:

@@ -94,8 +94,8 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ready(Message):
-    """The interpreter is confined and waits for cells; brings its pidfd, the read ends of its stdout and stderr, and the socket on which
-    it expects a proxy, if it may have one."""
+    """The interpreter is confined and waits for cells; brings its pidfd, the read ends of its further frames, its stdout and its stderr,
+    and the socket on which it expects a proxy, if it may have one."""
 
     landlock: int
 

@@ -65,12 +65,13 @@ def _interpret(spawn: Spawn, link: socket.socket, listeners: list[int], shell: "
         os.chdir(confine.DATA)
         outputs = streams.take_over()
         own = os.pidfd_open(os.getpid())
+        frames, said = os.pipe()
         version = confine.lock_down(spawn)
-        brought = [own, *outputs, *listeners]
+        brought = [own, frames, *outputs, *listeners]
         socket.send_fds(link, [frame(Ready(version))], brought)
         for descriptor in brought:
             os.close(descriptor)
-        cells.serve(Link(link), shell, proxy=PROXY if listeners else None)
+        cells.serve(Link(link, said), shell, proxy=PROXY if listeners else None)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
     finally:

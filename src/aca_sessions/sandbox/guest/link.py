@@ -1,5 +1,6 @@
 """The session's end of the wire, and when a SIGINT may become a KeyboardInterrupt: while a cell runs, never in the middle of a frame."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,24 +15,28 @@ _MAX_FROM_HOST = 1 << 30
 
 
 class Link:
-    """Frames to the host from any thread, cells from the host."""
+    """Frames to the host from any thread, by a pipe; cells from the host, by a socket."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        """Takes over a connected socket. A fork of the interpreter is no second one: it loses the link."""
+    def __init__(self, connection: socket.socket, said: int) -> None:
+        """Takes over a connected socket and the end of a pipe. A fork of the interpreter is no second one: it loses the link."""
         connection.set_inheritable(False)
         self._connection = connection
+        self._said = said
         self._sending = threading.Lock()
         os.register_at_fork(after_in_child=self._lose)
 
     def send(self, message: Message) -> None:
         """Sends one whole frame."""
-        data = frame(message)
+        data = memoryview(frame(message))
         with interrupts.held(), self._sending:
-            if self._connection.fileno() >= 0:
-                self._connection.sendall(data)
+            while data and self._said >= 0:
+                data = data[os.write(self._said, data) :]
 
     def _lose(self) -> None:
-        self._connection.close()
+        with contextlib.suppress(OSError):  # a cell may have closed them
+            self._connection.close()
+            os.close(self._said)
+        self._said = -1
         self._sending = threading.Lock()  # another thread of the parent may have held it
 
     def cells(self) -> Iterator[Run | Command | WarmUp]:
