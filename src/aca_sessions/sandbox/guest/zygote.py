@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import syscalls
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .shell import Shell
 
 _NOBODY = 65534
-_PACKAGE = "aca_sessions"
+_GO_ON = f"import sys; sys.path.append({root.GUEST_CODE!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
 
 
 def main() -> None:
@@ -29,14 +30,26 @@ def main() -> None:
     try:
         plan = decode(control.recv(1 << 20), Plan)
         pid_namespace = _settle(plan, f"/proc/self/fd/{code}")
+        os.close(code)
+        _begin_again((control.fileno(), host, pid_namespace), plan.preload)
     except RefusalError as refusal:
         control.send(encode(refusal.told))
         sys.exit(1)
-    os.close(code)
-    _reload_from_inside()
-    from aca_sessions.sandbox.guest import zygote  # the copy inside the root
 
-    zygote.preload_and_serve(control, host, pid_namespace, plan.preload)
+
+def go_on() -> None:
+    """The same fork server as a program of its own root, with the environment's own packages."""
+    import site
+
+    descriptors, preload = [int(number) for number in sys.argv[1:4]], sys.argv[4:]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    syscalls.die_with_parent()
+    sys.path.remove(root.GUEST_CODE)
+    site.main()
+    sys.path.append(root.GUEST_CODE)
+    control, host, pid_namespace = descriptors
+    preload_and_serve(socket.socket(fileno=control), host, pid_namespace, preload)
 
 
 def preload_and_serve(control: socket.socket, host: int, pid_namespace: int, preload: list[str]) -> None:
@@ -249,13 +262,14 @@ def _wait_for(child: int) -> NoReturn:
     os._exit(0)
 
 
-def _reload_from_inside() -> None:
-    """From here on the environment's own packages, found as an interpreter started inside would find them."""
-    import site
+def _begin_again(descriptors: Sequence[int], preload: Sequence[str]) -> NoReturn:
+    """Starts the interpreter anew from inside the root, where its program is read-only.
 
-    sys.path[:] = [path for path in sys.path if not path.startswith("/proc/self/fd/")]
-    sys.path_importer_cache.clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
-        del sys.modules[name]
-    site.main()
-    sys.path.append(root.GUEST_CODE)
+    The kernel remembers how a running program was found: /proc/self/exe leads to it through the host's own mount, and whoever owns the
+    file (an ordinary user's sessions are that user) could change its mode there.
+    """
+    with part("Python inside the root"):
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        program = sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
+        os.execv(program, [program, "-I", "-S", "-B", "-c", _GO_ON, *map(str, descriptors), *preload])  # noqa: S606
