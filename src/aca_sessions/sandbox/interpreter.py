@@ -254,7 +254,7 @@ class Interpreter:
         """A flood is read in turns, with others in between: what is not read yet holds the writer up, and nobody else."""
         if not output.drain(_READ_AT_ONCE):
             self._unwatch(output.descriptor)
-        elif output.last_drained >= _READ_AT_ONCE:
+        elif output.flooded:
             self._unwatch(output.descriptor)
             asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, output)
 

@@ -2,6 +2,8 @@
 
 import os
 
+_MOST_READS = 512  # a pipe holds 256 writes, if its writer keeps them apart (O_DIRECT in pipe(2)): a byte each, it may be
+
 
 class Output:
     """Reads a non-blocking pipe as fast as the guest writes, so that a flood neither blocks nor ends a cell."""
@@ -14,12 +16,12 @@ class Output:
         self._head = bytearray()
         self._tail = bytearray()
         self._dropped = 0
-        self.last_drained = 0
+        self.flooded = False
 
     def drain(self, most: int = 1 << 22) -> bool:
-        """Reads what is there now, at most so many bytes; False at the end of the pipe."""
-        self.last_drained = 0
-        while self.last_drained < most:
+        """Reads what is there now, at most so many bytes and not byte by byte; False at the end of the pipe."""
+        self.flooded, left = False, most
+        for _ in range(_MOST_READS):
             try:
                 data = os.read(self.descriptor, 1 << 16)
             except BlockingIOError:
@@ -27,7 +29,10 @@ class Output:
             if not data:
                 return False
             self._keep(data)
-            self.last_drained += len(data)
+            left -= len(data)
+            if left <= 0:
+                break
+        self.flooded = True
         return True
 
     def take(self) -> str:
