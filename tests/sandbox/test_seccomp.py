@@ -39,8 +39,8 @@ def verdict(machine: str, number: int, *arguments: int, architecture: int | None
 @pytest.mark.parametrize("machine", ARCHITECTURE)
 def test_every_allowed_call_is_allowed_and_no_other(machine: str) -> None:
     allowed = seccomp.allowed(machine)
-    depends_on_arguments = {allowed[name] for name in ("clone", "socket", "ioctl", "prctl", "personality", "mknodat")} | {
-        allowed.get("mknod")
+    depends_on_arguments = {
+        allowed.get(name) for name in ("clone", "socket", "socketpair", "ioctl", "prctl", "personality", "mknodat", "mknod")
     }
     memfd = allowed["memfd_create"]
     for number in range(600):
@@ -85,6 +85,24 @@ def test_no_clone_makes_a_namespace(machine: str, flag: int) -> None:
 def test_only_plain_sockets_can_be_made(machine: str, family: int, protocol: int, expected: int) -> None:
     answer = verdict(machine, seccomp.allowed(machine)["socket"], family, 1, protocol)
     assert answer == (ERRNO | expected if expected else ALLOW)
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+@pytest.mark.parametrize(
+    ("kind", "allowed"), [(1, True), (2, True), (1 | 0o2004000, True), (3, False), (5, False), (6, False), (10, False)]
+)
+def test_only_streams_and_datagrams_go_by_the_internet_families(machine: str, kind: int, allowed: bool) -> None:
+    for family in (2, 10):
+        answer = verdict(machine, seccomp.allowed(machine)["socket"], family, kind, 0)
+        assert answer == (ALLOW if allowed else ERRNO | errno.ESOCKTNOSUPPORT)
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_pairs_are_made_of_unix_sockets_only(machine: str) -> None:
+    pair = seccomp.allowed(machine)["socketpair"]
+    assert verdict(machine, pair, 1, 1) == ALLOW
+    for family in range(2, 50):
+        assert verdict(machine, pair, family, 1) == ERRNO | errno.EAFNOSUPPORT
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)

@@ -59,7 +59,8 @@ _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NEW_NAMESPACES = Namespace.MOUNT | Namespace.CGROUP | Namespace.UTS | Namespace.IPC | Namespace.USER | Namespace.PID | Namespace.NETWORK
 _UNIX, _INET, _INET6 = 1, 2, 10
 _PLAIN_PROTOCOLS = (0, 6, 17)  # default, TCP, UDP
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_STREAM, _DATAGRAM, _SOCKET_TYPE = 1, 2, 0xF
+_TIOCSTI, _TIOCLINUX, _TIOCSETD = 0x5412, 0x541C, 0x5423  # the last loads line disciplines
 _PR_SET_SECCOMP, _PR_SET_MM = 22, 35
 _FILE_TYPE = 0o170000
 _HARMLESS_FILE_TYPES = (0, 0o010000, 0o100000, 0o140000)  # none, FIFO, regular, socket: no devices
@@ -103,7 +104,9 @@ def _argument_rules(numbers: dict[str, int], machine: str) -> Iterator[bytes]:
     yield from _rule(435, [_refuse(errno.ENOSYS)])
     yield from _rule(numbers.pop("clone"), [_argument(0), _jump(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM), _return(_ALLOW)])
     yield from _rule(numbers.pop("socket"), _socket_rule())
-    yield from _rule(numbers.pop("ioctl"), _deny_values(1, (_TIOCSTI, _TIOCLINUX)))
+    # A socket of any family is made before the kernel finds that the family knows no pairs.
+    yield from _rule(numbers.pop("socketpair"), _only_values([_argument(0)], (_UNIX,), otherwise=errno.EAFNOSUPPORT))
+    yield from _rule(numbers.pop("ioctl"), _deny_values(1, (_TIOCSTI, _TIOCLINUX, _TIOCSETD)))
     yield from _rule(numbers.pop("prctl"), _deny_values(0, (_PR_SET_SECCOMP, _PR_SET_MM)))
     yield from _rule(numbers.pop("personality"), _only_values([_argument(0)], (0, 0xFFFFFFFF)))
     yield from _rule(numbers.pop("mknodat"), _only_values(_masked(2, _FILE_TYPE), _HARMLESS_FILE_TYPES))
@@ -112,7 +115,11 @@ def _argument_rules(numbers: dict[str, int], machine: str) -> Iterator[bytes]:
 
 
 def _socket_rule() -> list[bytes]:
-    """Unix sockets; TCP and UDP, which end at the session's own loopback; nothing else (vsock is bound to no namespace)."""
+    """Unix sockets; TCP and UDP, which end at the session's own loopback; nothing else (vsock is bound to no namespace).
+
+    The type decides as well: protocol 0 is what a type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
+    """
+    kind = _masked(1, _SOCKET_TYPE)
     protocol = _only_values([_argument(2)], _PLAIN_PROTOCOLS, otherwise=errno.EPROTONOSUPPORT)
     return [
         _argument(0),
@@ -121,6 +128,10 @@ def _socket_rule() -> list[bytes]:
         _jump(_EQUAL, _INET, 2, 0),
         _jump(_EQUAL, _INET6, 1, 0),
         _refuse(errno.EAFNOSUPPORT),
+        *kind,
+        _jump(_EQUAL, _STREAM, 2, 0),
+        _jump(_EQUAL, _DATAGRAM, 1, 0),
+        _refuse(errno.ESOCKTNOSUPPORT),
         *protocol,
     ]
 
