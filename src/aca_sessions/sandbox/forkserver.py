@@ -5,6 +5,7 @@ on one socket would get each other's answers.
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -208,7 +209,9 @@ class ForkServer:
     def _exchange(self, request: wire.Message, descriptors: tuple[int, ...]) -> list[int]:
         try:
             socket.send_fds(self._control, [wire.encode(request)], descriptors)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # nothing was sent: no answer will be taken for another
+                raise refusal(wire.Refused("session", errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))) from None
             raise self._give_up() from None
         return self._answer()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..wire import BROKEN_EXIT, Ready, Spawn, frame
 from . import confine, streams
-from .refusal import RefusalError
+from .refusal import RefusalError, part
 
 if TYPE_CHECKING:
     from .shell import Shell
@@ -68,7 +68,8 @@ def _interpret(spawn: Spawn, link: socket.socket, listeners: list[int], shell: "
         frames, said = os.pipe()
         version = confine.lock_down(spawn)
         brought = [own, frames, *outputs, *listeners]
-        socket.send_fds(link, [frame(Ready(version))], brought)
+        with part("session"):  # other sessions of this user may have all its descriptors on their way
+            socket.send_fds(link, [frame(Ready(version))], brought)
         for descriptor in brought:
             os.close(descriptor)
         cells.serve(Link(link, said), shell, proxy=PROXY if listeners else None)

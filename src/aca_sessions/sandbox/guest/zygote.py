@@ -67,8 +67,17 @@ def preload_and_serve(control: socket.socket, host: int, pid_namespace: int, pre
     gc.disable()
     gc.freeze()  # a collection in a session would otherwise write to, and so copy, every page of the zygote
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    _allow_many_descriptors()
     control.send(encode(Done()))
     _Forking(control, pid_namespace, shell).serve(host)
+
+
+def _allow_many_descriptors() -> None:
+    """The kernel counts the descriptors on their way between sockets for each user, and sessions of an ordinary user are that user. What
+    one of them can send within its own limit must not keep us from sending one.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Forking:
