@@ -10,6 +10,7 @@ import mimetypes
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -36,6 +37,9 @@ class Files:
     def __init__(self, tree: Tree) -> None:
         """Keeps the descriptor that every look-up starts from."""
         self._tree = tree
+        self._change = threading.Condition()
+        self._at_work = 0
+        self._closed = False
 
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
         """The regular files and folders in a folder."""
@@ -84,6 +88,12 @@ class Files:
             finally:
                 os.close(parent)
 
+    def close(self) -> None:
+        """Waits for what is at work and lets nothing more begin: the number of a closed descriptor may be another session's next."""
+        with self._change:
+            self._closed = True
+            self._change.wait_for(lambda: self._at_work == 0)
+
     def capacity(self) -> int:
         """How many bytes fit in all."""
         status = os.fstatvfs(self._tree.directory)
@@ -92,14 +102,28 @@ class Files:
     @contextmanager
     def _as_guest(self) -> Iterator[None]:
         """Acts as the guest's user: a root host could not even create here, and would be above the guest's rights."""
-        if self._tree.owner is None:
-            yield
-            return
-        syscalls.set_filesystem_ids(self._tree.owner, self._tree.owner)
+        with self._working():
+            if self._tree.owner is None:
+                yield
+                return
+            syscalls.set_filesystem_ids(self._tree.owner, self._tree.owner)
+            try:
+                yield
+            finally:
+                syscalls.set_filesystem_ids(0, 0)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        with self._change:
+            if self._closed:
+                raise FileNotFoundError(errno.ENOENT, "the session was ended")
+            self._at_work += 1
         try:
             yield
         finally:
-            syscalls.set_filesystem_ids(0, 0)
+            with self._change:
+                self._at_work -= 1
+                self._change.notify_all()
 
     def _open(self, path: str, flags: int) -> int:
         """Opens a regular file; a pipe could hang the reader, a device do anything."""
@@ -142,10 +166,10 @@ class Files:
             return []  # the guest closed it, or took it away meanwhile
         try:
             with os.scandir(descriptor) as entries:
-                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if not entry.name.startswith(_HIDDEN)]
+                found = [(entry.name, _status(entry)) for entry in entries if not entry.name.startswith(_HIDDEN)]
         finally:
             os.close(descriptor)
-        return [(name, status) for name, status in found if stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
+        return [(name, status) for name, status in found if status and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
 
     def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str) -> RemoteFile:
         temporary = f"{_HIDDEN}{secrets.token_hex(8)}"
@@ -176,6 +200,13 @@ def checked_folder(folder: str) -> str:
     if any(part == ".." or "\0" in part or _encoded_length(part) > _MAX_NAME for part in parts):
         raise UnusableNameError("a path is relative to /mnt/data, and its components are usable names")
     return "/".join(parts)
+
+
+def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # the guest took it away meanwhile
 
 
 def _encoded_length(name: str) -> int:

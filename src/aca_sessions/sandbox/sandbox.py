@@ -93,6 +93,7 @@ class Sandbox:
     async def _end(self) -> None:
         async with self._turn:
             await self._end_interpreter()
+            await to_thread.run_sync(self.files.close)
             try:
                 await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
             finally:
