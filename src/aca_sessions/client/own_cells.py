@@ -3,9 +3,10 @@
 import json
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from ..errors import ServiceError
-from ..models import CodeExecutionResult
+from ..models import CodeExecutionResult, Variable
 
 _CELL = "(lambda scope: (exec({source!r}, scope), scope['main'](globals(), *{arguments!r}))[1])({{}})"
 
@@ -16,12 +17,44 @@ def own_cell(name: str, *arguments: str | int) -> str:
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """What a cell of ours answered; ExecutionError where it could not."""
+    """What a cell of ours answered; ExecutionError where it could not. A session's code can have anything answered: it is not believed."""
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
-    except ValueError:
-        raise ServiceError(200, "Unreadable", "the session's code is in the way of our own: reset it, or use another session") from None
+    except (ValueError, RecursionError):
+        raise _unreadable() from None
+
+
+def variables_of(told: object) -> list[Variable]:
+    """The variables that an answer names."""
+    if not isinstance(told, list):
+        raise _unreadable()
+    return [_variable(one) for one in told]
+
+
+def health_of(told: object) -> dict[str, Any]:
+    """What an answer says of an interpreter, by the names of SessionHealth."""
+    match told:
+        case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads)}:
+            return {"python": python, "memory": memory, "uptime": uptime, "threads": threads}
+    raise _unreadable()
+
+
+def _variable(told: object) -> Variable:
+    match told:
+        case {"name": str(name), "type": str(kind), "shape": None, "size": int(size), "text": str(text)}:
+            return Variable(name=name, type=kind, size=size, text=text)
+        case {"name": str(name), "type": str(kind), "shape": [*sides], "size": int(size), "text": str(text)} if _all_integers(sides):
+            return Variable(name=name, type=kind, shape=tuple(sides), size=size, text=text)
+    raise _unreadable()
+
+
+def _all_integers(values: list[Any]) -> bool:
+    return all(isinstance(value, int) for value in values)
+
+
+def _unreadable() -> ServiceError:
+    return ServiceError(200, "Unreadable", "the session's code is in the way of our own: reset it, or use another session")
 
 
 @cache

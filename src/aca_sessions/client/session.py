@@ -4,13 +4,12 @@ import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 from ..errors import ExecutionError, NotSupportedError, ServiceError
 from ..models import CodeExecutionResult, RemoteFile, SessionHealth, State, Variable
 from .arguments import checked_requirements
 from .interpreter import CodeInterpreter
-from .own_cells import answer
+from .own_cells import answer, health_of, variables_of
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
@@ -59,8 +58,7 @@ class Session:
 
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
-        told = cast(list[dict[str, Any]], answer(await self._interpreter.execute_own(self.session_id, "variables")))
-        return [Variable(**one | {"shape": one["shape"] and tuple(one["shape"])}) for one in told]
+        return variables_of(answer(await self._interpreter.execute_own(self.session_id, "variables")))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """How the session fares; it is not responsive if it does not answer in time, and its cells are left alone."""
@@ -68,11 +66,11 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                told = answer(await self._interpreter.execute_own(self.session_id, "health"))
+                told = health_of(answer(await self._interpreter.execute_own(self.session_id, "health")))
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
-        return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **cast(dict[str, Any], told))
+        return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **told)
 
     async def install(self, *requirements: str, timeout: float = 200.0) -> CodeExecutionResult:
         """What became of installing packages; NotSupportedError where the session reaches no package index."""
