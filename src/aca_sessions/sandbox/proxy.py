@@ -199,12 +199,13 @@ def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is not None or found in _TRANSLATED:
+        if inner is not None or found.is_site_local or any(found in network for network in _IPV4_INSIDE):
             return False
     return found.is_global and not found.is_multicast and not _is_ours(address, found.version)
 
 
-_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+# Translated to IPv4 by the network, by one of its own, or once upon a time: older releases of Python take some of these for public.
+_IPV4_INSIDE = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
 
 
 def _is_ours(address: str, version: int) -> bool:
