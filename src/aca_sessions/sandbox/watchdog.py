@@ -96,16 +96,30 @@ def _family(init: int) -> list[int]:
     while pending:
         pid = pending.pop()
         found.append(pid)
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as children:
-                    pending += map(int, children.read().split())
+        for task in _threads(pid):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children") as children:  # one may have ended meanwhile
+                pending += map(int, children.read().split())
     return found
 
 
-def _kilobytes(pid: int, file: str) -> int:
+def _threads(pid: int) -> list[str]:
     try:
-        with open(f"/proc/{pid}/{file}") as text:
-            return sum(map(int, _SUMMED[file].findall(text.read())))
+        return os.listdir(f"/proc/{pid}/task")
     except OSError:
-        return 0
+        return []
+
+
+def _kilobytes(pid: int, file: str) -> int:
+    """A process whose first thread has ended tells nothing of its memory, though it goes on: then its other threads do."""
+    told = _told(f"/proc/{pid}/{file}", file)
+    if not told:
+        told = next(filter(None, (_told(f"/proc/{pid}/task/{thread}/{file}", file) for thread in _threads(pid))), told)
+    return sum(told)
+
+
+def _told(path: str, file: str) -> list[int]:
+    try:
+        with open(path) as text:
+            return [int(number) for number in _SUMMED[file].findall(text.read())]
+    except OSError:
+        return []
