@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import islice
 
 from ..models import RemoteFile
 from . import syscalls
@@ -23,6 +24,7 @@ from .syscalls import Resolve
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
 _MAX_NAME = 255
 _MAX_LISTED = 10_000
+_MAX_ENTRIES = 1 << 17  # some kernels read on and on where a guest goes on making files
 _HIDDEN = ".upload-"
 _LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
@@ -166,7 +168,8 @@ class Files:
             return []  # the guest closed it, or took it away meanwhile
         try:
             with os.scandir(descriptor) as entries:
-                found = [(entry.name, _status(entry)) for entry in entries if not entry.name.startswith(_HIDDEN)]
+                some = islice(entries, _MAX_ENTRIES)
+                found = [(entry.name, _status(entry)) for entry in some if not entry.name.startswith(_HIDDEN)]
         finally:
             os.close(descriptor)
         return [(name, status) for name, status in found if status and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
