@@ -149,6 +149,8 @@ READ = "data = b''\nwhile part := s.recv(1 << 16): data += part\ndata.decode()"
         (b"\x00\xff\r\n\r\n", "403"),
         (b"POST http://target.test/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "403"),
         (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "403"),
+        (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\nabcde", "403"),
+        (b"GET http://target.test/ HTTP/1.1\r\nX: y\nHost: private.test\r\n\r\n", "403"),
         (b"GET http://target.test/ HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "502"),
     ],
 )

@@ -163,22 +163,25 @@ def _parse(head: bytes) -> _Head:
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     """The headers to pass on, and the length of the body: one request a connection, so that no second one is smuggled behind it."""
-    kept, body = [], 0
+    kept: list[bytes] = []
+    body: int | None = None
     for line in lines:
+        if any(mark in line for mark in b"\r\n\0"):
+            raise DeniedError("a header that another server might read as two")
         name, _, value = line.partition(b":")
         match name.strip().lower():
             case b"host" | b"connection" | b"keep-alive":
                 continue
             case b"transfer-encoding":
                 raise DeniedError("a body without a Content-Length")
-            case b"content-length" if not value.strip().isdigit() or len(value) > 16:
-                raise DeniedError("a Content-Length that is no number")
+            case b"content-length" if body is not None or not value.strip().isdigit() or len(value) > 16:
+                raise DeniedError("a Content-Length that is no number, or a second one")
             case b"content-length":
                 body = int(value)
             case hidden if hidden.startswith(b"proxy-"):
                 continue
         kept.append(line + b"\r\n")
-    return kept, body
+    return kept, body or 0
 
 
 def _host_and_port(target: str, default: int) -> tuple[str, int]:
