@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+COMPARABLE := $(VENV)/.bench
 
 .PHONY: install demo test check bench soak clean
 
@@ -33,10 +34,20 @@ check: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-bench: $(INSTALLED)
+$(COMPARABLE): $(INSTALLED)
+	@echo "Adding what the benchmark compares with (AutoGen, smolagents, ipybox, …): about 100 MB on disk, once."
+	@if command -v uv >/dev/null 2>&1; then \
+		uv pip install --quiet --python $(RUN) --editable '.[data,redis]' --group dev --group bench; \
+	else \
+		$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[data,redis]' --group dev --group bench; \
+	fi
+	@touch $@
+
+bench: $(COMPARABLE)
 	$(RUN) benchmarks/basics.py
 	$(RUN) benchmarks/model_view.py
 	$(RUN) benchmarks/served.py
+	$(RUN) benchmarks/compare.py
 
 soak: $(INSTALLED)
 	$(RUN) benchmarks/soak.py
