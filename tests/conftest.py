@@ -1,7 +1,6 @@
 """What the tests share. The product is its own fake: sessions are real, and the server is the emulator."""
 
 import gc
-import glob
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, open_interpreter, open_pool, open_server
+from aca_sessions.sandbox.cgroup import Groups
 from aca_sessions.sandbox.environment import worth_preloading
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import MB, Limits
@@ -89,7 +89,7 @@ def _settled() -> tuple[int, int, int, int]:
 
 
 def _remains() -> tuple[int, int, int, int]:
-    groups = sum(1 for top in glob.glob("/sys/fs/cgroup/**/aca-sessions-*", recursive=True) for _ in Path(top).glob("*/"))
+    groups = sum(1 for own in Groups._shared.values() for top in own._tops for _ in top.glob("*/"))
     descriptors = len(os.listdir("/proc/self/fd"))
     mounts = len(Path("/proc/self/mountinfo").read_text().splitlines())
     return len(descendants(os.getpid())), descriptors, mounts, groups

@@ -1,0 +1,196 @@
+"""An interpreter at the edges: what cells leave running, background output, forged frames, values in other dress."""
+
+import asyncio
+import os
+import signal
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import CodeExecutionResult, Session, SessionPool
+
+from ..conftest import descendants
+
+
+async def run(session: Session, code: str, **options: object) -> CodeExecutionResult:
+    return await session.run(textwrap.dedent(code), **options)
+
+
+async def test_an_interrupted_await_is_over(session: Session) -> None:
+    await session.run("import asyncio; x = 0", timeout=5)
+    await session.run("await asyncio.sleep(0.4); x = 1", timeout=0.1)
+    await session.run("await asyncio.sleep(0.6)")
+    assert (await session.run("x")).value == 0
+
+
+async def test_background_output_belongs_to_the_next_cell(session: Session) -> None:
+    await session.run("import threading; threading.Timer(0.05, print, ['later']).start()")
+    result = await session.run("import time; time.sleep(0.1)")
+    assert result.stdout == "later\n"
+
+
+async def test_cells_of_one_session_run_in_order(session: Session) -> None:
+    await session.run("order = []")
+    await asyncio.gather(*(session.run(f"order.append({number})") for number in range(20)))
+    assert (await session.run("order == list(range(20))")).value is True
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_closed_session_leaves_nothing() -> None:
+    from aca_sessions import open_pool
+
+    async with open_pool() as pool, pool.session() as session:
+        await session.run("import subprocess; subprocess.Popen(['sleep', '60'])")
+        await session.run("import os; os._exit(1)")
+        await session.run("x = 1")
+        await session.run("while True: pass", timeout=0.1)
+
+
+async def test_an_interpreter_that_died_between_two_cells_is_told_with_the_next(session: Session) -> None:
+    await session.run("x = 5; import threading, os; threading.Timer(0.05, os._exit, [1]).start()")
+    await asyncio.sleep(0.2)
+    result = await session.run("'x' in globals()")
+    assert (result.value, str(result.state)) == (False, "lost: exit")
+    assert str((await session.run("1")).state) == "kept"
+
+
+async def test_a_session_killed_from_outside_says_so(session: Session) -> None:
+    await session.run("x = 5")
+    running = asyncio.create_task(session.run("while True: pass"))
+    await asyncio.sleep(0.1)
+    for pid in descendants(os.getpid()):
+        names = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid")).split()
+        if len(names) == 4 and names[-1] == "1":
+            os.kill(pid, signal.SIGKILL)
+    assert str((await running).state) == "lost: killed"
+    assert (await session.run("'x' in globals()")).value is False
+
+
+async def test_a_fork_that_a_cell_lets_run_on_is_no_second_interpreter(session: Session) -> None:
+    result = await session.run("import os, time\npid = os.fork()\nif pid == 0: print('child')\nelse: os.waitpid(pid, 0)\nx = 0")
+    assert (result.success, result.stdout) == (True, "child\n")
+    for count in range(1, 6):
+        assert (await session.run("x += 1; (x, os.getpid())")).text == f"({count}, 2)"
+
+
+async def test_processes_that_a_cell_starts_do_not_have_the_link(session: Session) -> None:
+    result = await session.run("!ls -l /proc/self/fd | grep -c socket")
+    assert result.stdout == "0\n"
+
+
+async def test_displays_from_forked_workers_harm_nobody(session: Session) -> None:
+    code = """
+    from multiprocessing import get_context
+    from IPython.display import HTML, display
+    def show(n): display(HTML("x" * (1 << 20)))
+    with get_context("fork").Pool(4) as pool:
+        pool.map(show, range(8))
+    """
+    result = await run(session, code)
+    assert (result.success, str(result.state)) == (True, "kept")
+
+
+async def test_a_frame_while_no_cell_runs_ends_the_session_and_is_told(session: Session) -> None:
+    code = """
+    import os, stat, struct, threading
+    link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISFIFO(os.fstat(d).st_mode))
+    threading.Timer(0.1, lambda: os.write(link, struct.pack("<I", 3) + b"abc")).start()
+    """
+    await run(session, code)
+    await asyncio.sleep(0.3)
+    assert str((await session.run("1")).state) == "lost: crash"
+
+
+async def test_a_long_cell_in_another_script_arrives(session: Session) -> None:
+    await session.run("x = 5")
+    result = await session.run("#" + "é" * 6_000_000 + "\nx")
+    assert (result.value, str(result.state)) == (5, "kept")
+
+
+async def test_an_interrupted_cell_shows_its_own_frames_only(session: Session) -> None:
+    result = await session.run("import signal\ndef f():\n    signal.raise_signal(signal.SIGINT)\nf()")
+    assert result.error.name == "KeyboardInterrupt"
+    assert "/.guest" not in result.stderr
+    assert "raise_signal" in result.stderr
+
+
+async def test_a_flood_from_an_idle_session_leaves_the_others_alone(pool: SessionPool) -> None:
+    async with pool.session() as noisy, pool.session() as other:
+        await run(
+            noisy,
+            """
+            import os, threading
+            def flood():
+                while True: os.write(1, b"x" * 65536)
+            threading.Thread(target=flood, daemon=True).start()
+            """,
+        )
+        for _ in range(20):
+            assert (await other.run("1 + 1")).value == 2
+
+
+async def test_small_files_in_shared_memory_are_limited(session: Session) -> None:
+    result = await session.run("for n in range(20_000): open(f'/dev/shm/{n}', 'w').close()")
+    assert result.error.name == "OSError"
+
+
+async def test_terminals_are_limited(session: Session) -> None:
+    result = await session.run("import os\nheld = [os.openpty() for _ in range(100)]")
+    assert result.error.name == "OSError"
+
+
+async def test_processes_that_a_cell_left_are_named_and_end_with_reset(session: Session) -> None:
+    started = await session.run("import subprocess; left = [subprocess.Popen(['sleep', '60']), subprocess.Popen(['sleep', '61'])]; 1")
+    assert [process.name for process in started.processes] == ["sleep", "sleep"]
+    assert "[processes] 2 still running: sleep (" in str(started)
+    pid = started.processes[0].pid
+    later = await session.run(f"import os; os.kill({pid}, 9); left[0].wait()")
+    assert [process.pid for process in later.processes] == [started.processes[1].pid]
+    await session.reset()
+    assert (await session.run("1")).processes == ()
+
+
+async def test_a_process_that_is_dead_and_not_collected_is_not_named(session: Session) -> None:
+    result = await session.run("import subprocess, time; p = subprocess.Popen(['true']); time.sleep(0.2); 1")
+    assert result.processes == ()
+
+
+VALUES = [
+    "1",
+    "-7",
+    "10**50",
+    "1.5",
+    "1e300",
+    "float('nan')",
+    "True",
+    "'a'",
+    "'é\\n\\x85\"'",
+    "'x' * 30_000",
+    "''",
+    "0.1 + 0.2",
+    "3; 4",
+    "'a;b'",
+]
+
+
+@pytest.mark.parametrize("code", VALUES)
+async def test_a_plain_value_looks_as_ipython_lays_it_out(session: Session, code: str) -> None:
+    from IPython.core.formatters import PlainTextFormatter
+
+    value = eval(code.rpartition(";")[2] if "'" not in code else code)
+    assert (await session.run(code)).text == PlainTextFormatter()(value)
+
+
+async def test_how_plain_values_are_shown_can_be_changed(session: Session) -> None:
+    assert (await session.run("%precision 2\n3.14159")).text == "3.14"
+    assert (await session.run("%precision %r\n3.14159")).text == "3.14159"
+    await session.run("get_ipython().display_formatter.formatters['text/plain'].for_type(int, lambda n, p, c: p.text(f'<{n}>'))")
+    assert (await session.run("7")).text == "<7>"
+    await session.run("get_ipython().display_formatter.formatters['text/html'].for_type(str, lambda s: f'<b>{s}</b>')")
+    assert (await session.run("'x'")).displays[0].data["text/html"] == "<b>x</b>"
+
+
+async def test_a_semicolon_hides_the_value(session: Session) -> None:
+    assert (await session.run("6 * 7;")).text is None
+    assert (await session.run("'a;b'")).value == "a;b"
