@@ -1,0 +1,38 @@
+"""Any name at all, against a real session's files."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aca_sessions.sandbox.files import Files, UnusableNameError
+from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.policy import MB, Limits
+
+pytestmark = pytest.mark.slow
+PARTS = st.sampled_from(["a", "b", "..", ".", "", "/", "/etc", "/mnt/data", "passwd", "link", "\0", "x" * 300, "é", "\ud800", "%2e%2e"])
+NAMES = st.text(max_size=12) | PARTS | st.lists(PARTS, max_size=5).map("/".join)
+ACTS = st.sampled_from(["write", "read", "describe", "delete", "listing"])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(ACTS, NAMES, NAMES), min_size=1, max_size=30))
+def test_no_name_leads_out_of_a_sessions_files(fork_server: ForkServer, acts: list[tuple[str, str, str]]) -> None:
+    """Whatever a file is called, the host reads and writes below /mnt/data only, or refuses."""
+    tree = fork_server.make_tree(Limits(disk=MB, files=200))
+    files = Files(tree)
+    try:
+        for act, name, folder in acts:
+            try:
+                if act == "write":
+                    files.write(name, [b"own"], folder)
+                elif act == "read":
+                    assert files.read(name, folder)[0] == b"own"
+                elif act == "listing":
+                    assert all(file.size in (0, 3) or file.is_directory for file in files.listing(folder, recursive=True))
+                else:
+                    getattr(files, act)(name, folder)
+            except (UnusableNameError, OSError):
+                continue
+    finally:
+        files.close()
+        fork_server.drop_tree(tree)
