@@ -135,11 +135,13 @@ class Serving:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await self._answer(reader, writer)
-            with contextlib.suppress(OSError):
-                await writer.drain()
+            writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_HEAD_SECONDS):
+                    await writer.wait_closed()
         finally:
             self._open -= 1
-            writer.close()
+            writer.transport.abort()  # whoever does not read what is left does not keep it open
 
 
 def _parse(head: bytes) -> _Head:
@@ -233,7 +235,7 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
     finally:
         sending.cancel()
         await asyncio.wait((sending,))
-        there[1].close()
+        there[1].transport.abort()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None) -> None:
