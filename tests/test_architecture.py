@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
 }
 ONLY_IN = {
-    "httpx": {"client.http", "client.auth", "client.interpreter", "connect"},
+    "httpx": {"client.http", "client.auth", "client.executions", "connect"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
     "ctypes": {"sandbox.syscalls"},

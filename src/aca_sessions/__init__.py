@@ -19,13 +19,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
+    from .client.execution import Execution
     from .client.http import SessionsHttpClient
     from .client.interpreter import CodeInterpreter
     from .client.pool import SessionPool
     from .client.session import Session
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
-    from .models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionHealth, SessionInfo, Variable
+    from .models import (
+        CodeExecutionRequest,
+        CodeExecutionResult,
+        Event,
+        FileUploadRequest,
+        RemoteFile,
+        SessionHealth,
+        SessionInfo,
+        Variable,
+    )
     from .sandbox.policy import Limits, Mount, Network, Policy
     from .settings import Settings
     from .surfaces.python_tool import PythonTool
@@ -37,6 +47,8 @@ _HOMES = {
     "CodeExecutionRequest": "models",
     "CodeExecutionResult": "models",
     "CodeInterpreter": "client.interpreter",
+    "Event": "models",
+    "Execution": "client.execution",
     "FileUploadRequest": "models",
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
@@ -64,6 +76,8 @@ __all__ = [
     "CodeExecutionRequest",
     "CodeExecutionResult",
     "CodeInterpreter",
+    "Event",
+    "Execution",
     "FileUploadRequest",
     "Limits",
     "Mount",

@@ -133,6 +133,21 @@ class CodeExecutionResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that a cell did while it ran, in order; the last one of a cell is its `result`.
+
+    `text` is what it wrote, what it asks for (`input`), or how much was dropped before a reader came for it (`skipped`).
+    `number` names what is asked, for the reply.
+    """
+
+    kind: Literal["stdout", "stderr", "display", "input", "skipped", "result"]
+    text: str = ""
+    number: int = 0
+    display: Display | None = None
+    result: CodeExecutionResult | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionRequest:
     """A cell for a session; `sanitize_input` takes it out of Markdown fences first."""
 

@@ -16,6 +16,9 @@ class Tasks:
         """Starts with none."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def __len__(self) -> int:
+        return len(self._tasks)
+
     def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Runs in the background; a failure is logged."""
         task = self.own(work)

@@ -2,37 +2,28 @@
 
 import asyncio
 import contextlib
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, overload
+from typing import Self, overload
 from urllib.parse import quote
 
 from .. import telemetry
 from ..contract import extensions, flat
-from ..contract.records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
 from ..contract.versions import version_named
-from ..errors import ACASessionsError, NotSupportedError, ServiceUnavailableError
-from ..models import CodeError, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo, State
+from ..errors import NotSupportedError
+from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo
 from ..tasks import Tasks
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
+from .execution import AnswerInput, Execution, ended, in_background
+from .executions import DEFAULT_WAIT, Executions
 from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
 from .sanitize import sanitize as take_out_of_fences
 
-if TYPE_CHECKING:
-    import httpx
-
 FILES_PATH = "files"
-# Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
-_OUTPUT_LIMIT = 1 << 20
-_ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
-_DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + _ANSWER_MARGIN
-_CANCEL_SECONDS = 10.0
 _RANGE = 8 << 20
-_FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
 
 
 class CodeInterpreter:
@@ -47,6 +38,7 @@ class CodeInterpreter:
         self._version = version_named(http.api_version)
         self._dialect = self._version.dialect
         self._tasks = Tasks()
+        self._executions = Executions(http, self._version)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
 
     @overload
@@ -100,7 +92,7 @@ class CodeInterpreter:
                 identifier=session_id,
                 query=_path(folder),
                 file=(name, stack.enter_context(content.open("rb")) if isinstance(content, Path) else content),
-                timeout=_DEFAULT_WAIT,
+                timeout=DEFAULT_WAIT,
             )
         return decoded(response, self._dialect.decode_upload)
 
@@ -145,10 +137,39 @@ class CodeInterpreter:
         else:
             (await self.execute_own(session_id, "reset")).raise_for_error()
 
+    async def start(
+        self,
+        session_id: str,
+        code: str,
+        *,
+        timeout: float | None = None,
+        sanitize: bool = True,
+        on_input: AnswerInput | None = None,
+    ) -> Execution:
+        """A cell in the background: followed live where the endpoint can, delivered at its end where it cannot."""
+        checked_session_id(session_id)
+        checked_timeout(timeout)
+        refused = refusal(code)
+        if refused is not None:
+            return ended(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
+        text = take_out_of_fences(code) if sanitize else code
+        if not await self._http.offers("events"):
+            return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, text, timeout)))
+        with telemetry.span("start", session_id, **{"code.length": len(text)}):
+            execution = await self._executions.start(session_id, text, timeout, answered=on_input is not None)
+        return execution.answering(on_input).amending(lambda result: self._continuity.tell(session_id, result))
+
+    def execution(self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
+        """A cell that was started earlier, by its id: from here or by another client."""
+        return self._executions.followed(checked_session_id(session_id), execution_id).answering(on_input)
+
     async def interrupt(self, session_id: str, execution_id: str) -> None:
         """Interrupts a cell of a session; what that did is in the cell's result."""
-        await self._http.require("interrupt", "interrupt a cell")
-        await self._http.request("POST", extensions.INTERRUPT_PATH.format(id=execution_id), identifier=session_id)
+        await self._executions.interrupt(session_id, execution_id)
+
+    async def cancel_quietly(self, execution: Execution) -> None:
+        """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
+        await self._executions.cancel_quietly(execution)
 
     async def isolation(self) -> dict[str, str] | None:
         """What separates sessions from their host, part by part; None where the endpoint does not say."""
@@ -187,7 +208,8 @@ class CodeInterpreter:
 
     async def close(self) -> None:
         """Ends the connections; sessions go on at the service until they expire."""
-        await self._tasks.finish()
+        await self._tasks.cancel()
+        await self._executions.close()
         await self._http.close()
 
     async def __aenter__(self) -> Self:
@@ -199,91 +221,21 @@ class CodeInterpreter:
     async def _execute_knowingly(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
         """Our own server tells what became of a session; elsewhere we look ourselves."""
         if await self._http.offers("rich"):
-            return await self._execute(session_id, code, timeout)
+            return await self._executions.run(session_id, code, timeout)
         loss = await self._continuity.before(session_id)
-        result = await self._execute(session_id, code, timeout)
+        result = await self._executions.run(session_id, code, timeout)
         self._continuity.after(session_id, result)
         return replace(result, state=loss) if loss and result.state.kind == "kept" else result
 
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
-        return await self._execute(session_id, code, None)
-
-    async def _execute(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
-        execution_id = str(uuid.uuid4())
-        asynchronous = timeout is not None and timeout > MAX_SYNCHRONOUS_SECONDS
-        if asynchronous and not self._dialect.HAS_EXECUTIONS:
-            raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
-        call = ExecutionCall(code=code, asynchronous=asynchronous, timeout=timeout, output_limit=_OUTPUT_LIMIT)
-        try:
-            execution = await self._start(session_id, execution_id, call)
-            while execution.result is None:
-                execution = await self._poll(session_id, execution.id)
-        except asyncio.CancelledError:
-            await self._interrupt_quietly(session_id, execution_id)
-            raise
-        return replace(execution.result, session_id=session_id)
-
-    async def _start(self, session_id: str, execution_id: str, call: ExecutionCall) -> Execution:
-        """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
-        wait = _DEFAULT_WAIT if call.timeout is None else call.timeout + _ANSWER_MARGIN
-        headers = {flat.OPERATION_HEADER: execution_id, extensions.RICH_REQUEST_HEADER: "1"}
-        try:
-            response = await self._http.request(
-                "POST",
-                self._dialect.EXECUTE_PATH,
-                identifier=session_id,
-                headers=headers,
-                json=self._dialect.encode_call(call),
-                timeout=wait,
-            )
-        except ServiceUnavailableError as error:
-            if not error.sent:
-                raise
-            return await self._after_lost_answer(session_id, execution_id)
-        return self._execution(response, session_id, execution_id)
-
-    async def _after_lost_answer(self, session_id: str, execution_id: str) -> Execution:
-        """Versions without executions have nobody to ask."""
-        try:
-            if not self._dialect.HAS_EXECUTIONS:
-                raise NotSupportedError("this api-version has no executions to ask for")
-            return await self._ask(session_id, execution_id)
-        except ACASessionsError:
-            lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
-            result = CodeExecutionResult(error=lost, stderr=str(lost), state=State("unknown", "no reply"))
-            return Execution(id=execution_id, identifier=session_id, status="Failed", result=result)
-
-    async def _poll(self, session_id: str, execution_id: str) -> Execution:
-        wait = _FIRST_POLL
-        while (execution := await self._ask(session_id, execution_id)).result is None:
-            await asyncio.sleep(wait)
-            wait = min(wait * 1.5, _SLOWEST_POLL)
-        return execution
-
-    async def _ask(self, session_id: str, execution_id: str) -> Execution:
-        headers = {extensions.RICH_REQUEST_HEADER: "1"}
-        response = await self._http.request("GET", f"{self._dialect.EXECUTE_PATH}/{execution_id}", identifier=session_id, headers=headers)
-        return self._execution(response, session_id, execution_id)
-
-    def _execution(self, response: "httpx.Response", session_id: str, execution_id: str) -> Execution:
-        return decoded(response, lambda body: self._dialect.decode_execution(body, id=execution_id, identifier=session_id))
-
-    async def _interrupt_quietly(self, session_id: str, execution_id: str) -> None:
-        """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._tasks.to_its_end(self._try_to_interrupt(session_id, execution_id))
-
-    async def _try_to_interrupt(self, session_id: str, execution_id: str) -> None:
-        with contextlib.suppress(ACASessionsError, TimeoutError):
-            async with asyncio.timeout(_CANCEL_SECONDS):
-                await self.interrupt(session_id, execution_id)
+        return await self._executions.run(session_id, code, None)
 
     async def _read(self, session_id: str, name: str, start: int | None) -> tuple[bytes, int]:
         """A part of a file, and the size of all of it."""
         folder, name = checked_path(name)
         headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
         path = self._dialect.content_path(name)
-        response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=_DEFAULT_WAIT)
+        response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=DEFAULT_WAIT)
         size = response.headers.get("content-range", "").rpartition("/")[2]
         return response.content, int(size) if size.isdecimal() else len(response.content)
 

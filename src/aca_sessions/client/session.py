@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ExecutionError, NotSupportedError, ServiceError
-from ..models import CodeExecutionResult, RemoteFile, SessionHealth, State, Variable
+from ..models import CodeExecutionResult, Event, RemoteFile, SessionHealth, State, Variable
 from .arguments import checked_requirements
+from .execution import AnswerInput, Execution
 from .interpreter import CodeInterpreter
 from .own_cells import answer, health_of, variables_of
 
@@ -26,11 +28,32 @@ class Session:
 
     async def run(self, code: str, *, timeout: float | None = None, sanitize: bool = True) -> CodeExecutionResult:
         """What became of a cell. Cancelling the call interrupts the cell and keeps the variables."""
-        result = await self._interpreter.execute(self.session_id, code, timeout=timeout, sanitize=sanitize)
-        if self._expired and result.state.kind == "kept":
-            result = replace(result, state=State("lost", "expired"))
-        self._expired = False
-        return result
+        return self._told(await self._interpreter.execute(self.session_id, code, timeout=timeout, sanitize=sanitize))
+
+    async def start(
+        self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
+    ) -> Execution:
+        """A cell that runs in the background, until it ends or is cancelled; `on_input` answers what it asks while its events are read."""
+        execution = await self._interpreter.start(self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input)
+        return execution.amending(self._told)
+
+    async def stream(
+        self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
+    ) -> AsyncIterator[Event]:
+        """What a cell does, while it does it; the last event is its result. Leaving the loop early interrupts the cell."""
+        execution = await self.start(code, timeout=timeout, sanitize=sanitize, on_input=on_input)
+        ended = False
+        try:
+            async for event in execution.events():
+                ended = event.kind == "result"
+                yield event
+        finally:
+            if not ended:
+                await self._interpreter.cancel_quietly(execution)
+
+    def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
+        """A cell that was started earlier, by its id, to go on with it after a pause or from another program."""
+        return self._interpreter.execution(self.session_id, execution_id, on_input=on_input)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
         """Writes a file into /mnt/data. A Path is sent without being read whole."""
@@ -86,6 +109,13 @@ class Session:
         if capability != "install":
             return await self._interpreter.supports(capability)
         return answer(await self._interpreter.execute_own(self.session_id, "reach", _PACKAGE_INDEX)) is True
+
+    def _told(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        """A loss that nobody was told of is told with the first result."""
+        if self._expired and result.state.kind == "kept":
+            result = replace(result, state=State("lost", "expired"))
+        self._expired = False
+        return result
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: whoever has it owns the session

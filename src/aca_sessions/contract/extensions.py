@@ -9,7 +9,7 @@ from ..models import CodeError, CodeExecutionResult, Display, FileChange, Runnin
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges")
+OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 RICH_MEMBER = "acaSessions"
 

@@ -32,6 +32,7 @@ class ExecutionCall:
     code: str
     command: Command | None = None
     asynchronous: bool = False
+    answered: bool = False  # whether the caller answers what the cell asks
     timeout: float | None = None
     output_limit: int = 4096
 

@@ -1,27 +1,58 @@
 """The cell that runs in an interpreter: what is known of it so far, and what became of it. What a guest says of it is checked here."""
 
 import asyncio
+import time
+from collections.abc import Callable
+from typing import Literal
 
-from ..models import CodeError, Display, FileChange, RunningProcess, State
+from ..models import CodeError, Display, Event, FileChange, RunningProcess, State
 from . import wire
 
 _MAX_DISPLAYS = 1000
 _MAX_DISPLAYED = 32 << 20
 _MAX_TEXT = 2 << 20
 _MAX_DIGITS = 19
+_MAX_OPEN = 64  # questions at a time
+
+
+class Clock:
+    """The seconds that a cell has used: while somebody outside works for it, they stand still."""
+
+    def __init__(self) -> None:
+        """Runs."""
+        self._used = 0.0
+        self._since: float | None = time.perf_counter()
+
+    @property
+    def used(self) -> float:
+        """So many until now."""
+        return self._used + (time.perf_counter() - self._since if self._since is not None else 0.0)
+
+    def stop(self) -> None:
+        """Stands still."""
+        self._used, self._since = self.used, None
+
+    def go_on(self) -> None:
+        """Runs again."""
+        self._since = time.perf_counter()
 
 
 class Cell:
     """The cell that runs now, and what is known of it so far."""
 
-    def __init__(self, execution: str) -> None:
-        """Sent, but not started."""
+    def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: bool = False) -> None:
+        """Sent, but not started. What it does is told as it comes; what it asks for may be answered or not."""
         loop = asyncio.get_running_loop()
         self.execution = execution
         self.started: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[wire.Finished] = loop.create_future()
+        self.turned: asyncio.Future[None] = loop.create_future()
         self.displays: list[Display] = []
         self.overran: float | None = None
+        self.clock = Clock()
+        self.open: set[int] = set()
+        self.tell = tell
+        self._answered = answered
         self._room = _MAX_DISPLAYED
 
     def show(self, data: dict[str, str]) -> None:
@@ -30,6 +61,40 @@ class Cell:
         if len(self.displays) >= _MAX_DISPLAYS or self._room < 0:
             raise wire.WireError("more displays than a cell may show")
         self.displays.append(Display(data))
+        if self.tell is not None:
+            self.tell(Event(kind="display", display=self.displays[-1]))
+
+    def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
+        """It wrote something."""
+        if self.tell is not None:
+            self.tell(Event(kind=stream, text=text))
+
+    def ask(self, asked: wire.Asked) -> bool:
+        """Whether somebody may answer; until then its clock stands still."""
+        if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about != "input":
+            raise wire.WireError("a question of another kind, or one too many")
+        if not self._answered or self.tell is None:
+            return False
+        self.open.add(asked.number)
+        self.clock.stop()
+        self._turn()
+        self.tell(Event(kind="input", text=asked.text, number=asked.number))
+        return True
+
+    def answered(self, number: int) -> bool:
+        """Takes note of an answer; False where it is too late for one."""
+        if number not in self.open:
+            return False
+        self.open.remove(number)
+        if not self.open:
+            self.clock.go_on()
+        self._turn()
+        return True
+
+    def _turn(self) -> None:
+        """Whoever waits for its deadline looks again."""
+        turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
+        turned.set_result(None)
 
 
 def error_of(cell: Cell, finished: wire.Finished | None, state: State) -> CodeError | None:

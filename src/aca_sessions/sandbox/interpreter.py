@@ -16,13 +16,15 @@ from functools import partial
 from typing import Any, Self
 
 from ..errors import GuestDiedError, IsolationError
-from ..models import CodeExecutionResult, State
+from ..models import CodeExecutionResult, Event, State
+from ..tasks import Tasks
 from . import wire
 from .cell import Cell, changes_of, check, error_of, processes_of
+from .channel import Channel
 from .forkserver import Spawned, refusal
 from .memory import Memory
-from .output import Output
-from .policy import INTERRUPT_GRACE, Limits
+from .policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
+from .processes import host_pid, reason_of
 from .proxy import Proxy, Serving
 from .remedy import remedy_for
 
@@ -30,8 +32,7 @@ _REPORT_BYTES = 8
 _MET_DESCRIPTORS = 4
 _START_SECONDS = 30.0
 _REPORT_SECONDS = 1.0
-_READ_AT_ONCE = 1 << 20
-_THROTTLED_SECONDS = 0.02
+_MAX_UNREAD = 256  # answers on their way to a guest that does not read them
 
 
 class Interpreter:
@@ -47,12 +48,11 @@ class Interpreter:
         self._proxy = proxy
         self._serving: Serving | None = None
         self._pid: int | None = None
-        self._said: int | None = None
-        self._outputs: list[Output] = []
-        self._frames = wire.Frames(wire.MAX_FROM_GUEST)
+        self._channel: Channel | None = None
         self._cell: Cell | None = None
         self._death: asyncio.Future[State] = asyncio.get_running_loop().create_future()
-        self._readers: list[int] = []
+        self._hears_of_death = False
+        self._answering = Tasks()
         self._killed_for: str | None = None
         self._death_told = False
         self._busy = asyncio.Lock()
@@ -89,30 +89,45 @@ class Interpreter:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         return self._pid
 
-    async def run(self, execution: str, code: str, timeout: float) -> CodeExecutionResult:
-        """What became of a cell: interrupted at its deadline, and killed where that changes nothing."""
-        async with self._busy:
-            return await self._run(wire.Run(execution, code), timeout)
+    async def run(
+        self, execution: str, code: str, timeout: float, *, tell: Callable[[Event], None] | None = None, answered: bool = False
+    ) -> CodeExecutionResult:
+        """What became of a cell: interrupted at its deadline, and killed where that changes nothing.
 
-    async def execute(self, execution: str, arguments: Sequence[str], stdin: str = "", *, timeout: float) -> CodeExecutionResult:
+        What it does is told as it happens; what it asks for is `answered` by somebody, or refused.
+        """
+        async with self._busy:
+            return await self._run(wire.Run(execution, code, answered), timeout, Cell(execution, tell, answered=answered))
+
+    async def execute(
+        self,
+        execution: str,
+        arguments: Sequence[str],
+        stdin: str = "",
+        *,
+        timeout: float,
+        tell: Callable[[Event], None] | None = None,
+    ) -> CodeExecutionResult:
         """The same for a program: its exit code is the value."""
         async with self._busy:
-            return await self._run(wire.Command(execution, list(arguments), stdin), timeout)
+            return await self._run(wire.Command(execution, list(arguments), stdin), timeout, Cell(execution, tell))
 
     async def warm_up(self) -> None:
         """Has it touch, and so copy, the memory that every first cell would wait for."""
         async with self._busy:
-            await self._run(wire.WarmUp("warm-up"), _START_SECONDS)
+            await self._run(wire.WarmUp("warm-up"), _START_SECONDS, Cell("warm-up"))
 
-    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp, timeout: float) -> CodeExecutionResult:
-        if not self.alive:
+    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp, timeout: float, cell: Cell) -> CodeExecutionResult:
+        channel = self._channel
+        if not self.alive or channel is None:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         started = time.perf_counter()
-        cell = self._cell = Cell(message.execution)
-        sending = asyncio.ensure_future(self._send(message))
+        self._cell = cell
+        self._follow(cell)
+        sending = asyncio.ensure_future(channel.send(message))
         self._memory.cell_runs(True)
         try:
-            await _first_of(cell.finished, self._death, within=timeout)
+            await self._until_deadline(cell, timeout)
             if not cell.finished.done() and self.alive:
                 cell.overran = timeout
                 await self.interrupt(message.execution)
@@ -121,9 +136,40 @@ class Interpreter:
             sending.cancel()
             self._memory.cell_runs(False)
             self._cell = None
-        for output in self._outputs:
-            output.drain()
-        return self._result(cell, time.perf_counter() - started)
+        channel.drain()
+        self._follow(None)
+        return self._result(cell, channel, time.perf_counter() - started)
+
+    def _follow(self, cell: Cell | None) -> None:
+        """Streams are told as they come only to those who listen."""
+        stdout, stderr = self._channel.streams if self._channel is not None else (None, None)
+        if stdout is not None and stderr is not None and (cell is None or cell.tell is not None):
+            stdout.follow(partial(cell.wrote, "stdout") if cell else None)
+            stderr.follow(partial(cell.wrote, "stderr") if cell else None)
+
+    async def _until_deadline(self, cell: Cell, timeout: float) -> None:
+        """Whoever was asked has a time of their own; then there is no answer, and the cell's clock goes on."""
+        while not (cell.finished.done() or self._death.done()):
+            turned, asked = cell.turned, bool(cell.open)
+            left = ANSWER_SECONDS if asked else timeout - cell.clock.used
+            if left <= 0:
+                return
+            await _first_of(cell.finished, self._death, turned, within=left)
+            if asked and not turned.done():
+                for number in [*cell.open]:
+                    self.answer(cell.execution, number, None)
+
+    def answer(self, execution: str, number: int, text: str | None) -> bool:
+        """Gives a cell what it asked for, or None; False where it no longer waits for that."""
+        cell = self._cell
+        if cell is None or cell.execution != execution or not cell.answered(number):
+            return False
+        self._send_answer(wire.Answer(number, text is not None, text if text is not None else "nobody answered"))
+        return True
+
+    def _send_answer(self, answer: wire.Answer) -> None:
+        if self._channel is not None:
+            self._answering.start(self._channel.send(answer))
 
     async def interrupt(self, execution: str) -> None:
         """SIGINT for a cell, if it runs; where it has not ended after a grace period, SIGKILL for the session's processes."""
@@ -139,12 +185,13 @@ class Interpreter:
     async def close(self) -> None:
         """Ends every process of the session."""
         self._kill("killed")
-        if self._readers:
+        if self._hears_of_death:
             await _first_of(self._death, within=_REPORT_SECONDS)
         self._bury(State("lost", "killed"))
         if not self._closed:
             await self._last_one_gone()
         await self._memory.end()
+        await self._answering.cancel()
         if self._serving is not None:
             await self._serving.close()
         async with self._busy:  # a cell that ran still makes its result of what was written
@@ -158,13 +205,11 @@ class Interpreter:
 
     def _let_go(self) -> None:
         self._closed = True
-        for output in self._outputs:
-            output.close()
-        for descriptor in (self._report, self._init, self._pid, self._said):
+        for descriptor in (self._report, self._init, self._pid):
             if descriptor is not None:
                 os.close(descriptor)
-        self._outputs, self._pid, self._said = [], None, None
-        self._link.close()
+        self._pid = None
+        (self._channel or self._link).close()
 
     async def _meet(self) -> None:
         """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
@@ -173,7 +218,7 @@ class Interpreter:
         data, descriptors, _, _ = socket.recv_fds(self._link, 1 << 16, 8)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        payloads = self._frames.feed(data)
+        payloads = wire.Frames(wire.MAX_FROM_GUEST).feed(data)
         if not payloads:
             raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
         match wire.decode(payloads[0], wire.Ready, wire.Refused):
@@ -183,14 +228,13 @@ class Interpreter:
             for descriptor in descriptors:
                 os.close(descriptor)
             raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
-        self._pid, self._said, stdout, stderr, *listeners = descriptors
+        self._pid, said, stdout, stderr, *listeners = descriptors
         self._link.shutdown(socket.SHUT_RD)
-        os.set_blocking(self._said, False)
+        self._channel = Channel(self._link, said, (stdout, stderr), limit=self._limits.output)
         if self._proxy is not None:
             self._serving = await self._proxy.serve(socket.socket(fileno=listeners[0]))
         await self._count_memory()
-        self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
-        self._listen()
+        self._listen(self._channel)
 
     async def _count_memory(self) -> None:
         try:
@@ -198,45 +242,23 @@ class Interpreter:
         except OSError as error:
             raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
 
-    def _listen(self) -> None:
-        if self._said is not None:
-            self._watch(self._said, partial(self._on_frames, self._said))
-        self._watch(self._report, self._on_report)
-        for output in self._outputs:
-            self._listen_again(output)
+    def _listen(self, channel: Channel) -> None:
+        channel.listen(self._take, forged=lambda: self._kill("crash"), silent=self._fell_silent)
+        asyncio.get_running_loop().add_reader(self._report, self._on_report)
+        self._hears_of_death = True
 
-    def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
-        asyncio.get_running_loop().add_reader(descriptor, callback)
-        self._readers.append(descriptor)
+    def _fell_silent(self) -> None:
+        """Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain."""
+        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
 
-    def _unwatch(self, descriptor: int) -> None:
-        if descriptor in self._readers:
-            asyncio.get_running_loop().remove_reader(descriptor)
-            self._readers.remove(descriptor)
-
-    async def _send(self, message: wire.Message) -> None:
-        with contextlib.suppress(OSError):  # its death is told elsewhere
-            await asyncio.get_running_loop().sock_sendall(self._link, wire.frame(message))
-
-    def _on_frames(self, said: int) -> None:
-        try:
-            data = os.read(said, 1 << 18)
-        except BlockingIOError:
-            return
-        if not data:
-            # Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain.
-            self._unwatch(said)
-            asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
-            return
-        try:
-            for payload in self._frames.feed(data):
-                self._take(wire.decode(payload, wire.Started, wire.Shown, wire.Finished))
-        except wire.WireError:
-            self._unwatch(said)  # nothing that it says after this counts
-            self._kill("crash")
-
-    def _take(self, message: wire.Message) -> None:
+    def _take(self, payload: bytes) -> None:
+        message = wire.decode(payload, wire.Started, wire.Shown, wire.Asked, wire.Finished)
         cell = self._cell
+        if cell is not None and cell.tell is not None and self._channel is not None:
+            self._channel.drain()  # what was written before this is told before it
+        if isinstance(message, wire.Asked):
+            self._take_question(message, cell)
+            return
         if cell is None or cell.finished.done():
             raise wire.WireError("a frame while no cell runs")
         match message:
@@ -250,22 +272,17 @@ class Interpreter:
             case _:
                 raise wire.WireError("a frame of another cell")
 
-    def _on_output(self, output: Output) -> None:
-        """A flood is read in turns, with others in between: what is not read yet holds the writer up, and nobody else."""
-        if not output.drain(_READ_AT_ONCE):
-            self._unwatch(output.descriptor)
-        elif output.flooded:
-            self._unwatch(output.descriptor)
-            asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, output)
-
-    def _listen_again(self, output: Output) -> None:
-        if not self._death.done() and not self._closed:
-            self._watch(output.descriptor, lambda: self._on_output(output))
+    def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
+        """A thread may ask at the moment when its cell ends: that is no forgery, and there is no answer."""
+        if len(self._answering) >= _MAX_UNREAD:
+            raise wire.WireError("questions whose answers are not read")
+        if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
+            self._send_answer(wire.Answer(asked.number, False, "nobody is there to answer"))
 
     def _on_report(self) -> None:
         report = os.read(self._report, _REPORT_BYTES)
         status = int.from_bytes(report[4:], "little") if len(report) == _REPORT_BYTES else None
-        reason = _reason(status)
+        reason = reason_of(status)
         if reason == "killed" and self._memory.was_exceeded():
             reason = "memory"
         self._bury(State("lost", self._killed_for or reason))
@@ -274,10 +291,11 @@ class Interpreter:
         """It is dead: nothing more is read, and whatever of the session still lives is killed."""
         if self._death.done():
             return
-        for output in self._outputs:
-            output.drain()
-        for descriptor in [*self._readers]:
-            self._unwatch(descriptor)
+        if self._channel is not None:
+            self._channel.drain()
+            self._channel.stop()
+        if self._hears_of_death:
+            asyncio.get_running_loop().remove_reader(self._report)
         self._kill(state.reason or "killed")
         self._death.set_result(state)
 
@@ -293,8 +311,8 @@ class Interpreter:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
-        stdout, stderr = (output.take() for output in self._outputs)
+    def _result(self, cell: Cell, channel: Channel, duration: float) -> CodeExecutionResult:
+        stdout, stderr = (stream.take() for stream in channel.streams)
         finished = cell.finished.result() if cell.finished.done() else None
         state = State() if finished else self._death.result()
         self._death_told = finished is None
@@ -312,20 +330,6 @@ class Interpreter:
             state=state,
             duration=duration,
         )
-
-
-def _reason(status: int | None) -> str:
-    if status is None:
-        return "killed"
-    if os.WIFEXITED(status):
-        return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
-    return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
-
-
-def host_pid(pidfd: int) -> int:
-    """The number that this host knows a process by; its own namespace has another."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

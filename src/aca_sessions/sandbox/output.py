@@ -1,6 +1,8 @@
 """What a stream of a session wrote, within a limit: the head and the tail are kept, the cut is told."""
 
+import codecs
 import os
+from collections.abc import Callable
 
 _MOST_READS = 512  # a pipe holds 256 writes, if its writer keeps them apart (O_DIRECT in pipe(2)): a byte each, it may be
 
@@ -16,7 +18,15 @@ class Output:
         self._head = bytearray()
         self._tail = bytearray()
         self._dropped = 0
+        self._tell: Callable[[str], None] | None = None
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.flooded = False
+
+    def follow(self, tell: Callable[[str], None] | None) -> None:
+        """Tells the text as it comes, and first what is there already; None ends it."""
+        self._tell = tell
+        self._decoder.reset()
+        self._pass_on(bytes(self._head + self._tail))
 
     def drain(self, most: int = 1 << 22) -> bool:
         """Reads what is there now, at most so many bytes and not byte by byte; False at the end of the pipe."""
@@ -29,6 +39,7 @@ class Output:
             if not data:
                 return False
             self._keep(data)
+            self._pass_on(data)
             left -= len(data)
             if left <= 0:
                 break
@@ -45,6 +56,10 @@ class Output:
     def close(self) -> None:
         """Lets go of the pipe."""
         os.close(self.descriptor)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._tell is not None and (text := self._decoder.decode(data)):
+            self._tell(text)
 
     def _keep(self, data: bytes) -> None:
         room = self._half - len(self._head)

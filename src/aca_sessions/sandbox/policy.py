@@ -9,6 +9,7 @@ from ..errors import ConfigurationError
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL
+ANSWER_SECONDS = 600.0  # for whoever is asked by a cell
 
 _PLACE = re.compile(r"/mnt(/(?!\.\.?(/|$))[\w.@+-]+)+", re.ASCII)
 _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", re.ASCII)

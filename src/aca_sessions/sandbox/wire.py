@@ -116,6 +116,16 @@ class Shown(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Asked(Message):
+    """Code in the session waits for an answer from outside; `number` is its own, for the answer."""
+
+    execution: str
+    number: int
+    about: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(Message):
     """What became of a cell. `text` is None where nothing was shown last; `files` are `kind size path`, `processes` are `pid name`."""
 
@@ -134,10 +144,20 @@ class Finished(Message):
 
 @dataclass(frozen=True, slots=True)
 class Run(Message):
-    """A cell to run."""
+    """A cell to run; `answered` where somebody is there to answer what it asks."""
 
     execution: str
     code: str
+    answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Message):
+    """What was asked for; `given` is false where the text says why there is no answer."""
+
+    number: int
+    given: bool
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from ..hosting import Hosting
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
+from .live_routes import LiveRoutes
 from .mcp_route import McpRoute
 from .session_routes import SessionRoutes
 from .sessions import Sessions
@@ -31,7 +32,7 @@ class Service:
         """Serves the sessions that it is given, which stay their owner's."""
         self._sessions = sessions
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (SessionRoutes, CellRoutes, FileRoutes, McpRoute)
+        rooms = (SessionRoutes, CellRoutes, LiveRoutes, FileRoutes, McpRoute)
         routes = [answering(*route, self._headers) for room in rooms for route in room(sessions, hosting).table()]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)

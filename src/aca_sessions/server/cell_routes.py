@@ -2,11 +2,12 @@
 
 import re
 import uuid
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, flat, legacy, shell, values
+from ..contract import events, extensions, flat, legacy, shell, values
 from ..contract.records import ExecutionCall, ProblemError
 from ..contract.versions import Version
 from ..hosting import Hosting
@@ -43,6 +44,7 @@ class CellRoutes:
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         call = self._decoded(version, await self._json(request))
+        call = replace(call, answered=not self._hosting.plain and request.headers.get(events.ANSWERED_HEADER) == "1")
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")
@@ -95,13 +97,16 @@ class CellRoutes:
 
     def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        limit = execution.call.output_limit
-        if execution.call.command is not None:
-            body = shell.encode_execution(execution.snapshot(), limit)
-        else:
-            body = version.dialect.encode_execution(execution.snapshot(), limit, rich=rich)
-        response = JSONResponse(body, headers={flat.OPERATION_HEADER: execution.id})
+        response = JSONResponse(encoded(version, execution, rich=rich), headers={flat.OPERATION_HEADER: execution.id})
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]
             response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
         return response
+
+
+def encoded(version: Version, execution: RunningExecution, *, rich: bool) -> dict[str, object]:
+    """An execution in the words of a version, or of a pool of shells."""
+    limit = execution.call.output_limit
+    if execution.call.command is not None:
+        return shell.encode_execution(execution.snapshot(), limit)
+    return version.dialect.encode_execution(execution.snapshot(), limit, rich=rich)

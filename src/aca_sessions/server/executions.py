@@ -13,6 +13,7 @@ from ..models import CodeError, CodeExecutionResult, State
 from ..sandbox.interpreter import Interpreter
 from ..sandbox.sandbox import Sandbox
 from ..tasks import Tasks
+from .events import Events
 
 _REMEMBERED = 50
 _REMEMBERED_BYTES = 16 << 20
@@ -29,6 +30,7 @@ class RunningExecution:
         self.cancelled = cancelled
         self.status: Status = "NotStarted"
         self.done = asyncio.Event()
+        self.events = Events()
         self.size = len(call.code)
         self._identifier = identifier
         self._result: CodeExecutionResult | None = None
@@ -50,7 +52,8 @@ class RunningExecution:
         self._result = replace(result, session_id=self._identifier)
         self.status = "Succeeded" if result.success else "Failed"
         shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
-        self.size += len(result.stdout) + len(result.stderr) + shown
+        self.size += len(result.stdout) + len(result.stderr) + shown + self.events.size
+        self.events.close()
         self.done.set()
 
 
@@ -92,6 +95,12 @@ class Executions:
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
+    async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
+        """Gives a cell what it asked for."""
+        interpreter = (await self._sandbox()).running if execution.status == "Running" else None
+        if interpreter is None or not interpreter.answer(execution.id, number, text):
+            raise ProblemError(409, "QuestionNotOpen", "the execution does not wait for this answer: it has one, or went on without")
+
     async def finish(self) -> None:
         """Waits until all have their results."""
         await self._tasks.finish()
@@ -123,9 +132,10 @@ class Executions:
 
     async def _ran(self, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
         call, timeout = execution.call, execution.call.timeout or self._default_timeout
+        tell = execution.events.add if call.asynchronous else None
         if call.command is not None:
-            return await interpreter.execute(execution.id, call.command.arguments, call.command.stdin, timeout=timeout)
-        return await interpreter.run(execution.id, call.code, timeout)
+            return await interpreter.execute(execution.id, call.command.arguments, call.command.stdin, timeout=timeout, tell=tell)
+        return await interpreter.run(execution.id, call.code, timeout, tell=tell, answered=call.answered)
 
     def _with_earlier_loss(self, result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
         """Variables that were lost between two cells are told with the later one."""

@@ -54,7 +54,7 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
 def _run(cell: Run | Command | WarmUp, link: Link, shell: "Shell") -> Finished:
     match cell:
         case Run():
-            return shell.run(cell, link.send)
+            return shell.run(cell, link.send, link.ask)
         case Command():
             return commands.run(cell, link.send)
     link.send(Started(cell.execution))

@@ -1,17 +1,23 @@
 """The session's end of the wire, and when a SIGINT may become a KeyboardInterrupt: while a cell runs, never in the middle of a frame."""
 
 import contextlib
+import itertools
 import os
+import select
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..wire import Command, Frames, Message, Run, WarmUp, decode, frame
+from ..wire import Answer, Asked, Command, Frames, Message, Run, WarmUp, decode, frame
 
 _MAX_FROM_HOST = 1 << 30
+
+
+class AnswerError(Exception):
+    """Nobody answered, and why."""
 
 
 class Link:
@@ -23,6 +29,13 @@ class Link:
         self._connection = connection
         self._said = said
         self._sending = threading.Lock()
+        self._frames = Frames(_MAX_FROM_HOST)
+        self._inbox: list[Message] = []
+        self._arrived = threading.Condition()
+        self._being_read = self._ended = False
+        self._numbers = itertools.count(1)
+        self._incoming = select.poll()
+        self._incoming.register(connection, select.POLLIN)
         os.register_at_fork(after_in_child=self._lose)
 
     def send(self, message: Message) -> None:
@@ -37,15 +50,53 @@ class Link:
             self._connection.close()
             os.close(self._said)
         self._said = -1
-        self._sending = threading.Lock()  # another thread of the parent may have held it
+        self._ended = True
+        self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def cells(self) -> Iterator[Run | Command | WarmUp]:
         """The cells to run, until the host closes the link."""
-        frames = Frames(_MAX_FROM_HOST)
-        while data := self._connection.recv(1 << 16):
-            for payload in frames.feed(data):
-                cell: Run | Command | WarmUp = decode(payload, Run, Command, WarmUp)  # type: ignore[assignment]
-                yield cell
+        while (cell := self._next(lambda message: not isinstance(message, Answer))) is not None:
+            yield cell  # type: ignore[misc]
+
+    def ask(self, execution: str, about: str, text: str) -> str:
+        """What somebody outside answers, from any thread; AnswerError where nobody does."""
+        number = next(self._numbers)
+        self.send(Asked(execution, number, about, text))
+        answer = self._next(lambda message: isinstance(message, Answer) and message.number == number)
+        if not isinstance(answer, Answer) or not answer.given:
+            raise AnswerError(answer.text if isinstance(answer, Answer) else "the session ends")
+        return answer.text
+
+    def _next(self, wanted: Callable[[Message], bool]) -> Message | None:
+        """The next message of a kind. Whoever waits reads for all who wait; None at the end of the link."""
+        with self._arrived:
+            while True:
+                for message in self._inbox:
+                    if wanted(message):
+                        self._inbox.remove(message)
+                        return message
+                if self._ended:
+                    return None
+                if self._being_read:
+                    self._arrived.wait()
+                else:
+                    self._read()
+
+    def _read(self) -> None:
+        """Reads once, and lets others at the inbox meanwhile. An interrupt may end the wait, but loses nothing that came."""
+        with interrupts.held():
+            self._being_read = True
+            self._arrived.release()
+            try:
+                with interrupts.let_through():
+                    self._incoming.poll()
+                data = self._connection.recv(1 << 16)
+                self._inbox += [decode(payload, Run, Command, WarmUp, Answer) for payload in self._frames.feed(data)]
+                self._ended = not data
+            finally:
+                self._arrived.acquire()
+                self._being_read = False
+                self._arrived.notify_all()
 
 
 class _Interrupts:
@@ -81,6 +132,21 @@ class _Interrupts:
         if self._pending and not outer:
             self._pending = False
             raise KeyboardInterrupt
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Within what holds them: here they may come."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        outer, self._held = self._held, False
+        try:
+            if self._pending:
+                self._pending = False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._held = outer
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
         if not self._allowed:

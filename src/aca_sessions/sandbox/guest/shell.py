@@ -20,7 +20,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ..wire import Finished, Message, Run, Scalar, Shown, Started
-from . import changes, processes, streams
+from . import changes, processes, questions, streams
 from .link import interrupts
 
 _OWN_CODE = "/.guest/"
@@ -140,8 +140,9 @@ class Shell(InteractiveShell):
     display_pub_class = _Publisher
     system = InteractiveShell.system_raw  # straight to descriptors 1 and 2, without a terminal in between
 
-    def run(self, cell: Run, send: Callable[[Message], None]) -> Finished:
+    def run(self, cell: Run, send: Callable[[Message], None], ask: questions.Ask = questions.nobody) -> Finished:
         """Runs a cell; whatever it does, an answer comes back."""
+        questions.begin(cell, ask)
         self.collected = _Collected(cell.execution, send)
         self._forget_listings()
         before = changes.listing()
@@ -181,7 +182,7 @@ class Shell(InteractiveShell):
         """Runs cells that leave nothing behind but loaded code and touched memory."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
-                self.run(Run("", code), lambda _message: None)
+                self.run(Run("", code, False), lambda _message: None)
         streams.flush()
         self.reset(new_session=True)
         self.execution_count = 1
@@ -216,6 +217,7 @@ def build_shell(preload: list[str]) -> Shell:
     _Hook.stock = {kind: printers.get(kind) for kind in _PLAIN_TYPES}
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
     loop.forget()
+    questions.take_over()
     sys.argv[:] = [""]
     sys.path.insert(0, "/mnt/data")
     sys.path.append("/mnt/data/.packages")  # what a session installed

@@ -1,0 +1,120 @@
+"""A cell in the background, as its caller holds it: what it does is followed event by event, or waited for."""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from ..errors import InvalidArgumentError, NotSupportedError
+from ..models import CodeError, CodeExecutionResult, Event, State
+
+AnswerInput = Callable[[str], "str | Awaitable[str]"]
+Page = tuple[list[Event], int, CodeExecutionResult | None]
+_BEHIND_ALL = 10**17
+
+
+async def _cannot(*_: object) -> None:
+    raise NotSupportedError("this endpoint takes no answers while a cell runs: the embedded default and `aca-sessions serve` do")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """A cell being run. Dropping this object does not end it: `cancel` does."""
+
+    id: str
+    session_id: str
+    # The events behind a number, as soon as there are any, with the result once there is one.
+    _page: Callable[[int], Awaitable[Page]]
+    _interrupt: Callable[[], Awaitable[None]]
+    _reply: Callable[[int, str | None], Awaitable[None]] = _cannot
+    _on_input: AnswerInput | None = None
+    _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What it did, from its beginning, as it happens; the last one is its result. May be called again, by anybody who has its id."""
+        after, result = 0, None
+        while result is None:
+            events, after, result = await self._page(after)
+            for event in events:
+                if event.kind == "input":
+                    await self._answer(event)
+                yield event
+        yield Event(kind="result", result=self._amend(result))
+
+    async def wait(self) -> CodeExecutionResult:
+        """What became of it."""
+        result = None
+        if self._on_input is not None:
+            async for event in self.events():
+                result = event.result
+        while result is None:
+            _, _, result = await self._page(_BEHIND_ALL)
+        return result if self._on_input is not None else self._amend(result)
+
+    async def cancel(self) -> None:
+        """Interrupts it; what that did is in its result. One that is over stays as it is."""
+        await self._interrupt()
+
+    async def reply(self, event: Event, text: str | None) -> None:
+        """Answers what an `input` event asks; None refuses, which is an EOFError in the cell."""
+        if not (text is None or isinstance(text, str)):
+            raise InvalidArgumentError("an answer to input() is text, or None")
+        await self._reply(event.number, text)
+
+    def answering(self, on_input: AnswerInput | None) -> "Execution":
+        """The same; what it asks is answered by a function while its events are read."""
+        return replace(self, _on_input=on_input)
+
+    def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
+        """The same; its result goes through a function."""
+        earlier = self._amend
+        return replace(self, _amend=lambda result: amend(earlier(result)))
+
+    async def _answer(self, event: Event) -> None:
+        """An exception of the caller's own function reaches the caller, and the cell does not wait for it."""
+        if self._on_input is None:
+            return
+        try:
+            answer = self._on_input(event.text)
+            text = await answer if inspect.isawaitable(answer) else answer
+            await self.reply(event, text)
+        except BaseException:
+            await self.reply(event, None)
+            raise
+
+
+def ended(result: CodeExecutionResult) -> Execution:
+    """One that has its result already."""
+
+    async def page(_after: int) -> Page:
+        return events_of(result), 0, result
+
+    return Execution(id="", session_id=result.session_id, _page=page, _interrupt=_nothing)
+
+
+def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
+    """A call that waits for its answer, as one that is followed: all comes at the end."""
+
+    async def page(after: int) -> Page:
+        try:
+            result = await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if not running.cancelled():
+                raise
+            error = CodeError("KeyboardInterrupt", "the cell was cancelled")
+            result = CodeExecutionResult(session_id=session_id, error=error, stderr=str(error), state=State("unknown", "no reply"))
+        return ([] if after else events_of(result)), _BEHIND_ALL, result
+
+    async def cancel() -> None:
+        running.cancel()
+
+    return Execution(id="", session_id=session_id, _page=page, _interrupt=cancel)
+
+
+def events_of(result: CodeExecutionResult) -> list[Event]:
+    """What can be told of a cell after the fact."""
+    written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.stderr)]
+    return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
+
+
+async def _nothing() -> None: ...

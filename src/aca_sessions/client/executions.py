@@ -1,0 +1,161 @@
+"""Executions of an endpoint: started once, asked for after a lost answer, followed, interrupted."""
+
+import asyncio
+import contextlib
+import uuid
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..contract import events, extensions, flat
+from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
+from ..contract.records import Execution as Record
+from ..contract.versions import Version
+from ..errors import ACASessionsError, NotSupportedError, ServiceError, ServiceUnavailableError
+from ..models import CodeError, CodeExecutionResult, State
+from ..tasks import Tasks
+from .execution import Execution, Page, ended, events_of
+from .http import SessionsHttpClient, decoded
+
+if TYPE_CHECKING:
+    import httpx
+
+# Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
+_OUTPUT_LIMIT = 1 << 20
+ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
+DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + ANSWER_MARGIN
+_CANCEL_SECONDS = 10.0
+_FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
+_RICH = {extensions.RICH_REQUEST_HEADER: "1"}
+
+
+class Executions:
+    """Those that one client starts, in one api-version."""
+
+    def __init__(self, http: SessionsHttpClient, version: Version) -> None:
+        """Speaks through the given client."""
+        self._http = http
+        self._version = version
+        self._dialect = version.dialect
+        self._tasks = Tasks()
+
+    async def run(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
+        """What became of a cell. Cancelling the call interrupts the cell."""
+        id = str(uuid.uuid4())
+        call = self._call(code, timeout, asynchronous=timeout is not None and timeout > MAX_SYNCHRONOUS_SECONDS)
+        try:
+            record = await self._send(session_id, id, call)
+            while record.result is None:
+                record = await self._poll(session_id, record.id)
+        except asyncio.CancelledError:
+            await self.cancel_quietly(self.followed(session_id, id))
+            raise
+        return replace(record.result, session_id=session_id)
+
+    async def start(self, session_id: str, code: str, timeout: float | None, *, answered: bool) -> Execution:
+        """A cell that runs on by itself; NotSupportedError where the endpoint has no events."""
+        id = str(uuid.uuid4())
+        record = await self._send(session_id, id, self._call(code, timeout, asynchronous=True), answered=answered)
+        return self.followed(session_id, id) if record.result is None else ended(replace(record.result, session_id=session_id))
+
+    def followed(self, session_id: str, id: str) -> Execution:
+        """A cell that was started, by its id."""
+        return Execution(
+            id=id,
+            session_id=session_id,
+            _page=lambda after: self._page(session_id, id, after),
+            _interrupt=lambda: self.interrupt(session_id, id),
+            _reply=lambda number, text: self._reply(session_id, id, events.encode_reply(number, text)),
+        )
+
+    async def interrupt(self, session_id: str, id: str) -> None:
+        """Interrupts a cell; what that did is in its result."""
+        await self._http.require("interrupt", "interrupt a cell")
+        await self._http.request("POST", extensions.INTERRUPT_PATH.format(id=id), identifier=session_id)
+
+    async def cancel_quietly(self, execution: Execution) -> None:
+        """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._tasks.to_its_end(_try_to_cancel(execution))
+
+    async def close(self) -> None:
+        """Waits for what is on its way."""
+        await self._tasks.finish()
+
+    def _call(self, code: str, timeout: float | None, *, asynchronous: bool) -> ExecutionCall:
+        if asynchronous and not self._dialect.HAS_EXECUTIONS:
+            raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
+        return ExecutionCall(code=code, asynchronous=asynchronous, timeout=timeout, output_limit=_OUTPUT_LIMIT)
+
+    async def _send(self, session_id: str, id: str, call: ExecutionCall, *, answered: bool = False) -> Record:
+        """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
+        wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
+        headers = {flat.OPERATION_HEADER: id, **_RICH, **({events.ANSWERED_HEADER: "1"} if answered else {})}
+        path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
+        try:
+            response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
+        except ServiceUnavailableError as error:
+            if not error.sent:
+                raise
+            return await self._after_lost_answer(session_id, id)
+        return self._record(response, session_id, id)
+
+    async def _after_lost_answer(self, session_id: str, id: str) -> Record:
+        """Versions without executions have nobody to ask."""
+        try:
+            if not self._dialect.HAS_EXECUTIONS:
+                raise NotSupportedError("this api-version has no executions to ask for")
+            return await self._ask(session_id, id)
+        except ACASessionsError:
+            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
+
+    async def _poll(self, session_id: str, id: str) -> Record:
+        wait = _FIRST_POLL
+        while (record := await self._ask(session_id, id)).result is None:
+            await asyncio.sleep(wait)
+            wait = min(wait * 1.5, _SLOWEST_POLL)
+        return record
+
+    async def _ask(self, session_id: str, id: str) -> Record:
+        response = await self._http.request("GET", f"{self._dialect.EXECUTE_PATH}/{id}", identifier=session_id, headers=_RICH)
+        return self._record(response, session_id, id)
+
+    async def _page(self, session_id: str, id: str, after: int) -> Page:
+        """Endpoints without events are asked for the whole, again and again."""
+        try:
+            if not await self._http.offers("events"):
+                result = (await self._poll(session_id, id)).result or _lost_answer(session_id)
+                return ([] if after else events_of(result)), after, replace(result, session_id=session_id)
+            query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
+            path, wait = events.EVENTS_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
+            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_RICH, timeout=wait)
+        except (ServiceUnavailableError, ServiceError):
+            return [], after, _lost_answer(session_id)
+        return decoded(response, lambda body: self._decoded_page(body, session_id))
+
+    def _decoded_page(self, body: dict[str, object], session_id: str) -> Page:
+        found, last = events.decode_events(body)
+        member = body.get(events.EXECUTION_MEMBER)
+        result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
+        return found, last, replace(result, session_id=session_id) if result else None
+
+    async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
+        """An answer that comes too late is none."""
+        try:
+            await self._http.request("POST", events.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
+        except ServiceError as error:
+            if error.status_code != 409:
+                raise
+
+    def _record(self, response: "httpx.Response", session_id: str, id: str) -> Record:
+        return decoded(response, lambda body: self._dialect.decode_execution(body, id=id, identifier=session_id))
+
+
+async def _try_to_cancel(execution: Execution) -> None:
+    with contextlib.suppress(ACASessionsError, TimeoutError):
+        async with asyncio.timeout(_CANCEL_SECONDS):
+            await execution.cancel()
+
+
+def _lost_answer(session_id: str) -> CodeExecutionResult:
+    lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
+    return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=State("unknown", "no reply"))

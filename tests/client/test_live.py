@@ -1,0 +1,215 @@
+"""Cells that are followed while they run: live output, questions, cells in the background. In process; tests/scenarios has it over TCP."""
+
+import asyncio
+
+import pytest
+
+from aca_sessions import Session, SessionPool, Settings, open_pool
+from aca_sessions.errors import InvalidArgumentError
+from aca_sessions.models import Event
+
+from ..surfaces.test_cli import Server
+
+ENDLESS = "import time\nfor number in range(10_000):\n    print(number, flush=True)\n    time.sleep(0.01)"
+GATED = "import os\nopen('at', 'w').close()\nprint('before')\nwhile os.path.exists('at'): pass\nprint('after')"
+
+
+async def text_of(session: Session, code: str, kind: str) -> str:
+    return "".join([event.text async for event in session.stream(code) if event.kind == kind])
+
+
+async def test_output_is_told_while_the_cell_runs(session: Session) -> None:
+    seen = []
+    async for event in session.stream(GATED):
+        seen.append(event.text)
+        if event.text == "before\n":
+            await session.delete_file("at")
+    assert seen == ["before\n", "after\n", ""]
+
+
+async def test_the_last_event_is_the_result(session: Session) -> None:
+    events = [event async for event in session.stream("print('out')\n6 * 7")]
+    assert [event.kind for event in events] == ["stdout", "result"]
+    result = events[-1].result
+    assert result is not None
+    assert (result.value, result.stdout, str(result.state)) == (42, "out\n", "kept")
+
+
+async def test_streams_are_told_apart_and_a_failure_is_a_result(session: Session) -> None:
+    events = [event async for event in session.stream("import sys\nprint('a', file=sys.stderr)\n1 / 0")]
+    assert events[0] == Event(kind="stderr", text="a\n")
+    assert events[-1].result is not None
+    assert events[-1].result.error is not None
+    assert events[-1].result.error.name == "ZeroDivisionError"
+
+
+async def test_displays_come_as_they_are_shown(session: Session) -> None:
+    events = [event async for event in session.stream("display('one')\nprint('two')\ndisplay('three')")]
+    shown = [event.display.data["text/plain"] for event in events if event.display is not None]
+    assert shown == ["'one'", "'three'"]
+
+
+async def test_a_character_that_is_written_in_two_pieces_is_told_as_one(session: Session) -> None:
+    code = "import os, time\nos.write(1, b'\\xc3'); time.sleep(0.05); os.write(1, b'\\xa4')"
+    assert await text_of(session, code, "stdout") == "ä"
+
+
+async def test_leaving_the_loop_interrupts_the_cell(session: Session) -> None:
+    events = session.stream(ENDLESS)
+    async for event in events:
+        if event.kind == "stdout":
+            break
+    await events.aclose()
+    result = await session.run("number < 9_999")
+    assert (result.value, str(result.state)) == (True, "kept")
+
+
+async def test_a_slow_reader_holds_nobody_up_and_is_told_what_it_missed(session: Session) -> None:
+    execution = await session.start("for _ in range(100):\n    print('x' * 99_999)")
+    result = await execution.wait()
+    events = [event async for event in execution.events()]
+    assert result.success
+    assert events[0].kind == "skipped"
+    assert "were dropped" in events[0].text
+    assert events[-1].result == result
+
+
+async def test_a_cell_in_the_background_is_found_again_by_its_id(session: Session) -> None:
+    started = await session.start("print('once')\n'done'")
+    again = session.execution(started.id)
+    assert (await again.wait()).value == "done"
+    assert [event.text async for event in again.events() if event.kind == "stdout"] == ["once\n"]
+
+
+async def test_a_cell_in_the_background_can_be_cancelled(session: Session) -> None:
+    execution = await session.start(ENDLESS)
+    async for event in execution.events():
+        if event.kind == "stdout":
+            await execution.cancel()
+    result = await execution.wait()
+    assert result.error is not None
+    assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
+
+
+async def test_a_cell_may_be_cancelled_when_it_is_over(session: Session) -> None:
+    execution = await session.start("1")
+    await execution.wait()
+    await execution.cancel()
+    assert (await execution.wait()).value == 1
+
+
+async def test_what_cannot_be_a_cell_is_a_result_here_as_well(session: Session) -> None:
+    assert (await (await session.start("")).wait()).error is not None
+
+
+async def test_an_execution_that_nobody_knows_is_told_as_unknown(session: Session) -> None:
+    await session.run("1")
+    assert str((await session.execution("nobody").wait()).state) == "unknown: no reply"
+
+
+async def test_input_is_answered_by_the_caller(session: Session) -> None:
+    events = [event async for event in session.stream("name = input('Who? ')\nprint('Hello', name)", on_input=lambda prompt: "Ada")]
+    assert [(event.kind, event.text) for event in events[:3]] == [("stdout", "Who? "), ("input", "Who? "), ("stdout", "Hello Ada\n")]
+
+
+async def test_input_is_answered_by_a_coroutine(session: Session) -> None:
+    async def answer(prompt: str) -> str:
+        await asyncio.sleep(0)
+        return prompt.upper()
+
+    execution = await session.start("import getpass\ninput('a') + getpass.getpass('b')", on_input=answer)
+    assert (await execution.wait()).value == "AB"
+
+
+async def test_input_that_nobody_answers_is_a_clear_error(session: Session) -> None:
+    result = await session.run("input('Who? ')")
+    assert result.error is not None
+    assert result.error.name == "EOFError"
+    assert "on_input" in result.error.message
+    assert str(result.state) == "kept"
+
+
+async def test_a_caller_that_cannot_answer_ends_the_question(session: Session) -> None:
+    def fail(prompt: str) -> str:
+        raise LookupError(prompt)
+
+    execution = await session.start("input('Who? ')", on_input=fail)
+    with pytest.raises(LookupError):
+        await execution.wait()
+    result = await session.execution(execution.id).wait()
+    assert result.error is not None
+    assert result.error.name == "EOFError"
+
+
+async def test_an_answer_is_text(session: Session) -> None:
+    execution = await session.start("input()", on_input=lambda prompt: 5)  # type: ignore[arg-type, return-value]
+    with pytest.raises(InvalidArgumentError, match="text"):
+        await execution.wait()
+
+
+async def test_threads_of_a_cell_ask_each_for_its_own(session: Session) -> None:
+    asked = "[*map(str, range(40))]"
+    code = f"import concurrent.futures as f\nwith f.ThreadPoolExecutor(8) as pool: answers = [*pool.map(input, {asked})]"
+    execution = await session.start(code, on_input=lambda prompt: prompt)
+    assert (await execution.wait()).success
+    assert (await session.run(f"answers == {asked}")).value is True
+
+
+async def test_the_clock_of_a_cell_stands_still_while_it_is_answered(session: Session) -> None:
+    async def slowly(prompt: str) -> str:
+        await asyncio.sleep(0.4)
+        return "late"
+
+    execution = await session.start("input()", timeout=0.2, on_input=slowly)
+    assert (await execution.wait()).value == "late"
+
+
+async def test_a_cell_that_waits_for_an_answer_can_be_interrupted(session: Session) -> None:
+    execution = await session.start("x = 1\ninput()", on_input=lambda prompt: None)  # type: ignore[arg-type, return-value]
+    assert (await execution.wait()).success is False
+    answered = asyncio.Event()
+
+    async def never(prompt: str) -> str:
+        answered.set()
+        await asyncio.sleep(60)
+        return ""
+
+    execution = await session.start("input()", on_input=never)
+    waiting = asyncio.create_task(execution.wait())
+    await answered.wait()
+    await execution.cancel()
+    result = await session.execution(execution.id).wait()
+    waiting.cancel()
+    assert result.error is not None
+    assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
+    assert (await session.run("x")).value == 1
+
+
+async def test_the_end_of_a_session_ends_its_executions(pool: SessionPool) -> None:
+    async with pool.session() as session:
+        execution = await session.start(ENDLESS)
+        waiting = asyncio.create_task(execution.wait())
+        await anext(execution.events())
+    assert str((await waiting).state) == "lost: killed"
+
+
+@pytest.mark.slow
+async def test_an_endpoint_without_events_delivers_at_the_end() -> None:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        settings = Settings(Endpoint=server.endpoint, ApiKey="key")
+        async with open_pool(settings) as pool, pool.session() as session:
+            events = [event async for event in session.stream("print('out')\n1")]
+            assert [event.kind for event in events] == ["stdout", "result"]
+            execution = await session.start("2")
+            assert (await execution.wait()).value == 2
+
+
+@pytest.mark.slow
+async def test_a_progress_bar_is_seen_moving_over_tcp() -> None:
+    code = "import tqdm, time\nfor _ in tqdm.tqdm(range(5), mininterval=0): time.sleep(0.05)"
+    with Server("--port", "0", "--api-key", "key") as server:
+        async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, pool.session() as session:
+            pieces = [event.text async for event in session.stream(code) if event.kind == "stderr"]
+    seen = [share for share in (" 20%", " 40%", " 60%", " 80%", "100%") if any(share in piece for piece in pieces)]
+    assert len(pieces) >= 4
+    assert len(seen) == 5
