@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from .sandbox.policy import Limits, Mount, Network, Policy
     from .settings import Settings
+    from .surfaces.interactive import InteractiveSession
     from .surfaces.python_tool import PythonTool
     from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin
 
@@ -50,6 +51,7 @@ _HOMES = {
     "Event": "models",
     "Execution": "client.execution",
     "FileUploadRequest": "models",
+    "InteractiveSession": "surfaces.interactive",
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
     "Network": "sandbox.policy",
@@ -79,6 +81,7 @@ __all__ = [
     "Event",
     "Execution",
     "FileUploadRequest",
+    "InteractiveSession",
     "Limits",
     "Mount",
     "Network",

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
@@ -59,14 +60,19 @@ def open_pool(
     endpoint: str | None = None,
     max_concurrent_sessions: int | None = None,
     on_event: Callable[[PoolEvent], None] | None = None,
+    spares: int | None = None,
 ) -> Opening[SessionPool]:
-    """A pool over what the settings say: an endpoint, or the embedded sandbox where there is none."""
+    """A pool over what the settings say: an endpoint, or the embedded sandbox where there is none.
+
+    `spares` are sessions that an embedded pool keeps ready ahead of their use, in place of what policy or settings say.
+    """
 
     async def open_on(stack: AsyncExitStack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
         # The pool ends idle sessions itself, and holds no more than it may: the embedded server need not.
         hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * (chosen.SessionPool.MaxConcurrentSessions or 1), cooldown=None)
-        interpreter = await _open_interpreter(chosen, policy, hosting, stack)
+        embedded = replace(policy or _policy(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
+        interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
         return await stack.enter_async_context(_pool(interpreter, chosen, on_event))
 
     return Opening(open_on)
@@ -125,6 +131,10 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
     return await report(_policy(settings or Settings()))
 
 
+def _is_remote(settings: Settings) -> bool:
+    return bool(settings.SessionsHttpClient.Endpoint)
+
+
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
     """The settings, with what was given by name in their place."""
     named: dict[str, Any] = {}
@@ -146,8 +156,7 @@ async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting
 
 
 async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> SessionsHttpClient:
-    remote = settings.SessionsHttpClient.Endpoint
-    client = await _remote(settings, stack) if remote else await _embedded(settings, policy, hosting, stack)
+    client = await _remote(settings, stack) if _is_remote(settings) else await _embedded(settings, policy, hosting, stack)
     return SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
 
 

@@ -184,6 +184,20 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What became of a command of the shell; below 0 the exit code is a signal's number."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def success(self) -> bool:
+        """Whether it ended with 0."""
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
     """A variable of a session; `text` is for plain values, `shape` for what has dimensions or a length, `size` in bytes."""
 

@@ -163,9 +163,9 @@ class CodeInterpreter:
         """A cell that was started earlier, by its id: from here or by another client."""
         return self._executions.followed(checked_session_id(session_id), execution_id).answering(on_input)
 
-    async def interrupt(self, session_id: str, execution_id: str) -> None:
-        """Interrupts a cell of a session; what that did is in the cell's result."""
-        await self._executions.interrupt(session_id, execution_id)
+    async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
+        """Interrupts a cell of a session, or the one that runs now; what that did is in the cell's result."""
+        await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
         """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ExecutionError, NotSupportedError, ServiceError
-from ..models import CodeExecutionResult, Event, RemoteFile, SessionHealth, State, Variable
+from ..errors import ExecutionError, InvalidArgumentError, NotSupportedError, ServiceError
+from ..models import CodeExecutionResult, CommandResult, Event, RemoteFile, SessionHealth, State, Variable
 from .arguments import checked_requirements
 from .execution import AnswerInput, Execution
 from .interpreter import CodeInterpreter
-from .own_cells import answer, health_of, variables_of
+from .own_cells import answer, command_result_of, health_of, variables_of
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
@@ -49,11 +49,19 @@ class Session:
                 yield event
         finally:
             if not ended:
-                await self._interpreter.cancel_quietly(execution)
+                await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
         """A cell that was started earlier, by its id, to go on with it after a pause or from another program."""
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input)
+
+    async def cancel_quietly(self, execution: Execution) -> None:
+        """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
+        await self._interpreter.cancel_quietly(execution)
+
+    async def interrupt(self) -> None:
+        """Interrupts the cell that runs now, whoever started it; its result says what that did."""
+        await self._interpreter.interrupt(self.session_id)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
         """Writes a file into /mnt/data. A Path is sent without being read whole."""
@@ -94,6 +102,12 @@ class Session:
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
         return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **told)
+
+    async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
+        """What became of a command of the session's shell, in /mnt/data or wherever its code has gone."""
+        if not isinstance(command, str) or not command.strip():
+            raise InvalidArgumentError("a command is text for the shell, such as 'ls -la'")
+        return command_result_of(await self._interpreter.execute_own(self.session_id, "command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = 200.0) -> CodeExecutionResult:
         """What became of installing packages; NotSupportedError where the session reaches no package index."""

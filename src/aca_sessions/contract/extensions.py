@@ -14,6 +14,7 @@ OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 RICH_MEMBER = "acaSessions"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
+INTERRUPT_SESSION_PATH = "session/interrupt"
 RESET_PATH = "session/reset"
 HEALTH_PATH = "health"
 ISOLATION_PATH = "isolation"
