@@ -12,13 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..errors import GuestDiedError, IsolationError
 from . import environment, wire
 from .cgroup import Groups
+from .ends import Spawned, Tree
 from .memory import Memory
 from .policy import Limits, Mount, Policy, Together
 from .remedy import remedy_for
@@ -39,24 +39,6 @@ _ENVIRONMENT = {
 }
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A session's /mnt/data: its number, a descriptor of it, and the uid that owns it as the host sees it (None: our own)."""
-
-    number: int
-    directory: int
-    owner: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Spawned:
-    """A new session's ends: its socket, its init's report of deaths, its init's pidfd."""
-
-    link: socket.socket
-    report: int
-    init: int
 
 
 class _Key(NamedTuple):
@@ -143,6 +125,14 @@ class ForkServer:
         except OSError as error:
             self.drop_tree(tree)
             raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
+
+    def drop_place(self, place: tuple[Tree, Memory]) -> None:
+        """Lets go of what `make_place` made, when its processes have ended."""
+        tree, memory = place
+        try:
+            self.drop_tree(tree)
+        finally:
+            memory.remove()
 
     def make_tree(self, limits: Limits) -> Tree:
         """A new, empty, size-limited /mnt/data."""

@@ -19,7 +19,8 @@ from ..errors import GuestDiedError, IsolationError
 from ..models import CodeExecutionResult, State
 from . import wire
 from .cell import Cell, changes_of, check, error_of, processes_of
-from .forkserver import Spawned, refusal
+from .ends import Spawned, host_pid
+from .forkserver import refusal
 from .memory import Memory
 from .output import Output
 from .policy import INTERRUPT_GRACE, Limits
@@ -137,17 +138,20 @@ class Interpreter:
             self._kill("killed")
 
     async def close(self) -> None:
-        """Ends every process of the session."""
+        """Ends every process of the session, and lets go of its ends even if it is cancelled meanwhile."""
         self._kill("killed")
-        if self._readers:
-            await _first_of(self._death, within=_REPORT_SECONDS)
-        self._bury(State("lost", "killed"))
-        if not self._closed:
+        try:
+            if self._readers:
+                await _first_of(self._death, within=_REPORT_SECONDS)
+            self._bury(State("lost", "killed"))
             await self._last_one_gone()
-        await self._memory.end()
-        if self._serving is not None:
-            await self._serving.close()
-        async with self._busy:  # a cell that ran still makes its result of what was written
+            await self._memory.end()
+            if self._serving is not None:
+                await self._serving.close()
+            async with self._busy:  # a cell that ran still makes its result of what was written
+                pass
+        finally:
+            self._bury(State("lost", "killed"))
             self._let_go()
 
     async def _last_one_gone(self) -> None:
@@ -157,6 +161,8 @@ class Interpreter:
                 await _readable(self._init)
 
     def _let_go(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         for output in self._outputs:
             output.close()
@@ -173,24 +179,28 @@ class Interpreter:
         data, descriptors, _, _ = socket.recv_fds(self._link, 1 << 16, 8)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        payloads = self._frames.feed(data)
-        if not payloads:
-            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
-        match wire.decode(payloads[0], wire.Ready, wire.Refused):
-            case wire.Refused() as refused:
-                raise refusal(refused)
-        if len(descriptors) != _MET_DESCRIPTORS + (self._proxy is not None):
+        with contextlib.ExitStack() as unused:
             for descriptor in descriptors:
-                os.close(descriptor)
-            raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
+                unused.callback(os.close, descriptor)
+            self._check_met(self._frames.feed(data), len(descriptors))
+            unused.pop_all()
         self._pid, self._said, stdout, stderr, *listeners = descriptors
+        self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
         self._link.shutdown(socket.SHUT_RD)
         os.set_blocking(self._said, False)
         if self._proxy is not None:
             self._serving = await self._proxy.serve(socket.socket(fileno=listeners[0]))
         await self._count_memory()
-        self._outputs = [Output(stdout, self._limits.output), Output(stderr, self._limits.output)]
         self._listen()
+
+    def _check_met(self, payloads: list[bytes], descriptors: int) -> None:
+        if not payloads:
+            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
+        match wire.decode(payloads[0], wire.Ready, wire.Refused):
+            case wire.Refused() as refused:
+                raise refusal(refused)
+        if descriptors != _MET_DESCRIPTORS + (self._proxy is not None):
+            raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
 
     async def _count_memory(self) -> None:
         try:
@@ -320,12 +330,6 @@ def _reason(status: int | None) -> str:
     if os.WIFEXITED(status):
         return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
-
-
-def host_pid(pidfd: int) -> int:
-    """The number that this host knows a process by; its own namespace has another."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

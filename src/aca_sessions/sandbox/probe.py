@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
-from .interpreter import Interpreter, host_pid
+from .ends import host_pid
+from .interpreter import Interpreter
 from .policy import Network, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
