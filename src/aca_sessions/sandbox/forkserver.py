@@ -1,7 +1,7 @@
 """Starts the zygote and asks it for trees and interpreters. Blocking, and safe to call from any thread.
 
-One per process, interpreter, preload set, mounts and kind of network, counted. A process forked from this one starts its own: two hosts
-on one socket would get each other's answers.
+One per process, interpreter, preload set, mounts, kind of network and tenant, counted. A process forked from this one starts its own: two
+hosts on one socket would get each other's answers.
 """
 
 import contextlib
@@ -50,6 +50,13 @@ class _Key(NamedTuple):
     network: str
     together: Together
     mounts: tuple[Mount, ...]
+    tenant: str | None
+
+    @classmethod
+    def of(cls, policy: Policy) -> "_Key":
+        """What a policy's sessions have in common with their parent."""
+        python, preload = policy.python or sys.executable, policy.preload or ()
+        return cls(os.getpid(), python, preload, policy.network.kind, policy.together, policy.mounts, policy.tenant)
 
 
 class ForkServer:
@@ -89,7 +96,7 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        key = _Key(os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind, policy.together, policy.mounts)
+        key = _Key.of(policy)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:

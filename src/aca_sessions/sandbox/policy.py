@@ -99,3 +99,5 @@ class Policy:
     # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None
     spares: int = 2  # sessions that are kept ready ahead of their use, 6 MB each
+    # Whoever names another tenant has another fork server, and so another address layout and hash seed. None: one for all who name none.
+    tenant: str | None = None
