@@ -234,6 +234,7 @@ def _policy(settings: Settings) -> "Policy":
         "preload": options.Preload,
         "spares": options.Spares,
         "tenant": options.Tenant,
+        "isolation": options.Isolation,
     }
     return Policy(
         limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)

@@ -7,6 +7,10 @@ import socket
 from dataclasses import dataclass
 
 from ..errors import GuestDiedError
+from ..models import RunningProcess
+from .watchdog import family
+
+_MOST_TOLD = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +24,22 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A new session's ends: its socket, its init's report of deaths, its init's pidfd."""
+    """A new session's ends: its socket, its init's report of deaths, its init's pidfd, and whether a namespace ends with its init."""
 
     link: socket.socket
     report: int
     init: int
+    namespaces: bool = True
+
+    @property
+    def ending(self) -> signal.Signals:
+        """What ends all of it: where no namespace does, its init has to be asked."""
+        return signal.SIGKILL if self.namespaces else signal.SIGTERM
 
     def close(self) -> None:
         """Ends a session that nobody takes over."""
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.init, signal.SIGKILL)
+            signal.pidfd_send_signal(self.init, self.ending)
         self.link.close()
         os.close(self.report)
         os.close(self.init)
@@ -42,3 +52,24 @@ def host_pid(pidfd: int) -> int:
     if pid <= 0:
         raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
     return pid
+
+
+def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
+    """The processes of a session that has no pid namespace, but the two that the descriptors name; none once its init has ended."""
+    try:
+        own = (host_pid(init), host_pid(besides))
+    except GuestDiedError:
+        return ()
+    pids = [pid for pid in family(own[0]) if pid not in own]
+    return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:_MOST_TOLD] if (name := _name(pid)))
+
+
+def _name(pid: int) -> str:
+    """Empty for the dead that nobody collected."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
+            text = file.read()
+    except OSError:
+        return ""
+    end = text.rindex(")")
+    return "" if text[end + 2] in "ZX" else text[text.index("(") + 1 : end]

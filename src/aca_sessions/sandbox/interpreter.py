@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any, Self
 
 from ..errors import GuestDiedError, IsolationError
-from ..models import CodeExecutionResult, State
+from ..models import CodeExecutionResult, RunningProcess, State
 from . import wire
 from .cell import Cell, changes_of, check, error_of, processes_of
-from .ends import Spawned, host_pid
+from .ends import Spawned, host_pid, running_below
 from .forkserver import refusal
 from .memory import Memory
 from .output import Output
@@ -43,6 +43,8 @@ class Interpreter:
         self._link = spawned.link
         self._report = spawned.report
         self._init = spawned.init
+        self._ending = spawned.ending
+        self._sees_processes = spawned.namespaces
         self._limits = limits
         self._memory = memory
         self._proxy = proxy
@@ -292,16 +294,22 @@ class Interpreter:
         self._death.set_result(state)
 
     def _kill(self, reason: str) -> None:
-        """Kills the first process of the session's pid namespace, and so all of them."""
+        """Ends the session's first process, and so all of them."""
         self._killed_for = self._killed_for or reason
         if self._closed:
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+            signal.pidfd_send_signal(self._init, self._ending)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
+        """As the guest tells it, where it sees its processes; else as they are seen from here."""
+        if self._sees_processes:
+            return processes_of(finished)
+        return running_below(self._init, besides=self.pidfd)
 
     def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
         stdout, stderr = (output.take() for output in self._outputs)
@@ -317,7 +325,7 @@ class Interpreter:
             text=finished.text if finished else None,
             displays=tuple(cell.displays),
             files=changes_of(finished) if finished else (),
-            processes=processes_of(finished) if finished else (),
+            processes=self._left_running(finished) if finished else (),
             error=error,
             state=state,
             duration=duration,
