@@ -18,7 +18,7 @@ from typing import Any, Self
 from ..errors import GuestDiedError, IsolationError
 from ..models import CodeExecutionResult, RunningProcess, State
 from . import wire
-from .cell import Cell, changes_of, check, error_of, processes_of
+from .cell import Cell, changes_of, check, error_of, processes_of, reason_of
 from .ends import Spawned, host_pid, running_below
 from .forkserver import refusal
 from .memory import Memory
@@ -277,7 +277,7 @@ class Interpreter:
     def _on_report(self) -> None:
         report = os.read(self._report, _REPORT_BYTES)
         status = int.from_bytes(report[4:], "little") if len(report) == _REPORT_BYTES else None
-        reason = _reason(status)
+        reason = reason_of(status)
         if reason == "killed" and self._memory.was_exceeded():
             reason = "memory"
         self._bury(State("lost", self._killed_for or reason))
@@ -330,14 +330,6 @@ class Interpreter:
             state=state,
             duration=duration,
         )
-
-
-def _reason(status: int | None) -> str:
-    if status is None:
-        return "killed"
-    if os.WIFEXITED(status):
-        return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
-    return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

@@ -37,13 +37,14 @@ class Namespaced:
 
     def fork(self) -> int:
         """Forks into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
-        zygote = os.getpid()
         syscalls.unshare(Namespace.PID)
+        pid = -1
         try:
-            return os.fork()
+            pid = os.fork()
         finally:
-            if os.getpid() == zygote:
+            if pid:
                 self._return_to_own_pid_namespace()
+        return pid
 
     def enter(self, spawn: Spawn) -> None:
         """Makes the first process of a session what all of it is."""
