@@ -237,7 +237,14 @@ def _policy(settings: Settings) -> "Policy":
 
     options = settings.Sandbox
     mounts = tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts)
-    given = {"mounts": mounts, "python": options.Python, "preload": options.Preload, "spares": options.Spares}
+    given = {
+        "mounts": mounts,
+        "python": options.Python,
+        "preload": options.Preload,
+        "spares": options.Spares,
+        "tenant": options.Tenant,
+        "isolation": options.Isolation,
+    }
     return Policy(
         limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
     )

@@ -152,6 +152,8 @@ class SandboxSettings(_Section):
     Preload: Words | None = None  # an empty list preloads nothing
     Spares: Annotated[int, Field(ge=0, le=1000)] | None = None
     Python: str | None = None
+    Isolation: Literal["full", "no-namespaces"] | None = None
+    Tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
     _split_words = field_validator("Preload", "Network", mode="before")(_split)
 

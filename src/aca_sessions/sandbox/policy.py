@@ -100,3 +100,16 @@ class Policy:
     # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None
     spares: int = 2  # sessions that are kept ready ahead of their use, 6 MB each
+    # Whoever names another tenant has another fork server, and so another address layout and hash seed. None: one for all who name none.
+    tenant: str | None = None
+    # "no-namespaces" is less, for hosts that refuse namespaces: Landlock, seccomp and limits alone. SECURITY.md says what it does not hold.
+    isolation: Literal["full", "no-namespaces"] = "full"
+
+    def __post_init__(self) -> None:
+        """ConfigurationError where a session without namespaces could not have what is asked for."""
+        if self.isolation == "full":
+            return
+        if self.network.kind == "allow":
+            raise ConfigurationError("ACASessions:Sandbox:Network: domains need a network namespace; without namespaces it is none or host")
+        if self.mounts:
+            raise ConfigurationError("ACASessions:Sandbox:Mounts: they need a mount namespace; without namespaces there are none")

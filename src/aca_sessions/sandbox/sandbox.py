@@ -7,9 +7,10 @@ from anyio import to_thread
 
 from ..errors import GuestDiedError
 from ..models import State
-from ..tasks import Tasks
+from ..tasks import Tasks, made_in_thread
+from .ends import Spawned, Tree
 from .files import Files
-from .forkserver import ForkServer, Tree
+from .forkserver import ForkServer
 from .interpreter import Interpreter
 from .memory import Memory
 from .policy import Limits
@@ -81,7 +82,7 @@ class Sandbox:
                 self._loss = self._interpreter.untold_death
                 await self._end_interpreter()
             if self._interpreter is None:
-                spawned = await to_thread.run_sync(self._fork_server.spawn, self._tree, self._limits)
+                spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close)
                 self._interpreter = await Interpreter.start(spawned, self._limits, memory=self.memory, proxy=self._proxy)
             return self._interpreter
 
@@ -95,9 +96,8 @@ class Sandbox:
             await self._end_interpreter()
             await to_thread.run_sync(self.files.close)
             try:
-                await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
+                await to_thread.run_sync(self._fork_server.drop_place, (self._tree, self.memory))
             finally:
-                self.memory.remove()
                 self._on_close()
 
     async def _end_interpreter(self) -> None:

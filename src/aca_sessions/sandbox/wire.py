@@ -34,7 +34,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Plan(Message):
-    """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears."""
+    """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears.
+
+    A base is the folder of sessions that have no namespaces, and so no root; "" where they have.
+    """
 
     roots: dict[str, str]
     first_uid: int
@@ -43,6 +46,7 @@ class Plan(Message):
     writable: list[str]
     preload: list[str]
     processes: int
+    base: str
 
 
 @dataclass(frozen=True, slots=True)

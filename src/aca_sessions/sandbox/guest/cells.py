@@ -10,37 +10,17 @@ from typing import TYPE_CHECKING
 from ..wire import Command, Finished, Run, Started, WarmUp
 from . import commands, streams
 from .link import Link, interrupts
+from .place import place
 
 if TYPE_CHECKING:
     from .shell import Shell
-
-_ENVIRONMENT = {
-    "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/mnt/data",
-    "USER": "user",
-    "LOGNAME": "user",
-    "SHELL": "/bin/bash",
-    "TERM": "dumb",
-    "LANG": "C.UTF-8",
-    "TZ": "UTC",
-    "TMPDIR": "/tmp",
-    "XDG_CACHE_HOME": "/tmp/.cache",  # what libraries keep for themselves is no file of the session's
-    "XDG_CONFIG_HOME": "/tmp/.config",
-    "IPYTHONDIR": "/tmp/.ipython",
-    "MPLCONFIGDIR": "/tmp/.matplotlib",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-}
 
 
 def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     """Runs one cell after another until the host closes the link. What leaves the session does so by the proxy, if there is one."""
     _differ_from_siblings()
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT | (_by_proxy(*proxy) if proxy else {}))
+    os.environ.update(_environment() | (_by_proxy(*proxy) if proxy else {}))
     interrupts.listen()
     own_pid = os.getpid()
     for cell in link.cells():
@@ -60,6 +40,30 @@ def _run(cell: Run | Command | WarmUp, link: Link, shell: "Shell") -> Finished:
     link.send(Started(cell.execution))
     shell.warm_up()
     return Finished(cell.execution, None, None, None, "", "", [], [])
+
+
+def _environment() -> dict[str, str]:
+    own = place.temporary
+    return {
+        "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": place.data,
+        "USER": "user",
+        "LOGNAME": "user",
+        "SHELL": "/bin/bash",
+        "TERM": "dumb",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "TMPDIR": own,
+        "XDG_CACHE_HOME": f"{own}/.cache",  # what libraries keep for themselves is no file of the session's
+        "XDG_CONFIG_HOME": f"{own}/.config",
+        "IPYTHONDIR": f"{own}/.ipython",
+        "MPLCONFIGDIR": f"{own}/.matplotlib",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }
 
 
 def _by_proxy(host: str, port: int) -> dict[str, str]:

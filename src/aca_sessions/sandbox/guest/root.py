@@ -26,7 +26,7 @@ _DEVICE_LINKS = {
     "ptmx": "pts/ptmx",
 }
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_SETTINGS = (
+SETTINGS = (
     *("alternatives", "fonts", "ld.so.cache", "localtime", "locale.alias", "mime.types", "nsswitch.conf", "pki/ca-trust/extracted"),
     *("pki/tls/certs", "protocols", "services", "ssl/certs", "ssl/openssl.cnf", "timezone"),
 )
@@ -54,7 +54,7 @@ def build(plan: Plan, code: str) -> str:
         _add_environment(base, target, source)
     for target, source in plan.mounts.items():
         _bind(source, base + target, writable=target in plan.writable)
-    _copy_code(Path(code), Path(base + GUEST_CODE))
+    copy_code(Path(code), Path(base + GUEST_CODE))
     return base
 
 
@@ -100,7 +100,7 @@ def _add_system(base: str) -> None:
 
 
 def _add_settings(base: str) -> None:
-    for name in _SETTINGS:
+    for name in SETTINGS:
         source = os.path.realpath(f"/etc/{name}")
         if os.path.exists(source):
             _bind(source, f"{base}/etc/{name}")
@@ -142,7 +142,7 @@ def _bind(source: str, target: str, *, writable: bool = False) -> None:
     syscalls.harden_mount(target, read_only=not writable)
 
 
-def _copy_code(source: Path, target: Path) -> None:
+def copy_code(source: Path, target: Path) -> None:
     """Copies the guest's own modules: nothing else of the package's folder is in sight."""
     sandbox = Path("aca_sessions", "sandbox")
     (target / sandbox / "guest").mkdir(parents=True)

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -22,8 +23,9 @@ from traitlets.config import Config
 from ..wire import Finished, Message, Run, Scalar, Shown, Started
 from . import changes, processes, questions, streams
 from .link import interrupts
+from .place import DATA, place
 
-_OWN_CODE = "/.guest/"
+_OWN_CODE = os.path.join(os.path.dirname(__file__), "")
 _MAX_TEXT = 1 << 20
 _MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
 _MAX_TYPES = 50  # of one display
@@ -160,6 +162,7 @@ class Shell(InteractiveShell):
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
         """Without our own frames at its end: an interrupt is raised in one of ours, in the middle of the user's code."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
+        _explain(value)
         _cut_own_frames(traceback)
         super().showtraceback((etype, value, traceback), *arguments, **options)
 
@@ -194,7 +197,7 @@ class Shell(InteractiveShell):
 
     def _forget_listings(self) -> None:
         """Lets a module that was written a moment ago be found: folders are listed once and remembered."""
-        finder = sys.path_importer_cache.get("/mnt/data")
+        finder = sys.path_importer_cache.get(place.data)
         if isinstance(finder, FileFinder):
             finder.invalidate_caches()
 
@@ -219,10 +222,14 @@ def build_shell(preload: list[str]) -> Shell:
     loop.forget()
     questions.take_over()
     sys.argv[:] = [""]
-    sys.path.insert(0, "/mnt/data")
-    sys.path.append("/mnt/data/.packages")  # what a session installed
     sys.dont_write_bytecode = True  # a file uploaded twice within a second would be taken for its first version
     return shell
+
+
+def settle() -> None:
+    """Makes a session's own folder the first place where modules are sought, and what it installs there the last."""
+    sys.path.insert(0, place.data)
+    sys.path.append(f"{place.data}/.packages")
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
@@ -231,6 +238,13 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
+def _explain(error: BaseException) -> None:
+    """Without a root of its own a session has no /mnt/data. Nothing pretends that it had: who looks for it is told where its files are."""
+    sought = str(getattr(error, "filename", None) or "")
+    if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
+        error.add_note(f"There is no {DATA} in this session: its files are in the working directory, {place.data}. Use relative names.")
 
 
 def _cut_own_frames(traceback: TracebackType | None) -> None:
