@@ -15,11 +15,11 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError
 from .hosting import Hosting
-from .settings import LimitsSettings, Settings, TogetherSettings
+from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
-    from .sandbox.policy import Limits, Network, Policy, Together
+    from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -237,10 +237,23 @@ def _policy(settings: Settings) -> "Policy":
 
     options = settings.Sandbox
     mounts = tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts)
-    given = {"mounts": mounts, "python": options.Python, "preload": options.Preload, "spares": options.Spares}
+    packages = _packages(settings.Packages)
+    given = {"mounts": mounts, "packages": packages, "python": options.Python, "preload": options.Preload, "spares": options.Spares}
     return Policy(
         limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
     )
+
+
+def _packages(options: PackagesSettings) -> "PackageSource":
+    from .sandbox.policy import MB, PackageSource
+
+    given = {
+        "index_url": options.IndexUrl and options.IndexUrl.get_secret_value(),
+        "wheels": options.WheelFolder,
+        "cache": options.CacheFolder,
+        "cache_size": options.CacheMegabytes and options.CacheMegabytes * MB,
+    }
+    return PackageSource(**_without_unset(given))
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:

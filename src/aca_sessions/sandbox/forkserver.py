@@ -20,6 +20,7 @@ from ..errors import GuestDiedError, IsolationError
 from . import environment, wire
 from .cgroup import Groups
 from .memory import Memory
+from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import remedy_for
 from .watchdog import Watchdog
@@ -68,6 +69,7 @@ class _Key(NamedTuple):
     network: str
     together: Together
     mounts: tuple[Mount, ...]
+    packages: str
 
 
 class ForkServer:
@@ -94,7 +96,7 @@ class ForkServer:
             roots=roots,
             first_uid=self._first_uid,
             uid_count=self._uid_count,
-            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts},
+            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts} | shown(policy.packages),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
@@ -107,7 +109,8 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        key = _Key(os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind, policy.together, policy.mounts)
+        python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
+        key = _Key(os.getpid(), python, preload, policy.network.kind, policy.together, policy.mounts, packages)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:

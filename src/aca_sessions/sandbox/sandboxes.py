@@ -15,6 +15,7 @@ from ..errors import ACASessionsError
 from ..tasks import Tasks
 from . import environment
 from .forkserver import ForkServer
+from .packages import Packages
 from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox
@@ -67,6 +68,7 @@ class Sandboxes:
         """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
+        self._packages = Packages(policy)
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -150,7 +152,7 @@ class Sandboxes:
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits
         tree, memory = await to_thread.run_sync(generation.fork_server.make_place, limits)
-        return generation.adopt(Sandbox(generation.fork_server, tree, limits, memory=memory, proxy=self._proxy))
+        return generation.adopt(Sandbox(generation.fork_server, tree, limits, memory=memory, proxy=self._proxy, packages=self._packages))
 
     def _refill(self) -> None:
         if self.policy.spares and not self._refilling and not self._closed:
