@@ -207,3 +207,11 @@ async def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> 
     async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
         assert "ACASessions:Packages:CacheFolder" in str((await session.install("alpha")).error)
         assert (await session.run("6 * 7")).value == 42
+
+
+async def test_nothing_is_left_of_sessions_with_packages(wheels: Path, nothing_left: None) -> None:
+    async with open_pool(policy=policy_of(wheels)) as pool, pool.session() as session:
+        await session.install("beta")
+        await session.uninstall("alpha")
+        await session.reset()
+        assert (await session.run("import beta; beta.version")).value == "1.0"
