@@ -19,6 +19,7 @@ from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettin
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
+    from .sandbox.named_environments import Environments
     from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
     from .sandbox.probe import IsolationReport
     from .server.app import Service
@@ -131,6 +132,13 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
     return await report(_policy(settings or Settings()))
 
 
+def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
+    """The environments for guests that have names; new ones are made from the wheels that the settings name."""
+    from .sandbox.named_environments import Environments
+
+    return Environments(_packages(settings.Packages), tell)
+
+
 def _is_remote(settings: Settings) -> bool:
     return bool(settings.SessionsHttpClient.Endpoint)
 
@@ -236,12 +244,23 @@ def _policy(settings: Settings) -> "Policy":
     from .sandbox.policy import Mount, Policy
 
     options = settings.Sandbox
-    mounts = tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts)
-    packages = _packages(settings.Packages)
-    given = {"mounts": mounts, "packages": packages, "python": options.Python, "preload": options.Preload, "spares": options.Spares}
+    given = {"python": _python(options.Python, options.Environment), "preload": options.Preload, "spares": options.Spares}
     return Policy(
-        limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
+        limits=_limits(options.Limits),
+        together=_together(options.Together),
+        network=_network(options.Network),
+        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
+        packages=_packages(settings.Packages),
+        **_without_unset(given),
     )
+
+
+def _python(python: str | None, environment: str | None) -> str | None:
+    from .sandbox.named_environments import python_of
+
+    if python is not None and environment is not None:
+        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    return python if environment is None else python_of(environment)
 
 
 def _packages(options: PackagesSettings) -> "PackageSource":

@@ -176,6 +176,7 @@ class SandboxSettings(_Section):
     Preload: Words | None = None  # an empty list preloads nothing
     Spares: Annotated[int, Field(ge=0, le=1000)] | None = None
     Python: str | None = None
+    Environment: str | None = None  # the name of one that `aca-sessions env create` made; in the place of Python
 
     _split_words = field_validator("Preload", "Network", mode="before")(_split)
 

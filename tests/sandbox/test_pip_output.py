@@ -2,7 +2,7 @@
 
 import pytest
 
-from aca_sessions.sandbox.pip_output import explained, without_secrets, worth_telling
+from aca_sessions.sandbox.pip_output import explained, progress, without_secrets
 
 _NONE = "ERROR: Could not find a version that satisfies the requirement thing (from versions: none)\n"
 
@@ -51,6 +51,15 @@ def test_no_address_and_no_part_of_one_is_told(text: str) -> None:
     assert not any(secret in told for secret in ("pa%40ss", "pa@ss", "deep-token", "reader"))
 
 
-def test_progress_is_told_without_addresses() -> None:
-    lines = ["Collecting alpha", "  Downloading alpha-1.0.whl (5 MB)", "  Downloading https://x/alpha.whl", "Link: y"]
-    assert [line for line in lines if worth_telling(line)] == lines[:2]
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("Collecting alpha\n", "Collecting alpha"),
+        ("  Downloading alpha-1.0.whl (5 MB)", "Downloading alpha-1.0.whl (5 MB)"),
+        ("Processing /home/me/wheels/alpha-1.0.whl (from beta)", "Processing alpha-1.0.whl (from beta)"),
+        ("  Downloading https://example.org/alpha.whl", None),
+        ("Looking in links: /home/me/wheels", None),
+    ],
+)
+def test_progress_is_told_without_addresses_and_folders(line: str, told: str | None) -> None:
+    assert progress(line) == told

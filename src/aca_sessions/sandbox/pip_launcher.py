@@ -22,11 +22,21 @@ def main() -> None:
     """`CODE FOLDER LARGEST RUNNER KNOWN pip's own arguments`: KNOWN holds metadata of what is to count as installed."""
     code, folder, largest, runner, known, *arguments = sys.argv[1:]
     sys.path.remove(code)
+    find_packages()
     sys.path.append(known)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
     confine(folder)
     sys.argv = ["pip", *arguments]
     runpy.run_path(runner, run_name="__main__")
+
+
+def find_packages() -> None:
+    """What `site` does at an interpreter's start, without the lines of code in .pth files and without sitecustomize."""
+    import site
+
+    site.addpackage = lambda *_: None
+    site.execsitecustomize = lambda: None
+    site.main()
 
 
 def confine(folder: str) -> None:

@@ -10,6 +10,7 @@ Tell = Callable[[str], None]
 
 _LONGEST = 2000
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://\S+", re.IGNORECASE)
+_FOLDERS = re.compile(r"(?<=\s)/\S*/")
 _NOT_FOUND = re.compile(r"Could not find a version that satisfies the requirement (.+?) \(from versions: (.*?)\)")
 _CAUSES = re.compile(r"The conflict is caused by:\n(.+?)\n\s*\n", re.DOTALL)
 _UNREACHED = re.compile(r"connection broken by|Could not fetch URL .*(?:Max retries|SSLError|Connection|timed out)|ReadTimeoutError")
@@ -43,12 +44,15 @@ def explained(output: str) -> PackageError:
         causes = _CAUSES.search(output)
         reason = _shown(causes[1] if causes else _errors(output))
         return PackageError("PackageConflictError", f"no set of versions fits together:\n{reason}")
-    return PackageError("PackageError", _shown(_errors(output)) or "pip failed without a word; look at the host's disk and memory")
+    said = _errors(output) or output.strip().rpartition("\n")[2]
+    return PackageError("PackageError", _shown(said) or "pip failed without a word; look at the host's disk and memory")
 
 
-def worth_telling(line: str) -> bool:
-    """Whether a line of pip's is progress; those with an address are not told."""
-    return line.lstrip().startswith(_PROGRESS) and not _ADDRESS.search(line)
+def progress(line: str) -> str | None:
+    """What a line of pip's tells of how far it is, if it does; without the folders of this host, and not at all with an address."""
+    if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
+        return None
+    return _FOLDERS.sub("", line.strip())
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:

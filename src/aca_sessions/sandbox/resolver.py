@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from .pip_output import Tell, explained, without_secrets, worth_telling
+from .pip_output import Tell, explained, progress, without_secrets
 from .policy import PackageSource
 from .requirements import PackageError, Wheel
 
@@ -63,9 +63,13 @@ class Resolver:
         await self._pip(folder, (*where, "--no-deps", "--no-compile", "--no-warn-script-location"), tell)
         return target
 
+    async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
+        """Into the Python's own environment, which lies below the folder: requirements, and pip's own options if need be."""
+        await self._pip(folder, ["--no-warn-script-location", *arguments], tell)
+
     async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
         variables = await self._variables()
-        boot = (self.python, "-I", "-B", "-c", _BOOT, str(_CODE), str(folder), str(self.largest), _runner(), str(folder / "known"))
+        boot = (self.python, "-I", "-S", "-B", "-c", _BOOT, str(_CODE), str(folder), str(self.largest), _runner(), str(folder / "known"))
         status, output = await _ran((*boot, "install", *_ALWAYS, *arguments), variables | _places(folder), folder, tell)
         if status != 0:
             raise explained(without_secrets(output, variables.values()))
@@ -138,8 +142,8 @@ async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, s
     stream = process.stdout
     while stream is not None and (data := await stream.readline()):
         line = data.decode(errors="replace")
-        if worth_telling(line):
-            tell(line.strip())
+        if told := progress(line):
+            tell(told)
         if room > 0:
             kept.append(line)
             room -= len(line)
