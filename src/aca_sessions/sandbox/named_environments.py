@@ -116,7 +116,10 @@ class Environments:
             async with turns:
                 return not await self._have_wheels(folder, [one])
 
-        found = await asyncio.gather(*map(has_none, wanted))
+        found = await asyncio.gather(*map(has_none, wanted), return_exceptions=True)
+        for error in found:
+            if isinstance(error, BaseException):
+                raise error
         return [one for one, is_missing in zip(wanted, found, strict=True) if is_missing]
 
     async def _have_wheels(self, folder: Path, wanted: Sequence[str]) -> bool:
