@@ -31,12 +31,13 @@ if TYPE_CHECKING:
         CodeExecutionResult,
         Event,
         FileUploadRequest,
+        Package,
         RemoteFile,
         SessionHealth,
         SessionInfo,
         Variable,
     )
-    from .sandbox.policy import Limits, Mount, Network, Policy
+    from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
     from .settings import Settings
     from .surfaces.interactive import InteractiveSession
     from .surfaces.python_tool import PythonTool
@@ -55,6 +56,8 @@ _HOMES = {
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
     "Network": "sandbox.policy",
+    "Package": "models",
+    "PackageSource": "sandbox.policy",
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
     "PythonTool": "surfaces.python_tool",
@@ -85,6 +88,8 @@ __all__ = [
     "Limits",
     "Mount",
     "Network",
+    "Package",
+    "PackageSource",
     "Policy",
     "PythonCodeInterpreterPlugin",
     "PythonTool",

@@ -15,11 +15,12 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError
 from .hosting import Hosting
-from .settings import LimitsSettings, Settings, TogetherSettings
+from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
-    from .sandbox.policy import Limits, Network, Policy, Together
+    from .sandbox.named_environments import Environments
+    from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -131,6 +132,13 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
     return await report(_policy(settings or Settings()))
 
 
+def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
+    """The environments for guests that have names; new ones are made from the wheels that the settings name."""
+    from .sandbox.named_environments import Environments
+
+    return Environments(_packages(settings.Packages), tell)
+
+
 def _is_remote(settings: Settings) -> bool:
     return bool(settings.SessionsHttpClient.Endpoint)
 
@@ -236,18 +244,41 @@ def _policy(settings: Settings) -> "Policy":
     from .sandbox.policy import Mount, Policy
 
     options = settings.Sandbox
-    mounts = tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts)
     given = {
-        "mounts": mounts,
-        "python": options.Python,
+        "python": _python(options.Python, options.Environment),
         "preload": options.Preload,
         "spares": options.Spares,
         "tenant": options.Tenant,
         "isolation": options.Isolation,
     }
     return Policy(
-        limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
+        limits=_limits(options.Limits),
+        together=_together(options.Together),
+        network=_network(options.Network),
+        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
+        packages=_packages(settings.Packages),
+        **_without_unset(given),
     )
+
+
+def _python(python: str | None, environment: str | None) -> str | None:
+    from .sandbox.named_environments import python_of
+
+    if python is not None and environment is not None:
+        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    return python if environment is None else python_of(environment)
+
+
+def _packages(options: PackagesSettings) -> "PackageSource":
+    from .sandbox.policy import MB, PackageSource
+
+    given = {
+        "index_url": options.IndexUrl and options.IndexUrl.get_secret_value(),
+        "wheels": options.WheelFolder,
+        "cache": options.CacheFolder,
+        "cache_size": options.CacheMegabytes and options.CacheMegabytes * MB,
+    }
+    return PackageSource(**_without_unset(given))
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:

@@ -209,6 +209,14 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A package that a session installed beside what its environment has."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHealth:
     """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known.
 

@@ -32,6 +32,13 @@ def variables_of(told: object) -> list[Variable]:
     return [_variable(one) for one in told]
 
 
+def names_of(told: object) -> list[str]:
+    """The texts that an answer names."""
+    if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+        raise _unreadable()
+    return told
+
+
 def health_of(told: object) -> dict[str, Any]:
     """What an answer says of an interpreter, by the names of SessionHealth."""
     match told:

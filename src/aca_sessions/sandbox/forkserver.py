@@ -23,6 +23,7 @@ from .cgroup import Groups
 from .ends import Spawned, Tree
 from .folder import Folder
 from .memory import Memory
+from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import remedy_for
 from .watchdog import Watchdog
@@ -56,12 +57,14 @@ class _Key(NamedTuple):
     mounts: tuple[Mount, ...]
     tenant: str | None
     isolation: str
+    packages: str
 
     @classmethod
     def of(cls, policy: Policy) -> "_Key":
         """What a policy's sessions have in common with their parent."""
-        python, preload = policy.python or sys.executable, policy.preload or ()
-        return cls(os.getpid(), python, preload, policy.network.kind, policy.together, policy.mounts, policy.tenant, policy.isolation)
+        python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
+        network, together, mounts = policy.network.kind, policy.together, policy.mounts
+        return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages)
 
 
 class ForkServer:
@@ -89,7 +92,7 @@ class ForkServer:
             roots=roots,
             first_uid=self._first_uid,
             uid_count=self._uid_count,
-            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts},
+            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts} | shown(policy.packages),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,

@@ -114,12 +114,17 @@ class Interpreter:
         async with self._busy:
             return await self._run(wire.Command(execution, list(arguments), stdin), timeout, Cell(execution, tell))
 
+    async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
+        """Has it find the packages in these folders; it refuses where one of the replaced modules is loaded."""
+        async with self._busy:
+            return await self._run(wire.Extend("packages", list(paths), list(replaced)), _START_SECONDS, Cell("packages"))
+
     async def warm_up(self) -> None:
         """Has it touch, and so copy, the memory that every first cell would wait for."""
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _START_SECONDS, Cell("warm-up"))
 
-    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp, timeout: float, cell: Cell) -> CodeExecutionResult:
+    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp | wire.Extend, timeout: float, cell: Cell) -> CodeExecutionResult:
         channel = self._channel
         if not self.alive or channel is None:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
@@ -313,10 +318,9 @@ class Interpreter:
     def _kill(self, reason: str) -> None:
         """Ends the session's first process, and so all of them."""
         self._killed_for = self._killed_for or reason
-        if self._closed:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, self._ending)
+        if not self._closed:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init, self._ending)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):

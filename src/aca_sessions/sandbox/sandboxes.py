@@ -15,6 +15,7 @@ from ..errors import ACASessionsError
 from ..tasks import Tasks, made_in_thread
 from . import environment
 from .forkserver import ForkServer
+from .packages import Packages
 from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox
@@ -67,6 +68,7 @@ class Sandboxes:
         """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
+        self._packages = Packages(policy)
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -151,7 +153,7 @@ class Sandboxes:
         generation, limits = self._generations[-1], self.policy.limits
         server = generation.fork_server
         tree, memory = await made_in_thread(lambda: server.make_place(limits), server.drop_place)
-        return generation.adopt(Sandbox(server, tree, limits, memory=memory, proxy=self._proxy))
+        return generation.adopt(Sandbox(server, tree, limits, memory=memory, proxy=self._proxy, packages=self._packages))
 
     def _refill(self) -> None:
         if self.policy.spares and not self._refilling and not self._closed:

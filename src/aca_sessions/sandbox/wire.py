@@ -180,6 +180,17 @@ class WarmUp(Message):
     execution: str
 
 
+@dataclass(frozen=True, slots=True)
+class Extend(Message):
+    """The folders of installed packages that the session finds from now on, and no others, unless one of the modules is loaded: the name
+    of a module that comes in another version. Answered like a cell.
+    """
+
+    execution: str
+    paths: list[str]
+    replaced: list[str]
+
+
 def encode(message: Message) -> bytes:
     """One message as a payload."""
     texts: list[bytes] = []

@@ -7,8 +7,8 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from ..wire import Command, Finished, Run, Started, WarmUp
-from . import commands, streams
+from ..wire import Command, Extend, Finished, Run, Started, WarmUp
+from . import commands, packages, streams
 from .link import Link, interrupts
 from .place import place
 
@@ -31,12 +31,14 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
         link.send(finished)
 
 
-def _run(cell: Run | Command | WarmUp, link: Link, shell: "Shell") -> Finished:
+def _run(cell: Run | Command | WarmUp | Extend, link: Link, shell: "Shell") -> Finished:
     match cell:
         case Run():
             return shell.run(cell, link.send, link.ask)
         case Command():
             return commands.run(cell, link.send)
+        case Extend():
+            return packages.extend(cell, link.send)
     link.send(Started(cell.execution))
     shell.warm_up()
     return Finished(cell.execution, None, None, None, "", "", [], [])

@@ -9,6 +9,7 @@ from ..syscalls import Mount
 from ..wire import Plan
 
 GUEST_CODE = "/.guest"
+CHILDREN = "children"  # below it: what the Python programs that a session starts find
 SESSIONS = "/.sess"
 # An environment below /tmp lies here, since every session has a /tmp of its own; links in that lead to it.
 _BELOW_TMP = "/.tmp"
@@ -150,5 +151,8 @@ def copy_code(source: Path, target: Path) -> None:
     own = [source / sandbox / name for name in ("__init__.py", "wire.py", "syscalls.py")]
     for file in own + sorted((source / sandbox / "guest").glob("*.py")):
         (target / file.relative_to(source)).write_bytes(file.read_bytes())
+    (target / CHILDREN).mkdir()
+    for file in (source / sandbox / "guest" / CHILDREN).glob("*.py"):
+        (target / CHILDREN / file.name).write_bytes(file.read_bytes())
     for shim in (source / sandbox / "guest" / "shims").glob("*.py"):
         (target / shim.name).write_bytes(shim.read_bytes())  # last on the path: only where the environment has no such module
