@@ -262,6 +262,7 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._abandoned: list[asyncio.AbstractEventLoop | None] = []
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Runs a cell's awaiting code; an interrupt ends that code, not only the wait for it."""
@@ -276,6 +277,21 @@ class _Loop:
             with contextlib.suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(task)
             raise
+
+    def abandon(self) -> None:
+        """For a fork: closed or collected, the loop would take the parent's descriptors out of the epoll that both share."""
+        self._abandoned.append(self._loop)
+        self._loop = None
+        asyncio.set_event_loop(None)
+
+    @property
+    def sockets(self) -> int:
+        """How many it has open for itself."""
+        return 0 if self._loop is None or self._loop.is_closed() else 2
+
+    def unfinished(self) -> int:
+        """How many tasks go on when a cell awaits."""
+        return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
     def forget(self) -> None:
         """A fork must not share its parent's loop: both would wait on one epoll descriptor."""
