@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
 }
 ONLY_IN = {
-    "httpx": {"client.http", "client.auth", "client.executions", "connect"},
+    "httpx": {"client.http", "client.auth", "connect"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
     "ctypes": {"sandbox.syscalls"},

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..contract import events, extensions, flat, timeline
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
@@ -14,10 +13,7 @@ from ..errors import ACASessionsError, NotSupportedError, ServiceError, ServiceU
 from ..models import CodeError, CodeExecutionResult, State
 from ..tasks import Tasks
 from .execution import Execution, Page, ended, events_of
-from .http import SessionsHttpClient, decoded
-
-if TYPE_CHECKING:
-    import httpx
+from .http import Response, SessionsHttpClient, decoded
 
 # Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
 _OUTPUT_LIMIT = 1 << 20
@@ -148,7 +144,7 @@ class Executions:
             if error.status_code != 409:
                 raise
 
-    def _record(self, response: "httpx.Response", session_id: str, id: str) -> Record:
+    def _record(self, response: Response, session_id: str, id: str) -> Record:
         return decoded(response, lambda body: self._dialect.decode_execution(body, id=id, identifier=session_id))
 
 

@@ -16,6 +16,7 @@ from .patience import Patience
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _CONNECTS = 3  # an address where nobody answers is wrong, or down for longer than anyone waits
 Decoded = TypeVar("Decoded")
+Response = httpx.Response
 
 
 class SessionsHttpClient:

@@ -1,14 +1,10 @@
 """Checkpoints and branches of an endpoint's sessions. Only ours has them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..contract import timeline
 from ..models import Checkpoint
-from .http import SessionsHttpClient, decoded
-
-if TYPE_CHECKING:
-    import httpx
+from .http import Response, SessionsHttpClient, decoded
 
 _WAIT = 250.0  # a cell may have to end before
 
@@ -41,6 +37,6 @@ class Timeline:
         """Makes further sessions, which go on from where this one is."""
         await self._ask("POST", timeline.BRANCHES_PATH, session_id, {"identifiers": list(identifiers), "reseed": reseed})
 
-    async def _ask(self, method: str, path: str, session_id: str, body: object = None) -> "httpx.Response":
+    async def _ask(self, method: str, path: str, session_id: str, body: object = None) -> Response:
         await self._http.require("checkpoint", "keep what a session was")
         return await self._http.request(method, path, identifier=session_id, json=body, timeout=_WAIT)

@@ -166,6 +166,13 @@ class Home:
             asyncio.get_running_loop().remove_reader(self._report)
             self._watched = False
 
+    def abandon(self, number: int) -> None:
+        """The same at once, where nobody can wait."""
+        self._members.pop(number, None)
+        if not self._members:
+            self.kill("killed")
+            self._let_go()
+
     def _let_go(self) -> None:
         if not self._closed:
             self._closed = True

@@ -191,6 +191,7 @@ class Interpreter:
                 pass
         finally:
             self._bury(State("lost", "killed"))
+            self.home.abandon(self.number)
             self._let_go()
 
     def _let_go(self) -> None:
