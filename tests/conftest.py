@@ -18,6 +18,8 @@ from aca_sessions.sandbox.environment import worth_preloading
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import MB, Limits
 
+from .without_namespaces import BARE, python_for_everybody
+
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
 
@@ -114,3 +116,25 @@ def descendants(pid: int) -> set[int]:
 def aca_sessions(*arguments: str, stdin: str = "", **options: object) -> "subprocess.CompletedProcess[str]":
     """Runs the command line."""
     return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def public_python() -> Iterator[str]:
+    """A Python that sessions with a user of their own may run."""
+    with python_for_everybody() as python:
+        if python is None:
+            pytest.skip("as root sessions have users of their own, who may not read this Python, and there is no other")
+        yield python
+
+
+@pytest.fixture
+async def bare_pool(public_python: str) -> AsyncIterator[SessionPool]:
+    """Sessions without namespaces."""
+    async with open_pool(policy=replace(BARE, python=public_python)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def bare(bare_pool: SessionPool) -> AsyncIterator[Session]:
+    async with bare_pool.session() as leased:
+        yield leased

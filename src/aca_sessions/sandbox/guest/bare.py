@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn, Self
 
@@ -21,6 +22,7 @@ from .place import place
 from .refusal import part
 
 _DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
+_TRIES = 2000  # a process that was killed goes a moment later
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 # Before version 3 Landlock lets a file be cut off that may only be read.
 _FIRST_WITH_TRUNCATE, _FIRST_WITH_SCOPES = 3, 6
@@ -64,6 +66,8 @@ class Bare:
         self._first_uid = first_uid
         self._paths = _readable(environment, f"{base}/code")
         self._inits: dict[int, int] = {}
+        self._zygote = os.getpid()
+        self._init = 0
         syscalls.adopt_orphans()
 
     @classmethod
@@ -89,8 +93,10 @@ class Bare:
         self._sweep(tree)
         _remove(self._folder(tree))
 
-    def fork(self) -> int:
-        """Forks."""
+    def fork(self, tree: int) -> int:
+        """Forks, once nothing is left of an earlier interpreter whose init was killed."""
+        if tree in self._inits.values():
+            self._sweep(tree)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
@@ -101,14 +107,15 @@ class Bare:
             syscalls.drop_bounding_set()
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-        syscalls.die_with_parent(signal.SIGTERM)
+        _end_with(self._zygote, signal.SIGTERM)
+        self._init = os.getpid()
         syscalls.adopt_orphans()
         folder = self._folder(spawn.tree)
         place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
         """Binds the interpreter; answers the Landlock version in force."""
-        syscalls.die_with_parent()
+        _end_with(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
         with part("limits"):
             confine.limit(spawn, processes=spawn.processes + (0 if own_user else threads_of(os.getuid())))
@@ -169,6 +176,13 @@ class Bare:
                 os._exit(0)
 
 
+def _end_with(parent: int, number: signal.Signals) -> None:
+    """A signal for this process when its parent ends, which it may have done already."""
+    syscalls.die_with_parent(number)
+    if os.getppid() != parent:
+        os._exit(70)
+
+
 def _may_read(uid: int, path: str) -> bool:
     child = os.fork()
     if child == 0:
@@ -193,7 +207,9 @@ def _kill_all_of(uid: int) -> None:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-            os.kill(-1, signal.SIGKILL)
+            for _ in range(_TRIES):
+                os.kill(-1, signal.SIGKILL)  # everything that it can reach but itself; an error where there is nothing left
+                time.sleep(0.001)
         finally:
             os._exit(0)
     with contextlib.suppress(ChildProcessError):

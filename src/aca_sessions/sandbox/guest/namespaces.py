@@ -35,8 +35,9 @@ class Namespaced:
         syscalls.unmount(_folder(tree))
         os.rmdir(_folder(tree))
 
-    def fork(self) -> int:
+    def fork(self, tree: int) -> int:
         """Forks into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
+        del tree
         syscalls.unshare(Namespace.PID)
         pid = -1
         try:
