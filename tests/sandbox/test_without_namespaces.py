@@ -1,5 +1,6 @@
 """The level that is less than full isolation: taken by its name only, and then sessions work as ever but for /mnt/data."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -212,6 +213,8 @@ async def test_one_that_kills_its_init_from_outside_leaves_nothing_to_the_next(b
     parent = int(Path(f"/proc/{left}/stat").read_text().rpartition(")")[2].split()[1])
     init = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(init, signal.SIGKILL)
+    while _lives(parent):
+        await asyncio.sleep(0.01)
     while str((await bare.run("1")).state) != "kept":
         pass
     assert not _lives(left)
