@@ -220,6 +220,12 @@ async def test_one_that_kills_its_init_from_outside_leaves_nothing_to_the_next(b
     assert not _lives(left)
 
 
+async def test_packages_that_cannot_be_shown_are_refused(bare: Session) -> None:
+    result = await bare.install("humanize")
+    assert (result.success, result.error.name) == (False, "NotSupportedError")
+    assert "without namespaces" in result.error.message
+
+
 async def test_memory_is_counted(public_python: str) -> None:
     limits = replace(Limits(), memory=256 * MB)
     async with open_pool(policy=replace(BARE, python=public_python, limits=limits)) as pool, pool.session() as session:

@@ -1,5 +1,6 @@
 """What the host holds of a session: descriptors that name its folder, its link and its processes."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -52,6 +53,17 @@ def host_pid(pidfd: int) -> int:
     if pid <= 0:
         raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
     return pid
+
+
+async def readable(descriptor: int) -> None:
+    """Waits until there is something to read, or a process has ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -19,9 +20,9 @@ from ..errors import GuestDiedError, IsolationError
 from ..models import CodeExecutionResult, Event, RunningProcess, State
 from ..tasks import Tasks
 from . import wire
-from .cell import Cell, changes_of, check, error_of, processes_of, reason_of
+from .cell import Cell, check, processes_of, reason_of, result_of
 from .channel import Channel
-from .ends import Spawned, host_pid, running_below
+from .ends import Spawned, host_pid, readable, running_below
 from .forkserver import refusal
 from .memory import Memory
 from .policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
@@ -211,7 +212,7 @@ class Interpreter:
         """The first process of a pid namespace outlives all others: when its pidfd is readable, there is none left."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REPORT_SECONDS):
-                await _readable(self._init)
+                await readable(self._init)
 
     def _let_go(self) -> None:
         if self._closed:
@@ -226,7 +227,7 @@ class Interpreter:
     async def _meet(self) -> None:
         """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
         self._link.setblocking(False)
-        await _readable(self._link.fileno())
+        await readable(self._link.fileno())
         data, descriptors, _, _ = socket.recv_fds(self._link, 1 << 16, 8)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
@@ -337,31 +338,9 @@ class Interpreter:
         finished = cell.finished.result() if cell.finished.done() else None
         state = State() if finished else self._death.result()
         self._death_told = finished is None
-        error = error_of(cell, finished, state)
-        told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
-        return CodeExecutionResult(
-            stdout=stdout,
-            stderr=told,
-            value=finished.value if finished else None,
-            text=finished.text if finished else None,
-            displays=tuple(cell.displays),
-            files=changes_of(finished) if finished else (),
-            processes=self._left_running(finished) if finished else (),
-            error=error,
-            state=state,
-            duration=duration,
-        )
+        result = result_of(cell, finished, state, (stdout, stderr))
+        return replace(result, processes=self._left_running(finished) if finished else (), duration=duration)
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
     await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _readable(descriptor: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
