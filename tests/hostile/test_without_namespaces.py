@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -110,8 +111,6 @@ REACHES = {
     "schedule": "os.sched_setscheduler(PID, os.SCHED_BATCH, os.sched_param(0))",
     "trace": "checked(libc.ptrace(16, PID, 0, 0))",
     "read": "open(f'/proc/{PID}/status').read()",
-    "have signals sent": "import fcntl; a, b = socket.socketpair(); fcntl.fcntl(a, fcntl.F_SETOWN, PID); fcntl.fcntl(a, fcntl.F_SETFL, "
-    "os.O_ASYNC); b.send(b'x'); raise PermissionError(1, '[Errno 1]')",
 }
 # Files count to no limit here, as SECURITY.md says: they are the host's own disk's.
 UNLIMITED = {"many files", "many folders", "folders in folders"}
@@ -193,6 +192,20 @@ async def test_no_other_process_is_reached(bare: Session, way: str, pid: str) ->
     assert Path("/proc/self/limits").read_text() == limits
     assert os.getpriority(os.PRIO_PROCESS, 0) == 0
     assert await is_well(bare)
+
+
+async def test_no_descriptor_sends_a_signal(bare: Session) -> None:
+    """Without namespaces a session has no signal sent to another process by way of a descriptor that it owns."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGIO, lambda number, _frame: seen.append(number))
+    try:
+        send = "fcntl.fcntl(a, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK); b.send(b'x'); os.read(a.fileno(), 1)"
+        owned = f"import fcntl; a, b = socket.socketpair(); fcntl.fcntl(a, fcntl.F_SETOWN, {os.getpid()})"
+        ended = await outcome(bare, f"{owned}; {send}", prelude=PRELUDE)
+    finally:
+        signal.signal(signal.SIGIO, before)
+    assert ended in ("got: b'x'", "EPERM")
+    assert seen == []
 
 
 @pytest.mark.parametrize("attempt", MOUNTS)
