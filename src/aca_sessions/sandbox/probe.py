@@ -121,7 +121,10 @@ def _seen_from_outside(interpreter: Interpreter, policy: Policy) -> list[Finding
 
 
 def _namespace(process: Path, name: str, what: str) -> Finding:
-    own = os.readlink(process / "ns" / name) != os.readlink(f"/proc/self/ns/{name}")
+    try:
+        own = os.readlink(process / "ns" / name) != os.readlink(f"/proc/self/ns/{name}")
+    except PermissionError:  # a root without CAP_SYS_PTRACE, as in containers
+        return Finding(f"{name} namespace", False, "may not be looked at by this process")
     return Finding(f"{name} namespace", own, f"own {what}" if own else f"the host's {what}")
 
 

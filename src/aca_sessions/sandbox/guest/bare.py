@@ -135,7 +135,7 @@ class Bare:
 
     def end(self) -> None:
         """Ends every session that is left, and removes all folders."""
-        for uid in {self._uid(tree) for tree in self._trees()} - {0}:
+        for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
             _kill_all_of(uid)
         while end_all_below(os.getpid()):
             pass
@@ -144,9 +144,6 @@ class Bare:
     def remember(self, tree: int, init: int) -> None:
         """Knows a session's first process from an orphan."""
         self._inits[init] = tree
-
-    def _trees(self) -> list[int]:
-        return [int(name) for name in os.listdir(self._base) if name.isdecimal()]
 
     def _folder(self, tree: int) -> str:
         return f"{self._base}/{tree}"
