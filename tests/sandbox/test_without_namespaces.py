@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,37 @@ async def test_memory_is_counted(public_python: str) -> None:
     async with open_pool(policy=replace(BARE, python=public_python, limits=limits)) as pool, pool.session() as session:
         assert (await session.run("bytearray(300 << 20)")).error.name == "MemoryError"
         assert (await session.run("6 * 7")).value == 42
+
+
+CONTAINERS_CAPABILITIES = (
+    "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,"
+    "+audit_write,+setfcap"
+)
+IN_A_CONTAINER = """
+import asyncio, sys
+from dataclasses import replace
+from aca_sessions import open_pool
+from tests.sandbox.test_memory import FOUR_HOGS, SMALL
+from tests.without_namespaces import BARE
+
+async def main():
+    async with open_pool(policy=replace(BARE, limits=SMALL.limits, python=sys.argv[1])) as pool, pool.session() as session:
+        print((await session.run(FOUR_HOGS)).state)
+        await session.upload_file("a.txt", b"a")
+        print((await session.run("open('a.txt').read()")).value)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root has capabilities to lose")
+def test_the_root_of_a_default_container_holds_its_sessions(public_python: str) -> None:
+    """With the capabilities that containers have by default, without namespaces, and without control groups to write to."""
+    program = [*REFUSING, sys.executable, "-c", IN_A_CONTAINER, public_python]
+    lose = ["setpriv", f"--bounding-set={CONTAINERS_CAPABILITIES}", *program]
+    command = ["unshare", "--mount", "sh", "-c", 'umount -a -t cgroup,cgroup2; exec "$@"', "sh", *lose]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    assert done.stdout.split("\n")[:2] == ["lost: memory", "a"], done.stderr
 
 
 async def test_the_hosts_network_is_there_by_choice_alone(public_python: str) -> None:
