@@ -1,5 +1,6 @@
 """What the tests share. The product is its own fake: sessions are real, and the server is the emulator."""
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, open_interpreter, open_pool, open_server
+from aca_sessions.errors import ACASessionsError
 from aca_sessions.sandbox.cgroup import Groups
 from aca_sessions.sandbox.environment import worth_preloading
 from aca_sessions.sandbox.forkserver import ForkServer
@@ -76,6 +78,9 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Whatever a test opens, nothing of it is left: no process, no descriptor, no mount."""
+    for server in [*ForkServer._shared.values()]:
+        with contextlib.suppress(ACASessionsError):
+            server.wait_until_ready()  # while it starts, its helpers come and go
     before = _settled()
     yield
     gc.collect()
