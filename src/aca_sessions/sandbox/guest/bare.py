@@ -68,6 +68,7 @@ class Bare:
         self._inits: dict[int, int] = {}
         self._zygote = os.getpid()
         self._init = 0
+        self._reaches_its_own_only = bool(first_uid)
         syscalls.adopt_orphans()
 
     @classmethod
@@ -109,6 +110,8 @@ class Bare:
             os.setresuid(uid, uid, uid)
         _end_with(self._zygote, signal.SIGTERM)
         self._init = os.getpid()
+        if not uid:
+            self._reaches_its_own_only = _reaches_nobody_else(self._zygote)
         syscalls.adopt_orphans()
         folder = self._folder(spawn.tree)
         place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
@@ -137,8 +140,7 @@ class Bare:
         """Ends every session that is left, and removes all folders."""
         for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
             _kill_all_of(uid)
-        while end_all_below(os.getpid()):
-            pass
+        end_all_below(os.getpid())
         _remove(self._base)
 
     def remember(self, tree: int, init: int) -> None:
@@ -156,21 +158,34 @@ class Bare:
         if self._first_uid:
             _kill_all_of(self._uid(tree))
             return
-        while end_all_below(os.getpid(), frozenset(self._inits)):
-            pass
+        end_all_below(os.getpid(), frozenset(self._inits))
 
     def _end_session(self) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
-            if os.getuid() >= confine.FIRST_POSSIBLE_UID and self._first_uid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)  # everything of this session's own user but this process, all at once
+            if self._reaches_its_own_only:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(-1, signal.SIGKILL)  # all that the kernel lets this process reach, at once: its session, but itself
             else:
                 end_all_below(os.getpid())
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
                 os._exit(0)
+
+
+def _reaches_nobody_else(other: int) -> bool:
+    """Puts a session's first process into a domain whose signals stay in it, where Landlock can, and makes sure of it."""
+    if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
+        return False
+    with part("Landlock"):
+        syscalls.no_new_privileges()
+        landlock.keep_signals_inside()
+    try:
+        os.kill(other, 0)
+    except PermissionError:
+        return True
+    return False
 
 
 def _end_with(parent: int, number: signal.Signals) -> None:
