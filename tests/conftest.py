@@ -1,5 +1,6 @@
 """What the tests share. The product is its own fake: sessions are real, and the server is the emulator."""
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -13,10 +14,13 @@ import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Policy, Session, SessionPool, open_interpreter, open_pool, open_server
+from aca_sessions.errors import ACASessionsError
 from aca_sessions.sandbox.cgroup import Groups
 from aca_sessions.sandbox.environment import worth_preloading
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import MB, Limits
+
+from .without_namespaces import BARE, python_for_everybody
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
@@ -74,6 +78,9 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
     """Whatever a test opens, nothing of it is left: no process, no descriptor, no mount."""
+    for server in [*ForkServer._shared.values()]:
+        with contextlib.suppress(ACASessionsError):
+            server.wait_until_ready()  # while it starts, its helpers come and go
     before = _settled()
     yield
     gc.collect()
@@ -114,3 +121,25 @@ def descendants(pid: int) -> set[int]:
 def aca_sessions(*arguments: str, stdin: str = "", **options: object) -> "subprocess.CompletedProcess[str]":
     """Runs the command line."""
     return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+@pytest.fixture(scope="session")
+def public_python() -> Iterator[str]:
+    """A Python that sessions with a user of their own may run."""
+    with python_for_everybody() as python:
+        if python is None:
+            pytest.skip("as root sessions have users of their own, who may not read this Python, and there is no other")
+        yield python
+
+
+@pytest.fixture
+async def bare_pool(public_python: str) -> AsyncIterator[SessionPool]:
+    """Sessions without namespaces."""
+    async with open_pool(policy=replace(BARE, python=public_python)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def bare(bare_pool: SessionPool) -> AsyncIterator[Session]:
+    async with bare_pool.session() as leased:
+        yield leased

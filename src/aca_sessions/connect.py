@@ -111,6 +111,8 @@ def open_server(
         from .sandbox.sandboxes import Sandboxes
 
         chosen = policy or _policy(settings or Settings())
+        if chosen.isolation != "full" and hosting is not None and hosting.plain:
+            raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
         # The zygote starts while the rest of the server is imported.
         sandboxes = await stack.enter_async_context(Sandboxes(chosen))
         from .server.app import Service

@@ -232,7 +232,8 @@ class Package:
 class SessionHealth:
     """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known.
 
-    `isolation` is what separates it from its host, part by part with how that was found; None where the endpoint does not say.
+    `isolation` is what separates it from its host, part by part with how that was found; None where the endpoint does not say. Without
+    namespaces a session does not see its own process: memory and uptime are 0 then.
     """
 
     responsive: bool

@@ -15,11 +15,11 @@ HEADERS = {"x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), "aar
 GENERIC_SPELLING = {"newfstatat": ("fstatat", "newfstatat")}
 
 
-def verdict(machine: str, number: int, *arguments: int, architecture: int | None = None) -> int:
+def verdict(machine: str, number: int, *arguments: int, architecture: int | None = None, walls: seccomp.Walls = seccomp.NAMESPACES) -> int:
     """What the kernel would do with a call."""
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=iIQ6Q", number, architecture or ARCHITECTURE[machine], 0, *padded)
-    instructions = list(struct.iter_unpack("=HBBI", seccomp.program(False, machine)))
+    instructions = list(struct.iter_unpack("=HBBI", seccomp.program(False, machine, walls=walls)))
     accumulator = position = 0
     while True:
         code, if_true, if_false, value = instructions[position]
@@ -121,3 +121,50 @@ def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
     for name, number in seccomp.allowed(machine).items():
         known = [numbers[spelling] for spelling in GENERIC_SPELLING.get(name, (name,)) if spelling in numbers]
         assert not known or known[0] == number, name
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_without_namespaces_a_call_names_no_other_process(machine: str) -> None:
+    numbers, walls = seccomp.allowed(machine), seccomp.Walls()
+    for name in ("prlimit64", "sched_setaffinity", "sched_setparam", "sched_setscheduler", "sched_setattr"):
+        assert verdict(machine, numbers[name], 0, 1, walls=walls) == ALLOW
+        assert verdict(machine, numbers[name], 1, 0, walls=walls) == ERRNO | errno.EPERM
+    for name, itself in (("setpriority", 0), ("ioprio_set", 1)):
+        assert verdict(machine, numbers[name], itself, 0, 5, walls=walls) == ALLOW
+        for which, who in ((itself, 7), (itself + 1, 0), (itself + 2, 0)):
+            assert verdict(machine, numbers[name], which, who, 5, walls=walls) == ERRNO | errno.EPERM
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+@pytest.mark.parametrize(
+    ("walls", "name", "allowed"),
+    [
+        (seccomp.Walls(), "fchmodat", False),
+        (seccomp.Walls(own_user=True), "fchmodat", True),
+        (seccomp.Walls(), "kill", False),
+        (seccomp.Walls(own_signals=True), "kill", True),
+        (seccomp.Walls(own_user=True, own_signals=True), "connect", False),
+        (seccomp.Walls(network=True), "connect", True),
+        (seccomp.Walls(own_user=True, own_signals=True, network=True), "inotify_add_watch", False),
+        (seccomp.NAMESPACES, "inotify_add_watch", True),
+    ],
+)
+def test_a_wall_that_is_missing_costs_the_calls_that_it_would_hold(machine: str, walls: seccomp.Walls, name: str, allowed: bool) -> None:
+    assert (verdict(machine, seccomp.allowed(machine)[name], walls=walls) == ALLOW) is allowed
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_without_namespaces_pairs_are_connected_streams(machine: str) -> None:
+    pair, walls = seccomp.allowed(machine)["socketpair"], seccomp.Walls(network=True)
+    assert verdict(machine, pair, 1, 1 | 0o2000000, walls=walls) == ALLOW
+    for family, kind in ((1, 2), (1, 5), (2, 1), (16, 3)):
+        assert verdict(machine, pair, family, kind, walls=walls) != ALLOW
+    assert verdict(machine, seccomp.allowed(machine)["socket"], 1, 1, walls=walls) == ERRNO | errno.EAFNOSUPPORT
+
+
+@pytest.mark.parametrize("machine", ARCHITECTURE)
+def test_without_a_scope_of_signals_no_descriptor_sends_any(machine: str) -> None:
+    fcntl = seccomp.allowed(machine)["fcntl"]
+    for command in (8, 10, 15):
+        assert verdict(machine, fcntl, 3, command, walls=seccomp.Walls()) == ERRNO | errno.EPERM
+    assert verdict(machine, fcntl, 3, 3, walls=seccomp.Walls()) == ALLOW

@@ -60,15 +60,16 @@ def encode_health(sessions: int, capacity: int, *, healthy: bool) -> dict[str, o
     return {"status": "healthy" if healthy else "unhealthy", "sessions": sessions, "maxSessions": capacity}
 
 
-def encode_isolation(parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """What separates sessions from their host, each with how that was found; and what does not."""
-    return {"full": not missing, "parts": dict(parts), "missing": dict(missing)}
+def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
+    """What separates sessions from their host, each with how that was found; and what does not, at the level that its settings name."""
+    return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Each part with how it was found; those that are missing say so."""
+    """The level, and each part with how it was found; those that are missing say so."""
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
-    return {**cast(Mapping[str, str], body["parts"]), **missing}
+    level = {"level": str(body["level"])} if "level" in body else {}
+    return {**level, **cast(Mapping[str, str], body["parts"]), **missing}
 
 
 def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:

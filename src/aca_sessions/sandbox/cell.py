@@ -163,3 +163,20 @@ def reason_of(status: int | None) -> str:
     if os.WIFEXITED(status):
         return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
+
+
+def result_of(cell: Cell, finished: wire.Finished | None, state: State, streams: tuple[str, str]) -> CodeExecutionResult:
+    """What became of a cell, but for what its interpreter alone knows: what goes on, and how long it took."""
+    stdout, stderr = streams
+    error = error_of(cell, finished, state)
+    told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
+    return CodeExecutionResult(
+        stdout=stdout,
+        stderr=told,
+        value=finished.value if finished else None,
+        text=finished.text if finished else None,
+        displays=tuple(cell.displays),
+        files=changes_of(finished) if finished else (),
+        error=error,
+        state=state,
+    )

@@ -1,5 +1,6 @@
 """What the host holds of a session: descriptors that name its folder, its link and its processes."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -147,6 +148,17 @@ def _as_user(owner: int | None) -> Iterator[None]:
         yield
     finally:
         syscalls.set_filesystem_ids(0, 0)
+
+
+async def readable(descriptor: int) -> None:
+    """Waits until there is something to read, or a process has ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:

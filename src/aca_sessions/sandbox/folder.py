@@ -1,5 +1,6 @@
 """The folder of sessions that have no namespaces, and so no root of their own; it is removed whatever ends this process."""
 
+import fcntl
 import os
 import subprocess
 import tempfile
@@ -15,6 +16,8 @@ class Folder:
         """Makes it."""
         self.path = tempfile.mkdtemp(prefix="aca-sessions-")
         os.chmod(self.path, 0o711)  # noqa: S103 (to be gone through, not listed)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # who clears old files away passes by what is locked (systemd-tmpfiles(8))
         arguments = ["/bin/sh", "-c", _JANITOR, "aca-sessions-janitor", self.path]
         self._janitor = subprocess.Popen(
             arguments,
@@ -28,6 +31,7 @@ class Folder:
 
     def remove(self) -> None:
         """The sessions have ended."""
+        os.close(self._lock)
         if self._janitor.stdin is not None:
             self._janitor.stdin.close()
         self._janitor.wait()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from anyio import to_thread
 
 from ..errors import GuestDiedError, IsolationError
-from .ends import Spawned, descendants, host_pid, kill
+from .ends import Spawned, descendants, host_pid, kill, readable
 from .memory import Memory
 from .proxy import Serving
 from .remedy import remedy_for
@@ -179,14 +179,3 @@ class Home:
             self._unwatch()
             os.close(self._report)
             os.close(self.init)
-
-
-async def readable(descriptor: int) -> None:
-    """Waits until there is something to read, or an end."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)

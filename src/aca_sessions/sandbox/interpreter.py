@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..errors import GuestDiedError, SnapshotError
 from ..models import CodeExecutionResult, Event, RunningProcess, State
 from ..tasks import Tasks
 from . import wire
-from .cell import Cell, changes_of, check, error_of, processes_of, reason_of
+from .cell import Cell, check, processes_of, reason_of, result_of
 from .channel import Channel
 from .ends import exit_status, number_of, running_below
 from .home import Home, Member
@@ -285,20 +286,8 @@ class Interpreter:
         finished = cell.finished.result() if cell.finished.done() else None
         state = State() if finished else self._death.result()
         self._death_told = finished is None
-        error = error_of(cell, finished, state)
-        told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
-        return CodeExecutionResult(
-            stdout=stdout,
-            stderr=told,
-            value=finished.value if finished else None,
-            text=finished.text if finished else None,
-            displays=tuple(cell.displays),
-            files=changes_of(finished) if finished else (),
-            processes=self._left_running(finished) if finished else (),
-            error=error,
-            state=state,
-            duration=duration,
-        )
+        result = result_of(cell, finished, state, (stdout, stderr))
+        return replace(result, processes=self._left_running(finished) if finished else (), duration=duration)
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

@@ -28,11 +28,18 @@ class Packages:
         """Touches nothing yet."""
         self._python = policy.python or sys.executable
         self._source = policy.packages
+        self._can_be_shown = policy.isolation == "full"
         self._resolver = Resolver(self._python, policy.packages, policy.packages.cache_size)
         self._cache: PackageCache | None = None
         self._environment: dict[str, str] | None = None
         self._version = ""
         self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    def check_shown(self) -> None:
+        """PackageError where no session could see them."""
+        if not self._can_be_shown:
+            message = "without namespaces a session cannot be shown packages: install them into its environment, or use aca-sessions env"
+            raise PackageError("NotSupportedError", message)
 
     async def environment(self) -> dict[str, str]:
         """What guests find anyway: versions by names."""

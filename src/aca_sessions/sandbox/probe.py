@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import IsolationError
 from .ends import host_pid
 from .interpreter import Interpreter
-from .policy import Network, Policy
+from .policy import Limits, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
 
@@ -22,16 +22,29 @@ _NAMESPACES = {
     "cgroup": "cgroup view",
 }
 _DIRECT = "no host network"
+_SYSTEM_CALLS = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.unshare(1 << 28); raise OSError(ctypes.get_errno(), '')"
 _ATTEMPTS = {
     "host files": ("open('/etc/shadow').read()", "FileNotFoundError"),
     "host environment": ("open('/proc/1/environ').read()", "PermissionError"),
     "Landlock": ("open('/proc/self/oom_score_adj', 'w').write('0')", "PermissionError"),
-    "system calls": (
-        "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.unshare(1 << 28); raise OSError(ctypes.get_errno(), '')",
-        "PermissionError",
-    ),
+    "system calls": (_SYSTEM_CALLS, "PermissionError"),
     "read-only root": ("open('/usr/probe', 'w')", "OSError"),
     _DIRECT: ("import socket; socket.create_connection(('192.0.2.1', 80), 1)", "OSError: [Errno 101]"),
+}
+_BARE_ATTEMPTS = {
+    "host files": ("open('/etc/shadow').read()", "PermissionError"),
+    "host environment": ("open('/proc/1/environ').read()", "PermissionError"),
+    "Landlock": ("open('/proc/self/oom_score_adj', 'w').write('0')", "PermissionError"),
+    "system calls": (_SYSTEM_CALLS, "PermissionError"),
+    "no writes outside": ("open('/usr/probe', 'w')", "PermissionError"),
+    "no signals to others": ("import os; os.kill(os.getppid(), 0)", "PermissionError"),
+    "no Unix sockets": ("import socket; socket.socket(socket.AF_UNIX)", "OSError: [Errno 97]"),
+    _DIRECT: ("import socket; socket.socket()", "OSError: [Errno 97]"),
+}
+_NOT_WITHOUT_NAMESPACES = {
+    "names of host files": "whether a path exists, its size and its times can be asked for; contents and listings cannot",
+    "/mnt/data": "is not there: a session's files are in its working directory, a folder of this host",
+    "disk of a session": "files count to no limit together, neither in bytes nor in number",
 }
 
 
@@ -46,20 +59,22 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """All parts. Full isolation is every one of them; there is no lesser level yet."""
+    """All parts. Full isolation is every one of them; less is a level that the settings name."""
 
     findings: tuple[Finding, ...]
     remedy: str = ""
+    level: str = "full"
 
     @property
     def full(self) -> bool:
         """Whether every part is enforced."""
-        return all(finding.enforced for finding in self.findings)
+        return self.level == "full" and all(finding.enforced for finding in self.findings)
 
     def __str__(self) -> str:
         width = max(len(finding.name) for finding in self.findings)
         lines = [f"{'ok ' if finding.enforced else 'NO '} {finding.name:<{width}}  {finding.how}" for finding in self.findings]
-        lines.append("isolation: full" if self.full else f"isolation: NOT full. {self.remedy}")
+        lesser = "" if self.level == "full" else f" It is {self.level}, which the settings name."
+        lines.append("isolation: full" if self.full else f"isolation: NOT full.{lesser} {self.remedy}".rstrip())
         return "\n".join(lines)
 
 
@@ -76,44 +91,51 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         sandbox = await sandboxes.open()
         try:
             interpreter = await sandbox.interpreter()
-            return IsolationReport(
-                (
-                    *_seen_from_outside(interpreter, policy.network),
-                    *await _tried_from_inside(interpreter, policy.network),
-                    *await _limits(sandbox, interpreter, policy),
-                )
+            findings = (
+                *_seen_from_outside(interpreter, policy),
+                *await _tried_from_inside(interpreter, policy),
+                *await _limits(sandbox, interpreter, policy),
             )
+            return IsolationReport(findings, level=policy.isolation)
         finally:
             await sandbox.close()
     except IsolationError as error:
-        return IsolationReport((Finding(error.part, False, str(error)),), error.remedy)
+        return IsolationReport((Finding(error.part, False, str(error)),), error.remedy, policy.isolation)
 
 
-def _seen_from_outside(interpreter: Interpreter, network: Network) -> list[Finding]:
+def _seen_from_outside(interpreter: Interpreter, policy: Policy) -> list[Finding]:
     process = _process(interpreter.pidfd)
     status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines() if ":\t" in line)
     uid = int(status["Uid"].split()[0])
-    namespaces = [
-        Finding(f"{name} namespace", os.readlink(process / "ns" / name) != os.readlink(f"/proc/self/ns/{name}"), f"own {what}")
-        for name, what in _NAMESPACES.items()
-        if not (name == "net" and network.kind == "host")
-    ]
+    own_uid, bare = os.geteuid() == 0, policy.isolation != "full"
+    sets = ("CapEff", "CapPrm", "CapInh", *([] if bare and not own_uid else ["CapBnd"]))
     return [
-        *namespaces,
-        Finding("uid", uid != 0, f"{uid} on this host" + (", another in each session" if os.geteuid() == 0 else ", your own")),
+        *(_namespace(process, name, what) for name, what in _NAMESPACES.items() if not (name == "net" and policy.network.kind == "host")),
+        Finding(
+            "uid", uid != 0 and (own_uid or not bare), f"{uid} on this host" + (", another in each session" if own_uid else ", your own")
+        ),
         Finding("no_new_privs", status.get("NoNewPrivs") == "1", "in the process's status"),
-        Finding("capabilities", not any(int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapInh")), "none in any set"),
+        Finding("capabilities", not any(int(status[name], 16) for name in sets), f"none in {', '.join(sets)}"),
         Finding("seccomp", status.get("Seccomp") == "2", "a filter is in force"),
     ]
 
 
-async def _tried_from_inside(interpreter: Interpreter, network: Network) -> list[Finding]:
-    findings = []
+def _namespace(process: Path, name: str, what: str) -> Finding:
+    try:
+        own = os.readlink(process / "ns" / name) != os.readlink(f"/proc/self/ns/{name}")
+    except PermissionError:  # a root without CAP_SYS_PTRACE, as in containers
+        return Finding(f"{name} namespace", False, "may not be looked at by this process")
+    return Finding(f"{name} namespace", own, f"own {what}" if own else f"the host's {what}")
+
+
+async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[Finding]:
+    network, bare = policy.network, policy.isolation != "full"
+    findings = [Finding(name, False, how) for name, how in _NOT_WITHOUT_NAMESPACES.items()] if bare else []
     if network.kind == "host":
         findings.append(Finding("network", True, "this host's own, as the policy says: sessions reach all that it reaches"))
     elif network.kind == "allow":
         findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.domains)}"))
-    for name, (code, refusal) in _ATTEMPTS.items():
+    for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS).items():
         if network.kind == "host" and name == _DIRECT:
             continue
         result = await interpreter.run("probe", code, 10.0)
@@ -129,6 +151,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
     over = await interpreter.run("probe", f"bytearray({limits.memory + _MEGABYTE})", 10.0)
     refused = over.error is not None and over.error.name == "MemoryError"
     rows = (_process(interpreter.pidfd) / "limits").read_text().splitlines()
+    counted = "its processes and its files together" if policy.isolation == "full" else "its processes; its files are on this host's disk"
     processes = next(row.split()[2] for row in rows if row.startswith("Max processes"))
     return [
         Finding(
@@ -136,12 +159,21 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
             refused,
             f"{limits.memory >> 20} MB a process: a megabyte more ended with {over.error.name if over.error else 'success'}",
         ),
-        Finding("memory of a session", True, f"{sandbox.memory.how}: its processes and its files together"),
-        Finding(
-            "processes", processes.isdecimal() and int(processes) <= limits.processes, f"{processes}, in the session's own user namespace"
-        ),
-        Finding("disk", sandbox.files.capacity() <= limits.disk, f"{limits.disk >> 20} MB in /mnt/data, by the size of its tmpfs"),
+        Finding("memory of a session", True, f"{sandbox.memory.how}: {counted}"),
+        *([_processes(processes, limits), _disk(sandbox, limits)] if policy.isolation == "full" else [_bare_processes(processes)]),
     ]
+
+
+def _processes(most: str, limits: Limits) -> Finding:
+    return Finding("processes", most.isdecimal() and int(most) <= limits.processes, f"{most}, in the session's own user namespace")
+
+
+def _bare_processes(most: str) -> Finding:
+    return Finding("processes", most.isdecimal(), f"{most}" if os.geteuid() == 0 else f"{most}, with all that this user runs elsewhere")
+
+
+def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
+    return Finding("disk", sandbox.files.capacity() <= limits.disk, f"{limits.disk >> 20} MB in /mnt/data, by the size of its tmpfs")
 
 
 def _process(pidfd: int) -> Path:

@@ -10,9 +10,9 @@ from ..errors import GuestDiedError, SnapshotError
 from ..tasks import made_in_thread
 from . import wire
 from .channel import Channel
-from .ends import ForkEnds, Spawned, Tree, host_pid, number_of, open_member
+from .ends import ForkEnds, Spawned, Tree, host_pid, number_of, open_member, readable
 from .forkserver import refusal
-from .home import Home, readable
+from .home import Home
 from .interpreter import Interpreter
 from .memory import Memory
 from .policy import Limits

@@ -83,9 +83,9 @@ class SessionRoutes:
         raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
 
     async def _isolation(self) -> dict[str, object]:
-        findings = (await self._sessions.isolation()).findings
-        parts, missing = ({one.name: one.how for one in findings if one.enforced is enforced} for enforced in (True, False))
-        return extensions.encode_isolation(parts, missing)
+        report = await self._sessions.isolation()
+        parts, missing = ({one.name: one.how for one in report.findings if one.enforced is enforced} for enforced in (True, False))
+        return extensions.encode_isolation(report.level, parts, missing)
 
     def _addressed(self, request: Request) -> str:
         check_has_sessions(request)

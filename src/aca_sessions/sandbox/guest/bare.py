@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn, Self
 
@@ -21,6 +22,7 @@ from .place import place
 from .refusal import part
 
 _DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
+_TRIES = 2000  # a process that was killed goes a moment later
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
 # Before version 3 Landlock lets a file be cut off that may only be read.
 _FIRST_WITH_TRUNCATE, _FIRST_WITH_SCOPES = 3, 6
@@ -64,6 +66,9 @@ class Bare:
         self._first_uid = first_uid
         self._paths = _readable(environment, f"{base}/code")
         self._inits: dict[int, int] = {}
+        self._zygote = os.getpid()
+        self._init = 0
+        self._reaches_its_own_only = bool(first_uid)
         syscalls.adopt_orphans()
 
     @classmethod
@@ -93,8 +98,10 @@ class Bare:
         self._sweep(tree)
         _remove(self._folder(tree))
 
-    def fork(self) -> int:
-        """Forks."""
+    def fork(self, tree: int) -> int:
+        """Forks, once nothing is left of an earlier interpreter whose init was killed."""
+        if tree in self._inits.values():
+            self._sweep(tree)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
@@ -105,14 +112,17 @@ class Bare:
             syscalls.drop_bounding_set()
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-        syscalls.die_with_parent(signal.SIGTERM)
+        _end_with(self._zygote, signal.SIGTERM)
+        self._init = os.getpid()
+        if not uid:
+            self._reaches_its_own_only = _reaches_nobody_else(self._zygote)
         syscalls.adopt_orphans()
         folder = self._folder(spawn.tree)
         place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
         """Binds the interpreter; answers the Landlock version in force."""
-        syscalls.die_with_parent()
+        _end_with(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
         with part("limits"):
             confine.limit(spawn, processes=spawn.processes + (0 if own_user else threads_of(os.getuid())))
@@ -132,18 +142,14 @@ class Bare:
 
     def end(self) -> None:
         """Ends every session that is left, and removes all folders."""
-        for uid in {self._uid(tree) for tree in self._trees()} - {0}:
+        for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
             _kill_all_of(uid)
-        while end_all_below(os.getpid()):
-            pass
+        end_all_below(os.getpid())
         _remove(self._base)
 
     def remember(self, tree: int, init: int) -> None:
         """Knows a session's first process from an orphan."""
         self._inits[init] = tree
-
-    def _trees(self) -> list[int]:
-        return [int(name) for name in os.listdir(self._base) if name.isdecimal()]
 
     def _folder(self, tree: int) -> str:
         return f"{self._base}/{tree}"
@@ -156,21 +162,41 @@ class Bare:
         if self._first_uid:
             _kill_all_of(self._uid(tree))
             return
-        while end_all_below(os.getpid(), frozenset(self._inits)):
-            pass
+        end_all_below(os.getpid(), frozenset(self._inits))
 
     def _end_session(self) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
-            if os.getuid() >= confine.FIRST_POSSIBLE_UID and self._first_uid:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)  # everything of this session's own user but this process, all at once
+            if self._reaches_its_own_only:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(-1, signal.SIGKILL)  # all that the kernel lets this process reach, at once: its session, but itself
             else:
                 end_all_below(os.getpid())
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
                 os._exit(0)
+
+
+def _reaches_nobody_else(other: int) -> bool:
+    """Puts a session's first process into a domain whose signals stay in it, where Landlock can, and makes sure of it."""
+    if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
+        return False
+    with part("Landlock"):
+        syscalls.no_new_privileges()
+        landlock.keep_signals_inside()
+    try:
+        os.kill(other, 0)
+    except PermissionError:
+        return True
+    return False
+
+
+def _end_with(parent: int, number: signal.Signals) -> None:
+    """A signal for this process when its parent ends, which it may have done already."""
+    syscalls.die_with_parent(number)
+    if os.getppid() != parent:
+        os._exit(70)
 
 
 def _may_read(uid: int, path: str) -> bool:
@@ -197,7 +223,9 @@ def _kill_all_of(uid: int) -> None:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-            os.kill(-1, signal.SIGKILL)
+            for _ in range(_TRIES):
+                os.kill(-1, signal.SIGKILL)  # everything that it can reach but itself; an error where there is nothing left
+                time.sleep(0.001)
         finally:
             os._exit(0)
     with contextlib.suppress(ChildProcessError):

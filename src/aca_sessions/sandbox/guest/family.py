@@ -4,11 +4,19 @@ import contextlib
 import os
 import signal
 
+_LOOKS = 3
 _AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank
 
 
-def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> bool:
-    """Stops every process below one, then kills them: what is stopped forks no more. Answers whether there was any."""
+def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
+    """Ends every process below one. One look may miss a process whose parent ends meanwhile; several in a row do not."""
+    quiet = 0
+    while quiet < _LOOKS:
+        quiet = 0 if _end_those_seen(ancestor, spared) else quiet + 1
+
+
+def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
+    """Stops them, then kills them: what is stopped forks no more. Answers whether there was any."""
     stopped: set[int] = set()
     while new := _below(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)

@@ -10,6 +10,7 @@ _EXECUTE, _READ_FILE, _READ_DIRECTORY = 1, 4, 8
 _READ = _EXECUTE | _READ_FILE | _READ_DIRECTORY
 _FIRST_RIGHTS = (1 << 13) - 1
 _RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # refer, truncate, device ioctl
+_SIGNALS = 2
 _SCOPES = 3  # no abstract sockets and no signals to processes outside: from version 6 on
 
 _ON_FILES = _EXECUTE | 2 | _READ_FILE | 1 << 14 | 1 << 15  # what a rule on a file may name
@@ -31,6 +32,13 @@ def restrict(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABL
     syscalls.landlock_enforce(ruleset)
     os.close(ruleset)
     return version
+
+
+def keep_signals_inside() -> None:
+    """From here on this process and all that come from it signal nobody else. From version 6 on."""
+    ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
+    syscalls.landlock_enforce(ruleset)
+    os.close(ruleset)
 
 
 def _attributes(version: int, tcp: bool) -> bytes:

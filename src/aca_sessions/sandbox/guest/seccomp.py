@@ -144,8 +144,6 @@ def _bare_rules(numbers: dict[str, int], walls: Walls) -> Iterator[bytes]:
     yield from _rule(numbers.pop("socketpair"), _connected_pair())
     by_the_internet = [_argument(0), _jump(_EQUAL, _UNIX, 0, 1), _refuse(errno.EAFNOSUPPORT), *_socket_rule()]
     yield from _rule(numbers.pop("socket"), by_the_internet if walls.network else [_refuse(errno.EAFNOSUPPORT)])
-    if walls.own_user:
-        return
     for name, argument in _ON_ITSELF.items():
         yield from _rule(numbers.pop(name), _only_values([_argument(argument)], (0,)))
     for name, one_process in _ON_ONE_PROCESS.items():

@@ -145,7 +145,7 @@ class _Forking:
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
         connection, report = descriptors
-        pid = self._world.fork()
+        pid = self._world.fork(request.tree)
         if pid == 0:
             self._become_session(request, connection, report)
         self._world.remember(request.tree, pid)
