@@ -48,7 +48,8 @@ def fork(request: Fork, link: Link, shell: "Shell") -> Finished | None:
 def begin() -> None:
     """What is open now is ours, and not the user's."""
     global _own_sockets
-    _own_sockets = _open_things()[0]
+    with contextlib.suppress(OSError):  # a session without namespaces sees nothing of /proc, and is not forked either
+        _own_sockets = _open_things()[0]
 
 
 def stay_in_data() -> None:
