@@ -143,3 +143,17 @@ def test_work_that_somebody_abandoned_goes(cache: PackageCache) -> None:
     os.utime(left, (0, 0))
     keep(cache, "set", 10)
     assert not left.exists()
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(PackageError, match="others may write there"):
+        PackageCache(str(tmp_path / "shared"), 1000)
+
+
+def test_an_answer_goes_with_its_set(cache: PackageCache) -> None:
+    keep(cache, "old", 900, age=100)
+    cache.remember("key", "old")
+    keep(cache, "new", 900)
+    assert list((Path(cache.sets).parent / "answers").iterdir()) == []

@@ -1,6 +1,8 @@
 """Packages that a session installs while it lives, from wheels made by the test."""
 
 import asyncio
+import os
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Package, PackageSource, Policy, Session, SessionPool, open_pool
+from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..wheels import index_of, make_wheel
 
@@ -215,3 +218,31 @@ async def test_nothing_is_left_of_sessions_with_packages(wheels: Path, nothing_l
         await session.uninstall("alpha")
         await session.reset()
         assert (await session.run("import beta; beta.version")).value == "1.0"
+
+
+async def test_how_far_an_install_is_can_be_followed(wheels: Path) -> None:
+    told: list[str] = []
+    async with Sandboxes(policy_of(wheels)) as sandboxes:
+        sandbox = await sandboxes.open()
+        assert (await sandbox.packages.install(["beta"], timeout=60, on_progress=told.append)).success
+        await sandbox.close()
+    assert told[0] == "resolving beta"
+    assert "fetching alpha==2.0, beta==1.0" in told
+    assert "Processing beta-1.0-py3-none-any.whl" in told
+    assert str(wheels) not in str(told)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> None:
+    make_wheel(wheels, "large", files={"large.py": "#" * (4 << 20)})
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(disk)], check=True)
+    try:
+        source = PackageSource(wheels=str(wheels), cache=str(disk))
+        async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+            full = await session.install("large")
+            assert (kind(full), str(full.state)) == ("DiskFullError", "kept")
+            assert (await session.install("alpha")).success
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

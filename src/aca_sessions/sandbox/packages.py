@@ -4,12 +4,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from anyio import to_thread
 from packaging.requirements import Requirement
 
-from . import environment
+from .environment import Survey, survey
 from .package_cache import HeldSet, PackageCache
 from .pip_output import Tell
 from .policy import Policy
@@ -44,8 +45,8 @@ class Packages:
     async def environment(self) -> dict[str, str]:
         """What guests find anyway: versions by names."""
         if self._environment is None:
-            self._version, packages = await to_thread.run_sync(environment.installed, self._python)
-            self._environment = by_name(packages)
+            found = await to_thread.run_sync(self._surveyed)
+            self._version, self._environment = found.version, by_name(found.packages)
         return self._environment
 
     @property
@@ -99,6 +100,16 @@ class Packages:
             held = await self.kept(wheels, await self._resolver.unpack(place, wheels, tell))
         self.cache.remember(key, held.name)
         return held
+
+    def _surveyed(self) -> Survey:
+        """Asking an interpreter takes longer than all the rest: what it said is kept until its environment changes."""
+        key = self.cache.name_of("survey", self._python)
+        kept = self.cache.noted(key)
+        if kept is not None and (found := Survey(**json.loads(kept))).is_current:
+            return found
+        found = survey(self._python)
+        self.cache.note(key, json.dumps(asdict(found)))
+        return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
         """All that an answer depends on."""

@@ -1,6 +1,7 @@
 """What one session installed. The host remembers it, so that the session's next interpreter has it as well."""
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -66,8 +67,9 @@ class SessionPackages:
             async with self._turn:
                 result = await work()
         except PackageError as error:
-            told = CodeError(error.name, str(error))
-            result = CodeExecutionResult(error=told, stderr=str(told))
+            result = _failed(CodeError(error.name, str(error)))
+        except OSError as error:
+            result = _failed(_of_the_disk(error))
         return replace(result, duration=time.perf_counter() - started)
 
     async def _install(self, texts: Sequence[str], timeout: float, tell: Tell) -> CodeExecutionResult:
@@ -143,6 +145,17 @@ class SessionPackages:
     def _let_go(self, sets: Sequence[HeldSet]) -> None:
         for held in sets:
             held.let_go()
+
+
+def _failed(error: CodeError) -> CodeExecutionResult:
+    return CodeExecutionResult(error=error, stderr=str(error))
+
+
+def _of_the_disk(error: OSError) -> CodeError:
+    elsewhere = "or name another place in ACASessions:Packages:CacheFolder"
+    if error.errno == errno.ENOSPC:
+        return CodeError("DiskFullError", f"the host's disk is full: free some of it, {elsewhere}")
+    return CodeError("PackageCacheError", f"this host cannot use its folder of packages ({error.strerror}): see to its rights, {elsewhere}")
 
 
 def _names(held: HeldSet) -> set[str]:
