@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -246,3 +247,64 @@ async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> N
             assert (await session.install("alpha")).success
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+async def test_an_older_answer_stands_while_no_index_is_reached(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with index_of(wheels) as address:
+        policy = Policy(packages=PackageSource(index_url=address, cache=str(tmp_path / "cache")), preload=())
+        async with open_pool(policy=policy) as pool, pool.session() as session:
+            await session.install("alpha")
+    for answer in (tmp_path / "cache" / "answers").iterdir():
+        os.utime(answer, (0, 0))
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        assert (await session.install("alpha")).stdout == "installed alpha 2.0\n"
+        assert kind(await session.install("beta")) == "IndexUnreachableError"
+
+
+async def test_a_newer_version_is_found_after_a_day_unless_one_was_named(wheels: Path, tmp_path: Path) -> None:
+    policy = Policy(packages=PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache")), preload=())
+    async with open_pool(policy=policy) as pool:
+        for text in ("alpha", "alpha==2.0"):
+            async with pool.session() as session:
+                await session.install(text)
+        make_wheel(wheels, "alpha", "3.0")
+        async with pool.session() as session:
+            assert (await session.install("alpha")).stdout == "installed alpha 2.0\n"
+        for answer in (tmp_path / "cache" / "answers").iterdir():
+            os.utime(answer, (0, 0))
+        async with pool.session() as session:
+            assert (await session.install("alpha==2.0")).stdout == "installed alpha 2.0\n"
+        async with pool.session() as session:
+            assert (await session.install("alpha")).stdout == "installed alpha 3.0\n"
+
+
+async def test_a_script_that_comes_with_a_package_is_found_as_a_command(session: Session, wheels: Path) -> None:
+    entry = {
+        "tool_x-1.0.dist-info/entry_points.txt": "[console_scripts]\ntool-x = tool_x:main\n",
+        "tool_x.py": "def main(): print('ran')\n",
+    }
+    make_wheel(wheels, "tool-x", files=entry)
+    await session.install("tool-x")
+    assert (await session.run("!tool-x")).stdout == "ran\n"
+    await session.uninstall("tool-x")
+    assert "not found" in str(await session.run("!tool-x"))
+
+
+_INSTALL = """
+import asyncio, sys
+from aca_sessions import PackageSource, Policy, open_pool
+async def main():
+    policy = Policy(packages=PackageSource(wheels=sys.argv[1], cache=sys.argv[2]), preload=())
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        (await session.install("beta")).raise_for_error()
+        print((await session.run("import alpha, beta; alpha.version")).raise_for_error().value)
+asyncio.run(main())
+"""
+
+
+def test_processes_that_install_the_same_at_once_do_not_disturb_each_other(wheels: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _INSTALL, str(wheels), str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in running] == ["2.0\n"] * 3
+    assert len(list((tmp_path / "cache" / "labels").iterdir())) == 1
