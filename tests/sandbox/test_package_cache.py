@@ -127,8 +127,8 @@ def test_names_of_sets_cannot_be_told_without_the_caches_own_secret(tmp_path: Pa
     one, other = (PackageCache(str(tmp_path / name), 1000) for name in ("one", "other"))
     assert one.name_of("set", "alpha==1.0") == PackageCache(str(tmp_path / "one"), 1000).name_of("set", "alpha==1.0")
     assert one.name_of("set", "alpha==1.0") != other.name_of("set", "alpha==1.0")
-    assert (tmp_path / "one").stat().st_mode & 0o077 == 0
-    assert (tmp_path / "one" / "sets").stat().st_mode & 0o444 == 0
+    modes = {name: (tmp_path / "one" / name).stat().st_mode & 0o777 for name in (".", "sets", "labels", "answers", "notes", "key")}
+    assert modes == {".": 0o711, "sets": 0o311, "labels": 0o700, "answers": 0o700, "notes": 0o700, "key": 0o600}
 
 
 def test_a_place_that_cannot_be_written_is_named_by_its_setting(tmp_path: Path) -> None:

@@ -233,6 +233,18 @@ async def test_how_far_an_install_is_can_be_followed(wheels: Path) -> None:
     assert str(wheels) not in str(told)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="the users that root's sessions run as may not read everybody's Python")
+async def test_sessions_without_namespaces_have_packages_as_well(wheels: Path) -> None:
+    policy = Policy(packages=PackageSource(wheels=str(wheels)), isolation="no-namespaces", preload=())
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        assert (await session.install("beta")).success
+        script = "import beta, alpha; print(alpha.version)"
+        assert (await session.run(f'import beta, subprocess, sys; subprocess.run([sys.executable, "-c", "{script}"])')).stdout == "2.0\n"
+        path = (await session.run("beta.__file__")).value
+        assert not (await session.run(f"open({path!r}, 'w')")).success
+        assert not (await session.run(f"import os; os.chmod({path!r}, 0o777)")).success
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
 async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> None:
     make_wheel(wheels, "large", files={"large.py": "#" * (4 << 20)})

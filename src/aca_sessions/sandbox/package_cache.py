@@ -37,13 +37,9 @@ class HeldSet:
     """A set in use: it stays until it is let go of."""
 
     name: str
+    path: str  # where sessions find it
     wheels: tuple[Wheel, ...]
     lock: int
-
-    @property
-    def path(self) -> str:
-        """Where sessions find it."""
-        return f"{SHOWN_AT}/{self.name}"
 
     def let_go(self) -> None:
         """It may be removed when room is needed."""
@@ -53,9 +49,10 @@ class HeldSet:
 class PackageCache:
     """One folder of this host, used by any number of processes at once."""
 
-    def __init__(self, folder: str, size: int) -> None:
-        """Makes the folder where there is none; PackageError where it cannot be."""
+    def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
+        """Makes the folder where there is none; PackageError where it cannot be. None: sessions see its sets where they are."""
         self._root = Path(folder)
+        self._shown_at = shown_at or self.sets
         self._size = size
         try:
             self._secret = self._prepare()
@@ -83,7 +80,7 @@ class PackageCache:
             os.close(lock)
             return None
         os.utime(lock)
-        return HeldSet(name, _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
+        return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
         """Takes over an unpacked set, unless it is there already; makes room by removing others."""
@@ -149,7 +146,7 @@ class PackageCache:
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
     def _prepare(self) -> bytes:
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         if (about := self._root.stat()).st_uid != os.geteuid() or about.st_mode & 0o022:
             raise PermissionError(errno.EPERM, "others may write there")  # and so decide what sessions import
         for name in ("labels", "answers", "notes", "work"):

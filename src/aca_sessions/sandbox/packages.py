@@ -11,7 +11,7 @@ from anyio import to_thread
 from packaging.requirements import Requirement
 
 from .environment import Survey, survey
-from .package_cache import HeldSet, PackageCache
+from .package_cache import SHOWN_AT, HeldSet, PackageCache
 from .pip_output import Tell
 from .policy import Policy
 from .requirements import PackageError, Wheel, by_name, canonical, is_pinned
@@ -29,18 +29,12 @@ class Packages:
         """Touches nothing yet."""
         self._python = policy.python or sys.executable
         self._source = policy.packages
-        self._can_be_shown = policy.isolation == "full"
+        self._shown_at = SHOWN_AT if policy.isolation == "full" else None
         self._resolver = Resolver(self._python, policy.packages, policy.packages.cache_size)
         self._cache: PackageCache | None = None
         self._environment: dict[str, str] | None = None
         self._version = ""
         self._turns = asyncio.Semaphore(_AT_ONCE)
-
-    def check_shown(self) -> None:
-        """PackageError where no session could see them."""
-        if not self._can_be_shown:
-            message = "without namespaces a session cannot be shown packages: install them into its environment, or use aca-sessions env"
-            raise PackageError("NotSupportedError", message)
 
     async def environment(self) -> dict[str, str]:
         """What guests find anyway: versions by names."""
@@ -53,7 +47,7 @@ class Packages:
     def cache(self) -> PackageCache:
         """The folder of this host; PackageError where it cannot be used."""
         if self._cache is None:
-            self._cache = PackageCache(self._source.folder, self._source.cache_size)
+            self._cache = PackageCache(self._source.folder, self._source.cache_size, shown_at=self._shown_at)
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:

@@ -73,7 +73,6 @@ class SessionPackages:
         return replace(result, duration=time.perf_counter() - started)
 
     async def _install(self, texts: Sequence[str], timeout: float, tell: Tell) -> CodeExecutionResult:
-        self._packages.check_shown()
         asked = {canonicalize_name(requirement.name): requirement for requirement in parsed(texts)}
         environment = await self._packages.environment()
         for requirement in asked.values():
