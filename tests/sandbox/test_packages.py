@@ -87,6 +87,21 @@ async def test_after_a_reset_and_after_a_loss_the_packages_are_there_again(sessi
     assert (await session.run("import alpha; alpha.version")).value == "1.0"
 
 
+async def test_a_loss_before_an_install_is_told_with_the_next_cell(session: Session) -> None:
+    await session.run("x = 1; import threading, os; threading.Timer(0.1, os._exit, [1]).start()")
+    await asyncio.sleep(0.5)
+    assert (await session.install("alpha")).success
+    assert str((await session.run("'x' in globals()")).state) == "lost: exit"
+
+
+async def test_a_file_larger_than_the_cache_is_refused(wheels: Path, tmp_path: Path) -> None:
+    make_wheel(wheels, "large", files={"large.py": "#" * (3 << 20)})
+    source = PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache"), cache_size=1 << 20)
+    async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+        assert kind(await session.install("large")) == "PackageTooLargeError"
+        assert (await session.install("alpha")).success
+
+
 async def test_programs_that_the_session_starts_find_the_packages_as_well(session: Session) -> None:
     await session.install("alpha")
     script = "import alpha, typing; print(alpha.version, typing.__file__.startswith('/.packages'))"
