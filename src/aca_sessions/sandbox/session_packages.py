@@ -31,6 +31,7 @@ class SessionPackages:
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
         self._closed = False
+        self.ever_changed = False  # an interpreter that was kept from before may find something else
 
     @property
     def paths(self) -> list[str]:
@@ -49,6 +50,12 @@ class SessionPackages:
     async def uninstall(self, names: Sequence[str]) -> CodeExecutionResult:
         """Takes away what was installed here; what is imported stays loaded."""
         return await self._told(lambda: self._uninstall(names))
+
+    def inherit(self, other: "SessionPackages") -> None:
+        """Has what another session has, of which this one is a branch."""
+        held = [self._packages.cache.hold(one.name) for one in other._sets]
+        self._sets = [one for one in held if one is not None]
+        self._asked, self.ever_changed = dict(other._asked), other.ever_changed
 
     async def close(self) -> None:
         """Lets go of everything; what is on its way is not added any more."""
@@ -131,7 +138,7 @@ class SessionPackages:
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
         """The session has these sets from now on, if its interpreter took them; whichever it has not are let go of."""
-        earlier = self._sets
+        earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
             result = await self._show([held.path for held in sets], modules)
