@@ -105,6 +105,10 @@ def test_a_socket_file_is_an_endpoint() -> None:
         ({"SessionTimeoutMinutes": 1e300}, "ACASessions:SessionPool:SessionTimeoutMinutes", "less than or equal"),
         ({"Sandbox": {"Limits": {"OpenFiles": 1}}}, "ACASessions:Sandbox:Limits:OpenFiles", "greater than or equal"),
         ({"Sandbox": {"Preload": "[numpy"}}, "ACASessions:Sandbox:Preload", "no JSON list"),
+        ({"Packages": {"IndexUrl": "pypi.example/simple"}}, "ACASessions:Packages:IndexUrl", "begin it with https://"),
+        ({"Packages": {"WheelFolder": "nowhere"}}, "ACASessions:Packages:WheelFolder", "no folder of this host"),
+        ({"Packages": {"CacheMegabytes": 0}}, "ACASessions:Packages:CacheMegabytes", "greater than 0"),
+        ({"Packages": {"Index": "x"}}, "ACASessions:Packages:Index", "did you mean IndexUrl?"),
         ({"Sandbox": {"Network": "everything"}}, "ACASessions:Sandbox:Network", "none"),
     ],
 )
@@ -140,6 +144,10 @@ def test_a_mistake_in_a_secret_does_not_show_it() -> None:
         Settings(ApiKey=["hunter2"])
     assert "hunter2" not in str(raised.value)
     assert "hunter2" not in repr(Settings(ApiKey="hunter2"))
+    with pytest.raises(ConfigurationError) as raised:
+        Settings(Packages={"IndexUrl": "ftp://me:hunter2@example.org"})
+    assert "hunter2" not in str(raised.value)
+    assert "hunter2" not in repr(Settings(Packages={"IndexUrl": "https://me:hunter2@example.org"}))
 
 
 @pytest.mark.parametrize("section", ["ACASession", "acasessions", "AcaSessions"])

@@ -194,3 +194,7 @@ async def test_how_plain_values_are_shown_can_be_changed(session: Session) -> No
 async def test_a_semicolon_hides_the_value(session: Session) -> None:
     assert (await session.run("6 * 7;")).text is None
     assert (await session.run("'a;b'")).value == "a;b"
+
+
+async def test_what_an_older_matplotlib_takes_from_ipython_is_there(session: Session) -> None:
+    assert (await session.run("from IPython.core.pylabtools import backend2gui; backend2gui.get('agg')")).success

@@ -127,8 +127,8 @@ def test_names_of_sets_cannot_be_told_without_the_caches_own_secret(tmp_path: Pa
     one, other = (PackageCache(str(tmp_path / name), 1000) for name in ("one", "other"))
     assert one.name_of("set", "alpha==1.0") == PackageCache(str(tmp_path / "one"), 1000).name_of("set", "alpha==1.0")
     assert one.name_of("set", "alpha==1.0") != other.name_of("set", "alpha==1.0")
-    assert (tmp_path / "one").stat().st_mode & 0o077 == 0
-    assert (tmp_path / "one" / "sets").stat().st_mode & 0o444 == 0
+    modes = {name: (tmp_path / "one" / name).stat().st_mode & 0o777 for name in (".", "sets", "labels", "answers", "notes", "key")}
+    assert modes == {".": 0o711, "sets": 0o311, "labels": 0o700, "answers": 0o700, "notes": 0o700, "key": 0o600}
 
 
 def test_a_place_that_cannot_be_written_is_named_by_its_setting(tmp_path: Path) -> None:
@@ -143,3 +143,17 @@ def test_work_that_somebody_abandoned_goes(cache: PackageCache) -> None:
     os.utime(left, (0, 0))
     keep(cache, "set", 10)
     assert not left.exists()
+
+
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(PackageError, match="others may write there"):
+        PackageCache(str(tmp_path / "shared"), 1000)
+
+
+def test_an_answer_goes_with_its_set(cache: PackageCache) -> None:
+    keep(cache, "old", 900, age=100)
+    cache.remember("key", "old")
+    keep(cache, "new", 900)
+    assert list((Path(cache.sets).parent / "answers").iterdir()) == []

@@ -1,6 +1,9 @@
 """Packages that a session installs while it lives, from wheels made by the test."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Package, PackageSource, Policy, Session, SessionPool, open_pool
+from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..wheels import index_of, make_wheel
 
@@ -81,6 +85,21 @@ async def test_after_a_reset_and_after_a_loss_the_packages_are_there_again(sessi
     assert (await session.run("import alpha; alpha.version")).value == "1.0"
     assert str((await session.run("import os; os._exit(1)")).state) == "lost: exit"
     assert (await session.run("import alpha; alpha.version")).value == "1.0"
+
+
+async def test_a_loss_before_an_install_is_told_with_the_next_cell(session: Session) -> None:
+    await session.run("x = 1; import threading, os; threading.Timer(0.1, os._exit, [1]).start()")
+    await asyncio.sleep(0.5)
+    assert (await session.install("alpha")).success
+    assert str((await session.run("'x' in globals()")).state) == "lost: exit"
+
+
+async def test_a_file_larger_than_the_cache_is_refused(wheels: Path, tmp_path: Path) -> None:
+    make_wheel(wheels, "large", files={"large.py": "#" * (3 << 20)})
+    source = PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache"), cache_size=1 << 20)
+    async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+        assert kind(await session.install("large")) == "PackageTooLargeError"
+        assert (await session.install("alpha")).success
 
 
 async def test_programs_that_the_session_starts_find_the_packages_as_well(session: Session) -> None:
@@ -215,3 +234,104 @@ async def test_nothing_is_left_of_sessions_with_packages(wheels: Path, nothing_l
         await session.uninstall("alpha")
         await session.reset()
         assert (await session.run("import beta; beta.version")).value == "1.0"
+
+
+async def test_how_far_an_install_is_can_be_followed(wheels: Path) -> None:
+    told: list[str] = []
+    async with Sandboxes(policy_of(wheels)) as sandboxes:
+        sandbox = await sandboxes.open()
+        assert (await sandbox.packages.install(["beta"], timeout=60, on_progress=told.append)).success
+        await sandbox.close()
+    assert told[0] == "resolving beta"
+    assert "fetching alpha==2.0, beta==1.0" in told
+    assert "Processing beta-1.0-py3-none-any.whl" in told
+    assert str(wheels) not in str(told)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the users that root's sessions run as may not read everybody's Python")
+async def test_sessions_without_namespaces_have_packages_as_well(wheels: Path) -> None:
+    policy = Policy(packages=PackageSource(wheels=str(wheels)), isolation="no-namespaces", preload=())
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        assert (await session.install("beta")).success
+        script = "import beta, alpha; print(alpha.version)"
+        assert (await session.run(f'import beta, subprocess, sys; subprocess.run([sys.executable, "-c", "{script}"])')).stdout == "2.0\n"
+        path = (await session.run("beta.__file__")).value
+        assert not (await session.run(f"open({path!r}, 'w')")).success
+        assert not (await session.run(f"import os; os.chmod({path!r}, 0o777)")).success
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
+async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> None:
+    make_wheel(wheels, "large", files={"large.py": "#" * (4 << 20)})
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(disk)], check=True)
+    try:
+        source = PackageSource(wheels=str(wheels), cache=str(disk))
+        async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+            full = await session.install("large")
+            assert (kind(full), str(full.state)) == ("DiskFullError", "kept")
+            assert (await session.install("alpha")).success
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+async def test_an_older_answer_stands_while_no_index_is_reached(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with index_of(wheels) as address:
+        policy = Policy(packages=PackageSource(index_url=address, cache=str(tmp_path / "cache")), preload=())
+        async with open_pool(policy=policy) as pool, pool.session() as session:
+            await session.install("alpha")
+    for answer in (tmp_path / "cache" / "answers").iterdir():
+        os.utime(answer, (0, 0))
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        assert (await session.install("alpha")).stdout == "installed alpha 2.0\n"
+        assert kind(await session.install("beta")) == "IndexUnreachableError"
+
+
+async def test_a_newer_version_is_found_after_a_day_unless_one_was_named(wheels: Path, tmp_path: Path) -> None:
+    policy = Policy(packages=PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache")), preload=())
+    async with open_pool(policy=policy) as pool:
+        for text in ("alpha", "alpha==2.0"):
+            async with pool.session() as session:
+                await session.install(text)
+        make_wheel(wheels, "alpha", "3.0")
+        async with pool.session() as session:
+            assert (await session.install("alpha")).stdout == "installed alpha 2.0\n"
+        for answer in (tmp_path / "cache" / "answers").iterdir():
+            os.utime(answer, (0, 0))
+        async with pool.session() as session:
+            assert (await session.install("alpha==2.0")).stdout == "installed alpha 2.0\n"
+        async with pool.session() as session:
+            assert (await session.install("alpha")).stdout == "installed alpha 3.0\n"
+
+
+async def test_a_script_that_comes_with_a_package_is_found_as_a_command(session: Session, wheels: Path) -> None:
+    entry = {
+        "tool_x-1.0.dist-info/entry_points.txt": "[console_scripts]\ntool-x = tool_x:main\n",
+        "tool_x.py": "def main(): print('ran')\n",
+    }
+    make_wheel(wheels, "tool-x", files=entry)
+    await session.install("tool-x")
+    assert (await session.run("!tool-x")).stdout == "ran\n"
+    await session.uninstall("tool-x")
+    assert "not found" in str(await session.run("!tool-x"))
+
+
+_INSTALL = """
+import asyncio, sys
+from aca_sessions import PackageSource, Policy, open_pool
+async def main():
+    policy = Policy(packages=PackageSource(wheels=sys.argv[1], cache=sys.argv[2]), preload=())
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        (await session.install("beta")).raise_for_error()
+        print((await session.run("import alpha, beta; alpha.version")).raise_for_error().value)
+asyncio.run(main())
+"""
+
+
+def test_processes_that_install_the_same_at_once_do_not_disturb_each_other(wheels: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _INSTALL, str(wheels), str(tmp_path / "cache")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in running] == ["2.0\n"] * 3
+    assert len(list((tmp_path / "cache" / "labels").iterdir())) == 1

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions import Limits, Policy, Session, SessionPool, isolation_report, open_pool, open_server
+from aca_sessions import Limits, PackageSource, Policy, Session, SessionPool, isolation_report, open_pool, open_server
 from aca_sessions.errors import ConfigurationError, IsolationError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox import forkserver
@@ -22,6 +23,7 @@ from aca_sessions.sandbox.policy import MB, Mount, Network
 from aca_sessions.settings import Settings
 
 from ..conftest import COMMAND, ROOT, descendants
+from ..wheels import make_wheel
 from ..without_namespaces import BARE
 from ..without_namespaces import COMMAND as REFUSING
 
@@ -221,10 +223,15 @@ async def test_one_that_kills_its_init_from_outside_leaves_nothing_to_the_next(b
     assert not _lives(left)
 
 
-async def test_packages_that_cannot_be_shown_are_refused(bare: Session) -> None:
-    result = await bare.install("humanize")
-    assert (result.success, result.error.name) == (False, "NotSupportedError")
-    assert "without namespaces" in result.error.message
+async def test_packages_come_from_a_folder_that_sessions_may_enter(public_python: str, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "alpha")
+    with tempfile.TemporaryDirectory(dir="/tmp") as public:
+        os.chmod(public, 0o711)
+        packages = PackageSource(wheels=str(tmp_path / "wheels"), cache=f"{public}/cache")
+        async with open_pool(policy=replace(BARE, python=public_python, packages=packages)) as pool, pool.session() as session:
+            assert (await session.install("alpha")).error is None
+            assert (await session.run("import alpha; alpha.version")).value == "1.0"
+            assert not (await session.run("open(alpha.__file__, 'w')")).success
 
 
 async def test_memory_is_counted(public_python: str) -> None:

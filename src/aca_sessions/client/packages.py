@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .. import telemetry
 from ..contract import extensions
 from ..models import CodeExecutionResult, Package
 from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id
@@ -17,13 +18,14 @@ async def install(http: SessionsHttpClient, session_id: str, requirements: Seque
     checked_requirements(requirements)
     checked_install_timeout(timeout)
     await http.require("packages", "install packages itself")
-    response = await http.request(
-        "POST",
-        extensions.PACKAGES_PATH,
-        identifier=checked_session_id(session_id),
-        json=extensions.encode_installation(requirements, timeout),
-        timeout=timeout + _ANSWER_MARGIN,
-    )
+    with telemetry.span("install", checked_session_id(session_id), requirements=len(requirements)):
+        response = await http.request(
+            "POST",
+            extensions.PACKAGES_PATH,
+            identifier=session_id,
+            json=extensions.encode_installation(requirements, timeout),
+            timeout=timeout + _ANSWER_MARGIN,
+        )
     return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
 

@@ -55,7 +55,7 @@ class Session:
         What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run. A
         transactional cell that fails, runs too long or is killed leaves variables and files as they were.
         """
-        if libraries and not (installed := await self._install_missing(libraries)).success:
+        if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
         request = CodeExecutionRequest(
             session_id=self.session_id, code=code, timeout=timeout, sanitize_input=sanitize, transactional=transactional
@@ -186,8 +186,8 @@ class Session:
         """What was installed here, beside what the session's environment has."""
         return await self._interpreter.packages(self.session_id)
 
-    async def _install_missing(self, libraries: Sequence[str]) -> CodeExecutionResult:
-        """Elsewhere than on our own server, what is there needs no package index."""
+    async def install_missing(self, *libraries: str) -> CodeExecutionResult:
+        """The same for what is not there yet: where all are, no package index is needed."""
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
             missing = names_of(answer(await self._interpreter.execute_own(self.session_id, "missing", *libraries)))

@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigurationError
@@ -14,8 +15,10 @@ _PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "pyvenv.cfg")
 # Where this host's names are looked up; for sessions that share its network.
 NAME_LOOKUP = {path: os.path.realpath(path) for path in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(path)}
 _LIST = (
-    "import importlib.metadata as m, json, platform; "
-    "print(json.dumps([platform.python_version(), sorted({(d.name, d.version) for d in m.distributions() if d.name})]))"
+    "import importlib.metadata as m, json, os, platform, sys; "
+    "packages = sorted({(d.name, d.version) for d in m.distributions() if d.name}); "
+    "folders = {p: os.stat(p).st_mtime_ns for p in [sys.executable, *sys.path] if os.path.exists(p)}; "
+    "print(json.dumps([platform.python_version(), packages, folders]))"
 )
 _HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
 _FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {_HEAVY} if u.find_spec(m.partition('.')[0])]))"
@@ -39,8 +42,28 @@ def visible_roots(python: str) -> dict[str, str]:
 
 def installed(python: str) -> tuple[str, list[tuple[str, str]]]:
     """An interpreter's version and its packages with theirs."""
-    answer = _run(python, _LIST)
-    return answer[0], [(name, version) for name, version in answer[1]]
+    found = survey(python)
+    return found.version, found.packages
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an environment holds, and when the folders were changed that say so."""
+
+    version: str
+    packages: list[tuple[str, str]]
+    folders: dict[str, int]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was installed or removed since."""
+        return all(_changed(folder) == time for folder, time in self.folders.items())
+
+
+def survey(python: str) -> Survey:
+    """An interpreter's version and packages, in a form that can be kept."""
+    version, packages, folders = _run(python, _LIST)
+    return Survey(version, [(name, number) for name, number in packages], folders)
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
@@ -79,6 +102,13 @@ def _parts(prefix: str) -> list[tuple[str, str]]:
     if os.path.isdir(os.path.join(prefix, "conda-meta")):
         return [(prefix, os.path.realpath(prefix))]
     return [(os.path.join(prefix, part), _source(os.path.join(os.path.realpath(prefix), part))) for part in _PARTS]
+
+
+def _changed(folder: str) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
 
 
 def _source(path: str) -> str:

@@ -3,10 +3,12 @@
 sets/NAME        one set; the folder can be entered and not listed, and names cannot be guessed
 labels/NAME      what is in it, its size, and when it was used last; who holds a shared lock on it uses the set
 answers/KEY      what some requirements were resolved to, and when
+notes/KEY        what else is kept for later processes
 work/            what is being unpacked
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -35,13 +37,9 @@ class HeldSet:
     """A set in use: it stays until it is let go of."""
 
     name: str
+    path: str  # where sessions find it
     wheels: tuple[Wheel, ...]
     lock: int
-
-    @property
-    def path(self) -> str:
-        """Where sessions find it."""
-        return f"{SHOWN_AT}/{self.name}"
 
     def let_go(self) -> None:
         """It may be removed when room is needed."""
@@ -51,9 +49,10 @@ class HeldSet:
 class PackageCache:
     """One folder of this host, used by any number of processes at once."""
 
-    def __init__(self, folder: str, size: int) -> None:
-        """Makes the folder where there is none; PackageError where it cannot be."""
+    def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
+        """Makes the folder where there is none; PackageError where it cannot be. None: sessions see its sets where they are."""
         self._root = Path(folder)
+        self._shown_at = shown_at or self.sets
         self._size = size
         try:
             self._secret = self._prepare()
@@ -81,12 +80,12 @@ class PackageCache:
             os.close(lock)
             return None
         os.utime(lock)
-        return HeldSet(name, _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
+        return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
         """Takes over an unpacked set, unless it is there already; makes room by removing others."""
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
-        _create(self._root / "labels" / name, json.dumps(label))  # never replaced: locks on it would be on another file
+        self._create(self._root / "labels" / name, json.dumps(label))  # never replaced: locks on it would be on another file
         with contextlib.suppress(OSError):  # somebody else was first
             os.rename(unpacked, self._root / "sets" / name)
         self._make_room(but=name)
@@ -103,7 +102,18 @@ class PackageCache:
 
     def remember(self, key: str, name: str) -> None:
         """From now on some requirements are resolved to this set."""
-        _replace(self._root / "answers" / key, name)
+        self._replace(self._root / "answers" / key, name)
+
+    def note(self, key: str, text: str) -> None:
+        """Keeps a text for later processes."""
+        self._replace(self._root / "notes" / key, text)
+
+    def noted(self, key: str) -> str | None:
+        """A text that was kept."""
+        try:
+            return (self._root / "notes" / key).read_text()
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
@@ -136,16 +146,30 @@ class PackageCache:
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
     def _prepare(self) -> bytes:
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for name in ("labels", "answers", "work"):
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        if (about := self._root.stat()).st_uid != os.geteuid() or about.st_mode & 0o022:
+            raise PermissionError(errno.EPERM, "others may write there")  # and so decide what sessions import
+        for name in ("labels", "answers", "notes", "work"):
             (self._root / name).mkdir(exist_ok=True, mode=0o700)
         sets = self._root / "sets"
         sets.mkdir(exist_ok=True)
         sets.chmod(0o311)  # sessions enter it, as another user or as this one, and cannot list it
         key = self._root / "key"
         if not key.exists():
-            _create(key, secrets.token_hex(32))
+            self._create(key, secrets.token_hex(32))
         return key.read_bytes()
+
+    def _create(self, path: Path, text: str) -> None:
+        """Whoever comes first makes the file, whole."""
+        with self.workplace() as place, contextlib.suppress(FileExistsError):
+            (place / "new").write_text(text)
+            (place / "new").chmod(0o600)
+            os.link(place / "new", path)
+
+    def _replace(self, path: Path, text: str) -> None:
+        with self.workplace() as place:
+            (place / "new").write_text(text)
+            os.replace(place / "new", path)
 
     def _make_room(self, but: str) -> None:
         labels = sorted((self._root / "labels").iterdir(), key=_last_used)
@@ -153,6 +177,9 @@ class PackageCache:
         for label in labels:
             if total > self._size and label.name != but:
                 total -= self._remove(label)
+        for answer in (self._root / "answers").iterdir():
+            if not (self._root / "labels" / answer.read_text()).exists():
+                answer.unlink(missing_ok=True)
         for left in (self._root / "work").iterdir():
             if time.time() - _last_used(left) > _ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
@@ -203,22 +230,6 @@ def _prune(folder: Path) -> None:
 
 def _link(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
-
-
-def _create(path: Path, text: str) -> None:
-    """Whoever comes first makes the file, whole."""
-    mine = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    mine.write_text(text)
-    mine.chmod(0o600)
-    with contextlib.suppress(FileExistsError):
-        os.link(mine, path)
-    mine.unlink()
-
-
-def _replace(path: Path, text: str) -> None:
-    mine = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    mine.write_text(text)
-    os.replace(mine, path)
 
 
 def _wheels(told: Sequence[Sequence[str]]) -> tuple[Wheel, ...]:

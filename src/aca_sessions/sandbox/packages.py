@@ -4,13 +4,14 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from anyio import to_thread
 from packaging.requirements import Requirement
 
-from . import environment
-from .package_cache import HeldSet, PackageCache
+from .environment import Survey, survey
+from .package_cache import SHOWN_AT, HeldSet, PackageCache
 from .pip_output import Tell
 from .policy import Policy
 from .requirements import PackageError, Wheel, by_name, canonical, is_pinned
@@ -28,31 +29,25 @@ class Packages:
         """Touches nothing yet."""
         self._python = policy.python or sys.executable
         self._source = policy.packages
-        self._can_be_shown = policy.isolation == "full"
+        self._shown_at = SHOWN_AT if policy.isolation == "full" else None
         self._resolver = Resolver(self._python, policy.packages, policy.packages.cache_size)
         self._cache: PackageCache | None = None
         self._environment: dict[str, str] | None = None
         self._version = ""
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    def check_shown(self) -> None:
-        """PackageError where no session could see them."""
-        if not self._can_be_shown:
-            message = "without namespaces a session cannot be shown packages: install them into its environment, or use aca-sessions env"
-            raise PackageError("NotSupportedError", message)
-
     async def environment(self) -> dict[str, str]:
         """What guests find anyway: versions by names."""
         if self._environment is None:
-            self._version, packages = await to_thread.run_sync(environment.installed, self._python)
-            self._environment = by_name(packages)
+            found = await to_thread.run_sync(self._surveyed)
+            self._version, self._environment = found.version, by_name(found.packages)
         return self._environment
 
     @property
     def cache(self) -> PackageCache:
         """The folder of this host; PackageError where it cannot be used."""
         if self._cache is None:
-            self._cache = PackageCache(self._source.folder, self._source.cache_size)
+            self._cache = PackageCache(self._source.folder, self._source.cache_size, shown_at=self._shown_at)
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
@@ -99,6 +94,16 @@ class Packages:
             held = await self.kept(wheels, await self._resolver.unpack(place, wheels, tell))
         self.cache.remember(key, held.name)
         return held
+
+    def _surveyed(self) -> Survey:
+        """Asking an interpreter takes longer than all the rest: what it said is kept until its environment changes."""
+        key = self.cache.name_of("survey", self._python)
+        kept = self.cache.noted(key)
+        if kept is not None and (found := Survey(**json.loads(kept))).is_current:
+            return found
+        found = survey(self._python)
+        self.cache.note(key, json.dumps(asdict(found)))
+        return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
         """All that an answer depends on."""

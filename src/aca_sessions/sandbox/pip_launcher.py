@@ -24,10 +24,17 @@ def main() -> None:
     sys.path.remove(code)
     find_packages()
     sys.path.append(known)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest), int(largest)))
+    limit_files(int(largest))
     confine(folder)
     sys.argv = ["pip", *arguments]
     runpy.run_path(runner, run_name="__main__")
+
+
+def limit_files(size: int) -> None:
+    """No file grows larger; a limit that is lower already stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = size if hard == resource.RLIM_INFINITY else min(size, hard)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def find_packages() -> None:

@@ -153,6 +153,11 @@ class Sandbox:
     async def _show(self, paths: Sequence[str], replaced: Sequence[str]) -> CodeExecutionResult:
         return await (await self.interpreter()).extend(paths, replaced)
 
+    async def _show_again(self, interpreter: Interpreter) -> None:
+        """What is installed belongs to the session, whichever of its interpreters goes on."""
+        if self.packages.ever_changed:
+            await interpreter.extend(self.packages.paths)
+
     async def _take(self, name: str | None, *, hidden: bool = False) -> Moment:
         return await self.timeline.take(await self.interpreter(), name, hidden=hidden)
 
@@ -160,6 +165,7 @@ class Sandbox:
         async with self._turn:
             self._loss = None
             self._interpreter = await self.timeline.go_back(moment, self._interpreter, with_files=with_files)
+            await self._show_again(self._interpreter)
 
     async def _branch(self, reseed: bool) -> "Sandbox":
         live = await self.interpreter()
@@ -169,6 +175,7 @@ class Sandbox:
         branch = self._adopt(Sandbox(server, tree, limits, **options))  # type: ignore[arg-type]
         try:
             await to_thread.run_sync(lambda: copies.copy(self.files, branch.files, most=limits.checkpoint_files))
+            branch.packages.inherit(self.packages)
             branch._interpreter, _ = await fork(live, tree, limits, reseed=reseed)
         except BaseException:
             await branch.close()
@@ -188,8 +195,7 @@ class Sandbox:
                 self._interpreter = await start(
                     spawned, self._limits, tree=self._tree.number, memory=self.memory, proxy=self._proxy, show=self._fork_server.show_tree
                 )
-                if self.packages.paths:
-                    await self._interpreter.extend(self.packages.paths)
+                await self._show_again(self._interpreter)
             return self._interpreter
 
     async def _replace_dead(self, dead: Interpreter) -> None:
@@ -199,6 +205,7 @@ class Sandbox:
             await dead.close()
             return
         self._interpreter = await self.timeline.go_back(await self.timeline.find(None), dead, with_files=False)
+        await self._show_again(self._interpreter)
         await self.timeline.settled()
         self._loss = fallen_back(self._loss) if self._loss else None
 

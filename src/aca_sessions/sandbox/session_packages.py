@@ -1,6 +1,7 @@
 """What one session installed. The host remembers it, so that the session's next interpreter has it as well."""
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ class SessionPackages:
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
         self._closed = False
+        self.ever_changed = False  # an interpreter that was kept from before may find something else
 
     @property
     def paths(self) -> list[str]:
@@ -49,6 +51,12 @@ class SessionPackages:
         """Takes away what was installed here; what is imported stays loaded."""
         return await self._told(lambda: self._uninstall(names))
 
+    def inherit(self, other: "SessionPackages") -> None:
+        """Has what another session has, of which this one is a branch."""
+        held = [self._packages.cache.hold(one.name) for one in other._sets]
+        self._sets = [one for one in held if one is not None]
+        self._asked, self.ever_changed = dict(other._asked), other.ever_changed
+
     async def close(self) -> None:
         """Lets go of everything; what is on its way is not added any more."""
         self._closed = True
@@ -66,12 +74,12 @@ class SessionPackages:
             async with self._turn:
                 result = await work()
         except PackageError as error:
-            told = CodeError(error.name, str(error))
-            result = CodeExecutionResult(error=told, stderr=str(told))
+            result = _failed(CodeError(error.name, str(error)))
+        except OSError as error:
+            result = _failed(_of_the_disk(error))
         return replace(result, duration=time.perf_counter() - started)
 
     async def _install(self, texts: Sequence[str], timeout: float, tell: Tell) -> CodeExecutionResult:
-        self._packages.check_shown()
         asked = {canonicalize_name(requirement.name): requirement for requirement in parsed(texts)}
         environment = await self._packages.environment()
         for requirement in asked.values():
@@ -130,7 +138,7 @@ class SessionPackages:
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
         """The session has these sets from now on, if its interpreter took them; whichever it has not are let go of."""
-        earlier = self._sets
+        earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
             result = await self._show([held.path for held in sets], modules)
@@ -143,6 +151,17 @@ class SessionPackages:
     def _let_go(self, sets: Sequence[HeldSet]) -> None:
         for held in sets:
             held.let_go()
+
+
+def _failed(error: CodeError) -> CodeExecutionResult:
+    return CodeExecutionResult(error=error, stderr=str(error))
+
+
+def _of_the_disk(error: OSError) -> CodeError:
+    elsewhere = "or name another place in ACASessions:Packages:CacheFolder"
+    if error.errno == errno.ENOSPC:
+        return CodeError("DiskFullError", f"the host's disk is full: free some of it, {elsewhere}")
+    return CodeError("PackageCacheError", f"this host cannot use its folder of packages ({error.strerror}): see to its rights, {elsewhere}")
 
 
 def _names(held: HeldSet) -> set[str]:

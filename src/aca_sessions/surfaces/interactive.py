@@ -2,7 +2,7 @@
 
 import queue
 import warnings
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..client.execution import Execution
 from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError
-from ..models import CodeExecutionResult, CommandResult, Event, RemoteFile, SessionHealth, Variable
+from ..models import CodeExecutionResult, CommandResult, Event, Package, RemoteFile, SessionHealth, Variable
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -67,12 +67,18 @@ class InteractiveSession:
         self,
         code: str,
         *,
+        libraries: Sequence[str] = (),
         timeout: float | None = None,
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_input: OnInput | None = None,
     ) -> CodeExecutionResult:
-        """What became of a cell. `on_stdout` and `on_stderr` get what it writes while it runs, in this thread; `on_input` answers it."""
+        """What became of a cell. `on_stdout` and `on_stderr` get what it writes while it runs, in this thread; `on_input` answers it.
+
+        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run.
+        """
+        if libraries and not (installed := self._call(lambda session: session.install_missing(*libraries))).success:
+            return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
             return self._call(lambda session: session.run(code, timeout=limit))
@@ -96,6 +102,14 @@ class InteractiveSession:
     def install(self, *requirements: str) -> CodeExecutionResult:
         """What became of installing packages."""
         return self._call(lambda session: session.install(*requirements))
+
+    def uninstall(self, *names: str) -> CodeExecutionResult:
+        """What became of taking away what was installed here."""
+        return self._call(lambda session: session.uninstall(*names))
+
+    def packages(self) -> list[Package]:
+        """What was installed here."""
+        return self._call(lambda session: session.packages())
 
     def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
         """What became of a command of the session's shell."""

@@ -41,13 +41,14 @@ def check(plan: Plan) -> None:
             raise OSError(errno.ENOSYS, "its version 3 (Linux 6.2) is needed where sessions have no user of their own")
     with part("Python environment"):
         for path in set(plan.roots.values()):
-            if not _may_read(plan.first_uid, path):
+            if not _may(plan.first_uid, path, os.R_OK):
                 raise PermissionError(errno.EACCES, f"the users that sessions run as may not read {path}")
 
 
 def told_by(plan: Plan) -> str:
     """What the zygote has to know of a plan once it begins anew."""
-    return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted(set(plan.roots.values()))})
+    packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
+    return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
@@ -199,7 +200,7 @@ def _end_with(parent: int, number: signal.Signals) -> None:
         os._exit(70)
 
 
-def _may_read(uid: int, path: str) -> bool:
+def _may(uid: int, path: str, mode: int) -> bool:
     child = os.fork()
     if child == 0:
         try:
@@ -207,7 +208,7 @@ def _may_read(uid: int, path: str) -> bool:
                 os.setgroups([])
                 os.setresgid(uid, uid, uid)
                 os.setresuid(uid, uid, uid)
-            os._exit(0 if os.access(path, os.R_OK) else 1)
+            os._exit(0 if os.access(path, mode) else 1)
         finally:
             os._exit(1)
     return os.waitpid(child, 0)[1] == 0

@@ -5,12 +5,14 @@ import os
 import site
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..wire import Extend, Finished, Message, Started
 from . import processes, root
 from .link import interrupts
 
-_CHILDREN = f"{root.GUEST_CODE}/{root.CHILDREN}"
+_OWN_CODE = str(Path(__file__).parents[3])
+_CHILDREN = f"{_OWN_CODE}/{root.CHILDREN}"
 _shown: list[str] = []
 
 
@@ -21,6 +23,11 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
         names = ", ".join(loaded)
         message = f"{names} is loaded in another version: reset the session, then install it before it is imported"
         return _finished(extend, "PackageConflictError", message)
+    if not all(os.access(path, os.R_OK | os.X_OK) for path in extend.paths):
+        message = (
+            "sessions cannot go into the folder of packages: name one in ACASessions:Packages:CacheFolder that everybody may go through"
+        )
+        return _finished(extend, "PackageCacheError", message)
     try:
         with interrupts.allowed():
             send(Started(extend.execution))
@@ -32,20 +39,21 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
 
 def _find(paths: Sequence[str]) -> None:
     """A .pth file may run code: this is the place for it."""
-    own = [path for path in sys.path if path == root.GUEST_CODE]  # what stands in for missing modules stays last
+    own = [path for path in sys.path if path == _OWN_CODE]  # what stands in for missing modules stays last
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
     for path in paths:
         if path not in _shown:
             site.addsitedir(path)
     sys.path.extend(own)
-    _shown[:] = paths
     importlib.invalidate_caches()
     _show_to_programs(paths)
+    _shown[:] = paths
 
 
 def _show_to_programs(paths: Sequence[str]) -> None:
-    bare = [path for path in os.environ.get("PATH", "").split(os.pathsep) if not path.startswith("/.packages/")]
-    os.environ["PATH"] = os.pathsep.join([*bare, *(f"{path}/bin" for path in paths)])
+    earlier = {f"{path}/bin" for path in _shown}
+    kept = [path for path in os.environ.get("PATH", "").split(os.pathsep) if path not in earlier]
+    os.environ["PATH"] = os.pathsep.join([*kept, *(f"{path}/bin" for path in paths)])
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != _CHILDREN]
     os.environ["PYTHONPATH"] = os.pathsep.join([*others, _CHILDREN])
     os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)

@@ -14,6 +14,7 @@ from importlib.machinery import FileFinder
 from types import TracebackType
 from typing import Any, ClassVar
 
+from IPython.core import pylabtools
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.formatters import PlainTextFormatter
@@ -212,6 +213,7 @@ def build_shell(preload: list[str]) -> Shell:
     config.InteractiveShell.cache_size = 1000
     config.InteractiveShell.banner1 = ""
     warnings.filterwarnings("ignore", message="To exit: use")
+    vars(pylabtools).setdefault("backend2gui", {})  # matplotlib before 3.9 asks for it, IPython from 9 on has none
     shell = Shell.instance(config=config)
     shell.loop_runner = loop = _Loop()
     formatters = shell.display_formatter.formatters
