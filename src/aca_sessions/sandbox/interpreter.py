@@ -19,7 +19,7 @@ from ..errors import GuestDiedError, IsolationError
 from ..models import CodeExecutionResult, Event, State
 from ..tasks import Tasks
 from . import wire
-from .cell import Cell, changes_of, check, error_of, processes_of
+from .cell import Cell, changes_of, check, error_of, processes_of, variables_of
 from .channel import Channel
 from .forkserver import Spawned, refusal
 from .memory import Memory
@@ -252,7 +252,7 @@ class Interpreter:
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
 
     def _take(self, payload: bytes) -> None:
-        message = wire.decode(payload, wire.Started, wire.Shown, wire.Asked, wire.Finished)
+        message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
         cell = self._cell
         if cell is not None and cell.tell is not None and self._channel is not None:
             self._channel.drain()  # what was written before this is told before it
@@ -264,8 +264,10 @@ class Interpreter:
         match message:
             case wire.Started(cell.execution) if not cell.started.done():
                 cell.started.set_result(None)
-            case wire.Shown(cell.execution, data):
-                cell.show(data)
+            case wire.Shown(cell.execution):
+                cell.show(message)
+            case wire.Cleared(cell.execution):
+                cell.clear()
             case wire.Finished(cell.execution):
                 check(message)
                 cell.finished.set_result(message)
@@ -326,6 +328,7 @@ class Interpreter:
             displays=tuple(cell.displays),
             files=changes_of(finished) if finished else (),
             processes=processes_of(finished) if finished else (),
+            variables=variables_of(finished) if finished else (),
             error=error,
             state=state,
             duration=duration,

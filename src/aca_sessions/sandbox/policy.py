@@ -28,6 +28,7 @@ class Limits:
     cpu: float | None = None  # processors' worth of time; None is all there are, shared fairly. Needs control groups
     cell_timeout: float = 100.0  # Azure's own default; at most 220, as there
     output: int = MB  # of each stream: its head and its tail are kept
+    history: int = 1000  # cells in `In`, values in `Out`; a value in `Out` stays in memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ _ENVIRONMENT = {
     "XDG_CONFIG_HOME": "/tmp/.config",
     "IPYTHONDIR": "/tmp/.ipython",
     "MPLCONFIGDIR": "/tmp/.matplotlib",
+    "PLOTLY_RENDERER": "plotly_mimetype",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYTHONDONTWRITEBYTECODE": "1",
     # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
@@ -43,7 +44,7 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     os.environ.update(_ENVIRONMENT | (_by_proxy(*proxy) if proxy else {}))
     interrupts.listen()
     own_pid = os.getpid()
-    for cell in link.cells():
+    for cell in link.cells(shell.loop_runner):
         finished = _run(cell, link, shell)
         streams.flush()
         if os.getpid() != own_pid:

@@ -5,9 +5,13 @@ from typing import Any, ClassVar
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
-from IPython.core.formatters import PlainTextFormatter
+from IPython.core.formatters import DisplayFormatter, PlainTextFormatter
+
+from . import charts, tables
 
 PLAIN_TYPES = (int, float, bool, str)
+
+Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Hook(DisplayHook):
@@ -24,7 +28,7 @@ class Hook(DisplayHook):
         parsed = self.shell.history_manager.input_hist_parsed
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
-    def compute_format_data(self, result: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def compute_format_data(self, result: Any) -> Bundle:
         """A plain value has one form, and none of a dozen formatters to be asked, unless the user taught one of them."""
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
@@ -41,26 +45,52 @@ class Hook(DisplayHook):
     def write_format_data(self, format_dict: dict[str, Any], md_dict: dict[str, Any] | None = None) -> None:
         self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
 
+    def cull_cache(self) -> None:
+        """The oldest values make room, and nothing is said about it."""
+        values = self.shell.user_ns["_oh"]
+        for number in list(values)[: len(values) - self.cache_size + 1]:
+            del values[number]
+            self.shell.user_ns.pop(f"_{number}", None)
+
 
 class Publisher(DisplayPublisher):
     """Takes what a cell displays."""
 
-    def publish(self, data: dict[str, Any], metadata: object = None, **_: object) -> None:
-        self.shell.collected.take_display(data)
+    def publish(self, data: dict[str, Any], metadata: object = None, **options: Any) -> None:
+        name = (options.get("transient") or {}).get("display_id")
+        bundle = charts.completed(data)
+        self.shell.collected.take_display(bundle, None if name is None else str(name), update=bool(options.get("update")))
 
-    def clear_output(self, wait: bool = False) -> None: ...
+    def clear_output(self, wait: bool = False) -> None:
+        self.shell.collected.clear(wait)
+
+
+class Formatter(DisplayFormatter):
+    """All forms of a value, those that we add to libraries' objects among them. One that fails is told on stderr."""
+
+    def format(self, obj: Any, include: object = None, exclude: object = None) -> Bundle:
+        with self.parent.showing():
+            if (chart := charts.forms(obj)) is not None:
+                return chart, {}
+            data, metadata = super().format(obj, include, exclude)
+            if data and include is None:
+                data |= tables.forms(obj)
+            if "image/png" in data and "image/jpeg" in data:
+                del data["image/jpeg"]  # the same again, and with losses
+        return data, metadata
 
 
 class PlainText(PlainTextFormatter):
     """Numbers as numbers, and figures in words. (The inline backend takes out what is registered for figures.)"""
 
-    def __call__(self, value: Any) -> str:
+    def __call__(self, value: Any) -> str | None:
         if type(value) not in self.type_printers:
             if type(value).__module__ == "numpy" and isinstance(value, (sys.modules["numpy"].number, sys.modules["numpy"].bool_)):
                 return str(value)
             if type(value).__module__ == "matplotlib.figure" and hasattr(value, "get_axes"):
                 return _describe_figure(value)
-        return str(super().__call__(value))
+        with self.parent.parent.showing(False):  # without a text there is nothing to show: the cell fails
+            return super().__call__(value)  # type: ignore[no-any-return]
 
 
 def _describe_figure(figure: Any) -> str:

@@ -63,6 +63,7 @@ def _interpret(spawn: Spawn, link: socket.socket, listeners: list[int], shell: "
 
         os.setsid()
         os.chdir(confine.DATA)
+        shell.remember(spawn.history)
         outputs = streams.take_over()
         own = os.pidfd_open(os.getpid())
         frames, said = os.pipe()

@@ -7,20 +7,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import FileFinder
-from types import TracebackType
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ..wire import Finished, Message, Run, Started
-from . import changes, questions, streams
-from .collected import Collected
-from .displays import PLAIN_TYPES, Hook, PlainText, Publisher
+from . import changes, loop, questions, streams, tracebacks
+from .collected import Collected, no_late_displays
+from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
 from .link import interrupts
-from .loop import Loop
+from .variables import Variables
 
-_OWN_CODE = "/.guest/"
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
 
@@ -36,36 +34,74 @@ class Shell(InteractiveShell):
 
     displayhook_class = Hook
     display_pub_class = Publisher
+
+    def __init__(self, **options: Any) -> None:
+        self._late = no_late_displays()
+        self._variables = Variables()
+        self._is_showing = False
+        super().__init__(**options)
+        self._variables.of(self.user_ns, self.user_ns_hidden)
+        # Before the figures that are open at a cell's end are shown.
+        self.events.callbacks["post_execute"].insert(0, self._code_has_run)
+
+    def init_display_formatter(self) -> None:
+        self.display_formatter = Formatter(parent=self)
+        self.configurables.append(self.display_formatter)  # type: ignore[arg-type]
+
     system = InteractiveShell.system_raw  # straight to descriptors 1 and 2, without a terminal in between
 
     def run(self, cell: Run, send: Callable[[Message], None], ask: questions.Ask = questions.nobody) -> Finished:
         """Runs a cell; whatever it does, an answer comes back."""
         questions.begin(cell, ask)
-        self.collected = Collected(cell.execution, send)
+        self.collected = Collected(cell.execution, send, self._late)
         self._forget_listings()
         before = changes.listing()
         try:
             with interrupts.allowed():
                 send(Started(cell.execution))
+                self.collected.show_late()
                 result = self.run_cell(cell.code, store_history=True)
             error = result.error_before_exec or result.error_in_exec
         except KeyboardInterrupt as interrupt:
             error = interrupt
         if error is not None and self.collected.error is None:
             self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
-        return self.collected.finished(changes.between(before, changes.listing()))
+        self._forget_oldest_inputs()
+        return self.collected.finished(changes.between(before, changes.listing()), self._variables.changes())
+
+    @contextlib.contextmanager
+    def showing(self, several: bool = True) -> Iterator[None]:
+        """What fails here is told, and does not fail the cell, where an object has several forms."""
+        outer, self._is_showing = self._is_showing, several
+        try:
+            yield
+        finally:
+            self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
         """Without our own frames at its end: an interrupt is raised in one of ours, in the middle of the user's code."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
-        _cut_own_frames(traceback)
-        super().showtraceback((etype, value, traceback), *arguments, **options)
+        tracebacks.cut_own(traceback)
+        if tracebacks.holds_group(value) and not options.get("exception_only"):
+            self._showtraceback(etype, value, [tracebacks.native(value, traceback)])
+        else:
+            super().showtraceback((etype, value, traceback), *arguments, **options)
 
     def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
-        self.collected.take_error(evalue, self.InteractiveTB.stb2text(stb))
+        text = self.InteractiveTB.stb2text(stb)
+        if self._is_showing:
+            print(text, file=sys.stderr)
+        else:
+            self.collected.take_error(evalue, text)
+
+    def show_usage_error(self, exc: BaseException) -> None:
+        """Without a traceback, and once."""
+        self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
-        """Only what awaits needs an event loop."""
+        """Only what awaits, or starts tasks, needs an event loop."""
+        if loop.is_needed(raw_cell):
+            return True
         return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
 
     @contextlib.contextmanager
@@ -84,11 +120,32 @@ class Shell(InteractiveShell):
         streams.flush()
         self.reset(new_session=True)
         self.execution_count = 1
+        self._variables.changes()
+
+    def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
+        """Also `%reset`."""
+        super().reset(new_session, aggressive)
         self.user_module.__spec__ = None  # multiprocessing's spawn asks for it
+
+    def remember(self, cells: int) -> None:
+        """How many cells `In` keeps, and values `Out`."""
+        self.displayhook.cache_size = cells
+
+    def _code_has_run(self) -> None:
+        self.collected.code_has_run = True
 
     def ask_exit(self) -> None:
         """`exit` and `quit` end the cell; the session is the host's to end."""
         raise SystemExit
+
+    def _forget_oldest_inputs(self) -> None:
+        """Numbers stay as they are: of a cell that is forgotten an empty text is left."""
+        inputs = (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw)
+        number = self.execution_count - 1 - self.displayhook.cache_size
+        while number > 0 and self.user_ns.pop(f"_i{number}", None) is not None:
+            for known in inputs:
+                known[number : number + 1] = [""]
+            number -= 1
 
     def _forget_listings(self) -> None:
         """Lets a module that was written a moment ago be found: folders are listed once and remembered."""
@@ -108,26 +165,16 @@ def build_shell(preload: list[str]) -> Shell:
     config.InteractiveShell.banner1 = ""
     warnings.filterwarnings("ignore", message="To exit: use")
     shell = Shell.instance(config=config)
-    shell.loop_runner = loop = Loop()
+    shell.loop_runner = own_loop = loop.Loop()
     formatters = shell.display_formatter.formatters
     formatters["text/plain"] = plain = PlainText(parent=shell.display_formatter)
     printers: dict[Any, Any] = plain.type_printers
     Hook.stock = {kind: printers.get(kind) for kind in PLAIN_TYPES}
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
-    loop.forget()
+    own_loop.forget()
     questions.take_over()
     sys.argv[:] = [""]
     sys.path.insert(0, "/mnt/data")
     sys.path.append("/mnt/data/.packages")  # what a session installed
     sys.dont_write_bytecode = True  # a file uploaded twice within a second would be taken for its first version
     return shell
-
-
-def _cut_own_frames(traceback: TracebackType | None) -> None:
-    last_of_others = None
-    while traceback is not None:
-        if not traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
-            last_of_others = traceback
-        traceback = traceback.tb_next
-    if last_of_others is not None:
-        last_of_others.tb_next = None
