@@ -27,6 +27,7 @@ async def test_an_update_of_an_earlier_cells_display_is_this_cells_by_the_same_n
     assert [(display.name, display.data["text/plain"]) for display in result.displays] == [("bar", "'b'")]
 
 
+@pytest.mark.slow
 async def test_updates_do_not_use_up_the_budget(session: Session) -> None:
     code = "from IPython.display import HTML\nh = display(HTML('x'), display_id=True)\nfor n in range(40): h.update(HTML('x' * 1_000_000))"
     (display,) = (await session.run(code)).displays
@@ -44,6 +45,7 @@ async def test_clearing_may_wait_for_what_comes_in_its_place(session: Session) -
     assert texts(result) == ["4"]
 
 
+@pytest.mark.slow
 async def test_very_many_displays_are_cut_and_told(session: Session) -> None:
     result = await session.run("for n in range(2000): display(n)")
     assert (len(result.displays), str(result.state)) == (900, "kept")
@@ -157,6 +159,7 @@ async def test_objects_in_a_frame_are_told_by_type(session: Session) -> None:
     assert resource["data"] == [{"index": 0, "o": "<Loud>", "l": "<list>"}]
 
 
+@pytest.mark.slow
 async def test_a_chart_of_plotly_is_json_and_a_document_of_its_own(session: Session) -> None:
     if not (await session.run("import importlib.util; importlib.util.find_spec('plotly') is not None")).value:
         pytest.skip("plotly is not installed")
@@ -171,6 +174,7 @@ async def test_a_chart_of_plotly_is_json_and_a_document_of_its_own(session: Sess
         assert display.data["text/html"].startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 async def test_a_chart_of_altair_is_json_and_a_document(session: Session) -> None:
     if not (await session.run("import importlib.util; importlib.util.find_spec('altair') is not None")).value:
         pytest.skip("altair is not installed")

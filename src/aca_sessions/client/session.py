@@ -1,17 +1,22 @@
 """One leased session: what a caller does with it."""
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import ExecutionError, NotSupportedError, ServiceError
 from ..models import CodeExecutionResult, Event, RemoteFile, SessionHealth, State, Variable
-from .arguments import checked_requirements
+from .arguments import checked_data, checked_requirements
 from .execution import AnswerInput, Execution
+from .history import Deleted, History, Reset, uploaded
 from .interpreter import CodeInterpreter
+from .notebook import to_notebook, to_script
 from .own_cells import answer, health_of, variables_of
+from .sanitize import sanitize as take_out_of_fences
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
@@ -25,17 +30,19 @@ class Session:
         self._interpreter = interpreter
         self.session_id = session_id
         self._expired = expired
+        self.history = History()
 
     async def run(self, code: str, *, timeout: float | None = None, sanitize: bool = True) -> CodeExecutionResult:
         """What became of a cell. Cancelling the call interrupts the cell and keeps the variables."""
-        return self._told(await self._interpreter.execute(self.session_id, code, timeout=timeout, sanitize=sanitize))
+        amend = self._noting(code, sanitize)
+        return amend(await self._interpreter.execute(self.session_id, code, timeout=timeout, sanitize=sanitize))
 
     async def start(
         self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
     ) -> Execution:
         """A cell that runs in the background, until it ends or is cancelled; `on_input` answers what it asks while its events are read."""
         execution = await self._interpreter.start(self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input)
-        return execution.amending(self._told)
+        return execution.amending(self._noting(code, sanitize))
 
     async def stream(
         self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
@@ -57,7 +64,9 @@ class Session:
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
         """Writes a file into /mnt/data. A Path is sent without being read whole."""
-        return await self._interpreter.upload_file(self.session_id, name, data)
+        uploaded_file = await self._interpreter.upload_file(self.session_id, name, data)
+        self.history.note(await uploaded(name, checked_data(data)))
+        return uploaded_file
 
     async def download_file(self, name: str) -> bytes:
         """A file's content."""
@@ -74,10 +83,24 @@ class Session:
     async def delete_file(self, name: str) -> None:
         """Deletes a file."""
         await self._interpreter.delete_file(self.session_id, name)
+        self.history.note(Deleted(name))
 
     async def reset(self) -> None:
         """Clears the variables and keeps the files. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
         await self._interpreter.reset(self.session_id)
+        self.history.note(Reset())
+
+    def to_notebook(self) -> dict[str, Any]:
+        """What was done through this object, as a notebook of nbformat 4: cells with their outputs, and the files that were uploaded."""
+        return to_notebook(self.history)
+
+    def write_notebook(self, path: str | Path) -> None:
+        """The same as an .ipynb file; `replay` does it again in any session."""
+        Path(path).write_text(json.dumps(self.to_notebook(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def write_script(self, path: str | Path) -> None:
+        """The cells as Python in the percent format, without outputs and files."""
+        Path(path).write_text(to_script(self.history), encoding="utf-8")
 
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
@@ -109,6 +132,11 @@ class Session:
         if capability != "install":
             return await self._interpreter.supports(capability)
         return answer(await self._interpreter.execute_own(self.session_id, "reach", _PACKAGE_INDEX)) is True
+
+    def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
+        """Notes a cell as it is sent; what is called with its result notes that as well."""
+        number = self.history.begin(take_out_of_fences(code) if sanitize and isinstance(code, str) else str(code))
+        return lambda result: self.history.end(number, self._told(result))
 
     def _told(self, result: CodeExecutionResult) -> CodeExecutionResult:
         """A loss that nobody was told of is told with the first result."""
