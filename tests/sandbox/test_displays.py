@@ -34,6 +34,19 @@ async def test_updates_do_not_use_up_the_budget(session: Session) -> None:
     assert len(display.data["text/html"]) == 1_000_000
 
 
+async def test_states_of_a_display_and_its_end_are_told_while_the_cell_runs(session: Session) -> None:
+    code = "from IPython.display import clear_output\nh = display('a', display_id='bar'); h.update('b'); clear_output(); display('c')"
+    events = [event async for event in session.stream(code)]
+    told = [(event.kind, event.display and (event.display.name, event.display.data["text/plain"])) for event in events[:-1]]
+    assert told == [("display", ("bar", "'a'")), ("display", ("bar", "'b'")), ("clear", None), ("display", (None, "'c'"))]
+    assert texts(events[-1].result) == ["'c'"]
+
+
+async def test_of_a_display_over_the_budget_the_smaller_forms_are_kept(session: Session) -> None:
+    (display,) = (await session.run("display({'text/plain': 'd', 'text/html': 'x' * (25 << 20), 'text/latex': '$x$'}, raw=True)")).displays
+    assert display.data == {"text/plain": "d", "text/latex": "$x$"}
+
+
 async def test_clearing_takes_back_what_was_displayed(session: Session) -> None:
     result = await session.run("from IPython.display import clear_output\nprint(1); display('a'); clear_output(); print(2); display('b')")
     assert (texts(result), result.stdout) == (["'b'"], "1\n2\n")

@@ -217,6 +217,17 @@ async def test_a_stream_that_a_cell_replaced_is_back_for_the_next(session: Sessi
     assert getattr(result, stream) == "here\n"
 
 
+async def test_asking_leaves_a_redirected_stream_as_it_is(session: Session) -> None:
+    code = """
+        import contextlib, io
+        with contextlib.redirect_stdout(io.StringIO()) as caught:
+            try: input("?")
+            except EOFError: print("in")
+        caught.getvalue()
+        """
+    assert (await run(session, code)).value == "?in\n"
+
+
 async def test_a_display_hook_that_a_cell_replaced_is_its_own(session: Session) -> None:
     assert (await session.run("import sys\nsys.displayhook = lambda value: print('mine', value)\n5")).stdout == "mine 5\n"
     assert (await session.run("6")).value == 6

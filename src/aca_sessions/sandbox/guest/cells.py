@@ -47,6 +47,7 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     for cell in link.cells(shell.loop_runner):
         finished = _run(cell, link, shell)
         streams.flush()
+        streams.put_back()
         if os.getpid() != own_pid:
             os._exit(0)  # a fork that a cell made and let run to the cell's end
         link.send(finished)

@@ -26,9 +26,13 @@ def completed(data: dict[str, Any]) -> dict[str, Any]:
     if PLOTLY not in data or "text/html" in data or "plotly" not in sys.modules:
         return data
     figure = data[PLOTLY]
-    plain = {key: part for key, part in figure.items() if key != "config"}
-    html = sys.modules["plotly"].io.to_html(plain, config=figure.get("config"), include_plotlyjs=True, validate=False)
-    return {"text/plain": _describe_plotly(figure)} | data | {"text/html": html}
+    try:
+        plain = {key: part for key, part in figure.items() if key != "config"}
+        html = sys.modules["plotly"].io.to_html(plain, config=figure.get("config"), include_plotlyjs=True, validate=False)
+        return {"text/plain": _describe_plotly(figure)} | data | {"text/html": html}
+    except Exception as error:
+        print(f"{PLOTLY} could not be made HTML: {type(error).__name__}", file=sys.stderr)
+        return data
 
 
 def _of_altair(chart: Any) -> dict[str, Any]:

@@ -123,11 +123,12 @@ class Collected:
     def _within_budget(self, data: dict[str, str], place: int | None) -> dict[str, str]:
         if place is None and len(self._sizes) == _MAX_DISPLAYS - 1:
             return {"text/plain": f"[further displays were dropped: a cell may show {_MAX_DISPLAYS}]"}
-        size = sum(map(len, data.values()))
-        taken = sum(self._sizes) - (self._sizes[place] if place is not None else 0)
-        if taken + size > _MAX_DISPLAYED or len(data) > _MAX_TYPES:
+        room = _MAX_DISPLAYED - sum(self._sizes) + (self._sizes[place] if place is not None else 0)
+        lighter = _lighter(data, room)
+        if not lighter or len(data) > _MAX_TYPES:
+            size = sum(map(len, data.values()))
             return {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
-        return data
+        return lighter
 
     def _clear(self) -> None:
         self._clear_first = False
@@ -143,6 +144,16 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
         return text
     half = limit // 2
     return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
+def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
+    """A display without the largest of its forms, where all are too much; nothing where only its text would be left."""
+    if sum(map(len, data.values())) <= room:
+        return data
+    kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
+    while kept and sum(map(len, kept.values())) > room:
+        kept.popitem()
+    return {} if kept.keys() <= {"text/plain"} else kept
 
 
 def _small(data: dict[str, str]) -> dict[str, str]:

@@ -70,7 +70,7 @@ class Formatter(DisplayFormatter):
 
     def format(self, obj: Any, include: object = None, exclude: object = None) -> Bundle:
         with self.parent.showing():
-            if (chart := charts.forms(obj)) is not None:
+            if (chart := self._chart(obj)) is not None:
                 return chart, {}
             data, metadata = super().format(obj, include, exclude)
             if data and include is None:
@@ -78,6 +78,13 @@ class Formatter(DisplayFormatter):
             if "image/png" in data and "image/jpeg" in data:
                 del data["image/jpeg"]  # the same again, and with losses
         return data, metadata
+
+    def _chart(self, obj: Any) -> dict[str, Any] | None:
+        try:
+            return charts.forms(obj)
+        except Exception:
+            self.parent.showtraceback()
+            return None
 
 
 class PlainText(PlainTextFormatter):

@@ -23,22 +23,21 @@ def take_over() -> tuple[int, int]:
     os.close(nothing)
     read_ends = (_pipe_at(1), _pipe_at(2))
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    _put_back()
+    put_back()
     syscalls.set_line_buffered()
     return read_ends
 
 
 def flush() -> None:
-    """Sends on what is still held back by Python or C. A cell may have closed or replaced either stream: the next one has its own again."""
+    """Sends on what is still held back by Python or C. A cell may have closed or replaced either stream."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     syscalls.flush_c_streams()
-    if _taken_over:
-        _put_back()
 
 
-def _put_back() -> None:
+def put_back() -> None:
+    """Whatever a cell put in the place of stdout and stderr, the next one has its own again."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if name not in _taken_over or _taken_over[name].closed:
             _taken_over[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
