@@ -149,7 +149,7 @@ async def test_tasks_go_on_between_cells(session: Session) -> None:
 
 
 async def test_a_task_that_would_end_the_interpreter_ends_alone(session: Session) -> None:
-    await run(
+    began = await run(
         session,
         """
         import asyncio
@@ -164,7 +164,7 @@ async def test_a_task_that_would_end_the_interpreter_ends_alone(session: Session
         pass
     result = await session.run("task.done()")
     assert (result.value, str(result.state)) == (True, "kept")
-    assert "SystemExit: 3" in result.stderr
+    assert "SystemExit: 3" in began.stderr + result.stderr  # it may be quicker than the first result
 
 
 @pytest.mark.parametrize(
