@@ -31,8 +31,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def fork_server() -> Iterator[ForkServer]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """One fork server for the whole run: opening a pool is then a matter of milliseconds."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # packages of this run only
     server, heavy = ForkServer.shared(Policy()), ForkServer.shared(Policy(preload=worth_preloading(sys.executable)))
     server.wait_until_ready()
     yield server

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "src" / "aca_sessions"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 MAY_IMPORT = {
-    "": {"models", "errors", "client", "server", "sandbox", "settings", "connect", "surfaces", "contract", "hosting"},
+    "": {"models", "errors", "client", "server", "sandbox", "sandbox.policy", "settings", "connect", "surfaces", "contract", "hosting"},
     "models": {"errors", "rendering"},
     "rendering": {"models"},
     "telemetry": {"models"},
@@ -23,13 +23,14 @@ MAY_IMPORT = {
     "settings": {"errors"},
     "contract": {"contract", "models", "errors"},
     "client": {"client", "contract", "models", "errors", "telemetry", "tasks"},
+    "sandbox.policy": {"errors"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
-    "sandbox": {"sandbox", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
+    "sandbox": {"sandbox", "sandbox.policy", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
     "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks", "telemetry"},
-    "connect": {"settings", "client", "contract", "server", "sandbox", "hosting", "errors"},
-    "surfaces": {"surfaces", "connect", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
+    "connect": {"settings", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
+    "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "client.executions", "connect"},

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
         CodeExecutionResult,
         Event,
         FileUploadRequest,
+        Package,
         RemoteFile,
         SessionHealth,
         SessionInfo,
         Variable,
     )
-    from .sandbox.policy import Limits, Mount, Network, Policy
+    from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
     from .settings import Settings
+    from .surfaces.interactive import InteractiveSession
     from .surfaces.python_tool import PythonTool
     from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin
 
@@ -51,9 +53,12 @@ _HOMES = {
     "Event": "models",
     "Execution": "client.execution",
     "FileUploadRequest": "models",
+    "InteractiveSession": "surfaces.interactive",
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
     "Network": "sandbox.policy",
+    "Package": "models",
+    "PackageSource": "sandbox.policy",
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
     "PythonTool": "surfaces.python_tool",
@@ -82,9 +87,12 @@ __all__ = [
     "Event",
     "Execution",
     "FileUploadRequest",
+    "InteractiveSession",
     "Limits",
     "Mount",
     "Network",
+    "Package",
+    "PackageSource",
     "Policy",
     "PythonCodeInterpreterPlugin",
     "PythonTool",

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
@@ -14,11 +15,12 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError
 from .hosting import Hosting
-from .settings import LimitsSettings, Settings, TogetherSettings
+from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
-    from .sandbox.policy import Limits, Network, Policy, Together
+    from .sandbox.named_environments import Environments
+    from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -59,14 +61,19 @@ def open_pool(
     endpoint: str | None = None,
     max_concurrent_sessions: int | None = None,
     on_event: Callable[[PoolEvent], None] | None = None,
+    spares: int | None = None,
 ) -> Opening[SessionPool]:
-    """A pool over what the settings say: an endpoint, or the embedded sandbox where there is none."""
+    """A pool over what the settings say: an endpoint, or the embedded sandbox where there is none.
+
+    `spares` are sessions that an embedded pool keeps ready ahead of their use, in place of what policy or settings say.
+    """
 
     async def open_on(stack: AsyncExitStack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
         # The pool ends idle sessions itself, and holds no more than it may: the embedded server need not.
         hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * (chosen.SessionPool.MaxConcurrentSessions or 1), cooldown=None)
-        interpreter = await _open_interpreter(chosen, policy, hosting, stack)
+        embedded = replace(policy or _policy(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
+        interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
         return await stack.enter_async_context(_pool(interpreter, chosen, on_event))
 
     return Opening(open_on)
@@ -125,6 +132,17 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
     return await report(_policy(settings or Settings()))
 
 
+def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
+    """The environments for guests that have names; new ones are made from the wheels that the settings name."""
+    from .sandbox.named_environments import Environments
+
+    return Environments(_packages(settings.Packages), tell)
+
+
+def _is_remote(settings: Settings) -> bool:
+    return bool(settings.SessionsHttpClient.Endpoint)
+
+
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
     """The settings, with what was given by name in their place."""
     named: dict[str, Any] = {}
@@ -146,8 +164,7 @@ async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting
 
 
 async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> SessionsHttpClient:
-    remote = settings.SessionsHttpClient.Endpoint
-    client = await _remote(settings, stack) if remote else await _embedded(settings, policy, hosting, stack)
+    client = await _remote(settings, stack) if _is_remote(settings) else await _embedded(settings, policy, hosting, stack)
     return SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
 
 
@@ -227,11 +244,41 @@ def _policy(settings: Settings) -> "Policy":
     from .sandbox.policy import Mount, Policy
 
     options = settings.Sandbox
-    mounts = tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts)
-    given = {"mounts": mounts, "python": options.Python, "preload": options.Preload, "spares": options.Spares}
+    given = {
+        "python": _python(options.Python, options.Environment),
+        "preload": options.Preload,
+        "spares": options.Spares,
+        "tenant": options.Tenant,
+        "isolation": options.Isolation,
+    }
     return Policy(
-        limits=_limits(options.Limits), together=_together(options.Together), network=_network(options.Network), **_without_unset(given)
+        limits=_limits(options.Limits),
+        together=_together(options.Together),
+        network=_network(options.Network),
+        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
+        packages=_packages(settings.Packages),
+        **_without_unset(given),
     )
+
+
+def _python(python: str | None, environment: str | None) -> str | None:
+    from .sandbox.named_environments import python_of
+
+    if python is not None and environment is not None:
+        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    return python if environment is None else python_of(environment)
+
+
+def _packages(options: PackagesSettings) -> "PackageSource":
+    from .sandbox.policy import MB, PackageSource
+
+    given = {
+        "index_url": options.IndexUrl and options.IndexUrl.get_secret_value(),
+        "wheels": options.WheelFolder,
+        "cache": options.CacheFolder,
+        "cache_size": options.CacheMegabytes and options.CacheMegabytes * MB,
+    }
+    return PackageSource(**_without_unset(given))
 
 
 def _without_unset(values: dict[str, Any]) -> dict[str, Any]:

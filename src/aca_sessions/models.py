@@ -201,6 +201,20 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What became of a command of the shell; below 0 the exit code is a signal's number."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def success(self) -> bool:
+        """Whether it ended with 0."""
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
     """A variable of a session; `text` is for plain values, `shape` for what has dimensions or a length, `size` in bytes."""
 
@@ -209,6 +223,14 @@ class Variable:
     shape: tuple[int, ...] | None = None
     size: int = 0
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A package that a session installed beside what its environment has."""
+
+    name: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

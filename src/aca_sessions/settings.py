@@ -143,6 +143,30 @@ class MountSettings(_Section):
     Shared: Literal["read-only", "writable"] = "read-only"
 
 
+class PackagesSettings(_Section):
+    """Where packages that embedded sessions ask for come from, and where this host keeps them; see `sandbox/policy.py` for the defaults."""
+
+    IndexUrl: SecretStr | None = None  # it may hold a password; unset, the host's own configuration of pip says which index
+    WheelFolder: str | None = None  # without an IndexUrl the only source: nothing is fetched from anywhere
+    CacheFolder: str | None = None
+    CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
+
+    @field_validator("IndexUrl")
+    @classmethod
+    def _address(cls, address: SecretStr | None) -> SecretStr | None:
+        text = address.get_secret_value().strip() if address else ""
+        if text and (not _is_web_address(text) or "{" in text or "<" in text):
+            raise ValueError("is no address of an index: begin it with https:// or http://")
+        return SecretStr(text) if text else None
+
+    @field_validator("WheelFolder")
+    @classmethod
+    def _there(cls, folder: str | None) -> str | None:
+        if folder and not os.path.isdir(folder):
+            raise ValueError("is no folder of this host: put the wheels into one and name it")
+        return os.path.abspath(folder) if folder else None
+
+
 class SandboxSettings(_Section):
     """The embedded sandbox."""
 
@@ -153,6 +177,9 @@ class SandboxSettings(_Section):
     Preload: Words | None = None  # an empty list preloads nothing
     Spares: Annotated[int, Field(ge=0, le=1000)] | None = None
     Python: str | None = None
+    Isolation: Literal["full", "no-namespaces"] | None = None
+    Tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    Environment: str | None = None  # the name of one that `aca-sessions env create` made; in the place of Python
 
     _split_words = field_validator("Preload", "Network", mode="before")(_split)
 
@@ -181,6 +208,7 @@ class Settings(BaseSettings):
     AzureTokenProvider: AzureTokenProviderSettings = AzureTokenProviderSettings()
     SessionPool: SessionPoolSettings = SessionPoolSettings()
     Sandbox: SandboxSettings = SandboxSettings()
+    Packages: PackagesSettings = PackagesSettings()
     ContainerImage: str | None = None
 
     # Accepted at the top as well, and moved to where they belong.

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+from anyio import to_thread
 
 _logger = logging.getLogger("aca_sessions")
 Result = TypeVar("Result")
@@ -48,6 +51,47 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
+    """What a worker thread makes; it goes on where its caller is cancelled, and what it makes for nobody is undone."""
+    handover = _Handover(make, undo)
+    try:
+        await to_thread.run_sync(handover.make)
+        return handover.take()
+    except BaseException:
+        handover.abandon()
+        raise
+
+
+class _Handover(Generic[Result]):
+    """A thing between the thread that makes it and the task that wants it: one of them has it, or it is undone."""
+
+    def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
+        self._make = make
+        self._undo = undo
+        self._made: list[Result] = []
+        self._lock = threading.Lock()
+        self._abandoned = False
+
+    def make(self) -> None:
+        made = self._make()
+        with self._lock:
+            if not self._abandoned:
+                self._made.append(made)
+                return
+        self._undo(made)
+
+    def take(self) -> Result:
+        with self._lock:
+            return self._made.pop()
+
+    def abandon(self) -> None:
+        with self._lock:
+            self._abandoned = True
+            made, self._made = self._made, []
+        for one in made:
+            self._undo(one)
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from aca_sessions import Session, SessionPool
+from aca_sessions import Policy, Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError
 
 from .attempts import is_well, outcome
@@ -38,6 +38,26 @@ async def test_a_session_finds_nothing_of_another(pool: SessionPool, what: str) 
         assert await outcome(other, LOOKING[what]) in ("ENOENT", "ECONNREFUSED", "EACCES", "got: []", "FileNotFoundError")
         seen = await other.run("import subprocess; subprocess.run(['ps', 'ax'], capture_output=True, text=True).stdout")
         assert "sleep 60" not in str(seen.value)
+
+
+async def test_tenants_have_no_address_layout_in_common() -> None:
+    """Sessions of different tenants have different parents: nothing that one learns of its own addresses or hashes holds for another
+    tenant's.
+    """
+    layout = "next(line.split('-')[0] for line in open('/proc/self/maps') if 'libc.so' in line), hash('aca')"
+    told = []
+    for tenant in ("one", "other", None):
+        policy = Policy(preload=("numbers",), spares=0, tenant=tenant)
+        async with (
+            open_pool(policy=policy) as pool,
+            open_pool(policy=policy) as another,
+            pool.session() as first,
+            another.session() as second,
+        ):
+            told.append((await first.run(layout)).text)
+            assert (await second.run(layout)).text == told[-1], "pools of one tenant share a fork server"
+    assert None not in told
+    assert len(set(told)) == 3
 
 
 TRAPS = {

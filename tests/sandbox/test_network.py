@@ -3,20 +3,21 @@
 import asyncio
 import http.server
 import threading
-import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from aca_sessions import Policy, open_pool
+from aca_sessions import Policy, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy, _is_public
 from aca_sessions.sandbox.sandboxes import Sandboxes
+
+from ..wheels import index_of, make_wheel
 
 pytestmark = pytest.mark.slow
 PUBLIC = "93.184.215.14"
@@ -231,35 +232,16 @@ async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
         assert "Errno 111" in str((await session.run(GET.format(url=f"http://127.0.0.1:{target}/"))).error)
 
 
-async def test_packages_are_installed_from_an_index_that_is_reached(tmp_path: Path) -> None:
-    _make_index(tmp_path)
-    handler = lambda *arguments: http.server.SimpleHTTPRequestHandler(*arguments, directory=str(tmp_path))  # noqa: E731
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        async with open_pool(policy=Policy(network=Network.host())) as pool, pool.session() as session:
-            await session.run(f"import os; os.environ['PIP_INDEX_URL'] = 'http://127.0.0.1:{server.server_port}/simple/'")
-            assert await session.supports("install")
-            assert (await session.install("tiny-package==1.0")).success
-            assert (await session.run("import tiny_package; tiny_package.answer")).value == 42
-            failed = await session.install("no-such-package")
+async def test_a_session_that_reaches_an_index_may_ask_it_itself(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "tiny-package", files={"tiny_package.py": "answer = 42"})
+    with index_of(tmp_path / "wheels") as address:
+        async with open_interpreter(policy=Policy(network=Network.host())) as interpreter:
+            await interpreter.execute("s", f"import os; os.environ['PIP_INDEX_URL'] = '{address}'")
+            assert (await interpreter.execute_own("s", "reach", "https://nowhere.invalid/")).stdout == "true\n"
+            assert (await interpreter.execute_own("s", "install", "tiny-package==1.0")).success
+            assert (await interpreter.execute("s", "import tiny_package; tiny_package.answer")).value == 42
+            failed = await interpreter.execute_own("s", "install", "no-such-package")
             assert not failed.success
             assert "No matching distribution" in failed.stdout
-            await session.reset()
-            assert (await session.run("import tiny_package; tiny_package.answer")).value == 42
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def _make_index(folder: Path) -> None:
-    project = folder / "simple" / "tiny-package"
-    project.mkdir(parents=True)
-    name = "tiny_package-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(project / name, "w") as wheel:
-        wheel.writestr("tiny_package.py", "answer = 42\n")
-        wheel.writestr("tiny_package-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n")
-        wheel.writestr("tiny_package-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("tiny_package-1.0.dist-info/RECORD", "")
-    (project / "index.html").write_text(f"<a href='{name}'>{name}</a>")
-    (folder / "simple" / "index.html").write_text("<a href='tiny-package/'>tiny-package</a>")
+            await interpreter.reset("s")
+            assert (await interpreter.execute("s", "import tiny_package; tiny_package.answer")).value == 42

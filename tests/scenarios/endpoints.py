@@ -11,6 +11,7 @@ import pytest
 from aca_sessions import Settings
 
 from ..surfaces.test_cli import Server
+from ..wheels import make_wheel
 
 LIVE = os.environ.get("ACA_TEST_ENDPOINT")
 NAMES = ["embedded", "tls", "plain", *(["azure"] if LIVE else [])]
@@ -20,10 +21,18 @@ _FLAGS = {"tls": ("--tls",), "plain": ("--plain",)}
 @contextmanager
 def settings_of(name: str, folder: Path) -> Iterator[Settings]:
     """The settings by which an endpoint is reached, while it is there."""
-    if name == "embedded":
-        yield Settings()
-    elif name == "azure":
+    if name == "azure":
         yield Settings(Endpoint=LIVE)
+        return
+    make_wheel(folder / "wheels", "humanize", files={"humanize.py": "def intcomma(number): return f'{number:,}'"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACASessions__Packages__WheelFolder", str(folder / "wheels"))
+        yield from _own(name, folder)
+
+
+def _own(name: str, folder: Path) -> Iterator[Settings]:
+    if name == "embedded":
+        yield Settings(Packages={"WheelFolder": str(folder / "wheels")})
     else:
         flags = [*_FLAGS[name], *(("--tls-dir", str(folder)) if name == "tls" else ())]
         with Server("--port", "0", "--api-key", "key", *flags) as server:

@@ -130,8 +130,26 @@ async def test_packages_are_installed_only_where_an_index_is_reached(session: Se
         with pytest.raises(NotSupportedError, match="reaches no package index"):
             await session.install("humanize")
     else:
+        assert (await session.run("import humanize; humanize.intcomma(12345)", libraries=["humanize"])).text in ("12,345", "'12,345'")
         assert (await session.install("humanize")).success
-        assert (await session.run("import humanize; humanize.intcomma(12345)")).text == "12,345"
+        assert (await session.run("import humanize; humanize.intcomma(12345)")).text in ("12,345", "'12,345'")
+
+
+async def test_a_library_that_is_there_needs_no_index(session: Session) -> None:
+    assert (await session.run("import numpy; 6 * 7", libraries=["numpy>=1"])).value == 42
+
+
+async def test_what_was_installed_is_listed_and_taken_away_where_the_endpoint_keeps_packages(session: Session) -> None:
+    if not await session.supports("packages"):
+        with pytest.raises(NotSupportedError, match="list what was installed"):
+            await session.packages()
+        with pytest.raises(NotSupportedError, match="uninstall packages"):
+            await session.uninstall("humanize")
+    else:
+        await session.install("humanize")
+        assert [package.name for package in await session.packages()] == ["humanize"]
+        assert (await session.uninstall("humanize")).success
+        assert await session.packages() == []
 
 
 async def test_what_is_in_the_way_of_our_own_cells_is_the_sessions_to_clear(session: Session) -> None:

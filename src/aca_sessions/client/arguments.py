@@ -1,12 +1,16 @@
 """What a caller may give: checked before anything is sent, with a message that says what to give instead."""
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..contract.extensions import MAX_INSTALL_SECONDS
 from ..contract.records import IDENTIFIER, MAX_ASYNCHRONOUS_SECONDS, split_path
 from ..errors import InvalidArgumentError
 from ..models import CodeError
 
+_PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
 
 
@@ -53,13 +57,26 @@ def checked_data(data: object) -> bytes | Path:
     raise InvalidArgumentError("a file's content is bytes, text without lone surrogates, or the Path of a file")
 
 
-def checked_requirements(requirements: tuple[str, ...]) -> None:
+def checked_requirements(requirements: Sequence[str]) -> None:
     """Names of packages, with versions or addresses if need be; none that pip would take for an option."""
     if not requirements:
         raise InvalidArgumentError("no package is named: install('humanize'), for example")
     for requirement in requirements:
         if not isinstance(requirement, str) or not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
             raise InvalidArgumentError("a package is named as in a line of requirements.txt; options are not taken")
+
+
+def checked_names(names: Sequence[str]) -> Sequence[str]:
+    """Names of packages, without versions."""
+    if not names or not all(isinstance(name, str) and _PACKAGE.fullmatch(name) for name in names):
+        raise InvalidArgumentError("a package to uninstall is given by its name: uninstall('humanize'), for example")
+    return names
+
+
+def checked_install_timeout(timeout: object) -> None:
+    """Seconds that fetching packages may take."""
+    if (checked_timeout(timeout) or math.inf) > MAX_INSTALL_SECONDS:
+        raise InvalidArgumentError(f"installing is given up to {MAX_INSTALL_SECONDS:g} seconds")
 
 
 def refusal(code: object) -> CodeError | None:

@@ -67,10 +67,11 @@ class Executions:
             _reply=lambda number, text: self._reply(session_id, id, events.encode_reply(number, text)),
         )
 
-    async def interrupt(self, session_id: str, id: str) -> None:
-        """Interrupts a cell; what that did is in its result."""
+    async def interrupt(self, session_id: str, id: str | None) -> None:
+        """Interrupts a cell, or the one that runs now; what that did is in its result."""
         await self._http.require("interrupt", "interrupt a cell")
-        await self._http.request("POST", extensions.INTERRUPT_PATH.format(id=id), identifier=session_id)
+        path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
+        await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
         """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""

@@ -12,14 +12,16 @@ from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.versions import version_named
 from ..errors import NotSupportedError
-from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, RemoteFile, SessionInfo
+from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
 from ..tasks import Tasks
+from . import packages
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
 from .execution import AnswerInput, Execution, ended, in_background
 from .executions import DEFAULT_WAIT, Executions
 from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
+from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
 
 FILES_PATH = "files"
@@ -163,13 +165,25 @@ class CodeInterpreter:
         """A cell that was started earlier, by its id: from here or by another client."""
         return self._executions.followed(checked_session_id(session_id), execution_id).answering(on_input)
 
-    async def interrupt(self, session_id: str, execution_id: str) -> None:
-        """Interrupts a cell of a session; what that did is in the cell's result."""
-        await self._executions.interrupt(session_id, execution_id)
+    async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
+        """Interrupts a cell of a session, or the one that runs now; what that did is in the cell's result."""
+        await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
         """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
         await self._executions.cancel_quietly(execution)
+
+    async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
+        """What became of installing packages into a session; failed, it changed nothing."""
+        return await packages.install(self._http, session_id, requirements, timeout)
+
+    async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
+        """What became of taking installed packages away again."""
+        return await packages.uninstall(self._http, session_id, names)
+
+    async def packages(self, session_id: str) -> list[Package]:
+        """What a session has installed beside what its environment has."""
+        return await packages.listed(self._http, session_id)
 
     async def isolation(self) -> dict[str, str] | None:
         """What separates sessions from their host, part by part; None where the endpoint does not say."""

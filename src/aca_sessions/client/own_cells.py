@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import ServiceError
-from ..models import CodeExecutionResult, Variable
+from ..models import CodeExecutionResult, CommandResult, Variable
 
 _CELL = "(lambda scope: (exec({source!r}, scope), scope['main'](globals(), *{arguments!r}))[1])({{}})"
 
@@ -32,12 +32,30 @@ def variables_of(told: object) -> list[Variable]:
     return [_variable(one) for one in told]
 
 
+def names_of(told: object) -> list[str]:
+    """The texts that an answer names."""
+    if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+        raise _unreadable()
+    return told
+
+
 def health_of(told: object) -> dict[str, Any]:
     """What an answer says of an interpreter, by the names of SessionHealth."""
     match told:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads}
     raise _unreadable()
+
+
+def command_result_of(result: CodeExecutionResult) -> CommandResult:
+    """A command's output and exit code; of one that did not come to its end, 1 and why."""
+    output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
+    if result.error is not None:
+        return CommandResult(exit_code=1, stdout=result.stdout, stderr=result.stderr)
+    try:
+        return CommandResult(exit_code=int(line), stdout=output, stderr=result.stderr)
+    except ValueError:
+        raise _unreadable() from None
 
 
 def _variable(told: object) -> Variable:

@@ -3,19 +3,20 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExecutionError, NotSupportedError, ServiceError
-from ..models import CodeExecutionResult, Event, RemoteFile, SessionHealth, State, Variable
+from ..errors import ExecutionError, InvalidArgumentError, NotSupportedError, ServiceError
+from ..models import CodeExecutionResult, CommandResult, Event, Package, RemoteFile, SessionHealth, State, Variable
 from .arguments import checked_data, checked_requirements
 from .execution import AnswerInput, Execution
 from .history import Deleted, History, Reset, uploaded
 from .interpreter import CodeInterpreter
 from .notebook import to_notebook, to_script
-from .own_cells import answer, health_of, variables_of
+from .own_cells import answer, command_result_of, health_of, names_of, variables_of
+from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
@@ -32,8 +33,15 @@ class Session:
         self._expired = expired
         self.history = History()
 
-    async def run(self, code: str, *, timeout: float | None = None, sanitize: bool = True) -> CodeExecutionResult:
-        """What became of a cell. Cancelling the call interrupts the cell and keeps the variables."""
+    async def run(
+        self, code: str, *, libraries: Sequence[str] = (), timeout: float | None = None, sanitize: bool = True
+    ) -> CodeExecutionResult:
+        """What became of a cell. Cancelling the call interrupts the cell and keeps the variables.
+
+        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run.
+        """
+        if libraries and not (installed := await self._install_missing(libraries)).success:
+            return installed
         amend = self._noting(code, sanitize)
         return amend(await self._interpreter.execute(self.session_id, code, timeout=timeout, sanitize=sanitize))
 
@@ -56,11 +64,19 @@ class Session:
                 yield event
         finally:
             if not ended:
-                await self._interpreter.cancel_quietly(execution)
+                await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
         """A cell that was started earlier, by its id, to go on with it after a pause or from another program."""
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input)
+
+    async def cancel_quietly(self, execution: Execution) -> None:
+        """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
+        await self._interpreter.cancel_quietly(execution)
+
+    async def interrupt(self) -> None:
+        """Interrupts the cell that runs now, whoever started it; its result says what that did."""
+        await self._interpreter.interrupt(self.session_id)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
         """Writes a file into /mnt/data. A Path is sent without being read whole."""
@@ -118,19 +134,44 @@ class Session:
         seconds = time.perf_counter() - started
         return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **told)
 
-    async def install(self, *requirements: str, timeout: float = 200.0) -> CodeExecutionResult:
-        """What became of installing packages; NotSupportedError where the session reaches no package index."""
+    async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
+        """What became of a command of the session's shell, in /mnt/data or wherever its code has gone."""
+        if not isinstance(command, str) or not command.strip():
+            raise InvalidArgumentError("a command is text for the shell, such as 'ls -la'")
+        return command_result_of(await self._interpreter.execute_own(self.session_id, "command", command, timeout=timeout))
+
+    async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
+        """What became of installing packages; what is there already is left alone. NotSupportedError where no package index is reached."""
         checked_requirements(requirements)
+        if await self._interpreter.supports("packages"):
+            return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
         if not await self.supports("install"):
             raise NotSupportedError("this session reaches no package index: use a pool with egress enabled, or packages that are installed")
         return await self._interpreter.execute_own(self.session_id, "install", *requirements, timeout=timeout)
+
+    async def uninstall(self, *names: str) -> CodeExecutionResult:
+        """What became of taking away what was installed here; what is imported of it stays until the session is reset."""
+        return await self._interpreter.uninstall(self.session_id, *names)
+
+    async def packages(self) -> list[Package]:
+        """What was installed here, beside what the session's environment has."""
+        return await self._interpreter.packages(self.session_id)
+
+    async def _install_missing(self, libraries: Sequence[str]) -> CodeExecutionResult:
+        """Elsewhere than on our own server, what is there needs no package index."""
+        checked_requirements(libraries)
+        if not await self._interpreter.supports("packages"):
+            missing = names_of(answer(await self._interpreter.execute_own(self.session_id, "missing", *libraries)))
+            if not missing:
+                return CodeExecutionResult(session_id=self.session_id)
+        return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
         """Whether this session has something that not every endpoint gives, by name; found out by trying where nothing says so."""
         if capability in _FROM_PLAIN_CODE:
             return True
-        if capability != "install":
-            return await self._interpreter.supports(capability)
+        if capability != "install" or await self._interpreter.supports("packages"):
+            return await self._interpreter.supports("packages" if capability == "install" else capability)
         return answer(await self._interpreter.execute_own(self.session_id, "reach", _PACKAGE_INDEX)) is True
 
     def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:

@@ -1,23 +1,38 @@
 """What only our server says: rich results on request, interrupt, reset, health. Named in a header of every answer."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, cast
 
-from ..models import CodeError, CodeExecutionResult, Display, FileChange, RunningProcess, Scalar, State, StateKind, VariableChange
+from ..models import (
+    CodeError,
+    CodeExecutionResult,
+    Display,
+    FileChange,
+    Package,
+    RunningProcess,
+    Scalar,
+    State,
+    StateKind,
+    VariableChange,
+)
+from .records import ProblemError
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
 OFFER_HEADER = "x-aca-sessions-extensions"
-OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events")
+OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "packages")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
 RICH_MEMBER = "acaSessions"
 
 INTERRUPT_PATH = "executions/{id}/interrupt"
+INTERRUPT_SESSION_PATH = "session/interrupt"
 RESET_PATH = "session/reset"
 HEALTH_PATH = "health"
 ISOLATION_PATH = "isolation"
+PACKAGES_PATH = "session/packages"
+MAX_INSTALL_SECONDS = 3600.0
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
@@ -69,6 +84,45 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
     """Each part with how it was found; those that are missing say so."""
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     return {**cast(Mapping[str, str], body["parts"]), **missing}
+
+
+def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
+    """What to install, and how long that may take."""
+    return {"requirements": [*requirements], "timeout": timeout}
+
+
+def decode_installation(body: object) -> tuple[list[str], float]:
+    """What the server understands of it."""
+    match body:
+        case {"requirements": [*requirements], "timeout": int() | float() as timeout} if _are_texts(requirements):
+            if 0 < timeout <= MAX_INSTALL_SECONDS:
+                return requirements, timeout
+    said = f"'requirements' is a list of texts, 'timeout' a number of seconds up to {MAX_INSTALL_SECONDS:g}"
+    raise ProblemError(400, "SessionRequestValidationFailed", said)
+
+
+def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
+    """What became of installing or uninstalling: a result as a cell's."""
+    return {RICH_MEMBER: encode_rich(result)}
+
+
+def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
+    """The result."""
+    return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]), CodeExecutionResult())
+
+
+def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
+    """What a session has beyond its environment."""
+    return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
+
+
+def decode_packages(body: Mapping[str, object]) -> list[Package]:
+    """The same."""
+    return [Package(name=one["name"], version=one["version"]) for one in cast(list[dict[str, str]], body["packages"])]
+
+
+def _are_texts(values: list[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _encode_error(error: CodeError | None) -> dict[str, str] | None:

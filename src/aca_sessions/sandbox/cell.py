@@ -1,7 +1,9 @@
 """The cell that runs in an interpreter: what is known of it so far, and what became of it. What a guest says of it is checked here."""
 
 import asyncio
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -182,3 +184,12 @@ def variables_of(finished: wire.Finished) -> tuple[VariableChange, ...]:
 
 def _is_size(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS
+
+
+def reason_of(status: int | None) -> str:
+    """Why an interpreter ended, by its wait status; None where its init ended before it could tell."""
+    if status is None:
+        return "killed"
+    if os.WIFEXITED(status):
+        return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
+    return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"

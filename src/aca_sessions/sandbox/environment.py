@@ -19,6 +19,8 @@ _LIST = (
 )
 _HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
 _FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {_HEAVY} if u.find_spec(m.partition('.')[0])]))"
+# What `site` does at an interpreter's start, without running the code of .pth files and of sitecustomize: that is for guests.
+_FIND_PACKAGES = "import site; site.addpackage = lambda *_: None; site.execsitecustomize = lambda: None; site.main(); "
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
 # No account, container range or dynamic user lies here (systemd's list of uid ranges); each fork server draws a part of its own.
 _FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW = 0x7000_0000, 0x1_0000, 4000
@@ -67,7 +69,7 @@ def _ask(python: str) -> list[str]:
 
 def _run(python: str, code: str) -> Any:
     try:
-        answer = subprocess.run([python, "-I", "-c", code], capture_output=True, check=True, timeout=30, env={})
+        answer = subprocess.run([python, "-I", "-S", "-c", _FIND_PACKAGES + code], capture_output=True, check=True, timeout=30, env={})
         return json.loads(answer.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         raise ConfigurationError(f"ACASessions:Sandbox:Python: {python} is not a Python that runs; name an interpreter") from None

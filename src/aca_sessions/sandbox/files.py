@@ -18,7 +18,7 @@ from itertools import islice
 
 from ..models import RemoteFile
 from . import syscalls
-from .forkserver import Tree
+from .ends import Tree
 from .syscalls import Resolve
 
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT

@@ -1,25 +1,29 @@
 """Starts the zygote and asks it for trees and interpreters. Blocking, and safe to call from any thread.
 
-One per process, interpreter, preload set, mounts and kind of network, counted. A process forked from this one starts its own: two hosts
-on one socket would get each other's answers.
+One per process, interpreter, preload set, mounts, kind of network and tenant, counted. A process forked from this one starts its own: two
+hosts on one socket would get each other's answers.
 """
 
 import contextlib
 import errno
+import functools
 import itertools
+import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..errors import GuestDiedError, IsolationError
 from . import environment, wire
 from .cgroup import Groups
+from .ends import Spawned, Tree
+from .folder import Folder
 from .memory import Memory
+from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import remedy_for
 from .watchdog import Watchdog
@@ -37,26 +41,9 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
+_logger = logging.getLogger("aca_sessions")
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A session's /mnt/data: its number, a descriptor of it, and the uid that owns it as the host sees it (None: our own)."""
-
-    number: int
-    directory: int
-    owner: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Spawned:
-    """A new session's ends: its socket, its init's report of deaths, its init's pidfd."""
-
-    link: socket.socket
-    report: int
-    init: int
 
 
 class _Key(NamedTuple):
@@ -68,6 +55,16 @@ class _Key(NamedTuple):
     network: str
     together: Together
     mounts: tuple[Mount, ...]
+    tenant: str | None
+    isolation: str
+    packages: str
+
+    @classmethod
+    def of(cls, policy: Policy) -> "_Key":
+        """What a policy's sessions have in common with their parent."""
+        python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
+        network, together, mounts = policy.network.kind, policy.together, policy.mounts
+        return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages)
 
 
 class ForkServer:
@@ -87,6 +84,7 @@ class ForkServer:
         self._first_uid, self._uid_count = environment.uid_range()
         self._network = policy.network.kind
         self._together = policy.together
+        self._folder = _folder_for(policy)
         self.groups = Groups.shared(policy.together)
         python = policy.python or sys.executable
         roots = environment.visible_roots(python) | (environment.NAME_LOOKUP if self._network == "host" else {})
@@ -94,10 +92,11 @@ class ForkServer:
             roots=roots,
             first_uid=self._first_uid,
             uid_count=self._uid_count,
-            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts},
+            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts} | shown(policy.packages),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
+            base=self._folder.path if self._folder is not None else "",
         )
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = _start(python, theirs)
@@ -107,7 +106,7 @@ class ForkServer:
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
         """The fork server of this process for a policy; `release` it once for each call."""
-        key = _Key(os.getpid(), policy.python or sys.executable, policy.preload or (), policy.network.kind, policy.together, policy.mounts)
+        key = _Key.of(policy)
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
@@ -143,6 +142,14 @@ class ForkServer:
         except OSError as error:
             self.drop_tree(tree)
             raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
+
+    def drop_place(self, place: tuple[Tree, Memory]) -> None:
+        """Lets go of what `make_place` made, when its processes have ended."""
+        tree, memory = place
+        try:
+            self.drop_tree(tree)
+        finally:
+            memory.remove()
 
     def make_tree(self, limits: Limits) -> Tree:
         """A new, empty, size-limited /mnt/data."""
@@ -181,7 +188,7 @@ class ForkServer:
                 os.close(report_end)
             theirs.close()
             on_failure.pop_all()
-        return Spawned(ours, report, init)
+        return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int) -> int:
         """The one descriptor that answers a request."""
@@ -246,8 +253,26 @@ class ForkServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._folder is not None:
+            self._folder.remove()
         if self.groups is not None:
             self.groups.release()
+
+
+def _folder_for(policy: Policy) -> Folder | None:
+    """Only sessions without namespaces need one; that these hold less is said, once."""
+    if policy.isolation == "full":
+        return None
+    _warn_of_less()
+    return Folder()
+
+
+@functools.cache
+def _warn_of_less() -> None:
+    _logger.warning(
+        "ACASessions:Sandbox:Isolation is no-namespaces: sessions are held by Landlock, seccomp and limits alone; "
+        "`aca-sessions doctor` and SECURITY.md say what is not enforced"
+    )
 
 
 def refusal(refused: wire.Refused) -> IsolationError:

@@ -16,15 +16,15 @@ from functools import partial
 from typing import Any, Self
 
 from ..errors import GuestDiedError, IsolationError
-from ..models import CodeExecutionResult, Event, State
+from ..models import CodeExecutionResult, Event, RunningProcess, State
 from ..tasks import Tasks
 from . import wire
-from .cell import Cell, changes_of, check, error_of, processes_of, variables_of
+from .cell import Cell, changes_of, check, error_of, processes_of, reason_of, variables_of
 from .channel import Channel
-from .forkserver import Spawned, refusal
+from .ends import Spawned, host_pid, running_below
+from .forkserver import refusal
 from .memory import Memory
 from .policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
-from .processes import host_pid, reason_of
 from .proxy import Proxy, Serving
 from .remedy import remedy_for
 
@@ -43,6 +43,8 @@ class Interpreter:
         self._link = spawned.link
         self._report = spawned.report
         self._init = spawned.init
+        self._ending = spawned.ending
+        self._sees_processes = spawned.namespaces
         self._limits = limits
         self._memory = memory
         self._proxy = proxy
@@ -112,12 +114,17 @@ class Interpreter:
         async with self._busy:
             return await self._run(wire.Command(execution, list(arguments), stdin), timeout, Cell(execution, tell))
 
+    async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
+        """Has it find the packages in these folders; it refuses where one of the replaced modules is loaded."""
+        async with self._busy:
+            return await self._run(wire.Extend("packages", list(paths), list(replaced)), _START_SECONDS, Cell("packages"))
+
     async def warm_up(self) -> None:
         """Has it touch, and so copy, the memory that every first cell would wait for."""
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _START_SECONDS, Cell("warm-up"))
 
-    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp, timeout: float, cell: Cell) -> CodeExecutionResult:
+    async def _run(self, message: wire.Run | wire.Command | wire.WarmUp | wire.Extend, timeout: float, cell: Cell) -> CodeExecutionResult:
         channel = self._channel
         if not self.alive or channel is None:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
@@ -183,18 +190,21 @@ class Interpreter:
             self._kill("killed")
 
     async def close(self) -> None:
-        """Ends every process of the session."""
+        """Ends every process of the session, and lets go of its ends even if it is cancelled meanwhile."""
         self._kill("killed")
-        if self._hears_of_death:
-            await _first_of(self._death, within=_REPORT_SECONDS)
-        self._bury(State("lost", "killed"))
-        if not self._closed:
+        try:
+            if self._hears_of_death:
+                await _first_of(self._death, within=_REPORT_SECONDS)
+            self._bury(State("lost", "killed"))
             await self._last_one_gone()
-        await self._memory.end()
-        await self._answering.cancel()
-        if self._serving is not None:
-            await self._serving.close()
-        async with self._busy:  # a cell that ran still makes its result of what was written
+            await self._memory.end()
+            await self._answering.cancel()
+            if self._serving is not None:
+                await self._serving.close()
+            async with self._busy:  # a cell that ran still makes its result of what was written
+                pass
+        finally:
+            self._bury(State("lost", "killed"))
             self._let_go()
 
     async def _last_one_gone(self) -> None:
@@ -204,6 +214,8 @@ class Interpreter:
                 await _readable(self._init)
 
     def _let_go(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         for descriptor in (self._report, self._init, self._pid):
             if descriptor is not None:
@@ -218,16 +230,11 @@ class Interpreter:
         data, descriptors, _, _ = socket.recv_fds(self._link, 1 << 16, 8)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        payloads = wire.Frames(wire.MAX_FROM_GUEST).feed(data)
-        if not payloads:
-            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
-        match wire.decode(payloads[0], wire.Ready, wire.Refused):
-            case wire.Refused() as refused:
-                raise refusal(refused)
-        if len(descriptors) != _MET_DESCRIPTORS + (self._proxy is not None):
+        with contextlib.ExitStack() as unused:
             for descriptor in descriptors:
-                os.close(descriptor)
-            raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
+                unused.callback(os.close, descriptor)
+            self._check_met(wire.Frames(wire.MAX_FROM_GUEST).feed(data), len(descriptors))
+            unused.pop_all()
         self._pid, said, stdout, stderr, *listeners = descriptors
         self._link.shutdown(socket.SHUT_RD)
         self._channel = Channel(self._link, said, (stdout, stderr), limit=self._limits.output)
@@ -235,6 +242,15 @@ class Interpreter:
             self._serving = await self._proxy.serve(socket.socket(fileno=listeners[0]))
         await self._count_memory()
         self._listen(self._channel)
+
+    def _check_met(self, payloads: list[bytes], descriptors: int) -> None:
+        if not payloads:
+            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
+        match wire.decode(payloads[0], wire.Ready, wire.Refused):
+            case wire.Refused() as refused:
+                raise refusal(refused)
+        if descriptors != _MET_DESCRIPTORS + (self._proxy is not None):
+            raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
 
     async def _count_memory(self) -> None:
         try:
@@ -302,16 +318,21 @@ class Interpreter:
         self._death.set_result(state)
 
     def _kill(self, reason: str) -> None:
-        """Kills the first process of the session's pid namespace, and so all of them."""
+        """Ends the session's first process, and so all of them."""
         self._killed_for = self._killed_for or reason
-        if self._closed:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        if not self._closed:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init, self._ending)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
+        """As the guest tells it, where it sees its processes; else as they are seen from here."""
+        if self._sees_processes:
+            return processes_of(finished)
+        return running_below(self._init, besides=self.pidfd)
 
     def _result(self, cell: Cell, channel: Channel, duration: float) -> CodeExecutionResult:
         stdout, stderr = (stream.take() for stream in channel.streams)
@@ -327,7 +348,7 @@ class Interpreter:
             text=finished.text if finished else None,
             displays=tuple(cell.displays),
             files=changes_of(finished) if finished else (),
-            processes=processes_of(finished) if finished else (),
+            processes=self._left_running(finished) if finished else (),
             variables=variables_of(finished) if finished else (),
             error=error,
             state=state,

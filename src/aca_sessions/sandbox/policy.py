@@ -90,6 +90,22 @@ class Mount:
 
 
 @dataclass(frozen=True, slots=True)
+class PackageSource:
+    """Where packages that sessions ask for come from, and where this host keeps them, unpacked, for all sessions to share."""
+
+    index_url: str | None = field(default=None, repr=False)  # may hold a password; None is what pip is configured for on this host
+    wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
+    cache: str | None = None  # None is aca-sessions/packages in the user's cache folder
+    cache_size: int = 4 * GB  # the sets that were not used for the longest time go first, those in use never
+
+    @property
+    def folder(self) -> str:
+        """Where they are kept."""
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return os.path.abspath(os.path.expanduser(self.cache) if self.cache else os.path.join(caches, "aca-sessions", "packages"))
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Limits and network of a session, and the Python that it runs."""
 
@@ -100,4 +116,18 @@ class Policy:
     python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own
     # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None
+    packages: PackageSource = field(default_factory=PackageSource)
     spares: int = 2  # sessions that are kept ready ahead of their use, 6 MB each
+    # Whoever names another tenant has another fork server, and so another address layout and hash seed. None: one for all who name none.
+    tenant: str | None = None
+    # "no-namespaces" is less, for hosts that refuse namespaces: Landlock, seccomp and limits alone. SECURITY.md says what it does not hold.
+    isolation: Literal["full", "no-namespaces"] = "full"
+
+    def __post_init__(self) -> None:
+        """ConfigurationError where a session without namespaces could not have what is asked for."""
+        if self.isolation == "full":
+            return
+        if self.network.kind == "allow":
+            raise ConfigurationError("ACASessions:Sandbox:Network: domains need a network namespace; without namespaces it is none or host")
+        if self.mounts:
+            raise ConfigurationError("ACASessions:Sandbox:Mounts: they need a mount namespace; without namespaces there are none")

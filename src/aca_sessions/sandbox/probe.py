@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
+from .ends import host_pid
 from .interpreter import Interpreter
 from .policy import Network, Policy
-from .processes import host_pid
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
 

@@ -13,6 +13,10 @@ _IN_A_CONTAINER = (
     "Run the container with: --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
 )
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
+_OR_LESS = (
+    "Or accept less, by name: ACASessions:Sandbox:Isolation=no-namespaces holds sessions by Landlock, seccomp and limits alone "
+    "(SECURITY.md says what is not enforced then)"
+)
 _OR_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
 
 
@@ -26,10 +30,13 @@ def remedy_for(part: str, number: int) -> str:
         return "Run it as an ordinary user, or as root of a namespace with more than one uid. " + _OR_REMOTE + "."
     if part == "preload":
         return "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload."
+    if part == "Python environment":
+        return "Name a Python in ACASessions:Sandbox:Python that everybody may read, or run it as an ordinary user."
     steps = [*_switched_off(), *([_IN_A_CONTAINER] if _in_a_container() else [])]
     if part == "Landlock":
         steps = ["Boot a kernel from 5.13 on with lsm=landlock among its lsm="]
-    return ". ".join([*(steps or ["Linux 5.13 or newer with user namespaces is needed"]), _OR_REMOTE]) + "."
+        return ". ".join([*steps, _OR_REMOTE]) + "."
+    return ". ".join([*(steps or ["Linux 5.13 or newer with user namespaces is needed"]), _OR_LESS, _OR_REMOTE]) + "."
 
 
 def _switched_off() -> list[str]:

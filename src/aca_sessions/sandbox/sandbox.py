@@ -1,25 +1,30 @@
 """A sandbox is the tree, the limits and the files; an interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from anyio import to_thread
 
 from ..errors import GuestDiedError
-from ..models import State
-from ..tasks import Tasks
+from ..models import CodeExecutionResult, State
+from ..tasks import Tasks, made_in_thread
+from .ends import Spawned, Tree
 from .files import Files
-from .forkserver import ForkServer, Tree
+from .forkserver import ForkServer
 from .interpreter import Interpreter
 from .memory import Memory
+from .packages import Packages
 from .policy import Limits
 from .proxy import Proxy
+from .session_packages import SessionPackages
 
 
 class Sandbox:
     """One session's isolated place, with an interpreter in it whenever one is asked for."""
 
-    def __init__(self, fork_server: ForkServer, tree: Tree, limits: Limits, *, memory: Memory, proxy: Proxy | None) -> None:
+    def __init__(
+        self, fork_server: ForkServer, tree: Tree, limits: Limits, *, memory: Memory, proxy: Proxy | None, packages: Packages
+    ) -> None:
         """Takes over a tree; `Sandboxes.open` makes one."""
         self._fork_server = fork_server
         self._tree = tree
@@ -33,6 +38,7 @@ class Sandbox:
         self._tasks = Tasks()
         self._on_close: Callable[[], None] = lambda: None
         self.files = Files(tree)
+        self.packages = SessionPackages(packages, self._show)
 
     @property
     def usable(self) -> bool:
@@ -73,6 +79,9 @@ class Sandbox:
             self._closed = True
             await self._tasks.to_its_end(self._end())
 
+    async def _show(self, paths: Sequence[str], replaced: Sequence[str]) -> CodeExecutionResult:
+        return await (await self.interpreter()).extend(paths, replaced)
+
     async def _ensure_interpreter(self) -> Interpreter:
         async with self._turn:
             if self._closed:
@@ -81,8 +90,10 @@ class Sandbox:
                 self._loss = self._interpreter.untold_death
                 await self._end_interpreter()
             if self._interpreter is None:
-                spawned = await to_thread.run_sync(self._fork_server.spawn, self._tree, self._limits)
+                spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close)
                 self._interpreter = await Interpreter.start(spawned, self._limits, memory=self.memory, proxy=self._proxy)
+                if self.packages.paths:
+                    await self._interpreter.extend(self.packages.paths)
             return self._interpreter
 
     async def _reset(self) -> None:
@@ -91,13 +102,13 @@ class Sandbox:
             await self._end_interpreter()
 
     async def _end(self) -> None:
+        await self.packages.close()
         async with self._turn:
             await self._end_interpreter()
             await to_thread.run_sync(self.files.close)
             try:
-                await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
+                await to_thread.run_sync(self._fork_server.drop_place, (self._tree, self.memory))
             finally:
-                self.memory.remove()
                 self._on_close()
 
     async def _end_interpreter(self) -> None:

@@ -12,9 +12,10 @@ from typing import Self
 from anyio import to_thread
 
 from ..errors import ACASessionsError
-from ..tasks import Tasks
+from ..tasks import Tasks, made_in_thread
 from . import environment
 from .forkserver import ForkServer
+from .packages import Packages
 from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox
@@ -67,6 +68,7 @@ class Sandboxes:
         """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
+        self._packages = Packages(policy)
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -89,7 +91,7 @@ class Sandboxes:
         """Begins to start the fork server, which goes on by itself."""
         if self.alive:
             return
-        self._begin(await to_thread.run_sync(ForkServer.shared, replace(self.policy, preload=self.policy.preload or ())))
+        self._begin(await _shared_fork_server(replace(self.policy, preload=self.policy.preload or ())))
         if self.policy.preload is None:
             self._background.start(self._begin_heavy())
 
@@ -144,13 +146,14 @@ class Sandboxes:
         await self._discard_spares()
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        self._coming = await to_thread.run_sync(ForkServer.shared, replace(self.policy, preload=modules))
+        self._coming = await _shared_fork_server(replace(self.policy, preload=modules))
         return self._coming
 
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits
-        tree, memory = await to_thread.run_sync(generation.fork_server.make_place, limits)
-        return generation.adopt(Sandbox(generation.fork_server, tree, limits, memory=memory, proxy=self._proxy))
+        server = generation.fork_server
+        tree, memory = await made_in_thread(lambda: server.make_place(limits), server.drop_place)
+        return generation.adopt(Sandbox(server, tree, limits, memory=memory, proxy=self._proxy, packages=self._packages))
 
     def _refill(self) -> None:
         if self.policy.spares and not self._refilling and not self._closed:
@@ -194,3 +197,7 @@ class Sandboxes:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _shared_fork_server(policy: Policy) -> ForkServer:
+    return await made_in_thread(lambda: ForkServer.shared(policy), ForkServer.release)

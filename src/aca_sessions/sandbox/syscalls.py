@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import struct
 from enum import IntFlag
 
@@ -57,7 +58,7 @@ class Resolve(IntFlag):
     BENEATH = 8
 
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 38, 47
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 36, 38, 47
 _DETACH = 2
 _AT_RECURSIVE, _AT_EMPTY_PATH = 0x8000, 0x1000
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -102,9 +103,14 @@ def pivot_root_here() -> None:
     os.chdir("/")
 
 
-def die_with_parent() -> None:
-    """SIGKILL for this process when the thread that forked it ends. A change of uid clears it: call again."""
-    _prctl(_PR_SET_PDEATHSIG, 9)
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """A signal for this process when the thread that forked it ends. A change of uid clears it: call again."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of whatever below it loses its own."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_dumpable() -> None:
@@ -118,12 +124,17 @@ def no_new_privileges() -> None:
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability, in every set, for good."""
+    """Gives up every capability, in every set, for good; what bounds programs only while that may be done."""
+    drop_bounding_set()
+    _prctl(_PR_CAP_AMBIENT, 4)
+    _call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24))
+
+
+def drop_bounding_set() -> None:
+    """Lets no program that is run from here on have a capability from its file."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break  # past the last one that this kernel knows
-    _prctl(_PR_CAP_AMBIENT, 4)
-    _call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def install_filter(program: bytes) -> None:

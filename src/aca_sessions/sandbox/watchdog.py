@@ -87,10 +87,10 @@ def _at_most(init: int) -> int:
 
 
 def _sum(init: int, file: str) -> int:
-    return sum(_kilobytes(pid, file) for pid in _family(init)) * _KB
+    return sum(_kilobytes(pid, file) for pid in family(init)) * _KB
 
 
-def _family(init: int) -> list[int]:
+def family(init: int) -> list[int]:
     """A session's first process and all that descends from it: orphans become its children."""
     found, pending = [], [init]
     while pending:

@@ -34,7 +34,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Plan(Message):
-    """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears."""
+    """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears.
+
+    A base is the folder of sessions that have no namespaces, and so no root; "" where they have.
+    """
 
     roots: dict[str, str]
     first_uid: int
@@ -43,6 +46,7 @@ class Plan(Message):
     writable: list[str]
     preload: list[str]
     processes: int
+    base: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +190,17 @@ class WarmUp(Message):
     """Touch what a cell needs, ahead of the first one; answered like a cell."""
 
     execution: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend(Message):
+    """The folders of installed packages that the session finds from now on, and no others, unless one of the modules is loaded: the name
+    of a module that comes in another version. Answered like a cell.
+    """
+
+    execution: str
+    paths: list[str]
+    replaced: list[str]
 
 
 def encode(message: Message) -> bytes:

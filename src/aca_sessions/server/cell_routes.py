@@ -30,7 +30,11 @@ class CellRoutes:
 
     def table(self) -> Routes:
         """Azure's paths, and ours where they are offered."""
-        ours: Routes = [(extensions.INTERRUPT_PATH, "POST", self.interrupt), (extensions.RESET_PATH, "POST", self.reset)]
+        ours: Routes = [
+            (extensions.INTERRUPT_PATH, "POST", self.interrupt),
+            (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
+            (extensions.RESET_PATH, "POST", self.reset),
+        ]
         return [
             ("executions", "POST", self.execute),
             ("code/execute", "POST", self.execute),
@@ -60,6 +64,12 @@ class CellRoutes:
         """Interrupts an execution; its result says what that did."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
+        return JSONResponse({}, 202)
+
+    async def interrupt_session(self, request: Request) -> Response:
+        """Interrupts the execution that runs in a session, if one does."""
+        _, identifier = addressed(request, plain=False)
+        self._sessions.find(identifier).executions.interrupt_running()
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:

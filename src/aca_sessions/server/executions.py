@@ -95,6 +95,12 @@ class Executions:
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
+    def interrupt_running(self) -> None:
+        """Interrupts the cell whose turn it is; those that wait for theirs go on waiting."""
+        for execution in self._known.values():
+            if execution.status == "Running":
+                self.interrupt(execution)
+
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
         """Gives a cell what it asked for."""
         interpreter = (await self._sandbox()).running if execution.status == "Running" else None

@@ -19,6 +19,7 @@ from ..contract.extensions import encode_rich
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError, ConfigurationError
 from ..models import CodeExecutionResult
+from . import environments
 
 _FAILED, _UNUSABLE = 1, 2
 _MOST_SESSIONS = 100_000
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
+    environments.add(commands)
     conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True)
     conformance.add_argument("--report", type=Path, metavar="FILE", help="write all observations as JSON")

@@ -7,41 +7,20 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from ..wire import Command, Finished, Run, Started, WarmUp
-from . import commands, streams
+from ..wire import Command, Extend, Finished, Run, Started, WarmUp
+from . import commands, packages, streams
 from .link import Link, interrupts
+from .place import place
 
 if TYPE_CHECKING:
     from .shell import Shell
-
-_ENVIRONMENT = {
-    "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
-    "HOME": "/mnt/data",
-    "USER": "user",
-    "LOGNAME": "user",
-    "SHELL": "/bin/bash",
-    "TERM": "dumb",
-    "LANG": "C.UTF-8",
-    "TZ": "UTC",
-    "TMPDIR": "/tmp",
-    "XDG_CACHE_HOME": "/tmp/.cache",  # what libraries keep for themselves is no file of the session's
-    "XDG_CONFIG_HOME": "/tmp/.config",
-    "IPYTHONDIR": "/tmp/.ipython",
-    "MPLCONFIGDIR": "/tmp/.matplotlib",
-    "PLOTLY_RENDERER": "plotly_mimetype",
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONDONTWRITEBYTECODE": "1",
-    # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-}
 
 
 def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     """Runs one cell after another until the host closes the link. What leaves the session does so by the proxy, if there is one."""
     _differ_from_siblings()
     os.environ.clear()
-    os.environ.update(_ENVIRONMENT | (_by_proxy(*proxy) if proxy else {}))
+    os.environ.update(_environment() | (_by_proxy(*proxy) if proxy else {}))
     interrupts.listen()
     own_pid = os.getpid()
     for cell in link.cells(shell.loop_runner):
@@ -53,15 +32,42 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
         link.send(finished)
 
 
-def _run(cell: Run | Command | WarmUp, link: Link, shell: "Shell") -> Finished:
+def _run(cell: Run | Command | WarmUp | Extend, link: Link, shell: "Shell") -> Finished:
     match cell:
         case Run():
             return shell.run(cell, link.send, link.ask)
         case Command():
             return commands.run(cell, link.send)
+        case Extend():
+            return packages.extend(cell, link.send)
     link.send(Started(cell.execution))
     shell.warm_up()
     return Finished(cell.execution, None, None, None, "", "", [], [])
+
+
+def _environment() -> dict[str, str]:
+    own = place.temporary
+    return {
+        "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
+        "HOME": place.data,
+        "USER": "user",
+        "LOGNAME": "user",
+        "SHELL": "/bin/bash",
+        "TERM": "dumb",
+        "LANG": "C.UTF-8",
+        "TZ": "UTC",
+        "TMPDIR": own,
+        "XDG_CACHE_HOME": f"{own}/.cache",  # what libraries keep for themselves is no file of the session's
+        "XDG_CONFIG_HOME": f"{own}/.config",
+        "IPYTHONDIR": f"{own}/.ipython",
+        "MPLCONFIGDIR": f"{own}/.matplotlib",
+        "PLOTLY_RENDERER": "plotly_mimetype",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }
 
 
 def _by_proxy(host: str, port: int) -> dict[str, str]:

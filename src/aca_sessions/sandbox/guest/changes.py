@@ -1,9 +1,10 @@
-"""Which files of /mnt/data a cell created, changed or deleted."""
+"""Which files of its folder a cell created, changed or deleted."""
 
 import os
 import stat
 
-_DATA = "/mnt/data"
+from .place import place
+
 _MOST = 2000
 _MOST_TOLD = 1000
 _HIDDEN = (".upload-", "__pycache__")
@@ -44,7 +45,7 @@ def between(before: Listing | None, after: Listing | None) -> list[str]:
 
 def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
     try:
-        with os.scandir(f"{_DATA}/{folder}") as entries:
+        with os.scandir(f"{place.data}/{folder}") as entries:
             return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries if not entry.name.startswith(_HIDDEN)]
     except OSError:
         return []

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from ..wire import Command, Finished, Message, Started
 from . import changes, processes
 from .link import interrupts
+from .place import place
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _BY_SIGNAL = 128
@@ -31,7 +32,7 @@ def run(command: Command, send: Callable[[Message], None]) -> Finished:
 
 def _exit_code(command: Command) -> int:
     try:
-        process = subprocess.Popen(command.arguments, stdin=subprocess.PIPE, cwd="/mnt/data", start_new_session=True)
+        process = subprocess.Popen(command.arguments, stdin=subprocess.PIPE, cwd=place.data, start_new_session=True)
     except OSError as error:
         os.write(2, f"{command.arguments[0]}: {error.strerror}\n".encode())
         return _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE

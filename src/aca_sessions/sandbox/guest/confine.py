@@ -14,10 +14,11 @@ from .. import syscalls
 from ..syscalls import Mount, Namespace
 from ..wire import Spawn
 from . import landlock, root, seccomp
+from .place import DATA
 from .refusal import part
 
 GUEST_ID = 1000
-DATA = "/mnt/data"
+FIRST_POSSIBLE_UID = 20_000
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
@@ -40,12 +41,12 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
         _become_guest(uid)
 
 
-def limit(spawn: Spawn) -> None:
-    """Limits per process; the address space counts from what the fork came with."""
+def limit(spawn: Spawn, *, processes: int | None = None) -> None:
+    """Limits per process; the address space counts from what the fork came with, processes perhaps with others of the same user."""
     memory = _address_space() + spawn.address_space
     limits = {
         resource.RLIMIT_AS: memory,
-        resource.RLIMIT_NPROC: spawn.processes,
+        resource.RLIMIT_NPROC: processes or spawn.processes,
         resource.RLIMIT_NOFILE: spawn.open_files,
         resource.RLIMIT_FSIZE: spawn.file_size,
         resource.RLIMIT_CORE: 0,
@@ -56,11 +57,11 @@ def limit(spawn: Spawn) -> None:
         resource.setrlimit(name, (bound, bound))
 
 
-def give_up_power(*, memory_is_counted: bool = False) -> None:
+def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
     """No capability, no new privilege, and only the system calls of the allow list: for good."""
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
-    syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted))
+    syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted, walls=walls))
 
 
 def lock_down(spawn: Spawn) -> int:

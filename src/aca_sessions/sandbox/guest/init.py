@@ -8,38 +8,43 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..wire import BROKEN_EXIT, Ready, Spawn, frame
 from . import confine, streams
+from .place import place
 from .refusal import RefusalError, part
 
 if TYPE_CHECKING:
+    from .bare import Bare
+    from .namespaces import Namespaced
     from .shell import Shell
+
+    World = Bare | Namespaced
 
 PROXY = ("127.0.0.1", 3128)
 REPORT = struct.Struct("<ii")  # pid, wait status
 
 
-def main(spawn: Spawn, uid: int, connection: int, report: int, shell: "Shell") -> NoReturn:
+def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
     """Confines a forked child of the zygote and starts the interpreter in it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = socket.socket(fileno=connection)
     try:
-        confine.enter_namespaces(spawn, uid)
+        world.enter(spawn)
         listeners = _listen_for_proxy() if spawn.network == "allow" else []
         interpreter = os.fork()
         if interpreter == 0:
             os.close(report)
-            _interpret(spawn, link, listeners, shell)
+            _interpret(spawn, world, link, listeners, shell)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
         os._exit(1)
     link.close()
-    _reap(interpreter, report)
+    _reap(world, interpreter, report)
 
 
-def _reap(interpreter: int, report: int) -> NoReturn:
-    """Collects the dead and reports how the interpreter died. Signals from inside cannot touch a first process without handlers."""
+def _reap(world: "World", interpreter: int, report: int) -> NoReturn:
+    """Collects the dead and reports how the interpreter died."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_all_but(report)
-    confine.give_up_power()
+    world.begin_to_reap()
     while True:
         try:
             pid, status = os.waitpid(-1, 0)
@@ -56,18 +61,20 @@ def _listen_for_proxy() -> list[int]:
     return [listener.detach()]
 
 
-def _interpret(spawn: Spawn, link: socket.socket, listeners: list[int], shell: "Shell") -> NoReturn:
+def _interpret(spawn: Spawn, world: "World", link: socket.socket, listeners: list[int], shell: "Shell") -> NoReturn:
     try:
         from . import cells
         from .link import Link
+        from .shell import settle
 
         os.setsid()
-        os.chdir(confine.DATA)
+        os.chdir(place.data)
+        settle()
         shell.remember(spawn.history)
         outputs = streams.take_over()
         own = os.pidfd_open(os.getpid())
         frames, said = os.pipe()
-        version = confine.lock_down(spawn)
+        version = world.lock_down(spawn)
         brought = [own, frames, *outputs, *listeners]
         with part("session"):  # other sessions of this user may have all its descriptors on their way
             socket.send_fds(link, [frame(Ready(version))], brought)

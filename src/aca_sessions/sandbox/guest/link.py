@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..wire import Answer, Asked, Command, Frames, Message, Run, WarmUp, decode, frame
+from ..wire import Answer, Asked, Command, Extend, Frames, Message, Run, WarmUp, decode, frame
 from .loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
@@ -55,7 +55,7 @@ class Link:
         self._ended = True
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
-    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp]:
+    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Extend]:
         """The cells to run, until the host closes the link; what is left in the loop goes on between them."""
         self._woken = loop.wake
         while True:
@@ -99,7 +99,7 @@ class Link:
                 with interrupts.let_through():
                     self._incoming.poll()
                 data = self._connection.recv(1 << 16)
-                self._inbox += [decode(payload, Run, Command, WarmUp, Answer) for payload in self._frames.feed(data)]
+                self._inbox += [decode(payload, Run, Command, WarmUp, Extend, Answer) for payload in self._frames.feed(data)]
                 self._ended = not data
                 if threading.current_thread() is not threading.main_thread():
                     self._woken()

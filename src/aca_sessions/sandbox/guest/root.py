@@ -9,6 +9,7 @@ from ..syscalls import Mount
 from ..wire import Plan
 
 GUEST_CODE = "/.guest"
+CHILDREN = "children"  # below it: what the Python programs that a session starts find
 SESSIONS = "/.sess"
 # An environment below /tmp lies here, since every session has a /tmp of its own; links in that lead to it.
 _BELOW_TMP = "/.tmp"
@@ -26,7 +27,7 @@ _DEVICE_LINKS = {
     "ptmx": "pts/ptmx",
 }
 _SYSTEM_FOLDERS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_SETTINGS = (
+SETTINGS = (
     *("alternatives", "fonts", "ld.so.cache", "localtime", "locale.alias", "mime.types", "nsswitch.conf", "pki/ca-trust/extracted"),
     *("pki/tls/certs", "protocols", "services", "ssl/certs", "ssl/openssl.cnf", "timezone"),
 )
@@ -54,7 +55,7 @@ def build(plan: Plan, code: str) -> str:
         _add_environment(base, target, source)
     for target, source in plan.mounts.items():
         _bind(source, base + target, writable=target in plan.writable)
-    _copy_code(Path(code), Path(base + GUEST_CODE))
+    copy_code(Path(code), Path(base + GUEST_CODE))
     return base
 
 
@@ -100,7 +101,7 @@ def _add_system(base: str) -> None:
 
 
 def _add_settings(base: str) -> None:
-    for name in _SETTINGS:
+    for name in SETTINGS:
         source = os.path.realpath(f"/etc/{name}")
         if os.path.exists(source):
             _bind(source, f"{base}/etc/{name}")
@@ -142,7 +143,7 @@ def _bind(source: str, target: str, *, writable: bool = False) -> None:
     syscalls.harden_mount(target, read_only=not writable)
 
 
-def _copy_code(source: Path, target: Path) -> None:
+def copy_code(source: Path, target: Path) -> None:
     """Copies the guest's own modules: nothing else of the package's folder is in sight."""
     sandbox = Path("aca_sessions", "sandbox")
     (target / sandbox / "guest").mkdir(parents=True)
@@ -150,5 +151,8 @@ def _copy_code(source: Path, target: Path) -> None:
     own = [source / sandbox / name for name in ("__init__.py", "wire.py", "syscalls.py")]
     for file in own + sorted((source / sandbox / "guest").glob("*.py")):
         (target / file.relative_to(source)).write_bytes(file.read_bytes())
+    (target / CHILDREN).mkdir()
+    for file in (source / sandbox / "guest" / CHILDREN).glob("*.py"):
+        (target / CHILDREN / file.name).write_bytes(file.read_bytes())
     for shim in (source / sandbox / "guest" / "shims").glob("*.py"):
         (target / shim.name).write_bytes(shim.read_bytes())  # last on the path: only where the environment has no such module

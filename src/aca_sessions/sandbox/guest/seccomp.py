@@ -3,6 +3,7 @@
 import errno
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from ..syscalls import ARCHITECTURES, MACHINE, Namespace
 
@@ -48,6 +49,23 @@ _X86_64_ONLY = """
 # RLIMIT_AS does not see a memfd: without a memory cgroup it would be a way round the limit.
 _ESCAPES_ADDRESS_SPACE_LIMIT = "memfd_create"
 
+# Where no namespace, no user of its own or no scope of signals holds a session, these would reach what is the host's.
+_WATCHES = (
+    *("inotify_init", "inotify_init1", "inotify_add_watch", "inotify_rm_watch", "getxattr", "lgetxattr", "fgetxattr", "listxattr"),
+    *("llistxattr", "flistxattr", "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr"),
+)
+_CONNECTS = ("bind", "connect", "listen", "accept", "accept4")
+# Landlock asks nobody who may change a file's mode, owner or times: the kernel asks only whose the file is.
+_CHANGES_WITHOUT_OPENING = (
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "futimesat", "utimensat"),
+)
+_SIGNALS = ("kill", "tkill", "tgkill", "pidfd_send_signal", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+_OWNERS_OF_SIGNALS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+_ON_ITSELF = {"prlimit64": 0, "sched_setaffinity": 0, "sched_setparam": 0, "sched_setscheduler": 0, "sched_setattr": 0}
+_ON_ONE_PROCESS = {"setpriority": 0, "ioprio_set": 1}  # PRIO_PROCESS, IOPRIO_WHO_PROCESS
+# FIONREAD, FIONBIO, FIOCLEX, FIONCLEX, TCGETS, TIOCGWINSZ: others set flags of files that are only open to be read.
+_HARMLESS_CONTROLS = (0x541B, 0x5421, 0x5451, 0x5450, 0x5401, 0x5413)
+
 _AUDIT_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 _FIRST_MODERN = 424  # from here on libc has a fall-back, which it takes on ENOSYS only
@@ -66,12 +84,28 @@ _FILE_TYPE = 0o170000
 _HARMLESS_FILE_TYPES = (0, 0o010000, 0o100000, 0o140000)  # none, FIFO, regular, socket: no devices
 
 
-def program(memory_is_counted: bool, machine: str = MACHINE) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """What separates a session besides the filter; where something is missing, the filter refuses what would need it."""
+
+    namespaces: bool = False
+    own_user: bool = False  # no file of the host's is its user's, and no process
+    own_signals: bool = False  # none reaches a process outside
+    network: bool = False  # it may use the host's
+
+
+NAMESPACES = Walls(namespaces=True, own_user=True, own_signals=True, network=True)
+
+
+def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = NAMESPACES) -> bytes:
     """The filter for this machine; memfd only where a cgroup counts the memory behind it."""
     numbers = allowed(machine)
     if not memory_is_counted:
         del numbers[_ESCAPES_ADDRESS_SPACE_LIMIT]
-    rules = [*_prologue(machine), *_argument_rules(numbers, machine), *_allow_ranges(numbers.values())]
+    for name in _needing_more(walls):
+        numbers.pop(name, None)
+    bare = [] if walls.namespaces else [*_bare_rules(numbers, walls)]
+    rules = [*_prologue(machine), *bare, *_argument_rules(numbers, machine), *_allow_ranges(numbers.values())]
     rules += [_jump(_AT_LEAST, _FIRST_MODERN, 0, 1), _refuse(errno.ENOSYS), _refuse(errno.EPERM)]
     return b"".join(rules)
 
@@ -98,15 +132,48 @@ def _prologue(machine: str) -> Iterator[bytes]:
         yield _refuse(errno.ENOSYS)
 
 
+def _needing_more(walls: Walls) -> list[str]:
+    """The calls that a wall must hold which is not there."""
+    by_user = ((walls.own_user, _CHANGES_WITHOUT_OPENING), (walls.own_signals, _SIGNALS))
+    needed = ((walls.namespaces, _WATCHES), (walls.network, _CONNECTS), *by_user)
+    return [name for there, names in needed if not there for name in names]
+
+
+def _bare_rules(numbers: dict[str, int], walls: Walls) -> Iterator[bytes]:
+    """Rules in the place of stricter walls: no path names a Unix socket of the host's, and no number another process."""
+    yield from _rule(numbers.pop("socketpair"), _connected_pair())
+    by_the_internet = [_argument(0), _jump(_EQUAL, _UNIX, 0, 1), _refuse(errno.EAFNOSUPPORT), *_socket_rule()]
+    yield from _rule(numbers.pop("socket"), by_the_internet if walls.network else [_refuse(errno.EAFNOSUPPORT)])
+    if walls.own_user:
+        return
+    for name, argument in _ON_ITSELF.items():
+        yield from _rule(numbers.pop(name), _only_values([_argument(argument)], (0,)))
+    for name, one_process in _ON_ONE_PROCESS.items():
+        itself = _only_values([_argument(1)], (0,))
+        yield from _rule(numbers.pop(name), [_argument(0), _jump(_EQUAL, one_process, 1, 0), _refuse(errno.EPERM), *itself])
+    yield from _rule(numbers.pop("ioctl"), _only_values([_argument(1)], _HARMLESS_CONTROLS, otherwise=errno.ENOTTY))
+    if not walls.own_signals:
+        yield from _rule(numbers.pop("fcntl"), _deny_values(1, _OWNERS_OF_SIGNALS))
+
+
+def _connected_pair() -> list[bytes]:
+    """Only a stream keeps to its other end: a datagram may be addressed to any socket that has a path."""
+    kind = _only_values(_masked(1, _SOCKET_TYPE), (_STREAM,), otherwise=errno.ESOCKTNOSUPPORT)
+    return [_argument(0), _jump(_EQUAL, _UNIX, 1, 0), _refuse(errno.EAFNOSUPPORT), *kind]
+
+
 def _argument_rules(numbers: dict[str, int], machine: str) -> Iterator[bytes]:
     """Calls that depend on an argument. Each rule decides for good, and takes its call out of the plain list."""
     # clone3 hides its flags behind a pointer; glibc falls back to clone.
     yield from _rule(435, [_refuse(errno.ENOSYS)])
     yield from _rule(numbers.pop("clone"), [_argument(0), _jump(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM), _return(_ALLOW)])
-    yield from _rule(numbers.pop("socket"), _socket_rule())
-    # A socket of any family is made before the kernel finds that the family knows no pairs.
-    yield from _rule(numbers.pop("socketpair"), _only_values([_argument(0)], (_UNIX,), otherwise=errno.EAFNOSUPPORT))
-    yield from _rule(numbers.pop("ioctl"), _deny_values(1, (_TIOCSTI, _TIOCLINUX, _TIOCSETD)))
+    if "socket" in numbers:
+        yield from _rule(numbers.pop("socket"), _socket_rule())
+    if "socketpair" in numbers:
+        # A socket of any family is made before the kernel finds that the family knows no pairs.
+        yield from _rule(numbers.pop("socketpair"), _only_values([_argument(0)], (_UNIX,), otherwise=errno.EAFNOSUPPORT))
+    if "ioctl" in numbers:
+        yield from _rule(numbers.pop("ioctl"), _deny_values(1, (_TIOCSTI, _TIOCLINUX, _TIOCSETD)))
     yield from _rule(numbers.pop("prctl"), _deny_values(0, (_PR_SET_SECCOMP, _PR_SET_MM)))
     yield from _rule(numbers.pop("personality"), _only_values([_argument(0)], (0, 0xFFFFFFFF)))
     yield from _rule(numbers.pop("mknodat"), _only_values(_masked(2, _FILE_TYPE), _HARMLESS_FILE_TYPES))

@@ -17,6 +17,7 @@ from . import changes, loop, questions, streams, tracebacks
 from .collected import Collected, no_late_displays
 from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
 from .link import interrupts
+from .place import place
 from .variables import Variables
 
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
@@ -81,6 +82,7 @@ class Shell(InteractiveShell):
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
         """Without our own frames at its end: an interrupt is raised in one of ours, in the middle of the user's code."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
+        tracebacks.explain(value)
         tracebacks.cut_own(traceback)
         if tracebacks.holds_group(value) and not options.get("exception_only"):
             self._showtraceback(etype, value, [tracebacks.native(value, traceback)])
@@ -149,7 +151,7 @@ class Shell(InteractiveShell):
 
     def _forget_listings(self) -> None:
         """Lets a module that was written a moment ago be found: folders are listed once and remembered."""
-        finder = sys.path_importer_cache.get("/mnt/data")
+        finder = sys.path_importer_cache.get(place.data)
         if isinstance(finder, FileFinder):
             finder.invalidate_caches()
 
@@ -174,7 +176,11 @@ def build_shell(preload: list[str]) -> Shell:
     own_loop.forget()
     questions.take_over()
     sys.argv[:] = [""]
-    sys.path.insert(0, "/mnt/data")
-    sys.path.append("/mnt/data/.packages")  # what a session installed
     sys.dont_write_bytecode = True  # a file uploaded twice within a second would be taken for its first version
     return shell
+
+
+def settle() -> None:
+    """Makes a session's own folder the first place where modules are sought, and what it installs there the last."""
+    sys.path.insert(0, place.data)
+    sys.path.append(f"{place.data}/.packages")

@@ -6,7 +6,9 @@ from types import TracebackType
 
 import IPython
 
-_OWN_CODE = "/.guest/"
+from .place import DATA, place
+
+_OWN_CODE = os.path.join(os.path.dirname(__file__), "")
 _IPYTHON = os.path.dirname(IPython.__file__) + os.sep
 
 
@@ -19,6 +21,13 @@ def cut_own(traceback: TracebackType | None) -> None:
         traceback = traceback.tb_next
     if last_of_others is not None:
         last_of_others.tb_next = None
+
+
+def explain(error: BaseException) -> None:
+    """Without a root of its own a session has no /mnt/data. Nothing pretends that it had: who looks for it is told where its files are."""
+    sought = str(getattr(error, "filename", None) or "")
+    if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
+        error.add_note(f"There is no {DATA} in this session: its files are in the working directory, {place.data}. Use relative names.")
 
 
 def holds_group(error: BaseException | None) -> bool:

@@ -9,19 +9,24 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import syscalls
-from ..syscalls import Mount, Namespace
+from ..syscalls import Namespace
 from ..wire import Done, DropTree, MakeTree, Plan, Refused, Spawn, WireError, decode, encode
-from . import confine, root
+from . import bare, confine, root
+from .bare import Bare
+from .namespaces import Namespaced
 from .refusal import RefusalError, part
 
 if TYPE_CHECKING:
     from .shell import Shell
 
+World = Bare | Namespaced
+
 _NOBODY = 65534
-_GO_ON = f"import sys; sys.path.append({root.GUEST_CODE!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
+_GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
 
 
 def main() -> None:
@@ -29,9 +34,13 @@ def main() -> None:
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
         plan = decode(control.recv(1 << 20), Plan)
-        pid_namespace = _settle(plan, f"/proc/self/fd/{code}")
+        source = f"/proc/self/fd/{code}"
+        if plan.base:
+            home, world = f"{plan.base}/code", _without_namespaces(plan, source)
+        else:
+            home, world = root.GUEST_CODE, str(_settle(plan, source))
         os.close(code)
-        _begin_again((control.fileno(), host, pid_namespace), plan.preload)
+        _begin_again((control.fileno(), host), home, [world, *plan.preload])
     except RefusalError as refusal:
         control.send(encode(refusal.told))
         sys.exit(1)
@@ -41,18 +50,17 @@ def go_on() -> None:
     """The same fork server as a program of its own root, with the environment's own packages."""
     import site
 
-    descriptors, preload = [int(number) for number in sys.argv[1:4]], sys.argv[4:]
-    for descriptor in descriptors:
+    control, host = int(sys.argv[1]), int(sys.argv[2])
+    for descriptor in (control, host):
         os.set_inheritable(descriptor, False)
-    syscalls.die_with_parent()
-    sys.path.remove(root.GUEST_CODE)
+    world, preload = _world(sys.argv[3], sys.argv[4:])
+    code = sys.path.pop()
     site.main()
-    sys.path.append(root.GUEST_CODE)
-    control, host, pid_namespace = descriptors
-    preload_and_serve(socket.socket(fileno=control), host, pid_namespace, preload)
+    sys.path.append(code)
+    preload_and_serve(socket.socket(fileno=control), host, world, preload)
 
 
-def preload_and_serve(control: socket.socket, host: int, pid_namespace: int, preload: list[str]) -> None:
+def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
     """Builds the shell before any session needs it, then forks on request until the host is gone."""
     try:
         from .shell import build_shell
@@ -62,14 +70,28 @@ def preload_and_serve(control: socket.socket, host: int, pid_namespace: int, pre
         part = "preload" if error.name in preload else "IPython in the guests' environment"
         control.send(encode(Refused(part, 0, str(error))))
         sys.exit(1)
-    syscalls.unmount("/tmp")
+    own = os.getpid()
+    world.settle()
     gc.collect()
     gc.disable()
     gc.freeze()  # a collection in a session would otherwise write to, and so copy, every page of the zygote
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     _allow_many_descriptors()
     control.send(encode(Done()))
-    _Forking(control, pid_namespace, shell).serve(host)
+    try:
+        _Forking(control, world, shell).serve(host)
+    finally:
+        if os.getpid() == own:
+            world.end()
+
+
+def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
+    """How sessions are held, as `main` found it out, and what else it said: the modules to preload."""
+    if first.isdecimal():
+        os.set_inheritable(int(first), False)
+        syscalls.die_with_parent()
+        return Namespaced(int(first)), rest
+    return Bare.told(first), rest
 
 
 def _allow_many_descriptors() -> None:
@@ -81,9 +103,9 @@ def _allow_many_descriptors() -> None:
 
 
 class _Forking:
-    def __init__(self, control: socket.socket, pid_namespace: int, shell: "Shell") -> None:
+    def __init__(self, control: socket.socket, world: World, shell: "Shell") -> None:
         self._control = control
-        self._pid_namespace = pid_namespace
+        self._world = world
         self._shell = shell
 
     def serve(self, host: int) -> None:
@@ -106,10 +128,9 @@ class _Forking:
             answer: int | None = None
             match decode(payload, MakeTree, DropTree, Spawn):
                 case MakeTree() as request:
-                    answer = self._make_tree(request)
+                    answer = self._world.make_tree(request)
                 case DropTree(tree):
-                    syscalls.unmount(_folder(tree))
-                    os.rmdir(_folder(tree))
+                    self._world.drop_tree(tree)
                 case Spawn() as request:
                     answer = self._spawn(request, descriptors)
         except (OSError, WireError) as error:
@@ -120,54 +141,22 @@ class _Forking:
         if answer is not None:
             os.close(answer)
 
-    def _make_tree(self, request: MakeTree) -> int:
-        folder = _folder(request.tree)
-        owner = self._owner(request.tree)
-        os.mkdir(folder)
-        options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
-        syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
     def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
-        """Forks a session into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
         connection, report = descriptors
-        zygote = os.getpid()
-        syscalls.unshare(Namespace.PID)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._become_session(request, connection, report)
-        finally:
-            if os.getpid() == zygote:
-                self._return_to_own_pid_namespace()
+        pid = self._world.fork()
+        if pid == 0:
+            self._become_session(request, connection, report)
+        self._world.remember(request.tree, pid)
         return os.pidfd_open(pid)
-
-    def _return_to_own_pid_namespace(self) -> None:
-        try:
-            syscalls.setns(self._pid_namespace, Namespace.PID)
-        except OSError:
-            os._exit(70)  # it could fork no further session: the host starts another zygote
 
     def _become_session(self, request: Spawn, connection: int, report: int) -> NoReturn:
         try:
             from . import init
 
             confine.close_all_but(connection, report)
-            init.main(request, self._owner(request.tree), connection, report, self._shell)
+            init.main(request, self._world, connection, report, self._shell)
         finally:
             os._exit(70)
-
-    def _owner(self, tree: int) -> int:
-        return tree if _distinct_uids() else 0
-
-
-def _folder(tree: int) -> str:
-    return f"{root.SESSIONS}/{tree}"
-
-
-def _distinct_uids() -> bool:
-    with open("/proc/self/uid_map") as lines:
-        return len(lines.readlines()) > 1
 
 
 def _settle(plan: Plan, code: str) -> int:
@@ -176,7 +165,9 @@ def _settle(plan: Plan, code: str) -> int:
     _limit_all_sessions(plan.processes)
     base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
     with part("root folder"):
-        return root.enter(base)
+        namespace = root.enter(base)
+    os.set_inheritable(namespace, True)
+    return namespace
 
 
 def _limit_all_sessions(processes: int) -> None:
@@ -271,7 +262,17 @@ def _wait_for(child: int) -> NoReturn:
     os._exit(0)
 
 
-def _begin_again(descriptors: Sequence[int], preload: Sequence[str]) -> NoReturn:
+def _without_namespaces(plan: Plan, code: str) -> str:
+    """Nothing is left but to put the sessions' own code where they may read it."""
+    os.umask(0o022)
+    bare.check(plan)
+    with part("sessions' folder"):
+        root.copy_code(Path(code), Path(plan.base, "code"))
+        os.environ |= dict.fromkeys(("HOME", "IPYTHONDIR", "MPLCONFIGDIR"), plan.base)
+    return bare.told_by(plan)
+
+
+def _begin_again(descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
     """Starts the interpreter anew from inside the root, where its program is read-only.
 
     The kernel remembers how a running program was found: /proc/self/exe leads to it through the host's own mount, and whoever owns the
@@ -281,4 +282,4 @@ def _begin_again(descriptors: Sequence[int], preload: Sequence[str]) -> NoReturn
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
         program = sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
-        os.execv(program, [program, "-I", "-S", "-B", "-c", _GO_ON, *map(str, descriptors), *preload])  # noqa: S606
+        os.execv(program, [program, "-I", "-S", "-B", "-c", _GO_ON.format(code), *map(str, descriptors), *told])  # noqa: S606

@@ -1,0 +1,72 @@
+"""The processes below one, where no pid namespace ends them together."""
+
+import contextlib
+import os
+import signal
+
+_AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank
+
+
+def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> bool:
+    """Stops every process below one, then kills them: what is stopped forks no more. Answers whether there was any."""
+    stopped: set[int] = set()
+    while new := _below(ancestor, spared) - stopped:
+        _signal_all(new, signal.SIGSTOP)
+        stopped |= new
+    _signal_all(stopped, signal.SIGKILL)
+    return bool(stopped)
+
+
+def threads_of(uid: int) -> int:
+    """How many threads a user has on this host: the kernel counts them all against the user's limit."""
+    return sum(_threads(pid) for pid in _pids() if _owner(pid) == uid)
+
+
+def _below(ancestor: int, spared: frozenset[int]) -> set[int]:
+    children: dict[int, list[int]] = {}
+    for pid in _pids():
+        parent = _parent(pid)
+        if parent is not None:
+            children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    pending = [pid for pid in children.get(ancestor, []) if pid not in spared]
+    while pending:
+        pid = pending.pop()
+        found.add(pid)
+        pending += children.get(pid, [])
+    return found
+
+
+def _parent(pid: int) -> int | None:
+    """None for one that has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return None
+    state, parent = text[text.rindex(")") + _AFTER_NAME :].split()[:2]
+    return None if state in "ZX" else int(parent)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
+
+
+def _signal_all(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

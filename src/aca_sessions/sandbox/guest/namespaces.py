@@ -1,0 +1,81 @@
+"""Full isolation: each session in namespaces of its own, forked by a zygote that lives in a root which it has built."""
+
+import os
+
+from .. import syscalls
+from ..syscalls import Mount, Namespace
+from ..wire import MakeTree, Spawn
+from . import confine, root
+
+
+class Namespaced:
+    """What the zygote does for its sessions where this host gives namespaces."""
+
+    def __init__(self, pid_namespace: int) -> None:
+        """Keeps a descriptor of the zygote's own pid namespace."""
+        self._pid_namespace = pid_namespace
+
+    def settle(self) -> None:
+        """Everything is loaded: the zygote needs no folder of its own any more."""
+        syscalls.unmount("/tmp")
+
+    def remember(self, tree: int, init: int) -> None:
+        """The kernel does."""
+
+    def make_tree(self, request: MakeTree) -> int:
+        """A descriptor of a new, empty, size-limited folder."""
+        folder, owner = _folder(request.tree), _owner(request.tree)
+        os.mkdir(folder)
+        options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
+        syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def drop_tree(self, tree: int) -> None:
+        """Lets go of a folder; its memory is free when its last user is gone."""
+        syscalls.unmount(_folder(tree))
+        os.rmdir(_folder(tree))
+
+    def fork(self) -> int:
+        """Forks into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
+        syscalls.unshare(Namespace.PID)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:
+                self._return_to_own_pid_namespace()
+        return pid
+
+    def enter(self, spawn: Spawn) -> None:
+        """Makes the first process of a session what all of it is."""
+        confine.enter_namespaces(spawn, _owner(spawn.tree))
+
+    def lock_down(self, spawn: Spawn) -> int:
+        """Binds the interpreter; answers the Landlock version in force."""
+        return confine.lock_down(spawn)
+
+    def begin_to_reap(self) -> None:
+        """Signals from inside cannot touch a first process without handlers, and its end is everybody's."""
+        confine.give_up_power()
+
+    def end(self) -> None:
+        """The kernel ends a pid namespace with its first process, which is the zygote."""
+
+    def _return_to_own_pid_namespace(self) -> None:
+        try:
+            syscalls.setns(self._pid_namespace, Namespace.PID)
+        except OSError:
+            os._exit(70)  # it could fork no further session: the host starts another zygote
+
+
+def _folder(tree: int) -> str:
+    return f"{root.SESSIONS}/{tree}"
+
+
+def _owner(tree: int) -> int:
+    return tree if _distinct_uids() else 0
+
+
+def _distinct_uids() -> bool:
+    with open("/proc/self/uid_map") as lines:
+        return len(lines.readlines()) > 1

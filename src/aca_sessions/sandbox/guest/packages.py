@@ -1,0 +1,55 @@
+"""What the host put into /.packages for this session becomes importable, here and in the programs that it starts."""
+
+import importlib
+import os
+import site
+import sys
+from collections.abc import Callable, Sequence
+
+from ..wire import Extend, Finished, Message, Started
+from . import processes, root
+from .link import interrupts
+
+_CHILDREN = f"{root.GUEST_CODE}/{root.CHILDREN}"
+_shown: list[str] = []
+
+
+def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
+    """Finds these packages and no others; where a module of another version is loaded, nothing changes."""
+    loaded = [name for name in extend.replaced if name in sys.modules]
+    if loaded:
+        names = ", ".join(loaded)
+        message = f"{names} is loaded in another version: reset the session, then install it before it is imported"
+        return _finished(extend, "PackageConflictError", message)
+    try:
+        with interrupts.allowed():
+            send(Started(extend.execution))
+            _find(extend.paths)
+    except BaseException as error:
+        return _finished(extend, type(error).__name__, f"the session could not take the packages: {error}")
+    return _finished(extend, None, "")
+
+
+def _find(paths: Sequence[str]) -> None:
+    """A .pth file may run code: this is the place for it."""
+    own = [path for path in sys.path if path == root.GUEST_CODE]  # what stands in for missing modules stays last
+    sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
+    for path in paths:
+        if path not in _shown:
+            site.addsitedir(path)
+    sys.path.extend(own)
+    _shown[:] = paths
+    importlib.invalidate_caches()
+    _show_to_programs(paths)
+
+
+def _show_to_programs(paths: Sequence[str]) -> None:
+    bare = [path for path in os.environ.get("PATH", "").split(os.pathsep) if not path.startswith("/.packages/")]
+    os.environ["PATH"] = os.pathsep.join([*bare, *(f"{path}/bin" for path in paths)])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != _CHILDREN]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*others, _CHILDREN])
+    os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)
+
+
+def _finished(extend: Extend, name: str | None, message: str) -> Finished:
+    return Finished(extend.execution, None, None, name, message, "", [], processes.others())

@@ -1,0 +1,250 @@
+"""Unpacked sets of wheels on this host, shared by its sessions: content-addressed, never changed, those in use never removed. Blocking.
+
+sets/NAME        one set; the folder can be entered and not listed, and names cannot be guessed
+labels/NAME      what is in it, its size, and when it was used last; who holds a shared lock on it uses the set
+answers/KEY      what some requirements were resolved to, and when
+work/            what is being unpacked
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from .policy import PackageSource
+from .requirements import PackageError, Wheel
+
+SHOWN_AT = "/.packages"
+_ABANDONED_SECONDS = 86_400.0
+_NAME_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class HeldSet:
+    """A set in use: it stays until it is let go of."""
+
+    name: str
+    wheels: tuple[Wheel, ...]
+    lock: int
+
+    @property
+    def path(self) -> str:
+        """Where sessions find it."""
+        return f"{SHOWN_AT}/{self.name}"
+
+    def let_go(self) -> None:
+        """It may be removed when room is needed."""
+        os.close(self.lock)
+
+
+class PackageCache:
+    """One folder of this host, used by any number of processes at once."""
+
+    def __init__(self, folder: str, size: int) -> None:
+        """Makes the folder where there is none; PackageError where it cannot be."""
+        self._root = Path(folder)
+        self._size = size
+        try:
+            self._secret = self._prepare()
+        except OSError as error:
+            reason = f"packages cannot be kept in their folder on this host ({error.strerror})"
+            raise PackageError("PackageCacheError", f"{reason}: name another in ACASessions:Packages:CacheFolder") from None
+
+    @property
+    def sets(self) -> str:
+        """The folder that sessions see."""
+        return str(self._root / "sets")
+
+    def name_of(self, *parts: str) -> str:
+        """A name for some content, the same each time; nobody without the cache's secret can tell it."""
+        return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
+
+    def hold(self, name: str) -> HeldSet | None:
+        """A set, if it is there, for as long as it is not let go of."""
+        try:
+            lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if os.fstat(lock).st_nlink == 0 or not (self._root / "sets" / name).is_dir():
+            os.close(lock)
+            return None
+        os.utime(lock)
+        return HeldSet(name, _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
+
+    def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
+        """Takes over an unpacked set, unless it is there already; makes room by removing others."""
+        label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
+        _create(self._root / "labels" / name, json.dumps(label))  # never replaced: locks on it would be on another file
+        with contextlib.suppress(OSError):  # somebody else was first
+            os.rename(unpacked, self._root / "sets" / name)
+        self._make_room(but=name)
+
+    def recall(self, key: str, *, within: float) -> HeldSet | None:
+        """The set that some requirements were resolved to, if that was no longer ago and it is still there."""
+        path = self._root / "answers" / key
+        try:
+            if time.time() - path.stat().st_mtime > within:
+                return None
+            return self.hold(path.read_text())
+        except FileNotFoundError:
+            return None
+
+    def remember(self, key: str, name: str) -> None:
+        """From now on some requirements are resolved to this set."""
+        _replace(self._root / "answers" / key, name)
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        """A folder to work in, on the same file system, that is gone afterwards."""
+        folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
+        """A copy of a set but for some of its packages; files are linked, not copied."""
+        source, target = self._root / "sets" / held.name, place / "unpacked"
+        gone = {file for name in names for file in _files_of(source, name)}
+
+        def is_gone(folder: str, entries: list[str]) -> set[str]:
+            return {entry for entry in entries if os.path.relpath(os.path.join(folder, entry), source) in gone}
+
+        shutil.copytree(source, target, ignore=is_gone, copy_function=_link, symlinks=True)
+        _prune(target)
+        return target
+
+    def metadata_of(self, held: HeldSet) -> list[Path]:
+        """Where the packages of a set say what they are and need."""
+        return sorted((self._root / "sets" / held.name).glob("*.dist-info/METADATA"))
+
+    def modules_of(self, held: HeldSet, name: str) -> list[str]:
+        """The names by which a package of a set is imported."""
+        tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / held.name, name)}
+        return sorted(top for top in tops if top.isidentifier() and top != "bin")
+
+    def _prepare(self) -> bytes:
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for name in ("labels", "answers", "work"):
+            (self._root / name).mkdir(exist_ok=True, mode=0o700)
+        sets = self._root / "sets"
+        sets.mkdir(exist_ok=True)
+        sets.chmod(0o311)  # sessions enter it, as another user or as this one, and cannot list it
+        key = self._root / "key"
+        if not key.exists():
+            _create(key, secrets.token_hex(32))
+        return key.read_bytes()
+
+    def _make_room(self, but: str) -> None:
+        labels = sorted((self._root / "labels").iterdir(), key=_last_used)
+        total = sum(map(_labelled_size, labels))
+        for label in labels:
+            if total > self._size and label.name != but:
+                total -= self._remove(label)
+        for left in (self._root / "work").iterdir():
+            if time.time() - _last_used(left) > _ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _remove(self, label: Path) -> int:
+        """What was freed; 0 where the set is in use."""
+        size = _labelled_size(label)
+        try:
+            lock = os.open(label, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return 0
+        with self.workplace() as place:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._root / "sets" / label.name, place / "removed")
+            label.unlink(missing_ok=True)  # last: whoever waits for the lock sees by it that the set is gone
+            os.close(lock)
+        return size
+
+
+def _files_of(folder: Path, name: str) -> set[str]:
+    """What a package's own record says; the record may be hostile, and only names what to leave out of a copy."""
+    found: set[str] = set()
+    for about in folder.glob("*.dist-info"):
+        if canonicalize_name(about.name.partition("-")[0]) == name:
+            found |= {f"{about.name}/{entry.name}" for entry in about.iterdir()} | {about.name}
+            with contextlib.suppress(FileNotFoundError):
+                found |= {_inside(line.rsplit(",", 2)[0]) for line in (about / "RECORD").read_text().splitlines()}
+    return found
+
+
+def _inside(recorded: str) -> str:
+    """Scripts are recorded as they would lie in an environment: ../../bin/name."""
+    return recorded.strip('"').removeprefix("../../")
+
+
+def _prune(folder: Path) -> None:
+    """An empty folder could still be imported, as a namespace."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
+    folder.mkdir(exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    os.link(source, target, follow_symlinks=False)
+
+
+def _create(path: Path, text: str) -> None:
+    """Whoever comes first makes the file, whole."""
+    mine = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    mine.write_text(text)
+    mine.chmod(0o600)
+    with contextlib.suppress(FileExistsError):
+        os.link(mine, path)
+    mine.unlink()
+
+
+def _replace(path: Path, text: str) -> None:
+    mine = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    mine.write_text(text)
+    os.replace(mine, path)
+
+
+def _wheels(told: Sequence[Sequence[str]]) -> tuple[Wheel, ...]:
+    return tuple(Wheel(*one) for one in told)
+
+
+def _last_used(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
+
+
+def _labelled_size(label: Path) -> int:
+    try:
+        return int(json.loads(label.read_text())["size"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _size(folder: Path) -> int:
+    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
+
+
+def shown(source: PackageSource) -> dict[str, str]:
+    """The folder that sessions see, by where they see it; none where this host cannot keep packages, which whoever asks for one is told."""
+    try:
+        return {SHOWN_AT: PackageCache(source.folder, source.cache_size).sets}
+    except PackageError:
+        return {}

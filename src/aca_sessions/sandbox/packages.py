@@ -1,0 +1,100 @@
+"""What sessions may install: resolved on the host for the guests' Python, unpacked once, kept for all. Nothing of a package runs here."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from anyio import to_thread
+from packaging.requirements import Requirement
+
+from . import environment
+from .package_cache import HeldSet, PackageCache
+from .pip_output import Tell
+from .policy import Policy
+from .requirements import PackageError, Wheel, by_name, canonical, is_pinned
+from .resolver import Known, Resolver
+
+_VALID_SECONDS = 86_400.0  # that an answer to what is not pinned is taken for the newest
+_FOREVER = float("inf")
+_AT_ONCE = 2  # programs of pip's; further ones wait, and may find in the cache what they came for
+
+
+class Packages:
+    """The cache and the resolver of all sessions under one policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        """Touches nothing yet."""
+        self._python = policy.python or sys.executable
+        self._source = policy.packages
+        self._resolver = Resolver(self._python, policy.packages, policy.packages.cache_size)
+        self._cache: PackageCache | None = None
+        self._environment: dict[str, str] | None = None
+        self._version = ""
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def environment(self) -> dict[str, str]:
+        """What guests find anyway: versions by names."""
+        if self._environment is None:
+            self._version, packages = await to_thread.run_sync(environment.installed, self._python)
+            self._environment = by_name(packages)
+        return self._environment
+
+    @property
+    def cache(self) -> PackageCache:
+        """The folder of this host; PackageError where it cannot be used."""
+        if self._cache is None:
+            self._cache = PackageCache(self._source.folder, self._source.cache_size)
+        return self._cache
+
+    async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
+        """What meets the requirements beside the environment and some sets, held; None where nothing is to be added."""
+        known = Known(await self.environment(), [path for held in sets for path in self.cache.metadata_of(held)])
+        texts = sorted(map(canonical, requirements))
+        key = self._key(texts, [held.name for held in sets])
+        within = _FOREVER if all(map(is_pinned, requirements)) else _VALID_SECONDS
+        if (held := self.cache.recall(key, within=within)) is not None:
+            return held
+        async with self._turns:
+            try:
+                return self.cache.recall(key, within=within) or await self._resolved(key, texts, known, tell)
+            except PackageError as error:
+                older = self.cache.recall(key, within=_FOREVER) if error.name == "IndexUnreachableError" else None
+                if older is None:
+                    raise
+                return older
+
+    async def kept(self, wheels: Sequence[Wheel], unpacked: Path) -> HeldSet:
+        """An unpacked set, in the cache from now on, and held."""
+        name = self.cache.name_of("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
+        await to_thread.run_sync(self.cache.keep, name, wheels, unpacked)
+        held = self.cache.hold(name)
+        if held is None:
+            raise PackageError("PackageCacheError", "the packages were removed by another process while they were installed: try again")
+        return held
+
+    async def without(self, held: HeldSet, names: set[str]) -> HeldSet | None:
+        """The set but for some of its packages, held as well; None where nothing is left."""
+        rest = [wheel for wheel in held.wheels if wheel.name not in names]
+        if not rest:
+            return None
+        with self.cache.workplace() as place:
+            return await self.kept(rest, await to_thread.run_sync(self.cache.without, held, names, place))
+
+    async def _resolved(self, key: str, texts: list[str], known: Known, tell: Tell) -> HeldSet | None:
+        with self.cache.workplace() as place:
+            tell(f"resolving {', '.join(texts)}")
+            wheels = await self._resolver.resolve(place, texts, known, tell)
+            if not wheels:
+                return None
+            tell(f"fetching {', '.join(wheel.pin for wheel in wheels)}")
+            held = await self.kept(wheels, await self._resolver.unpack(place, wheels, tell))
+        self.cache.remember(key, held.name)
+        return held
+
+    def _key(self, texts: list[str], sets: list[str]) -> str:
+        """All that an answer depends on."""
+        source = (self._source.index_url or "", self._source.wheels or "")
+        there = json.dumps(sorted((self._environment or {}).items()))
+        return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)

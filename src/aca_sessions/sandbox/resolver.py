@@ -1,0 +1,171 @@
+"""Asks pip, confined by pip_launcher, which wheels meet some requirements in the guests' environment, and has it unpack them."""
+
+import ast
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.utils import canonicalize_name
+
+from .pip_output import Tell, explained, progress, without_secrets
+from .policy import PackageSource
+from .requirements import PackageError, Wheel
+
+_BOOT = "import sys; sys.path.append(sys.argv[1]); from aca_sessions.sandbox.pip_launcher import main; main()"
+_CODE = Path(__file__).parents[2]
+_ALWAYS = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--only-binary=:all:", "--root-user-action=ignore", "-vv")
+_OUTPUT_KEPT = 4 << 20
+# What of the host's own configuration of pip says how to reach an index; nothing else in it counts here.
+_SETTING = re.compile(r"(?:global|install|:env:)\.([\w-]+)=(.+)")
+_REACH = frozenset({"cert", "client-cert", "proxy", "timeout", "default-timeout", "retries", "trusted-host"})
+_INDEX = frozenset({"index-url", "extra-index-url", "find-links", "no-index"})
+_REACH_VARIABLES = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is there already: the environment, which stays as it is, and what a session added to it, which may be replaced."""
+
+    environment: Mapping[str, str]
+    added: Sequence[Path]  # their METADATA
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """pip for one Python and one source of wheels. Each call works in a folder that the caller made and removes."""
+
+    python: str
+    source: PackageSource
+    largest: int
+
+    async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
+        """The wheels to add so that the requirements are met; PackageError with the reason where there are none."""
+        constraints, report = folder / "constraints.txt", folder / "report.json"
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
+        _copy_metadata(folder / "known", known.added)
+        await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), tell)
+        return _wheels(json.loads(report.read_text()))
+
+    async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
+        """A folder with the contents of these wheels and of no others."""
+        hashed = all(wheel.sha256 for wheel in wheels)
+        listing, target = folder / "wheels.txt", folder / "unpacked"
+        listing.write_text("".join(f"{wheel.pin} --hash=sha256:{wheel.sha256}\n" if hashed else f"{wheel.pin}\n" for wheel in wheels))
+        where = (f"--target={target}", f"--requirement={listing}")
+        await self._pip(folder, (*where, "--no-deps", "--no-compile", "--no-warn-script-location"), tell)
+        return target
+
+    async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
+        """Into the Python's own environment, which lies below the folder: requirements, and pip's own options if need be."""
+        await self._pip(folder, ["--no-warn-script-location", *arguments], tell)
+
+    async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
+        variables = await self._variables()
+        boot = (self.python, "-I", "-S", "-B", "-c", _BOOT, str(_CODE), str(folder), str(self.largest), _runner(), str(folder / "known"))
+        status, output = await _ran((*boot, "install", *_ALWAYS, *arguments), variables | _places(folder), folder, tell)
+        if status != 0:
+            raise explained(without_secrets(output, variables.values()))
+
+    async def _variables(self) -> dict[str, str]:
+        """By the environment and not by arguments, which everybody on the host can read: an index's address may hold its password."""
+        told = await _configuration()
+        chosen = {name: value for name, value in told.items() if name in _REACH}
+        if self.source.index_url is None and self.source.wheels is None:
+            chosen |= {name: value for name, value in told.items() if name in _INDEX}
+        if self.source.index_url is not None:
+            chosen["index-url"] = self.source.index_url
+        elif self.source.wheels is not None:
+            chosen["no-index"] = "1"
+        if self.source.wheels is not None:
+            chosen["find-links"] = self.source.wheels
+        variables = {f"PIP_{name.upper().replace('-', '_')}": value for name, value in chosen.items()}
+        return variables | {name: os.environ[name] for name in _REACH_VARIABLES if name in os.environ}
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Nothing that pip reads or writes of its own accord lies elsewhere."""
+    return {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(folder / "http"), "TMPDIR": str(folder)}
+
+
+def _runner() -> str:
+    """What pip itself starts for `pip --python`."""
+    found = importlib.util.find_spec("pip")
+    if found is None or found.origin is None:
+        raise PackageError("PackageError", "the host program's environment has no pip: install it there")
+    return str(Path(found.origin).with_name("__pip-runner__.py"))
+
+
+async def _configuration() -> dict[str, str]:
+    """The host's own settings of pip, the later ones over the earlier."""
+    status, output = await _ran((sys.executable, "-I", "-m", "pip", "config", "list"), dict(os.environ), Path("/"), lambda _line: None)
+    settings = {}
+    for line in output.splitlines() if status == 0 else ():
+        if found := _SETTING.fullmatch(line):
+            with contextlib.suppress(ValueError, SyntaxError):
+                settings[found[1]] = str(ast.literal_eval(found[2]))
+    return settings
+
+
+async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Path, tell: Tell) -> tuple[int, str]:
+    """A program's status and what it wrote; it ends with its caller's patience."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=variables,
+        cwd=folder,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        umask=0o022,
+        limit=_OUTPUT_KEPT,
+    )
+    try:
+        return await _read(process, tell)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.shield(process.wait())
+
+
+async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, str]:
+    kept: list[str] = []
+    room = _OUTPUT_KEPT
+    stream = process.stdout
+    while stream is not None and (data := await stream.readline()):
+        line = data.decode(errors="replace")
+        if told := progress(line):
+            tell(told)
+        if room > 0:
+            kept.append(line)
+            room -= len(line)
+    return await process.wait(), "".join(kept)
+
+
+def _wheels(report: dict[str, object]) -> list[Wheel]:
+    wheels = []
+    for item in report["install"]:  # type: ignore[attr-defined]
+        info, about = item["download_info"], item["metadata"]
+        if item["is_direct"]:
+            name = canonicalize_name(about["name"])
+            raise PackageError("BuildRefusedError", f"{name} would come from an address of its own, not from the index")
+        hashes = info.get("archive_info", {}).get("hashes", {})
+        wheels.append(Wheel(canonicalize_name(about["name"]), about["version"], hashes.get("sha256", "")))
+    return sorted(wheels, key=lambda wheel: wheel.name)
+
+
+def _copy_metadata(folder: Path, files: Sequence[Path]) -> None:
+    """What makes pip take packages for installed, without a line of their code."""
+    folder.mkdir()
+    for file in files:
+        place = folder / file.parent.name
+        place.mkdir()
+        (place / file.name).write_bytes(file.read_bytes())

@@ -1,0 +1,57 @@
+"""Packages over HTTP: what a session has beyond its environment, more of it, less of it. A call that fails answers a failed result."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract import extensions, values
+from ..hosting import Hosting
+from .requests import addressed
+from .sessions import HostedSession, Sessions
+from .table import Routes
+from .uploads import limited
+
+_MOST = 1 << 16
+
+
+class PackageRoutes:
+    """The handlers of packages, over the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        """Knows nothing of where packages come from: that is the sandbox's."""
+        self._sessions = sessions
+        self._hosting = hosting
+
+    def table(self) -> Routes:
+        """One path, where extensions are offered."""
+        path = extensions.PACKAGES_PATH
+        ours: Routes = [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
+        return [] if self._hosting.plain else ours
+
+    async def packages(self, request: Request) -> Response:
+        """What a session has installed."""
+        sandbox = await self._session(request).sandbox()
+        return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
+
+    async def install(self, request: Request) -> Response:
+        """Installs what is missing of some requirements."""
+        requirements, timeout = extensions.decode_installation(values.parse(await limited(request, _MOST, _MOST).body()))
+        session = self._session(request)
+        with session.used():
+            sandbox = await session.sandbox()
+            result = await sandbox.packages.install(requirements, timeout=timeout)
+        return JSONResponse(extensions.encode_outcome(result))
+
+    async def uninstall(self, request: Request) -> Response:
+        """Takes away what was installed."""
+        names = request.query_params.get("names", "").split(",")
+        session = self._session(request)
+        with session.used():
+            sandbox = await session.sandbox()
+            result = await sandbox.packages.uninstall(names)
+        return JSONResponse(extensions.encode_outcome(result))
+
+    def _session(self, request: Request) -> HostedSession:
+        _, identifier = addressed(request, plain=False)
+        session = self._sessions.get(identifier)
+        request.state.session = session
+        return session

@@ -1,0 +1,210 @@
+"""One session for scripts and notebooks, without `await`: its event loop runs in a thread, and calls may come from any other."""
+
+import queue
+import warnings
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from ..client.execution import Execution
+from ..client.session import Session
+from ..connect import open_pool
+from ..errors import ACASessionsError
+from ..models import CodeExecutionResult, CommandResult, Event, RemoteFile, SessionHealth, Variable
+from ..settings import Settings
+
+if TYPE_CHECKING:
+    from ..sandbox.policy import Policy
+
+Answer = TypeVar("Answer")
+OnText = Callable[[str], object]
+OnInput = Callable[[str], str]
+
+
+class InteractiveSession:
+    """A session with state, for `with`. Ctrl-C interrupts the cell that runs and keeps the variables."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        policy: "Policy | None" = None,
+        endpoint: str | None = None,
+        session_id: str | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Opens nothing yet. Cells without a time limit of their own get `timeout`, or else the endpoint's."""
+        self._opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
+        self._session_id = session_id
+        self._timeout = timeout
+        self._stack = ExitStack()
+        self._opened: tuple[BlockingPortal, Session] | None = None
+        self._running: set[Future[Any]] = set()
+
+    def open(self) -> Self:
+        """Begins the session, where it has not begun."""
+        if self._opened is None:
+            with ExitStack() as stack:
+                portal = stack.enter_context(start_blocking_portal())
+                pool = stack.enter_context(portal.wrap_async_context_manager(self._opening))
+                session = stack.enter_context(portal.wrap_async_context_manager(pool.session(self._session_id)))
+                self._opened = portal, session
+                self._stack = stack.pop_all()
+        return self
+
+    def close(self) -> None:
+        """Ends the session; cells that run in other threads are interrupted."""
+        self._opened = None
+        for running in [*self._running]:
+            running.cancel()
+        self._stack.close()
+
+    def run(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        on_input: OnInput | None = None,
+    ) -> CodeExecutionResult:
+        """What became of a cell. `on_stdout` and `on_stderr` get what it writes while it runs, in this thread; `on_input` answers it."""
+        limit = self._timeout if timeout is None else timeout
+        if on_stdout is None and on_stderr is None and on_input is None:
+            return self._call(lambda session: session.run(code, timeout=limit))
+        followers = {"stdout": on_stdout, "stderr": on_stderr}
+        for event in _Following(self, code, limit, on_input):
+            follower = followers.get(event.kind)
+            if follower is not None:
+                follower(event.text)
+            if event.result is not None:
+                return event.result
+        raise ACASessionsError("the session was closed while this cell ran")
+
+    def interrupt(self) -> None:
+        """Interrupts the cells that other threads run here; each gets its result, and the variables are kept where Python could stop it."""
+        self._call(lambda session: session.interrupt())
+
+    def reset(self) -> None:
+        """Clears the variables and keeps the files."""
+        self._call(lambda session: session.reset())
+
+    def install(self, *requirements: str) -> CodeExecutionResult:
+        """What became of installing packages."""
+        return self._call(lambda session: session.install(*requirements))
+
+    def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
+        """What became of a command of the session's shell."""
+        return self._call(lambda session: session.execute_command(command, timeout=timeout))
+
+    def variables(self) -> list[Variable]:
+        """The user's variables, by name."""
+        return self._call(lambda session: session.variables())
+
+    def health(self) -> SessionHealth:
+        """How the session fares."""
+        return self._call(lambda session: session.health())
+
+    def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
+        """Writes a file into /mnt/data."""
+        return self._call(lambda session: session.upload_file(name, data))
+
+    def download_file(self, name: str) -> bytes:
+        """A file's content."""
+        return self._call(lambda session: session.download_file(name))
+
+    def save_file(self, name: str, path: Path) -> int:
+        """Writes a file's content to a path on this machine and answers its size."""
+        return self._call(lambda session: session.save_file(name, path))
+
+    def list_files(self, folder: str = "") -> list[RemoteFile]:
+        """The files in /mnt/data, or in a folder of it."""
+        return self._call(lambda session: session.list_files(folder))
+
+    def delete_file(self, name: str) -> None:
+        """Deletes a file."""
+        self._call(lambda session: session.delete_file(name))
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_opened", None) is not None:
+            warnings.warn(f"{self!r} was never closed: use 'with'", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<InteractiveSession {'open' if self._opened else 'closed'}>"
+
+    def _call(self, act: Callable[[Session], Coroutine[Any, Any, Answer]]) -> Answer:
+        """Acts in the session's own thread, and takes an interrupt of the caller's on to it."""
+        portal, session = self._live()
+        acting: Future[Answer] = self._track(portal.start_task_soon(act, session))
+        try:
+            return acting.result()
+        except KeyboardInterrupt:
+            acting.cancel()
+            raise
+        except CancelledError:
+            raise ACASessionsError("the session was closed while this call waited") from None
+
+    def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
+        """Closing the session cancels it."""
+        self._running.add(acting)
+        acting.add_done_callback(self._running.discard)
+        return acting
+
+    def _live(self) -> tuple[BlockingPortal, Session]:
+        if self._opened is None:
+            raise ACASessionsError("the session is not open: use 'with InteractiveSession() as session', or call open()")
+        return self._opened
+
+
+class _Following:
+    """A cell's events for a thread that waits for them; whoever stops before the last one interrupts the cell."""
+
+    def __init__(self, owner: InteractiveSession, code: str, timeout: float | None, on_input: OnInput | None) -> None:
+        """Starts the cell."""
+        self._on_input = on_input
+        self._portal, self._session = owner._live()
+        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self._execution: Execution | None = None
+        self._pumping = self._portal.start_task_soon(self._pump, code, timeout)
+        owner._track(self._pumping)
+
+    async def _pump(self, code: str, timeout: float | None) -> None:
+        ended = False
+        try:
+            # What it asks is answered where the events are read, in the caller's thread: here it would hold up the loop.
+            self._execution = (await self._session.start(code, timeout=timeout, on_input=self._on_input)).answering(None)
+            async for event in self._execution.events():
+                ended = event.kind == "result"
+                self._events.put(event)
+        except Exception as error:
+            self._events.put(error)
+        finally:
+            self._events.put(None)
+            if not ended and self._execution is not None:
+                await self._session.cancel_quietly(self._execution)
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            while (event := self._events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                if event.kind == "input" and self._on_input is not None:
+                    self._answer(event, self._on_input)
+                yield event
+        finally:
+            self._pumping.cancel()
+
+    def _answer(self, event: Event, on_input: OnInput) -> None:
+        if self._execution is not None:
+            self._portal.call(self._execution.reply, event, on_input(event.text))

@@ -1,0 +1,132 @@
+"""What the host holds of a session is let go of, whatever happens on the way."""
+
+import asyncio
+import os
+import signal
+import socket
+
+import pytest
+
+from aca_sessions.errors import GuestDiedError, IsolationError
+from aca_sessions.sandbox.ends import Spawned, host_pid
+from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.interpreter import Interpreter
+from aca_sessions.sandbox.policy import Limits
+from aca_sessions.sandbox.watchdog import Watchdog
+from aca_sessions.tasks import _Handover, made_in_thread
+
+from ..conftest import descendants
+
+pytestmark = pytest.mark.slow
+
+
+class Refusing(Watchdog):
+    """Memory that nobody can count."""
+
+    async def begin(self, *_: object) -> None:
+        raise OSError(13, "Permission denied")
+
+
+async def gone(pidfd: int) -> None:
+    """Waits until a process has ended."""
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pidfd, ended.set)
+    await ended.wait()
+    asyncio.get_running_loop().remove_reader(pidfd)
+
+
+def spawned_by(fork_server: ForkServer) -> tuple[Spawned, object]:
+    place = fork_server.make_place(Limits())
+    return fork_server.spawn(place[0], Limits()), place
+
+
+def test_what_a_thread_makes_for_a_loop_that_has_ended_is_undone() -> None:
+    undone: list[int] = []
+    begun, go_on, ended = socket.socketpair(), socket.socketpair(), socket.socketpair()
+
+    def make() -> int:
+        begun[0].send(b"x")
+        go_on[1].recv(1)
+        return 7
+
+    def undo(made: int) -> None:
+        undone.append(made)
+        ended[0].send(b"x")
+
+    async def leave_it() -> None:
+        asyncio.get_running_loop().task = asyncio.create_task(made_in_thread(make, undo))
+        await asyncio.get_running_loop().sock_recv(_unblocked(begun[1]), 1)
+
+    asyncio.run(leave_it())
+    go_on[0].send(b"x")
+    ended[1].recv(1)
+    assert undone == [7]
+    for end in (*begun, *go_on, *ended):
+        end.close()
+
+
+def _unblocked(end: socket.socket) -> socket.socket:
+    end.setblocking(False)
+    return end
+
+
+def test_what_is_made_and_not_taken_any_more_is_undone() -> None:
+    undone: list[int] = []
+    handover = _Handover(lambda: 7, undone.append)
+    handover.make()
+    handover.abandon()
+    assert undone == [7]
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_spawned_session_that_nobody_takes_over_ends(fork_server: ForkServer) -> None:
+    spawned, place = spawned_by(fork_server)
+    spawned.close()
+    fork_server.drop_place(place)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_start_whose_memory_cannot_be_counted_leaves_nothing(fork_server: ForkServer) -> None:
+    spawned, place = spawned_by(fork_server)
+    memory = Refusing(Limits(), fork_server._together)
+    with pytest.raises(IsolationError, match="control group"):
+        await Interpreter.start(spawned, Limits(), memory=memory, proxy=None)
+    fork_server.drop_place(place)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_start_that_is_cancelled_leaves_nothing(fork_server: ForkServer) -> None:
+    for turns in range(1, 6):
+        spawned, place = spawned_by(fork_server)
+        starting = asyncio.create_task(Interpreter.start(spawned, Limits(), memory=place[1], proxy=None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait((starting,))
+        fork_server.drop_place(place)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_close_that_is_cancelled_still_lets_go(fork_server: ForkServer) -> None:
+    spawned, place = spawned_by(fork_server)
+    interpreter, init = await Interpreter.start(spawned, Limits(), memory=place[1], proxy=None), os.dup(spawned.init)
+    closing = asyncio.create_task(interpreter.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait((closing,))
+    await gone(init)
+    os.close(init)
+    fork_server.drop_place(place)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_process_that_has_ended_has_no_number(fork_server: ForkServer) -> None:
+    """Its descriptor says -1, or 0 for one of another namespace: written to a control group, that would be a process of ours."""
+    spawned, place = spawned_by(fork_server)
+    assert host_pid(spawned.init) in descendants(os.getpid())
+    signal.pidfd_send_signal(spawned.init, signal.SIGKILL)
+    await gone(spawned.init)
+    with pytest.raises(GuestDiedError):
+        host_pid(spawned.init)
+    spawned.close()
+    fork_server.drop_place(place)

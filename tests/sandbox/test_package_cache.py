@@ -1,0 +1,145 @@
+"""Sets of unpacked wheels in a folder of the host."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aca_sessions.sandbox.package_cache import HeldSet, PackageCache
+from aca_sessions.sandbox.requirements import PackageError, Wheel
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> PackageCache:
+    return PackageCache(str(tmp_path / "cache"), 1000)
+
+
+def keep(cache: PackageCache, name: str, size: int, *, age: float = 0) -> None:
+    with cache.workplace() as place:
+        (place / "unpacked").mkdir()
+        (place / "unpacked" / "module.py").write_bytes(b"#" * size)
+        cache.keep(name, [Wheel(name, "1.0")], place / "unpacked")
+    label = Path(cache.sets).parent / "labels" / name
+    os.utime(label, (label.stat().st_atime, label.stat().st_mtime - age))
+
+
+def is_there(cache: PackageCache, name: str) -> bool:
+    held = cache.hold(name)
+    if held is not None:
+        held.let_go()
+    return held is not None
+
+
+def test_the_longest_unused_sets_go_first_and_those_in_use_never(cache: PackageCache) -> None:
+    keep(cache, "used", 400, age=300)
+    held = cache.hold("used")
+    os.utime(Path(cache.sets).parent / "labels" / "used", (0, 0))
+    keep(cache, "old", 400, age=200)
+    keep(cache, "new", 400, age=100)
+    assert [is_there(cache, name) for name in ("used", "old", "new")] == [True, False, True]
+    assert held is not None
+    held.let_go()
+
+
+def test_a_set_larger_than_the_cache_is_there_for_who_brought_it(cache: PackageCache) -> None:
+    keep(cache, "large", 5000)
+    assert is_there(cache, "large")
+    keep(cache, "small", 10)
+    assert not is_there(cache, "large")
+
+
+def test_what_another_process_uses_stays(cache: PackageCache, tmp_path: Path) -> None:
+    keep(cache, "used", 900)
+    folder = str(tmp_path / "cache")
+    use = f"held = PackageCache({folder!r}, 1000).hold('used'); print(held.name, flush=True); input()"
+    code = f"from aca_sessions.sandbox.package_cache import PackageCache; {use}"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "used\n"
+        keep(cache, "more", 900)
+        assert is_there(cache, "used")
+        other.communicate("\n")
+    keep(cache, "most", 900)
+    assert not is_there(cache, "used")
+
+
+def test_who_comes_second_with_a_set_takes_the_first(cache: PackageCache) -> None:
+    keep(cache, "same", 10)
+    first = cache.hold("same")
+    keep(cache, "same", 10)
+    assert (Path(cache.sets) / "same" / "module.py").stat().st_size == 10
+    assert first is not None
+    assert os.fstat(first.lock).st_nlink == 1
+    first.let_go()
+
+
+def test_an_answer_is_taken_while_it_is_young_and_its_set_there(cache: PackageCache) -> None:
+    keep(cache, "answer", 10)
+    cache.remember("key", "answer")
+    held = cache.recall("key", within=60)
+    assert held is not None
+    held.let_go()
+    assert cache.recall("key", within=-1) is None
+    assert cache.recall("other", within=60) is None
+    cache.remember("key", "gone")
+    assert cache.recall("key", within=60) is None
+
+
+def test_a_set_without_a_package_has_neither_its_files_nor_its_folders(cache: PackageCache, tmp_path: Path) -> None:
+    held = set_of(cache, {"a/__init__.py": "a", "b.py": "b"})
+    with cache.workplace() as place:
+        rest = cache.without(held, {"a"}, place)
+        assert sorted(str(file.relative_to(rest)) for file in rest.rglob("*")) == ["b-1.0.dist-info", "b-1.0.dist-info/RECORD", "b.py"]
+        assert cache.modules_of(held, "a") == ["a"]
+    assert (Path(cache.sets) / "set" / "a").is_dir()
+    held.let_go()
+
+
+def test_a_record_that_names_what_is_not_its_own_leaves_nothing_out_of_sight(cache: PackageCache, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    held = set_of(cache, {f"../../{tmp_path}/precious": "a", "../../../precious": "a", "b.py": "b"})
+    with cache.workplace() as place:
+        assert (cache.without(held, {"a"}, place) / "b.py").exists()
+    assert (tmp_path / "precious").read_text() == "kept"
+    held.let_go()
+
+
+def set_of(cache: PackageCache, owners: dict[str, str]) -> HeldSet:
+    with cache.workplace() as place:
+        unpacked = place / "unpacked"
+        for path, owner in owners.items():
+            about = unpacked / f"{owner}-1.0.dist-info"
+            about.mkdir(parents=True, exist_ok=True)
+            with (about / "RECORD").open("a") as record:
+                record.write(f"{path},,\n")
+            if ".." not in path:
+                (unpacked / path).parent.mkdir(exist_ok=True)
+                (unpacked / path).write_text("")
+        cache.keep("set", [Wheel(owner, "1.0") for owner in sorted(set(owners.values()))], unpacked)
+    held = cache.hold("set")
+    assert held is not None
+    return held
+
+
+def test_names_of_sets_cannot_be_told_without_the_caches_own_secret(tmp_path: Path) -> None:
+    one, other = (PackageCache(str(tmp_path / name), 1000) for name in ("one", "other"))
+    assert one.name_of("set", "alpha==1.0") == PackageCache(str(tmp_path / "one"), 1000).name_of("set", "alpha==1.0")
+    assert one.name_of("set", "alpha==1.0") != other.name_of("set", "alpha==1.0")
+    assert (tmp_path / "one").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "one" / "sets").stat().st_mode & 0o444 == 0
+
+
+def test_a_place_that_cannot_be_written_is_named_by_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PackageError, match="CacheFolder"):
+        PackageCache(str(tmp_path / "file" / "below"), 1000)
+
+
+def test_work_that_somebody_abandoned_goes(cache: PackageCache) -> None:
+    left = Path(cache.sets).parent / "work" / "left"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    keep(cache, "set", 10)
+    assert not left.exists()

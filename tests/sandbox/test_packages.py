@@ -1,0 +1,217 @@
+"""Packages that a session installs while it lives, from wheels made by the test."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import Package, PackageSource, Policy, Session, SessionPool, open_pool
+
+from ..wheels import index_of, make_wheel
+
+pytestmark = pytest.mark.slow
+
+
+def policy_of(wheels: Path) -> Policy:
+    return Policy(packages=PackageSource(wheels=str(wheels)))
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    folder = tmp_path / "wheels"
+    make_wheel(folder, "alpha", "1.0")
+    make_wheel(folder, "alpha", "2.0")
+    make_wheel(folder, "beta", requires=["alpha>=1"])
+    return folder
+
+
+@pytest.fixture
+async def pool(wheels: Path) -> AsyncIterator[SessionPool]:
+    async with open_pool(policy=policy_of(wheels)) as opened:
+        yield opened
+
+
+def kind(result: object) -> str | None:
+    error = getattr(result, "error", None)
+    return error.name if error else None
+
+
+async def test_a_package_comes_with_what_it_needs_and_is_imported_at_once(session: Session) -> None:
+    assert await session.supports("install")
+    await session.run("x = 1")
+    installed = await session.install("beta")
+    assert (installed.stdout, str(installed.state)) == ("installed alpha 2.0\ninstalled beta 1.0\n", "kept")
+    assert (await session.run("import beta, alpha; x, alpha.version")).text == "(1, '2.0')"
+    assert await session.packages() == [Package(name="alpha", version="2.0"), Package(name="beta", version="1.0")]
+
+
+async def test_what_is_there_is_not_installed_again(session: Session) -> None:
+    assert "is there already" in (await session.install("ipython")).stdout
+    await session.install("alpha<2")
+    assert (await session.install("alpha>=1")).stdout == "alpha 1.0 is there already\n"
+    assert (await session.install("beta")).stdout == "installed beta 1.0\n"
+    assert await session.packages() == [Package(name="alpha", version="1.0"), Package(name="beta", version="1.0")]
+
+
+async def test_a_second_session_has_the_same_set_at_once_and_without_an_index(pool: SessionPool, wheels: Path) -> None:
+    async with pool.session() as one, pool.session() as other:
+        await other.run("1")
+        await one.install("beta")
+        for wheel in wheels.iterdir():
+            wheel.unlink()
+        started = time.perf_counter()
+        installed = await other.install("beta")
+        seconds = time.perf_counter() - started
+        assert installed.success
+        assert seconds < 0.5
+        assert (await other.run("import beta; beta.__file__")).value == (await one.run("import beta; beta.__file__")).value
+
+
+async def test_many_sessions_that_want_the_same_at_once_all_get_it(pool: SessionPool) -> None:
+    async with pool.session() as one, pool.session() as two, pool.session() as three, pool.session() as four:
+        results = await asyncio.gather(*(session.install("beta") for session in (one, two, three, four)))
+    assert [result.success for result in results] == [True] * 4
+
+
+async def test_after_a_reset_and_after_a_loss_the_packages_are_there_again(session: Session) -> None:
+    await session.install("alpha==1.0")
+    await session.reset()
+    assert (await session.run("import alpha; alpha.version")).value == "1.0"
+    assert str((await session.run("import os; os._exit(1)")).state) == "lost: exit"
+    assert (await session.run("import alpha; alpha.version")).value == "1.0"
+
+
+async def test_programs_that_the_session_starts_find_the_packages_as_well(session: Session) -> None:
+    await session.install("alpha")
+    script = "import alpha, typing; print(alpha.version, typing.__file__.startswith('/.packages'))"
+    assert (await session.run(f'import subprocess, sys; subprocess.run([sys.executable, "-c", "{script}"])')).stdout == "2.0 False\n"
+
+
+async def test_a_pth_file_is_honoured_in_the_session(session: Session, wheels: Path) -> None:
+    make_wheel(
+        wheels, "hooked", files={"hooked.pth": "import os; os.environ['HOOKED'] = 'yes'\nhooked_more\n", "hooked_more/deeper.py": "x = 5"}
+    )
+    assert (await session.install("hooked")).success
+    assert (await session.run("import os, deeper; os.environ['HOOKED'], deeper.x")).text == "('yes', 5)"
+
+
+async def test_a_pth_file_that_ends_the_interpreter_ends_only_that(session: Session, wheels: Path) -> None:
+    make_wheel(wheels, "quits", files={"quits.pth": "import os; os._exit(3)\n"})
+    failed = await session.install("quits")
+    assert (kind(failed), str(failed.state)) == ("InterpreterDied", "lost: exit")
+    assert await session.packages() == []
+    assert (await session.run("6 * 7")).value == 42
+
+
+async def test_what_is_uninstalled_is_not_imported_again(session: Session) -> None:
+    await session.install("beta")
+    assert (await session.uninstall("beta")).stdout.startswith("uninstalled beta 1.0")
+    assert kind(await session.run("import beta")) == "ModuleNotFoundError"
+    assert (await session.run("import alpha; alpha.version")).value == "2.0"
+    assert (await session.uninstall("alpha")).success
+    assert await session.packages() == []
+
+
+async def test_only_what_was_installed_here_is_uninstalled(session: Session) -> None:
+    environment, nothing = await session.uninstall("ipython"), await session.uninstall("no-such-package")
+    assert "belongs to the sessions' environment" in str(environment.error)
+    assert "not installed in this session" in str(nothing.error)
+
+
+async def test_another_version_replaces_one_that_is_not_loaded(session: Session) -> None:
+    await session.install("beta")
+    assert (await session.install("alpha==1.0")).stdout == "installed alpha 1.0\n"
+    assert (await session.run("import alpha, beta; alpha.version")).value == "1.0"
+
+
+async def test_a_module_that_is_loaded_is_not_replaced_under_its_user(session: Session) -> None:
+    await session.install("alpha==1.0")
+    await session.run("import alpha")
+    refused = await session.install("alpha==2.0")
+    assert kind(refused) == "PackageConflictError"
+    assert "alpha is loaded in another version: reset the session" in str(refused.error)
+    assert await session.packages() == [Package(name="alpha", version="1.0")]
+    await session.reset()
+    assert (await session.install("alpha==2.0")).success
+
+
+async def test_libraries_are_installed_before_the_cell_runs(session: Session) -> None:
+    assert (await session.run("import beta; beta.version", libraries=["beta", "ipython"])).value == "1.0"
+    refused = await session.run("print('ran')", libraries=["no-such-package"])
+    assert (kind(refused), refused.stdout) == ("PackageNotFoundError", "")
+
+
+async def test_a_failed_install_says_why_and_changes_nothing(session: Session, wheels: Path) -> None:
+    make_wheel(wheels, "elsewhere", tag="cp311-cp311-win_amd64")
+    make_wheel(wheels, "picky", requires=["alpha<2"])
+    make_wheel(wheels, "old-fashioned", requires=["ipython<1"])
+    (wheels / "source-1.0.tar.gz").write_bytes(b"")
+    reasons = {text: str((await session.install(*text.split())).error) for text in _FAILURES}
+    assert {text: reasons[text] for text, reason in _FAILURES.items() if reason not in reasons[text]} == {}
+    assert await session.packages() == []
+
+
+_FAILURES = {
+    "no-such-package": "PackageNotFoundError: there is no package no-such-package in the index",
+    "alpha>=9": "PackageNotFoundError: no version fits alpha>=9; as wheels for the sessions' Python there are 1.0, 2.0",
+    "elsewhere": "NoWheelError: elsewhere has no wheel for the sessions' Python",
+    "source": "NoWheelError: source has no wheel",
+    "picky alpha>1": "picky 1.0 depends on alpha<2",
+    "ipython<1": "PackageConflictError: ipython<1 does not fit ipython",
+    "old-fashioned": "the sessions' environment has ipython==",
+    "alpha===1.0": "InvalidRequirementError",
+}
+
+
+async def test_an_index_is_asked_where_one_is_named(wheels: Path) -> None:
+    with index_of(wheels) as address:
+        async with open_pool(policy=Policy(packages=PackageSource(index_url=address))) as pool, pool.session() as session:
+            assert (await session.install("beta")).stdout == "installed alpha 2.0\ninstalled beta 1.0\n"
+
+
+async def test_an_index_that_is_not_reached_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    source = PackageSource(index_url="http://127.0.0.1:9/simple/")
+    async with open_pool(policy=Policy(packages=source)) as pool, pool.session() as session:
+        assert kind(await session.install("alpha")) == "IndexUnreachableError"
+
+
+async def test_what_takes_too_long_ends_and_the_session_goes_on(session: Session) -> None:
+    late = await session.install("beta", timeout=0.01)
+    assert (kind(late), str(late.state)) == ("TimeoutError", "kept")
+    assert (await session.install("beta")).success
+
+
+async def test_a_cancelled_install_leaves_the_session_as_it_was(session: Session) -> None:
+    call = asyncio.create_task(session.install("beta"))
+    await asyncio.sleep(0.2)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert (await session.install("beta")).success
+
+
+async def test_installing_waits_for_the_cell_that_runs(session: Session) -> None:
+    await session.install("alpha")
+    busy = asyncio.create_task(session.run("import time; time.sleep(0.6); 'done'"))
+    await asyncio.sleep(0.1)
+    assert (await session.install("beta")).success
+    assert (await busy).value == "done"
+
+
+async def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    source = PackageSource(cache=str(tmp_path / "file" / "cache"))
+    async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+        assert "ACASessions:Packages:CacheFolder" in str((await session.install("alpha")).error)
+        assert (await session.run("6 * 7")).value == 42
+
+
+async def test_nothing_is_left_of_sessions_with_packages(wheels: Path, nothing_left: None) -> None:
+    async with open_pool(policy=policy_of(wheels)) as pool, pool.session() as session:
+        await session.install("beta")
+        await session.uninstall("alpha")
+        await session.reset()
+        assert (await session.run("import beta; beta.version")).value == "1.0"

@@ -1,0 +1,65 @@
+"""What pip says, in the words of this project."""
+
+import pytest
+
+from aca_sessions.sandbox.pip_output import explained, progress, without_secrets
+
+_NONE = "ERROR: Could not find a version that satisfies the requirement thing (from versions: none)\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "name", "part"),
+    [
+        (_NONE, "PackageNotFoundError", "there is no package thing"),
+        (f"WARNING: Retrying after connection broken by 'NewConnectionError'\n{_NONE}", "IndexUnreachableError", "is this host connected"),
+        (f"Skipping link: none of the wheel's tags (cp39) are compatible\n{_NONE}", "NoWheelError", "no wheel"),
+        (f"Skipping link: No sources permitted for thing\n{_NONE}", "NoWheelError", "nothing is built from source"),
+        (f"Link requires a different Python (3.11.7 not in: '>=3.99')\n{_NONE}", "NoWheelError", "no wheel"),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "DiskFullError", "CacheFolder"),
+        ("OSError: [Errno 27] File too large", "PackageTooLargeError", "CacheMegabytes"),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.", "PackageChangedError", "not the one"),
+        ("ERROR: HTTP error 403 Client Error: Forbidden", "IndexRefusedError", "IndexUrl"),
+        ("ERROR: Cannot find command 'git' - do you have 'git' installed", "BuildRefusedError", "only ready-made wheels"),
+        ("ERROR: something new\nmore", "PackageError", "something new"),
+        ("", "PackageError", "without a word"),
+    ],
+)
+def test_each_failure_has_its_kind(output: str, name: str, part: str) -> None:
+    error = explained(output)
+    assert error.name == name
+    assert part in str(error)
+
+
+def test_a_conflict_is_told_with_its_causes() -> None:
+    causes = "The conflict is caused by:\n    The user requested a>1\n    The user requested (constraint) b==2\n\nTo fix this …\n"
+    assert str(explained(f"{causes}ERROR: ResolutionImpossible: for help visit")).splitlines()[1:] == [
+        "asked for is a>1",
+        "the sessions' environment has b==2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Looking in indexes: https://reader:pa%40ss@example.org/deep-token/simple",
+        "Max retries exceeded with url: /deep-token/simple/thing/",
+        "401 for reader with pa@ss at example.org",
+    ],
+)
+def test_no_address_and_no_part_of_one_is_told(text: str) -> None:
+    told = without_secrets(text, ["https://reader:pa%40ss@example.org/deep-token/simple"])
+    assert not any(secret in told for secret in ("pa%40ss", "pa@ss", "deep-token", "reader"))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("Collecting alpha\n", "Collecting alpha"),
+        ("  Downloading alpha-1.0.whl (5 MB)", "Downloading alpha-1.0.whl (5 MB)"),
+        ("Processing /home/me/wheels/alpha-1.0.whl (from beta)", "Processing alpha-1.0.whl (from beta)"),
+        ("  Downloading https://example.org/alpha.whl", None),
+        ("Looking in links: /home/me/wheels", None),
+    ],
+)
+def test_progress_is_told_without_addresses_and_folders(line: str, told: str | None) -> None:
+    assert progress(line) == told

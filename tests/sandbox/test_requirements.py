@@ -1,0 +1,89 @@
+"""What a package may be called, and what else a text could be."""
+
+import pytest
+
+from aca_sessions.sandbox.requirements import PackageError, canonical, check_against, checked_name, is_met, is_pinned, parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Humanize", "humanize"),
+        ("ruamel.yaml >= 0.17", "ruamel-yaml>=0.17"),
+        ("Some_Name[b,A]==1.0", "some-name[a,b]==1.0"),
+        ("x.tar.gz", "x-tar-gz"),
+        ("pywin32; sys_platform == 'win32'", 'pywin32 ; sys_platform == "win32"'),
+    ],
+)
+def test_a_requirement_has_one_spelling(text: str, written: str) -> None:
+    assert canonical(parsed([text])[0]) == written
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "-e .",
+        "--index-url=http://example.org",
+        "-r requirements.txt",
+        ".",
+        "./package",
+        "../package",
+        "/etc/passwd",
+        "package.whl @ file:///etc/passwd",
+        "name @ file:///etc/passwd",
+        "name @ https://example.org/name-1.0-py3-none-any.whl",
+        "name@git+https://example.org/name",
+        "git+https://example.org/name",
+        "https://example.org/name-1.0.zip",
+        "name\n--index-url=http://example.org",
+        "name\r-e .",
+        "name --config-settings=x",
+        "name --hash=sha256:00",
+        "${HOME}",
+        "name==${HOME}",
+        "$(id)",
+        "name===1.0/../..",
+        "name===1",
+        "name; import os",
+        "näme",
+        "name\0",
+        "n" * 301,
+    ],
+)
+def test_what_leads_anywhere_else_is_refused(text: str) -> None:
+    with pytest.raises(PackageError) as refused:
+        parsed([text])
+    assert refused.value.name == "InvalidRequirementError"
+    assert "passwd" not in str(refused.value)
+
+
+@pytest.mark.parametrize("texts", [[], ["name"] * 101])
+def test_a_call_names_some_packages_and_not_thousands(texts: list[str]) -> None:
+    with pytest.raises(PackageError, match="1 to 100"):
+        parsed(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "met"),
+    [("a", True), ("A>=1", True), ("a==1.5", True), ("a>2", False), ("b", False), ("a[x]", False), ("a; python_version>'3'", False)],
+)
+def test_a_requirement_is_met_by_what_is_there(text: str, met: bool) -> None:
+    assert is_met(parsed([text])[0], {"a": "1.5"}) is met
+
+
+def test_a_version_beside_the_environments_is_refused() -> None:
+    with pytest.raises(PackageError, match=r"a>2 does not fit a 1\.5, which the sessions' environment has"):
+        check_against({"a": "1.5"}, parsed(["a>2"])[0])
+
+
+@pytest.mark.parametrize(("text", "pinned"), [("a==1", True), ("a", False), ("a>=1", False), ("a==1.*", False), ("a==1,!=2", True)])
+def test_pinned_is_what_names_one_version(text: str, pinned: bool) -> None:
+    assert is_pinned(parsed([text])[0]) is pinned
+
+
+@pytest.mark.parametrize("name", ["", "a==1", "../a", "a b", "-a", "a/b", "*"])
+def test_only_a_name_is_uninstalled(name: str) -> None:
+    with pytest.raises(PackageError, match="by its name alone"):
+        checked_name(name)

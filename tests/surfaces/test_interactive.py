@@ -1,0 +1,186 @@
+"""Sessions without `await`: scripts, threads, Ctrl-C, notebooks."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import InteractiveSession
+from aca_sessions.errors import ACASessionsError, InvalidArgumentError
+from aca_sessions.sandbox.forkserver import ForkServer
+
+ENDLESS = "while True: pass"
+
+
+@pytest.fixture
+def session() -> Iterator[InteractiveSession]:
+    with InteractiveSession() as opened:
+        yield opened
+
+
+def test_state_is_kept_from_cell_to_cell(session: InteractiveSession) -> None:
+    session.run("x = 20")
+    result = session.run("print('out')\nx + 22")
+    assert (result.output, result.text, str(result.state)) == ("out\n42", "42", "kept")
+
+
+def test_a_failed_cell_is_a_result(session: InteractiveSession) -> None:
+    assert (session.run("1 / 0").exit_code, session.run("1").exit_code) == (1, 0)
+
+
+def test_output_comes_while_the_cell_runs_in_the_callers_thread(session: InteractiveSession) -> None:
+    seen = []
+
+    def take(text: str) -> None:
+        seen.append((text, threading.get_ident()))
+        session.delete_file("gate")
+
+    code = "import os\nopen('gate', 'w').close()\nprint('go', flush=True)\nwhile os.path.exists('gate'): pass\n5"
+    result = session.run(code, on_stdout=take)
+    assert (seen, result.value) == ([("go\n", threading.get_ident())], 5)
+
+
+def test_what_is_written_to_stderr_is_told_apart(session: InteractiveSession) -> None:
+    out, err = [], []
+    session.run("import sys\nprint('a')\nprint('b', file=sys.stderr)", on_stdout=out.append, on_stderr=err.append)
+    assert (out, err) == (["a\n"], ["b\n"])
+
+
+def test_input_is_answered_in_the_callers_thread(session: InteractiveSession) -> None:
+    result = session.run("input('a ') + input('b ')", on_input=lambda prompt: f"{prompt}{threading.get_ident()} ")
+    assert result.value == f"a {threading.get_ident()} b {threading.get_ident()} "
+
+
+def test_an_exception_in_a_callback_reaches_the_caller_and_ends_the_cell(session: InteractiveSession) -> None:
+    def fail(text: str) -> None:
+        raise LookupError(text)
+
+    with pytest.raises(LookupError):
+        session.run("import time\nwhile True:\n    print(1, flush=True); time.sleep(0.01)", on_stdout=fail)
+    assert session.run("1").value == 1
+
+
+def test_reset_clears_the_variables_and_keeps_the_files(session: InteractiveSession) -> None:
+    session.run("x = 1; open('kept.txt', 'w').write('here')")
+    session.reset()
+    assert session.run("'x' in globals(), open('kept.txt').read()").text == "(False, 'here')"
+
+
+def test_files_go_in_and_out(session: InteractiveSession, tmp_path: Path) -> None:
+    session.upload_file("in.txt", b"hello")
+    session.run("open('out.txt', 'w').write(open('in.txt').read().upper())")
+    assert session.download_file("out.txt") == b"HELLO"
+    assert session.save_file("out.txt", tmp_path / "saved") == 5
+    session.delete_file("in.txt")
+    assert [file.name for file in session.list_files()] == ["out.txt"]
+
+
+def test_commands_run_in_the_session(session: InteractiveSession) -> None:
+    session.upload_file("a.txt", b"")
+    done = session.execute_command("ls; echo oops >&2; exit 3")
+    assert (done.stdout, done.stderr, done.exit_code, done.success) == ("a.txt\n", "oops\n", 3, False)
+    assert session.execute_command("printf no-newline").stdout == "no-newline"
+    assert session.execute_command("kill -9 $$").exit_code == -9
+
+
+@pytest.mark.parametrize("command", ["", " ", None, ["ls"]])
+def test_what_is_no_command_is_refused(session: InteractiveSession, command: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="a command is text"):
+        session.execute_command(command)  # type: ignore[arg-type]
+
+
+def test_a_command_that_runs_too_long_says_so(session: InteractiveSession) -> None:
+    done = session.execute_command("sleep 60", timeout=0.2)
+    assert done.exit_code == 1
+    assert "TimeoutError" in done.stderr
+
+
+def test_variables_and_health_are_told(session: InteractiveSession) -> None:
+    session.run("x = [1, 2]")
+    assert [(variable.name, variable.shape) for variable in session.variables()] == [("x", (2,))]
+    assert session.health().responsive
+
+
+def test_another_thread_interrupts_the_cell_that_runs(session: InteractiveSession) -> None:
+    session.run("x = 5")
+    with ThreadPoolExecutor() as threads:
+        started = threading.Event()
+        running = threads.submit(session.run, f"print(1, flush=True)\n{ENDLESS}", on_stdout=lambda _: started.set())
+        started.wait()
+        session.interrupt()
+        result = running.result()
+    assert (result.error and result.error.name, str(result.state), session.run("x").value) == ("KeyboardInterrupt", "kept", 5)
+
+
+def test_cells_of_several_threads_go_one_after_the_other(session: InteractiveSession) -> None:
+    session.run("order = []")
+    with ThreadPoolExecutor(8) as threads:
+        results = [*threads.map(lambda number: session.run(f"order.append({number}); {number}"), range(20))]
+    assert [result.value for result in results] == [*range(20)]
+    assert session.run("sorted(order) == list(range(20))").value is True
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_ctrl_c_interrupts_the_cell_and_keeps_the_state(session: InteractiveSession, live: bool) -> None:
+    session.run("x = 5")
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        session.run(ENDLESS, on_stdout=print if live else None)
+    result = session.run("x")
+    assert (result.value, str(result.state)) == (5, "kept")
+
+
+async def test_it_works_where_a_loop_runs_already() -> None:
+    with InteractiveSession() as session:
+        assert session.run("import asyncio\nawait asyncio.sleep(0, 7)").value == 7
+    assert asyncio.get_running_loop().is_running()
+
+
+def test_a_second_session_starts_no_second_fork_server(session: InteractiveSession) -> None:
+    session.run("x = 1")
+    servers = len(ForkServer._shared)
+    with InteractiveSession() as second:
+        assert second.run("'x' in globals()").value is False
+        assert len(ForkServer._shared) == servers
+
+
+def test_a_name_is_the_sessions_own() -> None:
+    with InteractiveSession(session_id="alice") as session:
+        assert session.run("1").session_id == "alice"
+
+
+def test_it_can_be_opened_and_closed_by_hand() -> None:
+    session = InteractiveSession(timeout=0.2)
+    session.open().open()
+    assert session.run(ENDLESS).error is not None
+    session.close()
+    session.close()
+    with pytest.raises(ACASessionsError, match="not open"):
+        session.run("1")
+
+
+def test_closing_it_ends_the_cell_of_another_thread() -> None:
+    session = InteractiveSession().open()
+    with ThreadPoolExecutor() as threads:
+        started = threading.Event()
+        running = threads.submit(session.run, f"print(1, flush=True)\n{ENDLESS}", on_stdout=lambda _: started.set())
+        started.wait()
+        session.close()
+        with pytest.raises(ACASessionsError, match="closed"):
+            running.result()
+
+
+def test_one_that_was_forgotten_says_so() -> None:
+    with pytest.warns(ResourceWarning, match="never closed"):
+        InteractiveSession().open()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_it_leaves_nothing_behind() -> None:
+    with InteractiveSession() as session:
+        session.run("x = 1", on_stdout=print)
