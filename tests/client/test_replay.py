@@ -9,7 +9,7 @@ import pytest
 
 from aca_sessions import Session, SessionPool, open_pool, replay
 from aca_sessions.client import history, notebook
-from aca_sessions.client.history import Deleted, History, Ran, Reset, Uploaded
+from aca_sessions.client.history import Deleted, History, Installed, Ran, Reset, Uploaded
 from aca_sessions.errors import InvalidArgumentError
 
 from ..scenarios.endpoints import settings_of
@@ -125,7 +125,7 @@ async def test_a_file_that_is_too_large_is_named_and_not_held(pool: SessionPool,
     written = session.to_notebook()
     assert len(json.dumps(written)) < 10_000
     nbformat.validate(nbformat.from_dict(written))
-    assert "not restored, as the notebook does not hold it: large.bin" in await again(pool, written)
+    assert "not restored: large.bin, which the notebook does not hold" in await again(pool, written)
 
 
 async def test_a_file_that_was_tampered_with_is_not_restored(pool: SessionPool, session: Session) -> None:
@@ -134,7 +134,7 @@ async def test_a_file_that_was_tampered_with_is_not_restored(pool: SessionPool, 
     written["cells"][0]["attachments"]["a.txt"]["application/octet-stream"] = base64.b64encode(b"b").decode()
     async with pool.session() as fresh:
         report = await replay(written, fresh)
-        assert (report.same, report.missing_files, await fresh.list_files()) == (False, ("a.txt",), [])
+        assert (report.same, report.missing, await fresh.list_files()) == (False, ("a.txt, which the notebook does not hold",), [])
 
 
 async def test_cells_that_are_followed_are_in_the_history(session: Session) -> None:
@@ -188,6 +188,23 @@ async def test_where_the_session_cannot_be_reached_the_rest_is_not_run() -> None
     assert [cell.verdict for cell in report.cells] == ["not run", "not run"]
 
 
+async def test_what_cannot_be_installed_is_told_and_the_cells_are_run(session: Session) -> None:
+    session.history.note(Installed(("no-package-of-that-name-anywhere",)))
+    session.history.note(Ran("1"))
+    written = session.to_notebook()
+    nbformat.validate(nbformat.from_dict(written))
+    report = await replay(written, session)
+    assert [missing.partition(":")[0] for missing in report.missing] == ["no-package-of-that-name-anywhere"]
+    assert [cell.verdict for cell in report.cells] == ["output differs"]
+
+
+async def test_code_that_is_not_well_formed_can_be_written_down(session: Session, tmp_path: Path) -> None:
+    await session.run("'\ud800'")
+    session.write_notebook(tmp_path / "a.ipynb")
+    session.write_script(tmp_path / "a.py")
+    assert (await replay(tmp_path / "a.ipynb", session)).same
+
+
 NOTEBOOK = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}
 
 
@@ -222,6 +239,7 @@ def upload(path: str, attachments: object = None) -> dict[str, object]:
         upload("a", {"a": {"application/octet-stream": "no base64"}}),
         upload("a", []),
         with_cell(cell_type="markdown", source="", metadata={"aca_sessions": {"rename": "a"}}),
+        with_cell(cell_type="markdown", source="", metadata={"aca_sessions": {"install": ["--index-url=http://example.org"]}}),
     ],
 )
 def test_what_is_no_notebook_is_refused(source: object) -> None:

@@ -43,7 +43,14 @@ class Reset:
     """The variables were cleared from outside."""
 
 
-Step = Ran | Uploaded | Deleted | Reset
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Packages that were installed, as they were named."""
+
+    requirements: tuple[str, ...]
+
+
+Step = Ran | Uploaded | Deleted | Reset | Installed
 
 
 class History:

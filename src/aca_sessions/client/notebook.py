@@ -1,8 +1,8 @@
 """A session's steps as a notebook (.ipynb, nbformat 4.5) and as a script, and a notebook's steps again.
 
-Cells keep their source and outputs. Uploads, deletions and resets lie between them as Markdown cells that say so; what was uploaded is
-attached to its cell, unless it is over 4 MB: then its name, size and hash stay. Files that cells wrote are not in it: running them writes
-them again.
+Cells keep their source and outputs. Uploads, deletions, resets and packages lie between them as Markdown cells that say so; what was
+uploaded is attached to its cell, unless it is over 4 MB: then its name, size and hash stay. Files that cells wrote are not in it: running
+them writes them again.
 """
 
 import base64
@@ -15,8 +15,8 @@ from typing import Any
 
 from ..errors import InvalidArgumentError
 from ..models import CodeExecutionResult, Display
-from .arguments import checked_path
-from .history import Deleted, History, Ran, Reset, Step, Uploaded
+from .arguments import checked_path, checked_requirements
+from .history import Deleted, History, Installed, Ran, Reset, Step, Uploaded
 
 _OURS = "aca_sessions"
 _BINARY = "application/octet-stream"
@@ -94,6 +94,8 @@ def _cell(step: Step, count: int) -> dict[str, Any]:
             return {"cell_type": "markdown", "metadata": {_OURS: {"delete": path}}, "source": _said(step)}
         case Reset():
             return {"cell_type": "markdown", "metadata": {_OURS: {"reset": True}}, "source": _said(step)}
+        case Installed(requirements):
+            return {"cell_type": "markdown", "metadata": {_OURS: {"install": list(requirements)}}, "source": _said(step)}
 
 
 def _said(step: Step) -> str:
@@ -102,6 +104,8 @@ def _said(step: Step) -> str:
             return f"`{_inline(path)}` was uploaded: {size} bytes{'' if content is not None else ', not kept here'}."
         case Deleted(path):
             return f"`{_inline(path)}` was deleted."
+        case Installed(requirements):
+            return f"Installed: `{_inline(' '.join(requirements))}`."
     return "The variables were cleared."
 
 
@@ -166,7 +170,10 @@ def _step_of_ours(told: object, attachments: object) -> Step:
             return Deleted(path)
         case {"reset": True}:
             return Reset()
-    raise InvalidArgumentError("a cell of this notebook tells of something else than an upload, a deletion or a reset")
+        case {"install": [*requirements]}:
+            checked_requirements(tuple(requirements))
+            return Installed(tuple(requirements))
+    raise InvalidArgumentError("a cell of this notebook tells of something else than an upload, a deletion, a reset or packages")
 
 
 def _attached(attachments: object, path: str) -> bytes | None:

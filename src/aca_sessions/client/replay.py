@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ACASessionsError, NotFoundError
-from .history import Deleted, Ran, Reset, Step, Uploaded
+from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
+from .history import Deleted, Installed, Ran, Reset, Step, Uploaded
 from .notebook import Output, outputs_of, read_notebook
 from .session import Session
 
@@ -47,19 +47,19 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What a replay came to: each code cell of the notebook, and the files that it names and does not hold."""
+    """What a replay came to: each code cell of the notebook, and what could not be restored: files that it does not hold, packages."""
 
     cells: tuple[ReplayedCell, ...]
-    missing_files: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
         """Whether everything came out as it was recorded."""
-        return not self.missing_files and all(cell.verdict == "same" for cell in self.cells)
+        return not self.missing and all(cell.verdict == "same" for cell in self.cells)
 
     def __str__(self) -> str:
         others = [str(cell) for cell in self.cells if cell.verdict != "same"]
-        missing = [f"not restored, as the notebook does not hold it: {path}" for path in self.missing_files]
+        missing = [f"not restored: {what}" for what in self.missing]
         return "\n".join([f"{len(self.cells) - len(others)} of {len(self.cells)} cells came out the same", *others, *missing])
 
 
@@ -83,19 +83,30 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
     return ReplayReport(tuple(cells), tuple(missing))
 
 
-async def _redone(step: Uploaded | Deleted | Reset, session: Session) -> list[str]:
-    """Answers the file that the notebook does not hold, if that is why nothing was done."""
+async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
+    """Answers what could not be restored."""
     match step:
         case Uploaded(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
-                return [path]
+                return [f"{path}, which the notebook does not hold"]
             await session.upload_file(path, content)
         case Deleted(path):
             with contextlib.suppress(NotFoundError):
                 await session.delete_file(path)
         case Reset():
             await session.reset()
+        case Installed(requirements):
+            return await _installed(requirements, session)
     return []
+
+
+async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
+    """Cells may do without what cannot be installed: they are run, and say so themselves."""
+    try:
+        result = await session.install(*requirements)
+    except (InvalidArgumentError, NotSupportedError) as error:
+        return [f"{' '.join(requirements)}: {error}"]
+    return [] if result.success else [f"{' '.join(requirements)}: {result.error}"]
 
 
 async def _replayed(step: Ran, outputs: list[Output], number: int, *, session: Session, timeout: float | None) -> ReplayedCell:

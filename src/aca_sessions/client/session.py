@@ -12,7 +12,7 @@ from ..errors import ExecutionError, InvalidArgumentError, NotSupportedError, Se
 from ..models import CodeExecutionResult, CommandResult, Event, Package, RemoteFile, SessionHealth, State, Variable
 from .arguments import checked_data, checked_requirements
 from .execution import AnswerInput, Execution
-from .history import Deleted, History, Reset, uploaded
+from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
 from .notebook import to_notebook, to_script
 from .own_cells import answer, command_result_of, health_of, names_of, variables_of
@@ -112,11 +112,11 @@ class Session:
 
     def write_notebook(self, path: str | Path) -> None:
         """The same as an .ipynb file; `replay` does it again in any session."""
-        Path(path).write_text(json.dumps(self.to_notebook(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
 
     def write_script(self, path: str | Path) -> None:
         """The cells as Python in the percent format, without outputs and files."""
-        Path(path).write_text(to_script(self.history), encoding="utf-8")
+        Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
@@ -142,6 +142,12 @@ class Session:
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """What became of installing packages; what is there already is left alone. NotSupportedError where no package index is reached."""
+        result = await self._install(*requirements, timeout=timeout)
+        if result.success:
+            self.history.note(Installed(requirements))
+        return result
+
+    async def _install(self, *requirements: str, timeout: float) -> CodeExecutionResult:
         checked_requirements(requirements)
         if await self._interpreter.supports("packages"):
             return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
