@@ -14,7 +14,8 @@ ACASessionsError
 │   └── PoolClosedError
 ├── SandboxError
 │   ├── IsolationError          this host cannot give the promised isolation
-│   └── GuestDiedError          an interpreter or the fork server ended
+│   ├── GuestDiedError          an interpreter or the fork server ended
+│   └── SnapshotError           a session cannot be kept as it is now, or gone back to
 └── ExecutionError              only from result.raise_for_error()
 """
 
@@ -100,6 +101,10 @@ class IsolationError(SandboxError):
 
 class GuestDiedError(SandboxError):
     """An interpreter or the fork server ended."""
+
+
+class SnapshotError(SandboxError):
+    """A session cannot be kept as it is now, or gone back to: the text says what is in the way."""
 
 
 class ExecutionError(ACASessionsError):

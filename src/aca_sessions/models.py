@@ -166,12 +166,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionRequest:
-    """A cell for a session; `sanitize_input` takes it out of Markdown fences first."""
+    """A cell for a session; `sanitize_input` takes it out of Markdown fences first. A `transactional` one that fails leaves no trace."""
 
     session_id: str
     code: str
     sanitize_input: bool = True
     timeout: float | None = None
+    transactional: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +199,17 @@ class RemoteFile:
     def full_path(self) -> str:
         """Where code in the session finds it."""
         return "/".join(part for part in ("/mnt/data", self.directory, self.name) if part)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A session as it was at a moment, to go back to; `left_behind` says what could not be kept, `size` is that of its files."""
+
+    id: str
+    name: str | None
+    created: datetime
+    size: int = 0
+    left_behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

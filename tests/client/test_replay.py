@@ -198,6 +198,28 @@ async def test_what_cannot_be_installed_is_told_and_the_cells_are_run(session: S
     assert [cell.verdict for cell in report.cells] == ["output differs"]
 
 
+@pytest.mark.slow
+async def test_what_the_session_went_back_from_is_not_in_the_history(pool: SessionPool, session: Session) -> None:
+    await session.run("x = 1")
+    await session.checkpoint()
+    await session.run("x = 2")
+    await session.rollback()
+    await session.run("x")
+    (branch,) = await session.branch()
+    async with branch:
+        await branch.run("x + 1")
+        assert [cell.code for cell in branch.history.cells] == ["x = 1", "x", "x + 1"]
+    assert [cell.code for cell in session.history.cells] == ["x = 1", "x"]
+    assert await again(pool, session.to_notebook()) == "2 of 2 cells came out the same"
+
+
+async def test_a_cell_that_was_rolled_back_is_not_run_again(pool: SessionPool, session: Session) -> None:
+    await session.run("x = 1")
+    await session.run("x = 2\n1 / 0", transactional=True)
+    await session.run("x")
+    assert await again(pool, session.to_notebook()) == "3 of 3 cells came out the same"
+
+
 async def test_code_that_is_not_well_formed_can_be_written_down(session: Session, tmp_path: Path) -> None:
     await session.run("'\ud800'")
     session.write_notebook(tmp_path / "a.ipynb")

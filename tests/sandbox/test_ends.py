@@ -10,8 +10,8 @@ import pytest
 from aca_sessions.errors import GuestDiedError, IsolationError
 from aca_sessions.sandbox.ends import Spawned, host_pid
 from aca_sessions.sandbox.forkserver import ForkServer
-from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Limits
+from aca_sessions.sandbox.starting import start
 from aca_sessions.sandbox.watchdog import Watchdog
 from aca_sessions.tasks import _Handover, made_in_thread
 
@@ -90,7 +90,7 @@ async def test_a_start_whose_memory_cannot_be_counted_leaves_nothing(fork_server
     spawned, place = spawned_by(fork_server)
     memory = Refusing(Limits(), fork_server._together)
     with pytest.raises(IsolationError, match="control group"):
-        await Interpreter.start(spawned, Limits(), memory=memory, proxy=None)
+        await start(spawned, Limits(), tree=place[0].number, memory=memory, proxy=None, show=fork_server.show_tree)
     fork_server.drop_place(place)
 
 
@@ -98,7 +98,9 @@ async def test_a_start_whose_memory_cannot_be_counted_leaves_nothing(fork_server
 async def test_a_start_that_is_cancelled_leaves_nothing(fork_server: ForkServer) -> None:
     for turns in range(1, 6):
         spawned, place = spawned_by(fork_server)
-        starting = asyncio.create_task(Interpreter.start(spawned, Limits(), memory=place[1], proxy=None))
+        starting = asyncio.create_task(
+            start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
+        )
         for _ in range(turns):
             await asyncio.sleep(0)
         starting.cancel()
@@ -109,7 +111,10 @@ async def test_a_start_that_is_cancelled_leaves_nothing(fork_server: ForkServer)
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_close_that_is_cancelled_still_lets_go(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
-    interpreter, init = await Interpreter.start(spawned, Limits(), memory=place[1], proxy=None), os.dup(spawned.init)
+    interpreter, init = (
+        await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree),
+        os.dup(spawned.init),
+    )
     closing = asyncio.create_task(interpreter.close())
     await asyncio.sleep(0)
     closing.cancel()

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..contract import events, extensions, flat
+from ..contract import events, extensions, flat, timeline
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
@@ -38,10 +38,10 @@ class Executions:
         self._dialect = version.dialect
         self._tasks = Tasks()
 
-    async def run(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
+    async def run(self, session_id: str, call: ExecutionCall) -> CodeExecutionResult:
         """What became of a cell. Cancelling the call interrupts the cell."""
         id = str(uuid.uuid4())
-        call = self._call(code, timeout, asynchronous=timeout is not None and timeout > MAX_SYNCHRONOUS_SECONDS)
+        call = self._checked(replace(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS))
         try:
             record = await self._send(session_id, id, call)
             while record.result is None:
@@ -51,10 +51,10 @@ class Executions:
             raise
         return replace(record.result, session_id=session_id)
 
-    async def start(self, session_id: str, code: str, timeout: float | None, *, answered: bool) -> Execution:
+    async def start(self, session_id: str, call: ExecutionCall) -> Execution:
         """A cell that runs on by itself; NotSupportedError where the endpoint has no events."""
         id = str(uuid.uuid4())
-        record = await self._send(session_id, id, self._call(code, timeout, asynchronous=True), answered=answered)
+        record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)))
         return self.followed(session_id, id) if record.result is None else ended(replace(record.result, session_id=session_id))
 
     def followed(self, session_id: str, id: str) -> Execution:
@@ -82,15 +82,16 @@ class Executions:
         """Waits for what is on its way."""
         await self._tasks.finish()
 
-    def _call(self, code: str, timeout: float | None, *, asynchronous: bool) -> ExecutionCall:
-        if asynchronous and not self._dialect.HAS_EXECUTIONS:
+    def _checked(self, call: ExecutionCall) -> ExecutionCall:
+        if call.asynchronous and not self._dialect.HAS_EXECUTIONS:
             raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
-        return ExecutionCall(code=code, asynchronous=asynchronous, timeout=timeout, output_limit=_OUTPUT_LIMIT)
+        return replace(call, output_limit=_OUTPUT_LIMIT)
 
-    async def _send(self, session_id: str, id: str, call: ExecutionCall, *, answered: bool = False) -> Record:
+    async def _send(self, session_id: str, id: str, call: ExecutionCall) -> Record:
         """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
-        headers = {flat.OPERATION_HEADER: id, **_RICH, **({events.ANSWERED_HEADER: "1"} if answered else {})}
+        ours = {events.ANSWERED_HEADER: call.answered, timeline.TRANSACTIONAL_HEADER: call.transactional}
+        headers = {flat.OPERATION_HEADER: id, **_RICH, **{name: "1" for name, wanted in ours.items() if wanted}}
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)

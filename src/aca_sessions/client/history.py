@@ -15,10 +15,11 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell, as it was sent, and what became of it; None where that is not known, or not yet."""
+    """A cell, as it was sent, and what became of it; None where that is not known, or not yet. One that was rolled back left nothing."""
 
     code: str
     result: CodeExecutionResult | None = None
+    rolled_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class History:
         self._steps: dict[int, Step] = {}
         self._sizes: dict[int, int] = {}
         self._numbers = itertools.count()
+        self._marks: dict[str, int] = {}
         self.left_out = 0
 
     @property
@@ -81,7 +83,7 @@ class History:
         """Notes what became of a cell, and answers that."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
-            self._keep(number, Ran(known.code, result))
+            self._keep(number, Ran(known.code, result, result.state.kind == "rolled_back"))
         return result
 
     def note(self, step: Step) -> int:
@@ -89,6 +91,24 @@ class History:
         number = next(self._numbers)
         self._keep(number, step)
         return number
+
+    def mark(self, checkpoint: str) -> None:
+        """Notes that a checkpoint was taken here."""
+        self._marks[checkpoint] = next(self._numbers)
+
+    def go_back(self, checkpoint: str) -> None:
+        """Forgets what was done after a checkpoint, as the session has. What was done before one that was taken elsewhere is not known."""
+        mark = self._marks.get(checkpoint, -1)
+        for number in [number for number in self._steps if number > mark]:
+            del self._steps[number], self._sizes[number]
+        self.left_out += mark < 0
+
+    def copy(self) -> "History":
+        """The same until now, for a session that branches off."""
+        twin = History()
+        twin._steps, twin._sizes, twin._marks = self._steps.copy(), self._sizes.copy(), self._marks.copy()
+        twin._numbers, twin.left_out = itertools.count(next(self._numbers)), self.left_out
+        return twin
 
     def _keep(self, number: int, step: Step) -> None:
         self._steps[number], self._sizes[number] = step, _size(step)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from .. import telemetry
 from ..contract import extensions, flat
+from ..contract.records import ExecutionCall
 from ..contract.versions import version_named
 from ..errors import NotSupportedError
 from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
@@ -23,6 +24,7 @@ from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
 from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
+from .timeline import Timeline
 
 FILES_PATH = "files"
 _RANGE = 8 << 20
@@ -41,6 +43,7 @@ class CodeInterpreter:
         self._dialect = self._version.dialect
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)
+        self.timeline = Timeline(http)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
 
     @overload
@@ -62,14 +65,15 @@ class CodeInterpreter:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
-            result = self._continuity.tell(request.session_id, await self._execute_knowingly(request.session_id, text, request.timeout))
+            call = ExecutionCall(code=text, timeout=request.timeout, transactional=request.transactional)
+            result = self._continuity.tell(request.session_id, await self._execute_knowingly(request.session_id, call))
             telemetry.executed(span, result)
         return result
 
     async def execute_own(self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None) -> CodeExecutionResult:
         """What became of a cell of ours, by its name. What it hears of a loss is told with the user's next cell."""
         checked_session_id(session_id)
-        result = await self._execute_knowingly(session_id, own_cell(name, *arguments), timeout)
+        result = await self._execute_knowingly(session_id, ExecutionCall(code=own_cell(name, *arguments), timeout=timeout))
         self._continuity.keep(session_id, result)
         return result
 
@@ -155,10 +159,11 @@ class CodeInterpreter:
         if refused is not None:
             return ended(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
         text = take_out_of_fences(code) if sanitize else code
+        call = ExecutionCall(code=text, timeout=timeout, answered=on_input is not None)
         if not await self._http.offers("events"):
-            return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, text, timeout)))
+            return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call)))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
-            execution = await self._executions.start(session_id, text, timeout, answered=on_input is not None)
+            execution = await self._executions.start(session_id, call)
         return execution.answering(on_input).amending(lambda result: self._continuity.tell(session_id, result))
 
     def execution(self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
@@ -232,17 +237,19 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute_knowingly(self, session_id: str, code: str, timeout: float | None) -> CodeExecutionResult:
+    async def _execute_knowingly(self, session_id: str, call: ExecutionCall) -> CodeExecutionResult:
         """Our own server tells what became of a session; elsewhere we look ourselves."""
+        if call.transactional:
+            await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):
-            return await self._executions.run(session_id, code, timeout)
+            return await self._executions.run(session_id, call)
         loss = await self._continuity.before(session_id)
-        result = await self._executions.run(session_id, code, timeout)
+        result = await self._executions.run(session_id, call)
         self._continuity.after(session_id, result)
         return replace(result, state=loss) if loss and result.state.kind == "kept" else result
 
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
-        return await self._executions.run(session_id, code, None)
+        return await self._executions.run(session_id, ExecutionCall(code=code))
 
     async def _read(self, session_id: str, name: str, start: int | None) -> tuple[bytes, int]:
         """A part of a file, and the size of all of it."""

@@ -43,6 +43,8 @@ def to_script(history: History) -> str:
     parts = []
     for step in history.steps:
         match step:
+            case Ran(rolled_back=True):
+                continue
             case Ran(code):
                 parts.append(f"# %%\n{_as_python(code)}")
             case _:
@@ -81,7 +83,7 @@ def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, An
 
 def _cell(step: Step, count: int) -> dict[str, Any]:
     match step:
-        case Ran(code, result):
+        case Ran(code=code, result=result):
             metadata = {_OURS: {"state": str(result.state)}} if result is not None and result.state.kind != "kept" else {}
             outputs = outputs_of(result, count) if result is not None else []
             ran = count if result is not None else None
@@ -151,13 +153,20 @@ def _loaded(source: object) -> object:
 def _step(cell: object) -> tuple[Step, list[Output]] | None:
     """None for what only a reader needs."""
     match cell:
-        case {"cell_type": "code", "source": source, "outputs": [*outputs]}:
-            return Ran(_text(source)), [_output(one) for one in outputs]
+        case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
+            return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
         case {"cell_type": "markdown", "metadata": {"aca_sessions": told}, **rest}:
             return _step_of_ours(told, rest.get("attachments")), []
         case {"cell_type": "markdown" | "raw"}:
             return None
     raise InvalidArgumentError("a cell of this notebook is neither code with outputs, Markdown nor raw text")
+
+
+def _was_rolled_back(cell: object) -> bool:
+    match cell:
+        case {"metadata": {"aca_sessions": {"state": str(state)}}}:
+            return state.startswith("rolled_back")
+    return False
 
 
 def _step_of_ours(told: object, attachments: object) -> Step:

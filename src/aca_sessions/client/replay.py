@@ -110,6 +110,8 @@ async def _installed(requirements: tuple[str, ...], session: Session) -> list[st
 
 
 async def _replayed(step: Ran, outputs: list[Output], number: int, *, session: Session, timeout: float | None) -> ReplayedCell:
+    if step.rolled_back:
+        return ReplayedCell(number, "same", ("it was rolled back, and is not run again",))
     if not step.code.strip():
         return ReplayedCell(number, "same")
     result = await session.run(step.code, timeout=timeout, sanitize=False)

@@ -1,15 +1,28 @@
 """One leased session: what a caller does with it."""
 
 import asyncio
+import contextlib
 import json
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from ..errors import ExecutionError, InvalidArgumentError, NotSupportedError, ServiceError
-from ..models import CodeExecutionResult, CommandResult, Event, Package, RemoteFile, SessionHealth, State, Variable
+from ..errors import ExecutionError, InvalidArgumentError, NotFoundError, NotSupportedError, ServiceError
+from ..models import (
+    Checkpoint,
+    CodeExecutionRequest,
+    CodeExecutionResult,
+    CommandResult,
+    Event,
+    Package,
+    RemoteFile,
+    SessionHealth,
+    State,
+    Variable,
+)
 from .arguments import checked_data, checked_requirements
 from .execution import AnswerInput, Execution
 from .history import Deleted, History, Installed, Reset, uploaded
@@ -34,16 +47,26 @@ class Session:
         self.history = History()
 
     async def run(
-        self, code: str, *, libraries: Sequence[str] = (), timeout: float | None = None, sanitize: bool = True
+        self,
+        code: str,
+        *,
+        libraries: Sequence[str] = (),
+        timeout: float | None = None,
+        sanitize: bool = True,
+        transactional: bool = False,
     ) -> CodeExecutionResult:
         """What became of a cell. Cancelling the call interrupts the cell and keeps the variables.
 
-        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run.
+        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run. A
+        transactional cell that fails, runs too long or is killed leaves variables and files as they were.
         """
         if libraries and not (installed := await self._install_missing(libraries)).success:
             return installed
+        request = CodeExecutionRequest(
+            session_id=self.session_id, code=code, timeout=timeout, sanitize_input=sanitize, transactional=transactional
+        )
         amend = self._noting(code, sanitize)
-        return amend(await self._interpreter.execute(self.session_id, code, timeout=timeout, sanitize=sanitize))
+        return amend(await self._interpreter.execute(request))
 
     async def start(
         self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
@@ -117,6 +140,41 @@ class Session:
     def write_script(self, path: str | Path) -> None:
         """The cells as Python in the percent format, without outputs and files."""
         Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
+
+    async def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Keeps variables and files as they are now; SnapshotError says what is in the way. The oldest ones go first."""
+        checkpoint = await self._interpreter.timeline.take(self.session_id, name)
+        self.history.mark(checkpoint.id)
+        return checkpoint
+
+    async def checkpoints(self) -> list[Checkpoint]:
+        """What `rollback` can go back to, the oldest first."""
+        return await self._interpreter.timeline.all(self.session_id)
+
+    async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
+        """Variables and files are as they were at a checkpoint, named by itself, its name or its id, or at the latest; it stays."""
+        id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
+        reached = await self._interpreter.timeline.roll_back(self.session_id, id)
+        self.history.go_back(reached.id)
+        return reached
+
+    async def undo(self) -> Checkpoint:
+        """Back to the latest checkpoint, which is used up: once more goes further back."""
+        checkpoint = await self.rollback()
+        await self._interpreter.timeline.drop(self.session_id, checkpoint.id)
+        return checkpoint
+
+    async def branch(self, count: int = 1, *, reseed: bool = True) -> "list[Branch]":
+        """So many sessions that go on from here, each with its own variables and files; with random numbers of their own, or the same.
+
+        Together they have the limits of one session, and their cells take turns. Packages that were installed are there.
+        """
+        names = [f"branch-{uuid.uuid4()}" for _ in range(count)]
+        await self._interpreter.timeline.branch(self.session_id, names, reseed=reseed)
+        branches = [Branch(self._interpreter, name) for name in names]
+        for branch in branches:
+            branch.history = self.history.copy()
+        return branches
 
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
@@ -194,3 +252,18 @@ class Session:
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: whoever has it owns the session
+
+
+class Branch(Session):
+    """A session that goes on from where another was; it ends with `close`, or with its block."""
+
+    async def close(self) -> None:
+        """Ends it; the session that it came from goes on."""
+        with contextlib.suppress(NotFoundError):
+            await self._interpreter.delete_session(self.session_id)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

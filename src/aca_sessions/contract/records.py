@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
+from ..errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError, SnapshotError
 from ..models import CodeExecutionResult
 
+SNAPSHOT_REFUSED = "SnapshotRefused"
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
 MAX_ASYNCHRONOUS_SECONDS = 86_400.0
@@ -33,6 +34,7 @@ class ExecutionCall:
     command: Command | None = None
     asynchronous: bool = False
     answered: bool = False  # whether the caller answers what the cell asks
+    transactional: bool = False  # whether it is to leave no trace where it fails
     timeout: float | None = None
     output_limit: int = 4096
 
@@ -85,6 +87,8 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
             )
         case 404:
             return NotFoundError(status, code, message)
+        case 409 if code == SNAPSHOT_REFUSED:
+            return SnapshotError(message)
         case 429:
             return RateLimitedError(status, code, message, retry_after=_seconds(headers.get("retry-after")))
     return ServiceError(status, code, message)

@@ -6,9 +6,10 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
-from ..models import CodeError, Display, Event, FileChange, RunningProcess, State, VariableChange
+from ..models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
 from . import wire
 
 _MAX_DISPLAYS = 1000
@@ -133,6 +134,16 @@ def error_of(cell: Cell, finished: wire.Finished | None, state: State) -> CodeEr
     if finished.error_name is None:
         return None
     return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
+
+
+def retold(result: CodeExecutionResult, state: State, consequence: str) -> CodeExecutionResult:
+    """The result where something else became of variables and files than the cell itself left."""
+    error = result.error
+    if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
+        return replace(result, state=state)
+    message = f"{error.message.partition('; ')[0]}; {consequence}"
+    told = CodeError(error.name, message)
+    return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told))
 
 
 def check(finished: wire.Finished) -> None:

@@ -163,10 +163,11 @@ class Group:
         """It counts at all times."""
 
     def was_exceeded(self) -> bool:
-        """Whether one of the processes was killed for the group's memory."""
-        return self._version.kills(self._folders) > self._kills
+        """Whether one of the processes was killed for the group's memory since this was last asked."""
+        before, self._kills = self._kills, self._version.kills(self._folders)
+        return self._kills > before
 
-    async def end(self) -> None:
+    async def end(self, init: int) -> None:
         """The processes have ended."""
 
     def remove(self) -> None:

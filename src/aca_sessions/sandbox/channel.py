@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import wire
@@ -23,7 +23,7 @@ class Channel:
         os.set_blocking(said, False)
         self._link = link
         self._said = said
-        self.streams = tuple(Output(stream, limit) for stream in streams)
+        self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self._frames = wire.Frames(wire.MAX_FROM_GUEST)
         self._watched: set[int] = set()
         self._open = True
@@ -34,10 +34,13 @@ class Channel:
         for stream in self.streams:
             self._listen_again(stream)
 
-    async def send(self, message: wire.Message) -> None:
-        """Sends a frame; that nobody is there to read it is told elsewhere."""
+    async def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> None:
+        """Sends a frame, with descriptors if need be; that nobody is there to read it is told elsewhere."""
+        data = wire.frame(message)
         with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().sock_sendall(self._link, wire.frame(message))
+            if descriptors:
+                data = data[socket.send_fds(self._link, [data], descriptors) :]
+            await asyncio.get_running_loop().sock_sendall(self._link, data)
 
     def drain(self) -> None:
         """Reads what was written so far."""

@@ -4,22 +4,29 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import GuestDiedError
 from ..models import RunningProcess
+from . import syscalls
 from .watchdog import family
 
 _MOST_TOLD = 100
+_EXIT_CODE = 49  # of what stands behind the name in /proc/PID/stat
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A session's /mnt/data: its number, a descriptor of it, and the uid that owns it as the host sees it (None: our own)."""
+    """A session's /mnt/data: its number, a descriptor of it, and the uid that owns it as the host sees it (None: our own); `user` is the
+    number of the session that the uid was given to first.
+    """
 
     number: int
     directory: int
     owner: int | None
+    user: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,94 @@ def host_pid(pidfd: int) -> int:
     if pid <= 0:
         raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
     return pid
+
+
+def number_of(pidfd: int) -> int:
+    """The number that a process has in its own pid namespace. GuestDiedError where it has ended."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as lines:
+        told = [line for line in lines if line.startswith("NSpid:")]
+    number = int(told[0].split()[-1]) if told else -1
+    if number <= 0:
+        raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+    return number
+
+
+def open_member(init: int, number: int) -> int:
+    """A pidfd of a process below an init, by its number there, which the guest told: it can name none but its own."""
+    for pid in descendants(host_pid(init)):
+        with contextlib.suppress(OSError, GuestDiedError):
+            process = os.pidfd_open(pid)
+            if number_of(process) == number and pid in descendants(host_pid(init)):
+                return process
+            os.close(process)
+    raise GuestDiedError("the session's code is in the way: reset the session")
+
+
+def exit_status(pidfd: int) -> int | None:
+    """How a process ended that nobody collected yet."""
+    try:
+        with open(f"/proc/{host_pid(pidfd)}/stat", errors="backslashreplace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (OSError, GuestDiedError):
+        return None
+    return int(fields[_EXIT_CODE]) if fields[0] == "Z" else None
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, as this host numbers them."""
+    return family(pid)[1:]
+
+
+def kill(pid: int) -> None:
+    """Ends a process that was seen below one of ours a moment ago; by a descriptor, so that no other of its number is hit later."""
+    with contextlib.suppress(OSError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        finally:
+            os.close(process)
+
+
+class ForkEnds:
+    """What a fork of an interpreter is reached by: made here, and half of it given to the guest, who never gives us any."""
+
+    def __init__(self, owner: int | None) -> None:
+        """Pipes belong to the guest's user: code in the session may open them again, by /dev/stdout."""
+        self.link, self._theirs_link = socket.socketpair()
+        with _as_user(owner):
+            (self.said, said), (stdout, stdout_end), (stderr, stderr_end) = os.pipe(), os.pipe(), os.pipe()
+        self.streams = (stdout, stderr)
+        self._theirs = [said, stdout_end, stderr_end]
+
+    @property
+    def theirs(self) -> list[int]:
+        """The guest's half."""
+        return [self._theirs_link.fileno(), *self._theirs]
+
+    def close_theirs(self) -> None:
+        """It has been sent."""
+        self._theirs_link.close()
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    def close(self) -> None:
+        """Lets go of both halves."""
+        self.close_theirs()
+        self.link.close()
+        for descriptor in (self.said, *self.streams):
+            os.close(descriptor)
+
+
+@contextmanager
+def _as_user(owner: int | None) -> Iterator[None]:
+    if owner is None:
+        yield
+        return
+    syscalls.set_filesystem_ids(owner, owner)
+    try:
+        yield
+    finally:
+        syscalls.set_filesystem_ids(0, 0)
 
 
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:

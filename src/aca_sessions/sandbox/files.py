@@ -45,12 +45,12 @@ class Files:
 
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
         """The regular files and folders in a folder."""
-        with self._as_guest():
+        with self.as_guest():
             return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
 
     def describe(self, name: str, folder: str = "") -> RemoteFile:
         """One file."""
-        with self._as_guest():
+        with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
             try:
                 return _described(checked_name(name), checked_folder(folder), os.fstat(descriptor))
@@ -59,7 +59,7 @@ class Files:
 
     def read(self, name: str, folder: str = "", *, start: int = 0, length: int | None = None) -> tuple[bytes, int]:
         """A part of a file, and the size of all of it."""
-        with self._as_guest():
+        with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
@@ -70,7 +70,7 @@ class Files:
     def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
         """Writes a file whole or not at all, and makes its folders; the old one stands until the new one is complete."""
         checked_name(name)
-        with self._as_guest():
+        with self.as_guest():
             parent = self._make_folder(checked_folder(folder))
             try:
                 return self._replace(parent, name, chunks, checked_folder(folder))
@@ -80,7 +80,7 @@ class Files:
     def delete(self, name: str, folder: str = "") -> None:
         """Deletes a file, a link or an empty folder."""
         checked_name(name)
-        with self._as_guest():
+        with self.as_guest():
             parent = self._open_folder(checked_folder(folder))
             try:
                 if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
@@ -102,15 +102,17 @@ class Files:
         return status.f_blocks * status.f_frsize
 
     @contextmanager
-    def _as_guest(self) -> Iterator[None]:
-        """Acts as the guest's user: a root host could not even create here, and would be above the guest's rights."""
+    def as_guest(self) -> Iterator[int]:
+        """Acts as the guest's user, on a descriptor of the tree: a root host could not even create here, and would be above the guest's
+        rights.
+        """
         with self._working():
             if self._tree.owner is None:
-                yield
+                yield self._tree.directory
                 return
             syscalls.set_filesystem_ids(self._tree.owner, self._tree.owner)
             try:
-                yield
+                yield self._tree.directory
             finally:
                 syscalls.set_filesystem_ids(0, 0)
 

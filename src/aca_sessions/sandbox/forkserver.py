@@ -151,13 +151,18 @@ class ForkServer:
         finally:
             memory.remove()
 
-    def make_tree(self, limits: Limits) -> Tree:
-        """A new, empty, size-limited /mnt/data."""
+    def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
+        """A new, empty, size-limited /mnt/data: of a user of its own, or of a session's that there is."""
         number = next(self._numbers)
         if self._uid_count:
             number = (number - 1) % (self._uid_count - 1) + 1
-        directory = self._ask_for_one(wire.MakeTree(number, limits.disk, limits.files))
-        return Tree(number, directory, self._first_uid + number - 1 if self._uid_count else None)
+        user = user or number
+        directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files))
+        return Tree(number, directory, self._first_uid + user - 1 if self._uid_count else None, user)
+
+    def show_tree(self, init: int, tree: int) -> None:
+        """Has a tree take the place of /mnt/data for a session, named by the pidfd of its init."""
+        self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
         """Lets go of a tree and its memory."""
@@ -169,6 +174,7 @@ class ForkServer:
         """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""
         request = wire.Spawn(
             tree=tree.number,
+            owner=tree.user,
             address_space=limits.memory,
             processes=limits.processes,
             open_files=limits.open_files,

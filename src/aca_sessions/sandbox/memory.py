@@ -12,5 +12,5 @@ class Memory(Protocol):
     async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None: ...  # noqa: D102
     def cell_runs(self, running: bool) -> None: ...  # noqa: D102
     def was_exceeded(self) -> bool: ...  # noqa: D102
-    async def end(self) -> None: ...  # noqa: D102
+    async def end(self, init: int) -> None: ...  # noqa: D102
     def remove(self) -> None: ...  # noqa: D102

@@ -39,7 +39,7 @@ class Generation:
     def adopt(self, sandbox: Sandbox) -> Sandbox:
         """Counts a sandbox until it is closed."""
         self._sandboxes += 1
-        sandbox.when_closed(self._lose_one)
+        sandbox.when_closed(self._lose_one, self.adopt)
         return sandbox
 
     def supersede(self) -> None:

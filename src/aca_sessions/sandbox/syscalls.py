@@ -15,6 +15,8 @@ _NUMBERS = {
     "seccomp": (317, 277),
     "setfsuid": (122, 151),
     "setfsgid": (123, 152),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
     "openat2": (437, 437),
     "mount_setattr": (442, 442),
     "landlock_create_ruleset": (444, 444),
@@ -60,6 +62,7 @@ class Resolve(IntFlag):
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 1, 4, 24, 36, 38, 47
 _DETACH = 2
+_OPEN_TREE_CLONE, _MOVE_MOUNT_FROM_DESCRIPTOR = 1, 4
 _AT_RECURSIVE, _AT_EMPTY_PATH = 0x8000, 0x1000
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER = 1
@@ -94,6 +97,16 @@ def harden_mount(target: str, *, read_only: bool) -> None:
 def unmount(target: str) -> None:
     """Takes a mount and all below it out of sight; it ends when its last user does."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
+
+
+def open_tree(path: str) -> int:
+    """A descriptor of a copy of a mount, which is in no namespace yet."""
+    return _call("open_tree", -100, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+
+
+def move_mount(mount: int, target: str) -> None:
+    """Mounts what a descriptor names."""
+    _call("move_mount", mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_FROM_DESCRIPTOR)
 
 
 def pivot_root_here() -> None:

@@ -32,6 +32,7 @@ class Watchdog:
         self._limit = limits.memory
         self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
         self._tasks = Tasks()
+        self._watches: dict[int, asyncio.Task[None]] = {}
         self._busy = asyncio.Event()
         self._shared = 0
 
@@ -39,7 +40,7 @@ class Watchdog:
         """Watches a session's processes; `kill` ends them for their memory."""
         del interpreter  # it is a child of the init
         self._shared = await to_thread.run_sync(_at_most, init)
-        self._tasks.start(self._watch(init, kill))
+        self._watches[init] = self._tasks.start(self._watch(init, kill))
 
     def cell_runs(self, running: bool) -> None:
         """From now on, or no more."""
@@ -49,9 +50,12 @@ class Watchdog:
         """It says so itself when it kills."""
         return False
 
-    async def end(self) -> None:
-        """The processes have ended."""
-        await self._tasks.cancel()
+    async def end(self, init: int) -> None:
+        """The processes of an init have ended."""
+        watch = self._watches.pop(init, None)
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait({watch})
 
     def remove(self) -> None:
         """Leaves nothing behind anyway."""

@@ -51,9 +51,10 @@ class Plan(Message):
 
 @dataclass(frozen=True, slots=True)
 class MakeTree(Message):
-    """A session's /mnt/data; Done brings a descriptor of it."""
+    """A session's /mnt/data; Done brings a descriptor of it. The owner is the session whose user it belongs to."""
 
     tree: int
+    owner: int
     size: int
     inodes: int
 
@@ -66,10 +67,18 @@ class DropTree(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ShowTree(Message):
+    """A tree takes the place of /mnt/data in a session; comes with a pidfd of its init."""
+
+    tree: int
+
+
+@dataclass(frozen=True, slots=True)
 class Spawn(Message):
     """One live interpreter on a tree; comes with its socket and its report pipe, Done brings a pidfd of its init."""
 
     tree: int
+    owner: int
     address_space: int
     processes: int
     open_files: int
@@ -165,6 +174,17 @@ class Run(Message):
     execution: str
     code: str
     answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fork(Message):
+    """Another interpreter with the same variables; brings the ends it is to have: its socket, its frames' pipe, its stdout and stderr.
+
+    Answered like a cell, with its number in the session as the value, and a line for each thing that it could not take along.
+    """
+
+    execution: str
+    reseed: bool
 
 
 @dataclass(frozen=True, slots=True)

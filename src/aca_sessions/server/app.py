@@ -21,6 +21,7 @@ from .package_routes import PackageRoutes
 from .session_routes import SessionRoutes
 from .sessions import Sessions
 from .table import answering, problem_answer
+from .timeline_routes import TimelineRoutes
 
 SUPPORTED = {"api-supported-versions": ", ".join(VERSIONS)}
 _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools/{pool}"
@@ -33,7 +34,7 @@ class Service:
         """Serves the sessions that it is given, which stay their owner's."""
         self._sessions = sessions
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (SessionRoutes, CellRoutes, LiveRoutes, FileRoutes, PackageRoutes, McpRoute)
+        rooms = (SessionRoutes, CellRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute)
         routes = [answering(*route, self._headers) for room in rooms for route in room(sessions, hosting).table()]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)

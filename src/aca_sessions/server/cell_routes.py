@@ -7,7 +7,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import events, extensions, flat, legacy, shell, values
+from ..contract import events, extensions, flat, legacy, shell, timeline, values
 from ..contract.records import ExecutionCall, ProblemError
 from ..contract.versions import Version
 from ..hosting import Hosting
@@ -48,7 +48,9 @@ class CellRoutes:
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         call = self._decoded(version, await self._json(request))
-        call = replace(call, answered=not self._hosting.plain and request.headers.get(events.ANSWERED_HEADER) == "1")
+        if not self._hosting.plain:
+            answered, transactional = (request.headers.get(name) == "1" for name in (events.ANSWERED_HEADER, timeline.TRANSACTIONAL_HEADER))
+            call = replace(call, answered=answered, transactional=transactional)
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")

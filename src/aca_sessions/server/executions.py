@@ -6,9 +6,10 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
-from ..errors import GuestDiedError, IsolationError
+from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..models import CodeError, CodeExecutionResult, State
 from ..sandbox.interpreter import Interpreter
 from ..sandbox.sandbox import Sandbox
@@ -17,6 +18,7 @@ from .events import Events
 
 _REMEMBERED = 50
 _REMEMBERED_BYTES = 16 << 20
+Answer = TypeVar("Answer")
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -131,12 +133,28 @@ class Executions:
             if execution.cancelled:
                 return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
             execution.status = "Running"
-            result = await self._ran(interpreter, execution)
+            result = await sandbox.recovered(await self._ran(sandbox, interpreter, execution))
+        except SnapshotError as error:
+            told = CodeError("SnapshotError", f"the cell was not run: {error}")
+            return CodeExecutionResult(error=told, stderr=str(told))
         except (GuestDiedError, IsolationError) as error:
             return _no_result(str(error), State("lost", "killed"))
         return self._with_earlier_loss(result, sandbox.take_loss())
 
-    async def _ran(self, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
+    async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
+        """Acts between two cells, in the order in which they and this were asked for; goes on to its end if its caller does not wait."""
+        return await self._tasks.to_its_end(self._in_turn(act))
+
+    async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
+        async with self._turn:
+            return await act(await self._sandbox())
+
+    async def _ran(self, sandbox: Sandbox, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
+        if execution.call.transactional:
+            return await sandbox.attempt(lambda live: self._ran_by(live, execution))
+        return await self._ran_by(interpreter, execution)
+
+    async def _ran_by(self, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
         call, timeout = execution.call, execution.call.timeout or self._default_timeout
         tell = execution.events.add if call.asynchronous else None
         if call.command is not None:

@@ -4,8 +4,8 @@ import errno
 
 from starlette.exceptions import HTTPException
 
-from ..contract.records import ProblemError
-from ..errors import GuestDiedError, IsolationError
+from ..contract.records import SNAPSHOT_REFUSED, ProblemError
+from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..sandbox.files import UnusableNameError
 
 _BY_ERRNO = {
@@ -31,6 +31,8 @@ def problem_of(error: Exception) -> ProblemError:
             return ProblemError(400, "FileNameInvalid", str(error))
         case OSError(errno=number) if number in _BY_ERRNO:
             return ProblemError(*_BY_ERRNO[number])
+        case SnapshotError():
+            return ProblemError(409, SNAPSHOT_REFUSED, str(error))
         case IsolationError() | GuestDiedError():
             return ProblemError(503, "SandboxUnavailable", str(error))
         case HTTPException():

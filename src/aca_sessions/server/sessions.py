@@ -157,6 +157,16 @@ class Sessions:
             pass
         _remember(self._forestalled, (identifier, id), None)
 
+    async def branch(self, identifier: str, sandbox: Sandbox, *, reseed: bool) -> None:
+        """A further session, which goes on from where a sandbox is."""
+        if identifier in self._sessions:
+            raise ProblemError(409, "SessionExists", "there is a session of this identifier already: a branch needs one of its own")
+        self._make_room()
+        branch = await sandbox.branch(reseed=reseed)
+        self._losses.pop(identifier, None)
+        opened: asyncio.Task[Sandbox] = self._tasks.own(_as_it_is(branch))
+        self._sessions[identifier] = HostedSession(identifier, opened, self._default_timeout, None)
+
     async def delete(self, identifier: str) -> None:
         """Ends a session on its owner's word."""
         session = self.find(identifier)
@@ -192,12 +202,15 @@ class Sessions:
         await self._tasks.finish()
 
     def _add(self, identifier: str) -> HostedSession:
-        if len(self._sessions) >= self.most:
-            self._expire(self._least_recently_used(), State("lost", "expired"))
+        self._make_room()
         opening = self._tasks.own(self._sandboxes.open())
         loss = self._losses.pop(identifier, None)
         session = self._sessions[identifier] = HostedSession(identifier, opening, self._default_timeout, loss)
         return session
+
+    def _make_room(self) -> None:
+        if len(self._sessions) >= self.most:
+            self._expire(self._least_recently_used(), State("lost", "expired"))
 
     def _least_recently_used(self) -> HostedSession:
         """The one to go; its owner is told when the identifier is used again."""
@@ -227,6 +240,10 @@ class Sessions:
             before = datetime.now(UTC) - cooldown
             for session in [session for session in self._sessions.values() if not session.in_use and session.last_used < before]:
                 self._expire(session, State("lost", "expired"))
+
+
+async def _as_it_is(sandbox: Sandbox) -> Sandbox:
+    return sandbox
 
 
 def _remember(memory: "OrderedDict[Key, Value]", key: Key, value: Value) -> None:

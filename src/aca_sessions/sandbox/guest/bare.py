@@ -76,13 +76,17 @@ class Bare:
 
     def make_tree(self, request: MakeTree) -> int:
         """A descriptor of a new, empty folder of the host's."""
-        folder, uid = self._folder(request.tree), self._uid(request.tree)
+        folder, uid = self._folder(request.tree), self._uid(request.owner)
         os.mkdir(folder, 0o711)
         for name in ("data", "tmp"):
             os.mkdir(f"{folder}/{name}", 0o700)
             if uid:
                 os.chown(f"{folder}/{name}", uid, uid)
         return os.open(f"{folder}/data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def show_tree(self, tree: int, init: int) -> None:
+        """There is no mount here that could be another."""
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
         """Ends what its init may have left, and removes a folder."""
@@ -95,7 +99,7 @@ class Bare:
 
     def enter(self, spawn: Spawn) -> None:
         """Another user where the host is root; whatever loses its parent becomes a child of this process."""
-        uid = self._uid(spawn.tree)
+        uid = self._uid(spawn.owner)
         if uid:
             os.setgroups([])
             syscalls.drop_bounding_set()

@@ -2,13 +2,11 @@
 
 import gc
 import os
-import random
 import sys
-import tempfile
 from typing import TYPE_CHECKING
 
-from ..wire import Command, Extend, Finished, Run, Started, WarmUp
-from . import commands, packages, streams
+from ..wire import Command, Extend, Finished, Fork, Run, Started, WarmUp
+from . import commands, packages, seeds, snapshots, streams
 from .link import Link, interrupts
 from .place import place
 
@@ -18,13 +16,23 @@ if TYPE_CHECKING:
 
 def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     """Runs one cell after another until the host closes the link. What leaves the session does so by the proxy, if there is one."""
-    _differ_from_siblings()
+    seeds.differ()
+    gc.enable()
     os.environ.clear()
     os.environ.update(_environment() | (_by_proxy(*proxy) if proxy else {}))
     interrupts.listen()
+    snapshots.begin()
     own_pid = os.getpid()
     for cell in link.cells(shell.loop_runner):
-        finished = _run(cell, link, shell)
+        snapshots.stay_in_data()
+        if isinstance(cell, Fork):
+            finished = snapshots.fork(cell, link, shell)
+            if finished is None:
+                own_pid = os.getpid()
+                continue
+        else:
+            finished = _run(cell, link, shell)
+        snapshots.remember_folder()
         streams.flush()
         streams.put_back()
         if os.getpid() != own_pid:
@@ -74,12 +82,3 @@ def _by_proxy(host: str, port: int) -> dict[str, str]:
     names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
     variables = dict.fromkeys(names, f"http://{host}:{port}") | {"NO_PROXY": "localhost,127.0.0.1,::1"}
     return variables | {name.lower(): value for name, value in variables.items()}
-
-
-def _differ_from_siblings() -> None:
-    """What a fork must not inherit: all sessions would draw the same numbers and invent the same file names."""
-    random.seed()
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()
-    tempfile._name_sequence = None  # type: ignore[attr-defined]
-    gc.enable()

@@ -1,5 +1,6 @@
 """PID 1 of a session: reaps, outlives the interpreter, holds nothing."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -37,22 +38,22 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
         link.sendall(frame(refusal.told))
         os._exit(1)
     link.close()
-    _reap(world, interpreter, report)
+    _reap(world, report)
 
 
-def _reap(world: "World", interpreter: int, report: int) -> NoReturn:
-    """Collects the dead and reports how the interpreter died."""
+def _reap(world: "World", report: int) -> NoReturn:
+    """Collects the dead and reports how they died."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_all_but(report)
+    os.set_blocking(report, False)
     world.begin_to_reap()
     while True:
         try:
             pid, status = os.waitpid(-1, 0)
         except ChildProcessError:
             os._exit(0)
-        if pid == interpreter:
+        with contextlib.suppress(BlockingIOError):  # orphans that a session made to die in masses: nobody waits for news of those
             os.write(report, REPORT.pack(pid, status))
-            os.close(report)
 
 
 def _listen_for_proxy() -> list[int]:

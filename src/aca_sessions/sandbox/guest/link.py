@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..wire import Answer, Asked, Command, Extend, Frames, Message, Run, WarmUp, decode, frame
+from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Run, WarmUp, decode, frame
 from .loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
+_MOST_BROUGHT = 4
 
 
 class AnswerError(Exception):
@@ -32,6 +33,7 @@ class Link:
         self._sending = threading.Lock()
         self._frames = Frames(_MAX_FROM_HOST)
         self._inbox: list[Message] = []
+        self._brought: list[int] = []
         self._arrived = threading.Condition()
         self._being_read = self._ended = False
         self._numbers = itertools.count(1)
@@ -55,7 +57,21 @@ class Link:
         self._ended = True
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
-    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Extend]:
+    def take_over(self, connection: socket.socket, said: int) -> None:
+        """A fork that is an interpreter of its own goes on with other ends."""
+        connection.set_inheritable(False)
+        os.set_inheritable(said, False)
+        self._connection, self._said = connection, said
+        self._frames, self._inbox, self._ended = Frames(_MAX_FROM_HOST), [], False
+        self._incoming = select.poll()
+        self._incoming.register(connection, select.POLLIN)
+
+    def take_brought(self) -> list[int]:
+        """The descriptors that came with the last frame."""
+        brought, self._brought = self._brought, []
+        return brought
+
+    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Extend | Fork]:
         """The cells to run, until the host closes the link; what is left in the loop goes on between them."""
         self._woken = loop.wake
         while True:
@@ -98,8 +114,9 @@ class Link:
             try:
                 with interrupts.let_through():
                     self._incoming.poll()
-                data = self._connection.recv(1 << 16)
-                self._inbox += [decode(payload, Run, Command, WarmUp, Extend, Answer) for payload in self._frames.feed(data)]
+                data, brought, _, _ = socket.recv_fds(self._connection, 1 << 16, _MOST_BROUGHT, socket.MSG_CMSG_CLOEXEC)
+                self._brought += brought
+                self._inbox += [decode(payload, Run, Command, WarmUp, Extend, Fork, Answer) for payload in self._frames.feed(data)]
                 self._ended = not data
                 if threading.current_thread() is not threading.main_thread():
                     self._woken()

@@ -22,6 +22,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._abandoned: list[asyncio.AbstractEventLoop | None] = []
         self._woken = threading.Event()
         self._is_between_cells = False
 
@@ -63,6 +64,21 @@ class Loop:
         with contextlib.suppress(RuntimeError):
             if loop is not None:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
+
+    def abandon(self) -> None:
+        """For a fork: closed or collected, the loop would take the parent's descriptors out of the epoll that both share."""
+        self._abandoned.append(self._loop)
+        self._loop = None
+        asyncio.set_event_loop(None)
+
+    @property
+    def sockets(self) -> int:
+        """How many it has open for itself."""
+        return 0 if self._loop is None or self._loop.is_closed() else 2
+
+    def unfinished(self) -> int:
+        """How many tasks go on when a cell awaits, and between cells."""
+        return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
     def forget(self) -> None:
         """A fork must not share its parent's loop: both would wait on one epoll descriptor."""

@@ -6,6 +6,7 @@ from .. import syscalls
 from ..syscalls import Mount, Namespace
 from ..wire import MakeTree, Spawn
 from . import confine, root
+from .place import DATA
 
 
 class Namespaced:
@@ -24,7 +25,7 @@ class Namespaced:
 
     def make_tree(self, request: MakeTree) -> int:
         """A descriptor of a new, empty, size-limited folder."""
-        folder, owner = _folder(request.tree), _owner(request.tree)
+        folder, owner = _folder(request.tree), _owner(request.owner)
         os.mkdir(folder)
         options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
         syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
@@ -35,6 +36,21 @@ class Namespaced:
         syscalls.unmount(_folder(tree))
         os.rmdir(_folder(tree))
 
+    def show_tree(self, tree: int, init: int) -> None:
+        """A folder takes the place of /mnt/data in the session of an init. Its mount namespace is ours to change, and nobody's in it."""
+        own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        copy = syscalls.open_tree(_folder(tree))
+        try:
+            syscalls.setns(init, Namespace.MOUNT)
+            try:
+                syscalls.unmount(DATA)
+                syscalls.move_mount(copy, DATA)
+            finally:
+                _return_to(own, Namespace.MOUNT)
+        finally:
+            os.close(copy)
+            os.close(own)
+
     def fork(self) -> int:
         """Forks into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
         syscalls.unshare(Namespace.PID)
@@ -43,12 +59,12 @@ class Namespaced:
             pid = os.fork()
         finally:
             if pid:
-                self._return_to_own_pid_namespace()
+                _return_to(self._pid_namespace, Namespace.PID)
         return pid
 
     def enter(self, spawn: Spawn) -> None:
         """Makes the first process of a session what all of it is."""
-        confine.enter_namespaces(spawn, _owner(spawn.tree))
+        confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:
         """Binds the interpreter; answers the Landlock version in force."""
@@ -61,11 +77,12 @@ class Namespaced:
     def end(self) -> None:
         """The kernel ends a pid namespace with its first process, which is the zygote."""
 
-    def _return_to_own_pid_namespace(self) -> None:
-        try:
-            syscalls.setns(self._pid_namespace, Namespace.PID)
-        except OSError:
-            os._exit(70)  # it could fork no further session: the host starts another zygote
+
+def _return_to(own: int, kind: Namespace) -> None:
+    try:
+        syscalls.setns(own, kind)
+    except OSError:
+        os._exit(70)  # it could serve no further session: the host starts another zygote
 
 
 def _folder(tree: int) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .. import syscalls
 from ..syscalls import Namespace
-from ..wire import Done, DropTree, MakeTree, Plan, Refused, Spawn, WireError, decode, encode
+from ..wire import Done, DropTree, MakeTree, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
 from . import bare, confine, root
 from .bare import Bare
 from .namespaces import Namespaced
@@ -126,11 +126,13 @@ class _Forking:
     def _answer(self, payload: bytes, descriptors: list[int]) -> None:
         try:
             answer: int | None = None
-            match decode(payload, MakeTree, DropTree, Spawn):
+            match decode(payload, MakeTree, DropTree, ShowTree, Spawn):
                 case MakeTree() as request:
                     answer = self._world.make_tree(request)
                 case DropTree(tree):
                     self._world.drop_tree(tree)
+                case ShowTree(tree):
+                    self._world.show_tree(tree, descriptors[0])
                 case Spawn() as request:
                     answer = self._spawn(request, descriptors)
         except (OSError, WireError) as error:

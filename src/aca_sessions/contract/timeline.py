@@ -1,0 +1,69 @@
+"""Checkpoints and branches over HTTP: what only our server has. Both sides' halves."""
+
+from datetime import datetime
+from typing import cast
+
+from ..models import Checkpoint
+from .records import IDENTIFIER
+from .values import Body, invalid, is_well_formed
+
+CHECKPOINTS_PATH = "session/checkpoints"
+CHECKPOINT_PATH = "session/checkpoints/{id}"
+ROLLBACK_PATH = "session/rollback"
+BRANCHES_PATH = "session/branches"
+TRANSACTIONAL_HEADER = "x-aca-sessions-transactional"
+_MOST_BRANCHES = 64
+_LONGEST_NAME = 256
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
+    """A checkpoint."""
+    return {
+        "id": checkpoint.id,
+        "name": checkpoint.name,
+        "created": checkpoint.created.isoformat(),
+        "size": checkpoint.size,
+        "leftBehind": list(checkpoint.left_behind),
+    }
+
+
+def decode_checkpoint(body: Body) -> Checkpoint:
+    """The same, as the client has it."""
+    return Checkpoint(
+        id=str(body["id"]),
+        name=cast(str | None, body["name"]),
+        created=datetime.fromisoformat(str(body["created"])),
+        size=cast(int, body["size"]),
+        left_behind=tuple(map(str, cast(list[object], body["leftBehind"]))),
+    )
+
+
+def encode_checkpoints(checkpoints: list[Checkpoint]) -> dict[str, object]:
+    """All of a session's, the oldest first."""
+    return {"value": [encode_checkpoint(checkpoint) for checkpoint in checkpoints]}
+
+
+def decode_checkpoints(body: Body) -> list[Checkpoint]:
+    """The same, as the client has it."""
+    return [decode_checkpoint(one) for one in cast(list[Body], body["value"])]
+
+
+def decode_name(body: object, key: str) -> str | None:
+    """The name of a checkpoint in a request, or its id; None where there is none."""
+    match body:
+        case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
+            return cast(str | None, name)
+    raise invalid(f"'{key}' is text of 1 to {_LONGEST_NAME} characters, or null")
+
+
+def decode_branches(body: object) -> tuple[list[str], bool]:
+    """The identifiers that branches are to have, and whether they draw random numbers of their own."""
+    match body:
+        case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
+            if len({*names}) == len(names):
+                return names, reseed
+    raise invalid(f"'identifiers' are 1 to {_MOST_BRANCHES} different identifiers, and 'reseed' is true or false")
+
+
+def _is_identifier(name: object) -> bool:
+    return isinstance(name, str) and IDENTIFIER.fullmatch(name) is not None

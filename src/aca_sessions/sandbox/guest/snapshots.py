@@ -1,0 +1,128 @@
+"""The interpreter as it is now, once more: a fork that waits for cells of its own. What it cannot take along is told, or refuses it."""
+
+import contextlib
+import os
+import random
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from ..wire import Finished, Fork
+from . import place, seeds
+from .link import Link
+
+if TYPE_CHECKING:
+    from .shell import Shell
+
+_ENDS = 4
+_children: set[int] = set()
+_folder: str | None = None
+_own_sockets = 0
+
+
+def fork(request: Fork, link: Link, shell: "Shell") -> Finished | None:
+    """What became of it, to be told by the parent; None in the fork itself."""
+    _collect_dead()
+    ends = link.take_brought()
+    try:
+        refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for it: close some files"
+        if refused:
+            return _finished(request, error=refused)
+        left = _left_behind(shell, brought=1)
+        drawn = random.getstate()
+        pid = os.fork()
+        if pid == 0:
+            _begin(ends, link, shell)
+            seeds.differ() if request.reseed else random.setstate(drawn)  # Python itself has reseeded it in the fork
+            return None
+    except OSError as error:
+        return _finished(request, error=f"the session cannot be forked: {error.strerror}")
+    finally:
+        for end in ends:
+            os.close(end)
+    _children.add(pid)
+    return _finished(request, pid, "\n".join(left))
+
+
+def begin() -> None:
+    """What is open now is ours, and not the user's."""
+    global _own_sockets
+    _own_sockets = _open_things()[0]
+
+
+def stay_in_data() -> None:
+    """The folder that a cell worked in may have been taken away, or be another's by now: the same place is looked up anew."""
+    try:
+        os.getcwd()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.chdir(place.place.data)
+        with contextlib.suppress(OSError):
+            os.chdir(_folder or place.place.data)
+
+
+def remember_folder() -> None:
+    """Where the last cell worked."""
+    global _folder
+    with contextlib.suppress(OSError):
+        _folder = os.getcwd()
+
+
+def _begin(ends: list[int], link: Link, shell: "Shell") -> None:
+    """From here on this is an interpreter of its own."""
+    connection, said, stdout, stderr = ends
+    os.setsid()
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    link.take_over(socket.socket(fileno=os.dup(connection)), os.dup(said))
+    _children.clear()
+    shell.loop_runner.abandon()
+
+
+def _in_the_way() -> str | None:
+    """A fork has one thread: what the others held, nobody would let go of."""
+    if threading.active_count() > 1:
+        names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
+        return f"threads run, which cannot be kept: {names[:200]}; end them first"
+    others = len(os.listdir("/proc/self/task")) - 1
+    if others and "pyarrow" not in sys.modules:  # its pools begin anew in a fork
+        return f"{others} threads of a library run, which cannot be kept: reset the session, or leave that library out"
+    return None
+
+
+def _left_behind(shell: "Shell", *, brought: int) -> list[str]:
+    """What the parent goes on with alone, in words."""
+    sockets, files = _open_things()
+    with open(f"/proc/self/task/{os.getpid()}/children") as children:
+        started = [pid for pid in map(int, children.read().split()) if pid not in _children]
+    told = {
+        "unfinished asyncio tasks": shell.loop_runner.unfinished(),
+        "processes that were started": len(started),
+        "open sockets, which are shared": sockets - brought - shell.loop_runner.sockets,
+        "open files, whose position is shared": files,
+    }
+    return [f"{count} {what}" for what, count in told.items() if count]
+
+
+def _open_things() -> tuple[int, int]:
+    """How many sockets and files of the user's are open; ours are not counted."""
+    sockets = files = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            sockets += target.startswith("socket:")
+            files += target.startswith((f"{place.place.data}/", "/tmp/"))
+    return sockets - _own_sockets, files
+
+
+def _collect_dead() -> None:
+    for child in [*_children]:
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                _children.discard(child)
+
+
+def _finished(request: Fork, number: int | None = None, left: str = "", error: str | None = None) -> Finished:
+    name = "SnapshotError" if error else None
+    return Finished(request.execution, number, left, name, error or "", "", [], [])

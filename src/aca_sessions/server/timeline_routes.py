@@ -1,0 +1,81 @@
+"""Checkpoints and branches of sessions over HTTP: taken, and gone back to, between two cells, in the order of the requests."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ..contract import timeline, values
+from ..hosting import Hosting
+from .requests import addressed
+from .sessions import HostedSession, Sessions
+from .table import Routes
+from .uploads import limited
+
+_MAX_REQUEST = 64 << 10
+
+
+class TimelineRoutes:
+    """The handlers of what was, over the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        """A plain server has none of this."""
+        self._sessions = sessions
+        self._plain = hosting.plain or hosting.shell
+
+    def table(self) -> Routes:
+        """Ours alone."""
+        if self._plain:
+            return []
+        return [
+            (timeline.CHECKPOINTS_PATH, "POST", self.take),
+            (timeline.CHECKPOINTS_PATH, "GET", self.list),
+            (timeline.CHECKPOINT_PATH, "DELETE", self.drop),
+            (timeline.ROLLBACK_PATH, "POST", self.roll_back),
+            (timeline.BRANCHES_PATH, "POST", self.branch),
+        ]
+
+    async def take(self, request: Request) -> Response:
+        """Keeps a session as it is now."""
+        name = timeline.decode_name(await _body(request), "name")
+        session = self._session(request)
+        with session.used():
+            moment = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
+        return JSONResponse(timeline.encode_checkpoint(moment.told()))
+
+    async def list(self, request: Request) -> Response:
+        """What a session can go back to."""
+        session = self._session(request)
+        with session.used():
+            moments = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
+        return JSONResponse(timeline.encode_checkpoints([moment.told() for moment in moments]))
+
+    async def drop(self, request: Request) -> Response:
+        """Lets go of a checkpoint."""
+        session, id = self._session(request), request.path_params["id"]
+        with session.used():
+            await session.executions.in_turn(lambda sandbox: sandbox.forget(id))
+        return Response(status_code=204)
+
+    async def roll_back(self, request: Request) -> Response:
+        """Takes a session back to a checkpoint, or to the latest."""
+        id = timeline.decode_name(await _body(request), "id")
+        session = self._session(request)
+        with session.used():
+            moment = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id))
+        return JSONResponse(timeline.encode_checkpoint(moment.told()))
+
+    async def branch(self, request: Request) -> Response:
+        """Makes further sessions, which go on from where this one is."""
+        identifiers, reseed = timeline.decode_branches(await _body(request))
+        session = self._session(request)
+        with session.used():
+            for identifier in identifiers:
+                await session.executions.in_turn(lambda sandbox, name=identifier: self._sessions.branch(name, sandbox, reseed=reseed))  # type: ignore[misc]
+        return JSONResponse({})
+
+    def _session(self, request: Request) -> HostedSession:
+        session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])
+        return session
+
+
+async def _body(request: Request) -> object:
+    return values.parse(await limited(request, _MAX_REQUEST, _MAX_REQUEST).body() or b"{}")

@@ -1,0 +1,332 @@
+"""Time travel: checkpoints, going back, branches, cells that leave no trace."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from aca_sessions import CodeExecutionResult, Limits, Policy, Session, SessionPool, Settings, open_pool
+from aca_sessions.errors import NotSupportedError, SnapshotError
+
+from ..conftest import descendants
+from ..surfaces.test_cli import Server
+
+WORLD = "x, sorted(__import__('os').listdir()), open('a').read()"
+FAILING = "x = 99; open('a', 'w').write('changed'); open('b', 'w').write('new')\n"
+
+
+@pytest.fixture
+async def begun(session: Session) -> Session:
+    await session.run("x = 1; open('a', 'w').write('one')")
+    return session
+
+
+async def world(session: Session) -> str | None:
+    return (await session.run(WORLD)).text
+
+
+async def test_going_back_brings_variables_and_files_as_they_were(begun: Session) -> None:
+    checkpoint = await begun.checkpoint("first")
+    await begun.run(FAILING)
+    await begun.rollback(checkpoint)
+    assert await world(begun) == "(1, ['a'], 'one')"
+
+
+async def test_a_checkpoint_can_be_gone_back_to_again_and_again(begun: Session) -> None:
+    await begun.checkpoint("first")
+    for number in range(3):
+        await begun.run(f"x = {number}; open('a', 'w').write('x')")
+        await begun.rollback("first")
+        assert await world(begun) == "(1, ['a'], 'one')"
+
+
+async def test_one_can_go_forward_again(begun: Session) -> None:
+    await begun.checkpoint("early")
+    await begun.run("x = 2")
+    await begun.checkpoint("late")
+    await begun.rollback("early")
+    assert (await begun.run("x")).value == 1
+    await begun.rollback("late")
+    assert (await begun.run("x")).value == 2
+
+
+async def test_undo_goes_back_step_by_step(begun: Session) -> None:
+    for number in (2, 3, 4):
+        await begun.checkpoint()
+        await begun.run(f"x = {number}")
+    seen = []
+    for _ in range(3):
+        await begun.undo()
+        seen.append((await begun.run("x")).value)
+    assert seen == [3, 2, 1]
+    with pytest.raises(SnapshotError, match="no checkpoint"):
+        await begun.undo()
+
+
+async def test_checkpoints_are_listed_and_named(begun: Session) -> None:
+    await begun.checkpoint("first")
+    await begun.checkpoint()
+    assert [(one.id, one.name, one.size) for one in await begun.checkpoints()] == [("1", "first", 3), ("2", None, 3)]
+
+
+async def test_the_oldest_go_first() -> None:
+    async with open_pool(policy=Policy(limits=Limits(checkpoints=2))) as pool, pool.session() as session:
+        for name in ("a", "b", "c"):
+            await session.checkpoint(name)
+        assert [one.name for one in await session.checkpoints()] == ["b", "c"]
+
+
+@pytest.mark.parametrize("name", ["", 5, "x" * 257, "\ud800"])
+async def test_what_is_no_name_is_refused(session: Session, name: object) -> None:
+    with pytest.raises(Exception, match=r"name|well-formed|surrogate|text"):
+        await session.checkpoint(name)  # type: ignore[arg-type]
+
+
+async def test_a_checkpoint_that_is_not_there_is_told(begun: Session) -> None:
+    await begun.checkpoint("first")
+    with pytest.raises(SnapshotError, match="no such checkpoint"):
+        await begun.rollback("nowhere")
+    assert await world(begun) == "(1, ['a'], 'one')"
+
+
+async def test_folders_links_and_modes_come_back(session: Session) -> None:
+    await session.run(
+        "import os\nos.makedirs('d/e')\nopen('d/e/f', 'w').write('deep')\nos.symlink('d/e/f', 'link')\nos.chmod('d/e/f', 0o640)"
+    )
+    await session.checkpoint()
+    await session.run("import shutil\nshutil.rmtree('d'); os.unlink('link')")
+    await session.rollback()
+    assert (
+        await session.run("open('link').read(), oct(os.stat('d/e/f').st_mode), os.readlink('link')")
+    ).text == "('deep', '0o100640', 'd/e/f')"
+
+
+async def test_the_working_folder_stays_where_it_was(session: Session) -> None:
+    await session.run("import os\nos.mkdir('sub'); os.chdir('sub'); open('here', 'w').close()")
+    await session.checkpoint()
+    await session.run("os.chdir('/')")
+    await session.rollback()
+    assert (await session.run("os.getcwd(), os.listdir()")).text == "('/mnt/data/sub', ['here'])"
+
+
+async def test_output_goes_on_coming(begun: Session) -> None:
+    await begun.checkpoint()
+    await begun.rollback()
+    result = await begun.run(
+        "import os, sys\nprint('out'); os.system('echo child'); print('err', file=sys.stderr); open('/dev/stdout', 'a').write('again\\n')"
+    )
+    assert (result.stdout, result.stderr) == ("out\nchild\nagain\n", "err\n")
+
+
+async def test_awaiting_goes_on_working_on_both_sides(session: Session) -> None:
+    await session.run("import asyncio\nawait asyncio.sleep(0)")
+    await session.checkpoint()
+    assert (await session.run("await asyncio.sleep(0, 1)")).value == 1
+    await session.rollback()
+    assert (await session.run("await asyncio.sleep(0, 2)")).value == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(60))\nawait asyncio.sleep(0)", "1 unfinished asyncio tasks"),
+        ("import subprocess\nchild = subprocess.Popen(['sleep', '60'])", "1 processes that were started"),
+        ("import socket\nopen_socket = socket.socket()", "1 open sockets, which are shared"),
+        ("file = open('a', 'w')", "1 open files, whose position is shared"),
+        ("import os\nos.mkfifo('pipe')", "1 pipes, sockets or devices among the files"),
+    ],
+)
+async def test_what_cannot_be_taken_along_is_told(session: Session, code: str, told: str) -> None:
+    await session.run(code)
+    assert (await session.checkpoint()).left_behind == (told,)
+
+
+async def test_a_session_with_threads_cannot_be_kept(begun: Session) -> None:
+    await begun.run("import threading\nstop = threading.Event()\nthreading.Thread(target=stop.wait, name='worker').start()")
+    with pytest.raises(SnapshotError, match="worker"):
+        await begun.checkpoint()
+    await begun.run("stop.set()")
+    assert (await begun.checkpoint()).id == "1"
+
+
+async def test_more_files_than_a_checkpoint_keeps_are_refused() -> None:
+    async with open_pool(policy=Policy(limits=Limits(checkpoint_files=1000))) as pool, pool.session() as session:
+        await session.run("open('big', 'wb').write(bytes(2000))")
+        with pytest.raises(SnapshotError, match="the files have"):
+            await session.checkpoint()
+        assert (await session.run("1", transactional=True)).error is not None
+
+
+async def test_processes_that_a_cell_left_running_end_when_it_is_undone(begun: Session) -> None:
+    await begun.checkpoint()
+    await begun.run("import subprocess\nsubprocess.Popen(['sleep', '4321'])\nsubprocess.Popen('(sleep 4321 &)', shell=True).wait()")
+    await begun.rollback()
+    result = await begun.run("1")
+    assert result.processes == ()
+
+
+async def test_a_cell_that_fails_leaves_no_trace(begun: Session) -> None:
+    result = await begun.run(f"{FAILING}print('seen'); 1 / 0", transactional=True)
+    assert (result.stdout, result.error and result.error.name, str(result.state)) == ("seen\n", "ZeroDivisionError", "rolled_back")
+    assert await world(begun) == "(1, ['a'], 'one')"
+
+
+async def test_a_cell_that_succeeds_is_kept(begun: Session) -> None:
+    result = await begun.run("x = 2", transactional=True)
+    assert (str(result.state), await begun.checkpoints()) == ("kept", [])
+    assert (await begun.run("x")).value == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "state", "name"),
+    [
+        ("while True: pass", "rolled_back", "TimeoutError"),
+        ("while True:\n    try: sum(range(10_000))\n    except KeyboardInterrupt: pass", "rolled_back: killed", "TimeoutError"),
+        ("import os; os._exit(3)", "rolled_back: exit", "InterpreterDied"),
+        ("import ctypes; ctypes.string_at(0)", "rolled_back: crash", "InterpreterDied"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "rolled_back: killed", "InterpreterDied"),
+        ("1 / 0", "rolled_back", "ZeroDivisionError"),
+        ("raise SystemExit(3)", "rolled_back", "SystemExit"),
+        ("def (", "rolled_back", "SyntaxError"),
+    ],
+)
+async def test_however_a_transactional_cell_ends_its_result_says_so(begun: Session, code: str, state: str, name: str) -> None:
+    result = await begun.run(f"{FAILING}{code}", timeout=1, transactional=True)
+    assert (str(result.state), result.error and result.error.name) == (state, name)
+    assert "are lost" not in result.stderr
+    assert await world(begun) == "(1, ['a'], 'one')"
+
+
+@pytest.mark.slow
+async def test_memory_that_ran_out_leaves_no_trace_in_a_transaction() -> None:
+    async with open_pool(policy=Policy(limits=Limits(memory=200 << 20))) as pool, pool.session() as session:
+        await session.run("x = 1; open('a', 'w').write('one')")
+        code = "import os\nheld = b'x' * (170 << 20)\nif os.fork() == 0:\n    more = b'x' * (120 << 20)\nos.wait()\nwhile True: pass"
+        result = await session.run(f"{FAILING}{code}", timeout=5, transactional=True)
+        assert (result.success, result.state.kind) == (False, "rolled_back")
+        assert await world(session) == "(1, ['a'], 'one')"
+
+
+async def test_an_interpreter_that_was_lost_goes_on_from_the_last_checkpoint(begun: Session) -> None:
+    await begun.checkpoint()
+    result = await begun.run("x = 2; open('a', 'w').write('two'); import os; os._exit(3)")
+    assert str(result.state) == "rolled_back: exit, to the last checkpoint"
+    assert "as at the last checkpoint" in result.stderr
+    assert await world(begun) == "(1, ['a'], 'two')"
+
+
+async def test_a_loss_between_two_cells_goes_on_from_the_last_checkpoint_and_is_told(begun: Session) -> None:
+    await begun.checkpoint()
+    await begun.run("x = 2; import threading, os; threading.Timer(0.05, os._exit, [1]).start()")
+    await asyncio.sleep(0.3)
+    result = await begun.run("x")
+    assert (result.value, str(result.state)) == (1, "rolled_back: exit, to the last checkpoint")
+
+
+async def test_branches_go_their_own_ways(begun: Session) -> None:
+    branches = await begun.branch(3)
+    for number, branch in enumerate(branches):
+        await branch.run(f"x += {10 * number}; open('a', 'w').write('branch {number}')")
+    assert [await world(branch) for branch in branches] == [f"({1 + 10 * n}, ['a'], 'branch {n}')" for n in range(3)]
+    assert await world(begun) == "(1, ['a'], 'one')"
+
+
+async def test_files_of_branches_are_their_own_from_outside_as_well(begun: Session) -> None:
+    async with (await begun.branch())[0] as branch:
+        await branch.upload_file("b", b"b")
+        assert [file.name for file in await begun.list_files()] == ["a"]
+        assert await branch.download_file("a") == b"one"
+
+
+async def test_the_end_of_one_branch_ends_no_other(begun: Session) -> None:
+    first, second = await begun.branch(2)
+    await first.close()
+    await second.run("import os; os._exit(1)")
+    assert (await begun.run("x")).value == 1
+    assert (await second.run("open('a').read()")).value == "one"
+
+
+async def test_a_branch_outlives_the_session_it_came_from(pool: SessionPool) -> None:
+    async with pool.session() as session:
+        await session.run("x = 5")
+        (branch,) = await session.branch()
+    async with branch:
+        assert (await branch.run("x")).value == 5
+
+
+async def test_branches_draw_random_numbers_of_their_own_or_the_same(session: Session) -> None:
+    draw = "import random; random.random()"
+    await session.run("import random")
+    own = [(await branch.run(draw)).value for branch in await session.branch(2)]
+    same = [(await branch.run(draw)).value for branch in await session.branch(2, reseed=False)]
+    assert (len({*own}), len({*same})) == (2, 1)
+
+
+async def test_cells_of_a_family_take_turns(begun: Session) -> None:
+    branches = [begun, *await begun.branch(2)]
+    code = "for _ in range(50):\n    open('mine', 'a').write(str(x))\nassert {*open('mine').read()} == {str(x)}"
+    for number, branch in enumerate(branches):
+        await branch.run(f"x = {number}")
+    results = await asyncio.gather(*(branch.run(code) for branch in branches))
+    assert all(result.success for result in results)
+
+
+async def test_a_search_over_branches_keeps_the_best(begun: Session) -> None:
+    scores = {}
+    for step, branch in zip((3, 7, 5), await begun.branch(3), strict=True):
+        result: CodeExecutionResult = await branch.run(f"x = -(({step} - 5) ** 2); x")
+        scores[step] = result.value
+        await branch.close()
+    assert max(scores, key=lambda step: scores[step]) == 5
+
+
+async def test_reset_forgets_the_checkpoints(begun: Session) -> None:
+    await begun.checkpoint()
+    await begun.reset()
+    assert await begun.checkpoints() == []
+
+
+async def test_a_branch_needs_a_name_of_its_own(begun: Session) -> None:
+    with pytest.raises(Exception, match="SessionExists"):
+        await begun._interpreter.timeline.branch(begun.session_id, [begun.session_id], reseed=True)
+
+
+@pytest.mark.slow
+async def test_an_endpoint_without_time_travel_says_so() -> None:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, pool.session() as session:
+            for act in (session.checkpoint(), session.branch(), session.run("1", transactional=True)):
+                with pytest.raises(NotSupportedError):
+                    await act
+
+
+@pytest.mark.slow
+async def test_a_failing_transactional_cell_over_half_a_gigabyte_leaves_it_alone(session: Session) -> None:
+    await session.run("import numpy, pandas\nframe = pandas.DataFrame({'a': numpy.ones(62_500_000)})")
+    result = await session.run("frame['a'] = 0.0\nframe['b'] = 1.0\n1 / 0", transactional=True)
+    assert str(result.state) == "rolled_back"
+    assert (await session.run("float(frame.a.sum()), list(frame.columns)")).text == "(62500000.0, ['a'])"
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_nothing_is_left_of_checkpoints_and_branches() -> None:
+    async with open_pool(policy=Policy(spares=0)) as pool, pool.session() as session:
+        await session.run("x = 1")
+        await session.checkpoint()
+        await session.rollback()
+        (branch,) = await session.branch()
+        await branch.checkpoint()
+        await branch.run("x = 2", transactional=True)
+        await branch.run("1 / 0", transactional=True)
+
+
+async def test_a_snapshot_that_was_killed_from_outside_is_no_checkpoint_any_more(begun: Session) -> None:
+    before = {*descendants(os.getpid())}
+    await begun.checkpoint()
+    (snapshot,) = {*descendants(os.getpid())} - before
+    os.kill(snapshot, signal.SIGKILL)
+    while await begun.checkpoints():
+        await asyncio.sleep(0)
+    assert await world(begun) == "(1, ['a'], 'one')"
