@@ -38,7 +38,7 @@ ONLY_IN = {
     "agent_framework": {"surfaces.agent_framework"},
     "ctypes": {"sandbox.syscalls"},
     "azure": {"connect", "client.auth"},
-    "IPython": {"sandbox.guest.shell", "surfaces.magics"},
+    "IPython": {"sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks", "surfaces.magics"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets"}
 

@@ -42,6 +42,48 @@ def test_images_are_described_and_never_sent() -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"text/plain": "   n\n0  1", "text/html": "<table>"}, "   n\n0  1"),
+        ({"text/plain": "<IPython.core.display.Markdown object>", "text/markdown": "# h"}, "# h"),
+        ({"text/plain": "<IPython.core.display.Latex object>", "text/latex": "$x$"}, "$x$"),
+        ({"text/plain": "<IPython.core.display.JSON object>", "application/json": '{"a": 1}'}, '{"a": 1}'),
+        ({"text/plain": "<IPython.core.display.HTML object>", "text/html": "<b>"}, "[an HTML page of 3 characters was shown to the user]"),
+        ({"text/plain": "<IPython.core.display.SVG object>", "image/svg+xml": "<svg/>"}, "[images] 1 image shown to the user"),
+        ({}, "(no output)"),
+    ],
+)
+def test_what_was_displayed_is_told_in_words(data: dict[str, str], said: str) -> None:
+    assert read(displays=(Display(data),)).startswith(said.strip("\n"))
+
+
+def test_a_value_that_has_more_forms_is_told_once() -> None:
+    assert read(text="   n\n0  1", displays=(Display({"text/plain": "   n\n0  1", "text/html": "<table>"}),)) == "   n\n0  1"
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        ({"image/svg+xml": "<svg onload='alert(1)'/>"}, '<img src="data:image/svg+xml;base64,'),
+        ({"text/markdown": "<img src=x onerror=alert(1)>"}, "<pre>&lt;img src=x onerror=alert(1)&gt;</pre>"),
+        ({"text/latex": "$x$</pre><script>"}, "<pre>$x$&lt;/pre&gt;&lt;script&gt;</pre>"),
+        ({"application/json": '{"a": "<script>"}'}, "<pre>{&quot;a&quot;: &quot;&lt;script&gt;&quot;}</pre>"),
+        ({"application/javascript": "alert(1)"}, "<pre>alert(1)</pre>"),
+        ({"image/jpeg": "/9j/"}, '<img src="data:image/jpeg;base64,/9j/">'),
+        ({"image/png": '"><script>alert(1)</script>'}, ""),
+        ({"application/vnd.jupyter.widget-view+json": '{"model_id": "x"}'}, ""),
+        ({"text/html": "<script>"}, '<iframe sandbox="allow-scripts"'),
+    ],
+)
+def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dict[str, str], shown: str) -> None:
+    html = CodeExecutionResult(displays=(Display(data),))._repr_mimebundle_()["text/html"]
+    assert html.startswith(shown)
+    assert "<script>" not in html
+    assert "onload" not in html
+    assert "<img src=x" not in html
+
+
+@pytest.mark.parametrize(
     ("state", "said"),
     [
         (State("lost", "crash"), "[state] lost: crash; variables from before are gone, files are kept"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .client.http import SessionsHttpClient
     from .client.interpreter import CodeInterpreter
     from .client.pool import SessionPool
+    from .client.replay import ReplayReport, replay
     from .client.session import Session
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
@@ -62,6 +63,7 @@ _HOMES = {
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
     "PythonTool": "surfaces.python_tool",
     "RemoteFile": "models",
+    "ReplayReport": "client.replay",
     "Session": "client.session",
     "SessionHealth": "models",
     "SessionInfo": "models",
@@ -73,6 +75,7 @@ _HOMES = {
     "open_interpreter": "connect",
     "open_pool": "connect",
     "open_server": "connect",
+    "replay": "client.replay",
 }
 
 __all__ = [
@@ -94,6 +97,7 @@ __all__ = [
     "PythonCodeInterpreterPlugin",
     "PythonTool",
     "RemoteFile",
+    "ReplayReport",
     "Session",
     "SessionHealth",
     "SessionInfo",
@@ -105,6 +109,7 @@ __all__ = [
     "open_interpreter",
     "open_pool",
     "open_server",
+    "replay",
 ]
 
 

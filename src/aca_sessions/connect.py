@@ -318,6 +318,7 @@ def _limits(options: LimitsSettings) -> "Limits":
         "cpu": options.Cpu,
         "cell_timeout": options.CellTimeoutSeconds,
         "output": options.OutputKilobytes and options.OutputKilobytes * KB,
+        "history": options.History,
     }
     return Limits(**_without_unset(given))
 

@@ -25,9 +25,10 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """One displayed thing, by MIME type; binary types as base64 text."""
+    """One displayed thing, by MIME type; binary types as base64 text, JSON types as JSON text. What has a `name` may be updated."""
 
     data: Mapping[str, object]
+    name: str | None = None
 
     @property
     def png(self) -> bytes | None:
@@ -57,6 +58,20 @@ class RunningProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class VariableChange:
+    """What a cell did to a variable: `changed` is rebound to something else, or of another length or shape than before the cell.
+
+    What is changed in place and keeps its shape is not seen. `type`, `shape` and `size` in bytes are those after the cell.
+    """
+
+    name: str
+    kind: Literal["added", "changed", "deleted"]
+    type: str = ""
+    shape: tuple[int, ...] | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CodeError:
     """The exception that ended a cell."""
 
@@ -80,6 +95,7 @@ class CodeExecutionResult:
     displays: tuple[Display, ...] = ()
     files: tuple[FileChange, ...] = ()
     processes: tuple[RunningProcess, ...] = ()
+    variables: tuple[VariableChange, ...] = ()
     error: CodeError | None = None
     state: State = State()
     duration: float = 0.0
@@ -136,11 +152,12 @@ class CodeExecutionResult:
 class Event:
     """Something that a cell did while it ran, in order; the last one of a cell is its `result`.
 
+    A `display` of a name that came before is another state of it; at `clear`, those so far are no part of the result any more.
     `text` is what it wrote, what it asks for (`input`), or how much was dropped before a reader came for it (`skipped`).
     `number` names what is asked, for the reply.
     """
 
-    kind: Literal["stdout", "stderr", "display", "input", "skipped", "result"]
+    kind: Literal["stdout", "stderr", "display", "clear", "input", "skipped", "result"]
     text: str = ""
     number: int = 0
     display: Display | None = None

@@ -1,20 +1,24 @@
 """What a model reads of a result: compact, told apart, within a budget, and no image data."""
 
+import base64
 import re
 from html import escape
 
-from .models import CodeExecutionResult, FileChange
+from .models import CodeExecutionResult, Display, FileChange
 
 _FRAME = re.compile(r"\n(?=Cell In\[|File )")
 _OF_THE_USER = re.compile(r"Cell In\[|File (?:/mnt/data|~)/")
 _HEADER = re.compile(r"\A-{10,}\n.*Traceback \(most recent call last\)\n", re.MULTILINE)
+_OBJECT = re.compile(r"<IPython\.core\.display\.\w+ object>")
+_IMAGES = frozenset(("image/png", "image/jpeg", "image/gif"))
+_SOURCES = ("text/markdown", "text/latex", "application/json")  # what can be read as it is
 _MAX_NAMED = 10
 
 
 def render(result: CodeExecutionResult) -> str:
     """The text. Headings appear only where there is more than one thing to tell apart."""
     error = _error(result)
-    streams = {"stdout": result.stdout, "stderr": _stderr_alone(result), "value": result.text or ""}
+    streams = {"stdout": result.stdout, "stderr": _stderr_alone(result), "displayed": _displayed(result), "value": result.text or ""}
     shown = {name: text.strip("\n") for name, text in streams.items() if text.strip()}
     room = max(200, (result.max_output - len(error)) // max(1, len(shown)))
     parts = [_section(name, clip(text, room), headed=len(shown) > 1 or name == "stderr") for name, text in shown.items()]
@@ -62,6 +66,28 @@ def _stderr_alone(result: CodeExecutionResult) -> str:
     return result.stderr.removesuffix(result.error.traceback or str(result.error))
 
 
+def _displayed(result: CodeExecutionResult) -> str:
+    """In words, what was displayed besides images and the last value."""
+    texts = [_in_words(display) for display in result.displays if not _is_image(display)]
+    return "\n".join(text for text in texts if text and text != result.text)
+
+
+def _is_image(display: Display) -> bool:
+    return display.png is not None or any(isinstance(display.data.get(mime), str) for mime in ("image/jpeg", "image/svg+xml"))
+
+
+def _in_words(display: Display) -> str:
+    """The text that it came with, unless that names a Python object only."""
+    text = display.data.get("text/plain")
+    if isinstance(text, str) and not _OBJECT.fullmatch(text):
+        return text
+    for mime in _SOURCES:
+        if isinstance(source := display.data.get(mime), str):
+            return source
+    html = display.data.get("text/html")
+    return f"[an HTML page of {len(html)} characters was shown to the user]" if isinstance(html, str) else str(text or "")
+
+
 def _notes(result: CodeExecutionResult) -> list[str]:
     notes = []
     if result.files:
@@ -69,7 +95,7 @@ def _notes(result: CodeExecutionResult) -> list[str]:
     if result.processes:
         running = _listed([f"{process.name} ({process.pid})" for process in result.processes])
         notes.append(f"[processes] {len(result.processes)} still running: {running}")
-    if images := [display for display in result.displays if display.png is not None]:
+    if images := [display for display in result.displays if _is_image(display)]:
         described = [" ".join(str(display.data.get("text/plain", "")).split()) for display in images]
         count = f"{len(images)} image{'s' if len(images) > 1 else ''} shown to the user"
         notes.append(f"[images] {count}: {_listed([text[:200] for text in described if text])}".rstrip(": "))
@@ -103,14 +129,40 @@ def mimebundle(result: CodeExecutionResult) -> dict[str, str]:
     """What a notebook shows of a result: its text, and beside it the displays, of which nothing can reach the page."""
     parts = [f"<pre>{escape(text)}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
-        match display.data:
-            case {"image/png": str(data)} if display.png is not None:
-                parts.append(f'<img src="data:image/png;base64,{escape(data)}">')
-            case {"text/html": str(html)}:
-                parts.append(sandboxed(html))
+        parts += _as_html(trusted(display))
     if result.state.kind != "kept":
         parts.append(f"<pre>[session state {escape(str(result.state))}]</pre>")
     return {"text/plain": render(result), "text/html": "\n".join(parts)}
+
+
+def trusted(display: Display) -> dict[str, str]:
+    """What a page may be given of a display, by MIME type: images, text, and HTML of which nothing runs outside a frame of its own."""
+    data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
+    shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
+    if "text/plain" in data:
+        shown["text/plain"] = data["text/plain"]
+    if "text/html" in data:
+        shown["text/html"] = sandboxed(data["text/html"])
+    elif "image/svg+xml" in data and not shown.keys() & _IMAGES:
+        encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
+        shown["text/html"] = f'<img src="data:image/svg+xml;base64,{encoded}">'  # an image runs no scripts
+    elif source := next((data[mime] for mime in (*_SOURCES, "application/javascript") if mime in data), ""):
+        shown["text/html"] = f"<pre>{escape(source)}</pre>"
+    return shown
+
+
+def _as_html(shown: dict[str, str]) -> list[str]:
+    for mime in _IMAGES:
+        if mime in shown:
+            return [f'<img src="data:{mime};base64,{escape(shown[mime])}">']
+    return [shown["text/html"]] if "text/html" in shown else []
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        return bool(base64.b64decode("".join(text.split()), validate=True))
+    except ValueError:
+        return False
 
 
 def sandboxed(html: str) -> str:

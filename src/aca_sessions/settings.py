@@ -124,6 +124,7 @@ class LimitsSettings(_Section):
     Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] | None = None
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] | None = None
+    History: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
 
 
 class TogetherSettings(_Section):

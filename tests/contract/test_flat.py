@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from aca_sessions.contract import flat
 from aca_sessions.contract.records import Execution, ExecutionCall, ProblemError, decode_problem, encode_problem
 from aca_sessions.errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
-from aca_sessions.models import CodeError, CodeExecutionResult, Display, FileChange, RemoteFile, SessionInfo, State
+from aca_sessions.models import CodeError, CodeExecutionResult, Display, FileChange, RemoteFile, SessionInfo, State, VariableChange
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 CHANGES = st.builds(FileChange, TEXT, st.sampled_from(["created", "changed", "deleted"]), st.integers(0, 1 << 40))
 MOMENTS = st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+SHAPES = st.lists(st.integers(0, 1 << 40), max_size=3).map(tuple)
+VARIABLES = st.builds(
+    VariableChange, TEXT, st.sampled_from(["added", "changed", "deleted"]), TEXT, st.none() | SHAPES, st.integers(0, 1 << 40)
+)
+SHOWN = st.dictionaries(st.sampled_from(["text/plain", "text/html"]), TEXT, min_size=1)
 CALLS = st.builds(
     ExecutionCall,
     code=TEXT.filter(str.strip),
@@ -31,12 +36,11 @@ RESULTS = st.builds(
     stderr=TEXT,
     value=st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
     text=st.none() | TEXT,
-    displays=st.lists(st.builds(Display, st.dictionaries(st.sampled_from(["text/plain", "text/html"]), TEXT, min_size=1)), max_size=3).map(
-        tuple
-    ),
+    displays=st.lists(st.builds(Display, SHOWN, st.none() | TEXT), max_size=3).map(tuple),
     files=st.lists(
         st.builds(FileChange, TEXT, st.sampled_from(["created", "changed", "deleted"]), st.integers(0, 1 << 40)), max_size=2
     ).map(tuple),
+    variables=st.lists(VARIABLES, max_size=2).map(tuple),
     error=st.none() | st.builds(CodeError, TEXT, TEXT, TEXT),
     state=st.builds(State, st.sampled_from(["kept", "rolled_back", "lost", "unknown"]), st.none() | TEXT),
     duration=st.integers(0, 10**6).map(lambda milliseconds: milliseconds / 1000),

@@ -184,3 +184,13 @@ def test_one_that_was_forgotten_says_so() -> None:
 def test_it_leaves_nothing_behind() -> None:
     with InteractiveSession() as session:
         session.run("x = 1", on_stdout=print)
+
+
+def test_a_session_is_written_down_and_done_again(session: InteractiveSession, tmp_path: Path) -> None:
+    session.upload_file("a.txt", "content")
+    session.run("open('a.txt').read()")
+    session.write_notebook(tmp_path / "a.ipynb")
+    session.write_script(tmp_path / "a.py")
+    with InteractiveSession() as fresh:
+        assert fresh.replay(tmp_path / "a.ipynb").same
+        assert [cell.code for cell in fresh.history.cells] == ["open('a.txt').read()"]

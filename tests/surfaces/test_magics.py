@@ -44,6 +44,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[dict
             "%session_reset one",
             "%%session one\n'x' in globals()",
             "%%session one --timeout 0.2\nwhile True: pass",
+            "%%session one\nfrom IPython.display import *\ndisplay(SVG('<svg/>'), Markdown('# h'), {'application/json': 'no json'})",
         )
 
 
@@ -83,6 +84,11 @@ def test_files_are_listed_and_a_reset_begins_anew(outputs: list[list[dict]]) -> 
 
 def test_a_cell_over_its_time_says_so(outputs: list[list[dict]]) -> None:
     assert "longer than 0.2 s" in text(outputs[9])
+
+
+def test_what_has_no_safe_form_of_its_own_is_shown_in_one(outputs: list[list[dict]]) -> None:
+    shown = [output["data"].get("text/html", "") for output in outputs[10] if "data" in output]
+    assert [html[:24] for html in shown] == ['<img src="data:image/svg', "<pre># h</pre>", ""]
 
 
 @pytest.mark.parametrize("line", ["--file nothing.txt", "--timeout soon", "--nosuch"])

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from ..errors import ExecutionError, InvalidArgumentError, NotFoundError, NotSupportedError, ServiceError
 from ..models import (
@@ -22,11 +23,14 @@ from ..models import (
     State,
     Variable,
 )
-from .arguments import checked_requirements
+from .arguments import checked_data, checked_requirements
 from .execution import AnswerInput, Execution
+from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
+from .notebook import to_notebook, to_script
 from .own_cells import answer, command_result_of, health_of, names_of, variables_of
 from .packages import INSTALL_SECONDS
+from .sanitize import sanitize as take_out_of_fences
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
@@ -40,6 +44,7 @@ class Session:
         self._interpreter = interpreter
         self.session_id = session_id
         self._expired = expired
+        self.history = History()
 
     async def run(
         self,
@@ -60,14 +65,15 @@ class Session:
         request = CodeExecutionRequest(
             session_id=self.session_id, code=code, timeout=timeout, sanitize_input=sanitize, transactional=transactional
         )
-        return self._told(await self._interpreter.execute(request))
+        amend = self._noting(code, sanitize)
+        return amend(await self._interpreter.execute(request))
 
     async def start(
         self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
     ) -> Execution:
         """A cell that runs in the background, until it ends or is cancelled; `on_input` answers what it asks while its events are read."""
         execution = await self._interpreter.start(self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input)
-        return execution.amending(self._told)
+        return execution.amending(self._noting(code, sanitize))
 
     async def stream(
         self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
@@ -97,7 +103,9 @@ class Session:
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
         """Writes a file into /mnt/data. A Path is sent without being read whole."""
-        return await self._interpreter.upload_file(self.session_id, name, data)
+        uploaded_file = await self._interpreter.upload_file(self.session_id, name, data)
+        self.history.note(await uploaded(name, checked_data(data)))
+        return uploaded_file
 
     async def download_file(self, name: str) -> bytes:
         """A file's content."""
@@ -114,14 +122,30 @@ class Session:
     async def delete_file(self, name: str) -> None:
         """Deletes a file."""
         await self._interpreter.delete_file(self.session_id, name)
+        self.history.note(Deleted(name))
 
     async def reset(self) -> None:
         """Clears the variables and keeps the files. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
         await self._interpreter.reset(self.session_id)
+        self.history.note(Reset())
+
+    def to_notebook(self) -> dict[str, Any]:
+        """What was done through this object, as a notebook of nbformat 4: cells with their outputs, and the files that were uploaded."""
+        return to_notebook(self.history)
+
+    def write_notebook(self, path: str | Path) -> None:
+        """The same as an .ipynb file; `replay` does it again in any session."""
+        Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
+
+    def write_script(self, path: str | Path) -> None:
+        """The cells as Python in the percent format, without outputs and files."""
+        Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Keeps variables and files as they are now; SnapshotError says what is in the way. The oldest ones go first."""
-        return await self._interpreter.timeline.take(self.session_id, name)
+        checkpoint = await self._interpreter.timeline.take(self.session_id, name)
+        self.history.mark(checkpoint.id)
+        return checkpoint
 
     async def checkpoints(self) -> list[Checkpoint]:
         """What `rollback` can go back to, the oldest first."""
@@ -130,7 +154,9 @@ class Session:
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
         """Variables and files are as they were at a checkpoint, named by itself, its name or its id, or at the latest; it stays."""
         id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
-        return await self._interpreter.timeline.roll_back(self.session_id, id)
+        reached = await self._interpreter.timeline.roll_back(self.session_id, id)
+        self.history.go_back(reached.id)
+        return reached
 
     async def undo(self) -> Checkpoint:
         """Back to the latest checkpoint, which is used up: once more goes further back."""
@@ -145,7 +171,10 @@ class Session:
         """
         names = [f"branch-{uuid.uuid4()}" for _ in range(count)]
         await self._interpreter.timeline.branch(self.session_id, names, reseed=reseed)
-        return [Branch(self._interpreter, name) for name in names]
+        branches = [Branch(self._interpreter, name) for name in names]
+        for branch in branches:
+            branch.history = self.history.copy()
+        return branches
 
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
@@ -171,6 +200,12 @@ class Session:
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """What became of installing packages; what is there already is left alone. NotSupportedError where no package index is reached."""
+        result = await self._install(*requirements, timeout=timeout)
+        if result.success:
+            self.history.note(Installed(requirements))
+        return result
+
+    async def _install(self, *requirements: str, timeout: float) -> CodeExecutionResult:
         checked_requirements(requirements)
         if await self._interpreter.supports("packages"):
             return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
@@ -202,6 +237,11 @@ class Session:
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
         return answer(await self._interpreter.execute_own(self.session_id, "reach", _PACKAGE_INDEX)) is True
+
+    def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
+        """Notes a cell as it is sent; what is called with its result notes that as well."""
+        number = self.history.begin(take_out_of_fences(code) if sanitize and isinstance(code, str) else str(code))
+        return lambda result: self.history.end(number, self._told(result))
 
     def _told(self, result: CodeExecutionResult) -> CodeExecutionResult:
         """A loss that nobody was told of is told with the first result."""

@@ -14,7 +14,7 @@ EVENTS_MEMBER = "events"
 NEXT_MEMBER = "after"
 EXECUTION_MEMBER = "execution"
 
-Kind = Literal["stdout", "stderr", "display", "input", "skipped"]
+Kind = Literal["stdout", "stderr", "display", "clear", "input", "skipped"]
 
 
 def encode_events(events: list[Event], last: int) -> dict[str, object]:
@@ -48,6 +48,7 @@ def _encode(event: Event) -> dict[str, object]:
         encoded["number"] = event.number
     if event.display is not None:
         encoded["display"] = dict(event.display.data)
+        encoded["name"] = event.display.name
     return encoded
 
 
@@ -57,5 +58,5 @@ def _decode(body: Body) -> Event:
         kind=cast(Kind, body["kind"]),
         text=str(body.get("text", "")),
         number=cast(int, body.get("number", 0)),
-        display=Display(cast(Mapping[str, object], shown)) if shown is not None else None,
+        display=Display(cast(Mapping[str, object], shown), cast(str | None, body.get("name"))) if shown is not None else None,
     )

@@ -3,9 +3,21 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, cast
 
-from ..models import CodeError, CodeExecutionResult, Display, FileChange, Package, RunningProcess, Scalar, State, StateKind
+from ..models import (
+    CodeError,
+    CodeExecutionResult,
+    Display,
+    FileChange,
+    Package,
+    RunningProcess,
+    Scalar,
+    State,
+    StateKind,
+    VariableChange,
+)
 from .records import ProblemError
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
@@ -32,7 +44,9 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
         "text": result.text,
         "files": [{"path": file.path, "kind": file.kind, "size": file.size} for file in result.files],
         "processes": [{"pid": process.pid, "name": process.name} for process in result.processes],
+        "variables": [_encode_variable(variable) for variable in result.variables],
         "displays": [dict(display.data) for display in result.displays],
+        "displayNames": [display.name for display in result.displays],
         "error": _encode_error(result.error),
         "state": {"kind": result.state.kind, "reason": result.state.reason},
     }
@@ -47,9 +61,10 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
         stderr=str(body["stderr"]),
         value=_decode_scalar(body.get("value")),
         text=cast(str | None, body.get("text")),
-        displays=tuple(Display(data) for data in cast(list[dict[str, object]], body.get("displays", []))),
+        displays=_decode_displays(body),
         files=tuple(FileChange(**file) for file in cast(list[dict[str, Any]], body.get("files", []))),
         processes=tuple(RunningProcess(**process) for process in cast(list[dict[str, Any]], body.get("processes", []))),
+        variables=tuple(map(_decode_variable, cast(list[dict[str, Any]], body.get("variables", [])))),
         error=CodeError(**cast(dict[str, str], error)) if error else None,
         state=State(cast(StateKind, state["kind"]), cast(str | None, state.get("reason"))),
     )
@@ -113,6 +128,22 @@ def _are_texts(values: list[object]) -> bool:
 
 def _encode_error(error: CodeError | None) -> dict[str, str] | None:
     return {"name": error.name, "message": error.message, "traceback": error.traceback} if error else None
+
+
+def _decode_displays(body: Mapping[str, object]) -> tuple[Display, ...]:
+    shown = cast(list[dict[str, object]], body.get("displays", []))
+    names = cast(list[str | None], body.get("displayNames", []))
+    return tuple(Display(data, name) for data, name in zip_longest(shown, names[: len(shown)]))
+
+
+def _encode_variable(variable: VariableChange) -> dict[str, object]:
+    shape = None if variable.shape is None else list(variable.shape)
+    return {"name": variable.name, "kind": variable.kind, "type": variable.type, "shape": shape, "size": variable.size}
+
+
+def _decode_variable(body: Mapping[str, Any]) -> VariableChange:
+    shape = body.get("shape")
+    return VariableChange(**{**body, "shape": None if shape is None else tuple(shape)})
 
 
 def _encode_scalar(value: Scalar) -> object:

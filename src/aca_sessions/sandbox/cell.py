@@ -2,19 +2,22 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from ..models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State
+from ..models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
 from . import wire
 
 _MAX_DISPLAYS = 1000
 _MAX_DISPLAYED = 32 << 20
 _MAX_TEXT = 2 << 20
 _MAX_DIGITS = 19
+_MAX_NAME = 200
+_SHAPE = re.compile(r"-|\d{1,18}(x\d{1,18}){0,31}", re.ASCII)
 _MAX_OPEN = 64  # questions at a time
 
 
@@ -57,15 +60,26 @@ class Cell:
         self.tell = tell
         self._answered = answered
         self._room = _MAX_DISPLAYED
+        self._sizes: list[int] = []
+        self._places: dict[str, int] = {}  # of the latest display of each name
 
-    def show(self, data: dict[str, str]) -> None:
+    def show(self, shown: wire.Shown) -> None:
         """The guest keeps its own, smaller budget; who is over this one forged a frame."""
-        self._room -= sum(len(mime) + len(content) for mime, content in data.items())
-        if len(self.displays) >= _MAX_DISPLAYS or self._room < 0:
+        size = sum(len(mime) + len(content) for mime, content in shown.data.items())
+        place = self._places.get(shown.name) if shown.name and shown.update else None
+        if place is None:
+            place = len(self.displays)
+            self.displays.append(Display({}))
+            self._sizes.append(0)
+        self._room += self._sizes[place] - size
+        self._sizes[place] = size
+        self.displays[place] = Display(shown.data, shown.name)
+        if shown.name:
+            self._places[shown.name] = place
+        if len(self.displays) > _MAX_DISPLAYS or self._room < 0 or len(shown.name or "") > _MAX_NAME:
             raise wire.WireError("more displays than a cell may show")
-        self.displays.append(Display(data))
         if self.tell is not None:
-            self.tell(Event(kind="display", display=self.displays[-1]))
+            self.tell(Event(kind="display", display=self.displays[place]))
 
     def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
         """It wrote something."""
@@ -99,6 +113,15 @@ class Cell:
         turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
         turned.set_result(None)
 
+    def clear(self) -> None:
+        """What was displayed so far is not part of the result."""
+        self.displays.clear()
+        self._sizes.clear()
+        self._places.clear()
+        self._room = _MAX_DISPLAYED
+        if self.tell is not None:
+            self.tell(Event(kind="clear"))
+
 
 def error_of(cell: Cell, finished: wire.Finished | None, state: State) -> CodeError | None:
     """What failed, in words that say what became of the variables and files."""
@@ -130,6 +153,7 @@ def check(finished: wire.Finished) -> None:
         raise wire.WireError("a text over the size limit")
     changes_of(finished)
     processes_of(finished)
+    variables_of(finished)
 
 
 def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
@@ -156,6 +180,23 @@ def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
     return tuple(found)
 
 
+def variables_of(finished: wire.Finished) -> tuple[VariableChange, ...]:
+    """What the cell did to the user's variables."""
+    changes = []
+    for told in finished.variables:
+        match told.split(" ", 4):
+            case ["added" | "changed" | "deleted" as kind, size, shape, type, name] if _is_size(size) and _SHAPE.fullmatch(shape):
+                sides = None if shape == "-" else tuple(map(int, shape.split("x")))
+                changes.append(VariableChange(name, kind, "" if type == "-" else type, sides, int(size)))
+            case _:
+                raise wire.WireError("a variable change of another shape")
+    return tuple(changes)
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS
+
+
 def reason_of(status: int | None) -> str:
     """Why an interpreter ended, by its wait status; None where its init ended before it could tell."""
     if status is None:
@@ -177,6 +218,7 @@ def result_of(cell: Cell, finished: wire.Finished | None, state: State, streams:
         text=finished.text if finished else None,
         displays=tuple(cell.displays),
         files=changes_of(finished) if finished else (),
+        variables=variables_of(finished) if finished else (),
         error=error,
         state=state,
     )

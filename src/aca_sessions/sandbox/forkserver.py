@@ -182,6 +182,7 @@ class ForkServer:
             temporary=limits.temporary,
             network=self._network,
             memory_is_counted=self.groups is not None,
+            history=limits.history,
         )
         with contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())

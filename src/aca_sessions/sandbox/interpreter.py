@@ -206,7 +206,7 @@ class Interpreter:
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
 
     def _take(self, payload: bytes) -> None:
-        message = wire.decode(payload, wire.Started, wire.Shown, wire.Asked, wire.Finished)
+        message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
         cell = self._cell
         if cell is not None and cell.tell is not None:
             self._channel.drain()  # what was written before this is told before it
@@ -218,8 +218,10 @@ class Interpreter:
         match message:
             case wire.Started(cell.execution) if not cell.started.done():
                 cell.started.set_result(None)
-            case wire.Shown(cell.execution, data):
-                cell.show(data)
+            case wire.Shown(cell.execution):
+                cell.show(message)
+            case wire.Cleared(cell.execution):
+                cell.clear()
             case wire.Finished(cell.execution):
                 check(message)
                 cell.finished.set_result(message)

@@ -30,6 +30,7 @@ class Limits:
     checkpoint_files: int = 64 * MB  # of a session's files, which each checkpoint copies (about 1 ms a megabyte); with more there is none
     cell_timeout: float = 100.0  # Azure's own default; at most 220, as there
     output: int = MB  # of each stream: its head and its tail are kept
+    history: int = 1000  # cells in `In`, values in `Out`; a value in `Out` stays in memory
 
 
 @dataclass(frozen=True, slots=True)

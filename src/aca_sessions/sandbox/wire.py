@@ -7,7 +7,7 @@ the size of a frame bounds what reading it costs.
 
 import json
 import struct
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TypeVar, get_args, get_origin
 
 MAX_FROM_GUEST = 32 << 20
@@ -86,6 +86,7 @@ class Spawn(Message):
     temporary: int
     network: str
     memory_is_counted: bool
+    history: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,19 @@ class Started(Message):
 
 @dataclass(frozen=True, slots=True)
 class Shown(Message):
-    """A cell displayed something."""
+    """A cell displayed something, under a name if it is to change; an update is another state of what has that name."""
 
     execution: str
     data: dict[str, str]
+    name: str | None = None
+    update: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared(Message):
+    """A cell took back what it displayed so far."""
+
+    execution: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +150,8 @@ class Asked(Message):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Message):
-    """What became of a cell. `text` is None where nothing was shown last; `files` are `kind size path`, `processes` are `pid name`."""
+    """What became of a cell. `text` is None where nothing was shown last; `files` are `kind size path`, `processes` are `pid name`,
+    `variables` are `kind size shape type name`, the shape as `2x3` or `-`, the type without blanks."""
 
     execution: str
     value: str | int | float | bool | None
@@ -150,6 +161,7 @@ class Finished(Message):
     error_traceback: str
     files: list[str]
     processes: list[str]
+    variables: list[str] = field(default_factory=list)
 
 
 # --- host → guest ---

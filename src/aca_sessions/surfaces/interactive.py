@@ -2,7 +2,7 @@
 
 import queue
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from ..client.execution import Execution
+from ..client.history import History
+from ..client.replay import ReplayReport, replay
 from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError
@@ -142,6 +144,23 @@ class InteractiveSession:
     def delete_file(self, name: str) -> None:
         """Deletes a file."""
         self._call(lambda session: session.delete_file(name))
+
+    @property
+    def history(self) -> History:
+        """What was done in this session, in order."""
+        return self._live()[1].history
+
+    def write_notebook(self, path: str | Path) -> None:
+        """The same as an .ipynb file: cells with their outputs, and the files that were uploaded."""
+        self._live()[1].write_notebook(path)
+
+    def write_script(self, path: str | Path) -> None:
+        """The cells as Python in the percent format."""
+        self._live()[1].write_script(path)
+
+    def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
+        """Runs a notebook's cells here, and tells what came out differently."""
+        return self._call(lambda session: replay(notebook, session, timeout=timeout))
 
     def __enter__(self) -> Self:
         return self.open()

@@ -4,14 +4,13 @@ IPython does not await magics, and the notebook has a loop of its own: ours runs
 """
 
 import atexit
-import json
 import math
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from IPython.core.error import UsageError
@@ -24,8 +23,8 @@ from ..client.pool import SessionPool
 from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError
-from ..models import CodeExecutionResult, Display
-from ..rendering import sandboxed
+from ..models import CodeExecutionResult
+from ..rendering import trusted
 
 Answer = TypeVar("Answer")
 _DEFAULT = "notebook"
@@ -128,29 +127,8 @@ def _show(result: CodeExecutionResult) -> None:
     print(result.stdout, end="")
     print(result.stderr, end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
     for shown in result.displays:
-        display(_trusted(shown), raw=True)
+        display(trusted(shown), raw=True)
     if result.text is not None and not any(shown.data.get("text/plain") == result.text for shown in result.displays):
         display({"text/plain": result.text}, raw=True)
     if result.state.kind != "kept":
         print(f"[session state {result.state}]", file=sys.stderr)
-
-
-def _trusted(shown: Display) -> dict[str, Any]:
-    """What the page may be given of what the session made: scripts stay in a frame that reaches nothing."""
-    data = {
-        mime: json.loads(content) if mime.endswith("json") else content for mime, content in shown.data.items() if isinstance(content, str)
-    }
-    if isinstance(html := data.pop("text/html", None), str):
-        data["text/html"] = sandboxed(html)
-    for active in ("application/javascript", "image/svg+xml"):
-        data.pop(active, None)
-    return data
-
-
-def _parsed(mime: str, content: object) -> Any:
-    if mime.endswith("json") and isinstance(content, str):
-        try:
-            return json.loads(content)
-        except ValueError:
-            return content
-    return content

@@ -23,7 +23,7 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
     interrupts.listen()
     snapshots.begin()
     own_pid = os.getpid()
-    for cell in link.cells():
+    for cell in link.cells(shell.loop_runner):
         snapshots.stay_in_data()
         if isinstance(cell, Fork):
             finished = snapshots.fork(cell, link, shell)
@@ -34,6 +34,7 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
             finished = _run(cell, link, shell)
         snapshots.remember_folder()
         streams.flush()
+        streams.put_back()
         if os.getpid() != own_pid:
             os._exit(0)  # a fork that a cell made and let run to the cell's end
         link.send(finished)
@@ -68,6 +69,7 @@ def _environment() -> dict[str, str]:
         "XDG_CONFIG_HOME": f"{own}/.config",
         "IPYTHONDIR": f"{own}/.ipython",
         "MPLCONFIGDIR": f"{own}/.matplotlib",
+        "PLOTLY_RENDERER": "plotly_mimetype",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONDONTWRITEBYTECODE": "1",
         # One thread a library: a pool of its own would take every core, and could not be carried over a fork.

@@ -71,6 +71,7 @@ def _interpret(spawn: Spawn, world: "World", link: socket.socket, listeners: lis
         os.setsid()
         os.chdir(place.data)
         settle()
+        shell.remember(spawn.history)
         outputs = streams.take_over()
         own = os.pidfd_open(os.getpid())
         frames, said = os.pipe()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Run, WarmUp, decode, frame
+from .loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
 _MOST_BROUGHT = 4
@@ -36,6 +37,7 @@ class Link:
         self._arrived = threading.Condition()
         self._being_read = self._ended = False
         self._numbers = itertools.count(1)
+        self._woken: Callable[[], None] = lambda: None
         self._incoming = select.poll()
         self._incoming.register(connection, select.POLLIN)
         os.register_at_fork(after_in_child=self._lose)
@@ -69,9 +71,15 @@ class Link:
         brought, self._brought = self._brought, []
         return brought
 
-    def cells(self) -> Iterator[Run | Command | WarmUp | Extend | Fork]:
-        """The cells to run, until the host closes the link."""
-        while (cell := self._next(lambda message: not isinstance(message, Answer))) is not None:
+    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Extend | Fork]:
+        """The cells to run, until the host closes the link; what is left in the loop goes on between them."""
+        self._woken = loop.wake
+        while True:
+            if not self._inbox and not self._ended:
+                loop.go_on_until(self._connection.fileno())
+            cell = self._next(lambda message: not isinstance(message, Answer))
+            if cell is None:
+                return
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
@@ -110,6 +118,8 @@ class Link:
                 self._brought += brought
                 self._inbox += [decode(payload, Run, Command, WarmUp, Extend, Fork, Answer) for payload in self._frames.feed(data)]
                 self._ended = not data
+                if threading.current_thread() is not threading.main_thread():
+                    self._woken()
             finally:
                 self._arrived.acquire()
                 self._being_read = False

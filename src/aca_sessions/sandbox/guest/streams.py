@@ -4,11 +4,13 @@ import contextlib
 import fcntl
 import os
 import sys
+from typing import TextIO
 
 from .. import syscalls
 
 _PIPE_SIZE = 1 << 20
 _SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
+_taken_over: dict[str, TextIO] = {}
 
 
 def take_over() -> tuple[int, int]:
@@ -20,11 +22,8 @@ def take_over() -> tuple[int, int]:
     os.dup2(nothing, 0)
     os.close(nothing)
     read_ends = (_pipe_at(1), _pipe_at(2))
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    for name in ("stdin", "stdout", "stderr"):
-        setattr(sys, f"__{name}__", getattr(sys, name))
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    put_back()
     syscalls.set_line_buffered()
     return read_ends
 
@@ -35,6 +34,15 @@ def flush() -> None:
         with contextlib.suppress(Exception):
             stream.flush()
     syscalls.flush_c_streams()
+
+
+def put_back() -> None:
+    """Whatever a cell put in the place of stdout and stderr, the next one has its own again."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if name not in _taken_over or _taken_over[name].closed:
+            _taken_over[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, _taken_over[name])
+        setattr(sys, f"__{name}__", _taken_over[name])
 
 
 def _pipe_at(descriptor: int) -> int:

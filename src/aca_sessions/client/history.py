@@ -1,0 +1,151 @@
+"""What was done with a session, in order: enough to write it down, and to do it again."""
+
+import asyncio
+import hashlib
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..models import CodeExecutionResult
+
+_MOST_STEPS = 1000
+_MOST_BYTES = 32 << 20
+_LARGEST_FILE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A cell, as it was sent, and what became of it; None where that is not known, or not yet. One that was rolled back left nothing."""
+
+    code: str
+    result: CodeExecutionResult | None = None
+    rolled_back: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A file that was written from outside. Of one over 4 MB the content is not kept."""
+
+    path: str
+    size: int
+    sha256: str
+    content: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A file that was deleted from outside."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The variables were cleared from outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """Packages that were installed, as they were named."""
+
+    requirements: tuple[str, ...]
+
+
+Step = Ran | Uploaded | Deleted | Reset | Installed
+
+
+class History:
+    """The latest steps of a session, up to a thousand and 32 MB of them; the oldest go first, and how many went is known."""
+
+    def __init__(self) -> None:
+        """Nothing was done yet."""
+        self._steps: dict[int, Step] = {}
+        self._sizes: dict[int, int] = {}
+        self._numbers = itertools.count()
+        self._marks: dict[str, int] = {}
+        self.left_out = 0
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Everything that is kept."""
+        return tuple(self._steps.values())
+
+    @property
+    def cells(self) -> tuple[Ran, ...]:
+        """The cells among it."""
+        return tuple(step for step in self._steps.values() if isinstance(step, Ran))
+
+    def begin(self, code: str) -> int:
+        """Notes a cell that was sent; answers by which number to `end` it."""
+        return self.note(Ran(code))
+
+    def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
+        """Notes what became of a cell, and answers that."""
+        known = self._steps.get(number)
+        if isinstance(known, Ran):
+            self._keep(number, Ran(known.code, result, result.state.kind == "rolled_back"))
+        return result
+
+    def note(self, step: Step) -> int:
+        """Notes a step; answers its number."""
+        number = next(self._numbers)
+        self._keep(number, step)
+        return number
+
+    def mark(self, checkpoint: str) -> None:
+        """Notes that a checkpoint was taken here."""
+        self._marks[checkpoint] = next(self._numbers)
+
+    def go_back(self, checkpoint: str) -> None:
+        """Forgets what was done after a checkpoint, as the session has. What was done before one that was taken elsewhere is not known."""
+        mark = self._marks.get(checkpoint, -1)
+        for number in [number for number in self._steps if number > mark]:
+            del self._steps[number], self._sizes[number]
+        self.left_out += mark < 0
+
+    def copy(self) -> "History":
+        """The same until now, for a session that branches off."""
+        twin = History()
+        twin._steps, twin._sizes, twin._marks = self._steps.copy(), self._sizes.copy(), self._marks.copy()
+        twin._numbers, twin.left_out = itertools.count(next(self._numbers)), self.left_out
+        return twin
+
+    def _keep(self, number: int, step: Step) -> None:
+        self._steps[number], self._sizes[number] = step, _size(step)
+        while len(self._steps) > _MOST_STEPS or (sum(self._sizes.values()) > _MOST_BYTES and len(self._steps) > 1):
+            oldest = next(iter(self._steps))
+            del self._steps[oldest], self._sizes[oldest]
+            self.left_out += 1
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+async def uploaded(path: str, data: bytes | Path) -> Uploaded:
+    """The note of an upload."""
+    return await asyncio.to_thread(_read, path, data) if isinstance(data, Path) else _of_bytes(path, data)
+
+
+def _read(path: str, source: Path) -> Uploaded:
+    size = source.stat().st_size
+    if size <= _LARGEST_FILE:
+        return _of_bytes(path, source.read_bytes())
+    with source.open("rb") as file:
+        return Uploaded(path, size, hashlib.file_digest(file, "sha256").hexdigest(), None)
+
+
+def _of_bytes(path: str, content: bytes) -> Uploaded:
+    kept = content if len(content) <= _LARGEST_FILE else None
+    return Uploaded(path, len(content), hashlib.sha256(content).hexdigest(), kept)
+
+
+def _size(step: Step) -> int:
+    match step:
+        case Ran(code, CodeExecutionResult() as result):
+            shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
+            return len(code) + len(result.stdout) + len(result.stderr) + len(result.text or "") + shown
+        case Ran(code):
+            return len(code)
+        case Uploaded(content=bytes(content)):
+            return len(content)
+    return 0

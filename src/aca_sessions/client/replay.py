@@ -1,0 +1,171 @@
+"""A notebook done again, in any session, and what came out differently.
+
+Compared are, cell by cell: what was written, the text of the value and of each display, and the name and message of the error. Addresses
+of objects and the numbers of cells are no difference. Of an image counts that there is one, and how large it is drawn; of a display that
+has a text, the text. Measured times (`%%timeit`) are a difference.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
+from .history import Deleted, Installed, Ran, Reset, Step, Uploaded
+from .notebook import Output, outputs_of, read_notebook
+from .session import Session
+
+_VARYING = (
+    (re.compile(r"\b0x[0-9a-fA-F]{6,16}\b"), "0x…"),
+    (re.compile(r"<ipython-input-\d+-[0-9a-f]+>|\bCell In ?\[\d+\]"), "<cell>"),
+)
+_IMAGES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
+_SHOWN = 60
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+Verdict = Literal["same", "output differs", "error differs", "not run"]
+Outcome = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedCell:
+    """How a cell compares with its recording; `differences` say in what, by `stdout`, `stderr`, `shown`, `error`."""
+
+    number: int
+    verdict: Verdict
+    differences: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "; ".join([f"cell {self.number}: {self.verdict}", *self.differences])
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What a replay came to: each code cell of the notebook, and what could not be restored: files that it does not hold, packages."""
+
+    cells: tuple[ReplayedCell, ...]
+    missing: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether everything came out as it was recorded."""
+        return not self.missing and all(cell.verdict == "same" for cell in self.cells)
+
+    def __str__(self) -> str:
+        others = [str(cell) for cell in self.cells if cell.verdict != "same"]
+        missing = [f"not restored: {what}" for what in self.missing]
+        return "\n".join([f"{len(self.cells) - len(others)} of {len(self.cells)} cells came out the same", *others, *missing])
+
+
+async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, timeout: float | None = None) -> ReplayReport:
+    """Runs a notebook's cells in order in a session, with the files that it holds; `timeout` is for each cell.
+
+    A cell that fails does not end it. Where the session cannot be reached any more, the rest is not run.
+    """
+    steps = await asyncio.to_thread(read_notebook, notebook)
+    cells: list[ReplayedCell] = []
+    missing: list[str] = []
+    for place, (step, outputs) in enumerate(steps):
+        try:
+            if isinstance(step, Ran):
+                cells.append(await _replayed(step, outputs, len(cells) + 1, session=session, timeout=timeout))
+            else:
+                missing += await _redone(step, session)
+        except ACASessionsError as error:
+            cells += _not_run((step for step, _ in steps[place:]), len(cells), str(error))
+            break
+    return ReplayReport(tuple(cells), tuple(missing))
+
+
+async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
+    """Answers what could not be restored."""
+    match step:
+        case Uploaded(path, _, sha256, content):
+            if content is None or hashlib.sha256(content).hexdigest() != sha256:
+                return [f"{path}, which the notebook does not hold"]
+            await session.upload_file(path, content)
+        case Deleted(path):
+            with contextlib.suppress(NotFoundError):
+                await session.delete_file(path)
+        case Reset():
+            await session.reset()
+        case Installed(requirements):
+            return await _installed(requirements, session)
+    return []
+
+
+async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
+    """Cells may do without what cannot be installed: they are run, and say so themselves."""
+    try:
+        result = await session.install(*requirements)
+    except (InvalidArgumentError, NotSupportedError) as error:
+        return [f"{' '.join(requirements)}: {error}"]
+    return [] if result.success else [f"{' '.join(requirements)}: {result.error}"]
+
+
+async def _replayed(step: Ran, outputs: list[Output], number: int, *, session: Session, timeout: float | None) -> ReplayedCell:
+    if step.rolled_back:
+        return ReplayedCell(number, "same", ("it was rolled back, and is not run again",))
+    if not step.code.strip():
+        return ReplayedCell(number, "same")
+    result = await session.run(step.code, timeout=timeout, sanitize=False)
+    before, after = _outcome(outputs), _outcome(outputs_of(result))
+    differences = tuple(f"{part} was {_short(before[part])}, is {_short(after[part])}" for part in before if before[part] != after[part])
+    verdict: Verdict = "same" if not differences else "error differs" if before["error"] != after["error"] else "output differs"
+    return ReplayedCell(number, verdict, differences)
+
+
+def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
+    cells = [step for step in steps if isinstance(step, Ran)]
+    return [ReplayedCell(done + place, "not run", (why,)) for place, _ in enumerate(cells, 1)]
+
+
+def _outcome(outputs: Iterable[Output]) -> Outcome:
+    """What is compared of a cell's outputs."""
+    written = {"stdout": "", "stderr": ""}
+    shown: list[object] = []
+    error = None
+    for output in outputs:
+        match output:
+            case {"output_type": "stream", "name": str(name), "text": str(text)}:
+                written[name] += _steady(text)
+            case {"output_type": "error", "ename": name, "evalue": value}:
+                error = f"{name}: {_steady(value)}"
+            case {"data": data}:
+                shown.append(_reduced(data))
+    return {**{name: text.strip("\n") for name, text in written.items()}, "shown": shown, "error": error}
+
+
+def _reduced(data: Mapping[str, Any]) -> str:
+    for mime in _IMAGES:
+        if mime in data:
+            return f"{mime} {_drawn_size(data[mime])}".rstrip()
+    contents = {mime: "".join(content) if isinstance(content, list) else str(content) for mime, content in data.items()}
+    return _steady(contents.get("text/plain") or " ".join(f"{mime} {contents[mime]}" for mime in sorted(contents)))
+
+
+def _drawn_size(content: object) -> str:
+    """Of a PNG, the pixels."""
+    try:
+        head = base64.b64decode("".join(str(part) for part in content) if isinstance(content, list) else str(content))[:24]
+    except ValueError:
+        return ""
+    return "{}x{}".format(*struct.unpack(">II", head[16:])) if head.startswith(_PNG) and len(head) == 24 else ""
+
+
+def _steady(text: str) -> str:
+    """The text without what differs from run to run, and means nothing."""
+    for pattern, instead in _VARYING:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def _short(value: object) -> str:
+    told = repr(value)
+    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}…"

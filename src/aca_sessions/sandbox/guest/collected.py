@@ -1,0 +1,188 @@
+"""What one cell has shown so far, within a budget and as text: what a host may be sent."""
+
+import base64
+import hashlib
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..wire import Cleared, Finished, Message, Scalar, Shown
+from . import processes
+
+_MAX_TEXT = 1 << 20
+_MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
+_MAX_DISPLAYS = 900  # in one cell; so does this one's
+_MAX_TYPES = 50  # of one display
+_MAX_LATE = 1 << 20
+_MAX_NAME = 200
+_MAX_INTEGER_BITS = 4096
+_LEFT = "the debugger was left, or had nothing to read: where nobody answers, print what you want to see"
+
+Late = deque[dict[str, str]]
+
+
+def no_late_displays() -> Late:
+    """Where displays wait that came when no cell ran; the oldest make room."""
+    return deque(maxlen=100)
+
+
+class Collected:
+    """What one cell has shown so far. A thread or task of an earlier cell may show things when none runs: they come with the next."""
+
+    def __init__(self, execution: str, send: Callable[[Message], None], late: Late) -> None:
+        self.execution = execution
+        self.value: Scalar = None
+        self.text: str | None = None
+        self.error: tuple[str, str, str] | None = None
+        self.code_has_run = False
+        self._send = send
+        self._late = late
+        self._pid = os.getpid()
+        self._turn = threading.RLock()  # a finalizer may show something while we send
+        self._finished = False
+        self._clear_first = False
+        self._sizes: list[int] = []
+        self._places: dict[str, int] = {}  # of the latest display of each name
+        self._images: set[bytes] = set()
+
+    def take_value(self, result: Any, formats: dict[str, Any]) -> None:
+        self.text = clip(str(formats.get("text/plain", "")))
+        value = _scalar(getattr(result, "result", None))
+        self.value = self.text if value is None else value
+        if formats.keys() - {"text/plain"}:
+            self.take_display(formats)
+
+    def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
+        """One display, or another state of the latest one of that name."""
+        if os.getpid() != self._pid:
+            return  # a fork has no host to show it to
+        sendable = {str(mime): _sendable(content) for mime, content in data.items()}
+        with self._turn:
+            if self._finished:
+                self._late.append(_small(sendable))
+            elif not self._is_seen_already(sendable):
+                self._show(sendable, name and name[:_MAX_NAME], update)
+
+    def show_late(self) -> None:
+        """Shows what came since the cell before."""
+        while self._late:
+            self.take_display(self._late.popleft())
+
+    def clear(self, wait: bool) -> None:
+        """Takes back what the cell displayed so far, at once or when something else is displayed."""
+        if os.getpid() != self._pid or self._finished:
+            return
+        with self._turn:
+            self._clear_first = wait
+            if not wait:
+                self._clear()
+
+    def take_error(self, error: BaseException, traceback: str) -> None:
+        try:
+            message = str(error)
+        except Exception as broken:
+            message = f"<{type(broken).__name__} while reading the message>"
+        if type(error).__name__ == "BdbQuit" and not message:
+            message, traceback = _LEFT, f"BdbQuit: {_LEFT}"
+        self.error = (type(error).__name__, clip(message), clip(traceback))
+
+    def finished(self, files: list[str], variables: list[str]) -> Finished:
+        with self._turn:
+            self._finished = True
+        name, message, traceback = self.error or (None, "", "")
+        return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes.others(), variables)
+
+    def _is_seen_already(self, data: dict[str, str]) -> bool:
+        """Figures that are open at the end of a cell are shown then, unless they were, as they are."""
+        if "image/png" not in data:
+            return False
+        image = hashlib.blake2b(data["image/png"].encode(), digest_size=16).digest()
+        if self.code_has_run and image in self._images:
+            return True
+        self._images.add(image)
+        return False
+
+    def _show(self, data: dict[str, str], name: str | None, update: bool) -> None:
+        if self._clear_first:
+            self._clear()
+        place = self._places.get(name) if name and update else None
+        if place is None and len(self._sizes) >= _MAX_DISPLAYS:
+            return
+        data = self._within_budget(data, place)
+        if place is None:
+            place, update = len(self._sizes), False
+            self._sizes.append(0)
+        self._sizes[place] = sum(map(len, data.values()))
+        if name:
+            self._places[name] = place
+        self._send(Shown(self.execution, data, name, update))
+
+    def _within_budget(self, data: dict[str, str], place: int | None) -> dict[str, str]:
+        if place is None and len(self._sizes) == _MAX_DISPLAYS - 1:
+            return {"text/plain": f"[further displays were dropped: a cell may show {_MAX_DISPLAYS}]"}
+        room = _MAX_DISPLAYED - sum(self._sizes) + (self._sizes[place] if place is not None else 0)
+        lighter = _lighter(data, room)
+        if not lighter or len(data) > _MAX_TYPES:
+            size = sum(map(len, data.values()))
+            return {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
+        return lighter
+
+    def _clear(self) -> None:
+        self._clear_first = False
+        self._sizes.clear()
+        self._places.clear()
+        self._images.clear()
+        self._send(Cleared(self.execution))
+
+
+def clip(text: str, limit: int = _MAX_TEXT) -> str:
+    """The text, without its middle where it is too long."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half} characters cut …]\n{text[-half:]}"
+
+
+def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
+    """A display without the largest of its forms, where all are too much; nothing where only its text would be left."""
+    if sum(map(len, data.values())) <= room:
+        return data
+    kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
+    while kept and sum(map(len, kept.values())) > room:
+        kept.popitem()
+    return {} if kept.keys() <= {"text/plain"} else kept
+
+
+def _small(data: dict[str, str]) -> dict[str, str]:
+    size = sum(map(len, data.values()))
+    return data if size <= _MAX_LATE else {"text/plain": f"[a display of {size} characters was dropped: no cell ran when it came]"}
+
+
+def _scalar(value: Any) -> Scalar:
+    """A plain value as itself; None for everything that only a text can stand for."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
+        value = value.item()
+    match value:
+        case bool() | float() if type(value) in (bool, float):
+            return value
+        case int() if type(value) is int and value.bit_length() <= _MAX_INTEGER_BITS:
+            return value
+        case str() if type(value) is str:
+            return clip(value)
+    return None
+
+
+def _sendable(content: Any) -> str:
+    """As text: bytes in base64, what is not text as JSON where it can be."""
+    match content:
+        case str():
+            return content
+        case bytes():
+            return base64.b64encode(content).decode()
+    try:
+        return json.dumps(content)
+    except (TypeError, ValueError, RecursionError):
+        return clip(str(content))

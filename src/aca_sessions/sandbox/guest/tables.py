@@ -1,0 +1,105 @@
+"""Frames of pandas and polars as data: their columns, and a sample of their rows.
+
+In the form that notebooks know as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource), with each column's
+own `dtype` and the count of all rows beside it. Nothing of the user's is called: of an object that is not plain, the type is told.
+"""
+
+import datetime
+import decimal
+import json
+import math
+import sys
+from types import ModuleType
+from typing import Any
+
+MIME = "application/vnd.dataresource+json"
+_ROWS = 20
+_COLUMNS = 50
+_CELL = 200  # characters
+_BUDGET = 256 << 10
+_TYPES = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "M": "datetime", "m": "duration"}
+_PANDAS_TIMES = ("Timestamp", "Timedelta", "Period")
+_TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
+
+
+def forms(value: Any) -> dict[str, Any]:
+    """What is added to the forms that a frame or a series has by itself; nothing for any other value."""
+    kind = type(value)
+    try:
+        if kind is _class("pandas", "DataFrame"):
+            return _within_budget(_of_pandas(value))
+        if kind is _class("pandas", "Series"):
+            frame = value.to_frame()
+            return {"text/html": frame._repr_html_()} | _within_budget(_of_pandas(frame))
+        if kind is _class("polars", "DataFrame"):
+            return _within_budget(_of_polars(value))
+        if kind is _class("polars", "Series"):
+            return _within_budget(_of_polars(value.to_frame()))
+    except Exception as error:
+        print(f"{MIME} could not be made: {type(error).__name__}", file=sys.stderr)
+    return {}
+
+
+def _class(module: str, name: str) -> object:
+    loaded = sys.modules.get(module)
+    return vars(loaded).get(name, forms) if type(loaded) is ModuleType else forms
+
+
+def _of_pandas(frame: Any) -> dict[str, Any]:
+    sample = frame.iloc[:_ROWS, :_COLUMNS]
+    columns = [(_label(name), dtype) for name, dtype in zip(sample.columns, sample.dtypes, strict=True)]
+    fields = [{"name": name, "type": _TYPES.get(getattr(dtype, "kind", ""), "string"), "dtype": str(dtype)} for name, dtype in columns]
+    values = [sample.iloc[:, place].tolist() for place in range(sample.shape[1])]
+    index = {"name": "index", "type": _TYPES.get(getattr(frame.index.dtype, "kind", ""), "string"), "dtype": str(frame.index.dtype)}
+    return _resource([index, *fields], [sample.index.tolist(), *values], frame.shape)
+
+
+def _of_polars(frame: Any) -> dict[str, Any]:
+    sample = frame[:_ROWS, :_COLUMNS]
+    fields = [{"name": _label(name), "type": _type_of_polars(dtype), "dtype": str(dtype)} for name, dtype in sample.schema.items()]
+    values = [sample.to_series(place).to_list() for place in range(sample.shape[1])]
+    return _resource(fields, values, frame.shape)
+
+
+def _type_of_polars(dtype: Any) -> str:
+    if dtype.is_integer() or dtype.is_float():
+        return "integer" if dtype.is_integer() else "number"
+    return {"Boolean": "boolean", "Date": "date", "Time": "time", "Duration": "duration"}.get(
+        str(dtype), "datetime" if str(dtype).startswith("Datetime") else "string"
+    )
+
+
+def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tuple[int, int]) -> dict[str, Any]:
+    names = [field["name"] for field in fields]
+    rows = [dict(zip(names, map(_plain, row), strict=True)) for row in zip(*columns, strict=True)]
+    told = {"profile": "tabular-data-resource", "schema": {"fields": fields}, "data": rows}
+    return told | {"rowCount": int(shape[0]), "columnCount": int(shape[1])}
+
+
+def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
+    """Fewer rows where the sample is too long; without any, the columns are still told."""
+    while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
+        resource["data"] = resource["data"][: len(resource["data"]) // 2]
+    return {MIME: text} if len(text) <= _BUDGET else {}
+
+
+def _label(name: Any) -> str:
+    return str(_plain(name))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it. `str` and `repr` are asked of Python's own types only."""
+    kind = type(value)
+    if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is str:
+        return value if len(value) <= _CELL else f"{value[:_CELL]}…"
+    if value is _class("pandas", "NaT"):
+        return None
+    if kind in _TIMES or kind is decimal.Decimal or any(kind is _class("pandas", name) for name in _PANDAS_TIMES):
+        return str(value)
+    if kind is tuple:
+        return ", ".join(str(_plain(part)) for part in value[:10])
+    return f"<{kind.__name__}>"

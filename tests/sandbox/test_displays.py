@@ -1,0 +1,220 @@
+"""What cells display: by MIME type, in order, once, and in its last state."""
+
+import json
+
+import pytest
+
+from aca_sessions import CodeExecutionResult, Session
+from aca_sessions.sandbox import wire
+from aca_sessions.sandbox.cell import Cell
+
+TABLE = "application/vnd.dataresource+json"
+
+
+def texts(result: CodeExecutionResult) -> list[object]:
+    return [display.data["text/plain"] for display in result.displays]
+
+
+async def test_an_update_shows_the_last_state_in_its_place(session: Session) -> None:
+    result = await session.run("h = display('a', display_id='bar'); display('z')\nfor n in range(50): h.update(n)")
+    assert texts(result) == ["49", "'z'"]
+    assert [display.name for display in result.displays] == ["bar", None]
+
+
+async def test_an_update_of_an_earlier_cells_display_is_this_cells_by_the_same_name(session: Session) -> None:
+    await session.run("display('a', display_id='bar')")
+    result = await session.run("from IPython.display import update_display\nupdate_display('b', display_id='bar')")
+    assert [(display.name, display.data["text/plain"]) for display in result.displays] == [("bar", "'b'")]
+
+
+@pytest.mark.slow
+async def test_updates_do_not_use_up_the_budget(session: Session) -> None:
+    code = "from IPython.display import HTML\nh = display(HTML('x'), display_id=True)\nfor n in range(40): h.update(HTML('x' * 1_000_000))"
+    (display,) = (await session.run(code)).displays
+    assert len(display.data["text/html"]) == 1_000_000
+
+
+async def test_states_of_a_display_and_its_end_are_told_while_the_cell_runs(session: Session) -> None:
+    code = "from IPython.display import clear_output\nh = display('a', display_id='bar'); h.update('b'); clear_output(); display('c')"
+    events = [event async for event in session.stream(code)]
+    told = [(event.kind, event.display and (event.display.name, event.display.data["text/plain"])) for event in events[:-1]]
+    assert told == [("display", ("bar", "'a'")), ("display", ("bar", "'b'")), ("clear", None), ("display", (None, "'c'"))]
+    assert texts(events[-1].result) == ["'c'"]
+
+
+async def test_of_a_display_over_the_budget_the_smaller_forms_are_kept(session: Session) -> None:
+    (display,) = (await session.run("display({'text/plain': 'd', 'text/html': 'x' * (25 << 20), 'text/latex': '$x$'}, raw=True)")).displays
+    assert display.data == {"text/plain": "d", "text/latex": "$x$"}
+
+
+async def test_clearing_takes_back_what_was_displayed(session: Session) -> None:
+    result = await session.run("from IPython.display import clear_output\nprint(1); display('a'); clear_output(); print(2); display('b')")
+    assert (texts(result), result.stdout) == (["'b'"], "1\n2\n")
+
+
+async def test_clearing_may_wait_for_what_comes_in_its_place(session: Session) -> None:
+    await session.run("from IPython.display import clear_output")
+    result = await session.run("for n in range(5): clear_output(wait=True); display(n)\nclear_output(wait=True)")
+    assert texts(result) == ["4"]
+
+
+@pytest.mark.slow
+async def test_very_many_displays_are_cut_and_told(session: Session) -> None:
+    result = await session.run("for n in range(2000): display(n)")
+    assert (len(result.displays), str(result.state)) == (900, "kept")
+    assert "further displays were dropped" in result.displays[-1].data["text/plain"]
+
+
+@pytest.mark.slow
+async def test_a_thread_that_displays_when_no_cell_runs_is_shown_with_the_next(session: Session) -> None:
+    code = "import threading\ndef late(): gone.wait(); display('late'); shown.set()\ngone, shown = threading.Event(), threading.Event()"
+    await session.run(f"{code}\nthreading.Thread(target=late).start(); threading.Timer(0.05, gone.set).start()")
+    await session.run("None")
+    result = await session.run("shown.wait(); None")
+    assert (texts(result), str(result.state)) == (["'late'"], "kept")
+
+
+async def test_a_form_that_fails_is_told_and_the_others_are_shown(session: Session) -> None:
+    await session.run("class Both:\n    def _repr_html_(self): raise ValueError('no html')\n    def _repr_latex_(self): return '$x$'")
+    result = await session.run("Both()")
+    assert result.success
+    assert result.displays[0].data["text/latex"] == "$x$"
+    assert "ValueError: no html" in result.stderr
+
+
+async def test_a_value_without_a_text_fails_the_cell(session: Session) -> None:
+    result = await session.run("class Broken:\n    def __repr__(self): raise ValueError('no text')\nBroken()")
+    assert (result.error.name, result.text) == ("ValueError", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("fig, ax = plt.subplots(); ax.plot([1]); fig", 1),
+        ("fig, ax = plt.subplots(); ax.plot([1]); display(fig)", 1),
+        ("plt.plot([1]); plt.show()", 1),
+        ("plt.plot([1]); plt.show(); plt.plot([2]); plt.show()", 2),
+        ("fig, ax = plt.subplots(); ax.plot([1]); display(fig); ax.plot([3, 1])", 2),
+        ("plt.plot([1]); plt.figure(); plt.plot([2])", 2),
+    ],
+)
+async def test_a_figure_is_shown_once_in_each_state(session: Session, code: str, shown: int) -> None:
+    await session.run("import matplotlib.pyplot as plt")
+    assert len((await session.run(code)).images) == shown
+    assert (await session.run("plt.get_fignums()")).text == "[]"
+
+
+async def test_an_image_is_a_png(session: Session) -> None:
+    result = await session.run("from PIL import Image; Image.new('RGB', (4, 4))")
+    assert result.displays[0].data.keys() == {"text/plain", "image/png"}
+
+
+@pytest.mark.parametrize(
+    ("made", "mime"),
+    [
+        ("SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')", "image/svg+xml"),
+        ("HTML('<b>')", "text/html"),
+        ("JSON({'a': 1})", "application/json"),
+        ("Latex('$x$')", "text/latex"),
+        ("Markdown('# h')", "text/markdown"),
+        ("Image(data=bytes.fromhex('ffd8ffe0'), format='jpeg')", "image/jpeg"),
+    ],
+)
+async def test_what_ipython_can_display_comes_by_its_type(session: Session, made: str, mime: str) -> None:
+    (display,) = (await session.run(f"from IPython.display import *\ndisplay({made})")).displays
+    assert mime in display.data
+
+
+async def table(session: Session, code: str) -> dict[str, object]:
+    (display,) = (await session.run(code)).displays
+    assert "text/html" in display.data
+    return json.loads(display.data[TABLE])
+
+
+async def test_a_frame_is_html_and_data(session: Session) -> None:
+    code = "import pandas as pd\npd.DataFrame({'n': [1, 2], 'x': [0.5, None], 's': ['a', 'b'], 't': pd.to_datetime(['2026-01-01'] * 2)})"
+    resource = await table(session, code)
+    assert [(field["name"], field["type"]) for field in resource["schema"]["fields"]] == [
+        ("index", "integer"), ("n", "integer"), ("x", "number"), ("s", "string"), ("t", "datetime")
+    ]  # fmt: skip
+    assert resource["data"][1] == {"index": 1, "n": 2, "x": None, "s": "b", "t": "2026-01-01 00:00:00"}
+    assert (resource["rowCount"], resource["columnCount"]) == (2, 4)
+
+
+async def test_a_series_is_shown_like_a_frame(session: Session) -> None:
+    resource = await table(session, "import pandas as pd\npd.Series([1.5, 2.5], name='x')")
+    assert resource["data"] == [{"index": 0, "x": 1.5}, {"index": 1, "x": 2.5}]
+
+
+@pytest.mark.slow
+async def test_of_a_large_frame_a_sample_is_shown_at_no_cost(session: Session) -> None:
+    await session.run(
+        "import numpy as np, pandas as pd\nlarge = pd.DataFrame({'a': np.arange(1_000_000), 'b': 'x' * 100_000})\nlarge.head()"
+    )
+    timed = "import time; started = time.perf_counter(); get_ipython().display_formatter.format(large); time.perf_counter() - started"
+    assert min([(await session.run(timed)).value for _ in range(3)]) < 0.02
+    resource = await table(session, "large")
+    assert (resource["rowCount"], len(resource["data"]), len(resource["data"][0]["b"])) == (1_000_000, 20, 201)
+
+
+async def test_a_wide_frame_and_odd_names_are_bounded(session: Session) -> None:
+    resource = await table(
+        session, "import pandas as pd\npd.DataFrame([range(500)], columns=pd.MultiIndex.from_product([['a'], range(500)]))"
+    )
+    assert (resource["columnCount"], len(resource["schema"]["fields"])) == (500, 51)
+    assert resource["schema"]["fields"][1]["name"] == "a, 0"
+
+
+async def test_objects_in_a_frame_are_told_by_type(session: Session) -> None:
+    await session.run("import pandas as pd\nclass Loud:\n    def __repr__(self): global said; said = 1; return 'loud'")
+    resource = await table(session, "pd.DataFrame({'o': [Loud()], 'l': [[1]]})")
+    assert resource["data"] == [{"index": 0, "o": "<Loud>", "l": "<list>"}]
+
+
+@pytest.mark.slow
+async def test_a_chart_of_plotly_is_json_and_a_document_of_its_own(session: Session) -> None:
+    if not (await session.run("import importlib.util; importlib.util.find_spec('plotly') is not None")).value:
+        pytest.skip("plotly is not installed")
+    for code in (
+        "import plotly.graph_objects as go\nfigure = go.Figure(go.Bar(x=[1], y=[2], name='lamps'), dict(title='Sales'))\nfigure",
+        "figure.show()",
+    ):
+        (display,) = (await session.run(code)).displays
+        assert json.loads(display.data["application/vnd.plotly.v1+json"])["data"][0]["type"] == "bar"
+        assert display.data["text/plain"] == "plotly Figure Sales [bar lamps]"
+        assert "src=" not in display.data["text/html"].partition("<body>")[2][:500]
+        assert display.data["text/html"].startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+async def test_a_chart_of_altair_is_json_and_a_document(session: Session) -> None:
+    if not (await session.run("import importlib.util; importlib.util.find_spec('altair') is not None")).value:
+        pytest.skip("altair is not installed")
+    code = "import altair, pandas as pd\naltair.Chart(pd.DataFrame({'a': [1], 'b': [2]}), title='T').mark_line().encode(x='a', y='b')"
+    (display,) = (await session.run(code)).displays
+    (mime,) = [mime for mime in display.data if mime.startswith("application/vnd.vegalite.")]
+    assert json.loads(display.data[mime])["mark"]["type"] == "line"
+    assert display.data["text/plain"] == "altair Chart T line (x: a, y: b)"
+    assert display.data["text/html"].startswith("<!DOCTYPE html>")
+
+
+async def test_a_class_with_its_own_bundle_is_shown_by_it(session: Session) -> None:
+    code = (
+        "class Chart:\n    def _repr_mimebundle_(self, **_): return {'application/vnd.chart+json': {'a': [1]}, 'text/html': '<p>'}\nChart()"
+    )
+    (display,) = (await session.run(code)).displays
+    assert json.loads(display.data["application/vnd.chart+json"]) == {"a": [1]}
+    assert display.data["text/html"] == "<p>"
+
+
+async def test_updates_over_the_hosts_budget_are_refused() -> None:
+    cell = Cell("1")
+    cell.show(wire.Shown("1", {"text/plain": "x"}, "bar"))
+    with pytest.raises(wire.WireError):
+        cell.show(wire.Shown("1", {"text/plain": "x" * (33 << 20)}, "bar", True))
+
+
+async def test_a_name_that_is_too_long_is_refused() -> None:
+    with pytest.raises(wire.WireError):
+        Cell("1").show(wire.Shown("1", {}, "x" * 201))
