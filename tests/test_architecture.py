@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks", "telemetry"},
     "connect": {"settings", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
+    "compat": {"compat", "surfaces", "connect", "models", "errors", ""},
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect"},

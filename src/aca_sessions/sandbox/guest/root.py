@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import syscalls
 from ..syscalls import Mount
 from ..wire import Plan
+from .place import DATA
 
 GUEST_CODE = "/.guest"
 CHILDREN = "children"  # below it: what the Python programs that a session starts find
@@ -53,6 +54,7 @@ def build(plan: Plan, code: str) -> str:
     _add_devices(base)
     for target, source in plan.roots.items():
         _add_environment(base, target, source)
+    _add_other_names(base)
     for target, source in plan.mounts.items():
         _bind(source, base + target, writable=target in plan.writable)
     copy_code(Path(code), Path(base + GUEST_CODE))
@@ -98,6 +100,12 @@ def _add_system(base: str) -> None:
             os.symlink(os.readlink(f"/{name}"), f"{base}/{name}")
         elif os.path.isdir(f"/{name}"):
             _bind(f"/{name}", f"{base}/{name}")
+
+
+def _add_other_names(base: str) -> None:
+    """What code from elsewhere calls the session's folder, unless this host's Python lies there."""
+    if not os.path.lexists(f"{base}/sandbox"):
+        os.symlink(DATA, f"{base}/sandbox")
 
 
 def _add_settings(base: str) -> None:

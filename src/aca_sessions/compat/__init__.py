@@ -1,0 +1,1 @@
+"""Other projects' spellings: a script moves over by changing its import."""

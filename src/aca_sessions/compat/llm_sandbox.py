@@ -1,0 +1,225 @@
+"""llm-sandbox in its own spelling: `from aca_sessions.compat.llm_sandbox import InteractiveSandboxSession` moves a script over.
+
+What named Docker there has no meaning here, and says so once.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from .. import Limits, Policy
+from ..errors import InvalidArgumentError, NotSupportedError
+from ..models import CodeExecutionResult
+from ..surfaces.interactive import InteractiveSession
+
+OnText = Callable[[str], object]
+
+_WORKDIR = "/sandbox"
+_DATA = "/mnt/data"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+# Arguments of theirs about containers, images and their pool.
+_WITHOUT_MEANING = frozenset(
+    [
+        "backend",
+        "client",
+        "image",
+        "dockerfile",
+        "container_id",
+        "keep_template",
+        "commit_container",
+        "commit_image_tag",
+        "verbose",
+        "stream",
+        "runtime_configs",
+        "skip_environment_setup",
+        "encoding_errors",
+        "workdir",
+        "session_timeout",
+        "security_policy",
+    ]
+)
+
+
+class KernelType(StrEnum):
+    """Which interpreter runs the cells: IPython."""
+
+    IPYTHON = "ipython"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InteractiveSettings:
+    """How an interactive session is set up. Nothing is polled for, so `poll_interval` has no effect."""
+
+    kernel_type: KernelType | str = KernelType.IPYTHON
+    max_memory: str = "1GB"
+    history_size: int = 1000
+    timeout: float | None = 300
+    poll_interval: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleOutput:
+    """What became of a cell or a command; `stdout` has the last value as well."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    def success(self) -> bool:
+        """Whether it ended with 0."""
+        return self.exit_code == 0
+
+    def text(self) -> str:
+        """What it wrote to stdout."""
+        return self.stdout
+
+    def to_json(self, **options: Any) -> str:
+        """All of it as JSON."""
+        return json.dumps(asdict(self), **options)
+
+
+class InteractiveSandboxSession:
+    """A session whose variables stay from run to run, for `with`."""
+
+    def __init__(self, *, lang: str = "python", interactive_settings: InteractiveSettings | None = None, **options: Any) -> None:
+        """Settings are taken as one object or as keyword arguments; the latter win. Starts nothing yet."""
+        if lang != "python":
+            raise NotSupportedError(f"sessions run Python, and not {lang}: leave lang out")
+        self.settings = replace(interactive_settings or InteractiveSettings(), **_settings_among(options))
+        self._libraries = _list(options.pop("libraries", None))
+        default = options.pop("execution_timeout", None) or options.pop("default_timeout", None)
+        _refuse_unknown(options)
+        self._session = InteractiveSession(policy=_policy(self.settings), timeout=default or self.settings.timeout)
+
+    def open(self) -> None:
+        """Starts the session."""
+        self._session.open()
+        if self._libraries:
+            self.install(self._libraries)
+
+    def close(self) -> None:
+        """Ends the session."""
+        self._session.close()
+
+    def run(
+        self,
+        code: str,
+        libraries: Sequence[str] | None = None,
+        timeout: float | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+    ) -> ConsoleOutput:
+        """What became of a cell; libraries that are missing are installed first."""
+        result = self._session.run(code, libraries=_list(libraries), timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr)
+        return _console_output(result)
+
+    def install(self, libraries: Sequence[str] | None = None) -> ConsoleOutput:
+        """What became of installing libraries."""
+        wanted = _list(libraries)
+        return _console_output(self._session.install(*wanted)) if wanted else ConsoleOutput(exit_code=0, stdout="", stderr="")
+
+    def execute_command(self, command: str, workdir: str | None = None) -> ConsoleOutput:
+        """What became of a command of the session's shell."""
+        folder = f"cd {_quoted(workdir)} && " if workdir else ""
+        done = self._session.execute_command(folder + command)
+        return ConsoleOutput(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
+
+    def execute_commands(self, commands: Sequence[str | tuple[str, str | None]], workdir: str | None = None) -> ConsoleOutput:
+        """What became of the last of some commands, or of the first that failed."""
+        done = ConsoleOutput(exit_code=0, stdout="", stderr="")
+        for one in commands:
+            command, folder = one if isinstance(one, tuple) else (one, workdir)
+            done = self.execute_command(command, folder)
+            if not done.success():
+                break
+        return done
+
+    def copy_to_runtime(self, src: str, dest: str) -> None:
+        """Copies a file of this machine into the session."""
+        self._session.upload_file(_below_data(dest), Path(src))
+
+    def copy_from_runtime(self, src: str, dest: str) -> None:
+        """Copies a file of the session to this machine."""
+        self._session.save_file(_below_data(src), Path(dest))
+
+    def __enter__(self) -> "InteractiveSandboxSession":
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SandboxSession(InteractiveSandboxSession):
+    """The one-shot form: each run begins without the variables of the one before. Files and libraries stay."""
+
+    def run(
+        self,
+        code: str,
+        libraries: Sequence[str] | None = None,
+        timeout: float | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+    ) -> ConsoleOutput:
+        """What became of a program; libraries that are missing are installed first."""
+        self._session.reset()
+        return super().run(code, libraries, timeout, on_stdout, on_stderr)
+
+    def __enter__(self) -> "SandboxSession":
+        self.open()
+        return self
+
+
+def _settings_among(options: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(InteractiveSettings)}
+    return {name: options.pop(name) for name in [*options] if name in names}
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    unknown = sorted(options.keys() - _WITHOUT_MEANING)
+    if unknown:
+        raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
+    if options:
+        warnings.warn(f"{', '.join(sorted(options))}: sessions run without containers, this has no effect", stacklevel=4)
+
+
+def _policy(settings: InteractiveSettings) -> Policy:
+    KernelType(settings.kernel_type)
+    return Policy(limits=replace(Limits(), memory=_bytes(settings.max_memory), history=settings.history_size), spares=0)
+
+
+def _bytes(size: str | int) -> int:
+    parts = _SIZE.fullmatch(str(size).strip())
+    if parts is None:
+        raise InvalidArgumentError("max_memory is a size such as '512MB' or '2GB'")
+    return int(float(parts[1]) * 1024 ** _POWERS[parts[2].upper()])
+
+
+def _list(libraries: Sequence[str] | str | None) -> list[str]:
+    return [libraries] if isinstance(libraries, str) else list(libraries or ())
+
+
+def _console_output(result: CodeExecutionResult) -> ConsoleOutput:
+    shown = result.output
+    return ConsoleOutput(
+        exit_code=result.exit_code, stdout=shown if shown.endswith("\n") or not shown else f"{shown}\n", stderr=result.stderr
+    )
+
+
+def _below_data(path: str) -> str:
+    for folder in (_WORKDIR, _DATA):
+        if path.startswith(f"{folder}/"):
+            return path.removeprefix(f"{folder}/")
+    if path.startswith("/"):
+        raise InvalidArgumentError(f"files go in and out below {_WORKDIR}, which is {_DATA} here")
+    return path
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "'\\''") + "'"

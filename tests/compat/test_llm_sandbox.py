@@ -1,0 +1,257 @@
+"""Every example of llm-sandbox's page on interactive sessions runs after a change of its import."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aca_sessions.compat.llm_sandbox import ConsoleOutput, InteractiveSandboxSession, InteractiveSettings, KernelType, SandboxSession
+from aca_sessions.errors import InvalidArgumentError, NotSupportedError
+
+
+@pytest.fixture
+def session() -> Iterator[InteractiveSandboxSession]:
+    with InteractiveSandboxSession(lang="python") as opened:
+        yield opened
+
+
+def test_quick_start(session: InteractiveSandboxSession) -> None:
+    session.run("value = 21 * 2")
+    assert session.run("print(f'Result: {value}')").stdout == "Result: 42\n"
+
+
+def test_creating_one_with_keyword_arguments() -> None:
+    with InteractiveSandboxSession(lang="python", kernel_type="ipython", history_size=200, timeout=300) as session:
+        assert session.settings == InteractiveSettings(kernel_type="ipython", history_size=200, timeout=300)
+        assert session.run("1").success()
+
+
+def test_running_cells(session: InteractiveSandboxSession) -> None:
+    session.run("import pandas as pd")
+    session.run("import numpy as np")
+    session.run("\ndata = pd.DataFrame({\n    'x': np.random.randn(100),\n    'y': np.random.randn(100)\n})\n")
+    result = session.run("""
+print(f"Shape: {data.shape}")
+print(f"Mean of x: {data['x'].mean():.2f}")
+print(f"Mean of y: {data['y'].mean():.2f}")
+""")
+    assert result.stdout.startswith("Shape: (100, 2)\nMean of x: ")
+
+
+def test_installing_libraries(session: InteractiveSandboxSession) -> None:
+    code = """
+import matplotlib.pyplot as plt
+import numpy as np
+
+x = np.linspace(0, 10, 100)
+y = np.sin(x)
+
+plt.plot(x, y)
+plt.title("Sine Wave")
+print("Plot created")
+"""
+    assert session.run(code, libraries=["matplotlib", "numpy"]).stdout.startswith("Plot created\n")
+
+
+def test_settings_as_one_object() -> None:
+    settings = InteractiveSettings(kernel_type=KernelType.IPYTHON, max_memory="2GB", history_size=500, timeout=600, poll_interval=0.1)
+    with InteractiveSandboxSession(lang="python", interactive_settings=settings) as session:
+        assert session.run("6 * 7").stdout == "42\n"
+
+
+def test_the_documented_defaults() -> None:
+    assert InteractiveSettings() == InteractiveSettings(
+        kernel_type=KernelType.IPYTHON, max_memory="1GB", history_size=1000, timeout=300, poll_interval=0.1
+    )
+
+
+def test_magic_commands(session: InteractiveSandboxSession) -> None:
+    session.run("found = 1")
+    assert "found" in session.run("%who").stdout
+    assert session.run("%pwd").stdout == "'/mnt/data'\n"
+    session.run("open('here.txt', 'w').close()")
+    assert "here.txt" in session.run("!ls -la /sandbox/").stdout
+    assert "loop" in session.run("\n%%timeit -n 5 -r 2\nsum(range(1000))\n").stdout
+
+
+def test_multi_step_data_analysis(session: InteractiveSandboxSession) -> None:
+    created = session.run(
+        """
+import pandas as pd
+import numpy as np
+
+data = pd.DataFrame({
+    'date': pd.date_range('2024-01-01', periods=100),
+    'value': np.random.randn(100).cumsum() + 100,
+    'category': np.random.choice(['A', 'B', 'C'], 100)
+})
+""",
+        libraries=["pandas", "numpy"],
+    )
+    assert created.success(), created.stderr
+    session.run("""
+q1 = data['value'].quantile(0.25)
+q3 = data['value'].quantile(0.75)
+iqr = q3 - q1
+data_clean = data[
+    (data['value'] >= q1 - 1.5*iqr) &
+    (data['value'] <= q3 + 1.5*iqr)
+]
+""")
+    result = session.run("""
+summary = data_clean.groupby('category')['value'].agg(['mean', 'std', 'count'])
+print("Summary by Category:")
+print(summary)
+""")
+    assert result.stdout.startswith("Summary by Category:\n")
+    assert "count" in result.stdout
+
+
+def test_function_definitions(session: InteractiveSandboxSession) -> None:
+    session.run("""
+def fibonacci(n):
+    if n <= 1:
+        return n
+    return fibonacci(n-1) + fibonacci(n-2)
+
+def factorial(n):
+    if n <= 1:
+        return 1
+    return n * factorial(n-1)
+""")
+    result = session.run('\nprint(f"Fibonacci(10): {fibonacci(10)}")\nprint(f"Factorial(5): {factorial(5)}")\n')
+    assert result.stdout == "Fibonacci(10): 55\nFactorial(5): 120\n"
+
+
+def test_class_definitions(session: InteractiveSandboxSession) -> None:
+    session.run("""
+class DataProcessor:
+    def __init__(self):
+        self.data = []
+
+    def add(self, value):
+        self.data.append(value)
+
+    def get_stats(self):
+        return {
+            'count': len(self.data),
+            'sum': sum(self.data),
+            'mean': sum(self.data) / len(self.data) if self.data else 0
+        }
+
+processor = DataProcessor()
+""")
+    session.run("\nfor i in range(1, 11):\n    processor.add(i * 2)\n")
+    result = session.run("""
+stats = processor.get_stats()
+print(f"Count: {stats['count']}")
+print(f"Sum: {stats['sum']}")
+print(f"Mean: {stats['mean']}")
+""")
+    assert result.stdout == "Count: 10\nSum: 110\nMean: 11.0\n"
+
+
+def test_an_agent_explores(session: InteractiveSandboxSession) -> None:
+    current_dir = session.run("%pwd").stdout.strip()
+    session.run(f"""
+import os
+print(f"Working in: {current_dir}")
+
+data = [1, 2, 3, 4, 5]
+print(f"Created data: {{data}}")
+""")
+    result = session.run('\ntotal = sum(data)\navg = total / len(data)\nprint(f"Total: {total}")\nprint(f"Average: {avg}")\n')
+    assert result.stdout == "Total: 15\nAverage: 3.0\n"
+
+
+def test_errors_keep_the_state(session: InteractiveSandboxSession) -> None:
+    session.run("x = 10")
+    result = session.run("y = x / 0")
+    assert result.exit_code != 0
+    assert "ZeroDivisionError" in result.stderr
+    assert session.run("print(f'x is still: {x}')").stdout == "x is still: 10\n"
+
+
+def test_managing_the_state(session: InteractiveSandboxSession) -> None:
+    session.run("some_large_variable = [0] * 1000")
+    assert "some_large_variable" in session.run("%who").stdout
+    session.run("del some_large_variable")
+    session.run("x = 100")
+    session.run("%reset -f")
+    assert "NameError" in session.run("print(x)").stderr
+
+
+@pytest.mark.parametrize(
+    ("memory", "size"), [("1GB", 1 << 30), ("512MB", 512 << 20), ("0.5g", 1 << 29), ("8GiB", 8 << 30), ("1048576", 1 << 20)]
+)
+def test_sizes_are_read_as_people_write_them(memory: str, size: int) -> None:
+    from aca_sessions.compat.llm_sandbox import _bytes
+
+    assert _bytes(memory) == size
+
+
+@pytest.mark.slow
+def test_memory_is_limited_as_the_settings_say() -> None:
+    with InteractiveSandboxSession(max_memory="200MB") as session:
+        assert "MemoryError" in session.run("x = bytearray(400 << 20)").stderr
+        assert session.run("print('alive')").stdout == "alive\n"
+
+
+def test_a_cell_ends_at_the_time_of_the_settings_and_the_state_is_kept() -> None:
+    with InteractiveSandboxSession(timeout=0.3) as session:
+        session.run("x = 1")
+        assert "TimeoutError" in session.run("while True: pass").stderr
+        assert session.run("print(x)").stdout == "1\n"
+
+
+def test_the_one_shot_form_begins_anew_and_keeps_files(tmp_path: Path) -> None:
+    with SandboxSession(lang="python") as session:
+        session.run("x = 1; open('/sandbox/kept.txt', 'w').write('here')")
+        assert "NameError" in session.run("print(x)").stderr
+        assert session.run("print(open('/sandbox/kept.txt').read())").stdout == "here\n"
+
+
+def test_files_are_copied_in_and_out(session: InteractiveSandboxSession, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("a,b\n1,2\n")
+    session.copy_to_runtime(str(tmp_path / "in.csv"), "/sandbox/in.csv")
+    session.run("open('/sandbox/out.csv', 'w').write(open('/sandbox/in.csv').read().upper())")
+    session.copy_from_runtime("/sandbox/out.csv", str(tmp_path / "out.csv"))
+    assert (tmp_path / "out.csv").read_text() == "A,B\n1,2\n"
+
+
+def test_files_stay_below_the_working_directory(session: InteractiveSandboxSession, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="below /sandbox"):
+        session.copy_from_runtime("/etc/passwd", str(tmp_path / "x"))
+
+
+def test_commands_run_where_they_are_told(session: InteractiveSandboxSession) -> None:
+    assert session.execute_command("pwd", workdir="/tmp").stdout == "/tmp\n"
+    assert session.execute_commands(["mkdir -p d", ("touch f", "d"), "ls d"]).stdout == "f\n"
+    assert session.execute_commands(["false", "echo no"]) == ConsoleOutput(exit_code=1, stdout="", stderr="")
+
+
+def test_output_is_told_while_it_comes(session: InteractiveSandboxSession) -> None:
+    seen: list[str] = []
+    session.run("print('live')", on_stdout=seen.append)
+    assert seen == ["live\n"]
+
+
+def test_what_is_about_containers_says_that_it_has_no_effect() -> None:
+    with pytest.warns(UserWarning, match="image, keep_template: sessions run without containers"):
+        InteractiveSandboxSession(image="python:3.11", keep_template=True)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(NotSupportedError, match="not java"):
+        InteractiveSandboxSession(lang="java")
+    with pytest.raises(TypeError, match="colour"):
+        InteractiveSandboxSession(colour="red")
+    with pytest.raises(InvalidArgumentError, match="max_memory"):
+        InteractiveSandboxSession(max_memory="much")
+    with pytest.raises(ValueError, match="xeus"):
+        InteractiveSandboxSession(kernel_type="xeus")
+
+
+def test_a_result_is_told_as_json(session: InteractiveSandboxSession) -> None:
+    result = session.run("print('a')")
+    assert (result.text(), result.to_json()) == ("a\n", '{"exit_code": 0, "stdout": "a\\n", "stderr": ""}')
