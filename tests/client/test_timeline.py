@@ -322,11 +322,13 @@ async def test_nothing_is_left_of_checkpoints_and_branches() -> None:
         await branch.run("1 / 0", transactional=True)
 
 
-async def test_a_snapshot_that_was_killed_from_outside_is_no_checkpoint_any_more(begun: Session) -> None:
-    before = {*descendants(os.getpid())}
-    await begun.checkpoint()
-    (snapshot,) = {*descendants(os.getpid())} - before
-    os.kill(snapshot, signal.SIGKILL)
-    while await begun.checkpoints():
-        await asyncio.sleep(0)
-    assert await world(begun) == "(1, ['a'], 'one')"
+async def test_a_snapshot_that_was_killed_from_outside_is_no_checkpoint_any_more() -> None:
+    async with open_pool(policy=Policy(spares=0, preload=())) as pool, pool.session() as session:
+        await session.run("x = 1; open('a', 'w').write('one')")
+        before = {*descendants(os.getpid())}
+        await session.checkpoint()
+        (snapshot,) = {*descendants(os.getpid())} - before
+        os.kill(snapshot, signal.SIGKILL)
+        while await session.checkpoints():
+            await asyncio.sleep(0)
+        assert await world(session) == "(1, ['a'], 'one')"

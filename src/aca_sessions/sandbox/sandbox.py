@@ -124,7 +124,7 @@ class Sandbox:
             result = await run(await self.interpreter())
         finally:
             if result is not None and result.success:
-                await self.timeline.drop(moment)
+                self.timeline.use_up(moment)
             else:
                 await self._tasks.to_its_end(self._go_back(moment, with_files=True))
         if result.success:

@@ -70,10 +70,17 @@ class Timeline:
         """Keeps the session as it is now."""
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user))
         files = Files(tree)
+        copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=self._limits.checkpoint_files)))
         try:
-            copied = await to_thread.run_sync(lambda: copies.copy(self._files, files, most=self._limits.checkpoint_files))
             interpreter, left = await fork(live, self._tree, self._limits)
         except BaseException:
+            await asyncio.wait({copying})
+            await self._drop_tree(tree, files)
+            raise
+        try:
+            copied = await copying
+        except BaseException:
+            await interpreter.close()
             await self._drop_tree(tree, files)
             raise
         if copied.left_out:
@@ -113,12 +120,18 @@ class Timeline:
             self._moments.remove(moment)
             await self._tasks.to_its_end(self._end(moment))
 
+    def use_up(self, moment: Moment) -> None:
+        """Lets go of one that nobody will ask for, while others go on."""
+        self._moments.remove(moment)
+        self._tasks.start(self._end(moment))
+
     async def clear(self) -> None:
         """Lets go of all."""
         with suppress(ACASessionsError):
             await self.settled()
         for moment in [*self._moments]:
             await self.drop(moment)
+        await self._tasks.finish()
 
     async def _settle(self, moment: Moment, earlier: Interpreter | None) -> None:
         if earlier is not None:
