@@ -20,7 +20,7 @@ from .remedy import remedy_for
 _REPORT = struct.Struct("<ii")  # number in the session, wait status
 _REPORTS_AT_ONCE = 512
 _END_SECONDS = 1.0
-_ROUNDS = 20  # a process that is killed may have forked
+_ROUNDS, _ROUND_SECONDS = 50, 0.002  # a process that is killed may have forked, and is there until its init collects it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +103,12 @@ class Home:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGKILL)
 
-    async def leave(self, number: int) -> None:
-        """The interpreter is dead; the last one ends the rest."""
+    async def leave(self, number: int, *, with_strays: bool = False) -> None:
+        """The interpreter is dead; the last one ends the rest. Strays are what it left running and nobody owns."""
         self._members.pop(number, None)
         if self._members or self._closed:
-            await to_thread.run_sync(self._kill_strays)
+            if with_strays and not self._closed:
+                await self._kill_strays()
             return
         self.kill("killed")
         try:
@@ -129,16 +130,16 @@ class Home:
             for member in [*self._members.values()]:
                 member.told(None)
 
-    def _kill_strays(self) -> None:
-        """What the dead one left running and nobody owns. With branches alive it might be theirs."""
-        if len({member.tree for member in self._members.values()}) != 1:
-            return
+    async def _kill_strays(self) -> None:
+        """With branches alive they might be theirs."""
         for _ in range(_ROUNDS):
-            strays = self._strays()
+            alone = len({member.tree for member in self._members.values()}) == 1
+            strays = self._strays() if alone else []
             for stray in strays:
                 kill(stray)
             if not strays:
                 return
+            await asyncio.sleep(_ROUND_SECONDS)
 
     def _strays(self) -> list[int]:
         with contextlib.suppress(GuestDiedError):

@@ -180,13 +180,13 @@ class Interpreter:
         """No code of it runs from here on; `close` is still to come."""
         self._kill("killed")
 
-    async def close(self) -> None:
+    async def close(self, *, with_strays: bool = False) -> None:
         """Ends it and what it started, and lets go of its ends even if it is cancelled meanwhile; the last one ends its home."""
         self._kill("killed")
         try:
             await _first_of(self._death, within=_REPORT_SECONDS)
             self._bury(State("lost", "killed"))
-            await self.home.leave(self.number)
+            await self.home.leave(self.number, with_strays=with_strays)
             await self._answering.cancel()
             async with self._busy:  # a cell that ran still makes its result of what was written
                 pass

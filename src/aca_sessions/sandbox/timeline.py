@@ -135,7 +135,7 @@ class Timeline:
 
     async def _settle(self, moment: Moment, earlier: Interpreter | None) -> None:
         if earlier is not None:
-            await earlier.close()
+            await earlier.close(with_strays=True)
         try:
             if moment.hidden:
                 raise SnapshotError("it was for one cell")
