@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
     from .models import (
+        Checkpoint,
         CodeExecutionRequest,
         CodeExecutionResult,
         Event,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ACASessionsError": "errors",
     "AzureTokenProvider": "client.auth",
+    "Checkpoint": "models",
     "CodeExecutionRequest": "models",
     "CodeExecutionResult": "models",
     "CodeInterpreter": "client.interpreter",
@@ -81,6 +83,7 @@ _HOMES = {
 __all__ = [
     "ACASessionsError",
     "AzureTokenProvider",
+    "Checkpoint",
     "CodeExecutionRequest",
     "CodeExecutionResult",
     "CodeInterpreter",

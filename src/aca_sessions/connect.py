@@ -319,6 +319,8 @@ def _limits(options: LimitsSettings) -> "Limits":
         "cell_timeout": options.CellTimeoutSeconds,
         "output": options.OutputKilobytes and options.OutputKilobytes * KB,
         "history": options.History,
+        "checkpoints": options.Checkpoints,
+        "checkpoint_files": options.CheckpointMegabytes and options.CheckpointMegabytes * MB,
     }
     return Limits(**_without_unset(given))
 

@@ -125,6 +125,8 @@ class LimitsSettings(_Section):
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] | None = None
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] | None = None
     History: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+    Checkpoints: Annotated[int, Field(gt=0, le=1000)] | None = None
+    CheckpointMegabytes: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
 
 
 class TogetherSettings(_Section):
