@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,23 +27,46 @@ class Copied:
 
 def copy(source: Files, target: Files, *, most: int) -> Copied:
     """Makes an empty tree the same as another; SnapshotError where that has more bytes than may be copied."""
-    with source.as_guest() as here, target.as_guest() as there:
-        size = sum(status.st_size for _, status in _all(here) if stat.S_ISREG(status.st_mode))
-        if size > most:
-            raise SnapshotError(f"the files have {size >> 20} MB and a checkpoint keeps {most >> 20} MB: delete some, or raise the limit")
-        left_out = 0
-        for path, status in _all(here):
-            left_out += not _copy_one(here, there, path, status)
-        _restore_times(here, there)
-        return Copied(size, left_out)
+    try:
+        with source.as_guest() as here, target.as_guest() as there:
+            return _copied(here, there, most)
+    except OSError as error:
+        raise SnapshotError(f"the session's files cannot be copied: {error.strerror}") from None
+
+
+def _copied(here: int, there: int, most: int) -> Copied:
+    size = sum(status.st_size for _, status in _all(here) if stat.S_ISREG(status.st_mode))
+    if size > most:
+        raise SnapshotError(f"the files have {size >> 20} MB and a checkpoint keeps {most >> 20} MB: delete some, or raise the limit")
+    left_out = 0
+    for path, status in _all(here):
+        left_out += not _copy_one(here, there, path, status)
+    _restore_times(here, there)
+    return Copied(size, left_out)
 
 
 def clear(files: Files) -> None:
-    """Takes away everything."""
-    with files.as_guest() as here:
-        for path, status in reversed([*_all(here)]):
-            with contextlib.suppress(FileNotFoundError):
-                _remove(here, path, folder=stat.S_ISDIR(status.st_mode))
+    """Takes away everything, however deep: a folder in a folder is first moved to the top."""
+    with files.as_guest() as top:
+        while entries := _listed(top):
+            for name, status in entries:
+                if not stat.S_ISDIR(status.st_mode):
+                    os.unlink(name, dir_fd=top)
+                    continue
+                os.chmod(name, 0o700, dir_fd=top)
+                with _parent(top, name) as folder:
+                    for below, its_status in _listed(folder):
+                        if stat.S_ISDIR(its_status.st_mode):
+                            os.chmod(below, 0o700, dir_fd=folder)  # a folder that may not be written to cannot be moved
+                            os.rename(below, f".{secrets.token_hex(16)}", src_dir_fd=folder, dst_dir_fd=top)
+                        else:
+                            os.unlink(below, dir_fd=folder)
+                os.rmdir(name, dir_fd=top)
+
+
+def _listed(folder: int) -> list[tuple[str, os.stat_result]]:
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
 
 
 def _all(top: int) -> Iterator[tuple[str, os.stat_result]]:
@@ -52,8 +76,7 @@ def _all(top: int) -> Iterator[tuple[str, os.stat_result]]:
         folder = pending.pop()
         descriptor = _opened(top, folder or ".", _FOLDER)
         try:
-            with os.scandir(descriptor) as entries:
-                found = [(f"{folder}/{entry.name}".lstrip("/"), entry.stat(follow_symlinks=False)) for entry in entries]
+            found = [(f"{folder}/{name}".lstrip("/"), status) for name, status in _listed(descriptor)]
         finally:
             os.close(descriptor)
         yield from found
@@ -106,15 +129,6 @@ def _restore_times(here: int, there: int) -> None:
             with _parent(there, parent) as folder:
                 os.chmod(name, stat.S_IMODE(status.st_mode) & 0o777 | stat.S_IRWXU, dir_fd=folder)
                 os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=folder)
-
-
-def _remove(here: int, path: str, *, folder: bool) -> None:
-    parent, _, name = path.rpartition("/")
-    with _parent(here, parent) as descriptor:
-        if folder:
-            os.rmdir(name, dir_fd=descriptor)
-        else:
-            os.unlink(name, dir_fd=descriptor)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from .remedy import remedy_for
 _REPORT = struct.Struct("<ii")  # number in the session, wait status
 _REPORTS_AT_ONCE = 512
 _END_SECONDS = 1.0
-_ROUNDS, _ROUND_SECONDS = 50, 0.002  # a process that is killed may have forked, and is there until its init collects it
+_ROUNDS = 50  # a process that is killed may have forked before
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +91,35 @@ class Home:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.init, self._ending)
 
-    def kill_with_children(self, process: int) -> None:
-        """Ends one interpreter, named by its pidfd, and the processes that it started."""
+    def kill_with_children(self, number: int, process: int) -> None:
+        """Ends one interpreter, named by its pidfd as well, and the processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGSTOP)  # while it is looked at, it starts no other
         with contextlib.suppress(GuestDiedError):
-            others = self._others(process)
+            others = self._others(number)
             for started in descendants(host_pid(process)):
                 if started not in others:
                     kill(started)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGKILL)
 
-    async def leave(self, number: int, *, with_strays: bool = False) -> None:
-        """The interpreter is dead; the last one ends the rest. Strays are what it left running and nobody owns."""
+    def end_strays(self, number: int) -> None:
+        """Ends what an interpreter left running and nobody else started. With branches alive, orphans might be theirs."""
+        if self._closed or len({member.tree for member in self._members.values()}) != 1:
+            return
+        seen: set[int] = set()
+        for _ in range(_ROUNDS):
+            strays = {*self._strays(number)} - seen
+            for stray in strays:
+                kill(stray)
+            if not strays:
+                return
+            seen |= strays
+
+    async def leave(self, number: int) -> None:
+        """The interpreter is dead; the last one ends the rest."""
         self._members.pop(number, None)
         if self._members or self._closed:
-            if with_strays and not self._closed:
-                await self._kill_strays()
             return
         self.kill("killed")
         try:
@@ -130,30 +141,19 @@ class Home:
             for member in [*self._members.values()]:
                 member.told(None)
 
-    async def _kill_strays(self) -> None:
-        """With branches alive they might be theirs."""
-        for _ in range(_ROUNDS):
-            alone = len({member.tree for member in self._members.values()}) == 1
-            strays = self._strays() if alone else []
-            for stray in strays:
-                kill(stray)
-            if not strays:
-                return
-            await asyncio.sleep(_ROUND_SECONDS)
-
-    def _strays(self) -> list[int]:
+    def _strays(self, number: int) -> list[int]:
         with contextlib.suppress(GuestDiedError):
-            others = self._others()
+            others = self._others(number)
             return [pid for pid in descendants(host_pid(self.init)) if pid not in others]
         return []
 
-    def _others(self, process: int | None = None) -> set[int]:
+    def _others(self, number: int) -> set[int]:
         """The interpreters besides one, and what they started."""
         found: set[int] = set()
-        for member in self._members.values():
+        for other in self._members.keys() - {number}:
             with contextlib.suppress(GuestDiedError):
-                if member.process != process:
-                    found |= {host_pid(member.process), *descendants(host_pid(member.process))}
+                process = host_pid(self._members[other].process)
+                found |= {process, *descendants(process)}
         return found
 
     async def _last_one_gone(self) -> None:

@@ -177,16 +177,17 @@ class Interpreter:
             self._kill("killed")
 
     def kill(self) -> None:
-        """No code of it runs from here on; `close` is still to come."""
+        """No code of it runs from here on, nor of what it left running; `close` is still to come."""
         self._kill("killed")
+        self.home.end_strays(self.number)
 
-    async def close(self, *, with_strays: bool = False) -> None:
+    async def close(self) -> None:
         """Ends it and what it started, and lets go of its ends even if it is cancelled meanwhile; the last one ends its home."""
         self._kill("killed")
         try:
             await _first_of(self._death, within=_REPORT_SECONDS)
             self._bury(State("lost", "killed"))
-            await self.home.leave(self.number, with_strays=with_strays)
+            await self.home.leave(self.number)
             await self._answering.cancel()
             async with self._busy:  # a cell that ran still makes its result of what was written
                 pass
@@ -271,7 +272,7 @@ class Interpreter:
         if self.home.is_alone(self.number):
             self.home.kill(reason)
         elif self._process is not None:
-            self.home.kill_with_children(self._process)
+            self.home.kill_with_children(self.number, self._process)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):

@@ -98,6 +98,8 @@ class Sandbox:
         """Goes back to a checkpoint, or to the latest; it stays."""
         moment = await self.timeline.find(id)
         await self._tasks.to_its_end(self._go_back(moment, with_files=True))
+        if self.timeline.problem is not None:
+            raise self.timeline.problem
         return moment
 
     async def checkpoints(self) -> list[Moment]:
@@ -129,6 +131,8 @@ class Sandbox:
                 await self._tasks.to_its_end(self._go_back(moment, with_files=True))
         if result.success:
             return result
+        if self.timeline.problem is not None:
+            return retold(result, State("unknown", "files"), str(self.timeline.problem))
         state = State("rolled_back", result.state.reason)
         return replace(retold(result, state, "variables and files are as before this cell"), files=(), processes=())
 

@@ -51,6 +51,7 @@ class Timeline:
         self._moments: list[Moment] = []
         self._numbers = itertools.count(1)
         self._tasks = Tasks()
+        self.problem: SnapshotError | None = None
         self._settling: asyncio.Task[None] | None = None
 
     @property
@@ -92,8 +93,12 @@ class Timeline:
         return moment
 
     async def go_back(self, moment: Moment, earlier: Interpreter | None, *, with_files: bool = True) -> Interpreter:
-        """The interpreter of that moment, in the place of an earlier one, which ends. The moment stays; a hidden one is used up."""
+        """The interpreter of that moment, in the place of an earlier one, which ends. The moment stays; a hidden one is used up.
+
+        `problem` says what kept the files from being as they were.
+        """
         await self.settled()
+        self.problem = None
         if earlier is not None:
             earlier.kill()
         if with_files:
@@ -135,7 +140,7 @@ class Timeline:
 
     async def _settle(self, moment: Moment, earlier: Interpreter | None) -> None:
         if earlier is not None:
-            await earlier.close(with_strays=True)
+            await earlier.close()
         try:
             if moment.hidden:
                 raise SnapshotError("it was for one cell")
@@ -155,8 +160,11 @@ class Timeline:
         return sum(moment.size for moment in self._moments)
 
     def _put_back(self, moment: Moment) -> None:
-        copies.clear(self._files)
-        copies.copy(moment.files, self._files, most=self._limits.disk)
+        try:
+            copies.clear(self._files)
+            copies.copy(moment.files, self._files, most=self._limits.disk)
+        except (OSError, SnapshotError) as error:
+            self.problem = SnapshotError(f"the variables are as they were, the files are not: {error}")
 
     async def _end(self, moment: Moment) -> None:
         await moment.interpreter.close()

@@ -113,7 +113,7 @@ def _open_things() -> tuple[int, int]:
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{name}")
             sockets += target.startswith("socket:")
-            files += target.startswith((f"{place.place.data}/", "/tmp/"))
+            files += target.startswith((place.place.data, "/tmp/"))
     return sockets - _own_sockets, files
 
 
