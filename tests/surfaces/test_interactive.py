@@ -14,6 +14,8 @@ from aca_sessions import InteractiveSession
 from aca_sessions.errors import ACASessionsError, InvalidArgumentError
 from aca_sessions.sandbox.forkserver import ForkServer
 
+from .test_cli import Server
+
 ENDLESS = "while True: pass"
 
 
@@ -135,6 +137,54 @@ def test_ctrl_c_interrupts_the_cell_and_keeps_the_state(session: InteractiveSess
     assert (result.value, str(result.state)) == (5, "kept")
 
 
+def test_a_cell_is_followed_and_cancelled_and_its_result_still_comes(session: InteractiveSession) -> None:
+    session.run("x = 5")
+    cell = session.stream(f"print('go', flush=True)\n{ENDLESS}")
+    for event in cell:
+        if event.kind == "stdout":
+            cell.cancel()
+    assert event.result is not None
+    assert (event.result.error and event.result.error.name, str(event.result.state)) == ("KeyboardInterrupt", "kept")
+
+
+def test_a_cell_that_is_cancelled_at_once_is_interrupted_as_well(session: InteractiveSession) -> None:
+    cell = session.stream(ENDLESS)
+    cell.cancel()
+    last = [*cell][-1].result
+    assert last is not None
+    assert (last.error and last.error.name, session.run("1").value) == ("KeyboardInterrupt", 1)
+
+
+def test_a_refused_input_is_an_end_of_file_in_the_cell(session: InteractiveSession) -> None:
+    result = session.run("input('a ')", on_input=lambda _: None)
+    assert result.error is not None
+    assert result.error.name == "EOFError"
+
+
+def test_time_is_travelled(session: InteractiveSession) -> None:
+    session.run("x = 1")
+    first = session.checkpoint("first")
+    session.run("x = 2")
+    session.checkpoint()
+    session.run("x = 3")
+    assert (session.undo().name, session.run("x").value) == (None, 2)
+    assert (session.rollback("first"), session.run("x").value) == (first, 1)
+    assert session.checkpoints() == [first]
+
+
+def test_branches_go_on_each_by_itself_and_end_with_the_session() -> None:
+    with InteractiveSession() as session:
+        session.run("x = 1")
+        one, other = session.branch(2)
+        with one:
+            one.run("x = 2")
+        other.run("x = 3")
+        assert (session.run("x").value, other.run("x").value) == (1, 3)
+    for ended in (one, other):
+        with pytest.raises(ACASessionsError, match="not open"):
+            ended.run("x")
+
+
 async def test_it_works_where_a_loop_runs_already() -> None:
     with InteractiveSession() as session:
         assert session.run("import asyncio\nawait asyncio.sleep(0, 7)").value == 7
@@ -154,6 +204,14 @@ def test_a_name_is_the_sessions_own() -> None:
         assert session.run("1").session_id == "alice"
 
 
+@pytest.mark.slow
+def test_a_session_that_is_joined_goes_on_when_it_is_left(tmp_path: Path) -> None:
+    with Server("--socket", str(tmp_path / "s")) as server:
+        for code, value in [("x = 5", None), ("x", 5)]:
+            with InteractiveSession.join("alice", endpoint=server.endpoint) as session:
+                assert session.run(code).value == value
+
+
 def test_it_can_be_opened_and_closed_by_hand() -> None:
     session = InteractiveSession(timeout=0.2)
     session.open().open()
@@ -162,6 +220,8 @@ def test_it_can_be_opened_and_closed_by_hand() -> None:
     session.close()
     with pytest.raises(ACASessionsError, match="not open"):
         session.run("1")
+    with session.open():
+        assert session.run("1").value == 1
 
 
 def test_closing_it_ends_the_cell_of_another_thread() -> None:

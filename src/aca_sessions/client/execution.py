@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..errors import InvalidArgumentError, NotSupportedError
 from ..models import CodeError, CodeExecutionResult, Event, State
 
-AnswerInput = Callable[[str], "str | Awaitable[str]"]
+AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
 Page = tuple[list[Event], int, CodeExecutionResult | None]
 _BEHIND_ALL = 10**17
 

@@ -1,30 +1,31 @@
 """One session for scripts and notebooks, without `await`: its event loop runs in a thread, and calls may come from any other."""
 
-import queue
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from ..client.execution import Execution
 from ..client.history import History
+from ..client.interpreter import CodeInterpreter
+from ..client.pool import SessionPool
 from ..client.replay import ReplayReport, replay
 from ..client.session import Session
-from ..connect import open_pool
+from ..connect import Opening, open_interpreter, open_pool
 from ..errors import ACASessionsError
-from ..models import CodeExecutionResult, CommandResult, Event, Package, RemoteFile, SessionHealth, Variable
+from ..models import Checkpoint, CodeExecutionResult, CommandResult, Package, RemoteFile, SessionHealth, Variable
 from ..settings import Settings
+from .live_cell import LiveCell, OnInput
 
 if TYPE_CHECKING:
     from ..sandbox.policy import Policy
 
 Answer = TypeVar("Answer")
 OnText = Callable[[str], object]
-OnInput = Callable[[str], str]
 
 
 class InteractiveSession:
@@ -40,20 +41,26 @@ class InteractiveSession:
         timeout: float | None = None,
     ) -> None:
         """Opens nothing yet. Cells without a time limit of their own get `timeout`, or else the endpoint's."""
-        self._opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
-        self._session_id = session_id
+        opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
+        self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
         self._timeout = timeout
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, Session] | None = None
         self._running: set[Future[Any]] = set()
+
+    @classmethod
+    def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
+        """One that may have begun before, and goes on at its endpoint when this object is closed."""
+        joined = cls(settings, endpoint=endpoint, timeout=timeout)
+        joined._opening = partial(_joined, open_interpreter(settings, endpoint=endpoint), session_id)
+        return joined
 
     def open(self) -> Self:
         """Begins the session, where it has not begun."""
         if self._opened is None:
             with ExitStack() as stack:
                 portal = stack.enter_context(start_blocking_portal())
-                pool = stack.enter_context(portal.wrap_async_context_manager(self._opening))
-                session = stack.enter_context(portal.wrap_async_context_manager(pool.session(self._session_id)))
+                session = stack.enter_context(portal.wrap_async_context_manager(self._opening()))
                 self._opened = portal, session
                 self._stack = stack.pop_all()
         return self
@@ -85,13 +92,20 @@ class InteractiveSession:
         if on_stdout is None and on_stderr is None and on_input is None:
             return self._call(lambda session: session.run(code, timeout=limit))
         followers = {"stdout": on_stdout, "stderr": on_stderr}
-        for event in _Following(self, code, limit, on_input):
+        for event in self.stream(code, timeout=limit, on_input=on_input):
             follower = followers.get(event.kind)
             if follower is not None:
                 follower(event.text)
             if event.result is not None:
                 return event.result
         raise ACASessionsError("the session was closed while this cell ran")
+
+    def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None) -> LiveCell:
+        """What a cell does, while it does it, for a `for` loop; the last event is its result. Leaving it early interrupts the cell."""
+        limit = self._timeout if timeout is None else timeout
+        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input)
+        self._track(cell.following)
+        return cell
 
     def interrupt(self) -> None:
         """Interrupts the cells that other threads run here; each gets its result, and the variables are kept where Python could stop it."""
@@ -116,6 +130,34 @@ class InteractiveSession:
     def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
         """What became of a command of the session's shell."""
         return self._call(lambda session: session.execute_command(command, timeout=timeout))
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """Keeps variables and files as they are now; SnapshotError says what is in the way."""
+        return self._call(lambda session: session.checkpoint(name))
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """What `rollback` can go back to, the oldest first."""
+        return self._call(lambda session: session.checkpoints())
+
+    def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
+        """Variables and files are as they were at a checkpoint, or at the latest; it stays."""
+        return self._call(lambda session: session.rollback(checkpoint))
+
+    def undo(self) -> Checkpoint:
+        """Back to the latest checkpoint, which is used up: once more goes further back."""
+        return self._call(lambda session: session.undo())
+
+    def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
+        """So many sessions that go on from here, each with its own variables and files; each ends with its block, or with this session."""
+        portal, _ = self._live()
+        branches = []
+        for session in self._call(lambda session: session.branch(count, reseed=reseed)):
+            branch = InteractiveSession(timeout=self._timeout)
+            branch._opened = portal, session
+            branch._stack.callback(portal.call, session.close)
+            self._stack.callback(branch.close)
+            branches.append(branch)
+        return branches
 
     def variables(self) -> list[Variable]:
         """The user's variables, by name."""
@@ -200,44 +242,13 @@ class InteractiveSession:
         return self._opened
 
 
-class _Following:
-    """A cell's events for a thread that waits for them; whoever stops before the last one interrupts the cell."""
+@asynccontextmanager
+async def _leased(opening: Opening[SessionPool], session_id: str | None) -> AsyncIterator[Session]:
+    async with opening as pool, pool.session(session_id) as session:
+        yield session
 
-    def __init__(self, owner: InteractiveSession, code: str, timeout: float | None, on_input: OnInput | None) -> None:
-        """Starts the cell."""
-        self._on_input = on_input
-        self._portal, self._session = owner._live()
-        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
-        self._execution: Execution | None = None
-        self._pumping = self._portal.start_task_soon(self._pump, code, timeout)
-        owner._track(self._pumping)
 
-    async def _pump(self, code: str, timeout: float | None) -> None:
-        ended = False
-        try:
-            # What it asks is answered where the events are read, in the caller's thread: here it would hold up the loop.
-            self._execution = (await self._session.start(code, timeout=timeout, on_input=self._on_input)).answering(None)
-            async for event in self._execution.events():
-                ended = event.kind == "result"
-                self._events.put(event)
-        except Exception as error:
-            self._events.put(error)
-        finally:
-            self._events.put(None)
-            if not ended and self._execution is not None:
-                await self._session.cancel_quietly(self._execution)
-
-    def __iter__(self) -> Iterator[Event]:
-        try:
-            while (event := self._events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                if event.kind == "input" and self._on_input is not None:
-                    self._answer(event, self._on_input)
-                yield event
-        finally:
-            self._pumping.cancel()
-
-    def _answer(self, event: Event, on_input: OnInput) -> None:
-        if self._execution is not None:
-            self._portal.call(self._execution.reply, event, on_input(event.text))
+@asynccontextmanager
+async def _joined(opening: Opening[CodeInterpreter], session_id: str) -> AsyncIterator[Session]:
+    async with opening as interpreter:
+        yield Session(interpreter, session_id)

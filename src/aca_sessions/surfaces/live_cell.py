@@ -1,0 +1,64 @@
+"""A cell that runs in a session's own thread, followed from any other thread without `await`."""
+
+import queue
+from collections.abc import Callable, Iterator
+
+from anyio.from_thread import BlockingPortal
+
+from ..client.execution import Execution
+from ..client.session import Session
+from ..models import Event
+
+OnInput = Callable[[str], "str | None"]
+
+
+class LiveCell:
+    """A cell's events for a thread that waits for them, the last one its result; whoever stops before that interrupts the cell."""
+
+    def __init__(self, portal: BlockingPortal, session: Session, code: str, *, timeout: float | None, on_input: OnInput | None) -> None:
+        """Starts the cell. `on_input` answers what it asks; None from it is an EOFError in the cell."""
+        self._portal = portal
+        self._session = session
+        self._on_input = on_input
+        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+        self._execution: Execution | None = None
+        self._cancelled = False
+        self.following = portal.start_task_soon(self._follow, code, timeout)
+
+    def cancel(self) -> None:
+        """Interrupts the cell, whose events go on to its result. Waits for nothing: a handler of signals may call it."""
+        self._cancelled = True
+        if self._execution is not None:
+            self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            while (event := self._events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                if event.kind == "input" and self._on_input is not None:
+                    self._answer(event, self._on_input)
+                yield event
+        finally:
+            self.following.cancel()
+
+    async def _follow(self, code: str, timeout: float | None) -> None:
+        ended = False
+        try:
+            # What it asks is answered where the events are read, in the caller's thread: here it would hold up the loop.
+            self._execution = (await self._session.start(code, timeout=timeout, on_input=self._on_input)).answering(None)
+            if self._cancelled:
+                await self._session.cancel_quietly(self._execution)
+            async for event in self._execution.events():
+                ended = event.kind == "result"
+                self._events.put(event)
+        except Exception as error:
+            self._events.put(error)
+        finally:
+            self._events.put(None)
+            if not ended and self._execution is not None:
+                await self._session.cancel_quietly(self._execution)
+
+    def _answer(self, event: Event, on_input: OnInput) -> None:
+        if self._execution is not None:
+            self._portal.call(self._execution.reply, event, on_input(event.text))
