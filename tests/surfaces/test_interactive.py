@@ -67,6 +67,13 @@ def test_an_exception_in_a_callback_reaches_the_caller_and_ends_the_cell(session
     assert session.run("1").value == 1
 
 
+@pytest.mark.parametrize("live", [False, True])
+def test_a_transactional_cell_that_fails_leaves_no_trace(session: InteractiveSession, live: bool) -> None:
+    session.run("x = 1")
+    result = session.run("x = 2; print('seen'); 1 / 0", transactional=True, on_stdout=print if live else None)
+    assert (result.stdout, str(result.state), session.run("x").value) == ("seen\n", "rolled_back", 1)
+
+
 def test_reset_clears_the_variables_and_keeps_the_files(session: InteractiveSession) -> None:
     session.run("x = 1; open('kept.txt', 'w').write('here')")
     session.reset()

@@ -151,6 +151,7 @@ class CodeInterpreter:
         timeout: float | None = None,
         sanitize: bool = True,
         on_input: AnswerInput | None = None,
+        transactional: bool = False,
     ) -> Execution:
         """A cell in the background: followed live where the endpoint can, delivered at its end where it cannot."""
         checked_session_id(session_id)
@@ -159,7 +160,7 @@ class CodeInterpreter:
         if refused is not None:
             return ended(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
         text = take_out_of_fences(code) if sanitize else code
-        call = ExecutionCall(code=text, timeout=timeout, answered=on_input is not None)
+        call = ExecutionCall(code=text, timeout=timeout, answered=on_input is not None, transactional=transactional)
         if not await self._http.offers("events"):
             return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call)))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):

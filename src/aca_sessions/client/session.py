@@ -69,17 +69,31 @@ class Session:
         return amend(await self._interpreter.execute(request))
 
     async def start(
-        self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        sanitize: bool = True,
+        on_input: AnswerInput | None = None,
+        transactional: bool = False,
     ) -> Execution:
         """A cell that runs in the background, until it ends or is cancelled; `on_input` answers what it asks while its events are read."""
-        execution = await self._interpreter.start(self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input)
+        execution = await self._interpreter.start(
+            self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input, transactional=transactional
+        )
         return execution.amending(self._noting(code, sanitize))
 
     async def stream(
-        self, code: str, *, timeout: float | None = None, sanitize: bool = True, on_input: AnswerInput | None = None
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        sanitize: bool = True,
+        on_input: AnswerInput | None = None,
+        transactional: bool = False,
     ) -> AsyncIterator[Event]:
         """What a cell does, while it does it; the last event is its result. Leaving the loop early interrupts the cell."""
-        execution = await self.start(code, timeout=timeout, sanitize=sanitize, on_input=on_input)
+        execution = await self.start(code, timeout=timeout, sanitize=sanitize, on_input=on_input, transactional=transactional)
         ended = False
         try:
             async for event in execution.events():

@@ -81,18 +81,20 @@ class InteractiveSession:
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         on_input: OnInput | None = None,
+        transactional: bool = False,
     ) -> CodeExecutionResult:
         """What became of a cell. `on_stdout` and `on_stderr` get what it writes while it runs, in this thread; `on_input` answers it.
 
-        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run.
+        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run. A
+        transactional cell that fails, runs too long or is killed leaves variables and files as they were.
         """
         if libraries and not (installed := self._call(lambda session: session.install_missing(*libraries))).success:
             return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
-            return self._call(lambda session: session.run(code, timeout=limit))
+            return self._call(lambda session: session.run(code, timeout=limit, transactional=transactional))
         followers = {"stdout": on_stdout, "stderr": on_stderr}
-        for event in self.stream(code, timeout=limit, on_input=on_input):
+        for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
             follower = followers.get(event.kind)
             if follower is not None:
                 follower(event.text)
@@ -100,10 +102,10 @@ class InteractiveSession:
                 return event.result
         raise ACASessionsError("the session was closed while this cell ran")
 
-    def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None) -> LiveCell:
+    def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
         """What a cell does, while it does it, for a `for` loop; the last event is its result. Leaving it early interrupts the cell."""
         limit = self._timeout if timeout is None else timeout
-        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input)
+        cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional)
         self._track(cell.following)
         return cell
 

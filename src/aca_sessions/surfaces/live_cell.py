@@ -15,7 +15,16 @@ OnInput = Callable[[str], "str | None"]
 class LiveCell:
     """A cell's events for a thread that waits for them, the last one its result; whoever stops before that interrupts the cell."""
 
-    def __init__(self, portal: BlockingPortal, session: Session, code: str, *, timeout: float | None, on_input: OnInput | None) -> None:
+    def __init__(
+        self,
+        portal: BlockingPortal,
+        session: Session,
+        code: str,
+        *,
+        timeout: float | None,
+        on_input: OnInput | None,
+        transactional: bool = False,
+    ) -> None:
         """Starts the cell. `on_input` answers what it asks; None from it is an EOFError in the cell."""
         self._portal = portal
         self._session = session
@@ -23,7 +32,7 @@ class LiveCell:
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._execution: Execution | None = None
         self._cancelled = False
-        self.following = portal.start_task_soon(self._follow, code, timeout)
+        self.following = portal.start_task_soon(self._follow, code, timeout, transactional)
 
     def cancel(self) -> None:
         """Interrupts the cell, whose events go on to its result. Waits for nothing: a handler of signals may call it."""
@@ -42,11 +51,12 @@ class LiveCell:
         finally:
             self.following.cancel()
 
-    async def _follow(self, code: str, timeout: float | None) -> None:
+    async def _follow(self, code: str, timeout: float | None, transactional: bool) -> None:
         ended = False
         try:
             # What it asks is answered where the events are read, in the caller's thread: here it would hold up the loop.
-            self._execution = (await self._session.start(code, timeout=timeout, on_input=self._on_input)).answering(None)
+            started = await self._session.start(code, timeout=timeout, on_input=self._on_input, transactional=transactional)
+            self._execution = started.answering(None)
             if self._cancelled:
                 await self._session.cancel_quietly(self._execution)
             async for event in self._execution.events():
