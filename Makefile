@@ -26,8 +26,9 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(RUN) samples/semantic_kernel_agent.py
 
+# Each file's tests stay together, in one of two processes.
 test: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(RUN) -m ruff check .
