@@ -2,23 +2,18 @@
 
 import argparse
 import asyncio
-import contextlib
 import io
-import json
 import logging
 import math
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from ..contract.extensions import encode_rich
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
-from ..errors import ACASessionsError, ConfigurationError
-from ..models import CodeExecutionResult
+from ..errors import ACASessionsError
 from . import environments
 
 _FAILED, _UNUSABLE = 1, 2
@@ -50,27 +45,9 @@ def _read_no_further() -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    from ..connect import open_interpreter
-    from ..settings import Settings
+    from . import running
 
-    settings = Settings(**({"Endpoint": options.endpoint} if options.endpoint else {}))
-    if options.session and not settings.SessionsHttpClient.Endpoint:
-        raise ConfigurationError(
-            "--session needs sessions that outlive this command: start `aca-sessions serve` and set its Endpoint and ApiKey, "
-            "or leave --session out"
-        )
-    code = sys.stdin.read() if options.code == "-" else options.code
-    files = [(path.name, _content(path)) for path in options.file]
-    session = options.session or str(uuid.uuid4())
-    async with open_interpreter(settings) as interpreter:
-        for name, content in files:
-            await interpreter.upload_file(session, name, content)
-        result = await interpreter.execute(session, code, timeout=options.timeout)
-        _print_json(result) if options.json else _print(result)
-        if not options.session:
-            with contextlib.suppress(ACASessionsError):  # it may never have begun
-                await interpreter.delete_session(session)
-    return result.exit_code
+    return await running.run(options)
 
 
 async def _serve(options: argparse.Namespace) -> int:
@@ -99,31 +76,6 @@ async def _conformance(options: argparse.Namespace) -> int:
     return 0 if await examine(Settings(Endpoint=options.endpoint), options.report) else _FAILED
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"--file {path} cannot be read: {error.strerror}") from None
-
-
-def _print(result: CodeExecutionResult) -> None:
-    """Each thing on the stream where a shell expects it."""
-    if result.output:
-        print(result.output, end="" if result.output.endswith("\n") else "\n", flush=True)
-    notes = [result.stderr.rstrip("\n")]
-    if result.images:
-        notes.append(f"[{len(result.images)} image(s) shown; --json has them]")
-    if result.state.kind != "kept":
-        notes.append(f"[session state {result.state}]")
-    for note in filter(None, notes):
-        print(note, file=sys.stderr)
-
-
-def _print_json(result: CodeExecutionResult) -> None:
-    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state)}
-    print(json.dumps(shown), flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -146,7 +98,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file for /mnt/data; may be repeated")
     run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
-    run.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    shown = run.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the whole result as JSON, when the cell is over")
+    shown.add_argument("--live", action="store_true", help="print its output while it runs; Ctrl-C interrupts it, and its result is told")
     run.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
     run.set_defaults(act=_run)
 
