@@ -31,6 +31,11 @@ def state_of(result: CodeExecutionResult) -> str:
     return f"[session state {result.state}]" if result.state.kind != "kept" else ""
 
 
+def plain(name: str) -> str:
+    """A name that others chose, without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+
+
 class Shown:
     """A cell that runs: what it writes and displays comes as it happens, on the streams of this process, and the rest at its end."""
 
