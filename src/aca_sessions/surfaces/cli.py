@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import inspect
 import io
 import logging
 import math
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        status = asyncio.run(options.act(options))
+        acting = options.act(options)
+        status = asyncio.run(acting) if inspect.iscoroutine(acting) else acting
     except ACASessionsError as error:
         print(f"aca-sessions: {error}", file=sys.stderr)
         status = _UNUSABLE
@@ -48,6 +50,12 @@ async def _run(options: argparse.Namespace) -> int:
     from . import running
 
     return await running.run(options)
+
+
+def _repl(options: argparse.Namespace) -> int:
+    from .repl import repl
+
+    return repl(options)
 
 
 async def _serve(options: argparse.Namespace) -> int:
@@ -80,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_repl(commands)
     _add_serve(commands)
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
@@ -104,6 +113,14 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     shown.add_argument("--live", action="store_true", help="print its output while it runs; Ctrl-C interrupts it, and its result is told")
     run.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
     run.set_defaults(act=_run)
+
+
+def _add_repl(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    repl = commands.add_parser("repl", help="a session at the terminal")
+    repl.add_argument("--session", metavar="NAME", help="the session to go on with, which is not ended; needs an Endpoint")
+    repl.add_argument("--history", type=Path, metavar="FILE", help="keep what is typed in a file, in place of forgetting it at the end")
+    repl.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+    repl.set_defaults(act=_repl)
 
 
 def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,4 +1,4 @@
-"""`aca-sessions sessions`: those that an endpoint keeps. Names are secrets: only here are they printed, for whoever has the key and asks."""
+"""`aca-sessions sessions`: those that an endpoint keeps. Names are secrets: only here are they told, to whoever has the key and asks."""
 
 import argparse
 

@@ -1,11 +1,17 @@
 """What became of a cell, as a shell shows it: each thing on the stream where a shell expects it."""
 
+import base64
+import contextlib
+import itertools
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from ..contract.extensions import encode_rich
 from ..models import CodeExecutionResult, Display, Event
+
+_IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # and no SVG: it may hold code
 
 
 def show(result: CodeExecutionResult) -> None:
@@ -23,7 +29,18 @@ def show_json(result: CodeExecutionResult) -> None:
 
 def images_of(result: CodeExecutionResult) -> str:
     """That there were images, for who cannot see them here."""
-    return f"[{len(result.images)} image(s) shown; --json has them]" if result.images else ""
+    count = sum(_is_image(display.data) for display in result.displays)
+    return f"[{count} image(s) shown; --json has them]" if count else ""
+
+
+def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
+    """Writes the images into files of names that are free, and tells each name."""
+    images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
+    for ending, content in images:
+        try:
+            yield f"[image saved: {_save(base64.b64decode(str(content)), folder, ending)}]"
+        except (OSError, ValueError) as error:  # code in the session may display anything under these names
+            yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is none'}]"
 
 
 def state_of(result: CodeExecutionResult) -> str:
@@ -52,6 +69,8 @@ class Shown:
                 self._write(name, text)
             case Event(kind="skipped", text=text):
                 self._write_line("stderr", f"[{text}]")
+            case Event(kind="input"):
+                self._open.clear()  # whoever answers ends the line
             case Event(kind="display", display=Display(data={"text/plain": str(text), **others})) if not _is_image(others):
                 self._write_line("stdout", text)
                 self._displayed = text
@@ -84,7 +103,16 @@ class Shown:
 
 
 def _is_image(data: Mapping[str, object]) -> bool:
-    return any(kind.startswith("image/") for kind in data)
+    return not _IMAGES.keys().isdisjoint(data)
+
+
+def _save(image: bytes, folder: Path, ending: str) -> Path:
+    for number in itertools.count(1):
+        path = folder / f"image-{number}.{ending}"
+        with contextlib.suppress(FileExistsError), path.open("xb") as file:
+            file.write(image)
+            break
+    return path
 
 
 def _tell(*notes: str) -> None:
