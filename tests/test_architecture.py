@@ -39,7 +39,8 @@ ONLY_IN = {
     "agent_framework": {"surfaces.agent_framework"},
     "ctypes": {"sandbox.syscalls"},
     "azure": {"connect", "client.auth"},
-    "IPython": {"sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks", "surfaces.magics"},
+    "IPython": {"sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks", "surfaces.magics", "surfaces.prompt"},
+    "prompt_toolkit": {"surfaces.prompt"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets"}
 

@@ -215,7 +215,16 @@ class CodeInterpreter:
     async def list_sessions(self) -> list[SessionInfo]:
         """The sessions that the service keeps."""
         self._require_sessions()
-        return decoded(await self._http.request("GET", flat.SESSIONS_PATH), flat.decode_sessions)
+        found: dict[str, SessionInfo] = {}
+        while page := await self._sessions_after(len(found)):
+            if found.keys() >= page.keys():  # it gives all at once
+                break
+            found |= page
+        return [*found.values()]
+
+    async def _sessions_after(self, skip: int) -> dict[str, SessionInfo]:
+        response = await self._http.request("GET", flat.SESSIONS_PATH, query={"skip": str(skip)} if skip else None)
+        return {info.session_id: info for info in decoded(response, flat.decode_sessions)}
 
     @property
     def can_end_sessions(self) -> bool:

@@ -2,24 +2,20 @@
 
 import argparse
 import asyncio
-import contextlib
+import inspect
 import io
-import json
 import logging
 import math
 import os
 import signal
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from ..contract.extensions import encode_rich
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
-from ..errors import ACASessionsError, ConfigurationError
-from ..models import CodeExecutionResult
-from . import environments
+from ..errors import ACASessionsError
+from . import environments, remote_files, remote_sessions
 
 _FAILED, _UNUSABLE = 1, 2
 _MOST_SESSIONS = 100_000
@@ -32,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        status = asyncio.run(options.act(options))
+        acting = options.act(options)
+        status = asyncio.run(acting) if inspect.iscoroutine(acting) else acting
     except ACASessionsError as error:
         print(f"aca-sessions: {error}", file=sys.stderr)
         status = _UNUSABLE
@@ -50,27 +47,15 @@ def _read_no_further() -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    from ..connect import open_interpreter
-    from ..settings import Settings
+    from . import running
 
-    settings = Settings(**({"Endpoint": options.endpoint} if options.endpoint else {}))
-    if options.session and not settings.SessionsHttpClient.Endpoint:
-        raise ConfigurationError(
-            "--session needs sessions that outlive this command: start `aca-sessions serve` and set its Endpoint and ApiKey, "
-            "or leave --session out"
-        )
-    code = sys.stdin.read() if options.code == "-" else options.code
-    files = [(path.name, _content(path)) for path in options.file]
-    session = options.session or str(uuid.uuid4())
-    async with open_interpreter(settings) as interpreter:
-        for name, content in files:
-            await interpreter.upload_file(session, name, content)
-        result = await interpreter.execute(session, code, timeout=options.timeout)
-        _print_json(result) if options.json else _print(result)
-        if not options.session:
-            with contextlib.suppress(ACASessionsError):  # it may never have begun
-                await interpreter.delete_session(session)
-    return result.exit_code
+    return await running.run(options)
+
+
+def _repl(options: argparse.Namespace) -> int:
+    from .repl import repl
+
+    return repl(options)
 
 
 async def _serve(options: argparse.Namespace) -> int:
@@ -99,40 +84,17 @@ async def _conformance(options: argparse.Namespace) -> int:
     return 0 if await examine(Settings(Endpoint=options.endpoint), options.report) else _FAILED
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"--file {path} cannot be read: {error.strerror}") from None
-
-
-def _print(result: CodeExecutionResult) -> None:
-    """Each thing on the stream where a shell expects it."""
-    if result.output:
-        print(result.output, end="" if result.output.endswith("\n") else "\n", flush=True)
-    notes = [result.stderr.rstrip("\n")]
-    if result.images:
-        notes.append(f"[{len(result.images)} image(s) shown; --json has them]")
-    if result.state.kind != "kept":
-        notes.append(f"[session state {result.state}]")
-    for note in filter(None, notes):
-        print(note, file=sys.stderr)
-
-
-def _print_json(result: CodeExecutionResult) -> None:
-    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state)}
-    print(json.dumps(shown), flush=True)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aca-sessions", description="Isolated Python sessions.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_repl(commands)
     _add_serve(commands)
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
-    environments.add(commands)
+    for group in (remote_files, remote_sessions, environments):
+        group.add(commands)
     conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True)
     conformance.add_argument("--report", type=Path, metavar="FILE", help="write all observations as JSON")
@@ -146,9 +108,19 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--file", type=Path, action="append", default=[], metavar="PATH", help="a file for /mnt/data; may be repeated")
     run.add_argument("--session", metavar="NAME", help="the session to run in; needs an Endpoint")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
-    run.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    shown = run.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the whole result as JSON, when the cell is over")
+    shown.add_argument("--live", action="store_true", help="print its output while it runs; Ctrl-C interrupts it, and its result is told")
     run.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
     run.set_defaults(act=_run)
+
+
+def _add_repl(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    repl = commands.add_parser("repl", help="a session at the terminal")
+    repl.add_argument("--session", metavar="NAME", help="the session to go on with, which is not ended; needs an Endpoint")
+    repl.add_argument("--history", type=Path, metavar="FILE", help="keep what is typed in a file, in place of forgetting it at the end")
+    repl.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+    repl.set_defaults(act=_repl)
 
 
 def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -1,0 +1,116 @@
+"""`aca-sessions files`: the files of a session that outlives this command."""
+
+import argparse
+import sys
+import uuid
+from pathlib import Path, PurePosixPath
+
+from ..client.session import Session
+from ..connect import open_interpreter
+from ..errors import InvalidArgumentError, NotFoundError
+from .endpoints import lasting
+from .shown import plain
+
+_STANDARD = "-"
+
+
+async def show(options: argparse.Namespace) -> int:
+    """One line for each: size, when it was changed, name."""
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        try:
+            files = await interpreter.list_files(options.session, options.folder)
+        except NotFoundError:
+            raise _missing(options.folder) from None
+    for one in files:
+        print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {plain(one.name)}{'/' if one.is_directory else ''}")
+    return 0
+
+
+async def get(options: argparse.Namespace) -> int:
+    """Writes one to a path on this machine, or to standard output."""
+    target = None if options.target == _STANDARD else _free(options.name, options.target, force=options.force)
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        session = Session(interpreter, options.session)
+        try:
+            if target is not None:
+                await _save(session, options.name, target)
+            else:
+                sys.stdout.buffer.write(await session.download_file(options.name))
+                sys.stdout.flush()
+        except NotFoundError:
+            raise _missing(options.name) from None
+    return 0
+
+
+async def put(options: argparse.Namespace) -> int:
+    """Sends a file of this machine, or standard input."""
+    name = options.name or Path(options.source).name
+    if options.source == _STANDARD and not options.name:
+        raise InvalidArgumentError("standard input has no name: give one, as in `aca-sessions files put - data.csv`")
+    data = sys.stdin.buffer.read() if options.source == _STANDARD else Path(options.source)
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        try:
+            await interpreter.upload_file(options.session, name, data)
+        except OSError as error:
+            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}") from None
+    return 0
+
+
+async def remove(options: argparse.Namespace) -> int:
+    """Deletes files; those before one that is missing are deleted already."""
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        for name in options.name:
+            try:
+                await interpreter.delete_file(options.session, name)
+            except NotFoundError:
+                raise _missing(name) from None
+    return 0
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command and its own commands."""
+    own = commands.add_parser("files", help="the files of a session at an Endpoint").add_subparsers(required=True, metavar="ls|get|put|rm")
+    listing = own.add_parser("ls", help="size, time and name of each")
+    listing.add_argument("folder", nargs="?", default="", metavar="FOLDER")
+    listing.set_defaults(act=show)
+    getting = own.add_parser("get", help="copy one to this machine")
+    getting.add_argument("name", metavar="NAME")
+    getting.add_argument("target", nargs="?", default=".", metavar="PATH|-", help="a path, a folder, or - for standard output")
+    getting.add_argument("--force", action="store_true", help="replace a file that is there already")
+    getting.set_defaults(act=get)
+    putting = own.add_parser("put", help="copy one into the session; one of that name is replaced")
+    putting.add_argument("source", metavar="PATH|-", help="a file, or - for standard input")
+    putting.add_argument("name", nargs="?", metavar="NAME", help="its name in the session, which may have folders in front")
+    putting.set_defaults(act=put)
+    removing = own.add_parser("rm", help="delete files")
+    removing.add_argument("name", nargs="+", metavar="NAME")
+    removing.set_defaults(act=remove)
+    for parser in (listing, getting, putting, removing):
+        parser.add_argument("--session", required=True, metavar="NAME", help="the session whose files they are")
+        parser.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+
+
+def _free(name: str, target: str, *, force: bool) -> Path:
+    """Where a file goes on this machine; what is there is replaced only by force, and only if it is a file."""
+    path = Path(target)
+    path = path / PurePosixPath(name).name if path.is_dir() else path
+    if (path.exists() or path.is_symlink()) and not (force and path.is_file()):
+        advice = "choose another path, or add --force" if path.is_file() else "it is no file: choose another path, or - for standard output"
+        raise InvalidArgumentError(f"{path} is there already: {advice}")
+    return path
+
+
+async def _save(session: Session, name: str, target: Path) -> None:
+    """Under another name until it is whole: what is there stays until then."""
+    part = target.with_name(f".{uuid.uuid4()}.part")
+    try:
+        await session.save_file(name, part)
+        part.replace(target)
+    except OSError as error:
+        raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _missing(name: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{plain(name)} is not in the session: `aca-sessions files ls` shows what is")

@@ -1,0 +1,47 @@
+"""`aca-sessions sessions`: those that an endpoint keeps. Names are secrets: only here are they told, to whoever has the key and asks."""
+
+import argparse
+
+from ..connect import open_interpreter
+from ..errors import ACASessionsError, InvalidArgumentError, ServiceError
+from .endpoints import lasting
+from .shown import plain
+
+
+async def show(options: argparse.Namespace) -> int:
+    """One line for each: when it was used last, when it ends, its name."""
+    async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
+        for one in await interpreter.list_sessions():
+            ends = f"{one.expires:%Y-%m-%d %H:%M:%S}" if one.expires else "-"
+            print(f"{one.last_used:%Y-%m-%d %H:%M:%S}  {ends:<19}  {plain(one.session_id)}")
+    return 0
+
+
+async def remove(options: argparse.Namespace) -> int:
+    """Ends them, each with its variables and files."""
+    async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
+        for place, name in enumerate(options.name, 1):
+            try:
+                await interpreter.delete_session(name)
+            except ServiceError as error:
+                raise _unknown(error, place) from None
+    return 0
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command and its own commands."""
+    own = commands.add_parser("sessions", help="the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
+    listing = own.add_parser("ls", help="when each was used last, when it ends, and its name, which is a secret")
+    listing.set_defaults(act=show)
+    removing = own.add_parser("rm", help="end sessions, with their variables and files")
+    removing.add_argument("name", nargs="+", metavar="NAME")
+    removing.set_defaults(act=remove)
+    for parser in (listing, removing):
+        parser.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+
+
+def _unknown(error: ServiceError, place: int) -> ACASessionsError:
+    """Told by its place, since names are told by nobody but `ls`."""
+    if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
+        return InvalidArgumentError(f"name {place} is no session of this endpoint: `aca-sessions sessions ls` shows those that there are")
+    return error

@@ -1,0 +1,120 @@
+"""What became of a cell, as a shell shows it: each thing on the stream where a shell expects it."""
+
+import base64
+import contextlib
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ..contract.extensions import encode_rich
+from ..models import CodeExecutionResult, Display, Event
+
+_IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # and no SVG: it may hold code
+
+
+def show(result: CodeExecutionResult) -> None:
+    """All of it, after the fact."""
+    if result.output:
+        print(result.output, end="" if result.output.endswith("\n") else "\n", flush=True)
+    _tell(result.stderr.rstrip("\n"), images_of(result), state_of(result))
+
+
+def show_json(result: CodeExecutionResult) -> None:
+    """All of it, as one line of JSON."""
+    shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state)}
+    print(json.dumps(shown), flush=True)
+
+
+def images_of(result: CodeExecutionResult) -> str:
+    """That there were images, for who cannot see them here."""
+    count = sum(_is_image(display.data) for display in result.displays)
+    return f"[{count} image(s) shown; --json has them]" if count else ""
+
+
+def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
+    """Writes the images into files of names that are free, and tells each name."""
+    images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
+    for ending, content in images:
+        try:
+            yield f"[image saved: {_save(base64.b64decode(str(content)), folder, ending)}]"
+        except (OSError, ValueError) as error:  # code in the session may display anything under these names
+            yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is none'}]"
+
+
+def state_of(result: CodeExecutionResult) -> str:
+    """What became of the variables, where they are not as the cell left them."""
+    return f"[session state {result.state}]" if result.state.kind != "kept" else ""
+
+
+def plain(name: str) -> str:
+    """A name that others chose, without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+
+
+class Shown:
+    """A cell that runs: what it writes and displays comes as it happens, on the streams of this process, and the rest at its end."""
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        self._open: dict[str, bool] = {}
+        self._displayed: str | None = None
+        self._written = ""
+
+    def take(self, event: Event) -> None:
+        """Shows something that the cell did; images are left to whoever can."""
+        match event:
+            case Event(kind="stdout" | "stderr" as name, text=text) if text:
+                self._write(name, text)
+            case Event(kind="skipped", text=text):
+                self._write_line("stderr", f"[{text}]")
+            case Event(kind="input"):
+                self._open.clear()  # whoever answers ends the line
+            case Event(kind="display", display=Display(data={"text/plain": str(text), **others})) if not _is_image(others):
+                self._write_line("stdout", text)
+                self._displayed = text
+
+    def finish(self, result: CodeExecutionResult, *notes: str) -> None:
+        """Shows the value, the error and what there is to note, each on a line of its own."""
+        if result.text and result.text != self._displayed:
+            self._write_line("stdout", result.text)
+        self._end_line("stdout")
+        error = (result.error.traceback or str(result.error)) if result.error else ""
+        if not self._written.endswith(error):  # where nothing is followed, all of stderr comes at the end and has it already
+            self._write_line("stderr", error)
+        self._end_line("stderr")
+        _tell(*notes, state_of(result))
+
+    def _write(self, name: str, text: str) -> None:
+        stream = sys.stdout if name == "stdout" else sys.stderr
+        stream.write(text)
+        stream.flush()
+        self._open[name] = not text.endswith("\n")
+        self._written = text if name == "stderr" else self._written
+
+    def _write_line(self, name: str, text: str) -> None:
+        self._end_line(name)
+        self._write(name, f"{text}\n")
+
+    def _end_line(self, name: str) -> None:
+        if self._open.get(name):
+            self._write(name, "\n")
+
+
+def _is_image(data: Mapping[str, object]) -> bool:
+    return not _IMAGES.keys().isdisjoint(data)
+
+
+def _save(image: bytes, folder: Path, ending: str) -> Path:
+    for number in itertools.count(1):
+        path = folder / f"image-{number}.{ending}"
+        with contextlib.suppress(FileExistsError), path.open("xb") as file:
+            file.write(image)
+            break
+    return path
+
+
+def _tell(*notes: str) -> None:
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
