@@ -20,6 +20,7 @@ from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError, ConfigurationError
 from ..models import CodeExecutionResult
 from . import environments
+from .mcp import command as mcp_command
 
 _FAILED, _UNUSABLE = 1, 2
 _MOST_SESSIONS = 100_000
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
     environments.add(commands)
+    mcp_command.add(commands)
     conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True)
     conformance.add_argument("--report", type=Path, metavar="FILE", help="write all observations as JSON")
