@@ -40,7 +40,7 @@ ONLY_IN = {
     "mcp": {f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool")},
     "ctypes": {"sandbox.syscalls"},
     "azure": {"connect", "client.auth"},
-    "IPython": {"sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks", "surfaces.magics"},
+    "IPython": {"sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks", "client.cells.inspect", "surfaces.magics"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets"}
 

@@ -8,11 +8,11 @@ from mcp import types
 from pydantic import AnyUrl
 
 from ...client.session import Session
-from ...models import CodeExecutionResult, Display
+from ...models import CodeExecutionRequest, CodeExecutionResult, Display
 from ...rendering import clip, render
 from .calls import Call
 from .named_session import NamedSession
-from .outputs import Outputs, Taken
+from .outputs import Taken
 
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result; a client's own limits are near
@@ -52,20 +52,20 @@ async def run_cell(
     call: Call, named: NamedSession, code: str, *, timeout: float | None = None, sanitize: bool = True
 ) -> tuple[CodeExecutionResult, Taken]:
     """What became of it, and of what it left below outputs/."""
+    request = CodeExecutionRequest(session_id=named.id, code=code, timeout=timeout, sanitize_input=sanitize)
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.bring(session, named)
         with named.running():
-            result = await _follow(call, session, outputs, named, code=code, timeout=timeout, sanitize=sanitize)
+            result = await _follow(call, session, named, request)
         named.learn(result)
         taken = await outputs.take(session, named, result)
     return result, taken
 
 
-async def _follow(
-    call: Call, session: Session, outputs: Outputs, named: NamedSession, *, code: str, timeout: float | None, sanitize: bool
-) -> CodeExecutionResult:
-    execution = await session.start(code, timeout=timeout, sanitize=sanitize, on_input=call.ask if call.can_ask else None)
+async def _follow(call: Call, session: Session, named: NamedSession, request: CodeExecutionRequest) -> CodeExecutionResult:
+    answer = call.ask if call.can_ask else None
+    execution = await session.start(request.code, timeout=request.timeout, sanitize=request.sanitize_input, on_input=answer)
     result = None
     try:
         async for event in execution.events():
@@ -75,7 +75,7 @@ async def _follow(
         if result is None:
             with anyio.CancelScope(shield=True):
                 await session.cancel_quietly(execution)
-                await outputs.take(session, named, None)
+                await call.client.outputs.take(session, named, None)
     assert result is not None  # noqa: S101  # the last event of every cell is its result
     return result
 

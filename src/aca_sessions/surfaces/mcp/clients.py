@@ -17,6 +17,7 @@ from .outputs import Outputs
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
 _LONGEST_DESCRIPTION = 1000
+_MOST_WATCHED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,25 @@ class Client:
             self._own[named.name] = named
         return named
 
+    async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
+        """A new session that goes on from where another is; it belongs to this client alone."""
+        made = self.create(name, f"branched from {named.name}")
+        try:
+            async with self.lease(named) as session:
+                (one,) = await session.branch()
+            made.id, made.begun = one.session_id, named.begun
+            async with self.lease(made):
+                return made  # from its first lease on it is the pool's to end
+        except BaseException:
+            del self._own[made.name]
+            raise
+
+    def watch(self, uri: str) -> None:
+        """Tells this client when a resource changes."""
+        if len(self.subscribed) >= _MOST_WATCHED:
+            raise InvalidArgumentError("too many resources are watched: unsubscribe from some")
+        self.subscribed.add(uri)
+
     def switch(self, name: str) -> str:
         """Makes a session the active one; answers which was."""
         previous, self.active = self.find(None).name, self.find(name).name
@@ -102,6 +122,7 @@ class Client:
         self._own.pop(name, None) if self._own.get(name) is named else self.house.shared.pop(name, None)
         if was_active:
             self.active = DEFAULT
+        self.outputs.forget(named)
         await self.house.pool.terminate(named.id)
         return was_active
 

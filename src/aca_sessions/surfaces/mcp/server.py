@@ -10,7 +10,7 @@ from mcp import types
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
 
-from . import cell_tools
+from . import cell_tools, file_tools, health_tools, package_tools, resources, session_tools, state_tools
 from .calls import Call
 from .clients import Client, House
 from .tool import Tool, failure
@@ -32,6 +32,12 @@ class SessionServer(Server[Client, Any]):
         self._tools = _tools(house.options.tools)
         self._answer(types.ListToolsRequest, self._list_tools)
         self._answer(types.CallToolRequest, self._call)
+        self._answer(types.ListResourcesRequest, self._list_resources)
+        self._answer(types.ListResourceTemplatesRequest, self._list_templates)
+        self._answer(types.ReadResourceRequest, self._read_resource)
+        self._answer(types.SubscribeRequest, self._subscribe)
+        self._answer(types.UnsubscribeRequest, self._unsubscribe)
+        self._answer(types.SetLevelRequest, self._set_level)
 
     def create_initialization_options(
         self,
@@ -70,6 +76,35 @@ class SessionServer(Server[Client, Any]):
         context = self.request_context
         return await tool(Call(context.lifespan_context, context), asked.params.arguments or {})
 
+    async def _list_resources(self, _asked: types.ListResourcesRequest) -> types.ListResourcesResult:
+        return types.ListResourcesResult(resources=await resources.listed(self._client))
 
-def _tools(_kind: str) -> dict[str, Tool]:
-    return {tool.listed.name: tool for tool in cell_tools.TOOLS}
+    async def _list_templates(self, _asked: types.ListResourceTemplatesRequest) -> types.ListResourceTemplatesResult:
+        return types.ListResourceTemplatesResult(resourceTemplates=resources.TEMPLATES)
+
+    async def _read_resource(self, asked: types.ReadResourceRequest) -> types.ReadResourceResult:
+        return await resources.read(self._client, asked.params.uri)
+
+    async def _subscribe(self, asked: types.SubscribeRequest) -> types.EmptyResult:
+        self._client.watch(str(asked.params.uri))
+        return types.EmptyResult()
+
+    async def _unsubscribe(self, asked: types.UnsubscribeRequest) -> types.EmptyResult:
+        self._client.subscribed.discard(str(asked.params.uri))
+        return types.EmptyResult()
+
+    async def _set_level(self, asked: types.SetLevelRequest) -> types.EmptyResult:
+        self._client.log_level = asked.params.level
+        return types.EmptyResult()
+
+    @property
+    def _client(self) -> Client:
+        return self.request_context.lifespan_context
+
+
+def _tools(kind: str) -> dict[str, Tool]:
+    """Those of the documentation's page, or all."""
+    chosen = [*session_tools.TOOLS, *cell_tools.TOOLS, *package_tools.TOOLS, *health_tools.TOOLS]
+    if kind == "all":
+        chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
+    return {tool.listed.name: tool for tool in chosen}
