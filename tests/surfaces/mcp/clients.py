@@ -1,5 +1,6 @@
 """The SDK's own client, over both transports."""
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -10,20 +11,34 @@ import httpx
 from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolResult
 
 from ...conftest import COMMAND
 
 
 @asynccontextmanager
-async def stdio_client_session(*arguments: str, **callbacks: Any) -> AsyncIterator[ClientSession]:
+async def stdio_client_session(
+    *arguments: str, environment: dict[str, str] | None = None, **callbacks: Any
+) -> AsyncIterator[ClientSession]:
     """A server process, and a client that is connected to it."""
-    parameters = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments])
+    own = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(environment or {})}
+    parameters = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments], env=own)
     async with (
         stdio_client(parameters, errlog=sys.__stderr__) as (reading, writing),
         ClientSession(reading, writing, **callbacks) as client,
     ):
         await client.initialize()
         yield client
+
+
+async def run(client: ClientSession, code: str, **arguments: Any) -> CallToolResult:
+    """What became of a cell."""
+    return await client.call_tool("run_python_code", {"code": code, **arguments})
+
+
+def text_of(result: CallToolResult) -> str:
+    """What a model reads of it."""
+    return "\n".join(block.text for block in result.content if block.type == "text")
 
 
 @contextmanager

@@ -32,7 +32,8 @@ class HealthAnswer:
     """How a session fares. Memory is in bytes and times are in seconds; what only its interpreter knows is null while a cell runs."""
 
     session_id: str
-    status: Literal["healthy", "busy", "unresponsive", "not started"]
+    status: Literal["healthy", "unresponsive"]
+    started: bool
     responsive: bool
     busy_for: float | None
     memory_usage: int
@@ -69,7 +70,8 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
     health = await _asked(call, named, _PATIENCE)
     return HealthAnswer(
         session_id=named.name,
-        status=_status(named, health),
+        status="healthy" if health is None or health.responsive else "unresponsive",
+        started=named.begun,
         responsive=named.busy_for is None and (health is None or health.responsive),
         busy_for=named.busy_for,
         memory_usage=health.memory if health else 0,
@@ -111,14 +113,6 @@ async def _asked(call: Call, named: NamedSession, patience: float) -> SessionHea
         return None
     async with call.client.lease(named) as session:
         return await session.health(timeout=patience)
-
-
-def _status(named: NamedSession, health: SessionHealth | None) -> Literal["healthy", "busy", "unresponsive", "not started"]:
-    if named.busy_for is not None:
-        return "busy"
-    if health is None:
-        return "not started"
-    return "healthy" if health.responsive else "unresponsive"
 
 
 def _process(health: SessionHealth | None) -> ProcessAnswer:

@@ -1,7 +1,7 @@
 """Tools that make, choose, list and end sessions."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -54,7 +54,7 @@ class SessionAnswer:
     active: bool
     current: bool
     shared: bool
-    health: str
+    busy: bool
     execution_count: int
     uptime: float
     created: datetime
@@ -129,9 +129,9 @@ def _answer(named: NamedSession, *, current: bool) -> SessionAnswer:
         active=named.begun,
         current=current,
         shared=named.shared,
-        health="busy" if named.busy_for is not None else "healthy" if named.begun else "not started",
+        busy=named.busy_for is not None,
         execution_count=named.executions,
-        uptime=(datetime.now(UTC) - named.created).total_seconds(),
+        uptime=named.uptime,
         created=named.created,
         metadata=_metadata(named),
     )
