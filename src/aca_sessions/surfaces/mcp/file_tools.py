@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import codecs
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
@@ -162,13 +163,11 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
 
 
 def _text(part: bytes) -> str | None:
-    """A cut may have gone through a character: up to three bytes at the end are left out."""
-    for end in range(len(part), max(-1, len(part) - 4), -1):
-        try:
-            return part[:end].decode()
-        except UnicodeDecodeError:
-            continue
-    return None
+    """A cut may have gone through the last character, which is left out then."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(part)
+    except UnicodeDecodeError:
+        return None
 
 
 def _decoded(content: str) -> bytes:

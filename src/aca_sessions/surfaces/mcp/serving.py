@@ -5,6 +5,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 import uvicorn
 from mcp.server.stdio import stdio_server
@@ -13,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...connect import open_pool
-from ...settings import Settings
+from ...settings import McpSettings, Settings
 from ..serving import GRACE_SECONDS, Server, address, allowed_hosts, listen_on_port
 from .clients import House
 from .guard import Guard
@@ -88,9 +89,22 @@ class _Connections:
 
 @asynccontextmanager
 async def _house(options: argparse.Namespace) -> AsyncIterator[House]:
-    async with open_pool(Settings()) as pool:
-        house = House(pool, Options(tools=options.tools))
+    settings = Settings()
+    async with open_pool(settings) as pool:
+        house = House(pool, _options(settings.Mcp, options.tools))
         try:
             yield house
         finally:
             await house.close()
+
+
+def _options(settings: McpSettings, tools: Literal["session", "all"]) -> Options:
+    minutes, outputs = settings.ClientIdleMinutes, settings.OutputsMegabytes
+    given: dict[str, Any] = {
+        "sessions_per_client": settings.SessionsPerClient,
+        "clients": settings.Clients,
+        "idle_seconds": minutes and minutes * 60,
+        "keep_shared": settings.KeepShared,
+        "outputs_size": None if outputs is None else outputs * MB,
+    }
+    return Options(tools=tools, **{name: value for name, value in given.items() if value is not None})
