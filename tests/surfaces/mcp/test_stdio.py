@@ -4,12 +4,11 @@ import base64
 import time
 from typing import Any
 
-import anyio
 import pytest
 from mcp import McpError, types
 from pydantic import AnyUrl
 
-from .clients import run, stdio_client_session, text_of
+from .clients import cancel, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
 
@@ -139,35 +138,11 @@ async def test_a_cancelled_call_interrupts_its_cell_within_a_moment() -> None:
         await run(client, "import time; x = 1")
         started = await start(client, "while True: time.sleep(0.01)")
         before = time.perf_counter()
-        await client.send_notification(
-            types.ClientNotification(types.CancelledNotification(params=types.CancelledNotificationParams(requestId=started)))
-        )
+        await cancel(client, started)
         result = await run(client, "x + 1")
         took = time.perf_counter() - before
     assert text_of(result) == "2"
     assert took < 1  # 100 ms on a machine that does nothing else
-
-
-async def start(client: Any, code: str) -> int:
-    """Sends a cell whose answer nobody waits for, and answers its number once the cell runs."""
-    started, id = anyio.Event(), client._request_id
-    call = types.CallToolRequest(params=types.CallToolRequestParams(name="run_python_code", arguments={"code": f"print('begun')\n{code}"}))
-
-    async def on_log(_message: types.LoggingMessageNotificationParams) -> None:
-        started.set()
-
-    client._logging_callback = on_log
-    request = types.JSONRPCRequest(jsonrpc="2.0", id=id, **call.model_dump(by_alias=True, mode="json", exclude_none=True))
-    client._request_id += 1
-    await client._write_stream.send(types_message(request))
-    await started.wait()
-    return id
-
-
-def types_message(request: types.JSONRPCRequest) -> Any:
-    from mcp.shared.message import SessionMessage
-
-    return SessionMessage(types.JSONRPCMessage(request))
 
 
 async def test_a_cell_that_runs_too_long_is_interrupted_and_says_what_became_of_its_variables() -> None:
