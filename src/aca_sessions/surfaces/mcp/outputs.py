@@ -83,7 +83,9 @@ class Outputs:
             for path, handed in news.items():
                 await _write(session, path, handed.data)
             if news:
-                place.seen |= {path: marks for path, marks in (await _marks(session)).items() if path in news}
+                now = await _marks(session)
+                place.seen = {path: marks for path, marks in place.seen.items() if path not in news}
+                place.seen |= {path: marks for path, marks in now.items() if path in news}
             place.version = self._version
 
     async def take(self, session: Session, named: NamedSession, result: CodeExecutionResult | None) -> Taken:

@@ -128,7 +128,7 @@ async def _find(session: Session, path: str) -> str:
         except NotFoundError:
             continue
         if wanted in names:
-            return f"/mnt/data/{place}/{wanted}" if place else f"/mnt/data/{wanted}"
+            return f"{place}/{wanted}" if place else f"./{wanted}"  # never an option
     raise InvalidArgumentError("there is no such script: save_script keeps one, or write the file below /mnt/data first")
 
 
