@@ -24,7 +24,9 @@ class ProcessAnswer:
 
     memory_mb: float | None = None
     cpu_seconds: float | None = None
+    cpu_percent: float | None = None  # over its whole life
     num_threads: int | None = None
+    create_time: float | None = None  # seconds since 1970
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,13 @@ async def _asked(call: Call, named: NamedSession, patience: float) -> SessionHea
 def _process(health: SessionHealth | None) -> ProcessAnswer:
     if health is None or not health.responsive:
         return ProcessAnswer()
-    return ProcessAnswer(memory_mb=health.memory / _MB, cpu_seconds=health.cpu, num_threads=health.threads)
+    return ProcessAnswer(
+        memory_mb=health.memory / _MB,
+        cpu_seconds=health.cpu,
+        cpu_percent=100 * health.cpu / health.uptime if health.uptime else None,
+        num_threads=health.threads,
+        create_time=time.time() - health.uptime if health.uptime else None,
+    )
 
 
 TOOLS = (

@@ -54,6 +54,7 @@ class SessionAnswer:
     active: bool
     current: bool
     shared: bool
+    health: Literal["healthy", "not started"]
     busy: bool
     execution_count: int
     uptime: float
@@ -129,6 +130,7 @@ def _answer(named: NamedSession, *, current: bool) -> SessionAnswer:
         active=named.begun,
         current=current,
         shared=named.shared,
+        health="healthy" if named.begun else "not started",
         busy=named.busy_for is not None,
         execution_count=named.executions,
         uptime=named.uptime,
