@@ -2,8 +2,10 @@
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import anyio
 import pytest
 from mcp import ClientSession
 
@@ -70,7 +72,7 @@ async def test_what_is_too_large_is_not_handed_on_and_told() -> None:
     async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "1"}) as client:
         await two(client)
         told = await said(client, "one", "open('outputs/large', 'wb').write(bytes(2 << 20)); open('outputs/small', 'w').write('x')")
-        assert "too large to hand on to your other sessions: outputs/large" in told
+        assert "not handed on to your other sessions, for its size or name: outputs/large" in told
         assert await said(client, "two", "import os; os.listdir('outputs')") == "['small']"
 
 
@@ -110,3 +112,47 @@ async def test_a_link_in_the_place_of_outputs_harms_nobody() -> None:
         await said(client, "two", "import os; os.rename('outputs', 'away'); os.symlink('/', 'outputs')")
         await said(client, "one", "open('outputs/a', 'w').write('y')")
         assert await said(client, "two", "6 * 7; print(open('away/a').read())") == "x"
+
+
+async def test_sessions_that_write_at_the_same_time_lose_nothing_of_each_other() -> None:
+    async with stdio_client_session() as client:
+        await two(client)
+        write = "import time; time.sleep(0.5); open('outputs/{name}', 'w').write('{name}')"
+        async with anyio.create_task_group() as tasks:
+            for name in ("one", "two"):
+                tasks.start_soon(partial(run, client, write.format(name=name), session_id=name))
+        for name in ("one", "two", "default"):
+            assert await said(client, name, "import os; sorted(os.listdir('outputs'))") == "['one', 'two']"
+
+
+async def test_files_that_a_tool_writes_are_handed_on_too() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await two(client)
+        await client.call_tool("write_file", {"path": "outputs/a.txt", "content": "by a tool", "session_id": "one"})
+        assert await said(client, "two", "open('outputs/a.txt').read()") == "'by a tool'"
+        await client.call_tool("delete_file", {"path": "outputs/a.txt", "session_id": "one"})
+        assert await said(client, "two", "import os; os.listdir('outputs')") == "[]"
+
+
+async def test_going_back_does_not_take_the_others_outputs_back() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await two(client)
+        await said(client, "one", "open('outputs/a', 'w').write('old')")
+        await client.call_tool("checkpoint", {"session_id": "one"})
+        await said(client, "two", "open('outputs/a', 'w').write('new'); open('outputs/b', 'w').write('new')")
+        await said(client, "one", "x = 1")
+        await client.call_tool("rollback", {"session_id": "one"})
+        for name in ("one", "two"):
+            assert await said(client, name, "open('outputs/a').read() + open('outputs/b').read()") == "'newnew'"
+
+
+async def test_a_session_that_was_idle_for_too_long_begins_anew_with_the_outputs() -> None:
+    async with stdio_client_session(environment={"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}) as client:
+        await two(client)
+        await said(client, "one", "x = 1; open('outputs/a', 'w').write('kept')")
+        with anyio.fail_after(30):
+            while "started': True" in str((await client.call_tool("get_kernel_health", {"session_id": "one"})).structuredContent):
+                await anyio.sleep(1)
+        told = await said(client, "one", "'x' in globals() or open('outputs/a').read()")
+    assert told.startswith("'kept'")
+    assert "lost: expired" in told

@@ -7,6 +7,7 @@ from typing import Any
 from mcp import types
 from mcp.server.session import ServerSession
 from mcp.shared.context import RequestContext
+from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl
 
 from ...models import Event
@@ -54,7 +55,10 @@ class Call:
         """What the user answers to input(); None where there is no answer."""
         session, request = self.context.session, self.context.request_id
         message = f"The code asks: {prompt[:_LONGEST_PROMPT]}" if prompt.strip() else "The code waits for a line of input."
-        answered = await session.elicit_form(message, _ANSWER, related_request_id=request)
+        try:
+            answered = await session.elicit_form(message, _ANSWER, related_request_id=request)
+        except McpError:
+            return None  # a client that could not ask its user
         text = (answered.content or {}).get("answer") if answered.action == "accept" else None
         return text if isinstance(text, str) else None
 

@@ -75,7 +75,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
         if result is None:
             with anyio.CancelScope(shield=True):
                 await session.cancel_quietly(execution)
-                await call.client.outputs.take(session, named, None)
+            call.client.outputs.look_later(named)
     assert result is not None  # noqa: S101  # the last event of every cell is its result
     return result
 
@@ -123,8 +123,8 @@ def _notes(taken: Taken) -> list[str]:
     notes = []
     if taken.shared:
         notes.append(f"[outputs] your other sessions have these before their next cells: {clip(', '.join(taken.shared), 500)}")
-    if taken.too_large:
-        notes.append(f"[outputs] too large to hand on to your other sessions: {clip(', '.join(taken.too_large), 500)}")
+    if taken.left:
+        notes.append(f"[outputs] not handed on to your other sessions, for its size or name: {clip(', '.join(taken.left), 500)}")
     return notes
 
 

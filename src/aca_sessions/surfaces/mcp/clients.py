@@ -6,8 +6,9 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
-from ...client.pool import SessionPool
+from ...client.pool import PoolEvent, SessionPool
 from ...client.session import Session
 from ...errors import ACASessionsError, InvalidArgumentError
 from .named_session import NamedSession
@@ -27,12 +28,12 @@ class House:
     pool: SessionPool
     options: Options
     shared: dict[str, NamedSession] = field(default_factory=dict)
+    known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
-    async def close(self) -> None:
-        """Ends the shared sessions; the pool stays its owner's."""
-        for named in [*self.shared.values()]:
-            await self.pool.terminate(named.id)
-        self.shared.clear()
+    def heard(self, event: PoolEvent) -> None:
+        """A session that was idle for too long begins anew with its next use."""
+        if event.kind == "expired" and event.session_id in self.known:
+            self.known[event.session_id].begun = False
 
 
 class Client:
@@ -46,8 +47,9 @@ class Client:
         self.subscribed: set[str] = set()
         self.log_level = "info"
         self.active = DEFAULT
-        self._own: dict[str, NamedSession] = {DEFAULT: NamedSession(name=DEFAULT)}
+        self._own: dict[str, NamedSession] = {}
         self._made_to_share: list[NamedSession] = []
+        self._add(NamedSession(name=DEFAULT))
 
     def sessions(self) -> dict[str, NamedSession]:
         """All that it reaches, by name."""
@@ -87,6 +89,7 @@ class Client:
             self._made_to_share.append(named)
         else:
             self._own[named.name] = named
+        self.house.known[named.id] = named
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
@@ -96,6 +99,7 @@ class Client:
             async with self.lease(named) as session:
                 (one,) = await session.branch()
             made.id, made.begun = one.session_id, named.begun
+            self.house.known[made.id] = made
             async with self.lease(made):
                 return made  # from its first lease on it is the pool's to end
         except BaseException:

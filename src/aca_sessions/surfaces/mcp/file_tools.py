@@ -129,7 +129,9 @@ async def write_file(
     named = call.client.find(session_id)
     inside = checked(path)
     async with call.client.lease(named) as session:
+        await call.client.outputs.bring(session, named)
         file = await session.upload_file(inside, _decoded(content) if binary_base64 else content)
+        await call.client.outputs.take(session, named)
     await call.resources_changed([file_uri(named, inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="written", size=file.size)
 
@@ -140,6 +142,7 @@ async def delete_file(call: Call, path: Path, session_id: SessionName = None) ->
     inside = checked(path)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
+        await call.client.outputs.take(session, named)
     await call.resources_changed([file_uri(named, inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="deleted", size=0)
 
@@ -155,7 +158,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
         workspace=ROOT,
         scripts_dir=SCRIPTS,
         outputs_dir=FOLDER,
-        shared=[FOLDER] if outputs.enabled and not named.shared else [],
+        shared=[FOLDER] if outputs.take_part(named) else [],
         shared_bytes=outputs.size,
         files=len(sizes),
         bytes=sum(sizes),

@@ -14,7 +14,7 @@ _KEPT_DISPLAYS = 50
 _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
     """A session as clients name it; `id` is its name in the pool, which no client learns."""
 

@@ -41,11 +41,14 @@ async def serve_http(options: argparse.Namespace) -> int:
     try:
         async with _house(options) as house, _Connections(house) as connections:
             app = Guard(connections.app, api_key=key, allowed_hosts=allowed_hosts(options))
-            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_SECONDS)
-            await Server(config, connections.end, greeting).serve(sockets=[listener])
+            await Server(_config(app), connections.end, greeting).serve(sockets=[listener])
     finally:
         listener.close()
     return 0
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=GRACE_SECONDS)
 
 
 class _Connections:
@@ -81,21 +84,20 @@ class _Connections:
             await self._stopping.wait()
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] != PATH or self._stopping.is_set():
+        if scope["path"] != PATH:
             await PlainTextResponse(f"the server is at {PATH}", 404)(scope, receive, send)
-            return
-        await self._manager.handle_request(scope, receive, send)
+        elif self._stopping.is_set():
+            await PlainTextResponse("the server ends", 503)(scope, receive, send)
+        else:
+            await self._manager.handle_request(scope, receive, send)
 
 
 @asynccontextmanager
 async def _house(options: argparse.Namespace) -> AsyncIterator[House]:
     settings = Settings()
-    async with open_pool(settings) as pool:
+    async with open_pool(settings, on_event=lambda event: house.heard(event)) as pool:
         house = House(pool, _options(settings.Mcp, options.tools))
-        try:
-            yield house
-        finally:
-            await house.close()
+        yield house
 
 
 def _options(settings: McpSettings, tools: Literal["session", "all"]) -> Options:

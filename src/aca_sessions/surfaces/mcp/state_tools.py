@@ -166,6 +166,7 @@ async def rollback(call: Call, checkpoint: Which = None, session_id: SessionName
     async with call.client.lease(named) as session:
         answer = _answer(named.name, await session.rollback(checkpoint))
     named.restarted("rolled back")
+    call.client.outputs.forget(named)
     await call.resources_changed([])
     return answer
 
