@@ -48,6 +48,7 @@ bench: $(COMPARABLE)
 	$(RUN) benchmarks/basics.py
 	$(RUN) benchmarks/model_view.py
 	$(RUN) benchmarks/served.py
+	$(RUN) benchmarks/mcp_calls.py
 	$(RUN) benchmarks/packages.py
 	$(RUN) benchmarks/compare.py
 

@@ -37,9 +37,13 @@ ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
+    "mcp": {f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool")},
     "ctypes": {"sandbox.syscalls"},
     "azure": {"connect", "client.auth"},
-    "IPython": {"sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks", "surfaces.magics", "surfaces.prompt"},
+    "IPython": {
+        *("sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks"),
+        *("client.cells.inspect", "surfaces.magics", "surfaces.prompt"),
+    },
     "prompt_toolkit": {"surfaces.prompt"},
 }
 GUEST_LIBRARIES = {"IPython", "traitlets"}

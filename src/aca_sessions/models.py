@@ -238,6 +238,15 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Completions:
+    """What may stand in the place of the characters from `start` to `end`, before or at the cursor."""
+
+    matches: tuple[str, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
     """A package that a session installed beside what its environment has."""
 
@@ -250,7 +259,7 @@ class SessionHealth:
     """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known.
 
     `isolation` is what separates it from its host, part by part with how that was found; None where the endpoint does not say. Without
-    namespaces a session does not see its own process: memory and uptime are 0 then.
+    namespaces a session does not see its own process: memory and uptime are 0 then. `cpu` is the processor time that it used, in seconds.
     """
 
     responsive: bool
@@ -259,6 +268,7 @@ class SessionHealth:
     memory: int = 0
     uptime: float = 0.0
     threads: int = 0
+    cpu: float = 0.0
     isolation: Mapping[str, str] | None = None
 
 

@@ -194,6 +194,16 @@ class SandboxSettings(_Section):
         return words
 
 
+class McpSettings(_Section):
+    """What MCP clients may have; see `surfaces/mcp/options.py` for the defaults."""
+
+    SessionsPerClient: Count | None = None
+    Clients: Count | None = None
+    ClientIdleMinutes: Positive | None = None
+    KeepShared: bool | None = None
+    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] | None = None
+
+
 class Settings(BaseSettings):
     """The whole section; every value may be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`."""
 
@@ -211,6 +221,7 @@ class Settings(BaseSettings):
     SessionPool: SessionPoolSettings = SessionPoolSettings()
     Sandbox: SandboxSettings = SandboxSettings()
     Packages: PackagesSettings = PackagesSettings()
+    Mcp: McpSettings = McpSettings()
     ContainerImage: str | None = None
 
     # Accepted at the top as well, and moved to where they belong.

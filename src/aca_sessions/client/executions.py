@@ -50,7 +50,11 @@ class Executions:
     async def start(self, session_id: str, call: ExecutionCall) -> Execution:
         """A cell that runs on by itself; NotSupportedError where the endpoint has no events."""
         id = str(uuid.uuid4())
-        record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)))
+        try:
+            record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)))
+        except asyncio.CancelledError:
+            await self.cancel_quietly(self.followed(session_id, id))
+            raise
         return self.followed(session_id, id) if record.result is None else ended(replace(record.result, session_id=session_id))
 
     def followed(self, session_id: str, id: str) -> Execution:

@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import ServiceError
-from ..models import CodeExecutionResult, CommandResult, Variable
+from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 _CELL = "(lambda scope: (exec({source!r}, scope), scope['main'](globals(), *{arguments!r}))[1])({{}})"
 
@@ -42,8 +42,24 @@ def names_of(told: object) -> list[str]:
 def health_of(told: object) -> dict[str, Any]:
     """What an answer says of an interpreter, by the names of SessionHealth."""
     match told:
-        case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads)}:
-            return {"python": python, "memory": memory, "uptime": uptime, "threads": threads}
+        case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
+            return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
+    raise _unreadable()
+
+
+def completions_of(told: object) -> Completions:
+    """The completions that an answer names."""
+    match told:
+        case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
+            return Completions(matches=tuple(matches), start=start, end=end)
+    raise _unreadable()
+
+
+def inspection_of(told: object) -> str | None:
+    """The text that an answer has of an object; None where there is none."""
+    match told:
+        case {"text": None | str() as text}:
+            return text
     raise _unreadable()
 
 

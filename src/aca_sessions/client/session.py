@@ -16,6 +16,7 @@ from ..models import (
     CodeExecutionRequest,
     CodeExecutionResult,
     CommandResult,
+    Completions,
     Event,
     Package,
     RemoteFile,
@@ -28,7 +29,7 @@ from .execution import AnswerInput, Execution
 from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
 from .notebook import to_notebook, to_script
-from .own_cells import answer, command_result_of, health_of, names_of, variables_of
+from .own_cells import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
 from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
 
@@ -193,6 +194,14 @@ class Session:
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
         return variables_of(answer(await self._interpreter.execute_own(self.session_id, "variables")))
+
+    async def complete(self, code: str, cursor: int) -> Completions:
+        """What IPython would complete a text to, at a position in it."""
+        return completions_of(answer(await self._interpreter.execute_own(self.session_id, "complete", code, cursor)))
+
+    async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
+        """What IPython shows of the name at a position in a text, with its source from `detail` 1 on; None where it is not known."""
+        return inspection_of(answer(await self._interpreter.execute_own(self.session_id, "inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """How the session fares; it is not responsive if it does not answer in time, and its cells are left alone."""

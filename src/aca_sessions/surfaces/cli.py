@@ -16,6 +16,7 @@ from typing import cast
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
 from . import environments, remote_files, remote_sessions
+from .mcp import command as mcp_command
 
 _FAILED, _UNUSABLE = 1, 2
 _MOST_SESSIONS = 100_000
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
-    for group in (remote_files, remote_sessions, environments):
+    for group in (remote_files, remote_sessions, environments, mcp_command):
         group.add(commands)
     conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True)

@@ -24,12 +24,12 @@ Drain = Callable[[float], Awaitable[None]]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
-_GRACE_SECONDS = 5
+GRACE_SECONDS = 5
 
 
 async def serve(options: argparse.Namespace) -> int:
     """Serves until a signal ends it."""
-    listener = _listen_on_file(options.socket) if options.socket else _listen_on_port(options.host, options.port)
+    listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     key = options.api_key or (None if options.socket else secrets.token_urlsafe(24))
     if options.access_log:
         logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
@@ -42,27 +42,28 @@ async def serve(options: argparse.Namespace) -> int:
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
-                timeout_graceful_shutdown=_GRACE_SECONDS,
+                timeout_graceful_shutdown=GRACE_SECONDS,
                 ssl_certfile=cert,
                 ssl_keyfile=key_file,
             )
-            await _Server(config, service.drain, _greeting(options, listener, key)).serve(sockets=[listener])
+            await Server(config, service.drain, _greeting(options, listener, key)).serve(sockets=[listener])
     finally:
         _stop_listening(listener, options.socket)
     return 0
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, greeting: str) -> None:
+        """Drains before it ends; greets on standard output."""
         super().__init__(config)
         self._drain = drain
         self._greeting = greeting
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Cells that run get a moment to end; then they are ended, and their callers are told."""
-        await self._drain(_GRACE_SECONDS)
+        await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -91,29 +92,39 @@ def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
     given = {"max_sessions": options.max_sessions, "cooldown": options.cooldown}
     own = {name: value for name, value in given.items() if value is not None}
     return Hosting(
-        api_key=key, allowed_hosts=_allowed_hosts(options), plain=options.plain, shell=options.shell, lenient=options.lenient, **own
+        api_key=key,
+        allowed_hosts=frozenset() if options.socket else allowed_hosts(options),
+        plain=options.plain,
+        shell=options.shell,
+        lenient=options.lenient,
+        **own,
     )
 
 
 def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | None) -> str:
     if options.socket:
         return f"Endpoint: unix://{options.socket.absolute()}"
+    scheme = "https" if options.tls else "http"
+    return f"Endpoint: {scheme}://{address(listener)}\nApiKey: {key if not options.api_key else '(as given)'}"
+
+
+def address(listener: socket.socket) -> str:
+    """Where a client on this machine reaches it."""
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
-    shown = f"[{shown}]" if ":" in shown else shown
-    scheme = "https" if options.tls else "http"
-    return f"Endpoint: {scheme}://{shown}:{port}\nApiKey: {key if not options.api_key else '(as given)'}"
+    return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
-def _allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
+def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
     """A page in a browser on this machine could reach us under a name of its own (DNS rebinding): only known names are answered."""
-    if options.socket or "*" in options.allowed_host:
+    if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE
     return _LOOPBACK | own | {name.lower() for name in options.allowed_host}
 
 
-def _listen_on_port(host: str, port: int) -> socket.socket:
+def listen_on_port(host: str, port: int) -> socket.socket:
+    """A socket on a port; ConfigurationError where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -114,7 +114,10 @@ class _Forking:
         poll.register(self._control, select.POLLIN)
         poll.register(host, select.POLLIN)
         while not any(descriptor == host for descriptor, _ in poll.poll()):
-            payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
+            try:
+                payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
+            except ConnectionResetError:
+                return  # the host ended with an answer of ours unread
             if not payload:
                 return
             try:

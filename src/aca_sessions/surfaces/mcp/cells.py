@@ -1,0 +1,161 @@
+"""Runs a cell for a client: told while it runs, interrupted where the call is cancelled, its outputs handed on."""
+
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote
+
+import anyio
+from mcp import types
+from pydantic import AnyUrl
+
+from ...client.session import Session
+from ...models import CodeExecutionRequest, CodeExecutionResult, Display
+from ...rendering import clip, render
+from .calls import Call
+from .named_session import NamedSession
+from .outputs import Taken
+
+_IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+_MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result; a client's own limits are near
+_MOST_LINKS = 20
+_PLAIN = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """The exception that ended a cell."""
+
+    name: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellAnswer:
+    """What became of a cell."""
+
+    session_id: str
+    success: bool
+    stdout: str
+    stderr: str
+    results: list[str] = field(metadata={"description": "The value of the last expression, as text"})
+    error: ErrorAnswer | None
+    state: str
+    execution_time: float
+    outputs: list[str]
+    new_files: list[str]
+    changed_files: list[str]
+    deleted_files: list[str]
+    shared_files: list[str]
+
+
+async def run_cell(
+    call: Call, named: NamedSession, code: str, *, timeout: float | None = None, sanitize: bool = True
+) -> tuple[CodeExecutionResult, Taken]:
+    """What became of it, and of what it left below outputs/."""
+    request = CodeExecutionRequest(session_id=named.id, code=code, timeout=timeout, sanitize_input=sanitize)
+    outputs = call.client.outputs
+    async with call.client.lease(named) as session:
+        await outputs.bring(session, named)
+        with named.running():
+            result = await _follow(call, session, named, request)
+        named.learn(result)
+        taken = await outputs.take(session, named, result)
+    return result, taken
+
+
+async def _follow(call: Call, session: Session, named: NamedSession, request: CodeExecutionRequest) -> CodeExecutionResult:
+    answer = call.ask if call.can_ask else None
+    execution = await session.start(request.code, timeout=request.timeout, sanitize=request.sanitize_input, on_input=answer)
+    result = None
+    try:
+        async for event in execution.events():
+            result = event.result
+            await call.tell(event)
+    finally:
+        if result is None:
+            with anyio.CancelScope(shield=True):
+                await session.cancel_quietly(execution)
+            call.client.outputs.look_later(named)
+    assert result is not None  # noqa: S101  # the last event of every cell is its result
+    return result
+
+
+async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, taken: Taken) -> CellAnswer:
+    """The answer, with what a model reads and sees of it, and resources for the rest."""
+    text = render(replace(result, max_output=call.client.options.max_output))
+    call.show(types.TextContent(type="text", text="\n".join([text, *_notes(taken)])))
+    images, others = _told_apart(result.displays)
+    call.show(*images)
+    uris = [_keep(call, named, display) for display in others]
+    files = [file.path for file in result.files if file.kind != "deleted"]
+    call.show(*(_link(file_uri(named, path), path) for path in files[:_MOST_LINKS]))
+    if uris or result.files:
+        await call.resources_changed([file_uri(named, file.path) for file in result.files])
+    return _answer(named, result, taken, uris, room=call.client.options.max_output)
+
+
+def _answer(named: NamedSession, result: CodeExecutionResult, taken: Taken, uris: list[str], *, room: int) -> CellAnswer:
+    failed = result.error
+    by_kind = {kind: [file.path for file in result.files if file.kind == kind] for kind in ("created", "changed", "deleted")}
+    return CellAnswer(
+        session_id=named.name,
+        success=result.success,
+        stdout=clip(result.stdout, room),
+        stderr=clip(result.stderr, room),
+        results=[clip(result.text, room)] if result.text else [],
+        error=ErrorAnswer(failed.name, clip(failed.message, room), clip(failed.traceback, room)) if failed else None,
+        state=str(result.state),
+        execution_time=result.duration,
+        outputs=uris,
+        new_files=by_kind["created"],
+        changed_files=by_kind["changed"],
+        deleted_files=by_kind["deleted"],
+        shared_files=list(taken.shared),
+    )
+
+
+def file_uri(named: NamedSession, path: str) -> str:
+    """The resource of a file."""
+    return f"session://{named.name}/files/{quote(path)}"
+
+
+def _notes(taken: Taken) -> list[str]:
+    notes = []
+    if taken.shared:
+        notes.append(f"[outputs] your other sessions have these before their next cells: {clip(', '.join(taken.shared), 500)}")
+    if taken.left:
+        notes.append(f"[outputs] not handed on to your other sessions, for its size or name: {clip(', '.join(taken.left), 500)}")
+    return notes
+
+
+def _told_apart(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
+    """Images as far as there is room, and what is left; what is text alone is in the text."""
+    images: list[types.ImageContent] = []
+    others, room = [], _MOST_IMAGE_CHARACTERS
+    for display in displays:
+        image = _image(display)
+        if image is not None and len(image.data) <= room:
+            room -= len(image.data)
+            images.append(image)
+        elif set(display.data) - {_PLAIN}:
+            others.append(display)
+    return images, others
+
+
+def _image(display: Display) -> types.ImageContent | None:
+    for kind in _IMAGES:
+        data = display.data.get(kind)
+        if isinstance(data, str) and Display({"image/png": data}).png:
+            return types.ImageContent(type="image", data="".join(data.split()), mimeType=kind)
+    return None
+
+
+def _keep(call: Call, named: NamedSession, display: Display) -> str:
+    number = named.keep(display)
+    uri = f"session://{named.name}/displays/{number}"
+    call.show(_link(uri, f"display {number}: {', '.join(sorted(set(display.data) - {_PLAIN}))}"[:200]))
+    return uri
+
+
+def _link(uri: str, name: str) -> types.ResourceLink:
+    return types.ResourceLink(type="resource_link", uri=AnyUrl(uri), name=name)

@@ -1,0 +1,135 @@
+"""Tools that say how a session fares. A cell that runs is not waited for."""
+
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ...models import SessionHealth
+from .calls import Call
+from .named_session import NamedSession
+from .tool import SessionName, tool
+
+_MB = 1 << 20
+_PATIENCE = 5.0
+
+Patience = Annotated[float, Field(description="Seconds to wait for an answer.", gt=0, le=60)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessAnswer:
+    """The interpreter's process, as far as it could be asked."""
+
+    memory_mb: float | None = None
+    cpu_seconds: float | None = None
+    cpu_percent: float | None = None  # over its whole life
+    num_threads: int | None = None
+    create_time: float | None = None  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthAnswer:
+    """How a session fares. Memory is in bytes and times are in seconds; what only its interpreter knows is null while a cell runs."""
+
+    session_id: str
+    status: Literal["healthy", "unresponsive"]
+    started: bool
+    responsive: bool
+    busy_for: float | None
+    memory_usage: int
+    cpu_time: float | None
+    uptime: float
+    execution_count: int
+    last_execution_time: datetime | None
+    average_execution_time: float | None
+    last_error: str | None
+    restarts: int
+    restart_causes: list[str]
+    isolation: dict[str, str]
+    kernel_process: ProcessAnswer
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsivenessAnswer:
+    """Whether a session would take a cell now."""
+
+    session_id: str
+    responsive: bool
+    busy: bool
+    busy_for: float | None
+    response_time: float
+    timeout: float
+
+
+async def get_kernel_health(call: Call, session_id: SessionName = None) -> HealthAnswer:
+    """Tell how a session fares: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and why its
+    variables began anew if they did.
+    """
+    named = call.client.find(session_id)
+    health = await _asked(call, named, _PATIENCE)
+    return HealthAnswer(
+        session_id=named.name,
+        status="healthy" if health is None or health.responsive else "unresponsive",
+        started=named.begun,
+        responsive=named.busy_for is None and (health is None or health.responsive),
+        busy_for=named.busy_for,
+        memory_usage=health.memory if health else 0,
+        cpu_time=health.cpu if health and health.responsive else None,
+        uptime=health.uptime if health and health.uptime else named.uptime,
+        execution_count=named.executions,
+        last_execution_time=named.last_execution,
+        average_execution_time=named.seconds / named.executions if named.executions else None,
+        last_error=named.last_error,
+        restarts=len(named.restarts),
+        restart_causes=named.restarts,
+        isolation=dict(health.isolation or {}) if health else {},
+        kernel_process=_process(health),
+        metadata={"description": named.description},
+    )
+
+
+async def check_kernel_responsiveness(call: Call, timeout: Patience = _PATIENCE, session_id: SessionName = None) -> ResponsivenessAnswer:
+    """Find out whether a session would take a cell now. While a cell runs the answer is no, at once, and says for how long it has run."""
+    named = call.client.find(session_id)
+    started, busy_for = time.perf_counter(), named.busy_for
+    responsive = False
+    if busy_for is None:
+        async with call.client.lease(named) as session:
+            responsive = (await session.health(timeout=timeout)).responsive
+    return ResponsivenessAnswer(
+        session_id=named.name,
+        responsive=responsive,
+        busy=busy_for is not None,
+        busy_for=busy_for,
+        response_time=time.perf_counter() - started,
+        timeout=timeout,
+    )
+
+
+async def _asked(call: Call, named: NamedSession, patience: float) -> SessionHealth | None:
+    """The session's own word; one that runs a cell, or that was never used, is not asked."""
+    if named.busy_for is not None or not named.begun:
+        return None
+    async with call.client.lease(named) as session:
+        return await session.health(timeout=patience)
+
+
+def _process(health: SessionHealth | None) -> ProcessAnswer:
+    if health is None or not health.responsive:
+        return ProcessAnswer()
+    return ProcessAnswer(
+        memory_mb=health.memory / _MB,
+        cpu_seconds=health.cpu,
+        cpu_percent=100 * health.cpu / health.uptime if health.uptime else None,
+        num_threads=health.threads,
+        create_time=time.time() - health.uptime if health.uptime else None,
+    )
+
+
+TOOLS = (
+    tool(get_kernel_health, "Health of a session", "reads"),
+    tool(check_kernel_responsiveness, "Is a session responsive?", "reads"),
+)

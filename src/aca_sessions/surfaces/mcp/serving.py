@@ -1,0 +1,112 @@
+"""Where clients arrive: standard input and output, or a port behind a key."""
+
+import argparse
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import uvicorn
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ...connect import open_pool
+from ...settings import McpSettings, Settings
+from ..serving import GRACE_SECONDS, Server, address, allowed_hosts, listen_on_port
+from .clients import House
+from .guard import Guard
+from .options import MB, Options
+from .server import SessionServer
+
+PATH = "/mcp"
+_LARGEST_REQUEST = 16 * MB
+
+
+async def serve_stdio(options: argparse.Namespace) -> int:
+    """Serves one client, until it closes our standard input."""
+    async with _house(options) as house, stdio_server() as (reading, writing):
+        server = SessionServer(house)
+        await server.run(reading, writing, server.create_initialization_options())
+    return 0
+
+
+async def serve_http(options: argparse.Namespace) -> int:
+    """Serves until a signal ends it."""
+    listener = listen_on_port(options.host, options.port)
+    key = options.api_key or secrets.token_urlsafe(24)
+    greeting = f"Endpoint: http://{address(listener)}{PATH}\nApiKey: {key if not options.api_key else '(as given)'}"
+    try:
+        async with _house(options) as house, _Connections(house) as connections:
+            app = Guard(connections.app, api_key=key, allowed_hosts=allowed_hosts(options))
+            await Server(_config(app), connections.end, greeting).serve(sockets=[listener])
+    finally:
+        listener.close()
+    return 0
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=GRACE_SECONDS)
+
+
+class _Connections:
+    """The connections over HTTP, and their end."""
+
+    def __init__(self, house: House) -> None:
+        self._manager = StreamableHTTPSessionManager(
+            SessionServer(house),
+            session_idle_timeout=house.options.idle_seconds,
+            max_sessions=house.options.clients,
+            max_request_body_size=_LARGEST_REQUEST,
+        )
+        self._started, self._stopping = asyncio.Event(), asyncio.Event()
+        self.app: ASGIApp = self._respond
+
+    async def __aenter__(self) -> "_Connections":
+        self._task = asyncio.create_task(self._run())
+        await self._started.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.end(0)
+
+    async def end(self, _grace: float) -> None:
+        """Ends every connection, its cells and its sessions: a stream that stays open would keep the server."""
+        self._stopping.set()
+        await self._task
+
+    async def _run(self) -> None:
+        """In one task from its beginning to its end, as its task group wants it."""
+        async with self._manager.run():
+            self._started.set()
+            await self._stopping.wait()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != PATH:
+            await PlainTextResponse(f"the server is at {PATH}", 404)(scope, receive, send)
+        elif self._stopping.is_set():
+            await PlainTextResponse("the server ends", 503)(scope, receive, send)
+        else:
+            await self._manager.handle_request(scope, receive, send)
+
+
+@asynccontextmanager
+async def _house(options: argparse.Namespace) -> AsyncIterator[House]:
+    settings = Settings()
+    async with open_pool(settings, on_event=lambda event: house.heard(event)) as pool:
+        house = House(pool, _options(settings.Mcp, options.tools))
+        yield house
+
+
+def _options(settings: McpSettings, tools: Literal["session", "all"]) -> Options:
+    minutes, outputs = settings.ClientIdleMinutes, settings.OutputsMegabytes
+    given: dict[str, Any] = {
+        "sessions_per_client": settings.SessionsPerClient,
+        "clients": settings.Clients,
+        "idle_seconds": minutes and minutes * 60,
+        "keep_shared": settings.KeepShared,
+        "outputs_size": None if outputs is None else outputs * MB,
+    }
+    return Options(tools=tools, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,171 @@
+"""The server over HTTP: several clients, a key, and no strange page."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import anyio
+import httpx
+import pytest
+
+from ...conftest import descendants
+from .clients import Running, cancel, http_client_session, http_server, run, start, text_of
+
+pytestmark = pytest.mark.slow
+
+HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+INITIALIZE = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": HELLO}
+ACCEPT = {"Accept": "application/json, text/event-stream"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with http_server() as running:
+        yield running
+
+
+async def test_two_clients_do_not_meet(server) -> None:
+    async with http_client_session(server) as one, http_client_session(server) as other:
+        await one.call_tool("create_session", {"session_id": "work"})
+        await one.call_tool("switch_session", {"session_id": "work"})
+        await run(one, "x = 'mine'; open('outputs/mine.txt', 'w').write('mine')")
+        await run(one, "y = 'mine'", session_id="default")
+        assert text_of(await run(other, "'y' in globals() or __import__('os').listdir('outputs')")) == "[]"
+        assert "no session of that name" in text_of(await run(other, "x", session_id="work"))
+        listed = (await other.call_tool("list_sessions")).structuredContent
+        assert (list(listed["sessions"]), listed["active_session"]) == (["default"], "default")
+        assert (await other.list_resources()).resources == []
+        await other.call_tool("create_session", {"session_id": "work"})
+        assert text_of(await run(other, "'x' in globals()", session_id="work")) == "False"
+        assert text_of(await run(one, "x")) == "'mine'"
+
+
+async def test_a_session_that_is_made_to_be_shared_is_reached_by_others_and_outlives_its_maker(server) -> None:
+    async with http_client_session(server) as other:
+        async with http_client_session(server) as maker:
+            await maker.call_tool("create_session", {"session_id": "team", "shared": True})
+            await run(maker, "x = 'ours'", session_id="team")
+        assert text_of(await run(other, "x", session_id="team")) == "'ours'"
+        assert (await other.call_tool("create_session", {"session_id": "team"})).isError
+        await other.call_tool("switch_session", {"session_id": "team"})
+        async with http_client_session(server) as third:
+            await third.call_tool("delete_session", {"session_id": "team"})
+        listed = (await other.call_tool("list_sessions")).structuredContent
+        assert (list(listed["sessions"]), listed["active_session"]) == (["default"], "default")
+
+
+async def test_shared_sessions_end_with_their_maker_where_the_settings_say_so() -> None:
+    with http_server(ACASessions__Mcp__KeepShared="false") as server:
+        async with http_client_session(server) as other:
+            async with http_client_session(server) as maker:
+                await maker.call_tool("create_session", {"session_id": "team", "shared": True})
+                assert not (await run(other, "1", session_id="team")).isError
+            assert (await run(other, "1", session_id="team")).isError
+
+
+async def test_what_a_client_had_ends_when_it_leaves() -> None:
+    with http_server(ACASessions__Sandbox__Spares="0", ACASessions__Sandbox__Preload="[]") as server:
+        before = len(descendants(server.pid))
+        async with http_client_session(server) as client:
+            await run(client, "1")
+            assert len(descendants(server.pid)) > before
+        await until(lambda: len(descendants(server.pid)) <= before)
+
+
+async def test_a_client_that_vanishes_in_the_middle_of_a_cell_is_gone_after_a_while() -> None:
+    with http_server(
+        ACASessions__Mcp__ClientIdleMinutes="0.02", ACASessions__Sandbox__Spares="0", ACASessions__Sandbox__Preload="[]"
+    ) as server:
+        before = len(descendants(server.pid))
+        async with http_client_session(server, leaves=False) as client:
+            await start(client, "import time; time.sleep(60)")
+        await until(lambda: len(descendants(server.pid)) <= before)
+        async with http_client_session(server) as client:
+            assert text_of(await run(client, "6 * 7")) == "42"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """What is asked for comes true, or a minute is over."""
+    with anyio.fail_after(60):
+        while not holds():
+            await anyio.sleep(0.05)
+
+
+async def test_while_a_cell_runs_the_host_answers_for_its_session(server) -> None:
+    async with http_client_session(server) as client:
+        await start(client, "import time; time.sleep(60)")
+        before = time.perf_counter()
+        answer = (await client.call_tool("check_kernel_responsiveness")).structuredContent
+        health = (await client.call_tool("get_kernel_health")).structuredContent
+        took = time.perf_counter() - before
+        assert (answer["responsive"], answer["busy"]) == (False, True)
+        assert (health["status"], health["responsive"]) == ("healthy", False)
+        assert took < 2
+
+
+async def test_a_cancelled_call_interrupts_its_cell(server) -> None:
+    async with http_client_session(server) as client:
+        await run(client, "x = 1")
+        await cancel(client, await start(client, "import time; time.sleep(60)"))
+        with anyio.fail_after(10):
+            assert text_of(await run(client, "x + 1")) == "2"
+
+
+async def test_a_session_that_is_ended_in_the_middle_of_a_cell_says_so_to_who_waits(server) -> None:
+    async with http_client_session(server) as client:
+        await client.call_tool("create_session", {"session_id": "work"})
+        answers = []
+
+        async def wait() -> None:
+            answers.append(await run(client, "import time; time.sleep(60)", session_id="work"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            with anyio.fail_after(30):
+                while not (await client.call_tool("list_sessions")).structuredContent["sessions"]["work"]["busy"]:
+                    await anyio.sleep(0.05)
+                assert not (await client.call_tool("delete_session", {"session_id": "work"})).isError
+        assert answers[0].structuredContent["state"].startswith(("lost", "unknown"))
+        assert text_of(await run(client, "6 * 7")) == "42"
+
+
+async def test_a_server_that_is_told_to_end_does_so_with_clients_connected() -> None:
+    with http_server() as server:
+        async with http_client_session(server, leaves=False) as client:
+            await start(client, "import time; time.sleep(60)")
+        before = time.perf_counter()
+    assert time.perf_counter() - before < 10
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "Bearer"}, 401),
+        ({"Authorization": "Basic KEY"}, 401),
+        ({"Authorization": "Bearer KEY", "Host": "evil.example"}, 403),
+        ({"Authorization": "Bearer KEY", "Host": "127.0.0.1.evil.example:80"}, 403),
+        ({"Authorization": "Bearer KEY", "Host": "["}, 403),
+        ({"Authorization": "Bearer KEY", "Origin": "https://evil.example"}, 403),
+        ({"Authorization": "Bearer KEY", "Origin": "http://localhost.evil.example"}, 403),
+        ({"Authorization": "Bearer KEY", "Origin": "null"}, 403),
+        ({"Authorization": "Bearer KEY", "Origin": "http://localhost:3000"}, 200),
+        ({"Authorization": "bearer KEY"}, 200),
+    ],
+)
+async def test_strangers_are_refused(server, headers: dict[str, str], status: int) -> None:
+    sent = {name: value.replace("KEY", server.key) for name, value in headers.items()} | ACCEPT
+    async with httpx.AsyncClient() as http:
+        answer = await http.post(server.address, json=INITIALIZE, headers=sent)
+    assert answer.status_code == status
+    assert server.key not in answer.text
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"5", b'{"jsonrpc": "2.0"}', b"\xff", b'{"jsonrpc": "2.0", "id": 1, "method": "nothing"}'])
+async def test_what_is_no_message_is_refused_and_the_server_goes_on(server, body: bytes) -> None:
+    headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"} | ACCEPT
+    async with httpx.AsyncClient(headers=headers) as http:
+        assert (await http.post(server.address, content=body)).status_code >= 400
+        assert (await http.post(server.address, json=INITIALIZE)).status_code == 200
+        assert (await http.post(server.address, json=INITIALIZE, headers={"Mcp-Session-Id": "0" * 32})).status_code == 404
+        assert (await http.get(server.address.replace("/mcp", "/else"))).status_code == 404

@@ -1,0 +1,158 @@
+"""The folder that the sessions of one client share, at any endpoint."""
+
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+from mcp import ClientSession
+
+from ...conftest import COMMAND
+from .clients import run, stdio_client_session, text_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def plain_endpoint() -> Iterator[dict[str, str]]:
+    """What Azure has and no more."""
+    process = subprocess.Popen([*COMMAND, "serve", "--plain", "--port", "0", "--api-key", "key"], stdout=subprocess.PIPE, text=True)
+    endpoint = process.stdout.readline().partition(": ")[2].strip()
+    yield {"ACASessions__Endpoint": endpoint, "ACASessions__ApiKey": "key"}
+    process.terminate()
+    process.wait(15)
+    process.stdout.close()
+
+
+@pytest.fixture(params=["embedded", "plain"])
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    return request.getfixturevalue("plain_endpoint") if request.param == "plain" else {}
+
+
+async def two(client: ClientSession) -> None:
+    for name in ("one", "two"):
+        await client.call_tool("create_session", {"session_id": name})
+
+
+async def said(client: ClientSession, session: str, code: str, **more: Any) -> str:
+    return text_of(await run(client, code, session_id=session, **more))
+
+
+async def test_what_one_session_writes_the_others_read_and_change(environment) -> None:
+    async with stdio_client_session(environment=environment) as client:
+        await two(client)
+        told = await said(client, "one", "import os; os.makedirs('outputs/deep'); open('outputs/deep/a.txt', 'w').write('first')")
+        assert "your other sessions have these before their next cells: outputs/deep/a.txt" in told
+        assert await said(client, "two", "print(open('outputs/deep/a.txt').read())") == "first"
+        await said(client, "two", "open('outputs/deep/a.txt', 'w').write('second')")
+        assert await said(client, "one", "print(open('outputs/deep/a.txt').read())") == "second"
+        await said(client, "one", "os.remove('outputs/deep/a.txt')")
+        assert await said(client, "two", "import os; os.listdir('outputs/deep')") == "[]"
+        assert await said(client, "default", "import os; os.listdir('outputs')") == "[]"
+
+
+async def test_what_a_session_wrote_outlives_it(environment) -> None:
+    async with stdio_client_session(environment=environment) as client:
+        await two(client)
+        await said(client, "one", "open('outputs/a.txt', 'w').write('kept')")
+        await client.call_tool("delete_session", {"session_id": "one"})
+        assert await said(client, "two", "print(open('outputs/a.txt').read())") == "kept"
+
+
+async def test_all_else_is_each_sessions_own() -> None:
+    async with stdio_client_session() as client:
+        await two(client)
+        await said(client, "one", "open('a.txt', 'w').write('mine')")
+        assert await said(client, "two", "import os; os.listdir('.')") == "['outputs']"
+
+
+async def test_what_is_too_large_is_not_handed_on_and_told() -> None:
+    async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "1"}) as client:
+        await two(client)
+        told = await said(client, "one", "open('outputs/large', 'wb').write(bytes(2 << 20)); open('outputs/small', 'w').write('x')")
+        assert "not handed on to your other sessions, for its size or name: outputs/large" in told
+        assert await said(client, "two", "import os; os.listdir('outputs')") == "['small']"
+
+
+async def test_nothing_is_handed_on_where_the_settings_say_so() -> None:
+    async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "0"}) as client:
+        await two(client)
+        await said(client, "one", "open('outputs/a', 'w').write('x')")
+        assert await said(client, "two", "import os; os.listdir('outputs')") == "[]"
+
+
+HOSTILE = """
+import os
+os.symlink('/etc/passwd', 'outputs/link')
+os.symlink('/etc', 'outputs/folder')
+os.mkfifo('outputs/pipe')
+os.makedirs('outputs/' + '/'.join('d' * 20))
+for number in range(3000):
+    open(f'outputs/{number}', 'w').close()
+open('outputs/quote"back\\\\slash', 'w').close()
+open(b'outputs/\\xff', 'w').close()
+"""
+
+
+async def test_strange_things_among_the_outputs_harm_nobody() -> None:
+    linked = "from pathlib import Path; any(path.is_symlink() for path in Path('outputs').rglob('*'))"
+    async with stdio_client_session() as client:
+        await two(client)
+        assert not (await run(client, HOSTILE, session_id="one", timeout=60)).isError
+        assert await said(client, "two", linked) == "False"
+        assert await said(client, "one", "6 * 7") == "42"
+
+
+async def test_a_link_in_the_place_of_outputs_harms_nobody() -> None:
+    async with stdio_client_session() as client:
+        await two(client)
+        await said(client, "one", "open('outputs/a', 'w').write('x')")
+        await said(client, "two", "import os; os.rename('outputs', 'away'); os.symlink('/', 'outputs')")
+        await said(client, "one", "open('outputs/a', 'w').write('y')")
+        assert await said(client, "two", "6 * 7; print(open('away/a').read())") == "x"
+
+
+async def test_sessions_that_write_at_the_same_time_lose_nothing_of_each_other() -> None:
+    async with stdio_client_session() as client:
+        await two(client)
+        write = "import time; time.sleep(0.5); open('outputs/{name}', 'w').write('{name}')"
+        async with anyio.create_task_group() as tasks:
+            for name in ("one", "two"):
+                tasks.start_soon(partial(run, client, write.format(name=name), session_id=name))
+        for name in ("one", "two", "default"):
+            assert await said(client, name, "import os; sorted(os.listdir('outputs'))") == "['one', 'two']"
+
+
+async def test_files_that_a_tool_writes_are_handed_on_too() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await two(client)
+        await client.call_tool("write_file", {"path": "outputs/a.txt", "content": "by a tool", "session_id": "one"})
+        assert await said(client, "two", "open('outputs/a.txt').read()") == "'by a tool'"
+        await client.call_tool("delete_file", {"path": "outputs/a.txt", "session_id": "one"})
+        assert await said(client, "two", "import os; os.listdir('outputs')") == "[]"
+
+
+async def test_going_back_does_not_take_the_others_outputs_back() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await two(client)
+        await said(client, "one", "open('outputs/a', 'w').write('old')")
+        await client.call_tool("checkpoint", {"session_id": "one"})
+        await said(client, "two", "open('outputs/a', 'w').write('new'); open('outputs/b', 'w').write('new')")
+        await said(client, "one", "x = 1")
+        await client.call_tool("rollback", {"session_id": "one"})
+        for name in ("one", "two"):
+            assert await said(client, name, "open('outputs/a').read() + open('outputs/b').read()") == "'newnew'"
+
+
+async def test_a_session_that_was_idle_for_too_long_begins_anew_with_the_outputs() -> None:
+    async with stdio_client_session(environment={"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}) as client:
+        await two(client)
+        await said(client, "one", "x = 1; open('outputs/a', 'w').write('kept')")
+        with anyio.fail_after(30):
+            while "started': True" in str((await client.call_tool("get_kernel_health", {"session_id": "one"})).structuredContent):
+                await anyio.sleep(1)
+        told = await said(client, "one", "'x' in globals() or open('outputs/a').read()")
+    assert told.startswith("'kept'")
+    assert "lost: expired" in told

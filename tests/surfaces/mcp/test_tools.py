@@ -1,0 +1,189 @@
+"""Every tool, over one connection each: what it answers, and what it says to what it cannot do."""
+
+import base64
+from typing import Any
+
+import pytest
+from mcp import ClientSession
+from mcp.types import CallToolResult
+
+from .clients import run, stdio_client_session, text_of
+
+pytestmark = pytest.mark.slow
+
+
+async def ask(client: ClientSession, name: str, /, **arguments: Any) -> dict[str, Any]:
+    result = await client.call_tool(name, arguments)
+    assert not result.isError, text_of(result)
+    return result.structuredContent
+
+
+async def refused(client: ClientSession, name: str, /, **arguments: Any) -> str:
+    result: CallToolResult = await client.call_tool(name, arguments)
+    assert result.isError, result
+    return text_of(result)
+
+
+async def test_sessions_are_made_chosen_and_ended() -> None:
+    async with stdio_client_session() as client:
+        made = await ask(client, "create_session", session_id="work", description="for work")
+        assert (made["status"], made["description"], made["active_session"]) == ("created", "for work", "default")
+        assert (await ask(client, "create_session"))["session_id"] == "session_1"
+        assert await ask(client, "switch_session", session_id="work") == {
+            "previous_session": "default",
+            "current_session": "work",
+            "status": "switched",
+        }
+        await run(client, "x = 1")
+        listed = await ask(client, "list_sessions")
+        assert (listed["active_session"], listed["total_sessions"], listed["max_sessions"]) == ("work", 3, 20)
+        assert listed["sessions"]["work"]["execution_count"] == 1
+        ended = await ask(client, "delete_session", session_id="work")
+        assert (ended["was_active"], ended["new_active_session"]) == (True, "default")
+        assert "no session of that name" in text_of(await run(client, "x", session_id="work"))
+
+
+async def test_what_cannot_be_a_session_is_refused_and_the_rest_goes_on() -> None:
+    async with stdio_client_session() as client:
+        await ask(client, "create_session", session_id="work")
+        assert "choose another" in await refused(client, "create_session", session_id="work")
+        assert "choose another" in await refused(client, "create_session", session_id="default")
+        assert "cannot be deleted" in await refused(client, "delete_session", session_id="default")
+        assert "no session of that name" in await refused(client, "delete_session", session_id="other")
+        assert "no session of that name" in await refused(client, "switch_session", session_id="other")
+        for name in ("", "../x", "a/b", "a b", "-x", "x" * 65, "é", "a\nb", "mcp-1;"):
+            assert "1 to 64 letters" in await refused(client, "create_session", session_id=name)
+        for _ in range(18):
+            await ask(client, "create_session")
+        assert "which is the limit" in await refused(client, "create_session")
+        assert text_of(await run(client, "6 * 7")) == "42"
+
+
+CASES: list[tuple[str, dict[str, Any], str]] = [
+    ("run_python_code", {}, "code: Field required"),
+    ("run_python_code", {"code": 5}, "code: Input should be a valid string"),
+    ("run_python_code", {"code": None}, "code: Input should be a valid string"),
+    ("run_python_code", {"code": "1", "session": "x"}, "session: Extra inputs are not permitted"),
+    ("run_python_code", {"code": "1", "timeout": -1}, "timeout: Input should be greater than 0"),
+    ("run_python_code", {"code": "1", "timeout": "soon"}, "timeout: Input should be a valid number"),
+    ("run_python_code", {"code": "secret" * 200_000}, "code: String should have at most 1000000 characters"),
+    ("run_python_code", {"code": "1", "session_id": {"a": 1}}, "session_id: Input should be a valid string"),
+    ("run_python_code", {"code": "1", "session_id": "x" * 10_000}, "session_id: String should have at most 256 characters"),
+    ("install_dependencies", {"packages": []}, "packages: Value should have at least 1 item"),
+    ("install_dependencies", {"packages": ["--index-url=http://evil"]}, "options are not taken"),
+    ("install_dependencies", {"packages": [1]}, "packages.0: Input should be a valid string"),
+    ("save_script", {"name": "../x", "content": "1"}, "no folder"),
+    ("save_script", {"name": ".hidden", "content": "1"}, "no folder"),
+    ("run_script", {"path": "../../etc/passwd"}, "stays in it"),
+    ("run_script", {"path": "nothing"}, "there is no such script"),
+    ("check_kernel_responsiveness", {"timeout": 0}, "timeout: Input should be greater than 0"),
+    ("no_such_tool", {}, "there is no tool of that name"),
+]
+
+
+async def test_what_a_tool_cannot_take_is_told_without_repeating_it() -> None:
+    async with stdio_client_session() as client:
+        for name, arguments, told in CASES:
+            message = await refused(client, name, **arguments)
+            assert told in message
+            assert "secret" not in message
+        assert text_of(await run(client, "6 * 7")) == "42"
+
+
+async def test_scripts_are_saved_and_run_with_arguments() -> None:
+    async with stdio_client_session() as client:
+        saved = await ask(
+            client, "save_script", name="report", content="import sys\nprint(sys.argv[1:])\nopen('made.txt', 'w')\nsys.exit(3)"
+        )
+        assert saved["script"] == "scripts/report.py"
+        for path in ("report", "report.py", "scripts/report", "scripts/report.py", "/mnt/data/scripts/report.py"):
+            ran = await ask(client, "run_script", path=path, args=["a b", "$HOME; ls"])
+            assert (ran["returncode"], ran["stdout"].strip(), ran["success"]) == (3, "['a b', '$HOME; ls']", False)
+        assert "stays in it" in await refused(client, "run_script", path="/etc/passwd")
+        assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
+
+
+async def test_files_are_written_read_listed_and_deleted() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await ask(client, "write_file", path="folder/text.txt", content="grüße")
+        await ask(client, "write_file", path="raw.bin", content=base64.b64encode(b"\xff\x00").decode(), binary_base64=True)
+        assert (await ask(client, "read_file", path="folder/text.txt"))["text"] == "grüße"
+        assert (await ask(client, "read_file", path="folder/text.txt", max_bytes=3))["text"] == "gr"
+        assert (await ask(client, "read_file", path="folder/text.txt", offset=4))["text"] == "ße"
+        assert base64.b64decode((await ask(client, "read_file", path="raw.bin"))["base64"]) == b"\xff\x00"
+        flat = {one["path"] for one in (await ask(client, "list_files"))["files"]}
+        deep = {one["path"] for one in (await ask(client, "list_files", recursive=True))["files"]}
+        assert deep - flat == {"folder/text.txt"}
+        await ask(client, "delete_file", path="raw.bin")
+        info = await ask(client, "get_workspace_info")
+        assert (info["workspace"], info["files"], info["shared"]) == ("/mnt/data", 1, ["outputs"])
+
+
+async def test_paths_that_lead_elsewhere_are_refused() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await run(client, "import os; os.symlink('/etc', 'way'); os.symlink('/etc/passwd', 'file')")
+        for path in ("../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "..", "/mnt/data/../x", "a\x00b", 'a"b', "a\\b"):
+            assert await refused(client, "read_file", path=path)
+            assert await refused(client, "write_file", path=path, content="x")
+            assert await refused(client, "delete_file", path=path)
+        for path in ("way/passwd", "file"):
+            assert await refused(client, "read_file", path=path)
+        assert "no base64" in await refused(client, "write_file", path="x", content="!", binary_base64=True)
+        assert await refused(client, "list_files", path="../..")
+
+
+async def test_names_are_listed_inspected_and_completed() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await run(client, "value = [1, 2]\ndef double(x):\n    'Twice x.'\n    return 2 * x")
+        (variable, _) = sorted((await ask(client, "list_variables"))["variables"], key=lambda one: one["name"] != "value")
+        assert (variable["type"], variable["shape"], variable["text"]) == ("list", [2], "[1, 2]")
+        assert "Twice x." in (await ask(client, "inspect_object", code="double(1)", cursor_pos=3))["text"]
+        assert "return 2 * x" in (await ask(client, "inspect_object", code="double(1)", cursor_pos=3, detail_level=1))["text"]
+        assert (await ask(client, "inspect_object", code="nothing", cursor_pos=10**9))["found"] is False
+        completed = await ask(client, "code_completion", code="value.app", cursor_pos=9)
+        assert (completed["matches"], completed["cursor_start"], completed["cursor_end"]) == (["append"], 6, 9)
+
+
+async def test_a_session_goes_back_branches_and_begins_anew() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await run(client, "x = 1")
+        await ask(client, "checkpoint", name="before")
+        await run(client, "x = 2")
+        await ask(client, "branch", new_session_id="other")
+        assert (await ask(client, "rollback", checkpoint="before"))["name"] == "before"
+        assert text_of(await run(client, "x")) == "1"
+        assert text_of(await run(client, "x", session_id="other")) == "2"
+        kept = await ask(client, "restart_kernel", preserve_state=True)
+        assert (kept["preserved"], kept["preserved_vars"]) == (True, ["x"])
+        assert text_of(await run(client, "x")) == "1"
+        await ask(client, "restart_kernel")
+        assert text_of(await run(client, "'x' in globals()")) == "False"
+        assert (await ask(client, "get_kernel_health"))["restart_causes"] == ["rolled back", "asked for, variables kept", "asked for"]
+        assert "no such" in (await refused(client, "rollback", checkpoint="nothing")).lower()
+
+
+async def test_state_that_cannot_be_kept_is_not_restarted() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        await run(client, "import threading, time; x = 1; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
+        assert await refused(client, "restart_kernel", preserve_state=True)
+        assert text_of(await run(client, "x")) == "1"
+
+
+async def test_health_says_what_ran_and_how() -> None:
+    async with stdio_client_session() as client:
+        await run(client, "1 / 0")
+        health = await ask(client, "get_kernel_health")
+        assert (health["status"], health["execution_count"], health["last_error"]) == ("healthy", 1, "ZeroDivisionError")
+        assert health["memory_usage"] > 1 << 20
+        assert health["kernel_process"]["memory_mb"] > 1
+        assert health["uptime"] > 0
+        assert health["cpu_time"] > 0
+        assert health["isolation"]["level"] == "full"
+        answer = await ask(client, "check_kernel_responsiveness")
+        assert (answer["responsive"], answer["busy"]) == (True, False)
+        assert answer["response_time"] < 5
+
+
+async def test_the_server_answers() -> None:
+    async with stdio_client_session("--tools", "all") as client:
+        assert await ask(client, "ping") == {"session_id": "default", "status": "ok"}
