@@ -11,6 +11,7 @@ How the package is laid out; calls go right, results come back:
     client              speaks it: one request, one interpreter, one session, the pool
     server              serves it from sandboxes
     sandbox             runs code nobody trusts; sandbox.guest is their side of the wall
+    agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
     surfaces            how people and models arrive: Semantic Kernel, the command line
 """
 
@@ -18,6 +19,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .agent.session import AgentSession
+    from .agent.tools.functions import tool
     from .client.auth import AzureTokenProvider
     from .client.execution import Execution
     from .client.http import SessionsHttpClient
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ACASessionsError": "errors",
+    "AgentSession": "agent.session",
     "AzureTokenProvider": "client.auth",
     "Checkpoint": "models",
     "CodeExecutionRequest": "models",
@@ -78,10 +82,12 @@ _HOMES = {
     "open_pool": "connect",
     "open_server": "connect",
     "replay": "client.replay",
+    "tool": "agent.tools.functions",
 }
 
 __all__ = [
     "ACASessionsError",
+    "AgentSession",
     "AzureTokenProvider",
     "Checkpoint",
     "CodeExecutionRequest",
@@ -113,6 +119,7 @@ __all__ = [
     "open_pool",
     "open_server",
     "replay",
+    "tool",
 ]
 
 
