@@ -19,7 +19,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .agent.redis_storage import RedisStorage
     from .agent.session import AgentSession
+    from .agent.storage import FileStorage
     from .agent.tools.functions import tool
     from .client.auth import AzureTokenProvider
     from .client.execution import Execution
@@ -58,6 +60,7 @@ _HOMES = {
     "CodeInterpreter": "client.interpreter",
     "Event": "models",
     "Execution": "client.execution",
+    "FileStorage": "agent.storage",
     "FileUploadRequest": "models",
     "InteractiveSession": "surfaces.interactive",
     "Limits": "sandbox.policy",
@@ -68,6 +71,7 @@ _HOMES = {
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
     "PythonTool": "surfaces.python_tool",
+    "RedisStorage": "agent.redis_storage",
     "RemoteFile": "models",
     "ReplayReport": "client.replay",
     "Session": "client.session",
@@ -95,6 +99,7 @@ __all__ = [
     "CodeInterpreter",
     "Event",
     "Execution",
+    "FileStorage",
     "FileUploadRequest",
     "InteractiveSession",
     "Limits",
@@ -105,6 +110,7 @@ __all__ = [
     "Policy",
     "PythonCodeInterpreterPlugin",
     "PythonTool",
+    "RedisStorage",
     "RemoteFile",
     "ReplayReport",
     "Session",

@@ -3,15 +3,23 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, Self
 
 from ..client.pool import SessionPool
-from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError, NotSupportedError
 from ..models import CodeExecutionResult
 from .approval import Approval, Approve, CallRecord
-from .outside import Outside
+from .artifacts import Artifacts
+from .deps import Deps
+from .kept import Kept
+from .live import Live
+from .memory_storage import MemoryStorage
+from .namespaces import table
+from .search import Embed
+from .skills import Skills
+from .storage import FileStorage, Storage
 from .toolbox import ToolBox
 from .tools.functions import tool as make_tool
 from .tools.tool import Tool, ToolSource
@@ -19,57 +27,87 @@ from .tools.tool import Tool, ToolSource
 AnyTool = Tool | ToolSource | Callable[..., Any]
 
 
-class AgentSession:
-    """A session whose code has `tools`; everything that it may do outside was given to it here."""
+class AgentSession(Kept):
+    """A session whose code has `tools`, `skills`, `artifacts` and `deps`. It reaches nothing outside but what it is given here."""
 
-    def __init__(self, pool: SessionPool | None = None, *, tools: Sequence[AnyTool] = (), approve: Approve | None = None) -> None:
-        """Opens nothing yet. Without a pool it opens what the settings say."""
+    def __init__(
+        self,
+        pool: SessionPool | None = None,
+        *,
+        storage: Storage | None = None,
+        tools: Sequence[AnyTool] = (),
+        approve: Approve | None = None,
+        embed: Embed | None = None,
+        sync_deps_on_start: bool = False,
+        allow_runtime_deps: bool = True,
+    ) -> None:
+        """Opens nothing yet. Without a pool it opens what the settings say; without a storage, what is kept ends with this object.
+
+        `approve` sees calls that write before they are made; `embed` makes vectors of texts, for a search by meaning.
+        """
         self._pool = pool
         self._given = list(tools)
         self._approval = Approval(approve)
+        self._sync = sync_deps_on_start
+        self._storage: Storage = MemoryStorage() if storage is None else storage
+        self._skills = Skills(self._storage, lambda name, source: self._live.attempt(name, source), embed)
+        self._artifacts = Artifacts(self._storage)
+        self._deps = Deps(self._storage, locked=not allow_runtime_deps)
+        self._toolbox = ToolBox([], self._approval)
+        self._opened: Live | None = None
         self._stack = AsyncExitStack()
-        self._session: Session | None = None
-        self._outside: Outside | None = None
         self._starting = asyncio.Lock()
+
+    @classmethod
+    def from_base(cls, path: Path | str, pool: SessionPool | None = None, **options: Any) -> Self:
+        """Over a folder: `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` to begin with."""
+        from .tools.described import tools_in
+
+        base = Path(path)
+        made = cls(pool, storage=FileStorage(base), tools=[*tools_in(base / "tools"), *options.pop("tools", ())], **options)
+        made._deps.begin_with(base / "requirements.txt")
+        return made
 
     async def start(self) -> None:
         """Leases the session and opens the tools; `async with` does it."""
         async with self._starting:
-            if self._session is not None:
-                return
-            async with AsyncExitStack() as stack:
-                pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool
-                session = await stack.enter_async_context(pool.session())
-                self._toolbox = ToolBox(await _opened(self._given, stack), self._approval)
-                calls = await session.supports("events")
-                if self._given and not calls:
-                    raise NotSupportedError(
-                        "this endpoint has no live executions, so cells cannot call tools: use the embedded default or aca-sessions serve"
-                    )
-                self._outside = Outside(self._table()) if calls else None
-                self._session = session
-                self._stack = stack.pop_all()
+            if self._opened is None:
+                async with AsyncExitStack() as stack:
+                    self._opened = await self._open(stack)
+                    self._stack = stack.pop_all()
+                if self._sync:
+                    await self.sync_deps()
+
+    async def _open(self, stack: AsyncExitStack) -> Live:
+        pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool
+        live = await Live.of(pool, await stack.enter_async_context(pool.session()))
+        if self._given and "host_tools" not in live.capabilities:
+            said = "this endpoint has no live executions, so cells cannot call tools: use the embedded default or aca-sessions serve"
+            raise NotSupportedError(f"{said}, or give no tools")
+        self._toolbox = ToolBox(await _opened(self._given, stack), self._approval)
+        live.answer_with(table(self._toolbox, self._skills, self._artifacts, self._deps, live))
+        return live
 
     async def close(self) -> None:
-        """Ends the session and closes its tools."""
-        self._session = None
+        """Ends the session and closes its tools; what was kept is in the storage."""
+        self._opened = None
         await self._stack.aclose()
 
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
         """What became of a cell. While it waits for a tool or a decision its clock stands still; cancelling the call interrupts it."""
-        session, outside = self._live(), self._outside
-        if outside is None:
-            return await session.run(code, timeout=timeout)
-        execution = await session.start(code, timeout=timeout, on_call=lambda text: outside.answer(session, text))
-        try:
-            return await execution.wait()
-        except BaseException:
-            await session.cancel_quietly(execution)
-            raise
+        return await self._live.run(code, timeout)
 
     async def reset(self) -> None:
         """Clears the variables; files and the four namespaces stay."""
-        await self._live().reset()
+        await self._live.session.reset()
+
+    def supports(self, capability: str) -> bool:
+        """Whether the session has it, by py-code-mode's names and those of its own: each only where it is enforced."""
+        return capability in self._live.capabilities
+
+    def supported_capabilities(self) -> set[str]:
+        """All that it has."""
+        return set(self._live.capabilities)
 
     @property
     def calls(self) -> list[CallRecord]:
@@ -78,12 +116,10 @@ class AgentSession:
 
     async def list_tools(self) -> list[dict[str, Any]]:
         """All tools, each with name, description, tags."""
-        self._live()
         return self._toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
         """The tools that fit a description best."""
-        self._live()
         return self._toolbox.search(query, limit)
 
     async def __aenter__(self) -> Self:
@@ -93,33 +129,11 @@ class AgentSession:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _live(self) -> Session:
-        if self._session is None:
+    @property
+    def _live(self) -> Live:  # type: ignore[override]
+        if self._opened is None:
             raise ACASessionsError("the session is not started: use 'async with AgentSession(...) as agent', or await start()")
-        return self._session
-
-    def _table(self) -> dict[str, Callable[..., Any]]:
-        """What code in the session can call, by name."""
-
-        async def listed() -> object:
-            return self._toolbox.list()
-
-        async def searched(query: str, limit: int = 10) -> object:
-            return self._toolbox.search(query, limit)
-
-        async def described(name: str) -> object:
-            return self._toolbox.describe(name)
-
-        async def batch(calls: list[dict[str, Any]]) -> object:
-            return await self._toolbox.batch([(one["name"], one["arguments"]) for one in calls])
-
-        return {
-            "tools.list": listed,
-            "tools.search": searched,
-            "tools.describe": described,
-            "tools.call": self._toolbox.call,
-            "tools.batch": batch,
-        }
+        return self._opened
 
 
 async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]:
@@ -128,8 +142,8 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
         if isinstance(one, Tool):
             tools.append(one)
         elif hasattr(one, "open") and hasattr(one, "close"):
-            tools += await one.open()
             stack.push_async_callback(one.close)
+            tools += await one.open()
         else:
             tools.append(make_tool(one))
     return tools

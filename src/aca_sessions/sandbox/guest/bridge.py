@@ -10,9 +10,9 @@ import linecache
 import os
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from . import batches
 from .awaiting import AWAITED, NAMES, Awaiting, call_outside
 from .calls import ToolError, call
 
@@ -41,67 +41,6 @@ class _Namespace:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()}: .list(), .search('...'), help() of each>"
-
-
-class Later:
-    """What a call in a batch will answer, once the batch was allowed and carried out."""
-
-    def __init__(self, description: str) -> None:
-        """Has no value yet."""
-        self._description = description
-        self._outcome: dict[str, Any] | None = None
-
-    @property
-    def value(self) -> Any:
-        """What the call answered; ToolError where it was refused or failed, or the batch is still open."""
-        if self._outcome is None:
-            raise ToolError("the batch was not carried out yet: read .value after the 'with' block")
-        if "error" in self._outcome:
-            raise ToolError(self._outcome["error"])
-        return self._outcome["value"]
-
-    def settle(self, outcome: dict[str, Any]) -> None:
-        """Takes what became of the call."""
-        self._outcome = outcome
-
-    def __repr__(self) -> str:
-        return f"<later: {self._description}>"
-
-
-class Batch:
-    """Calls that are decided together at the end of a `with` block. Those that only read are made at once."""
-
-    def __init__(self) -> None:
-        """Has no call yet."""
-        self._calls: list[tuple[str, dict[str, Any], Later]] = []
-
-    @property
-    def results(self) -> list[Any]:
-        """What the calls answered, in their order."""
-        return [later.value for _, _, later in self._calls]
-
-    def add(self, name: str, arguments: dict[str, Any]) -> Later:
-        """Keeps a call for the end of the block."""
-        self._calls.append((name, arguments, Later(name)))
-        return self._calls[-1][2]
-
-    def __enter__(self) -> Self:
-        _open.batches = [*_batches(), self]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        _open.batches = _batches()[:-1]
-        if kind is None and self._calls:
-            outcomes = call("tools.batch", calls=[{"name": name, "arguments": arguments} for name, arguments, _ in self._calls])
-            for (_, _, later), outcome in zip(self._calls, outcomes, strict=True):
-                later.settle(outcome)
-
-
-_open = threading.local()
-
-
-def _batches() -> list[Batch]:
-    return getattr(_open, "batches", [])
 
 
 class Tools(_Namespace):
@@ -136,9 +75,9 @@ class Tools(_Namespace):
         """The tools that fit a description best."""
         return call("tools.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
-    def batch(self) -> Batch:
+    def batch(self) -> batches.Batch:
         """`with tools.batch() as batch:` has all calls of the block decided together; then `batch.results`."""
-        return Batch()
+        return batches.Batch()
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
@@ -149,8 +88,8 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
         if not described["callable"]:
             raise ToolError(f"{described['name']} has no call of its own: use one of {', '.join(members)}")
         given = _given(signature, arguments, named)
-        if described["effect"] != "read" and _batches():
-            return _batches()[-1].add(described["name"], given)
+        if described["effect"] != "read" and batches.open_here():
+            return batches.open_here()[-1].add(described["name"], given)
         return call("tools.call", name=described["name"], arguments=given)
 
     members = {member["name"].rpartition(".")[2]: member for member in described["members"]}
@@ -234,13 +173,36 @@ class Skills(_Namespace):
         """Whether there was one to delete."""
         return bool(call("skills.delete", name=name))
 
+    def try_examples(self, name: str, source: str) -> None:
+        """Runs the examples in the docstring of a skill's `run`; ToolError shows the first that does not hold."""
+        import doctest
 
-def _run_skill(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    source, file = str(call("skills.source", name=name)), f"<skill {name}>"
+        run = _scope_of(name, source)["run"]
+        globs = {"run": lambda *arguments, **named: _called(run, arguments, named)}
+        written = io.StringIO()
+        runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.FAIL_FAST | doctest.ELLIPSIS)
+        for example in doctest.DocTestFinder(recurse=False).find(run, "run", module=False, globs=globs):
+            runner.run(example, out=written.write)
+        if runner.failures:
+            raise ToolError(written.getvalue().strip("*\n "))
+
+
+def _scope_of(name: str, source: str) -> dict[str, Any]:
+    """What a skill's source defines."""
+    file = f"<skill {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"__name__": f"skill_{name}"}
     exec(compile(_awaiting.visit(ast.parse(source)), file, "exec"), scope)  # noqa: S102
-    answer = scope["run"](*arguments, **named)
+    return scope
+
+
+def _run_skill(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    scope = _scope_of(name, str(call("skills.source", name=name)))
+    return _called(scope["run"], arguments, named)
+
+
+def _called(run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    answer = run(*arguments, **named)
     return _awaited(answer) if inspect.iscoroutine(answer) else answer
 
 
