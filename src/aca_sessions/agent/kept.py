@@ -1,5 +1,6 @@
 """What outlives a session, as its owner reaches it: skills, artifacts and dependencies of an agent session."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from .artifacts import Artifacts
@@ -78,4 +79,8 @@ class Kept:
 
     async def sync_deps(self) -> dict[str, Any]:
         """Installs all that is kept: `installed`, `already_present`, `failed`."""
-        return await install(self._live.session, await self._deps.list())
+        return await self.install_all(await self._deps.list())
+
+    async def install_all(self, requirements: Sequence[str]) -> dict[str, Any]:
+        """Installs packages into this session without keeping their requirements."""
+        return await install(self._live.session, requirements)

@@ -69,7 +69,7 @@ class Skills:
         """All, without their sources."""
         return [skill.told(await self._uses(skill.name)) for skill in (await self._read_all()).values()]
 
-    async def search(self, query: str, limit: int) -> Described:
+    async def search(self, query: str, limit: int = 5) -> Described:
         """Those that fit a description, the best first."""
         skills = await self._read_all()
         if self._meaning is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mcp import ClientSession, McpError, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
-from mcp.client.streamable_http import streamablehttp_client
+from mcp.client.streamable_http import streamable_http_client
 
 from ...errors import ConfigurationError
 from .tool import DEFAULT_SECONDS, Effect, Tool, ToolFailedError, parameters_of
@@ -72,7 +72,7 @@ class McpServer:
     async def _connected(self) -> AsyncIterator[ClientSession]:
         async with AsyncExitStack() as stack:
             if self._url is not None:
-                read, write, _ = await stack.enter_async_context(streamablehttp_client(self._url))
+                read, write, _ = await stack.enter_async_context(streamable_http_client(self._url))
             else:
                 program = StdioServerParameters(command=self._command[0], args=self._command[1:], env=self._environment or None)
                 read, write = await stack.enter_async_context(stdio_client(program))

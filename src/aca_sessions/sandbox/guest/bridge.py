@@ -104,10 +104,14 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _given(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    if not arguments:
-        return named  # names that Python does not allow for parameters are told outside
-    given = signature.bind(*arguments, **named).arguments
-    return {**{key: value for key, value in given.items() if key != "others"}, **given.get("others", {})}
+    """All by their names; whether they are what the tool takes is looked at outside."""
+    names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
+    if len(arguments) > len(names):
+        raise TypeError(f"too many positional arguments: it takes {len(names)}")
+    given = dict(zip(names, arguments, strict=False))
+    if twice := given.keys() & named.keys():
+        raise TypeError(f"{', '.join(sorted(twice))} is given twice")
+    return {**given, **named}
 
 
 def _signature(parameters: list[dict[str, Any]]) -> inspect.Signature:
