@@ -11,6 +11,7 @@ from typing import Any
 from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError
 
 _MOST_OUTPUT = 4 << 20
+_ENDING_SECONDS = 2.0
 _MOST_ARGUMENT = 128 << 10  # MAX_ARG_STRLEN in execve(2)
 
 
@@ -97,26 +98,40 @@ class Program:
         except OSError as error:
             raise ToolFailedError(f"{self.name} could not be started: {error.strerror}") from None
         try:
-            stdout, stderr = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+            stdout, stderr = await asyncio.gather(_read(process.stdout, process), _read(process.stderr, process))
             status = await process.wait()
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
+            await _end(process)
         if status:
             raise ToolFailedError(f"{self.name} ended with {status}: {(stderr or stdout).strip()[-2000:]}")
         return stdout
 
 
-async def _read(stream: asyncio.StreamReader | None) -> str:
-    if stream is None:
-        return ""
-    data = bytearray()
-    while part := await stream.read(1 << 16):
-        data += part
-        if len(data) > _MOST_OUTPUT:
-            raise ToolFailedError(f"the program wrote more than {_MOST_OUTPUT >> 20} MB: ask for less")
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Nothing of it runs on, and nobody waits for what holds its pipes open."""
+    if process.returncode is None:
+        _kill(process)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDING_SECONDS):
+                await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> str:
+    """What is too much is read as well: asyncio tells the end of a process only when its pipes are at theirs."""
+    data, size = bytearray(), 0
+    while stream is not None and (part := await stream.read(1 << 16)):
+        size += len(part)
+        if size <= _MOST_OUTPUT:
+            data += part
+        else:
+            _kill(process)
+    if size > _MOST_OUTPUT:
+        raise ToolFailedError(f"the program wrote more than {_MOST_OUTPUT >> 20} MB: ask for less")
     return data.decode("utf-8", "replace")
 
 
