@@ -31,10 +31,15 @@ MAY_IMPORT = {
     "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks", "telemetry"},
     "connect": {"settings", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
-    "compat": {"compat", "surfaces", "connect", "models", "errors", ""},
+    "agent": {"agent", "connect", "client", "models", "errors"},  # connect: the pool that it opens where it is given none
+    "compat": {"compat", "surfaces", "agent", "connect", "client", "models", "errors", ""},
 }
+for _row in ("", "surfaces"):
+    MAY_IMPORT[_row].add("agent")
 ONLY_IN = {
-    "httpx": {"client.http", "client.auth", "connect"},
+    "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
+    "redis": {"agent.redis_storage"},
+    "yaml": {"agent.tools.described"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
     "mcp": {f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool")},

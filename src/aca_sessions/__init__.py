@@ -11,6 +11,7 @@ How the package is laid out; calls go right, results come back:
     client              speaks it: one request, one interpreter, one session, the pool
     server              serves it from sandboxes
     sandbox             runs code nobody trusts; sandbox.guest is their side of the wall
+    agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
     surfaces            how people and models arrive: Semantic Kernel, the command line
 """
 
@@ -18,6 +19,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .agent.redis_storage import RedisStorage
+    from .agent.session import AgentSession
+    from .agent.storage import FileStorage
+    from .agent.tools.functions import tool
     from .client.auth import AzureTokenProvider
     from .client.execution import Execution
     from .client.http import SessionsHttpClient
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ACASessionsError": "errors",
+    "AgentSession": "agent.session",
     "AzureTokenProvider": "client.auth",
     "Checkpoint": "models",
     "CodeExecutionRequest": "models",
@@ -54,6 +60,7 @@ _HOMES = {
     "CodeInterpreter": "client.interpreter",
     "Event": "models",
     "Execution": "client.execution",
+    "FileStorage": "agent.storage",
     "FileUploadRequest": "models",
     "InteractiveSession": "surfaces.interactive",
     "Limits": "sandbox.policy",
@@ -64,6 +71,7 @@ _HOMES = {
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
     "PythonTool": "surfaces.python_tool",
+    "RedisStorage": "agent.redis_storage",
     "RemoteFile": "models",
     "ReplayReport": "client.replay",
     "Session": "client.session",
@@ -78,10 +86,12 @@ _HOMES = {
     "open_pool": "connect",
     "open_server": "connect",
     "replay": "client.replay",
+    "tool": "agent.tools.functions",
 }
 
 __all__ = [
     "ACASessionsError",
+    "AgentSession",
     "AzureTokenProvider",
     "Checkpoint",
     "CodeExecutionRequest",
@@ -89,6 +99,7 @@ __all__ = [
     "CodeInterpreter",
     "Event",
     "Execution",
+    "FileStorage",
     "FileUploadRequest",
     "InteractiveSession",
     "Limits",
@@ -99,6 +110,7 @@ __all__ = [
     "Policy",
     "PythonCodeInterpreterPlugin",
     "PythonTool",
+    "RedisStorage",
     "RemoteFile",
     "ReplayReport",
     "Session",
@@ -113,6 +125,7 @@ __all__ = [
     "open_pool",
     "open_server",
     "replay",
+    "tool",
 ]
 
 

@@ -16,6 +16,7 @@ ACASessionsError
 │   ├── IsolationError          this host cannot give the promised isolation
 │   ├── GuestDiedError          an interpreter or the fork server ended
 │   └── SnapshotError           a session cannot be kept as it is now, or gone back to
+├── StorageError                what outlives a session cannot be read or written
 └── ExecutionError              only from result.raise_for_error()
 """
 
@@ -105,6 +106,10 @@ class GuestDiedError(SandboxError):
 
 class SnapshotError(SandboxError):
     """A session cannot be kept as it is now, or gone back to: the text says what is in the way."""
+
+
+class StorageError(ACASessionsError):
+    """What outlives a session cannot be read or written; nothing was half written."""
 
 
 class ExecutionError(ACASessionsError):

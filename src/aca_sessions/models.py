@@ -153,11 +153,11 @@ class Event:
     """Something that a cell did while it ran, in order; the last one of a cell is its `result`.
 
     A `display` of a name that came before is another state of it; at `clear`, those so far are no part of the result any more.
-    `text` is what it wrote, what it asks for (`input`), or how much was dropped before a reader came for it (`skipped`).
+    `text` is what it wrote, what it asks for (`input`; `call` in JSON), or how much was dropped before a reader came for it (`skipped`).
     `number` names what is asked, for the reply.
     """
 
-    kind: Literal["stdout", "stderr", "display", "clear", "input", "skipped", "result"]
+    kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "result"]
     text: str = ""
     number: int = 0
     display: Display | None = None

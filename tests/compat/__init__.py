@@ -1,0 +1,1 @@
+"""Other projects' scripts, as their pages show them."""

@@ -82,7 +82,7 @@ async def test_an_answer_that_nobody_waits_for_is_refused(http: httpx.AsyncClien
 
 
 async def test_a_question_is_read_and_answered_by_any_client(http: httpx.AsyncClient) -> None:
-    id = await started(http, "input('n? ') * 2", **{"x-aca-sessions-answered": "1"})
+    id = await started(http, "input('n? ') * 2", **{"x-aca-sessions-answered": "input"})
     page: dict[str, list[dict[str, object]]] = {"events": []}
     while not any(event["kind"] == "input" for event in page["events"]):
         page = (await http.get(f"executions/{id}/events")).json()

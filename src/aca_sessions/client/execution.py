@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from ..errors import InvalidArgumentError, NotSupportedError
 from ..models import CodeError, CodeExecutionResult, Event, State
+from ..tasks import Tasks
 
 AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
+AnswerCall = Callable[[str], Awaitable[str]]
 Page = tuple[list[Event], int, CodeExecutionResult | None]
 _BEHIND_ALL = 10**17
 
@@ -28,28 +30,34 @@ class Execution:
     _interrupt: Callable[[], Awaitable[None]]
     _reply: Callable[[int, str | None], Awaitable[None]] = _cannot
     _on_input: AnswerInput | None = None
+    _on_call: AnswerCall | None = None
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
         """What it did, from its beginning, as it happens; the last one is its result. May be called again, by anybody who has its id."""
-        after, result = 0, None
-        while result is None:
-            events, after, result = await self._page(after)
-            for event in events:
-                if event.kind == "input":
-                    await self._answer(event)
-                yield event
+        after, result, calls = 0, None, Tasks()
+        try:
+            while result is None:
+                events, after, result = await self._page(after)
+                for event in events:
+                    if event.kind == "input":
+                        await self._answer(event)
+                    elif event.kind == "call" and self._on_call is not None:
+                        calls.start(self._answer_call(event, self._on_call))
+                    yield event
+        finally:
+            await calls.cancel()
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
         """What became of it."""
         result = None
-        if self._on_input is not None:
+        if self._is_answered:
             async for event in self.events():
                 result = event.result
         while result is None:
             _, _, result = await self._page(_BEHIND_ALL)
-        return result if self._on_input is not None else self._amend(result)
+        return result if self._is_answered else self._amend(result)
 
     async def cancel(self) -> None:
         """Interrupts it; what that did is in its result. One that is over stays as it is."""
@@ -61,14 +69,25 @@ class Execution:
             raise InvalidArgumentError("an answer to input() is text, or None")
         await self._reply(event.number, text)
 
-    def answering(self, on_input: AnswerInput | None) -> "Execution":
-        """The same; what it asks is answered by a function while its events are read."""
-        return replace(self, _on_input=on_input)
+    def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
+        """The same; what it asks is answered by functions while its events are read: calls at the same time, lines one by one."""
+        return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
         """The same; its result goes through a function."""
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
+
+    @property
+    def _is_answered(self) -> bool:
+        return self._on_input is not None or self._on_call is not None
+
+    async def _answer_call(self, event: Event, on_call: AnswerCall) -> None:
+        answer = None
+        try:
+            answer = await on_call(event.text)
+        finally:
+            await self._reply(event.number, answer)
 
     async def _answer(self, event: Event) -> None:
         """An exception of the caller's own function reaches the caller, and the cell does not wait for it."""

@@ -90,8 +90,8 @@ class Executions:
     async def _send(self, session_id: str, id: str, call: ExecutionCall) -> Record:
         """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
-        ours = {events.ANSWERED_HEADER: call.answered, timeline.TRANSACTIONAL_HEADER: call.transactional}
-        headers = {flat.OPERATION_HEADER: id, **_RICH, **{name: "1" for name, wanted in ours.items() if wanted}}
+        ours = {events.ANSWERED_HEADER: events.encode_answered(call.answered), timeline.TRANSACTIONAL_HEADER: "1" * call.transactional}
+        headers = {flat.OPERATION_HEADER: id, **_RICH, **{name: said for name, said in ours.items() if said}}
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)

@@ -18,7 +18,7 @@ from ..tasks import Tasks
 from . import packages
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
-from .execution import AnswerInput, Execution, ended, in_background
+from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
 from .executions import DEFAULT_WAIT, Executions
 from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
@@ -152,6 +152,7 @@ class CodeInterpreter:
         sanitize: bool = True,
         on_input: AnswerInput | None = None,
         transactional: bool = False,
+        on_call: AnswerCall | None = None,
     ) -> Execution:
         """A cell in the background: followed live where the endpoint can, delivered at its end where it cannot."""
         checked_session_id(session_id)
@@ -160,12 +161,15 @@ class CodeInterpreter:
         if refused is not None:
             return ended(CodeExecutionResult(session_id=session_id, error=refused, stderr=str(refused)))
         text = take_out_of_fences(code) if sanitize else code
-        call = ExecutionCall(code=text, timeout=timeout, answered=on_input is not None, transactional=transactional)
+        answered = _answered(on_input, on_call)
+        call = ExecutionCall(code=text, timeout=timeout, answered=answered, transactional=transactional)
+        if on_call is not None:
+            await self._http.require("events", "answer what a cell calls")
         if not await self._http.offers("events"):
             return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call)))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call)
-        return execution.answering(on_input).amending(lambda result: self._continuity.tell(session_id, result))
+        return execution.answering(on_input, on_call).amending(lambda result: self._continuity.tell(session_id, result))
 
     def execution(self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
         """A cell that was started earlier, by its id: from here or by another client."""
@@ -269,6 +273,11 @@ class CodeInterpreter:
         response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=DEFAULT_WAIT)
         size = response.headers.get("content-range", "").rpartition("/")[2]
         return response.content, int(size) if size.isdecimal() else len(response.content)
+
+
+def _answered(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:
+    answers = {"input": on_input, "call": on_call}
+    return tuple(kind for kind, answer in answers.items() if answer is not None)
 
 
 def _path(folder: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from ..models import (
     Variable,
 )
 from .arguments import checked_data, checked_requirements
-from .execution import AnswerInput, Execution
+from .execution import AnswerCall, AnswerInput, Execution
 from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
 from .notebook import to_notebook, to_script
@@ -76,11 +76,15 @@ class Session:
         timeout: float | None = None,
         sanitize: bool = True,
         on_input: AnswerInput | None = None,
+        on_call: AnswerCall | None = None,
         transactional: bool = False,
     ) -> Execution:
-        """A cell that runs in the background, until it ends or is cancelled; `on_input` answers what it asks while its events are read."""
+        """A cell that runs in the background, until it ends or is cancelled.
+
+        `on_input` answers what it asks while its events are read, `on_call` what it calls outside: JSON in, JSON out.
+        """
         execution = await self._interpreter.start(
-            self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input, transactional=transactional
+            self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input, on_call=on_call, transactional=transactional
         )
         return execution.amending(self._noting(code, sanitize))
 

@@ -1,6 +1,6 @@
 """Live executions over HTTP: what a cell does is read by long-poll, and what it asks is answered. Both sides' halves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 from ..models import Display, Event
@@ -14,7 +14,8 @@ EVENTS_MEMBER = "events"
 NEXT_MEMBER = "after"
 EXECUTION_MEMBER = "execution"
 
-Kind = Literal["stdout", "stderr", "display", "clear", "input", "skipped"]
+Kind = Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped"]
+QUESTIONS = ("input", "call")
 
 
 def encode_events(events: list[Event], last: int) -> dict[str, object]:
@@ -25,6 +26,17 @@ def encode_events(events: list[Event], last: int) -> dict[str, object]:
 def decode_events(body: Body) -> tuple[list[Event], int]:
     """The same, as the client has it."""
     return [_decode(event) for event in cast(list[Body], body[EVENTS_MEMBER])], cast(int, body[NEXT_MEMBER])
+
+
+def encode_answered(kinds: Sequence[str]) -> str:
+    """Which questions of a cell its caller answers, as a header says it."""
+    return ", ".join(kinds)
+
+
+def decode_answered(header: str) -> tuple[str, ...]:
+    """The same, of what we know."""
+    said = {part.strip() for part in header.split(",")}
+    return tuple(kind for kind in QUESTIONS if kind in said)
 
 
 def encode_reply(number: int, text: str | None) -> dict[str, object]:

@@ -33,7 +33,7 @@ class ExecutionCall:
     code: str
     command: Command | None = None
     asynchronous: bool = False
-    answered: bool = False  # whether the caller answers what the cell asks
+    answered: tuple[str, ...] = ()  # which questions of the cell its caller answers
     transactional: bool = False  # whether it is to leave no trace where it fails
     timeout: float | None = None
     output_limit: int = 4096

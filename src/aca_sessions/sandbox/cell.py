@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,6 +19,8 @@ _MAX_DIGITS = 19
 _MAX_NAME = 200
 _SHAPE = re.compile(r"-|\d{1,18}(x\d{1,18}){0,31}", re.ASCII)
 _MAX_OPEN = 64  # questions at a time
+_MAX_QUESTION = 1 << 20  # characters; larger things go by files
+_KINDS = ("input", "call")
 
 
 class Clock:
@@ -46,7 +48,7 @@ class Clock:
 class Cell:
     """The cell that runs now, and what is known of it so far."""
 
-    def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: bool = False) -> None:
+    def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
         """Sent, but not started. What it does is told as it comes; what it asks for may be answered or not."""
         loop = asyncio.get_running_loop()
         self.execution = execution
@@ -88,14 +90,14 @@ class Cell:
 
     def ask(self, asked: wire.Asked) -> bool:
         """Whether somebody may answer; until then its clock stands still."""
-        if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about != "input":
-            raise wire.WireError("a question of another kind, or one too many")
-        if not self._answered or self.tell is None:
+        if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
+            raise wire.WireError("a question of another kind, one that is too long, or one too many")
+        if asked.about not in self._answered or self.tell is None:
             return False
         self.open.add(asked.number)
         self.clock.stop()
         self._turn()
-        self.tell(Event(kind="input", text=asked.text, number=asked.number))
+        self.tell(Event(kind="call" if asked.about == "call" else "input", text=asked.text, number=asked.number))
         return True
 
     def answered(self, number: int) -> bool:

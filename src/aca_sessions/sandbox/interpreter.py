@@ -70,14 +70,14 @@ class Interpreter:
         return self._process
 
     async def run(
-        self, execution: str, code: str, timeout: float, *, tell: Callable[[Event], None] | None = None, answered: bool = False
+        self, execution: str, code: str, timeout: float, *, tell: Callable[[Event], None] | None = None, answered: Sequence[str] = ()
     ) -> CodeExecutionResult:
         """What became of a cell: interrupted at its deadline, and killed where that changes nothing.
 
-        What it does is told as it happens; what it asks for is `answered` by somebody, or refused.
+        What it does is told as it happens; questions of the kinds that are `answered` wait for somebody, others are refused.
         """
         async with self._busy:
-            return await self._run(wire.Run(execution, code, answered), timeout, Cell(execution, tell, answered=answered))
+            return await self._run(wire.Run(execution, code, [*answered]), timeout, Cell(execution, tell, answered=answered))
 
     async def execute(
         self,

@@ -169,11 +169,11 @@ class Finished(Message):
 
 @dataclass(frozen=True, slots=True)
 class Run(Message):
-    """A cell to run; `answered` where somebody is there to answer what it asks."""
+    """A cell to run; `answered` says what of its questions somebody is there to answer: `input`, `call`."""
 
     execution: str
     code: str
-    answered: bool
+    answered: list[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,8 @@ class CellRoutes:
         check_route(request, version.dialect.EXECUTE_PATH)
         call = self._decoded(version, await self._json(request))
         if not self._hosting.plain:
-            answered, transactional = (request.headers.get(name) == "1" for name in (events.ANSWERED_HEADER, timeline.TRANSACTIONAL_HEADER))
-            call = replace(call, answered=answered, transactional=transactional)
+            answered = events.decode_answered(request.headers.get(events.ANSWERED_HEADER, ""))
+            call = replace(call, answered=answered, transactional=request.headers.get(timeline.TRANSACTIONAL_HEADER) == "1")
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")

@@ -5,6 +5,7 @@ import contextlib
 from collections import deque
 from dataclasses import replace
 
+from ..contract.events import QUESTIONS
 from ..models import Event
 
 _MOST_KEPT = 4 << 20  # characters, besides displays: those are bounded for each cell already
@@ -22,6 +23,7 @@ class Events:
         self._read_to = 0
         self._size = 0
         self._skipped = 0
+        self._unheard: list[Event] = []
         self._news = asyncio.Event()
         self.closed = False
 
@@ -59,6 +61,8 @@ class Events:
         start = max(0, number + 1 - self._first)
         found = [*self._events][start:]
         self._read_to = max(self._read_to, self._last)
+        unheard, self._unheard = self._unheard, []
+        found = unheard + found
         if number + 1 < self._first and self._skipped:
             found.insert(0, Event(kind="skipped", text=f"{self._skipped} characters of output were dropped before they were read"))
         return found, max(number, self._last)
@@ -75,4 +79,7 @@ class Events:
         oldest = self._events.popleft()
         self._first += 1
         self._size -= len(oldest.text) + _EACH
-        self._skipped += len(oldest.text)
+        if oldest.kind in QUESTIONS and self._first - 1 > self._read_to:
+            self._unheard.append(oldest)  # whoever asked would wait in vain; the sandbox bounds how many may
+        else:
+            self._skipped += len(oldest.text)

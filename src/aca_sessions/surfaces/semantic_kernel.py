@@ -1,15 +1,19 @@
 """Semantic Kernel: two kernel functions over one session. The only module that imports semantic_kernel, which takes seconds."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any
 
+from semantic_kernel import Kernel
+from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
 from semantic_kernel.contents import ChatHistory, ChatMessageContent, FunctionCallContent, FunctionResultContent, ImageContent, TextContent
 from semantic_kernel.contents.utils.author_role import AuthorRole
 from semantic_kernel.filters import AutoFunctionInvocationContext
-from semantic_kernel.functions import kernel_function
+from semantic_kernel.functions import KernelFunction, KernelPlugin, kernel_function
 
+from ..agent.search import Embed
+from ..agent.tools.tool import Effect, Parameter, Tool
 from ..models import CodeExecutionResult
 from .model_session import CODE, FILES, ModelSession
 
@@ -72,6 +76,46 @@ class ShowImages:
         if not _unanswered(history) and (images := self._held.pop(id(history), [])):
             shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
             history.add_message(ChatMessageContent(role=AuthorRole.USER, items=shown))
+
+
+def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") -> list[Tool]:
+    """Each function of a plugin as a tool of an `AgentSession`, named `plugin.function`; the kernel's filters see its calls."""
+    return [_tool(function, kernel, f"{plugin.name}.{name}", effect) for name, function in plugin.functions.items()]
+
+
+def embed_by(generator: EmbeddingGeneratorBase) -> Embed:
+    """A Semantic Kernel embedding service as the `embed` of an `AgentSession`."""
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        vectors = await generator.generate_embeddings(list(texts))
+        return [[float(number) for number in vector] for vector in vectors]
+
+    return embed
+
+
+def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -> Tool:
+    async def act(arguments: Mapping[str, Any]) -> object:
+        result = await function.invoke(kernel, **arguments)
+        return None if result is None else _plain(result.value)
+
+    parameters = [
+        Parameter(
+            name=one.name or "",
+            schema=one.schema_data or {},
+            required=bool(one.is_required),
+            default=one.default_value,
+            description=one.description or "",
+        )
+        for one in function.parameters
+    ]
+    return Tool(name=name, act=act, description=function.description or "", parameters=tuple(parameters), effect=effect)
+
+
+def _plain(value: Any) -> object:
+    """What a session can be given: models as dicts, everything that is no plain value as its text."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
 
 
 def _showable(result: CodeExecutionResult) -> PythonResult:

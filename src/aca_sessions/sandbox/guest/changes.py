@@ -7,7 +7,7 @@ from .place import place
 
 _MOST = 2000
 _MOST_TOLD = 1000
-_HIDDEN = (".upload-", "__pycache__")
+_HIDDEN = (".upload-", ".call-", "__pycache__")
 
 Listing = dict[str, tuple[int, int, int]]
 

@@ -21,12 +21,20 @@ class _Now:
     """The cell that runs, and how it asks."""
 
     execution = ""
+    answered: tuple[str, ...] = ()
     ask: Ask = staticmethod(nobody)
 
 
 def begin(cell: Run, ask: Ask) -> None:
     """From here on it is this cell that asks."""
-    _Now.execution, _Now.ask = cell.execution, staticmethod(ask if cell.answered else nobody)
+    _Now.execution, _Now.answered, _Now.ask = cell.execution, tuple(cell.answered), staticmethod(ask)
+
+
+def call(text: str) -> str:
+    """What a call outside answers, in JSON as it was made; AnswerError where nobody takes calls."""
+    if "call" not in _Now.answered:
+        raise AnswerError("nobody takes calls here: run the cell in an AgentSession")
+    return _Now.ask(_Now.execution, "call", text)
 
 
 def take_over() -> None:
@@ -49,7 +57,8 @@ def read_secret(prompt: str = "Password: ", stream: TextIO | None = None) -> str
 
 
 def _asked(prompt: str) -> str:
+    ask = _Now.ask if "input" in _Now.answered else nobody
     try:
-        return _Now.ask(_Now.execution, "input", prompt)
+        return ask(_Now.execution, "input", prompt)
     except AnswerError as refused:
         raise EOFError(str(refused)) from None

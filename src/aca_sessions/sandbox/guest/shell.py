@@ -14,7 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ..wire import Finished, Message, Run, Started
-from . import changes, loop, questions, streams, tracebacks
+from . import bridge, changes, loop, questions, streams, tracebacks
 from .collected import Collected, no_late_displays
 from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
 from .link import interrupts
@@ -55,6 +55,7 @@ class Shell(InteractiveShell):
     def run(self, cell: Run, send: Callable[[Message], None], ask: questions.Ask = questions.nobody) -> Finished:
         """Runs a cell; whatever it does, an answer comes back."""
         questions.begin(cell, ask)
+        bridge.begin(self.ast_transformers, cell.answered)
         self.collected = Collected(cell.execution, send, self._late)
         self._forget_listings()
         before = changes.listing()
@@ -119,7 +120,7 @@ class Shell(InteractiveShell):
         """Runs cells that leave nothing behind but loaded code and touched memory."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
-                self.run(Run("", code, False), lambda _message: None)
+                self.run(Run("", code, []), lambda _message: None)
         streams.flush()
         self.reset(new_session=True)
         self.execution_count = 1

@@ -1,0 +1,114 @@
+"""Artifacts: data that outlives a session. The content is written first and its description after it: no half of one is ever found."""
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ..errors import InvalidArgumentError, StorageError
+from . import values
+from .storage import Storage, checked_name
+
+_ATTEMPTS = 5
+Described = list[dict[str, Any]]
+_MOST_DESCRIPTION = 64 << 10
+Form = Literal["text", "bytes", "json", "table"]
+
+
+class Artifacts:
+    """The artifacts of a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Reads nothing yet."""
+        self._storage = storage
+
+    async def list(self) -> Described:
+        """All: name, path, description, metadata, created_at."""
+        found = [await self._described(name) for name in await self._storage.names("artifacts")]
+        return [self._told(one) for one in found if one is not None]
+
+    async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Keeps text, bytes, JSON or a DataFrame under a name; what was there before is replaced."""
+        form, content = _encode(data)
+        place = f"{checked_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
+        described = {
+            "name": name,
+            "description": _text(description),
+            "metadata": metadata or {},
+            "created_at": datetime.now(UTC).isoformat(),
+            "form": form,
+            "content": place,
+        }
+        text = json.dumps(described, default=_refuse)
+        if len(text) > _MOST_DESCRIPTION:
+            raise InvalidArgumentError(f"an artifact's metadata has at most {_MOST_DESCRIPTION} characters")
+        await self._storage.write("content", place, content)
+        async with self._storage.locked("artifacts"):
+            before = await self._described(name)
+            await self._storage.write("artifacts", name, text.encode())
+        if before is not None:
+            await self._storage.delete("content", before["content"])
+        return self._told(described)
+
+    async def load(self, name: str) -> Any:
+        """The data, as it was saved."""
+        for _ in range(_ATTEMPTS):
+            described = await self._described(name)
+            if described is None:
+                raise InvalidArgumentError(f"there is no artifact {checked_name(name)}: see artifacts.list()")
+            content = await self._storage.read("content", described["content"])
+            if content is not None:  # else it was replaced in between
+                return _decode(described["form"], content)
+        raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
+
+    async def delete(self, name: str) -> None:
+        """Deletes one; there need be none."""
+        async with self._storage.locked("artifacts"):
+            described = await self._described(name)
+            await self._storage.delete("artifacts", name)
+        if described is not None:
+            await self._storage.delete("content", described["content"])
+
+    async def _described(self, name: str) -> dict[str, Any] | None:
+        data = await self._storage.read("artifacts", name)
+        return None if data is None else dict(json.loads(data))
+
+    def _told(self, described: dict[str, Any]) -> dict[str, Any]:
+        told = {key: described[key] for key in ("name", "description", "metadata", "created_at")}
+        return told | {"path": self._storage.path("content", described["content"])}
+
+
+def _encode(data: Any) -> tuple[Form, bytes]:
+    if isinstance(data, str):
+        return "text", data.encode("utf-8", "backslashreplace")
+    if isinstance(data, bytes | bytearray | memoryview):
+        return "bytes", bytes(data)
+    if values.is_table(data):
+        return "table", values.table_bytes(data)
+    try:
+        return "json", json.dumps(data, default=_refuse, indent=1).encode()
+    except InvalidArgumentError:
+        raise
+    except (RecursionError, ValueError):
+        raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from None
+
+
+def _decode(form: Form, content: bytes) -> Any:
+    match form:
+        case "text":
+            return content.decode()
+        case "bytes":
+            return content
+        case "table":
+            return values.table(content)
+    return json.loads(content)
+
+
+def _refuse(value: object) -> object:
+    raise InvalidArgumentError(f"a {type(value).__name__} cannot be kept: text, bytes, JSON and DataFrames can")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgumentError("an artifact's description is text")
+    return value

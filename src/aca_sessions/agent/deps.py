@@ -1,0 +1,106 @@
+"""Dependencies: packages that the agent's sessions have, kept by their requirements and installed from the host's side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from ..client.session import Session
+from ..errors import InvalidArgumentError, NotSupportedError
+from .storage import Storage
+
+_RECORD = "requirements"
+Texts = list[str]
+
+
+class Deps:
+    """The requirements of a storage. `locked` ones are installed, and none is added or removed."""
+
+    def __init__(self, storage: Storage, *, locked: bool = False) -> None:
+        """Reads nothing yet."""
+        self._storage = storage
+        self._locked = locked
+        self._first: Path | None = None
+
+    def begin_with(self, file: Path) -> None:
+        """The lines of a file hold until a requirement is added or removed."""
+        self._first = file
+
+    async def list(self) -> Texts:
+        """The requirements, in the order in which they were added."""
+        data = await self._storage.read("deps", _RECORD)
+        if data is not None:
+            return [str(one) for one in json.loads(data)]
+        if self._first is None or not self._first.is_file():
+            return []
+        lines = (line.partition("#")[0].strip() for line in self._first.read_text().splitlines())
+        return [line for line in lines if line]
+
+    async def remember(self, package: str) -> str:
+        """Keeps a requirement in the place of an earlier one for the same package."""
+        self.check_unlocked()
+        wanted = _name(package)
+        async with self._storage.locked("deps"):
+            kept = [one for one in await self.list() if _name(one) != wanted]
+            await self._storage.write("deps", _RECORD, json.dumps([*kept, package], indent=1).encode())
+        return package
+
+    async def forget(self, package: str) -> bool:
+        """Whether there was one to take away."""
+        self.check_unlocked()
+        unwanted = _name(package)
+        async with self._storage.locked("deps"):
+            before = await self.list()
+            kept = [one for one in before if _name(one) != unwanted]
+            await self._storage.write("deps", _RECORD, json.dumps(kept, indent=1).encode())
+        return len(kept) < len(before)
+
+    def check_unlocked(self) -> None:
+        """NotSupportedError where they are locked."""
+        if self._locked:
+            raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
+
+
+async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
+    """What became of each: `installed`, `already_present` or `failed`; where one failed, `error` says why."""
+    told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
+    for requirement in requirements:
+        before = await _installed(session)
+        result = await session.install(requirement)
+        if not result.success:
+            told["failed"].append(requirement)
+            told["error"] = str(result.error)
+        elif before is not None and await _installed(session) == before:
+            told["already_present"].append(requirement)
+        else:
+            told["installed"].append(requirement)
+    return told
+
+
+async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
+    """What became of it: `removed`, `not_found` or `failed`, and whether it was among the requirements."""
+    told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
+    name, installed = _name(package), await _installed(session)
+    if installed is None or name not in {canonicalize_name(one.partition(" ")[0]) for one in installed}:
+        told["not_found"].append(package)
+        return told
+    told["removed" if (await session.uninstall(name)).success else "failed"].append(package)
+    return told
+
+
+async def _installed(session: Session) -> set[str] | None:
+    """Each with its version; None where the endpoint does not tell."""
+    try:
+        return {f"{package.name} {package.version}" for package in await session.packages()}
+    except NotSupportedError:
+        return None
+
+
+def _name(package: object) -> str:
+    try:
+        return canonicalize_name(Requirement(str(package)).name)
+    except InvalidRequirement:
+        raise InvalidArgumentError("a dependency is a requirement such as 'humanize' or 'pandas>=2'") from None

@@ -1,0 +1,91 @@
+"""The session while it is open: cells with their calls answered, and what has to wait until a cell is over."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from ..client.pool import SessionPool
+from ..client.session import Session
+from ..errors import InvalidArgumentError, NotSupportedError, SnapshotError
+from ..models import CodeExecutionResult
+from . import deps
+from .capabilities import capabilities_of
+from .outside import Answer, Outside
+
+_TRIAL_SECONDS = 10.0
+_NOT_IN_TRIALS = {"skills.create", "skills.delete", "artifacts.save", "artifacts.delete", "deps.add", "deps.remove", "deps.sync"}
+
+
+class Live:
+    """A leased session and the calls that its cells may make."""
+
+    def __init__(self, pool: SessionPool, session: Session, capabilities: frozenset[str]) -> None:
+        """Answers nothing yet."""
+        self.session = session
+        self.capabilities = capabilities
+        self.wanted: list[str] = []  # requirements to install when no cell runs
+        self._pool = pool
+        self._outside = self._trial = Outside({})
+        self._cells = 0
+
+    @classmethod
+    async def of(cls, pool: SessionPool, session: Session) -> "Live":
+        """Over a session that was leased from a pool."""
+        return cls(pool, session, await capabilities_of(session))
+
+    def answer_with(self, table: Mapping[str, Answer]) -> None:
+        """From here on cells may make these calls; those of examples that are tried change nothing that is kept."""
+        self._outside = Outside(table)
+        self._trial = Outside({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
+
+    async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
+        """What became of a cell, and of what it wanted installed."""
+        if "host_tools" not in self.capabilities:
+            return await self.session.run(code, timeout=timeout)
+        self._cells += 1
+        try:
+            result = await _followed(self.session, self._outside, code, timeout)
+        finally:
+            self._cells -= 1
+        return result if self._cells or not self.wanted else await self._with_packages(result)
+
+    async def attempt(self, name: str, source: str) -> None:
+        """Runs the examples of a skill; InvalidArgumentError says which one failed and how."""
+        if "host_tools" not in self.capabilities:
+            raise NotSupportedError("examples of skills are run where cells can call outside: the embedded default, aca-sessions serve")
+        async with self._elsewhere() as session:
+            result = await _followed(session, self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
+        if result.error is not None:
+            raise InvalidArgumentError(f"the skill was not kept, since its examples do not hold: {result.error}")
+
+    async def _with_packages(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        wanted, self.wanted = self.wanted, []
+        told = await deps.install(self.session, wanted)
+        if not told["failed"]:
+            return result
+        note = f"deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
+        return replace(result, stderr=result.stderr + note)
+
+    @asynccontextmanager
+    async def _elsewhere(self) -> AsyncIterator[Session]:
+        """A branch of the session between two cells; while one runs, or where there can be no branch, a fresh session."""
+        if not self._cells and "checkpoint" in self.capabilities:
+            try:
+                (branch,) = await self.session.branch(1)
+            except SnapshotError:
+                pass
+            else:
+                async with branch:
+                    yield branch
+                return
+        async with self._pool.session() as fresh:
+            yield fresh
+
+
+async def _followed(session: Session, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
+    execution = await session.start(code, timeout=timeout, on_call=lambda text: outside.answer(session, text))
+    try:
+        return await execution.wait()
+    except BaseException:
+        await session.cancel_quietly(execution)
+        raise

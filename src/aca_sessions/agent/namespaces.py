@@ -1,0 +1,115 @@
+"""The calls that code in a session may make, by name: what stands here and nothing else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .artifacts import Artifacts
+from .deps import Deps
+from .live import Live
+from .outside import Answer
+from .skills import Skills
+from .toolbox import ToolBox
+from .tools.tool import ToolFailedError
+
+
+def table(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, live: Live) -> dict[str, Answer]:
+    """All four namespaces."""
+    return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(deps, live)}
+
+
+def _tools(toolbox: ToolBox) -> dict[str, Answer]:
+    async def listed() -> object:
+        return toolbox.list()
+
+    async def searched(query: str, limit: int) -> object:
+        return toolbox.search(_text(query), _count(limit))
+
+    async def described(name: str) -> object:
+        return toolbox.describe(_text(name))
+
+    async def called(name: str, arguments: object) -> object:
+        return await toolbox.call(_text(name), _named(arguments))
+
+    async def batch(calls: object) -> object:
+        match calls:
+            case [*each]:
+                return await toolbox.batch([_call(one) for one in each])
+        raise ToolFailedError("a batch is a list of calls")
+
+    return {"tools.list": listed, "tools.search": searched, "tools.describe": described, "tools.call": called, "tools.batch": batch}
+
+
+def _skills(skills: Skills) -> dict[str, Answer]:
+    async def create(name: str, source: str, description: str) -> object:
+        return await skills.add(name, source, _text(description), origin="session")
+
+    async def delete(name: str) -> object:
+        return await skills.remove(name, origin="session")
+
+    async def searched(query: str, limit: int) -> object:
+        return await skills.search(_text(query), _count(limit))
+
+    return {
+        "skills.create": create,
+        "skills.search": searched,
+        "skills.list": skills.list,
+        "skills.get": skills.get,
+        "skills.source": skills.source,
+        "skills.delete": delete,
+    }
+
+
+def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
+    async def save(name: str, data: Any, description: str, metadata: object) -> object:
+        return await artifacts.save(name, data, description, None if metadata is None else dict(_named(metadata)))
+
+    return {
+        "artifacts.list": artifacts.list,
+        "artifacts.save": save,
+        "artifacts.load": artifacts.load,
+        "artifacts.delete": artifacts.delete,
+    }
+
+
+def _deps(deps: Deps, live: Live) -> dict[str, Answer]:
+    """While a cell runs nothing can be installed into its session: it waits for the cell's end."""
+
+    async def add(package: str) -> object:
+        live.wanted.append(await deps.remember(package))
+        return {"installed": [], "already_present": [], "failed": [], "pending": [package]}
+
+    async def remove(package: str) -> object:
+        configured = await deps.forget(package)
+        return {"removed": [], "not_found": [] if configured else [package], "failed": [], "removed_from_config": configured}
+
+    async def sync() -> object:
+        wanted = await deps.list()
+        live.wanted += wanted
+        return {"installed": [], "already_present": [], "failed": [], "pending": wanted}
+
+    return {"deps.list": deps.list, "deps.add": add, "deps.remove": remove, "deps.sync": sync}
+
+
+def _call(one: object) -> tuple[str, Mapping[str, Any]]:
+    match one:
+        case {"name": str(name), "arguments": dict(arguments)}:
+            return name, arguments
+    raise ToolFailedError("a call has a name and arguments")
+
+
+def _named(arguments: object) -> Mapping[str, Any]:
+    if not isinstance(arguments, dict):
+        raise ToolFailedError("arguments are given by name")
+    return arguments
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ToolFailedError("a name, a query or a description is text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= 1000:
+        raise ToolFailedError("a limit is a number up to 1000")
+    return value

@@ -1,0 +1,220 @@
+"""Skills: functions that a session's code or its owner wrote once, found and used again by later sessions.
+
+Their source is read with `ast` here and run only in sessions.
+"""
+
+import ast
+import json
+import keyword
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ..errors import InvalidArgumentError, NotSupportedError
+from .search import Embed, Index, MeaningIndex
+from .storage import Storage
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_OWN_NAMES = frozenset({"create", "invoke", "search", "list", "get", "delete"})
+_HEADER = "# aca-sessions: "
+_MOST_SOURCE = 64 << 10
+_KEPT_VERSIONS = 10
+Described = list[dict[str, Any]]
+Try = Callable[[str, str], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skill:
+    """A skill as it is kept; `origin` says who wrote it, `session` or `host`; `earlier` are older sources."""
+
+    name: str
+    source: str
+    description: str = ""
+    version: int = 1
+    origin: str = "host"
+    created: str = ""
+    tested: bool = False
+    earlier: tuple[str, ...] = ()
+
+    def told(self, uses: int = 0) -> dict[str, Any]:
+        """As it is listed: without the source."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "parameters": parameters(self.source),
+            "version": self.version,
+            "origin": self.origin,
+            "created_at": self.created,
+            "tested": self.tested,
+            "uses": uses,
+        }
+
+
+class Skills:
+    """The skills of a storage. Examples in a docstring are run by `attempt` before a skill is kept; it raises where one fails."""
+
+    def __init__(self, storage: Storage, attempt: Try | None = None, embed: Embed | None = None) -> None:
+        """Reads nothing yet."""
+        self._storage = storage
+        self._attempt = attempt
+        self._meaning = MeaningIndex(embed) if embed else None
+        self._stamp: str | None = None
+        self._all: dict[str, Skill] = {}
+        self._index = Index({})
+
+    async def list(self) -> Described:
+        """All, without their sources."""
+        return [skill.told(await self._uses(skill.name)) for skill in (await self._read_all()).values()]
+
+    async def search(self, query: str, limit: int = 5) -> Described:
+        """Those that fit a description, the best first."""
+        skills = await self._read_all()
+        if self._meaning is not None:
+            names = await self._meaning.best({name: skill.description for name, skill in skills.items()}, query, limit)
+        else:
+            names = self._index.best(query, limit)
+        return [skills[name].told(await self._uses(name)) for name in names]
+
+    async def get(self, name: str) -> dict[str, Any] | None:
+        """One with its source; None where there is none."""
+        skill = await self._read(name)
+        return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
+
+    async def source(self, name: str) -> str:
+        """The source, to be run; that is counted."""
+        skill = await self._read(name)
+        if skill is None:
+            raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
+        async with self._storage.locked("uses"):
+            used = {"uses": await self._uses(name) + 1, "last": time.time()}
+            await self._storage.write("uses", name, json.dumps(used).encode())
+        return skill.source
+
+    async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
+        """Keeps a skill, once its examples were run; the one that it replaces stays among its earlier versions."""
+        function = entry(source)
+        documentation = ast.get_docstring(function) or ""
+        now = datetime.now(UTC).isoformat()
+        skill = Skill(name=checked(name), source=source, description=description or _first(documentation), origin=origin, created=now)
+        tested = await self._try(skill) if ">>>" in documentation else False
+        async with self._storage.locked("skills"):
+            before = await self._read(name)
+            _check_owner(before, origin)
+            earlier = () if before is None else (before.source, *before.earlier)[:_KEPT_VERSIONS]
+            skill = replace(skill, version=before.version + 1 if before else 1, earlier=earlier, tested=tested)
+            await self._storage.write("skills", name, _encode(skill))
+        return {**skill.told(), "source": skill.source}
+
+    async def remove(self, name: str, *, origin: str = "host") -> bool:
+        """Whether there was one to remove."""
+        _check_owner(await self._read(name), origin)
+        await self._storage.delete("uses", checked(name))
+        return await self._storage.delete("skills", name)
+
+    async def _try(self, skill: Skill) -> bool:
+        if self._attempt is None:
+            return False
+        try:
+            await self._attempt(skill.name, skill.source)
+        except NotSupportedError:
+            return False
+        return True
+
+    async def _read(self, name: str) -> Skill | None:
+        data = await self._storage.read("skills", checked(name))
+        return None if data is None else _decode(name, data)
+
+    async def _read_all(self) -> dict[str, Skill]:
+        """Again only where something was written since."""
+        stamp = await self._storage.stamp("skills")
+        if stamp is None or stamp != self._stamp:
+            found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
+            self._all = {skill.name: skill for skill in found if skill is not None}
+            self._index = Index({skill.name: skill.description for skill in self._all.values()})
+            self._stamp = stamp
+        return self._all
+
+    async def _uses(self, name: str) -> int:
+        data = await self._storage.read("uses", name)
+        return int(json.loads(data)["uses"]) if data else 0
+
+
+def checked(name: object) -> str:
+    """The name, if code can call a skill by it."""
+    if not _is_name(name):
+        raise InvalidArgumentError(f"a skill's name is a Python name in small letters and none of {', '.join(sorted(_OWN_NAMES))}")
+    return str(name)
+
+
+def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
+    """The function of a skill; InvalidArgumentError where there is none, or the source is no Python."""
+    if not isinstance(source, str) or len(source) > _MOST_SOURCE:
+        raise InvalidArgumentError(f"a skill's source is text of at most {_MOST_SOURCE} characters")
+    try:
+        parsed = ast.parse(source)
+    except SyntaxError as error:
+        raise InvalidArgumentError(f"the skill's source is no Python: {error.msg} (line {error.lineno})") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise InvalidArgumentError("the skill's source is nested too deeply, or holds null characters") from None
+    for node in reversed(parsed.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == "run":
+            return node
+    raise InvalidArgumentError("a skill's source defines 'def run(...)' or 'async def run(...)'")
+
+
+def parameters(source: str) -> list[dict[str, Any]]:
+    """What `run` takes, as its text says: nothing of it is evaluated."""
+    given = entry(source).args
+    plain = [*given.posonlyargs, *given.args]
+    defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults)) + [*given.defaults]
+    both = [*zip(plain, defaults, strict=True), *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return [_parameter(argument, default) for argument, default in both]
+
+
+def _parameter(argument: ast.arg, default: ast.expr | None) -> dict[str, Any]:
+    return {
+        "name": argument.arg,
+        "type": ast.unparse(argument.annotation) if argument.annotation else None,
+        "required": default is None,
+        "default": ast.unparse(default) if default else None,
+    }
+
+
+def _check_owner(skill: Skill | None, origin: str) -> None:
+    """What a session writes may not take the place of what its owner gave it: later sessions would trust it."""
+    if skill is not None and skill.origin == "host" and origin != "host":
+        raise InvalidArgumentError(f"the skill {skill.name} was given from outside, and stays as it is: use another name")
+
+
+def _first(documentation: str) -> str:
+    """Its first paragraph."""
+    return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in _OWN_NAMES and not keyword.iskeyword(name)
+
+
+def _encode(skill: Skill) -> bytes:
+    """A Python file whose first line says what is not in the source."""
+    fields = ("description", "version", "origin", "created", "tested", "earlier")
+    return f"{_HEADER}{json.dumps({name: getattr(skill, name) for name in fields})}\n{skill.source}".encode("utf-8", "backslashreplace")
+
+
+def _decode(name: str, data: bytes) -> Skill | None:
+    """A file without our first line is a skill as well; what is none of Python is none."""
+    first, _, source = data.decode("utf-8", "replace").partition("\n")
+    told: dict[str, Any] = {}
+    try:
+        if first.startswith(_HEADER):
+            told = json.loads(first.removeprefix(_HEADER))
+            told["earlier"] = tuple(told["earlier"])
+        else:
+            source = data.decode("utf-8", "replace")
+        documentation = ast.get_docstring(entry(source)) or ""
+    except (ValueError, TypeError, KeyError):
+        return None
+    return Skill(name=name, source=source, **{"description": _first(documentation), **told})

@@ -1,0 +1,186 @@
+"""Where skills, artifacts and dependencies outlive a session. A record is written whole or not at all, and read whole.
+
+Names come from models: they are checked here, whatever asked for them.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
+
+from ..errors import InvalidArgumentError, StorageError
+
+Kind = Literal["skills", "uses", "artifacts", "content", "deps"]
+Result = TypeVar("Result")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,126}[A-Za-z0-9_-]|[A-Za-z0-9_]")
+_LOCK_SECONDS = 30.0
+_SETTLED_NANOSECONDS = 50_000_000  # a folder's time has the grain of the kernel's clock: younger ones may still change unseen
+
+
+class Storage(Protocol):
+    """Records by kind and name."""
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        """A record; None where there is none."""
+        ...
+
+    async def write(self, kind: Kind, name: str, data: bytes) -> None:
+        """Replaces a record; whoever reads meanwhile gets the old one or the new one, whole."""
+        ...
+
+    async def delete(self, kind: Kind, name: str) -> bool:
+        """Whether there was one to delete."""
+        ...
+
+    async def names(self, kind: Kind) -> list[str]:
+        """The names of all records of a kind, sorted."""
+        ...
+
+    async def stamp(self, kind: Kind) -> str | None:
+        """A text that differs once a record of the kind was written or deleted; None where that cannot be told."""
+        ...
+
+    def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
+        """Keeps others who ask for the same from reading and writing back in between; in any process."""
+        ...
+
+    def path(self, kind: Kind, name: str) -> str:
+        """Where a person finds the record."""
+        ...
+
+
+def checked_name(name: object) -> str:
+    """The name, if it can be that of a record."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        allowed = "letters, digits, '_', '-', single '.' and spaces"
+        raise InvalidArgumentError(f"a name is up to 128 {allowed}, and begins with a letter or digit")
+    return name
+
+
+class FileStorage:
+    """A folder with a readable file for each record; many processes may use it at once."""
+
+    def __init__(self, base_path: Path | str) -> None:
+        """Makes the folder when something is written."""
+        self.base_path = Path(base_path)
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        """A record; None where there is none."""
+        return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
+
+    async def write(self, kind: Kind, name: str, data: bytes) -> None:
+        """Writes beside it and takes its place."""
+        await _in_thread("written", lambda: self._write(kind, checked_name(name), data))
+
+    async def delete(self, kind: Kind, name: str) -> bool:
+        """Whether there was one to delete."""
+        return await _in_thread("deleted", lambda: self._delete(kind, checked_name(name)))
+
+    async def names(self, kind: Kind) -> list[str]:
+        """The names of all records of a kind, sorted."""
+        return await _in_thread("listed", lambda: self._names(kind))
+
+    async def stamp(self, kind: Kind) -> str | None:
+        """When a file last came into the folder or left it."""
+        return await _in_thread("read", lambda: self._stamp(kind))
+
+    @asynccontextmanager
+    async def locked(self, kind: Kind) -> AsyncIterator[None]:
+        """Holds a lock on a file; it goes with the process that holds it."""
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while (lock := await _in_thread("locked", lambda: self._lock(kind))) is None:
+            if time.monotonic() > deadline:
+                raise StorageError(f"{kind} of the storage are locked by another process for {_LOCK_SECONDS:g} s: end that process")
+            await asyncio.sleep(0.01)
+        try:
+            yield
+        finally:
+            os.close(lock)
+
+    def path(self, kind: Kind, name: str) -> str:
+        """The file."""
+        return str(self._file(kind, name))
+
+    def _file(self, kind: Kind, name: str) -> Path:
+        return self.base_path / kind / (f"{name}.py" if kind == "skills" else name)
+
+    def _read(self, kind: Kind, name: str) -> bytes | None:
+        try:
+            return self._file(kind, name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, kind: Kind, name: str, data: bytes) -> None:
+        file = self._file(kind, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".new-", dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as written:
+                written.write(data)
+                written.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _delete(self, kind: Kind, name: str) -> bool:
+        try:
+            self._file(kind, name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _names(self, kind: Kind) -> list[str]:
+        try:
+            found = [entry.name for entry in os.scandir(self.base_path / kind) if entry.is_file()]
+        except FileNotFoundError:
+            return []
+        if kind == "skills":
+            found = [name.removesuffix(".py") for name in found if name.endswith(".py")]
+        return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def _stamp(self, kind: Kind) -> str | None:
+        try:
+            changed = os.stat(self.base_path / kind).st_mtime_ns
+        except FileNotFoundError:
+            return "none"
+        return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
+
+    def _lock(self, kind: Kind) -> int | None:
+        """An open file that is locked; None while another has it."""
+        self.base_path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.base_path / f".{kind}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        locked = False
+        try:
+            locked = _try_to_lock(descriptor)
+        finally:
+            if not locked:
+                os.close(descriptor)
+        return descriptor if locked else None
+
+
+def _try_to_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # elsewhere than on Linux and macOS one process at a time may write
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def _in_thread(done: str, act: Callable[[], Result]) -> Result:
+    try:
+        return await asyncio.to_thread(act)
+    except OSError as error:
+        raise StorageError(f"the storage cannot be {done}: {error.strerror}; look at its folder's owner, mode and free space") from None

@@ -1,0 +1,122 @@
+"""The tools of one agent session: found by name, checked, decided, made within their time, and written down."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..errors import ConfigurationError
+from . import values
+from .approval import Approval, CallRecord, Decision, digest, why_refused
+from .search import Index
+from .tools.tool import Tool, ToolFailedError
+
+Described = list[dict[str, Any]]
+
+
+class ToolBox:
+    """What code in a session may call, and nothing else of the host's."""
+
+    def __init__(self, tools: Sequence[Tool], approval: Approval) -> None:
+        """ConfigurationError where two have one name."""
+        self._tools: dict[str, Tool] = {}
+        for tool in tools:
+            if tool.name in self._tools:
+                raise ConfigurationError(f"there are two tools named {tool.name}: rename one, as in @tool(name='...')")
+            self._tools[tool.name] = tool
+        self._approval = approval
+        self._index = Index({tool.name: f"{tool.description} {' '.join(tool.tags)}" for tool in tools})
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def list(self) -> Described:
+        """Each with name, description, tags, effect and signature."""
+        return [_told(tool) for tool in self._tools.values()]
+
+    def search(self, query: str, limit: int) -> Described:
+        """Those that fit a description, the best first."""
+        return [_told(self._tools[name]) for name in self._index.best(query, limit)]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """One with its parameters, and what hangs on its name."""
+        tool = self._tools.get(name)
+        below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
+        if tool is None and not below:
+            raise ToolFailedError(f"there is no tool {name}: see tools.list()")
+        told = {"name": name, "callable": tool is not None, "members": [self.describe(member) for member in below]}
+        if tool is None:
+            return told | {"description": f"The tools of {name}.", "effect": "read", "parameters": []}
+        return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
+        """What the tool answers; ToolFailedError where it may not be called."""
+        tool = self._checked(name, arguments)
+        (decision,) = await self._approval.decide([(tool, arguments)])
+        return await self._made(tool, arguments, decision)
+
+    async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
+        """What became of each, `value` or `error`: allowed together, then made one after another."""
+        checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
+        decisions = await self._approval.decide(checked)
+        return [await self._outcome(tool, arguments, decision) for (tool, arguments), decision in zip(checked, decisions, strict=True)]
+
+    async def _outcome(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> dict[str, Any]:
+        try:
+            return {"value": await self._made(tool, arguments, decision)}
+        except Exception as error:
+            return {"error": str(error)}
+
+    def _checked(self, name: str, arguments: Mapping[str, Any]) -> Tool:
+        tool = self._tools.get(name)
+        if tool is None:
+            raise ToolFailedError(f"there is no tool {name}: see tools.list()")
+        tool.check(arguments)
+        return tool
+
+    async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
+        """Every way out of here is written down."""
+        record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
+        if decision == "refused":
+            records.append(record)
+            raise ToolFailedError(why_refused(tool))
+        try:
+            self._approval.take(tool)
+        except ToolFailedError:
+            records.append(replace(record, decision="over budget"))
+            raise
+        started, error, text, files = time.perf_counter(), "cancelled", "", dict[str, bytes]()
+        try:
+            value = await self._timed(tool, arguments)
+            text, files = values.encode(value)
+            error = ""
+            return value
+        except Exception as failure:
+            error = type(failure).__name__
+            raise
+        finally:
+            duration = time.perf_counter() - started
+            self._approval.spend(tool, duration, len(text) + sum(map(len, files.values())))
+            known = digest(text, files) if not error else None
+            records.append(replace(record, duration=duration, digest=known, error=error or None))
+
+    async def _timed(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
+        seconds = self._approval.seconds_left(tool)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await tool.act(dict(arguments))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from None
+
+
+def _told(tool: Tool) -> dict[str, Any]:
+    return {
+        "name": tool.name,
+        "description": tool.description,
+        "tags": list(tool.tags),
+        "effect": tool.effect,
+        "signature": tool.signature,
+    }

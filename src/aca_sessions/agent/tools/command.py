@@ -1,0 +1,144 @@
+"""Programs of the host as tools: argument lists, never a shell. What a session gives can be no option that the tool did not name."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError
+
+_MOST_OUTPUT = 4 << 20
+_ENDING_SECONDS = 2.0
+_MOST_ARGUMENT = 128 << 10  # MAX_ARG_STRLEN in execve(2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option of a program; `short` is used where there is one."""
+
+    name: str
+    type: str = "string"
+    short: str = ""
+    description: str = ""
+
+    def words(self, value: object) -> list[str]:
+        """As the program is to read it: the value in the same word, where it cannot be taken for another option."""
+        flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
+        if self.type == "boolean":
+            return [flag] if value else []
+        each = value if isinstance(value, list) else [value]
+        return [f"{flag}{'' if self.short else '='}{_word(one)}" for one in each]
+
+    def parameter(self) -> Parameter:
+        """As a tool's parameter."""
+        return Parameter(name=self.name, schema={"type": self.type}, required=False, description=self.description)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A way to call a program: options that are set, and those of the rest that may be given."""
+
+    name: str
+    description: str = ""
+    preset: Mapping[str, object] = field(default_factory=dict)
+    parameters: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A program with what it may be called with."""
+
+    name: str
+    command: Sequence[str]
+    description: str = ""
+    options: tuple[Option, ...] = ()
+    positional: tuple[Parameter, ...] = ()
+    recipes: tuple[Recipe, ...] = ()
+    effect: Effect = "write"
+    tags: tuple[str, ...] = ()
+    seconds: float = DEFAULT_SECONDS
+
+    def tools(self) -> list[Tool]:
+        """The program itself and each of its recipes."""
+        return [self._tool(Recipe(name="")), *(self._tool(recipe) for recipe in self.recipes)]
+
+    def _tool(self, recipe: Recipe) -> Tool:
+        given = (*self.positional, *(option.parameter() for option in self.options))
+        allowed = [one for one in given if one.name not in recipe.preset and (recipe.parameters is None or one.name in recipe.parameters)]
+        return Tool(
+            name=f"{self.name}.{recipe.name}" if recipe.name else self.name,
+            act=lambda arguments: self._run({**recipe.preset, **arguments}),
+            description=recipe.description or self.description,
+            parameters=tuple(allowed),
+            effect=self.effect,
+            tags=self.tags,
+            seconds=self.seconds,
+        )
+
+    def words(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The whole call, word by word."""
+        options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
+        values = [arguments[one.name] for one in self.positional if arguments.get(one.name) is not None]
+        plain = [_word(item) for value in values for item in (value if isinstance(value, list) else [value])]
+        for word in plain:
+            if word.startswith("-"):
+                raise ToolFailedError("a value that begins with '-' would be read as an option: give it another way")
+        return [*self.command, *options, *plain]
+
+    async def _run(self, arguments: Mapping[str, Any]) -> str:
+        words = self.words(arguments)
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+            )
+        except OSError as error:
+            raise ToolFailedError(f"{self.name} could not be started: {error.strerror}") from None
+        try:
+            stdout, stderr = await asyncio.gather(_read(process.stdout, process), _read(process.stderr, process))
+            status = await process.wait()
+        finally:
+            await _end(process)
+        if status:
+            raise ToolFailedError(f"{self.name} ended with {status}: {(stderr or stdout).strip()[-2000:]}")
+        return stdout
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Nothing of it runs on, and nobody waits for what holds its pipes open."""
+    if process.returncode is None:
+        _kill(process)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDING_SECONDS):
+                await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> str:
+    """What is too much is read as well: asyncio tells the end of a process only when its pipes are at theirs."""
+    data, size = bytearray(), 0
+    while stream is not None and (part := await stream.read(1 << 16)):
+        size += len(part)
+        if size <= _MOST_OUTPUT:
+            data += part
+        else:
+            _kill(process)
+    if size > _MOST_OUTPUT:
+        raise ToolFailedError(f"the program wrote more than {_MOST_OUTPUT >> 20} MB: ask for less")
+    return data.decode("utf-8", "replace")
+
+
+def _word(value: object) -> str:
+    match value:
+        case bool() | None | list() | dict():
+            raise ToolFailedError("an argument of a program is text or a number")
+        case str() if "\0" in value or len(value) > _MOST_ARGUMENT:
+            raise ToolFailedError("an argument of a program has no null character and is no longer than 128 KB")
+    return str(value).encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,111 @@
+"""Tools that a YAML file describes: programs, HTTP endpoints, MCP servers. What the file does not say, the tool does not do."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from ...errors import ConfigurationError
+from .command import Option, Program, Recipe
+from .tool import DEFAULT_SECONDS, EFFECTS, Effect, Parameter, Tool, ToolSource
+
+_KEYS = {
+    "program": {"name", "description", "command", "timeout", "tags", "schema", "recipes", "effect"},
+    "mcp": {"name", "description", "type", "transport", "command", "args", "env", "url", "tags", "effect", "timeout"},
+    "http": {"name", "description", "type", "base_url", "headers", "endpoints", "tags", "timeout"},
+}
+
+
+def tools_in(folder: Path) -> list[Tool | ToolSource]:
+    """The tools of all YAML files of a folder, in the order of their names; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return [tool for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) for tool in tools_of(file)]
+
+
+def tools_of(file: Path) -> list[Tool | ToolSource]:
+    """The tools of one file; ConfigurationError names the file and what is wrong in it."""
+    try:
+        described = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{file.name} cannot be read as YAML: {type(error).__name__}") from None
+    kind = described.get("type", "program") if isinstance(described, dict) else None
+    kind = "program" if kind == "cli" else kind
+    if kind not in _KEYS or "name" not in described:
+        raise ConfigurationError(f"{file.name} describes no tool: it needs a name, and a command, or type: mcp, or type: http")
+    if unknown := described.keys() - _KEYS[kind] - {"type"}:
+        raise ConfigurationError(f"{file.name} has keys that mean nothing: {', '.join(sorted(map(str, unknown)))}")
+    try:
+        return _made(kind, described)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{file.name} is not as it has to be: {type(error).__name__} at {error}") from None
+
+
+def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
+    if kind == "program":
+        return [*_program(described).tools()]
+    if kind == "http":
+        from .http import Endpoint, HttpApi
+
+        endpoints = [
+            Endpoint(**{**one, "effect": _effect(one, "read" if one.get("method", "GET") == "GET" else "write")})
+            for one in described["endpoints"]
+        ]
+        return [HttpApi(described["name"], described["base_url"], endpoints, headers=_expanded(described.get("headers", {})))]
+    from .mcp import McpServer
+
+    command = [described["command"], *described.get("args", ())] if "command" in described else None
+    url, environment, effect = described.get("url"), _expanded(described.get("env", {})), described.get("effect")
+    return [McpServer(described["name"], command=command, url=url, environment=environment, effect=effect)]
+
+
+def _program(described: Mapping[str, Any]) -> Program:
+    schema, command = described.get("schema") or {}, described["command"]
+    return Program(
+        name=described["name"],
+        command=shlex.split(command) if isinstance(command, str) else [str(word) for word in command],
+        description=described.get("description", ""),
+        options=tuple(_option(name, one or {}) for name, one in (schema.get("options") or {}).items()),
+        positional=tuple(_positional(one) for one in schema.get("positional") or ()),
+        recipes=tuple(_recipe(name, one or {}) for name, one in (described.get("recipes") or {}).items()),
+        effect=_effect(described, "write"),
+        tags=tuple(described.get("tags") or ()),
+        seconds=float(described.get("timeout", DEFAULT_SECONDS)),
+    )
+
+
+def _option(name: str, told: Mapping[str, Any]) -> Option:
+    short = str(told.get("short", ""))
+    return Option(name=name, type=told.get("type", "string"), short=short, description=told.get("description", ""))
+
+
+def _positional(told: Mapping[str, Any]) -> Parameter:
+    return Parameter(
+        name=told["name"],
+        schema={"type": told.get("type", "string")},
+        required=bool(told.get("required", False)),
+        description=told.get("description", ""),
+    )
+
+
+def _recipe(name: str, told: Mapping[str, Any]) -> Recipe:
+    parameters = told.get("params")
+    preset = told.get("preset") or {}
+    return Recipe(
+        name=name, description=told.get("description", ""), preset=preset, parameters=None if parameters is None else tuple(parameters)
+    )
+
+
+def _effect(told: Mapping[str, Any], default: Effect) -> Effect:
+    effect = told.get("effect", default)
+    if effect not in EFFECTS:
+        raise ConfigurationError(f"an effect is one of {', '.join(EFFECTS)}")
+    return cast(Effect, effect)
+
+
+def _expanded(values: Mapping[str, str]) -> dict[str, str]:
+    """With `${NAME}` from the environment: no secret has to be written into the file."""
+    return {name: os.path.expandvars(value) for name, value in values.items()}

@@ -1,0 +1,117 @@
+"""Tools of an MCP server, which is a program (stdio) or a URL (streamable HTTP), by the mcp SDK."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from mcp import ClientSession, McpError, StdioServerParameters, types
+from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
+
+from ...errors import ConfigurationError
+from .tool import DEFAULT_SECONDS, Effect, Tool, ToolFailedError, parameters_of
+
+_OPENING_SECONDS = 30.0
+
+
+class McpServer:
+    """The tools of one server, named `name.tool`. Without an `effect` its annotations say what a tool does; without those it writes."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        command: Sequence[str] | None = None,
+        url: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        effect: Effect | None = None,
+    ) -> None:
+        """Starts or reaches it when it is opened: by a command, or by a URL."""
+        if (command is None) == (url is None):
+            raise ConfigurationError(f"the MCP server {name} is reached by a command or by a url: give one of them")
+        self._name, self._effect = name, effect
+        self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
+        self._ended = asyncio.Event()
+        self._serving: asyncio.Task[None] | None = None
+
+    async def open(self) -> list[Tool]:
+        """The tools that it has now."""
+        ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
+        # The SDK's contexts have to be left by the task that entered them: they have one of their own.
+        self._ended = asyncio.Event()
+        self._serving = asyncio.create_task(self._serve(ready))
+        try:
+            session, tools = await asyncio.wait_for(asyncio.shield(ready), _OPENING_SECONDS)
+        except Exception as error:
+            raise ConfigurationError(f"the MCP server {self._name} could not be opened: {type(error).__name__}") from None
+        return [self._tool(session, told) for told in tools]
+
+    async def close(self) -> None:
+        """Ends the connection, and the program."""
+        self._ended.set()
+        if self._serving is not None:
+            serving, self._serving = self._serving, None
+            await asyncio.wait({serving}, timeout=_OPENING_SECONDS)
+            serving.cancel()
+
+    async def _serve(self, ready: "asyncio.Future[Any]") -> None:
+        try:
+            async with self._connected() as session:
+                await session.initialize()
+                ready.set_result((session, (await session.list_tools()).tools))
+                await self._ended.wait()
+        except BaseException as error:
+            if ready.done():
+                return
+            ready.set_exception(error if isinstance(error, Exception) else ConnectionError("cancelled"))
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[ClientSession]:
+        async with AsyncExitStack() as stack:
+            if self._url is not None:
+                read, write, _ = await stack.enter_async_context(streamable_http_client(self._url))
+            else:
+                program = StdioServerParameters(command=self._command[0], args=self._command[1:], env=self._environment or None)
+                read, write = await stack.enter_async_context(stdio_client(program))
+            yield await stack.enter_async_context(ClientSession(read, write))
+
+    def _tool(self, session: ClientSession, told: types.Tool) -> Tool:
+        return Tool(
+            name=f"{self._name}.{told.name}",
+            act=lambda arguments: self._call(session, told.name, arguments),
+            description=told.description or "",
+            parameters=parameters_of(told.inputSchema),
+            effect=self._effect or _effect(told.annotations),
+        )
+
+    async def _call(self, session: ClientSession, name: str, arguments: dict[str, Any]) -> object:
+        try:
+            result = await session.call_tool(name, arguments, read_timeout_seconds=timedelta(seconds=DEFAULT_SECONDS))
+        except McpError as error:
+            raise ToolFailedError(error.error.message) from None
+        parts = [_value(content) for content in result.content]
+        if result.isError:
+            raise ToolFailedError("\n".join(part for part in parts if isinstance(part, str)) or f"{name} failed")
+        if result.structuredContent is not None:
+            inner = result.structuredContent
+            return inner["result"] if inner.keys() == {"result"} else inner
+        return parts[0] if len(parts) == 1 else parts
+
+
+def _effect(hints: types.ToolAnnotations | None) -> Effect:
+    """Hints are the server's word: none makes a tool milder than one that writes, but for a server that says it only reads."""
+    if hints is not None and hints.readOnlyHint:
+        return "read"
+    return "irreversible" if hints is not None and hints.destructiveHint else "write"
+
+
+def _value(content: types.ContentBlock) -> object:
+    match content:
+        case types.TextContent(text=text):
+            return text
+        case types.ImageContent(data=data) | types.AudioContent(data=data):
+            return base64.b64decode(data)
+    return content.model_dump(mode="json", exclude_none=True)

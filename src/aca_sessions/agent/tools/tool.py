@@ -1,0 +1,156 @@
+"""A tool: a name, parameters, what it does to the world, and a coroutine that does it."""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ...errors import ConfigurationError
+
+Effect = Literal["read", "write", "irreversible"]
+EFFECTS = ("read", "write", "irreversible")
+DEFAULT_SECONDS = 60.0
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}(\.[A-Za-z][A-Za-z0-9_-]{0,63}){0,2}")
+_RESERVED = {"list", "search", "batch", "describe", "call"}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What one agent session may use of a tool in all: calls, seconds, and bytes of results. None is no limit."""
+
+    calls: int | None = None
+    seconds: float | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter by its JSON schema."""
+
+    name: str
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    required: bool = True
+    default: object = None
+    description: str = ""
+
+    def described(self) -> dict[str, object]:
+        """As it is told to the session."""
+        told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
+        return told | {"required": self.required, "default": self.default, "description": self.description}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """Something of the host's that code in a session may call. `write` is what is assumed of a tool that does not say."""
+
+    name: str
+    act: Callable[[dict[str, Any]], Awaitable[object]]
+    description: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    effect: Effect = "write"
+    budget: Budget = Budget()
+    tags: tuple[str, ...] = ()
+    seconds: float = DEFAULT_SECONDS
+    function: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        """ConfigurationError where code could not name it."""
+        if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
+            reserved = ", ".join(sorted(_RESERVED))
+            raise ConfigurationError(f"{self.name!r} is no name for a tool: letters, digits and '_', and none of {reserved}")
+        if self.effect not in EFFECTS:
+            raise ConfigurationError(f"the effect of {self.name} is one of {', '.join(EFFECTS)}")
+
+    @property
+    def signature(self) -> str:
+        """How it is called, in a line."""
+        return f"{self.name}({', '.join(map(_shown, self.parameters))})"
+
+    def check(self, arguments: Mapping[str, object]) -> None:
+        """TypeError where the arguments are not what it takes."""
+        known = {parameter.name: parameter for parameter in self.parameters}
+        if unknown := arguments.keys() - known.keys():
+            raise TypeError(f"{self.name} takes no {', '.join(sorted(unknown))}: {self.signature}")
+        for name, parameter in known.items():
+            if name in arguments:
+                check(arguments[name], parameter.schema, name)
+            elif parameter.required:
+                raise TypeError(f"{self.name} needs {name}: {self.signature}")
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Calls the Python function that this tool was made of, as if it were none."""
+        if self.function is None:
+            raise TypeError(f"{self.name} is called by code in a session")
+        return self.function(*arguments, **named)
+
+
+class ToolSource(Protocol):
+    """Tools that are known once something was opened."""
+
+    async def open(self) -> Sequence[Tool]:
+        """Its tools."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of what was opened."""
+        ...
+
+
+class ToolFailedError(Exception):
+    """A tool failed in a way that code in the session is to read: the text, and nothing else of it."""
+
+
+def check(value: object, schema: Mapping[str, Any], where: str) -> None:
+    """TypeError where a value is not what a JSON schema says; what the schema does not say is let through."""
+    if options := schema.get("anyOf"):
+        if not any(_fits(value, option, where) for option in options):
+            raise TypeError(f"{where} is none of what it may be")
+        return
+    kinds = schema.get("type", ())
+    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    if kinds and not any(_is_of(value, kind) for kind in kinds):
+        raise TypeError(f"{where} is of type {' or '.join(kinds)}, not {type(value).__name__}")
+    if "enum" in schema and value not in schema["enum"]:
+        raise TypeError(f"{where} is one of {', '.join(map(repr, schema['enum']))}")
+    if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
+        for place, item in enumerate(value):
+            check(item, schema["items"], f"{where}[{place}]")
+
+
+def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """The parameters that the JSON schema of an object names."""
+    required = set(schema.get("required", ()))
+    return tuple(
+        Parameter(name=name, schema=one, required=name in required, default=one.get("default"), description=str(one.get("description", "")))
+        for name, one in schema.get("properties", {}).items()
+        if isinstance(one, Mapping)
+    )
+
+
+def _fits(value: object, schema: Mapping[str, Any], where: str) -> bool:
+    try:
+        check(value, schema, where)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_of(value: object, kind: str) -> bool:
+    if isinstance(value, bool) and kind in ("integer", "number"):
+        return False
+    return isinstance(value, _JSON_TYPES.get(kind, (object,)))
+
+
+def _shown(parameter: Parameter) -> str:
+    kind = parameter.schema.get("type")
+    text = f"{parameter.name}: {kind}" if isinstance(kind, str) else parameter.name
+    return text if parameter.required else f"{text} = {parameter.default!r}"

@@ -1,0 +1,126 @@
+"""One call out of the session: JSON; bytes, long texts and tables go by files, deleted by whoever reads them."""
+
+import asyncio
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from . import questions
+from .link import AnswerError
+from .place import place
+
+_LONG = 64 << 10
+_MOST_SENT = 1 << 20
+_AT_A_TIME = 32
+_FILE = re.compile(r"\.call-[0-9a-f]{32}")
+_slots = threading.BoundedSemaphore(_AT_A_TIME)
+
+
+class ToolError(RuntimeError):
+    """A call outside failed, with the message of what was called; `name` is the name of its exception."""
+
+    name = ""
+
+
+def call(name: str, /, **arguments: object) -> Any:
+    """What is answered to a call of that name; blocks, and may be made from any thread."""
+    text = json.dumps({"name": name, "arguments": {key: _packed(value) for key, value in arguments.items()}})
+    if len(text) > _MOST_SENT:
+        told = f"the arguments have {len(text)} characters, and a call takes {_MOST_SENT}"
+        raise ToolError(f"{told}: send large things as one text or as bytes")
+    try:
+        with _slots:
+            answer = json.loads(questions.call(text))
+    except AnswerError as refused:
+        raise ToolError(str(refused)) from None
+    if "error" in answer:
+        failed = ToolError(answer["error"]["message"])
+        failed.name = answer["error"]["name"]
+        raise failed
+    return _unpacked(answer["value"])
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    """What work comes to, while other tasks go on. The thread ends with it: one that stayed would keep the session from being forked."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    threading.Thread(target=_settle, args=(work, loop, done), daemon=True).start()
+    value, error = await done
+    if error is not None:
+        raise error
+    return value
+
+
+def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: "asyncio.Future[Any]") -> None:
+    outcome: tuple[Any, BaseException | None]
+    try:
+        outcome = work(), None
+    except BaseException as error:
+        outcome = None, error
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
+
+
+def _packed(value: Any) -> Any:
+    match value:
+        case str() if len(value) > _LONG:
+            return {"$": "text", "file": _written(value.encode("utf-8", "backslashreplace"))}
+        case None | bool() | int() | float() | str():
+            return value
+        case bytes() | bytearray() | memoryview():
+            return {"$": "bytes", "file": _written(bytes(value))}
+        case list() | tuple():
+            return [_packed(item) for item in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            packed = {key: _packed(item) for key, item in value.items()}
+            return {"$": "dict", "content": packed} if "$" in value else packed
+    return _packed_of_a_library(value)
+
+
+def _packed_of_a_library(value: Any) -> Any:
+    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    if numpy is not None and isinstance(value, numpy.generic):
+        return _packed(value.item())
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return _packed(value.tolist())
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        return {"$": "table", "file": _written(value.to_json(orient="table").encode())}
+    raise TypeError(f"a {type(value).__name__} cannot be sent: numbers, texts, bytes, lists, dicts by text, and DataFrames can")
+
+
+def _unpacked(value: Any) -> Any:
+    match value:
+        case list():
+            return [_unpacked(item) for item in value]
+        case {"$": "dict", "content": dict(content)}:
+            return {key: _unpacked(item) for key, item in content.items()}
+        case {"$": "bytes" | "text" | "table" as kind, "file": str(name)} if _FILE.fullmatch(name):
+            return _read(kind, name)
+        case dict():
+            return {key: _unpacked(item) for key, item in value.items()}
+    return value
+
+
+def _written(data: bytes) -> str:
+    name = f".call-{uuid.uuid4().hex}"
+    with open(os.path.join(place.data, name), "xb") as file:
+        file.write(data)
+    return name
+
+
+def _read(kind: str, name: str) -> Any:
+    path = os.path.join(place.data, name)
+    with open(path, "rb") as file:
+        data = file.read()
+    os.unlink(path)
+    if kind == "table":
+        return importlib.import_module("pandas").read_json(io.BytesIO(data), orient="table")
+    return data if kind == "bytes" else data.decode()

@@ -1,0 +1,1 @@
+"""Agent sessions, as programs use them."""

@@ -1,0 +1,144 @@
+"""Who decides calls, what they may use up, and what is written down of them."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from aca_sessions import AgentSession, SessionPool, tool
+from aca_sessions.agent.approval import Call
+from aca_sessions.agent.tools.tool import Budget, Effect, Tool
+
+SENDS = "for name in ['Ada', 'Grace', 'Mary']:\n    tools.send(to=name)\n"
+
+
+class Mail:
+    """Tools of each kind, and what they did."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.sent: list[str] = []
+        self.tools = [self._tool(effect, budget or Budget()) for effect in ("read", "write", "irreversible")]
+
+    def _tool(self, effect: Effect, budget: Budget) -> Tool:
+        @tool(name={"read": "look", "write": "draft", "irreversible": "send"}[effect], effect=effect, budget=budget)
+        async def act(to: str = "all") -> str:
+            self.sent.append(to)
+            return f"{effect} {to}"
+
+        return act
+
+
+async def test_nothing_irreversible_happens_where_nobody_can_be_asked(pool: SessionPool) -> None:
+    mail = Mail()
+    async with AgentSession(pool, tools=mail.tools) as agent:
+        result = await agent.run("tools.look('a'); tools.draft('b'); tools.send('c')")
+    assert "send is irreversible and was not allowed" in str(result.error)
+    assert mail.sent == ["a", "b"]
+
+
+async def test_calls_that_write_are_shown_before_they_are_made(pool: SessionPool) -> None:
+    mail, shown = Mail(), list[Call]()
+
+    def approve(calls: Sequence[Call]) -> bool:
+        shown.extend(calls)
+        return calls[0].arguments["to"] != "Grace"
+
+    code = SENDS.replace("    tools", "    try: tools") + "    except ToolError: pass\ntools.look('x')"
+    async with AgentSession(pool, tools=mail.tools, approve=approve) as agent:
+        await agent.run(code)
+    assert [(call.tool, call.effect, call.arguments["to"]) for call in shown] == [
+        ("send", "irreversible", name) for name in ("Ada", "Grace", "Mary")
+    ]
+    assert mail.sent == ["Ada", "Mary", "x"]
+
+
+async def test_a_loop_is_decided_at_once(pool: SessionPool) -> None:
+    mail, asked = Mail(), list[int]()
+
+    async def approve(calls: Sequence[Call]) -> bool:
+        asked.append(len(calls))
+        return True
+
+    code = "with tools.batch() as batch:\n" + "".join(f"    {line}\n" for line in SENDS.splitlines()) + "batch.results"
+    async with AgentSession(pool, tools=mail.tools, approve=approve) as agent:
+        assert (await agent.run(code)).text == "['irreversible Ada', 'irreversible Grace', 'irreversible Mary']"
+    assert (asked, mail.sent) == ([3], ["Ada", "Grace", "Mary"])
+
+
+async def test_of_a_batch_some_may_be_allowed(pool: SessionPool) -> None:
+    mail = Mail()
+    code = "with tools.batch():\n    one, two = tools.send('a'), tools.send('b')\n(one.value, tools.look('c'))\n"
+    async with AgentSession(pool, tools=mail.tools, approve=lambda calls: [call.arguments["to"] == "a" for call in calls]) as agent:
+        assert (await agent.run(code)).text == "('irreversible a', 'read c')"
+        assert "was not allowed" in str((await agent.run("two.value")).error)
+    assert mail.sent == ["a", "c"]
+
+
+async def test_a_batch_that_fails_makes_no_call(pool: SessionPool) -> None:
+    mail = Mail()
+    async with AgentSession(pool, tools=mail.tools, approve=lambda calls: True) as agent:
+        result = await agent.run("with tools.batch() as batch:\n    later = tools.send('a')\n    1 / 0")
+        assert "the batch was not carried out yet" in str((await agent.run("later.value")).error)
+    assert (str(result.error), mail.sent) == ("ZeroDivisionError: division by zero", [])
+
+
+@pytest.mark.parametrize("answer", [None, 1, "yes", [], [True, True], [1], {"ok": True}])
+async def test_only_a_clear_yes_allows(pool: SessionPool, answer: object) -> None:
+    mail = Mail()
+    async with AgentSession(pool, tools=mail.tools, approve=lambda calls: answer) as agent:  # type: ignore[arg-type, return-value]
+        assert "was not allowed" in str((await agent.run("tools.send()")).error)
+    assert mail.sent == []
+
+
+async def test_whoever_fails_to_decide_has_not_allowed(pool: SessionPool) -> None:
+    mail = Mail()
+
+    def approve(calls: Sequence[Call]) -> bool:
+        raise ConnectionError("nobody is there")
+
+    async with AgentSession(pool, tools=mail.tools, approve=approve) as agent:
+        assert "nobody is there" in str((await agent.run("tools.send()")).error)
+    assert mail.sent == []
+
+
+async def test_the_clock_of_a_cell_stands_still_while_a_person_decides(pool: SessionPool) -> None:
+    async def approve(calls: Sequence[Call]) -> bool:
+        await asyncio.sleep(0.4)
+        return True
+
+    async with AgentSession(pool, tools=Mail().tools, approve=approve) as agent:
+        assert (await agent.run("tools.send('a')", timeout=0.2)).success
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"), [(Budget(calls=2), "2 calls"), (Budget(size=20), "20 bytes"), (Budget(seconds=1e-9), "1e-09 seconds")]
+)
+async def test_a_budget_ends(pool: SessionPool, budget: Budget, said: str) -> None:
+    mail = Mail(budget)
+    async with AgentSession(pool, tools=mail.tools) as agent:
+        assert said in str((await agent.run("for _ in range(10): tools.look('abcdef')")).error)
+    assert len(mail.sent) < 10
+
+
+async def test_every_call_is_written_down(pool: SessionPool) -> None:
+    mail = Mail(Budget(calls=1))
+    async with AgentSession(pool, tools=mail.tools) as agent:
+        for code in ("tools.look('a')", "tools.look('b')", "tools.send('c')", "tools.draft('d')"):
+            await agent.run(code)
+        told = [(one.tool, dict(one.arguments), one.decision, one.error, one.digest is not None) for one in agent.calls]
+    assert told == [
+        ("look", {"to": "a"}, "not asked", None, True),
+        ("look", {"to": "b"}, "over budget", None, False),
+        ("send", {"to": "c"}, "refused", None, False),
+        ("draft", {"to": "d"}, "not asked", None, True),
+    ]
+
+
+async def test_equal_results_have_equal_digests(pool: SessionPool) -> None:
+    @tool(effect="read")
+    def image() -> bytes:
+        return bytes(100)
+
+    async with AgentSession(pool, tools=[image]) as agent:
+        await agent.run("tools.image(), tools.image()")
+        assert agent.calls[0].digest == agent.calls[1].digest

@@ -1,0 +1,280 @@
+"""What outlives sessions, on files and in a real Redis: the same suite."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import FileStorage, RedisStorage
+from aca_sessions.agent.artifacts import Artifacts
+from aca_sessions.agent.deps import Deps
+from aca_sessions.agent.memory_storage import MemoryStorage
+from aca_sessions.agent.skills import Skills
+from aca_sessions.agent.storage import Storage
+from aca_sessions.errors import ACASessionsError, InvalidArgumentError, StorageError
+
+HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", ".hidden", "a..b", "x" * 200, "a\n", " ", 5, None, "ä", "a."]
+DOUBLE = "def run(n):\n    return n * 2\n"
+
+
+class RedisServer:
+    """A Redis of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._folder = folder
+        self.start()
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--appendonly", "yes", "--save", ""]
+        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                time.sleep(0.02)
+        raise RuntimeError("redis-server did not start")
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not on PATH: apt install redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["files", "memory", "redis"])
+async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
+    if request.param == "redis":
+        opened = RedisStorage(f"redis://127.0.0.1:{request.getfixturevalue('redis_server').port}", prefix=tmp_path.name)
+        yield opened
+        await opened.close()
+    else:
+        yield FileStorage(tmp_path / "kept") if request.param == "files" else MemoryStorage()
+
+
+async def test_a_record_is_there_until_it_is_deleted(storage: Storage) -> None:
+    await storage.write("skills", "one", b"\x00 first")
+    await storage.write("skills", "one", b"second")
+    assert (await storage.read("skills", "one"), await storage.names("skills")) == (b"second", ["one"])
+    assert [await storage.delete("skills", "one") for _ in range(2)] == [True, False]
+    assert (await storage.read("skills", "one"), await storage.names("skills")) == (None, [])
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_name_is_refused_whatever_is_done(storage: Storage, name: str) -> None:
+    for act in (storage.read("artifacts", name), storage.write("artifacts", name, b""), storage.delete("artifacts", name)):
+        with pytest.raises(InvalidArgumentError, match="a name is up to 128"):
+            await act
+
+
+async def test_a_stamp_changes_with_what_is_kept(storage: Storage) -> None:
+    before = await storage.stamp("skills")
+    await storage.write("skills", "one", b"")
+    assert await storage.stamp("skills") != before
+
+
+async def test_whoever_reads_and_writes_back_is_alone(storage: Storage) -> None:
+    async def count() -> None:
+        async with storage.locked("deps"):
+            before = int(await storage.read("deps", "count") or b"0")
+            await storage.write("deps", "count", b"%d" % (before + 1))
+
+    await asyncio.gather(*(count() for _ in range(20)))
+    assert await storage.read("deps", "count") == b"20"
+
+
+@pytest.mark.parametrize("data", ["text ä", b"\x00\xff", {"a": [1, None]}, [1.5], 7, None, ""])
+async def test_an_artifact_comes_back_as_it_was(storage: Storage, data: object) -> None:
+    artifacts = Artifacts(storage)
+    told = await artifacts.save("result.json", data, "what it is", {"rows": 2})
+    assert await artifacts.load("result.json") == data
+    assert await artifacts.list() == [told]
+    assert (told["name"], told["description"], told["metadata"]) == ("result.json", "what it is", {"rows": 2})
+    await artifacts.delete("result.json")
+    assert (await artifacts.list(), await storage.names("content")) == ([], [])
+
+
+async def test_of_two_writers_one_wins_and_nothing_is_left_of_the_other(storage: Storage) -> None:
+    artifacts = Artifacts(storage)
+    await asyncio.gather(*(artifacts.save("one", str(number) * 1000) for number in range(10)))
+    assert len(set(await artifacts.load("one"))) == 1
+    assert len(await storage.names("content")) == 1
+
+
+async def test_an_artifact_that_was_replaced_keeps_nothing_of_the_old(storage: Storage) -> None:
+    artifacts = Artifacts(storage)
+    await artifacts.save("one", b"bytes")
+    await artifacts.save("one", {"now": "json"})
+    assert await artifacts.load("one") == {"now": "json"}
+    assert len(await storage.names("content")) == 1
+
+
+@pytest.mark.parametrize("data", [object(), {1, 2}, {"a": object()}])
+async def test_what_cannot_be_kept_is_refused(storage: Storage, data: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="cannot be kept"):
+        await Artifacts(storage).save("one", data)
+    assert await storage.names("content") == []
+
+
+async def test_a_skill_is_found_again_with_its_earlier_versions(storage: Storage) -> None:
+    skills = Skills(storage)
+    await skills.add("double", DOUBLE, "Two times a number")
+    second = await skills.add("double", DOUBLE.replace("2", "3 - n"), "Two times a number")
+    assert (second["version"], second["origin"], second["uses"]) == (2, "host", 0)
+    assert await skills.source("double") == DOUBLE.replace("2", "3 - n")
+    (told,) = await Skills(storage).search("times of numbers", 5)
+    assert (told["name"], told["uses"], "source" in told) == ("double", 1, False)
+    assert told["parameters"] == [{"name": "n", "type": None, "required": True, "default": None}]
+    assert [await skills.remove("double") for _ in range(2)] == [True, False]
+    assert await skills.get("double") is None
+
+
+async def test_an_index_notices_what_others_write(storage: Storage) -> None:
+    one, other = Skills(storage), Skills(storage)
+    assert await one.search("double", 5) == []
+    await other.add("double", DOUBLE)
+    assert [told["name"] for told in await one.search("double", 5)] == ["double"]
+    await other.remove("double")
+    assert await one.search("double", 5) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("list", DOUBLE, "none of create"),
+        ("import", DOUBLE, "a Python name"),
+        ("Double", DOUBLE, "small letters"),
+        ("__init__", DOUBLE, "a Python name"),
+        ("../x", DOUBLE, "a Python name"),
+        ("x", "def (", "no Python: invalid syntax"),
+        ("x", "x = 1", "defines 'def run"),
+        ("x", "def run(): pass\0", "null"),
+        ("x", "x" * 70_000, "at most 65536"),
+        ("x", "-" * 60_000 + "1", "nested too deeply|no Python"),
+        ("x", "(" * 60_000, "nested too deeply|no Python"),
+        ("x", 5, "is text"),
+    ],
+)
+async def test_what_is_no_skill_is_refused(storage: Storage, name: str, source: str, said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        await Skills(storage).add(name, source)
+    assert await storage.names("skills") == []
+
+
+async def test_nothing_of_a_skill_runs_on_the_host(storage: Storage, tmp_path: Path) -> None:
+    mark = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
+    await Skills(storage).add("evil", f"{mark}\ndef run(a: {mark} = {mark}):\n    '''>>> {mark}'''\n{mark}")
+    await Skills(storage).list()
+    assert not (tmp_path / "ran").exists()
+
+
+async def test_a_session_does_not_replace_what_its_owner_gave(storage: Storage) -> None:
+    skills = Skills(storage)
+    await skills.add("double", DOUBLE)
+    for act in (skills.add("double", DOUBLE, origin="session"), skills.remove("double", origin="session")):
+        with pytest.raises(InvalidArgumentError, match="given from outside"):
+            await act
+
+
+async def test_requirements_are_kept_once_each(storage: Storage) -> None:
+    deps = Deps(storage)
+    for package in ("pandas", "Humanize>=4", "pandas>=2"):
+        await deps.remember(package)
+    assert await deps.list() == ["Humanize>=4", "pandas>=2"]
+    assert [await deps.forget("humanize") for _ in range(2)] == [True, False]
+
+
+@pytest.mark.parametrize("package", ["", "-r file", "a b", "--index-url=http://x", "../wheel.whl"])
+async def test_what_is_no_requirement_is_refused(storage: Storage, package: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="a dependency is a requirement"):
+        await Deps(storage).remember(package)
+
+
+async def test_locked_requirements_stay(storage: Storage) -> None:
+    with pytest.raises(ACASessionsError, match="locked"):
+        await Deps(storage, locked=True).remember("pandas")
+
+
+async def test_files_are_readable_and_plain_ones_are_skills(tmp_path: Path) -> None:
+    (tmp_path / "skills").mkdir()
+    (tmp_path / "skills" / "own.py").write_text('def run():\n    """Mine.\n\n    More.\n    """\n')
+    (tmp_path / "skills" / "broken.py").write_text("def (")
+    (tmp_path / "skills" / "spoilt.py").write_text("# aca-sessions: {\n" + DOUBLE)
+    skills = Skills(FileStorage(tmp_path))
+    assert [(told["name"], told["description"]) for told in await skills.list()] == [("own", "Mine.")]
+    await skills.add("double", DOUBLE)
+    assert (tmp_path / "skills" / "double.py").read_text().endswith(DOUBLE)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="cannot be written"):
+        await FileStorage(tmp_path).write("skills", "x", b"")
+
+
+async def test_a_file_in_the_place_of_the_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        await FileStorage(tmp_path / "file").write("skills", "x", b"")
+
+
+@pytest.mark.slow
+async def test_a_writer_that_is_killed_leaves_nothing_half_written(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\nfrom aca_sessions import FileStorage\nfrom aca_sessions.agent.artifacts import Artifacts\nasync def main():\n"
+    )
+    code += "    artifacts = Artifacts(FileStorage(sys.argv[1]))\n    print('go', flush=True)\n    number = 0\n    while True:\n"
+    code += "        await artifacts.save('one', str(number % 10) * 300_000)\n        number += 1\nasyncio.run(main())"
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        reader = Artifacts(FileStorage(tmp_path))
+        while not await reader.list():
+            await asyncio.sleep(0)
+        for _ in range(20):
+            assert len(set(await reader.load("one"))) == 1
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+        assert len(await reader.load("one")) == 300_000
+
+
+@pytest.mark.slow
+async def test_redis_may_restart_in_between(redis_server: RedisServer) -> None:
+    storage = RedisStorage(f"redis://127.0.0.1:{redis_server.port}", prefix="restart")
+    await storage.write("skills", "one", b"kept")
+    redis_server.stop()
+    reading = asyncio.create_task(storage.read("skills", "one"))
+    await asyncio.sleep(0)
+    await asyncio.to_thread(redis_server.start)
+    assert await reading == b"kept"
+    await storage.close()
+
+
+@pytest.mark.slow
+async def test_a_redis_that_is_not_there_says_so() -> None:
+    storage = RedisStorage("redis://127.0.0.1:1")
+    with pytest.raises(StorageError, match="look whether the server runs"):
+        await storage.read("skills", "one")
+    await storage.close()
