@@ -22,7 +22,7 @@ async def test_semantic_kernel_uses_the_server_as_a_plugin() -> None:
         await kernel.invoke(functions["run_python_code"], code="x = 20")
         result = await kernel.invoke(functions["run_python_code"], code="x + 22")
     assert result.value[0].text == "42"
-    assert {parameter.name for parameter in functions["run_python_code"].parameters} == {"code", "session_id", "timeout"}
+    assert {parameter.name for parameter in functions["run_python_code"].parameters} == {"code", "session_id", "timeout", "transactional"}
 
 
 READY = {"jsonrpc": "2.0", "method": "notifications/initialized"}
