@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import anyio
 import httpx
 import pytest
+from mcp import types
 
 from ...conftest import descendants
 from .clients import Running, cancel, http_client_session, http_server, run, start, text_of
@@ -100,6 +101,20 @@ async def test_while_a_cell_runs_the_host_answers_for_its_session(server) -> Non
         assert (answer["responsive"], answer["busy"]) == (False, True)
         assert (health["status"], health["responsive"]) == ("healthy", False)
         assert took < 2
+
+
+async def test_a_running_cell_tells_what_it_prints(server) -> None:
+    told, logged = [], []
+
+    async def on_progress(_done: float, _total: float | None, message: str | None) -> None:
+        told.append(message)
+
+    async def on_log(message: types.LoggingMessageNotificationParams) -> None:
+        logged.append(message.data["text"])
+
+    async with http_client_session(server, logging_callback=on_log) as client:
+        await client.call_tool("run_python_code", {"code": "print('hello')"}, progress_callback=on_progress)
+    assert told == logged == ["hello\n"]
 
 
 async def test_a_cancelled_call_interrupts_its_cell(server) -> None:

@@ -154,6 +154,14 @@ async def test_a_cell_that_runs_too_long_is_interrupted_and_says_what_became_of_
         assert text_of(await run(client, "x")) == "1"
 
 
+async def test_a_transactional_cell_that_fails_leaves_no_trace() -> None:
+    async with stdio_client_session() as client:
+        await run(client, "x = 1")
+        result = await run(client, "x = 2; open('outputs/a', 'w').write('x'); 1 / 0", transactional=True)
+        assert result.structuredContent["state"] == "rolled_back"
+        assert text_of(await run(client, "import os; (x, os.listdir('outputs'))")) == "(1, [])"
+
+
 async def test_a_cell_that_ends_its_interpreter_says_that_its_variables_are_lost() -> None:
     async with stdio_client_session() as client:
         await run(client, "x = 1; open('kept.txt', 'w').write('still here')")

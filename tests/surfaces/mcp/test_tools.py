@@ -178,7 +178,7 @@ async def test_health_says_what_ran_and_how() -> None:
         assert health["kernel_process"]["memory_mb"] > 1
         assert health["uptime"] > 0
         assert health["cpu_time"] > 0
-        assert health["isolation"]["level"] == "full"
+        assert health["isolation"] == "full"
         answer = await ask(client, "check_kernel_responsiveness")
         assert (answer["responsive"], answer["busy"]) == (True, False)
         assert answer["response_time"] < 5

@@ -1,5 +1,6 @@
 """Preloads once and waits to fork. Holds no secret: every session can read what was ever in its memory."""
 
+import contextlib
 import errno
 import gc
 import os
@@ -109,15 +110,17 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Answers one request at a time. The host's end is seen twice over: a process it forked may hold the socket open."""
+        """Answers one request at a time, until the host ends: it may do so in the middle of one."""
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            self._serve(host)
+
+    def _serve(self, host: int) -> None:
+        """The host's end is seen twice over: a process it forked may hold the socket open."""
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(host, select.POLLIN)
         while not any(descriptor == host for descriptor, _ in poll.poll()):
-            try:
-                payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
-            except ConnectionResetError:
-                return  # the host ended with an answer of ours unread
+            payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
             if not payload:
                 return
             try:

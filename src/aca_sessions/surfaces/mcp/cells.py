@@ -48,11 +48,8 @@ class CellAnswer:
     shared_files: list[str]
 
 
-async def run_cell(
-    call: Call, named: NamedSession, code: str, *, timeout: float | None = None, sanitize: bool = True
-) -> tuple[CodeExecutionResult, Taken]:
+async def run_cell(call: Call, named: NamedSession, request: CodeExecutionRequest) -> tuple[CodeExecutionResult, Taken]:
     """What became of it, and of what it left below outputs/."""
-    request = CodeExecutionRequest(session_id=named.id, code=code, timeout=timeout, sanitize_input=sanitize)
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.bring(session, named)
@@ -65,7 +62,13 @@ async def run_cell(
 
 async def _follow(call: Call, session: Session, named: NamedSession, request: CodeExecutionRequest) -> CodeExecutionResult:
     answer = call.ask if call.can_ask else None
-    execution = await session.start(request.code, timeout=request.timeout, sanitize=request.sanitize_input, on_input=answer)
+    execution = await session.start(
+        request.code,
+        timeout=request.timeout,
+        sanitize=request.sanitize_input,
+        on_input=answer,
+        transactional=request.transactional,
+    )
     result = None
     try:
         async for event in execution.events():

@@ -47,7 +47,7 @@ class HealthAnswer:
     last_error: str | None
     restarts: int
     restart_causes: list[str]
-    isolation: dict[str, str]
+    isolation: str | None
     kernel_process: ProcessAnswer
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -85,7 +85,7 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
         last_error=named.last_error,
         restarts=len(named.restarts),
         restart_causes=named.restarts,
-        isolation=dict(health.isolation or {}) if health else {},
+        isolation=health.isolation.get("level") if health and health.isolation else None,
         kernel_process=_process(health),
         metadata={"description": named.description},
     )

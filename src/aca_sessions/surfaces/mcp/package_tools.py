@@ -9,6 +9,7 @@ from pydantic import Field
 from ...client.own_cells import command_result_of, own_cell
 from ...client.session import Session
 from ...errors import InvalidArgumentError, NotFoundError
+from ...models import CodeExecutionRequest
 from ...rendering import clip
 from .calls import Call
 from .cell_tools import Seconds
@@ -102,7 +103,8 @@ async def run_script(
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         found = await _find(session, checked(path))
-    result, _ = await run_cell(call, named, own_cell("script", found, *(args or [])), timeout=timeout, sanitize=False)
+    cell = own_cell("script", found, *(args or []))
+    result, _ = await run_cell(call, named, CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False))
     done, room = command_result_of(result), call.client.options.max_output
     if result.files:
         await call.resources_changed([file_uri(named, file.path) for file in result.files])
