@@ -42,7 +42,7 @@ ONLY_IN = {
     "yaml": {"agent.tools.described"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
-    "mcp": {f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool")},
+    "mcp": {"agent.tools.mcp", *(f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool"))},
     "ctypes": {"sandbox.syscalls"},
     "azure": {"connect", "client.auth"},
     "IPython": {
