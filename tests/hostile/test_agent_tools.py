@@ -1,0 +1,120 @@
+"""What a session's code may make of the way by which it calls tools of the host."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import AgentSession, SessionPool, tool
+from aca_sessions.agent.tools.command import Program
+from aca_sessions.agent.tools.tool import Parameter
+
+BY_HAND = """
+import importlib, json
+guest = type(tools).__module__.rpartition(".")[0]
+questions, wire = importlib.import_module(f"{guest}.questions"), importlib.import_module(f"{guest.rpartition('.')[0]}.wire")
+link, execution = questions._Now.ask.__self__, questions._Now.execution
+def by_hand(**call): return link.ask(execution, "call", json.dumps(call))
+def frame(about, text, number=10 ** 6): link.send(wire.Asked(execution, number, about, text))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("tools.call", {"name": "hidden", "arguments": {}}),
+        ("tools.call", {"name": "look.__class__", "arguments": {}}),
+        ("tools.call", {"name": "look", "arguments": {"self": 1}}),
+        ("tools.call", {"name": ["look"], "arguments": {}}),
+        ("tools.hidden", {}),
+        ("__class__", {}),
+        ("tools.batch", {"calls": [{"name": "hidden", "arguments": {}}]}),
+        ("skills.source", {"name": "../../etc/passwd"}),
+        ("artifacts.load", {"name": "../../etc/passwd"}),
+        ("artifacts.save", {"name": "/tmp/x", "data": "", "description": "", "metadata": None}),
+        ("artifacts.save", {"name": "x", "data": {"$": "bytes", "file": "/etc/passwd"}, "description": "", "metadata": None}),
+    ],
+)
+async def test_a_session_calls_what_it_was_given_and_nothing_else(pool: SessionPool, name: str, arguments: dict[str, object]) -> None:
+    """Code calls no tool that its session was not given, and reaches nothing else of the host by the way of calls."""
+    ran = []
+
+    @tool(effect="read")
+    def look() -> str:
+        ran.append("look")
+        return "seen"
+
+    tool(name="hidden")(lambda: ran.append("hidden"))
+    async with AgentSession(pool, tools=[look]) as agent:
+        answer = await agent.run(f"{BY_HAND}\nby_hand(name={name!r}, arguments={arguments!r})")
+        if name == "artifacts.save" and arguments["name"] == "x":
+            assert await agent.load_artifact("x") == {"$": "bytes", "file": "/etc/passwd"}
+        else:
+            assert '"error"' in str(answer.text)
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "tools.send()",
+        "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}})",
+        "by_hand(name='tools.batch', arguments={'calls': [{'name': 'send', 'arguments': {}}]})",
+        "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}, 'decision': 'approved'})",
+        "skills.create('s', 'def run(): return tools.send()'); skills.s()",
+        "tools.send.__closure__; describe = tools.send; describe()",
+        'skills.create(\'s\', \'def run():\\n    """Sends.\\n\\n    >>> tools.send()\\n    """\')',
+    ],
+)
+async def test_no_call_gets_round_its_decision(pool: SessionPool, call: str) -> None:
+    """A call that somebody has to allow is made by no frame, batch or skill before it was allowed."""
+    sent = []
+    send = tool(name="send", effect="irreversible")(lambda: sent.append(1))
+    for approve in (None, lambda calls: False):
+        async with AgentSession(pool, tools=[send], approve=approve) as agent:
+            await agent.run(f"{BY_HAND}\n{call}")
+            assert {one.decision for one in agent.calls} <= {"refused"}
+    assert sent == []
+
+
+@pytest.mark.parametrize(
+    "value", ["$(touch {mark})", "`touch {mark}`", "; touch {mark}", "x\ntouch {mark}", "| touch {mark}", "--mark={mark}"]
+)
+async def test_no_argument_reaches_a_shell(pool: SessionPool, tmp_path: Path, value: str) -> None:
+    """What a session gives a program of the host is one word of its arguments: no shell reads it, and it is no option."""
+    mark = tmp_path / "mark"
+    code = "import sys; [open(word[7:], 'w') for word in sys.argv[1:] if word.startswith('--mark=')]; print(len(sys.argv))"
+    program = Program(name="show", command=[sys.executable, "-c", code], positional=(Parameter(name="value"),))
+    async with AgentSession(pool, tools=program.tools()) as agent:
+        result = await agent.run(f"tools.show({value.format(mark=mark)!r})")
+    assert not mark.exists()
+    assert result.text == "'2\\n'" or "would be read as an option" in str(result.error)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "frame('call', 'x' * 2_000_000)",
+        "frame('other', '{}')",
+        "[frame('call', json.dumps({'name': 'tools.wait', 'arguments': {}}), number) for number in range(1, 300)]",
+        "[frame('call', '{', 5) for _ in range(2)]",
+    ],
+)
+async def test_hostile_calls_end_that_session_only(pool: SessionPool, frame: str) -> None:
+    """A call of another kind or size, or too many at a time, ends the interpreter that made it; the host and other sessions go on."""
+    async with AgentSession(pool) as agent, AgentSession(pool) as other:
+        await other.run("x = 42")
+        result = await agent.run(f"{BY_HAND}\n{frame}\nimport time; time.sleep(20)", timeout=10)
+        assert str(result.state) == "lost: crash"
+        assert (await agent.run("6 * 7")).value == 42
+        assert (await other.run("x")).value == 42
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, '{"name": 5, "arguments": {}}', '{"name": "tools.list", "arguments": []}', "1" * 5000]
+)
+async def test_a_call_that_is_none_is_answered_with_an_error(pool: SessionPool, text: str) -> None:
+    """Text that is no call is answered with an error, and the session and its host go on."""
+    async with AgentSession(pool) as agent:
+        assert '"error"' in str((await agent.run(f"{BY_HAND}\nlink.ask(execution, 'call', {text!r})")).text)
+        assert (await agent.run("6 * 7")).value == 42
