@@ -30,6 +30,7 @@ PRINTED = {
     "langchain_tool.py": "['code', 'files']\n42\n",
     "openai_agents_tool.py": "42\n",
     "pydantic_ai_tool.py": "42\n",
+    "agent_with_tools.py": "May I? remind Ada, remind Mary\n['reminded Ada', 'reminded Mary']\nwho_owes\n['Mary']\n",
 }
 
 

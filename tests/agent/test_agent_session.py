@@ -1,0 +1,158 @@
+"""What a session makes outlives it: skills, artifacts and dependencies from inside cells and from outside."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from semantic_kernel import Kernel
+from semantic_kernel.functions import kernel_function
+
+from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
+from aca_sessions.agent.approval import Call
+from aca_sessions.agent.search import Index
+from aca_sessions.errors import InvalidArgumentError, NotSupportedError
+from aca_sessions.surfaces.semantic_kernel import tools_of
+
+from ..surfaces.test_cli import Server
+from ..wheels import make_wheel
+
+DOUBLE = 'def run(n):\n    """Doubles a number.\n\n    >>> run(21)\n    {said}\n    """\n    return n * 2\n'
+LABELLED = {
+    "fetch_json": ("Fetch and parse JSON from a URL", ["download a web resource as json", "parse JSON of an address"]),
+    "plot_series": ("Draw a line chart of a time series", ["plotting a chart", "draw series over time"]),
+    "send_invoice": ("Email an invoice to a customer", ["mail the customer an invoice", "sending invoices"]),
+    "count_words": ("Count how often each word occurs in a text", ["word frequency count", "counting words"]),
+    "resizeImage": ("Scale a picture to a width and height", ["resize images", "scale a picture"]),
+}
+
+
+@pytest.mark.slow
+async def test_a_later_session_finds_what_an_earlier_one_made(pool: SessionPool, tmp_path: Path) -> None:
+    asked = list[int]()
+
+    @tool(effect="irreversible")
+    def send(to: str) -> str:
+        """Sends a letter."""
+        return f"sent to {to}"
+
+    def approve(calls: Sequence[Call]) -> bool:
+        asked.append(len(calls))
+        return True
+
+    loop = "    with tools.batch() as batch:\n        for name in names: tools.send(to=name)\n"
+    source = f"async def run(names):\n{loop}    return batch.results\n"
+    async with AgentSession(pool, storage=FileStorage(tmp_path), tools=[send], approve=approve) as agent:
+        assert (await agent.run(f"skills.create('send_all', {source!r}, 'Sends letters to many')['origin']")).value == "session"
+        await agent.run("artifacts.save('people', ['Ada', 'Grace'], 'who gets one')")
+    async with AgentSession(pool, storage=FileStorage(tmp_path), tools=[send], approve=approve) as later:
+        code = "name = skills.search('send a letter to many people')[0]['name']\nskills.invoke(name, names=artifacts.load('people'))"
+        assert (await later.run(code)).text == "['sent to Ada', 'sent to Grace']"
+        assert (await later.list_skills())[0]["uses"] == 1
+    assert asked == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("said", ["43", "Traceback"])
+async def test_a_skill_whose_example_fails_is_not_kept(pool: SessionPool, said: str) -> None:
+    async with AgentSession(pool) as agent:
+        with pytest.raises(InvalidArgumentError, match="examples do not hold"):
+            await agent.add_skill("double", DOUBLE.format(said=said))
+        assert "examples do not hold" in str((await agent.run(f"skills.create('double', {DOUBLE.format(said=said)!r})")).error)
+        assert await agent.list_skills() == []
+
+
+@pytest.mark.slow
+async def test_examples_run_apart_from_the_session(pool: SessionPool) -> None:
+    async with AgentSession(pool) as agent:
+        await agent.run("x = 1")
+        evil = 'def run():\n    """Ends.\n\n    >>> run()\n    """\n    import os; os._exit(1)\n'
+        with pytest.raises(InvalidArgumentError, match="InterpreterDied"):
+            await agent.add_skill("evil", evil)
+        assert (await agent.add_skill("double", DOUBLE.format(said="42")))["tested"] is True
+        assert (await agent.run("x, skills.double(4), await skills.double(n=5)")).text == "(1, 8, 10)"
+
+
+async def test_a_skill_may_be_a_coroutine_called_either_way(pool: SessionPool) -> None:
+    async with AgentSession(pool) as agent:
+        await agent.add_skill("wait", "import asyncio\nasync def run(n):\n    await asyncio.sleep(0)\n    return n\n")
+        assert (await agent.run("import asyncio\nawait asyncio.sleep(0)\n(skills.wait(1), await skills.wait(2))")).text == "(1, 2)"
+
+
+@pytest.mark.slow
+async def test_artifacts_of_every_kind_cross_the_wall(pool: SessionPool) -> None:
+    code = """
+import pathlib, pandas as pd, matplotlib.pyplot as plt
+pathlib.Path('own.txt').write_text('text of a file')
+figure, axes = plt.subplots()
+artifacts.save('file', pathlib.Path('own.txt')), artifacts.save('figure', figure), artifacts.save('table', pd.DataFrame({'a': [1, 2]}))
+artifacts.exists('file'), artifacts.exists('nothing'), int(artifacts.load('table').a.sum())"""
+    async with AgentSession(pool) as agent:
+        assert (await agent.run(code)).text == "(True, False, 3)"
+        assert await agent.load_artifact("file") == b"text of a file"
+        assert (await agent.load_artifact("figure")).startswith(b"\x89PNG")
+        assert (await agent.load_artifact("table")).a.tolist() == [1, 2]
+
+
+@pytest.mark.slow
+async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "humanize")
+    async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
+        assert "'pending': ['humanize']" in str((await agent.run("deps.add('humanize')")).text)
+        assert (await agent.run("import humanize; deps.list()")).text == "['humanize']"
+        assert "there-is-none could not be installed" in (await agent.run("deps.add('there-is-none')")).stderr
+
+
+@pytest.mark.slow
+async def test_without_live_executions_all_but_host_tools_works(tmp_path: Path) -> None:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool:
+            async with AgentSession(pool, storage=FileStorage(tmp_path)) as agent:
+                assert (agent.supports("host_tools"), agent.supports("timeout"), agent.supports("memory_limit")) == (False, True, False)
+                assert (await agent.run("6 * 7")).text == "42"
+                assert (await agent.add_skill("double", DOUBLE.format(said="42")))["tested"] is False
+                await agent.save_artifact("a", {"b": 1})
+                assert await agent.load_artifact("a") == {"b": 1}
+            with pytest.raises(NotSupportedError, match="no live executions, so cells cannot call tools"):
+                await AgentSession(pool, tools=[tool(name="x")(lambda: None)]).start()
+
+
+@pytest.mark.slow
+async def test_the_same_holds_over_tcp(tmp_path: Path) -> None:
+    twice = tool(name="twice", effect="read")(lambda data: data * 2)
+    with Server("--port", "0", "--api-key", "key") as server:
+        async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, AgentSession(pool, tools=[twice]) as agent:
+            assert (await agent.run("tools.twice(data='ab') + await tools.twice('c')")).text == "'ababcc'"
+            assert (await agent.run("len(tools.twice(bytes(1_000_000)))")).text == "2000000"
+
+
+class Numbers:
+    """A plugin."""
+
+    @kernel_function
+    def add(self, one: int, other: int = 1) -> int:
+        """Adds."""
+        return one + other
+
+
+@pytest.mark.slow
+async def test_functions_of_a_kernel_plugin_are_tools(pool: SessionPool) -> None:
+    kernel = Kernel()
+    plugin = kernel.add_plugin(Numbers(), "numbers")
+    async with AgentSession(pool, tools=tools_of(plugin, kernel, effect="read")) as agent:
+        assert (await agent.run("tools.numbers.add(40, other=2)")).value == 42
+        assert "numbers.add needs one" in str((await agent.run("tools.numbers.add(other=2)")).error)
+
+
+@pytest.mark.parametrize(("name", "query"), [(name, query) for name, (_, queries) in LABELLED.items() for query in queries])
+def test_search_finds_what_was_meant(name: str, query: str) -> None:
+    assert Index({name: text for name, (text, _) in LABELLED.items()}).best(query, 1) == [name]
+
+
+async def test_search_by_meaning_takes_any_function(pool: SessionPool) -> None:
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        return [[float("cat" in text or "kitten" in text), float("car" in text)] for text in texts]
+
+    async with AgentSession(pool, embed=embed) as agent:
+        await agent.add_skill("feed_cat", "def run(): pass", "Feeds")
+        await agent.add_skill("drive_car", "def run(): pass", "Drives")
+        assert [one["name"] for one in await agent.search_skills("kitten", limit=1)] == ["feed_cat"]
