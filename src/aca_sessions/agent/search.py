@@ -1,5 +1,6 @@
 """Search by words: BM25 over names and descriptions, in pure Python. No model, no network."""
 
+import heapq
 import math
 import re
 from collections import Counter, defaultdict
@@ -39,8 +40,8 @@ class Index:
             rarity = math.log(1 + (len(self._names) - len(found) + 0.5) / (len(found) + 0.5))
             for place, weight in found:
                 scores[place] += rarity * weight
-        ranked = sorted(scores, key=lambda place: (-scores[place], self._names[place]))
-        return [self._names[place] for place in ranked[: max(limit, 0)]]
+        ranked = heapq.nsmallest(max(limit, 0), scores, key=lambda place: (-scores[place], self._names[place]))
+        return [self._names[place] for place in ranked]
 
 
 class MeaningIndex:

@@ -2,17 +2,19 @@
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import InvalidArgumentError, NotSupportedError
 from ..models import CodeError, CodeExecutionResult, Event, State
 from ..tasks import Tasks
 
 AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
-AnswerCall = Callable[[str], Awaitable[str]]
+AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
 Page = tuple[list[Event], int, CodeExecutionResult | None]
 _BEHIND_ALL = 10**17
+_AT_ONCE = 0.005  # seconds
 
 
 async def _cannot(*_: object) -> None:
@@ -29,22 +31,26 @@ class Execution:
     _page: Callable[[int], Awaitable[Page]]
     _interrupt: Callable[[], Awaitable[None]]
     _reply: Callable[[int, str | None], Awaitable[None]] = _cannot
+    # The same, and the events behind a number with it.
+    _reply_and_read: Callable[[int, str | None, int], Awaitable[Page]] = _cannot  # type: ignore[assignment]
     _on_input: AnswerInput | None = None
     _on_call: AnswerCall | None = None
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
         """What it did, from its beginning, as it happens; the last one is its result. May be called again, by anybody who has its id."""
-        after, result, calls = 0, None, Tasks()
+        calls = Tasks()
         try:
-            while result is None:
-                events, after, result = await self._page(after)
+            page = await self._page(0)
+            while True:
+                events, after, result = page
                 for event in events:
                     if event.kind == "input":
                         await self._answer(event)
-                    elif event.kind == "call" and self._on_call is not None:
-                        calls.start(self._answer_call(event, self._on_call))
                     yield event
+                if result is not None:
+                    break
+                page = await self._after_calls([event for event in events if event.kind == "call"], after, calls)
         finally:
             await calls.cancel()
         yield Event(kind="result", result=self._amend(result))
@@ -82,10 +88,25 @@ class Execution:
     def _is_answered(self) -> bool:
         return self._on_input is not None or self._on_call is not None
 
-    async def _answer_call(self, event: Event, on_call: AnswerCall) -> None:
+    async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
+        """The next page. One call alone that is answered at once costs one request: its answer goes and the page comes with it."""
+        if self._on_call is None:
+            return await self._page(after)
+        if len(asked) == 1 and not calls:
+            answering = calls.own(self._on_call(asked[0].text))
+            await asyncio.wait({answering}, timeout=_AT_ONCE)
+            if answering.done() and not answering.cancelled() and answering.exception() is None:
+                return await self._reply_and_read(asked[0].number, answering.result(), after)
+            calls.start(self._answer_call(asked[0], answering))
+        else:
+            for event in asked:
+                calls.start(self._answer_call(event, self._on_call(event.text)))
+        return await self._page(after)
+
+    async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
         answer = None
         try:
-            answer = await on_call(event.text)
+            answer = await answering
         finally:
             await self._reply(event.number, answer)
 

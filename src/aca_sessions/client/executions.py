@@ -65,6 +65,7 @@ class Executions:
             _page=lambda after: self._page(session_id, id, after),
             _interrupt=lambda: self.interrupt(session_id, id),
             _reply=lambda number, text: self._reply(session_id, id, events.encode_reply(number, text)),
+            _reply_and_read=lambda number, text, after: self._reply_and_read(session_id, id, events.encode_reply(number, text), after),
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
@@ -139,6 +140,16 @@ class Executions:
         member = body.get(events.EXECUTION_MEMBER)
         result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
         return found, last, replace(result, session_id=session_id) if result else None
+
+    async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int) -> Page:
+        """Both in one request; where that is not answered as hoped, reading is what can be done again."""
+        query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
+        path, wait = events.REPLIES_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
+        try:
+            response = await self._http.request("POST", path, identifier=session_id, query=query, headers=_RICH, json=reply, timeout=wait)
+        except (ServiceUnavailableError, ServiceError):
+            return await self._page(session_id, id, after)
+        return decoded(response, lambda body: self._decoded_page(body, session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
         """An answer that comes too late is none."""

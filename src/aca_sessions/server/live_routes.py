@@ -37,14 +37,15 @@ class LiveRoutes:
         return await self._page(request, execution, _after(request.query_params.get("after", "0")))
 
     async def reply(self, request: Request) -> Response:
-        """Answers a question of an execution."""
+        """Answers a question of an execution; a caller who says where it reads on gets the next events with it."""
         execution = self._execution(request)
         try:
             number, text = events.decode_reply(values.parse(await limited(request, _MAX_REPLY, _MAX_REPLY).body()))
         except ValueError as error:
             raise values.invalid(str(error)) from None
         await self._sessions.find(addressed(request, plain=False)[1]).executions.answer(execution, number, text)
-        return JSONResponse({})
+        after = request.query_params.get("after")
+        return JSONResponse({}) if after is None else await self._page(request, execution, _after(after))
 
     def _execution(self, request: Request) -> RunningExecution:
         _, identifier = addressed(request, plain=False)
