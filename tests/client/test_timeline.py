@@ -79,8 +79,15 @@ async def test_the_oldest_go_first() -> None:
 
 @pytest.mark.parametrize("name", ["", 5, "x" * 257, "\ud800"])
 async def test_what_is_no_name_is_refused(session: Session, name: object) -> None:
-    with pytest.raises(Exception, match=r"name|well-formed|surrogate|text"):
-        await session.checkpoint(name)  # type: ignore[arg-type]
+    for act in (session.checkpoint, session.rollback):
+        with pytest.raises(InvalidArgumentError, match="a checkpoint's name"):
+            await act(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [0, -1, 65, True, "2", 1.5])
+async def test_branches_are_made_some_at_a_time(session: Session, count: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="1 to 64"):
+        await session.branch(count)  # type: ignore[arg-type]
 
 
 async def test_a_checkpoint_that_is_not_there_is_told(begun: Session) -> None:

@@ -11,6 +11,7 @@ from ..errors import InvalidArgumentError
 from ..models import CodeError
 
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
+_LONGEST_MOMENT, _MOST_BRANCHES = 256, 64
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
 
 
@@ -55,6 +56,20 @@ def checked_data(data: object) -> bytes | Path:
         case bytearray() | memoryview():
             return bytes(data)
     raise InvalidArgumentError("a file's content is bytes, text without lone surrogates, or the Path of a file")
+
+
+def checked_moment(name: object) -> str | None:
+    """The name of a checkpoint, or its id; None for one without a name, or for the latest."""
+    if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
+        return name
+    raise InvalidArgumentError(f"a checkpoint's name is text of 1 to {_LONGEST_MOMENT} characters")
+
+
+def checked_count(count: object) -> int:
+    """How many branches are to be made."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
+        raise InvalidArgumentError(f"branches are made 1 to {_MOST_BRANCHES} at a time")
+    return count
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from ..models import (
     State,
     Variable,
 )
-from .arguments import checked_data, checked_requirements
+from .arguments import checked_count, checked_data, checked_moment, checked_requirements
 from .execution import AnswerCall, AnswerInput, Execution
 from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
@@ -162,7 +162,7 @@ class Session:
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Keeps variables and files as they are now; SnapshotError says what is in the way. The oldest ones go first."""
-        checkpoint = await self._interpreter.timeline.take(self.session_id, name)
+        checkpoint = await self._interpreter.timeline.take(self.session_id, checked_moment(name))
         self.history.mark(checkpoint.id)
         return checkpoint
 
@@ -173,7 +173,7 @@ class Session:
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
         """Variables and files are as they were at a checkpoint, named by itself, its name or its id, or at the latest; it stays."""
         id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
-        reached = await self._interpreter.timeline.roll_back(self.session_id, id)
+        reached = await self._interpreter.timeline.roll_back(self.session_id, checked_moment(id))
         self.history.go_back(reached.id)
         return reached
 
@@ -188,7 +188,7 @@ class Session:
 
         Together they have the limits of one session, and their cells take turns. Packages that were installed are there.
         """
-        names = [f"branch-{uuid.uuid4()}" for _ in range(count)]
+        names = [f"branch-{uuid.uuid4()}" for _ in range(checked_count(count))]
         await self._interpreter.timeline.branch(self.session_id, names, reseed=reseed)
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:
