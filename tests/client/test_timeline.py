@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from aca_sessions import CodeExecutionResult, Limits, Policy, Session, SessionPool, Settings, open_pool
-from aca_sessions.errors import NotSupportedError, SnapshotError
+from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SnapshotError
 
 from ..conftest import descendants
 from ..surfaces.test_cli import Server
