@@ -1,5 +1,6 @@
 """What a session's code may make of the way by which it calls tools of the host."""
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -96,15 +97,17 @@ async def test_no_argument_reaches_a_shell(pool: SessionPool, tmp_path: Path, va
     [
         "frame('call', 'x' * 2_000_000)",
         "frame('other', '{}')",
-        "[frame('call', json.dumps({'name': 'tools.wait', 'arguments': {}}), number) for number in range(1, 300)]",
-        "[frame('call', '{', 5) for _ in range(2)]",
+        "[frame('call', waiting, number) for number in range(1, 300)]",
+        "[frame('call', waiting, 5) for _ in range(2)]",
     ],
 )
 async def test_hostile_calls_end_that_session_only(pool: SessionPool, frame: str) -> None:
     """A call of another kind or size, or too many at a time, ends the interpreter that made it; the host and other sessions go on."""
-    async with AgentSession(pool) as agent, AgentSession(pool) as other:
+    wait = tool(name="wait", effect="read")(asyncio.Event().wait)
+    waiting = "waiting = json.dumps({'name': 'tools.call', 'arguments': {'name': 'wait', 'arguments': {}}})"
+    async with AgentSession(pool, tools=[wait]) as agent, AgentSession(pool) as other:
         await other.run("x = 42")
-        result = await agent.run(f"{BY_HAND}\n{frame}\nimport time; time.sleep(20)", timeout=10)
+        result = await agent.run(f"{BY_HAND}\n{waiting}\n{frame}\nimport time; time.sleep(20)", timeout=10)
         assert str(result.state) == "lost: crash"
         assert (await agent.run("6 * 7")).value == 42
         assert (await other.run("x")).value == 42
