@@ -37,6 +37,7 @@ class Link:
         self._arrived = threading.Condition()
         self._being_read = self._ended = False
         self._numbers = itertools.count(1)
+        self._awaited: set[int] = set()
         self._woken: Callable[[], None] = lambda: None
         self._incoming = select.poll()
         self._incoming.register(connection, select.POLLIN)
@@ -85,8 +86,12 @@ class Link:
     def ask(self, execution: str, about: str, text: str) -> str:
         """What somebody outside answers, from any thread; AnswerError where nobody does."""
         number = next(self._numbers)
-        self.send(Asked(execution, number, about, text))
-        answer = self._next(lambda message: isinstance(message, Answer) and message.number == number)
+        self._awaited.add(number)
+        try:
+            self.send(Asked(execution, number, about, text))
+            answer = self._next(lambda message: isinstance(message, Answer) and message.number == number)
+        finally:
+            self._awaited.discard(number)
         if not isinstance(answer, Answer) or not answer.given:
             raise AnswerError(answer.text if isinstance(answer, Answer) else "the session ends")
         return answer.text
@@ -116,7 +121,7 @@ class Link:
                     self._incoming.poll()
                 data, brought, _, _ = socket.recv_fds(self._connection, 1 << 16, _MOST_BROUGHT, socket.MSG_CMSG_CLOEXEC)
                 self._brought += brought
-                self._inbox += [decode(payload, Run, Command, WarmUp, Extend, Fork, Answer) for payload in self._frames.feed(data)]
+                self._inbox += filter(self._is_wanted, map(_decoded, self._frames.feed(data)))
                 self._ended = not data
                 if threading.current_thread() is not threading.main_thread():
                     self._woken()
@@ -124,6 +129,15 @@ class Link:
                 self._arrived.acquire()
                 self._being_read = False
                 self._arrived.notify_all()
+
+    def _is_wanted(self, message: Message) -> bool:
+        """Whoever was interrupted while it waited for an answer has no use for it any more."""
+        return not isinstance(message, Answer) or message.number in self._awaited
+
+
+def _decoded(payload: bytes) -> Message:
+    message: Message = decode(payload, Run, Command, WarmUp, Extend, Fork, Answer)
+    return message
 
 
 class _Interrupts:
