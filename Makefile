@@ -28,6 +28,7 @@ demo: $(INSTALLED)
 
 # Each file's tests stay together, in one of two processes.
 test: $(INSTALLED)
+	@.ci/packages
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)
