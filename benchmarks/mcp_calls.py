@@ -1,4 +1,4 @@
-"""What a call of the MCP server costs over standard input and output, beside the same cell by `Session.run`."""
+"""What a call of the MCP server costs over standard input and output, beside `Session.run`; and how soon a cancelled one ends."""
 
 import asyncio
 import statistics
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-from mcp import ClientSession, StdioServerParameters
+from mcp import ClientSession, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 
 from aca_sessions import open_pool
@@ -23,6 +23,23 @@ async def times(call: Callable[[], Awaitable[object]]) -> list[float]:
     return taken
 
 
+async def cancelled(client: ClientSession) -> float:
+    """Milliseconds from the cancelling of a call until its session has run another cell: the call waits for the cell to end."""
+    running = asyncio.create_task(client.call_tool("run_python_code", {"code": "while True: time.sleep(0.01)"}))
+    await asyncio.sleep(0)
+    number = client._request_id - 1  # which that task took in its first step
+    while not (await client.call_tool("check_kernel_responsiveness", {})).structuredContent["busy"]:
+        pass
+    started = time.perf_counter()
+    notice = types.CancelledNotification(params=types.CancelledNotificationParams(requestId=number))
+    await client.send_notification(types.ClientNotification(notice))
+    assert (await client.call_tool("run_python_code", {"code": "kept"})).content[0].text == "1"
+    taken = 1000 * (time.perf_counter() - started)
+    running.cancel()
+    await asyncio.wait([running])
+    return taken
+
+
 async def main() -> None:
     server = StdioServerParameters(command=sys.executable, args=["-m", "aca_sessions.surfaces.cli", "mcp"])
     async with (
@@ -36,8 +53,11 @@ async def main() -> None:
         for _ in range(3):  # in turns: whatever else the machine does meets both
             run += await times(lambda: session.run("1 + 1"))
             call += await times(lambda: client.call_tool("run_python_code", {"code": "1 + 1"}))
+        await client.call_tool("run_python_code", {"code": "import time; kept = 1"})
+        ends = [await cancelled(client) for _ in range(20)]
     own, over = statistics.median(run), statistics.median(call)
     print(f"Session.run: p50 {own:.1f} ms; run_python_code over stdio: p50 {over:.1f} ms, which is {over - own:.1f} ms more")
+    print(f"A cancelled call, until the session ran the next cell: p50 {statistics.median(ends):.0f} ms, most {max(ends):.0f} ms")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,34 @@
-"""Every tool, over one connection each: what it answers, and what it says to what it cannot do."""
+"""Every tool, over both transports: what it answers, and what it says to what it cannot do."""
 
 import base64
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any
 
 import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
 
-from .clients import run, stdio_client_session, text_of
+from .clients import Running, http_client_session, http_server, run, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
+
+Connected = Callable[[], AbstractAsyncContextManager[ClientSession]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with http_server("--tools", "all") as running:
+        yield running
+
+
+@pytest.fixture(params=["stdio", "http"])
+def connected(request: pytest.FixtureRequest) -> Connected:
+    """Connects to a server with all tools."""
+    if request.param == "stdio":
+        return partial(stdio_client_session, "--tools", "all")
+    return partial(http_client_session, request.getfixturevalue("server"))
 
 
 async def ask(client: ClientSession, name: str, /, **arguments: Any) -> dict[str, Any]:
@@ -24,8 +43,8 @@ async def refused(client: ClientSession, name: str, /, **arguments: Any) -> str:
     return text_of(result)
 
 
-async def test_sessions_are_made_chosen_and_ended() -> None:
-    async with stdio_client_session() as client:
+async def test_sessions_are_made_chosen_and_ended(connected: Connected) -> None:
+    async with connected() as client:
         made = await ask(client, "create_session", session_id="work", description="for work")
         assert (made["status"], made["description"], made["active_session"]) == ("created", "for work", "default")
         assert (await ask(client, "create_session"))["session_id"] == "session_1"
@@ -43,8 +62,8 @@ async def test_sessions_are_made_chosen_and_ended() -> None:
         assert "no session of that name" in text_of(await run(client, "x", session_id="work"))
 
 
-async def test_what_cannot_be_a_session_is_refused_and_the_rest_goes_on() -> None:
-    async with stdio_client_session() as client:
+async def test_what_cannot_be_a_session_is_refused_and_the_rest_goes_on(connected: Connected) -> None:
+    async with connected() as client:
         await ask(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="default")
@@ -81,8 +100,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def test_what_a_tool_cannot_take_is_told_without_repeating_it() -> None:
-    async with stdio_client_session() as client:
+async def test_what_a_tool_cannot_take_is_told_without_repeating_it(connected: Connected) -> None:
+    async with connected() as client:
         for name, arguments, told in CASES:
             message = await refused(client, name, **arguments)
             assert told in message
@@ -90,8 +109,8 @@ async def test_what_a_tool_cannot_take_is_told_without_repeating_it() -> None:
         assert text_of(await run(client, "6 * 7")) == "42"
 
 
-async def test_scripts_are_saved_and_run_with_arguments() -> None:
-    async with stdio_client_session() as client:
+async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) -> None:
+    async with connected() as client:
         saved = await ask(
             client, "save_script", name="report", content="import sys\nprint(sys.argv[1:])\nopen('made.txt', 'w')\nsys.exit(3)"
         )
@@ -103,8 +122,8 @@ async def test_scripts_are_saved_and_run_with_arguments() -> None:
         assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
 
 
-async def test_files_are_written_read_listed_and_deleted() -> None:
-    async with stdio_client_session("--tools", "all") as client:
+async def test_files_are_written_read_listed_and_deleted(connected: Connected) -> None:
+    async with connected() as client:
         await ask(client, "write_file", path="folder/text.txt", content="grüße")
         await ask(client, "write_file", path="raw.bin", content=base64.b64encode(b"\xff\x00").decode(), binary_base64=True)
         assert (await ask(client, "read_file", path="folder/text.txt"))["text"] == "grüße"
@@ -119,8 +138,8 @@ async def test_files_are_written_read_listed_and_deleted() -> None:
         assert (info["workspace"], info["files"], info["shared"]) == ("/mnt/data", 1, ["outputs"])
 
 
-async def test_paths_that_lead_elsewhere_are_refused() -> None:
-    async with stdio_client_session("--tools", "all") as client:
+async def test_paths_that_lead_elsewhere_are_refused(connected: Connected) -> None:
+    async with connected() as client:
         await run(client, "import os; os.symlink('/etc', 'way'); os.symlink('/etc/passwd', 'file')")
         for path in ("../x", "/etc/passwd", "a/../../x", "a//b", "", ".", "..", "/mnt/data/../x", "a\x00b", 'a"b', "a\\b"):
             assert await refused(client, "read_file", path=path)
@@ -132,8 +151,8 @@ async def test_paths_that_lead_elsewhere_are_refused() -> None:
         assert await refused(client, "list_files", path="../..")
 
 
-async def test_names_are_listed_inspected_and_completed() -> None:
-    async with stdio_client_session("--tools", "all") as client:
+async def test_names_are_listed_inspected_and_completed(connected: Connected) -> None:
+    async with connected() as client:
         await run(client, "value = [1, 2]\ndef double(x):\n    'Twice x.'\n    return 2 * x")
         (variable, _) = sorted((await ask(client, "list_variables"))["variables"], key=lambda one: one["name"] != "value")
         assert (variable["type"], variable["shape"], variable["text"]) == ("list", [2], "[1, 2]")
@@ -144,8 +163,8 @@ async def test_names_are_listed_inspected_and_completed() -> None:
         assert (completed["matches"], completed["cursor_start"], completed["cursor_end"]) == (["append"], 6, 9)
 
 
-async def test_a_session_goes_back_branches_and_begins_anew() -> None:
-    async with stdio_client_session("--tools", "all") as client:
+async def test_a_session_goes_back_branches_and_begins_anew(connected: Connected) -> None:
+    async with connected() as client:
         await run(client, "x = 1")
         await ask(client, "checkpoint", name="before")
         await run(client, "x = 2")
@@ -162,15 +181,15 @@ async def test_a_session_goes_back_branches_and_begins_anew() -> None:
         assert "no such" in (await refused(client, "rollback", checkpoint="nothing")).lower()
 
 
-async def test_state_that_cannot_be_kept_is_not_restarted() -> None:
-    async with stdio_client_session("--tools", "all") as client:
+async def test_state_that_cannot_be_kept_is_not_restarted(connected: Connected) -> None:
+    async with connected() as client:
         await run(client, "import threading, time; x = 1; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
         assert await refused(client, "restart_kernel", preserve_state=True)
         assert text_of(await run(client, "x")) == "1"
 
 
-async def test_health_says_what_ran_and_how() -> None:
-    async with stdio_client_session() as client:
+async def test_health_says_what_ran_and_how(connected: Connected) -> None:
+    async with connected() as client:
         await run(client, "1 / 0")
         health = await ask(client, "get_kernel_health")
         assert (health["status"], health["execution_count"], health["last_error"]) == ("healthy", 1, "ZeroDivisionError")
@@ -184,6 +203,6 @@ async def test_health_says_what_ran_and_how() -> None:
         assert answer["response_time"] < 5
 
 
-async def test_the_server_answers() -> None:
-    async with stdio_client_session("--tools", "all") as client:
+async def test_the_server_answers(connected: Connected) -> None:
+    async with connected() as client:
         assert await ask(client, "ping") == {"session_id": "default", "status": "ok"}
