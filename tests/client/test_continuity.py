@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from aca_sessions import CodeInterpreter, SessionsHttpClient, open_server
+from aca_sessions import CodeInterpreter, SessionPool, SessionsHttpClient, open_server
 from aca_sessions.hosting import Hosting
 
 pytestmark = pytest.mark.slow
@@ -69,3 +69,21 @@ async def test_a_session_that_was_deleted_is_no_loss() -> None:
             await interpreter.execute("alice", "x = 1")
             await interpreter.delete_session("alice")
             assert str((await interpreter.execute("alice", "1")).state) == "kept"
+
+
+@pytest.mark.parametrize(("version", "told"), [("2024-02-02-preview", (True, "kept")), ("2025-10-02-preview", (False, "lost: expired"))])
+async def test_a_pool_whose_service_cannot_end_sessions_does_not_say_that_it_did(version: str, told: tuple[bool, str]) -> None:
+    async with open_server(hosting=Hosting(plain=True)) as app:
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        async with (
+            CodeInterpreter(SessionsHttpClient(client, api_version=version)) as interpreter,
+            SessionPool(interpreter, session_timeout=0.2) as pool,
+        ):
+            async with pool.session("alice") as session:
+                await session.run("x = 1")
+            async with asyncio.timeout(10):
+                while pool.active():
+                    await asyncio.sleep(0.02)
+            async with pool.session("alice") as session:
+                result = await session.run("'x' in globals()")
+    assert (result.value in (True, "True"), str(result.state)) == told

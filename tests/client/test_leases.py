@@ -22,7 +22,7 @@ def woken(into: list[Granted]):
 
 
 def test_a_named_lease_is_granted_at_once() -> None:
-    assert leases().acquire("alice", woken([])) == Granted("alice", False)
+    assert leases().acquire("alice", woken([])) == Granted("alice")
 
 
 def test_an_anonymous_session_has_a_name_nobody_can_guess() -> None:
@@ -42,7 +42,7 @@ def test_the_limit_counts_sessions_that_are_held() -> None:
 def test_leases_of_one_name_share_their_session() -> None:
     state = leases(limit=1)
     state.acquire("alice", woken([]))
-    assert state.acquire("alice", woken([])) == Granted("alice", False)
+    assert state.acquire("alice", woken([])) == Granted("alice")
     assert state.leased == 1
 
 
@@ -94,9 +94,19 @@ def test_an_idle_session_expires_and_its_owner_is_told_once() -> None:
     assert state.expire() == []
     clock.now += timedelta(minutes=1)
     assert state.expire() == ["alice"]
-    assert state.acquire("alice", woken([])) == Granted("alice", True)
+    state.acquire("alice", woken([]))
+    assert [state.take_expired("alice"), state.take_expired("alice")] == [True, False]
+
+
+def test_a_session_that_could_not_be_ended_is_not_told_as_expired() -> None:
+    clock = Clock()
+    state = leases(clock=clock)
+    state.acquire("alice", woken([]))
     state.release("alice")
-    assert state.acquire("alice", woken([])) == Granted("alice", False)
+    clock.now += timedelta(minutes=30)
+    state.expire()
+    state.lives_on("alice")
+    assert not state.take_expired("alice")
 
 
 def test_a_held_session_does_not_expire() -> None:
@@ -122,7 +132,7 @@ def test_a_terminated_session_is_not_told_as_expired() -> None:
     state.acquire("alice", woken([]))
     state.release("alice")
     assert state.terminate("alice") == ["alice"]
-    assert state.acquire("alice", woken([])) == Granted("alice", False)
+    assert not state.take_expired("alice")
 
 
 def test_infos_say_who_is_held() -> None:

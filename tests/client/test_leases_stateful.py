@@ -41,7 +41,7 @@ class LeasesMachine(RuleBasedStateMachine):
             self.seen_anonymous.add(name)
         else:
             assert name == wanted
-            assert granted.expired == (name in self.untold)
+            assert self.leases.take_expired(name) == (name in self.untold)
         self.untold.discard(name)
         self.count[name] += 1
         self.alive.add(name)

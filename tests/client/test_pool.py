@@ -87,6 +87,20 @@ async def test_an_idle_session_ends_and_its_owner_is_told() -> None:
             assert str((await session.run("1")).state) == "kept"
 
 
+async def test_whoever_used_the_new_session_without_a_cell_leaves_its_owner_to_be_told() -> None:
+    async with open_pool(Settings(SessionTimeoutMinutes=0.2 / 60)) as pool:
+        async with pool.session("alice") as session:
+            await session.run("x = 1")
+        async with asyncio.timeout(10):
+            while pool.active():
+                await asyncio.sleep(0.02)
+        async with pool.session("alice") as session, pool.session("alice") as again:
+            await session.health()
+            await session.list_files()
+            assert str((await again.run("1")).state) == "lost: expired"
+            assert str((await session.run("1")).state) == "kept"
+
+
 async def test_a_name_used_again_while_its_session_ends_gets_a_whole_one() -> None:
     async with open_pool(Settings(SessionTimeoutMinutes=0.05 / 60)) as pool:
         for _ in range(5):

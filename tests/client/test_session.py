@@ -1,6 +1,7 @@
 """One leased session, at an endpoint that tells more than Azure does."""
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
@@ -36,10 +37,11 @@ async def test_reset_ends_what_cells_left_running(session: Session) -> None:
 
 
 async def test_a_busy_session_is_not_responsive_and_its_cell_goes_on(session: Session) -> None:
-    busy = asyncio.create_task(session.run("import time; time.sleep(0.8); 'done'"))
-    await asyncio.sleep(0.2)
+    busy = await session.start("import time; print('begun', flush=True); time.sleep(0.8); 'done'")
+    async with aclosing(busy.events()) as events:
+        await anext(events)
     assert not (await session.health(timeout=0.1)).responsive
-    assert (await busy).value == "done"
+    assert (await busy.wait()).value == "done"
     assert (await session.health()).responsive
 
 

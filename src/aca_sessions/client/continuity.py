@@ -64,10 +64,10 @@ class Continuity:
         if result.state.kind == "lost":
             life.mark = None  # told already
 
-    def keep(self, session_id: str, result: CodeExecutionResult) -> None:
-        """A cell of ours heard of a loss: the user is told with the next result of theirs."""
-        if result.state.kind == "lost":
-            self._life(session_id).untold = result.state
+    def keep(self, session_id: str, state: State) -> None:
+        """A loss that the user has not heard of is told with the next result of theirs."""
+        if state.kind == "lost":
+            self._life(session_id).untold = state
 
     def tell(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
         """The result, with a loss that the user has not heard of."""

@@ -12,8 +12,8 @@ from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
 from ..contract.versions import version_named
-from ..errors import NotSupportedError
-from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
+from ..errors import NotFoundError, NotSupportedError
+from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo, State
 from ..tasks import Tasks
 from . import packages
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
@@ -74,7 +74,7 @@ class CodeInterpreter:
         """What became of a cell of ours, by its name. What it hears of a loss is told with the user's next cell."""
         checked_session_id(session_id)
         result = await self._execute_knowingly(session_id, ExecutionCall(code=own_cell(name, *arguments), timeout=timeout))
-        self._continuity.keep(session_id, result)
+        self._continuity.keep(session_id, result.state)
         return result
 
     @overload
@@ -213,8 +213,12 @@ class CodeInterpreter:
     async def delete_session(self, session_id: str) -> None:
         """Ends a session at the service."""
         self._require_sessions()
+        try:
+            await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id)
+        except NotFoundError:
+            self._continuity.forget(session_id)
+            raise
         self._continuity.forget(session_id)
-        await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id)
 
     async def list_sessions(self) -> list[SessionInfo]:
         """The sessions that the service keeps."""
@@ -229,6 +233,10 @@ class CodeInterpreter:
     async def _sessions_after(self, skip: int) -> dict[str, SessionInfo]:
         response = await self._http.request("GET", flat.SESSIONS_PATH, query={"skip": str(skip)} if skip else None)
         return {info.session_id: info for info in decoded(response, flat.decode_sessions)}
+
+    def expired(self, session_id: str) -> None:
+        """The session was ended for idleness, and one begins anew under its name: that is told with its first result."""
+        self._continuity.keep(session_id, State("lost", "expired"))
 
     @property
     def can_end_sessions(self) -> bool:

@@ -5,7 +5,6 @@ are carried out.
 """
 
 import asyncio
-import contextlib
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection
@@ -15,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, Self
 
 from .. import telemetry
-from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
+from ..errors import ACASessionsError, NotFoundError, PoolClosedError, PoolError, PoolTimeoutError
 from ..models import SessionInfo
 from ..tasks import Tasks
 from .arguments import checked_session_id
@@ -84,7 +83,9 @@ class SessionPool:
             self._end(self._leases.release(granted.session_id))
             raise
         self._tell("leased", granted.session_id)
-        return Session(self._interpreter, granted.session_id, expired=granted.expired)
+        if self._leases.take_expired(granted.session_id):
+            self._interpreter.expired(granted.session_id)
+        return Session(self._interpreter, granted.session_id)
 
     async def release(self, session_id: str) -> None:
         """Gives a session back. An anonymous one ends, and its state with it."""
@@ -189,10 +190,13 @@ class SessionPool:
             await asyncio.wait(endings)
 
     async def _delete(self, session_id: str) -> None:
-        """A session that was never used does not exist at the service, and one that it cannot end expires there by itself."""
-        if self._interpreter.can_end_sessions:
-            with contextlib.suppress(ACASessionsError):
-                await self._interpreter.delete_session(session_id)
+        """A session that was never used does not exist at the service, and one that cannot be ended expires there by itself."""
+        try:
+            await self._interpreter.delete_session(session_id)
+        except NotFoundError:
+            return
+        except ACASessionsError:
+            self._leases.lives_on(session_id)
 
     def _check_usable(self) -> None:
         if self._closed:

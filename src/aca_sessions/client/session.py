@@ -6,7 +6,6 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +20,6 @@ from ..models import (
     Package,
     RemoteFile,
     SessionHealth,
-    State,
     Variable,
 )
 from .arguments import checked_count, checked_data, checked_moment, checked_requirements
@@ -40,11 +38,10 @@ _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 class Session:
     """A live interpreter with state, named by its `session_id`."""
 
-    def __init__(self, interpreter: CodeInterpreter, session_id: str, *, expired: bool = False) -> None:
-        """A handle; the session itself begins with its first use. `expired` says that one of this name went before, untold."""
+    def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
+        """A handle; the session itself begins with its first use."""
         self._interpreter = interpreter
         self.session_id = session_id
-        self._expired = expired
         self.history = History()
 
     async def run(
@@ -268,14 +265,7 @@ class Session:
     def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
         """Notes a cell as it is sent; what is called with its result notes that as well."""
         number = self.history.begin(take_out_of_fences(code) if sanitize and isinstance(code, str) else str(code))
-        return lambda result: self.history.end(number, self._told(result))
-
-    def _told(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """A loss that nobody was told of is told with the first result."""
-        if self._expired and result.state.kind == "kept":
-            result = replace(result, state=State("lost", "expired"))
-        self._expired = False
-        return result
+        return lambda result: self.history.end(number, result)
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: whoever has it owns the session

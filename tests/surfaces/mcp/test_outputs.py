@@ -1,7 +1,5 @@
 """The folder that the sessions of one client share, at any endpoint."""
 
-import subprocess
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -9,21 +7,9 @@ import anyio
 import pytest
 from mcp import ClientSession
 
-from ...conftest import COMMAND
 from .clients import run, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def plain_endpoint() -> Iterator[dict[str, str]]:
-    """What Azure has and no more."""
-    process = subprocess.Popen([*COMMAND, "serve", "--plain", "--port", "0", "--api-key", "key"], stdout=subprocess.PIPE, text=True)
-    endpoint = process.stdout.readline().partition(": ")[2].strip()
-    yield {"ACASessions__Endpoint": endpoint, "ACASessions__ApiKey": "key"}
-    process.terminate()
-    process.wait(15)
-    process.stdout.close()
 
 
 @pytest.fixture(params=["embedded", "plain"])

@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, NoReturn
 
-from ..wire import BROKEN_EXIT, Ready, Spawn, frame
+from ..wire import BROKEN_EXIT, Ready, Refused, Spawn, frame
 from . import confine, streams
 from .place import place
 from .refusal import RefusalError, part
@@ -84,5 +84,7 @@ def _interpret(spawn: Spawn, world: "World", link: socket.socket, listeners: lis
         cells.serve(Link(link, said), shell, proxy=PROXY if listeners else None)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
+    except Exception as error:  # where it began, its standard error is a cell's already: nobody would read a traceback there
+        link.sendall(frame(Refused("session", getattr(error, "errno", None) or 0, f"{type(error).__name__}: {error}"[:1000])))
     finally:
         os._exit(BROKEN_EXIT)
