@@ -2,6 +2,7 @@
 
 import asyncio
 import http.server
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from aca_sessions.errors import ConfigurationError
 from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
-from aca_sessions.sandbox.proxy import Proxy, _is_public
+from aca_sessions.sandbox.proxy import Proxy, Serving, _is_public
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..wheels import index_of, make_wheel
@@ -104,6 +105,24 @@ async def test_a_tunnel_leads_to_the_one_target(target: int) -> None:
             "c.request('GET', '/'); c.getresponse().read().decode()"
         )
         assert (await got(session, tunnel)).value == "GET / target.test:443 None"
+
+
+async def test_a_connection_that_is_accepted_as_its_session_ends_is_closed() -> None:
+    answered: list[asyncio.StreamWriter] = []
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answered.append(writer)
+
+    serving, listener = Serving(answer), socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    await serving.start(listener)
+    (_, one), (_, other) = await asyncio.open_connection(*address), await asyncio.open_connection(*address)
+    serving._accept(asyncio.StreamReader(), one)
+    await serving.close()
+    serving._accept(asyncio.StreamReader(), other)
+    assert one.is_closing()
+    assert other.is_closing()
+    assert one not in answered
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,9 @@ class Serving:
         """Accepts nothing yet."""
         self._answer = answer
         self._tasks = Tasks()
-        self._open = 0
+        self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
+        self._closed = False
 
     async def start(self, listener: socket.socket) -> None:
         """Begins to accept."""
@@ -121,15 +122,18 @@ class Serving:
 
     async def close(self) -> None:
         """Ends the listener and every connection."""
+        self._closed = True
         if self._server is not None:
             self._server.close()
         await self._tasks.cancel()
+        for writer in self._open:  # of conversations that were cancelled before their first step
+            writer.transport.abort()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open >= _MAX_CONNECTIONS:
+        if self._closed or len(self._open) >= _MAX_CONNECTIONS:
             writer.transport.abort()
             return
-        self._open += 1
+        self._open.add(writer)
         self._tasks.start(self._converse(reader, writer))
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -140,7 +144,7 @@ class Serving:
                 async with asyncio.timeout(_HEAD_SECONDS):
                     await writer.wait_closed()
         finally:
-            self._open -= 1
+            self._open.discard(writer)
             writer.transport.abort()  # whoever does not read what is left does not keep it open
 
 
