@@ -327,7 +327,6 @@ def _limits(options: LimitsSettings) -> "Limits":
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        raise NotSupportedError(
-            "the embedded sandbox needs Linux: set ACASessions:SessionsHttpClient:Endpoint to `aca-sessions serve` on a Linux host, "
-            "or to an Azure pool"
-        )
+        from .sandbox.remedy import elsewhere
+
+        raise NotSupportedError(f"the embedded sandbox needs Linux. {elsewhere(sys.platform)}")

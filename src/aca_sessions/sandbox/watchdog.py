@@ -12,6 +12,7 @@ from collections.abc import Callable
 from anyio import to_thread
 
 from ..tasks import Tasks
+from .hosts import NO_CGROUPS
 from .policy import Limits, Together
 
 _WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
@@ -28,7 +29,9 @@ class Watchdog:
 
     def __init__(self, limits: Limits, together: Together) -> None:
         """Looks at nothing yet."""
-        self.how = f"{limits.memory >> 20} MB, looked at every {_WHILE_BUSY:g} s while a cell runs"
+        self.how = (
+            f"{limits.memory >> 20} MB, looked at every {_WHILE_BUSY:g} s while a cell runs (without a control group: {NO_CGROUPS.row})"
+        )
         self._limit = limits.memory
         self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
         self._tasks = Tasks()

@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from . import environments, remote_files, remote_sessions
 from .mcp import command as mcp_command
 
 _FAILED, _UNUSABLE = 1, 2
+_BROKEN_PIPE = 128 + 13  # as shells say it; not every system has the signal
 _MOST_SESSIONS = 100_000
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _read_no_further() -> int:
     """Whoever read our output has gone: there is nobody to tell, at the interpreter's own end either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+    return _BROKEN_PIPE
 
 
 async def _run(options: argparse.Namespace) -> int:
