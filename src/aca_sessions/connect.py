@@ -119,11 +119,16 @@ def open_server(
         from .server.sessions import Sessions
 
         await sandboxes.wait_until_ready()
-        host = hosting or Hosting()
+        host = _audited(hosting or Hosting(), settings or Settings())
         sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
         return Service(await stack.enter_async_context(sessions), host)
 
     return Opening(open_on)
+
+
+def _audited(hosting: Hosting, settings: Settings) -> Hosting:
+    file = hosting.audit or settings.Audit.File
+    return replace(hosting, audit=file, audit_code=hosting.audit_code or bool(settings.Audit.Code))
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":

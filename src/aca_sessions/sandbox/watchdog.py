@@ -49,6 +49,10 @@ class Watchdog:
         """From now on, or no more."""
         (self._busy.set if running else self._busy.clear)()
 
+    def used(self) -> int:
+        """In bytes, when it was last looked at."""
+        return _used.get(self, 0)
+
     def was_exceeded(self) -> bool:
         """It says so itself when it kills."""
         return False
