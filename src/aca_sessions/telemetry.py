@@ -36,6 +36,7 @@ _refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
 Outcome = Literal["succeeded", "failed", "interrupted", "timed_out"]
+LIMITS = ("SessionsCountExceedsLimit", "RequestTooLarge", "SessionStorageFull")
 _REASONS = ("memory", "killed", "exit", "crash", "expired")
 
 
@@ -91,9 +92,14 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
     current.set_attributes({**verdict, **sizes, "duration": result.duration, "state.reason": result.state.reason or ""})
 
 
-def observe_memory(host: Host) -> None:
-    """Whoever collects numbers is told what its sessions use, for as long as it lives."""
+def serving(host: Host) -> None:
+    """Whoever collects numbers is told what its sessions use, for as long as it lives; what has not happened yet is a zero."""
     _hosts.add(host)
+    _audit_lost.add(0)
+    for reason in _REASONS:
+        _losses.add(0, {"reason": reason})
+    for code in LIMITS:
+        _refusals.add(0, {"error.type": code})
 
 
 def _memory_used(_: CallbackOptions) -> Iterable[Observation]:

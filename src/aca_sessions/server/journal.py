@@ -11,7 +11,6 @@ from ..hosting import Hosting
 from ..models import CodeExecutionResult
 from .audit import AuditLog
 
-_LIMITS = (413, 429, 507)  # statuses of what a limit refused
 _REFUSALS_A_SECOND = 20  # strangers are not to fill the disk
 
 
@@ -56,7 +55,7 @@ class Journal:
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
         """A request was answered with a problem. Of many in one second only their number is written."""
-        if problem.status in _LIMITS:
+        if problem.code in telemetry.LIMITS:
             telemetry.refused(problem.code)
         if self._audit is None:
             return

@@ -260,7 +260,7 @@ class Sessions:
         self._tasks.start(session.close())
 
     async def __aenter__(self) -> Self:
-        telemetry.observe_memory(self)
+        telemetry.serving(self)
         if self._cooldown is not None:
             self._reaper = self._tasks.start(self._reap(self._cooldown))
         return self
