@@ -119,11 +119,16 @@ def open_server(
         from .server.sessions import Sessions
 
         await sandboxes.wait_until_ready()
-        host = hosting or Hosting()
+        host = _audited(hosting or Hosting(), settings or Settings())
         sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
         return Service(await stack.enter_async_context(sessions), host)
 
     return Opening(open_on)
+
+
+def _audited(hosting: Hosting, settings: Settings) -> Hosting:
+    file = hosting.audit or settings.Audit.File
+    return replace(hosting, audit=file, audit_code=hosting.audit_code or bool(settings.Audit.Code))
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
@@ -327,7 +332,6 @@ def _limits(options: LimitsSettings) -> "Limits":
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        raise NotSupportedError(
-            "the embedded sandbox needs Linux: set ACASessions:SessionsHttpClient:Endpoint to `aca-sessions serve` on a Linux host, "
-            "or to an Azure pool"
-        )
+        from .sandbox.remedy import elsewhere
+
+        raise NotSupportedError(f"the embedded sandbox needs Linux. {elsewhere(sys.platform)}")

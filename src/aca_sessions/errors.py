@@ -91,12 +91,13 @@ class SandboxError(ACASessionsError):
 
 
 class IsolationError(SandboxError):
-    """This host cannot give the promised isolation: `.part` names what is missing, `.remedy` what enables it."""
+    """This host cannot give the promised isolation: `.part` is missing, `.reason` says why, `.remedy` enables it."""
 
     def __init__(self, part: str, reason: str, remedy: str) -> None:
         """Keeps the parts of the message."""
         super().__init__(f"this host cannot isolate sessions: {part}: {reason}. {remedy}")
         self.part = part
+        self.reason = reason
         self.remedy = remedy
 
 

@@ -1,5 +1,6 @@
-"""How a server hosts sessions: how many, for how long, for whom. Plain data, with the defaults of `aca-sessions serve`."""
+"""How a server hosts sessions: how many, how long, for whom, and what is written down. Data, with the defaults of `aca-sessions serve`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -16,3 +17,7 @@ class Hosting:
     plain: bool = False  # what Azure has and no more: no extension is offered or answered
     shell: bool = False  # a pool of shells: executions are commands
     lenient: bool = False  # requests that Azure refuses, as some of its clients send them
+    audit: str | None = None  # the file of the audit log
+    audit_code: bool = False  # cells are written there as they are
+    metrics: Callable[[], bytes] | None = None  # what GET /metrics answers, in Prometheus's text
+    metrics_key: str | None = None  # opens /metrics and nothing else

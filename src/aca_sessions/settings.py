@@ -204,6 +204,13 @@ class McpSettings(_Section):
     OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] | None = None
 
 
+class AuditSettings(_Section):
+    """What of embedded sessions is written down for their operator."""
+
+    File: str | None = None  # none is written
+    Code: bool | None = None  # cells as they are; only their sizes otherwise
+
+
 class Settings(BaseSettings):
     """The whole section; every value may be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`."""
 
@@ -222,6 +229,7 @@ class Settings(BaseSettings):
     Sandbox: SandboxSettings = SandboxSettings()
     Packages: PackagesSettings = PackagesSettings()
     Mcp: McpSettings = McpSettings()
+    Audit: AuditSettings = AuditSettings()
     ContainerImage: str | None = None
 
     # Accepted at the top as well, and moved to where they belong.

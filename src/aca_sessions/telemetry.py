@@ -2,20 +2,51 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal, Protocol
 
 from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 from opentelemetry.trace import Span
 
 from .models import CodeExecutionResult
 
 _tracer = trace.get_tracer("aca_sessions")
 _meter = metrics.get_meter("aca_sessions")
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 240)
+
+
+def _seconds(name: str, description: str) -> Histogram:
+    return _meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
+
+
 _executions = _meter.create_counter("aca_sessions.executions", description="Cells, by what became of them")
-_execution_seconds = _meter.create_histogram("aca_sessions.execution.duration", "s", "How long cells took")
-_acquire_seconds = _meter.create_histogram("aca_sessions.acquire.duration", "s", "How long callers waited for a session")
+_execution_seconds = _seconds("aca_sessions.execution.duration", "How long cells took, as their callers see it")
+_acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
 _leases = _meter.create_up_down_counter("aca_sessions.leases", description="Sessions held now")
+
+_live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}", "Sessions that live in this process")
+_active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")
+_start_seconds = _seconds("aca_sessions.server.start.duration", "How long sessions waited for an interpreter")
+_cell_seconds = _seconds("aca_sessions.server.execution.duration", "How long cells ran, by how they ended")
+_losses = _meter.create_counter("aca_sessions.server.losses", "{loss}", "Sessions whose variables were lost, by the reason")
+_refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit refused, by the limit")
+_audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
+
+Outcome = Literal["succeeded", "failed", "interrupted", "timed_out"]
+LIMITS = ("SessionsCountExceedsLimit", "RequestTooLarge", "SessionStorageFull")
+_REASONS = ("memory", "killed", "exit", "crash", "expired")
+
+
+class Host(Protocol):
+    """Whoever knows how much memory sessions use now."""
+
+    def memory_used(self) -> int: ...  # noqa: D102
+
+
+_hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
 
 
 def hashed(name: str) -> str:
@@ -59,3 +90,74 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
     _execution_seconds.record(result.duration, verdict)
     sizes = {"stdout.length": len(result.stdout), "stderr.length": len(result.stderr), "displays": len(result.displays)}
     current.set_attributes({**verdict, **sizes, "duration": result.duration, "state.reason": result.state.reason or ""})
+
+
+def serving(host: Host) -> None:
+    """Whoever collects numbers is told what its sessions use, for as long as it lives; what has not happened yet is a zero."""
+    _hosts.add(host)
+    _audit_lost.add(0)
+    for reason in _REASONS:
+        _losses.add(0, {"reason": reason})
+    for code in LIMITS:
+        _refusals.add(0, {"error.type": code})
+
+
+def _memory_used(_: CallbackOptions) -> Iterable[Observation]:
+    return [Observation(sum(host.memory_used() for host in list(_hosts)))]
+
+
+_meter.create_observable_gauge("aca_sessions.server.memory.usage", [_memory_used], "By", "Memory of all sessions and their files")
+
+
+def session_began() -> None:
+    """A server has one session more."""
+    _live.add(1)
+
+
+def session_ended(reason: str) -> None:
+    """A server has one session less."""
+    _live.add(-1)
+    if reason == "expired":
+        _losses.add(1, {"reason": reason})
+
+
+def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
+    """A session has an interpreter: one that was kept ready, or one that was forked for it."""
+    _start_seconds.record(seconds, {"start": start})
+
+
+@contextmanager
+def cell_running() -> Iterator[None]:
+    """A cell has its turn."""
+    _active.add(1)
+    try:
+        yield
+    finally:
+        _active.add(-1)
+
+
+def cell_ended(result: CodeExecutionResult) -> None:
+    """What became of a cell on the server. A loss that was told with it is counted by its reason."""
+    _cell_seconds.record(result.duration, {"outcome": outcome(result), "state": result.state.kind})
+    reason = (result.state.reason or "").partition(",")[0]
+    if reason in _REASONS and reason != "expired":
+        _losses.add(1, {"reason": reason})
+
+
+def outcome(result: CodeExecutionResult) -> Outcome:
+    """How a cell ended. A time-out of ours has no traceback; one that the cell raised has."""
+    if result.error is None:
+        return "succeeded"
+    if result.error.name == "TimeoutError" and not result.error.traceback:
+        return "timed_out"
+    return "interrupted" if result.error.name == "KeyboardInterrupt" else "failed"
+
+
+def refused(code: str) -> None:
+    """A limit of the server refused a request; the code is one of the server's own."""
+    _refusals.add(1, {"error.type": code})
+
+
+def audit_lost() -> None:
+    """The audit log could not take an event."""
+    _audit_lost.add(1)

@@ -38,6 +38,7 @@ class Version(Protocol):
 
     def tops(self, name: str) -> list[Path]: ...  # noqa: D102
     def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
+    def used(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
     def kills(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
 
 
@@ -89,6 +90,10 @@ class VersionOne:
         if "cpu" in folder and limits.weight is not None:
             _write(folder["cpu"] / "cpu.shares", int(limits.weight * 1024))
 
+    def used(self, folders: Sequence[Path]) -> int:
+        """Bytes that a group's processes and files have now."""
+        return int(_read(folders[self._controllers.index("memory")] / "memory.usage_in_bytes") or 0)
+
     def kills(self, folders: Sequence[Path]) -> int:
         """How many processes the group's own limit has cost."""
         return _count(folders[self._controllers.index("memory")] / "memory.oom_control", "oom_kill")
@@ -138,6 +143,10 @@ class VersionTwo:
             if limits.weight is not None:
                 _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
 
+    def used(self, folders: Sequence[Path]) -> int:
+        """Bytes that a group's processes and files have now."""
+        return int(_read(folders[0] / "memory.current") or 0)
+
     def kills(self, folders: Sequence[Path]) -> int:
         """How many processes the group's own limit has cost."""
         return _count(folders[0] / "memory.events", "oom_kill")
@@ -161,6 +170,10 @@ class Group:
 
     def cell_runs(self, running: bool) -> None:
         """It counts at all times."""
+
+    def used(self) -> int:
+        """In bytes, now; 0 where the group is gone."""
+        return self._version.used(self._folders)
 
     def was_exceeded(self) -> bool:
         """Whether one of the processes was killed for the group's memory since this was last asked."""

@@ -141,7 +141,7 @@ class ForkServer:
             return tree, self.groups.make(limits) if self.groups is not None else Watchdog(limits, self._together)
         except OSError as error:
             self.drop_tree(tree)
-            raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
+            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
         """Lets go of what `make_place` made, when its processes have ended."""

@@ -58,7 +58,7 @@ class Home:
             self._counted = host_pid(self.init)
             await self.memory.begin(self._counted, interpreter, lambda: self.kill("memory"))
         except OSError as error:
-            raise IsolationError("control group", str(error.strerror), remedy_for("session", error.errno or 0)) from None
+            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
 
     def take_in(self, number: int, member: "Member") -> None:
         """An interpreter, by its number here."""

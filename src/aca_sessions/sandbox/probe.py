@@ -100,7 +100,7 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         finally:
             await sandbox.close()
     except IsolationError as error:
-        return IsolationReport((Finding(error.part, False, str(error)),), error.remedy, policy.isolation)
+        return IsolationReport((Finding(error.part, False, error.reason),), error.remedy, policy.isolation)
 
 
 def _seen_from_outside(interpreter: Interpreter, policy: Policy) -> list[Finding]:

@@ -1,54 +1,102 @@
-"""What to do where a host refuses a part of the isolation: one line to paste."""
+"""What to do where a host refuses a part of the isolation: the row of docs/hosts.md that it is, and its line to paste."""
 
 import errno
 import os
 from pathlib import Path
 
+from . import hosts
+from .hosts import Host
+
 _SWITCHES = {
-    "/proc/sys/user/max_user_namespaces": ("0", "sudo sysctl user.max_user_namespaces=15000"),
-    "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
-    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+    "/proc/sys/user/max_user_namespaces": ("0", hosts.NO_USER_NAMESPACES),
+    "/proc/sys/kernel/unprivileged_userns_clone": ("0", hosts.DEBIAN),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", hosts.UBUNTU),
 }
-_IN_A_CONTAINER = (
-    "Run the container with: --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined"
-)
+_BY_PART = {
+    "proc": hosts.MASKED_PROC,
+    "uid": hosts.LONE_ROOT,
+    "Landlock": hosts.NO_LANDLOCK,
+    "seccomp": hosts.NO_SECCOMP,
+    "capabilities and seccomp": hosts.NO_SECCOMP,
+    "preload": hosts.NO_PYTHON,
+    "Python environment": hosts.NO_PYTHON,
+    "Python inside the root": hosts.NO_PYTHON,
+    "control group": hosts.SHORTAGE,
+}
+_ENGINES = {"/run/.containerenv": hosts.PODMAN, "/.dockerenv": hosts.DOCKER}
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
+_CAP_SYS_ADMIN = 1 << 21
 _OR_LESS = (
     "Or accept less, by name: ACASessions:Sandbox:Isolation=no-namespaces holds sessions by Landlock, seccomp and limits alone "
     "(SECURITY.md says what is not enforced then)"
 )
 _OR_REMOTE = "Or set ACASessions:SessionsHttpClient:Endpoint to a server on a host that can (aca-sessions serve), or to an Azure pool"
+_OF_THE_ENVIRONMENT = {
+    "IPython in the guests' environment": "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python",
+    "preload": "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload",
+    "Python environment": "Name a Python in ACASessions:Sandbox:Python that everybody may read, or run it as an ordinary user",
+}
 
 
 def remedy_for(part: str, number: int) -> str:
-    """What enables a part here, as far as this host tells; a remote endpoint always does."""
-    if part == "session" and number in _SHORTAGES:
-        return "The host is short of processes, memory or descriptors for this user: end some and try again."
+    """What enables a part here, as far as this host tells, and where the page says more; a remote endpoint always does."""
+    causes = _causes(part, number)
+    steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
+    if hosts.NO_PYTHON not in causes and hosts.SHORTAGE not in causes:
+        steps += [*([] if part in ("Landlock", "seccomp", "uid") else [_OR_LESS]), _OR_REMOTE]
+    return f"{'. '.join(steps)}. See {' and '.join(cause.row for cause in causes)}."
+
+
+def elsewhere(platform: str) -> str:
+    """What to do on a system that is not Linux, named as in sys.platform."""
+    host = hosts.BY_PLATFORM.get(platform, hosts.NOT_LINUX)
+    return f"{host}. See {host.row}."
+
+
+def _causes(part: str, number: int) -> list[Host]:
     if part.startswith("IPython"):
-        return "Install ipython into that environment, or name another one in ACASessions:Sandbox:Python."
-    if part == "uid":
-        return "Run it as an ordinary user, or as root of a namespace with more than one uid. " + _OR_REMOTE + "."
-    if part == "preload":
-        return "Install it into the guests' environment, or take it out of ACASessions:Sandbox:Preload."
-    if part == "Python environment":
-        return "Name a Python in ACASessions:Sandbox:Python that everybody may read, or run it as an ordinary user."
-    steps = [*_switched_off(), *([_IN_A_CONTAINER] if _in_a_container() else [])]
-    if part == "Landlock":
-        steps = ["Boot a kernel from 5.13 on with lsm=landlock among its lsm="]
-        return ". ".join([*steps, _OR_REMOTE]) + "."
-    return ". ".join([*(steps or ["Linux 5.13 or newer with user namespaces is needed"]), _OR_LESS, _OR_REMOTE]) + "."
+        return [hosts.NO_PYTHON]
+    if part == "proc":
+        return [hosts.MASKED_PROC, *_engine()]
+    if part in _BY_PART:
+        return [_BY_PART[part]]
+    return _switched_off() or _short(number) or _contained() or [hosts.OTHER]
 
 
-def _switched_off() -> list[str]:
-    return [f"Run: {command}" for path, (off, command) in _SWITCHES.items() if _read(path) == off]
+def _switched_off() -> list[Host]:
+    """Two of the switches hold those back who have no power yet."""
+    switches = [*_SWITCHES.items()][: 1 if _may_administer() else None]
+    return [host for path, (off, host) in switches if _read(path).strip() == off]
 
 
-def _in_a_container() -> bool:
-    return any(os.path.exists(path) for path in ("/.dockerenv", "/run/.containerenv")) or bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+def _short(number: int) -> list[Host]:
+    return [hosts.SHORTAGE] if number in _SHORTAGES else []
+
+
+def _contained() -> list[Host]:
+    powerless = [hosts.NO_CAPABILITIES] if os.geteuid() == 0 and not _may_administer() else []
+    filtered = [hosts.FILTERED] if _status("Seccomp") == "2" else []
+    return [*filtered, *powerless, *_engine()]
+
+
+def _engine() -> list[Host]:
+    """The one that this process runs in, as far as can be told."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return [hosts.KUBERNETES]
+    return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]
+
+
+def _may_administer() -> bool:
+    return bool(int(_status("CapEff") or "0", 16) & _CAP_SYS_ADMIN)
+
+
+def _status(field: str) -> str:
+    found = [line.partition(":")[2].strip() for line in _read("/proc/self/status").splitlines() if line.startswith(f"{field}:")]
+    return found[0] if found else ""
 
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text().strip()
+        return Path(path).read_text()
     except OSError:
         return ""

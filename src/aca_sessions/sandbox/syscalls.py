@@ -65,7 +65,7 @@ _DETACH = 2
 _OPEN_TREE_CLONE, _MOVE_MOUNT_FROM_DESCRIPTOR = 1, 4
 _AT_RECURSIVE, _AT_EMPTY_PATH = 0x8000, 0x1000
 _CAPABILITY_VERSION_3 = 0x20080522
-_SECCOMP_SET_MODE_FILTER = 1
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _RETURN_ERRNO = 1, 2, 0x0005_0000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -155,6 +155,11 @@ def install_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     description = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
     _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, description)
+
+
+def check_filters() -> None:
+    """OSError where this kernel takes no seccomp filter."""
+    _call("seccomp", _SECCOMP_GET_ACTION_AVAIL, 0, struct.pack("=I", _RETURN_ERRNO))
 
 
 def landlock_version() -> int:

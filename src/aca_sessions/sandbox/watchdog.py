@@ -12,6 +12,7 @@ from collections.abc import Callable
 from anyio import to_thread
 
 from ..tasks import Tasks
+from .hosts import NO_CGROUPS
 from .policy import Limits, Together
 
 _WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
@@ -28,7 +29,9 @@ class Watchdog:
 
     def __init__(self, limits: Limits, together: Together) -> None:
         """Looks at nothing yet."""
-        self.how = f"{limits.memory >> 20} MB, looked at every {_WHILE_BUSY:g} s while a cell runs"
+        self.how = (
+            f"{limits.memory >> 20} MB, looked at every {_WHILE_BUSY:g} s while a cell runs (without a control group: {NO_CGROUPS.row})"
+        )
         self._limit = limits.memory
         self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
         self._tasks = Tasks()
@@ -45,6 +48,10 @@ class Watchdog:
     def cell_runs(self, running: bool) -> None:
         """From now on, or no more."""
         (self._busy.set if running else self._busy.clear)()
+
+    def used(self) -> int:
+        """In bytes, when it was last looked at."""
+        return _used.get(self, 0)
 
     def was_exceeded(self) -> bool:
         """It says so itself when it kills."""

@@ -17,6 +17,7 @@ from .file_routes import FileRoutes
 from .guard import Guard
 from .live_routes import LiveRoutes
 from .mcp_route import McpRoute
+from .metrics_route import MetricsRoute
 from .package_routes import PackageRoutes
 from .session_routes import SessionRoutes
 from .sessions import Sessions
@@ -34,12 +35,12 @@ class Service:
         """Serves the sessions that it is given, which stay their owner's."""
         self._sessions = sessions
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (SessionRoutes, CellRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute)
-        routes = [answering(*route, self._headers) for room in rooms for route in room(sessions, hosting).table()]
+        rooms = (SessionRoutes, CellRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
+        routes = [answering(route, self._headers, sessions.journal) for room in rooms for route in room(sessions, hosting).table()]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)
         guarded = hosting.api_key or hosting.allowed_hosts
-        guard = Guard(app, api_key=hosting.api_key or "", allowed_hosts=hosting.allowed_hosts, headers=self._headers)
+        guard = Guard(app, hosting, self._headers, sessions.journal)
         self._app: ASGIApp = guard if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

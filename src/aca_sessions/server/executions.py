@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from .. import telemetry
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..models import CodeError, CodeExecutionResult, State
@@ -15,6 +17,7 @@ from ..sandbox.interpreter import Interpreter
 from ..sandbox.sandbox import Sandbox
 from ..tasks import Tasks
 from .events import Events
+from .journal import Journal
 
 _REMEMBERED = 50
 _REMEMBERED_BYTES = 16 << 20
@@ -62,11 +65,20 @@ class RunningExecution:
 class Executions:
     """The cells of one session, one at a time, in the order they came."""
 
-    def __init__(self, identifier: str, sandbox: Callable[[], Awaitable[Sandbox]], default_timeout: float, loss: State | None) -> None:
+    def __init__(
+        self,
+        identifier: str,
+        sandbox: Callable[[], Awaitable[Sandbox]],
+        default_timeout: float,
+        *,
+        journal: Journal,
+        loss: State | None,
+    ) -> None:
         """Runs in the given sandbox; a loss that the session's owner has not heard of is told with the first result."""
         self._identifier = identifier
         self._sandbox = sandbox
         self._default_timeout = default_timeout
+        self._journal = journal
         self._loss = loss
         self._known: OrderedDict[str, RunningExecution] = OrderedDict()
         self._turn = asyncio.Lock()
@@ -116,7 +128,9 @@ class Executions:
     async def _run(self, execution: RunningExecution) -> None:
         try:
             async with self._turn:
-                execution.finish(await self._result(execution))
+                with self._journal.running():
+                    result = await self._result(execution)
+                execution.finish(result)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             _logger.error("a cell's result could not be made: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
@@ -124,12 +138,13 @@ class Executions:
         finally:
             if not execution.done.is_set():
                 execution.finish(_no_result("the server was stopped", State("lost", "killed")))
+            self._journal.cell_ended(self._identifier, execution.call, execution.result)
             self._forget_oldest()
 
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
         try:
             sandbox = await self._sandbox()
-            interpreter = await sandbox.interpreter()
+            interpreter = await _started(sandbox)
             if execution.cancelled:
                 return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
             execution.status = "Running"
@@ -181,6 +196,15 @@ class Executions:
             done.remove(execution)
             size -= execution.size
             del self._known[execution.id]
+
+
+async def _started(sandbox: Sandbox) -> Interpreter:
+    """The interpreter; one that has to be forked first is a cold start."""
+    begun, running = time.perf_counter(), sandbox.running
+    interpreter = await sandbox.interpreter()
+    if interpreter is not running:
+        telemetry.interpreter_started("cold", time.perf_counter() - begun)
+    return interpreter
 
 
 def _no_result(message: str, state: State) -> CodeExecutionResult:

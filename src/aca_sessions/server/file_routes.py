@@ -14,7 +14,7 @@ from ..models import RemoteFile
 from ..sandbox.files import Files
 from .requests import addressed, check_route, checked_identifier, range_of
 from .sessions import Sessions
-from .table import Routes
+from .table import Routes, note
 from .uploads import uploaded
 
 _BINARY = "application/octet-stream"
@@ -71,6 +71,7 @@ class FileRoutes:
         version, _ = addressed(request, plain=self._hosting.plain)
         async with self._file(request) as (files, folder, name):
             await to_thread.run_sync(files.delete, name, folder)
+        note(request, "delete")
         said = version.dialect.DELETED
         return Response(status_code=204) if said is None else JSONResponse(said)
 
@@ -93,6 +94,7 @@ class FileRoutes:
         start, length = (0, None) if self._hosting.plain else range_of(request)
         async with self._file(request) as (files, folder, name):
             data, size = await to_thread.run_sync(lambda: files.read(name, folder, start=start, length=length))
+        note(request, "download", bytes=len(data))
         if size == 0 or (length is None and start == 0):
             return Response(data, media_type=_BINARY)
         shown = f"bytes {start}-{start + len(data) - 1}/{size}" if data else f"bytes */{size}"
@@ -100,7 +102,9 @@ class FileRoutes:
 
     async def _uploaded(self, request: Request) -> RemoteFile:
         async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._files(request) as (files, folder):
-            return await to_thread.run_sync(files.write, name, chunks, folder)
+            file = await to_thread.run_sync(files.write, name, chunks, folder)
+        note(request, "upload", bytes=file.size)
+        return file
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:

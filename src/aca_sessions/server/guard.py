@@ -8,6 +8,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import mcp
 from ..contract.records import ProblemError, encode_problem
+from ..hosting import Hosting
+from . import metrics_route
+from .journal import Journal
 
 _OPEN_PATHS = ("/health",)
 
@@ -15,12 +18,14 @@ _OPEN_PATHS = ("/health",)
 class Guard:
     """Lets requests through that know the key and name a host of ours: a page in a browser could be made to send others."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str, allowed_hosts: frozenset[str], headers: dict[str, str]) -> None:
+    def __init__(self, app: ASGIApp, hosting: Hosting, headers: dict[str, str], journal: Journal) -> None:
         """An empty set of hosts allows all. Every answer has the given headers."""
         self._app = app
         self._headers = headers
-        self._key = api_key.encode()
-        self._allowed_hosts = allowed_hosts
+        self._journal = journal
+        self._key = (hosting.api_key or "").encode()
+        self._keys_of_paths = {f"/{metrics_route.PATH}": hosting.metrics_key.encode()} if hosting.metrics_key else {}
+        self._allowed_hosts = hosting.allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers strangers itself."""
@@ -28,6 +33,7 @@ class Guard:
         if problem is None:
             await self._app(scope, receive, send)
             return
+        self._journal.refused(problem, "any")
         response = JSONResponse(encode_problem(problem), problem.status, headers=self._headers | {"x-ms-error-code": problem.code})
         await response(scope, receive, send)
 
@@ -37,7 +43,8 @@ class Guard:
             return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
         if scope["path"] in _OPEN_PATHS:
             return None
-        if not hmac.compare_digest(_key(scope["path"], headers).encode("utf-8", "replace"), self._key):
+        key, own = _key(scope["path"], headers).encode("utf-8", "replace"), self._keys_of_paths.get(scope["path"], self._key)
+        if not (hmac.compare_digest(key, self._key) or hmac.compare_digest(key, own)):
             return ProblemError(401, "Unauthorized", "a Bearer token with this server's key is needed")
         return None
 

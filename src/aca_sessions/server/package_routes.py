@@ -7,7 +7,7 @@ from ..contract import extensions, values
 from ..hosting import Hosting
 from .requests import addressed
 from .sessions import HostedSession, Sessions
-from .table import Routes
+from .table import Routes, note
 from .uploads import limited
 
 _MOST = 1 << 16
@@ -39,6 +39,7 @@ class PackageRoutes:
         with session.used():
             sandbox = await session.sandbox()
             result = await sandbox.packages.install(requirements, timeout=timeout)
+        note(request, "install", requirements=len(requirements), success=result.success)
         return JSONResponse(extensions.encode_outcome(result))
 
     async def uninstall(self, request: Request) -> Response:
@@ -48,6 +49,7 @@ class PackageRoutes:
         with session.used():
             sandbox = await session.sandbox()
             result = await sandbox.packages.uninstall(names)
+        note(request, "uninstall", requirements=len(names), success=result.success)
         return JSONResponse(extensions.encode_outcome(result))
 
     def _session(self, request: Request) -> HostedSession:

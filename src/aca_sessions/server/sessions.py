@@ -5,6 +5,7 @@ nothing; what they ask to open or close goes on by itself.
 """
 
 import asyncio
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,14 +14,17 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Self, TypeVar
 
+from .. import telemetry
 from ..contract.records import ExecutionCall, ProblemError
 from ..hosting import Hosting
 from ..models import SessionInfo, State
+from ..sandbox.memory import Memory
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
 from ..tasks import Tasks
 from .executions import Executions, RunningExecution
+from .journal import Journal
 
 _REMEMBERED = 10_000
 _REAP_EVERY = 5.0
@@ -31,10 +35,12 @@ Value = TypeVar("Value")
 class HostedSession:
     """A session of this server: its sandbox and its cells."""
 
-    def __init__(self, identifier: str, opening: "asyncio.Task[Sandbox]", default_timeout: float, loss: State | None) -> None:
+    def __init__(
+        self, identifier: str, opening: "asyncio.Task[Sandbox]", default_timeout: float, *, journal: Journal, loss: State | None
+    ) -> None:
         """Begins while its sandbox opens; `loss` is what became of an earlier life of the identifier, which its owner has not been told."""
         self.identifier = identifier
-        self.executions = Executions(identifier, self.sandbox, default_timeout, loss)
+        self.executions = Executions(identifier, self.sandbox, default_timeout, journal=journal, loss=loss)
         self.created = self.last_used = datetime.now(UTC)
         self.etag = uuid.uuid4().hex
         self._new = True
@@ -56,6 +62,12 @@ class HostedSession:
         if not self._opening.done():
             return True
         return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
+
+    @property
+    def memory(self) -> Memory | None:
+        """Who counts its memory, once its sandbox is open."""
+        there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
+        return self._opening.result().memory if there else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -96,6 +108,7 @@ class Sessions:
         self.most = hosting.max_sessions
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
         self._default_timeout = default_timeout
+        self.journal = Journal(hosting)
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
         self._losses: OrderedDict[str, State] = OrderedDict()
         self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -165,12 +178,12 @@ class Sessions:
         branch = await sandbox.branch(reseed=reseed)
         self._losses.pop(identifier, None)
         opened: asyncio.Task[Sandbox] = self._tasks.own(_as_it_is(branch))
-        self._sessions[identifier] = HostedSession(identifier, opened, self._default_timeout, None)
+        self._keep(HostedSession(identifier, opened, self._default_timeout, journal=self.journal, loss=None))
 
     async def delete(self, identifier: str) -> None:
         """Ends a session on its owner's word."""
         session = self.find(identifier)
-        del self._sessions[identifier]
+        self._drop(session, "deleted")
         await self._tasks.to_its_end(session.close())
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
@@ -187,6 +200,10 @@ class Sessions:
             is_active=session.in_use,
         )
 
+    def memory_used(self) -> int:
+        """What all of them and their files use now; a branch shares its session's count."""
+        return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
+
     async def finish(self, within: float) -> None:
         """Waits for the cells that run, but not for long."""
         finishing = [session.executions.finish() for session in self._sessions.values()]
@@ -197,16 +214,33 @@ class Sessions:
         if self._reaper is not None:
             self._reaper.cancel()
         sessions = [*self._sessions.values()]
-        self._sessions.clear()
+        for session in sessions:
+            self._drop(session, "closed")
         await asyncio.gather(*(session.close() for session in sessions))
         await self._tasks.finish()
+        self.journal.close()
 
     def _add(self, identifier: str) -> HostedSession:
         self._make_room()
-        opening = self._tasks.own(self._sandboxes.open())
+        opening = self._tasks.own(self._open())
         loss = self._losses.pop(identifier, None)
-        session = self._sessions[identifier] = HostedSession(identifier, opening, self._default_timeout, loss)
+        return self._keep(HostedSession(identifier, opening, self._default_timeout, journal=self.journal, loss=loss))
+
+    async def _open(self) -> Sandbox:
+        started = time.perf_counter()
+        sandbox = await self._sandboxes.open()
+        if sandbox.running is not None:
+            telemetry.interpreter_started("warm", time.perf_counter() - started)
+        return sandbox
+
+    def _keep(self, session: HostedSession) -> HostedSession:
+        self._sessions[session.identifier] = session
+        self.journal.session_began(session.identifier)
         return session
+
+    def _drop(self, session: HostedSession, reason: str) -> None:
+        del self._sessions[session.identifier]
+        self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
@@ -221,11 +255,12 @@ class Sessions:
         return idle
 
     def _expire(self, session: HostedSession, loss: State) -> None:
-        del self._sessions[session.identifier]
+        self._drop(session, loss.reason or "")
         _remember(self._losses, session.identifier, loss)
         self._tasks.start(session.close())
 
     async def __aenter__(self) -> Self:
+        telemetry.serving(self)
         if self._cooldown is not None:
             self._reaper = self._tasks.start(self._reap(self._cooldown))
         return self

@@ -11,17 +11,21 @@ from starlette.routing import Route
 
 from ..contract.records import encode_problem
 from ..telemetry import hashed
+from .journal import Journal
 from .problems import problem_of
 
 Handler = Callable[[Request], Awaitable[Response]]
-Routes = list[tuple[str, str, Handler]]  # path, method, handler
+Named = tuple[str, str, Handler]  # path, method, handler
+Routes = list[Named]
 
 _logger = logging.getLogger("aca_sessions")
 _access = logging.getLogger("aca_sessions.access")
 
 
-def answering(path: str, method: str, handler: Handler, headers: dict[str, str]) -> Route:
+def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
     """A route whose handler's exceptions become answers, each with the server's headers and its session's."""
+
+    path, method, handler = route
 
     async def answer(request: Request) -> Response:
         started = time.perf_counter()
@@ -30,14 +34,29 @@ def answering(path: str, method: str, handler: Handler, headers: dict[str, str])
         except ClientDisconnect:
             response = Response(status_code=400)  # nobody reads it
         except Exception as error:
+            problem = problem_of(error)
+            journal.refused(problem, f"{method} {path}", request.query_params.get("identifier"))
             response = problem_answer(error)
         response.headers.update(headers)
         if (session := getattr(request.state, "session", None)) is not None:
             response.headers.update(session.take_headers())
-        _log_access(request, path, response.status_code, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        _note(request, seconds, journal)
+        _log_access(request, path, response.status_code, seconds)
         return response
 
     return Route(f"/{path}", answer, methods=[method])
+
+
+def note(request: Request, event: str, **fields: object) -> None:
+    """What the journal is to say of a request that succeeds."""
+    request.state.noted = (event, fields)
+
+
+def _note(request: Request, seconds: float, journal: Journal) -> None:
+    noted, session = getattr(request.state, "noted", None), getattr(request.state, "session", None)
+    if noted is not None and session is not None:
+        journal.noted(noted[0], session.identifier, seconds, noted[1])
 
 
 def _log_access(request: Request, path: str, status: int, seconds: float) -> None:

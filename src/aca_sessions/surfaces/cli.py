@@ -7,7 +7,6 @@ import io
 import logging
 import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from . import environments, remote_files, remote_sessions
 from .mcp import command as mcp_command
 
 _FAILED, _UNUSABLE = 1, 2
+_BROKEN_PIPE = 128 + 13  # as shells say it; not every system has the signal
 _MOST_SESSIONS = 100_000
 
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _read_no_further() -> int:
     """Whoever read our output has gone: there is nobody to tell, at the interpreter's own end either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+    return _BROKEN_PIPE
 
 
 async def _run(options: argparse.Namespace) -> int:
@@ -136,6 +136,11 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--tls", action="store_true", help="HTTPS, with a certificate of its own that is made once")
     serve.add_argument("--tls-dir", type=Path, default=Path(".aca-sessions"), metavar="DIR", help="where cert.pem and key.pem are kept")
     serve.add_argument("--access-log", action="store_true", help="a line for each request on standard error; names of sessions are hashed")
+    serve.add_argument("--metrics", action="store_true", help="numbers in Prometheus's text at /metrics")
+    metrics_key = os.environ.get("ACA_SESSIONS_METRICS_KEY")
+    serve.add_argument("--metrics-key", default=metrics_key, metavar="KEY", help="opens /metrics alone; else $ACA_SESSIONS_METRICS_KEY")
+    serve.add_argument("--audit", metavar="FILE", help="a JSON line for each event; names are hashed, and no code is in it")
+    serve.add_argument("--audit-code", action="store_true", help="the code of cells as well")
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does")
     serve.add_argument("--plain", action="store_true", help="what Azure has and no more: no extensions")
     serve.add_argument("--shell", action="store_true", help="a pool of shells: executions are commands, answered with their exit code")

@@ -85,7 +85,9 @@ class Server(uvicorn.Server):
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    return Settings(Sandbox={"Network": options.network}) if options.network else Settings()
+    sandbox = {"Sandbox": {"Network": options.network}} if options.network else {}
+    audit = {name: value for name, value in {"File": options.audit, "Code": options.audit_code or None}.items() if value}
+    return Settings(**sandbox, **({"Audit": audit} if audit else {}))
 
 
 def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
@@ -97,8 +99,18 @@ def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
         plain=options.plain,
         shell=options.shell,
         lenient=options.lenient,
+        metrics=_metrics(options),
+        metrics_key=options.metrics_key,
         **own,
     )
+
+
+def _metrics(options: argparse.Namespace) -> Callable[[], bytes] | None:
+    if not options.metrics:
+        return None
+    from .metrics import prometheus
+
+    return prometheus()
 
 
 def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | None) -> str:

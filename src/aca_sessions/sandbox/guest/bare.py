@@ -34,10 +34,7 @@ def check(plan: Plan) -> None:
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root")
     with part("Landlock"):
-        version = syscalls.landlock_version()
-        if version == 0:
-            raise OSError(errno.ENOSYS, "this kernel has no Landlock")
-        if version < _FIRST_WITH_TRUNCATE and not plan.first_uid:
+        if syscalls.landlock_version() < _FIRST_WITH_TRUNCATE and not plan.first_uid:
             raise OSError(errno.ENOSYS, "its version 3 (Linux 6.2) is needed where sessions have no user of their own")
     with part("Python environment"):
         for path in set(plan.roots.values()):

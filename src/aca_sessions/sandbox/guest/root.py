@@ -8,6 +8,7 @@ from .. import syscalls
 from ..syscalls import Mount
 from ..wire import Plan
 from .place import DATA
+from .refusal import part
 
 GUEST_CODE = "/.guest"
 CHILDREN = "children"  # below it: what the Python programs that a session starts find
@@ -68,7 +69,8 @@ def enter(base: str) -> int:
     syscalls.mount(".", ".", None, Mount.BIND | Mount.RECURSIVE)
     os.chdir(base)
     # A whole /proc must stay in sight, or the kernel lets no session mount its own.
-    syscalls.mount("proc", "proc", "proc", Mount.NO_SUID | Mount.NO_DEVICES | Mount.NO_EXEC)
+    with part("proc"):
+        syscalls.mount("proc", "proc", "proc", Mount.NO_SUID | Mount.NO_DEVICES | Mount.NO_EXEC)
     pid_namespace = os.open("proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.mount("tmpfs", f".{SESSIONS}", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, "size=1m,mode=700,nr_inodes=64k")
     syscalls.pivot_root_here()

@@ -35,6 +35,7 @@ def main() -> None:
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
         plan = decode(control.recv(1 << 20), Plan)
+        _check_kernel()
         source = f"/proc/self/fd/{code}"
         if plan.base:
             home, world = f"{plan.base}/code", _without_namespaces(plan, source)
@@ -45,6 +46,15 @@ def main() -> None:
     except RefusalError as refusal:
         control.send(encode(refusal.told))
         sys.exit(1)
+
+
+def _check_kernel() -> None:
+    """What no kind of session does without is looked for at once, and told in words."""
+    with part("Landlock"):
+        if syscalls.landlock_version() == 0:
+            raise OSError(errno.ENOSYS, "this kernel has no Landlock")
+    with part("seccomp"):
+        syscalls.check_filters()
 
 
 def go_on() -> None:
@@ -242,6 +252,7 @@ def _as_user(plan: Plan, code: str) -> str:
     with part("uid"):
         if real_root:
             raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root on the host")
+    with part("user namespace"):  # AppArmor lets one be made, and nothing be done in it
         confine.map_ids(0, uid, gid)
     with part("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)

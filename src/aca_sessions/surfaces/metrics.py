@@ -1,0 +1,21 @@
+"""`aca-sessions serve --metrics`: the numbers of OpenTelemetry's instruments in Prometheus's text."""
+
+from collections.abc import Callable
+
+from opentelemetry import metrics
+
+from ..errors import ConfigurationError
+
+
+def prometheus() -> Callable[[], bytes]:
+    """Collects from here on; what is returned says the numbers as they are when it is called."""
+    try:
+        from opentelemetry.exporter.prometheus import PrometheusMetricReader
+        from opentelemetry.sdk.metrics import MeterProvider
+        from prometheus_client import REGISTRY, generate_latest
+    except ImportError:
+        raise ConfigurationError("serve --metrics needs more packages: pip install 'aca-sessions[metrics]'") from None
+    if isinstance(metrics.get_meter_provider(), MeterProvider):
+        raise ConfigurationError("OpenTelemetry is configured to send metrics elsewhere already: leave --metrics out")
+    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
+    return lambda: generate_latest(REGISTRY)

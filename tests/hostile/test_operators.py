@@ -1,0 +1,107 @@
+"""What operators see of sessions is for operators: nothing of a session's name or contents is in it, and nobody writes into it."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aca_sessions import Policy, open_server
+from aca_sessions.hosting import Hosting
+
+pytestmark = pytest.mark.slow
+
+SECRETS = ("the-secret", "hunter2", "payroll", "wage", "the-key", "the-scrapers-key")
+FORGED = '{"event":"forged"}'
+
+
+def numbers() -> bytes:
+    from prometheus_client import REGISTRY, generate_latest
+
+    return generate_latest(REGISTRY)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> None:
+    """Numbers are collected in this process, as `serve --metrics` has them collected."""
+    from opentelemetry import metrics
+    from opentelemetry.sdk.metrics import MeterProvider
+
+    from aca_sessions.surfaces.metrics import prometheus
+
+    if not isinstance(metrics.get_meter_provider(), MeterProvider):
+        prometheus()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+async def client(file: Path, request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
+    audit = getattr(request, "param", {"audit": str(file)})
+    hosting = Hosting(**({"audit": str(file)} | audit), api_key="the-key", metrics=numbers, metrics_key="the-scrapers-key")
+    params, headers = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}, {"authorization": "Bearer the-key"}
+    async with open_server(policy=Policy(preload=(), spares=0), hosting=hosting) as app:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", params=params, headers=headers) as opened:
+            yield opened
+
+
+async def execute(client: httpx.AsyncClient, code: str) -> httpx.Response:
+    return await client.post("/executions", json={"codeInputType": "Inline", "executionType": "Synchronous", "code": code})
+
+
+async def test_names_and_contents_are_in_no_audit_log_and_no_number(client: httpx.AsyncClient, file: Path) -> None:
+    """Of a session's name the audit log holds a hash and the numbers nothing; of its code, output and files both hold sizes alone."""
+    await client.post("/files", files={"file": ("payroll.txt", b"wage 1")})
+    assert (await execute(client, "password = 'hunter2'; print(password); open('payroll.txt').read()")).status_code == 200
+    await execute(client, "raise ValueError('hunter2')")
+    await client.get("/files/payroll.txt/content")
+    await client.get("/files/payroll-2.txt")
+    told = file.read_text() + (await client.get("/metrics")).text
+    assert "aca_sessions_server_execution_duration" in told
+    assert '"event":"download"' in told
+    assert [secret for secret in SECRETS if secret in told] == []
+
+
+@pytest.mark.parametrize("client", [{"audit_code": True}], indirect=True)
+async def test_a_cell_forges_no_line_of_the_audit_log(client: httpx.AsyncClient, file: Path) -> None:
+    """Whatever a cell holds and prints, and whatever a request names, one event is one line of the audit log."""
+    await execute(client, f"print('''\n{FORGED}\n''')\n{FORGED}\n#\x0b\x85\u2028{FORGED}\ud800".encode("utf-8", "replace").decode())
+    await execute(client, f"raise type('''KeyboardInterrupt\n{FORGED}''', (Exception,), {{}})")
+    await client.get("/session", params={"identifier": f"x\n{FORGED}"})
+    await client.get("/files/%7B%22event%22%3A%22forged%22%7D")
+    lines = [json.loads(line) for line in file.read_bytes().split(b"\n") if line]
+    assert [line["event"] for line in lines] == ["session_begun", "cell", "cell", "refusal", "refusal"]
+
+
+async def test_strangers_read_no_number_and_fill_no_disk(client: httpx.AsyncClient, file: Path) -> None:
+    """Who has no key reads no number and adds few lines to the audit log; the key of the numbers opens nothing else."""
+    scraper = {"authorization": "Bearer the-scrapers-key"}
+    for headers in ({}, {"authorization": "Bearer other"}, {"authorization": "Bearer "}):
+        assert (await client.get("/metrics", headers={"authorization": "", **headers})).status_code == 401
+    assert (await client.get("/metrics", headers=scraper)).status_code == 200
+    for path in ("/listSessions", "/session", "/files", "/metrics/", "/metrics/../files", "/mcp"):
+        assert (await client.get(path, headers=scraper)).status_code == 401, path
+    before, began = len(file.read_text().splitlines()), time.monotonic()
+    for _ in range(300):
+        await client.get("/files", headers={"authorization": "Bearer other"})
+    added = len(file.read_text().splitlines()) - before
+    assert added <= 20 * (int(time.monotonic() - began) + 2)
+
+
+@pytest.mark.parametrize("client", [{"audit": "/dev/full"}], indirect=True)
+async def test_a_full_disk_stops_no_session(client: httpx.AsyncClient) -> None:
+    """Where the audit log's disk is full sessions go on, and the server's log and its numbers say that events are lost."""
+    before = lost((await client.get("/metrics")).text)
+    assert (await execute(client, "6 * 7")).json()["status"] == "Succeeded"
+    assert lost((await client.get("/metrics")).text) >= before + 2
+
+
+def lost(numbers: str) -> float:
+    (line,) = [line for line in numbers.splitlines() if line.startswith("aca_sessions_server_audit_lost_total")]
+    return float(line.split()[-1])

@@ -1,0 +1,150 @@
+"""The audit log: a line for each event, in a file that may be moved, and that may be full."""
+
+import json
+import logging
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from aca_sessions import Policy, Settings, open_pool, open_server
+from aca_sessions.errors import ConfigurationError
+from aca_sessions.hosting import Hosting
+from aca_sessions.server.audit import AuditLog
+
+POLICY = Policy(preload=(), spares=0)
+Events = Callable[[], list[dict[str, object]]]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "audit.jsonl"
+
+
+@pytest.fixture
+def events(file: Path) -> Events:
+    return lambda: [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def log(file: Path) -> Iterator[AuditLog]:
+    opened = AuditLog(str(file))
+    yield opened
+    opened.close()
+
+
+@pytest.mark.slow
+async def test_an_embedded_pool_writes_a_line_for_each_event(file: Path, events: Events) -> None:
+    async with open_pool(Settings(Audit={"File": str(file)}), policy=POLICY) as pool, pool.session("mine") as session:
+        await session.upload_file("a.txt", b"12345")
+        await session.run("print('six', 7)")
+        await session.run("while True: pass", timeout=0.1)
+        await session.download_file("a.txt")
+        await session.delete_file("a.txt")
+        await session.install("no such name")
+    seen = [event["event"] for event in events()]
+    assert seen == ["session_begun", "upload", "cell", "cell", "download", "delete", "install", "session_ended"]
+    _, upload, cell, overrun, download, _, install, ended = events()
+    assert (upload["bytes"], download["bytes"], install["success"], ended["reason"]) == (5, 5, False, "deleted")
+    assert (cell["outcome"], cell["state"], cell["stdout_length"], cell["code_length"]) == ("succeeded", "kept", 6, 15)
+    assert overrun["outcome"] == "timed_out"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len({event["session"] for event in events()}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [True, False])
+async def test_code_is_written_only_where_it_was_asked_for(file: Path, events: Events, named: bool) -> None:
+    async with open_pool(Settings(Audit={"File": str(file), "Code": named}), policy=POLICY) as pool, pool.session() as session:
+        await session.run("x = 1")
+    (cell,) = [event for event in events() if event["event"] == "cell"]
+    assert cell.get("code") == ("x = 1" if named else None)
+
+
+@pytest.mark.slow
+async def test_a_refusal_names_its_code_and_its_route(file: Path, events: Events) -> None:
+    hosting = Hosting(audit=str(file), api_key="key", max_upload=10)
+    params, headers = {"api-version": "2025-10-02-preview", "identifier": "mine"}, {"authorization": "Bearer key"}
+    async with open_server(policy=POLICY, hosting=hosting) as app:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", params=params, headers=headers) as client:
+            await client.get("/files", headers={"authorization": "Bearer other"})
+            await client.post("/files", files={"file": ("secret.txt", b"much more than ten")})
+            await client.get("/session")
+    told = [(event["status"], event["code"], event["route"]) for event in events() if event["event"] == "refusal"]
+    assert told == [
+        (401, "Unauthorized", "any"),
+        (413, "RequestTooLarge", "POST files"),
+        (400, "SessionWithIdentifierNotFound", "GET session"),
+    ]
+    known = {event["key"] for event in events()}
+    assert None in known
+    assert len(known) == 2
+    assert "key" not in known
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(log: AuditLog, file: Path, events: Events) -> None:
+    log.write("one")
+    file.rename(file.with_suffix(".1"))
+    log.write("two")
+    file.unlink()
+    log.write("three")
+    assert [event["event"] for event in events()] == ["three"]
+    assert json.loads(file.with_suffix(".1").read_text())["event"] == "one"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_full_disk_does_not_take_is_counted_and_told(file: Path, events: Events, caplog: pytest.LogCaptureFixture) -> None:
+    file.symlink_to("/dev/full")
+    log = AuditLog(str(file))
+    with caplog.at_level(logging.ERROR, logger="aca_sessions"):
+        for _ in range(3):
+            log.write("lost")
+    file.unlink()
+    log.write("kept")
+    log.write("kept")
+    log.close()
+    assert [record.message for record in caplog.records] == [
+        "the audit log cannot be written (No space left on device): events are lost until it can"
+    ]
+    assert [event.get("lost_before") for event in events()] == [3, None]
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(log: AuditLog, file: Path) -> None:
+    log.write("whole")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+        log.write("cut")
+        log.write("lost")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    log.write("whole")
+    first, cut, last = file.read_text().splitlines()
+    assert (json.loads(first)["event"], len(cut), json.loads(last)["event"], json.loads(last)["lost_before"]) == ("whole", 10, "whole", 2)
+
+
+def test_lines_are_appended_to_what_is_there(file: Path, events: Events) -> None:
+    for _ in range(2):
+        log = AuditLog(str(file))
+        log.write("same")
+        log.close()
+    assert len(events()) == 2
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o620, 0o604])
+def test_a_file_that_others_may_read_or_write_is_refused(file: Path, mode: int) -> None:
+    file.touch()
+    file.chmod(mode)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        AuditLog(str(file))
+
+
+@pytest.mark.parametrize("name", ["", "none/audit.jsonl", "pipe"])
+def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="ACASessions:Audit:File"):
+        AuditLog(str(tmp_path / name))

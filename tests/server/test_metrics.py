@@ -1,0 +1,135 @@
+"""`serve --metrics`: what operators read of a server, by Prometheus's own parser; and the dashboard that names it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from aca_sessions import Settings, open_pool
+
+from ..conftest import ROOT, aca_sessions
+from ..surfaces.test_cli import Server
+
+pytestmark = pytest.mark.slow
+
+DASHBOARD = json.loads((ROOT / "deploy" / "dashboard.json").read_text())
+LABELS = {"start", "outcome", "state", "reason", "error_type", "le"}
+VERSION = {"api-version": "2025-10-02-preview"}
+Numbers = dict[str, float]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("--port", "0", "--api-key", "key", "--max-sessions", "2", "--metrics", "--metrics-key", "scrape") as running:
+        yield running
+
+
+def scraped(server: Server) -> str:
+    answer = httpx.get(f"{server.endpoint}/metrics", headers={"authorization": "Bearer scrape"})
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return answer.text
+
+
+def numbers(server: Server) -> Numbers:
+    """Sums over all labels, and for each label's word as well."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(scraped(server)):
+        for sample in family.samples:
+            name = sample.name.removeprefix("aca_sessions_server_")
+            found[name] += sample.value
+            for label in LABELS & sample.labels.keys():
+                found[f"{name} {sample.labels[label]}"] += sample.value
+    return found
+
+
+async def test_what_sessions_do_is_counted(server: Server) -> None:
+    before = numbers(server)
+    async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, pool.session("mine") as session:
+        await session.run("x = 1")
+        await session.run("while True: pass", timeout=0.1)
+        await session.run("import os; os._exit(1)")
+        await session.run("raise TimeoutError('of its own')")
+        await session.run("bytearray(1 << 20)")
+        now = numbers(server)
+        held = now["sessions"]
+    grown = {name: now[name] - before[name] for name in now}
+    assert held == 1
+    assert grown["execution_duration_seconds_count timed_out"] == 1
+    assert grown["execution_duration_seconds_count succeeded"] == 2
+    assert grown["execution_duration_seconds_count failed"] == 2
+    assert grown["execution_duration_seconds_sum timed_out"] > 0.1
+    assert (grown["losses_total exit"], grown["losses_total"]) == (1, 1)
+    assert grown["start_duration_seconds_count"] == 2
+    assert grown["start_duration_seconds_count cold"] >= 1
+    assert now["memory_usage_bytes"] > 1 << 20
+    assert now["active_executions"] == 0
+    assert numbers(server)["sessions"] == 0
+
+
+def test_what_a_limit_refuses_is_counted(server: Server) -> None:
+    before = numbers(server)
+    with httpx.Client(base_url=server.endpoint, headers={"authorization": "Bearer key"}) as client:
+        cell = {"codeInputType": "Inline", "executionType": "Asynchronous", "code": "import time; time.sleep(60)"}
+        answers = [client.post("/executions", params=VERSION | {"identifier": name}, json=cell) for name in ("one", "two", "three")]
+        while numbers(server)["active_executions"] < 2:
+            pass
+        assert numbers(server)["sessions"] == 2
+        for name in ("one", "two"):
+            client.delete("/session", params=VERSION | {"identifier": name})
+    now = numbers(server)
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert now["refusals_total SessionsCountExceedsLimit"] - before["refusals_total SessionsCountExceedsLimit"] == 1
+
+
+def test_every_label_has_a_fixed_word(server: Server) -> None:
+    aca_sessions("run", "--endpoint", server.endpoint, "--session", "the-secret", "1", env=os.environ | {"ACASessions__ApiKey": "key"})
+    text = scraped(server)
+    ours = [family for family in text_string_to_metric_families(text) if family.name.startswith("aca_sessions")]
+    assert "the-secret" not in text
+    assert {label for family in ours for sample in family.samples for label in sample.labels if not label.startswith("otel_")} <= LABELS
+
+
+def test_the_dashboard_names_numbers_that_are_exported(server: Server) -> None:
+    exported = {sample.name for family in text_string_to_metric_families(scraped(server)) for sample in family.samples}
+    queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    named = {name for query in queries for name in re.findall(r"aca_sessions_\w+", query)}
+    assert named <= exported
+    assert {label for query in queries for labels in re.findall(r"by \((.*?)\)", query) for label in re.split(r",\s*", labels)} <= LABELS
+    assert "not run in Grafana" in DASHBOARD["description"]
+
+
+def test_the_dashboard_shows_every_number_of_a_server() -> None:
+    page = set(re.findall(r"^\| `(aca_sessions\.server\.[\w.]+)`", (ROOT / "docs" / "operators.md").read_text(), re.MULTILINE))
+    shown = json.dumps(DASHBOARD["panels"])
+    assert len(page) == 8
+    assert [name for name in page if name.replace(".", "_") not in shown] == []
+
+
+def test_a_server_without_it_has_no_such_path() -> None:
+    with Server("--port", "0", "--api-key", "key") as plain:
+        assert httpx.get(f"{plain.endpoint}/metrics", headers={"authorization": "Bearer key"}).status_code == 404
+
+
+def serve_after(first: str) -> "subprocess.CompletedProcess[str]":
+    code = f"{first}; from aca_sessions.surfaces.cli import main; main(['serve', '--metrics', '--port', '0'])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_numbers_that_go_elsewhere_already_are_not_taken() -> None:
+    configured = (
+        "from opentelemetry import metrics; from opentelemetry.sdk import metrics as sdk; metrics.set_meter_provider(sdk.MeterProvider())"
+    )
+    run = serve_after(configured)
+    assert (run.returncode, "leave --metrics out" in run.stderr) == (2, True)
+
+
+def test_a_missing_library_is_named() -> None:
+    run = serve_after("import sys; sys.modules['prometheus_client'] = None")
+    assert (run.returncode, "pip install 'aca-sessions[metrics]'" in run.stderr) == (2, True)
