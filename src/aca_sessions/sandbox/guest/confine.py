@@ -4,6 +4,8 @@ The order is Linux's. Mounts need capabilities, so they come before the last use
 everything mounted so far; limits, Landlock and seccomp come last, since they refuse what the steps above need.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import resource

@@ -1,5 +1,7 @@
 """Preloads once and waits to fork. Holds no secret: every session can read what was ever in its memory."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import gc
@@ -11,11 +13,11 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Union
 
 from .. import syscalls
 from ..syscalls import Namespace
-from ..wire import Done, DropTree, MakeTree, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
+from ..wire import Done, DropTree, MakeTree, Message, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
 from . import bare, confine, root
 from .bare import Bare
 from .namespaces import Namespaced
@@ -24,7 +26,7 @@ from .refusal import RefusalError, part
 if TYPE_CHECKING:
     from .shell import Shell
 
-World = Bare | Namespaced
+World = Union[Bare, Namespaced]
 
 _NOBODY = 65534
 _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
@@ -104,7 +106,7 @@ def _allow_many_descriptors() -> None:
 
 
 class _Forking:
-    def __init__(self, control: socket.socket, world: World, shell: "Shell") -> None:
+    def __init__(self, control: socket.socket, world: World, shell: Shell) -> None:
         self._control = control
         self._world = world
         self._shell = shell
@@ -132,15 +134,15 @@ class _Forking:
     def _answer(self, payload: bytes, descriptors: list[int]) -> None:
         try:
             answer: int | None = None
-            match decode(payload, MakeTree, DropTree, ShowTree, Spawn):
-                case MakeTree() as request:
-                    answer = self._world.make_tree(request)
-                case DropTree(tree):
-                    self._world.drop_tree(tree)
-                case ShowTree(tree):
-                    self._world.show_tree(tree, descriptors[0])
-                case Spawn() as request:
-                    answer = self._spawn(request, descriptors)
+            request: Message = decode(payload, MakeTree, DropTree, ShowTree, Spawn)
+            if isinstance(request, MakeTree):
+                answer = self._world.make_tree(request)
+            elif isinstance(request, DropTree):
+                self._world.drop_tree(request.tree)
+            elif isinstance(request, ShowTree):
+                self._world.show_tree(request.tree, descriptors[0])
+            elif isinstance(request, Spawn):
+                answer = self._spawn(request, descriptors)
         except (OSError, WireError) as error:
             refused = Refused("session", getattr(error, "errno", None) or 0, str(error))
             self._control.send(encode(refused))
