@@ -13,7 +13,8 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError
 from ..tasks import Tasks, made_in_thread
-from . import environment
+from . import environment, images
+from .environment import Survey
 from .forkserver import ForkServer
 from .packages import Packages
 from .policy import Policy
@@ -23,6 +24,7 @@ from .sandbox import Sandbox
 _PATIENCE_FOR_HEAVY = 1.0  # who only runs a cell or two does not wait for it, nor pays for it
 _REFILL_AFTER = 0.1  # a first cell goes before the next spare
 _REFILL_PACE = 0.02
+_SECONDS_TO_TELL = 30.0
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -83,14 +85,17 @@ class Sandboxes:
         """Whether the fork server in use lives; a dead one is replaced when the next sandbox is opened."""
         return bool(self._generations) and self._generations[-1].fork_server.alive
 
-    def environment(self) -> tuple[str, list[tuple[str, str]]]:
-        """The guests' Python and the packages that they find. Blocking."""
-        return environment.installed(self.policy.python or sys.executable)
+    async def environment(self) -> tuple[str, list[tuple[str, str]]]:
+        """The guests' Python and the packages that they find."""
+        found = await self._survey()
+        return found.version, found.packages
 
     async def start(self) -> None:
-        """Begins to start the fork server, which goes on by itself."""
+        """Begins to start the fork server, which goes on by itself. An image may have to be unpacked before."""
         if self.alive:
             return
+        if self.policy.image is not None:
+            self.policy = replace(self.policy, image=await to_thread.run_sync(images.root_of, self.policy.image))
         self._begin(await _shared_fork_server(replace(self.policy, preload=self.policy.preload or ())))
         if self.policy.preload is None:
             self._background.start(self._begin_heavy())
@@ -132,7 +137,7 @@ class Sandboxes:
     async def _begin_heavy(self) -> None:
         """Sessions of its fork server find the usual libraries imported; until it is ready, others go on serving."""
         await asyncio.sleep(_PATIENCE_FOR_HEAVY)
-        modules = await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
+        modules = await self._worth_preloading()
         if not modules:
             return
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
@@ -144,6 +149,25 @@ class Sandboxes:
         self._coming = None
         self._begin(heavy)
         await self._discard_spares()
+
+    async def _survey(self) -> Survey:
+        if self.policy.image is None:
+            return await to_thread.run_sync(environment.survey, self.policy.python or sys.executable)
+        return environment.told_by_image(await self._told(environment.LIST))
+
+    async def _worth_preloading(self) -> tuple[str, ...]:
+        if self.policy.image is None:
+            return await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
+        return environment.heavy(await self._told(environment.FIND))
+
+    async def _told(self, code: str) -> str:
+        """What code says in a session: nothing of an image runs anywhere else."""
+        sandbox = await self.open()
+        try:
+            interpreter = await sandbox.interpreter()
+            return (await interpreter.run("environment", code, _SECONDS_TO_TELL)).stdout
+        finally:
+            await self._tasks.to_its_end(sandbox.close())
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
         self._coming = await _shared_fork_server(replace(self.policy, preload=modules))

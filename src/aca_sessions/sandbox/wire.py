@@ -37,7 +37,8 @@ class Message:
 class Plan(Message):
     """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears.
 
-    A base is the folder of sessions that have no namespaces, and so no root; "" where they have.
+    A base is the folder of sessions that have no namespaces, and so no root; "" where they have. An image is the folder of a root of its
+    own, and a python the path of its interpreter in it; "" is this host's, or to be found.
     """
 
     roots: dict[str, str]
@@ -48,6 +49,8 @@ class Plan(Message):
     preload: list[str]
     processes: int
     base: str
+    image: str
+    python: str
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, Union
 from .. import syscalls
 from ..syscalls import Namespace
 from ..wire import Done, DropTree, MakeTree, Message, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
-from . import bare, confine, root
+from . import bare, confine, image, root
 from .bare import Bare
 from .namespaces import Namespaced
 from .refusal import RefusalError, part
@@ -42,8 +42,9 @@ def main() -> None:
             home, world = f"{plan.base}/code", _without_namespaces(plan, source)
         else:
             home, world = root.GUEST_CODE, str(_settle(plan, source))
+        program = image.python(plan.python) if plan.image else _own_program()
         os.close(code)
-        _begin_again((control.fileno(), host), home, [world, *plan.preload])
+        _begin_again(program, (control.fileno(), host), home, [world, *plan.preload])
     except RefusalError as refusal:
         control.send(encode(refusal.told))
         sys.exit(1)
@@ -282,7 +283,11 @@ def _without_namespaces(plan: Plan, code: str) -> str:
     return bare.told_by(plan)
 
 
-def _begin_again(descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
+def _own_program() -> str:
+    return sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
+
+
+def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
     """Starts the interpreter anew from inside the root, where its program is read-only.
 
     The kernel remembers how a running program was found: /proc/self/exe leads to it through the host's own mount, and whoever owns the
@@ -291,5 +296,4 @@ def _begin_again(descriptors: Sequence[int], code: str, told: Sequence[str]) -> 
     with part("Python inside the root"):
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
-        program = sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
         os.execv(program, [program, "-I", "-S", "-B", "-c", _GO_ON.format(code), *map(str, descriptors), *told])  # noqa: S606
