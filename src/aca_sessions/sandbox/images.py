@@ -26,15 +26,20 @@ def root_of(image: str) -> str:
     """The folder of an image's root file system. The first time it may have to be unpacked."""
     path = os.path.expanduser(image)
     if os.path.isdir(path):
-        return os.path.realpath(path)
+        return _apart(os.path.realpath(path))
     if os.path.isfile(path):
         return _kept(_identity(path), lambda folder: _unpack_file(path, folder))
     if image.startswith(("/", ".", "~")) or not _NAME.fullmatch(image):
-        raise ConfigurationError(
-            f"{_KEY}: it is no folder, no file and no name of an image: name a root folder, the tar of one, or an image"
-        )
+        raise ConfigurationError(f"{_KEY}: no folder, file or image can be called so: name a root folder, the tar of one, or an image")
     engine, digest = _known(image)
     return _kept(digest, lambda folder: _export(engine, digest, folder))
+
+
+def _apart(folder: str) -> str:
+    """A root of its own: this host's root would show all of the host."""
+    if folder == "/":
+        raise ConfigurationError(f"{_KEY}: this host's own root is no image: name another folder")
+    return folder
 
 
 def _identity(path: str) -> str:

@@ -28,7 +28,7 @@ def unpack(archive: IO[bytes], folder: str) -> None:
         with tarfile.open(fileobj=archive, mode="r|*") as members:
             for member in members:
                 _Place(root, member.name).put(members, member)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UnpackingError(f"it is no tar that can be read: {error}") from None
     finally:
         os.close(root)
