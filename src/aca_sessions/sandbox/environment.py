@@ -14,14 +14,14 @@ from ..errors import ConfigurationError
 _PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "pyvenv.cfg")
 # Where this host's names are looked up; for sessions that share its network.
 NAME_LOOKUP = {path: os.path.realpath(path) for path in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(path)}
-LIST = (
+_LIST = (
     "import importlib.metadata as m, json, os, platform, sys; "
     "packages = sorted({(d.name, d.version) for d in m.distributions() if d.name}); "
     "folders = {p: os.stat(p).st_mtime_ns for p in [sys.executable, *sys.path] if os.path.exists(p)}; "
     "print(json.dumps([platform.python_version(), packages, folders]))"
 )
-_HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
-FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {_HEAVY} if u.find_spec(m.partition('.')[0])]))"
+HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
+_FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {HEAVY} if u.find_spec(m.partition('.')[0])]))"
 # What `site` does at an interpreter's start, without running the code of .pth files and of sitecustomize: that is for guests.
 _FIND_PACKAGES = "import site; site.addpackage = lambda *_: None; site.execsitecustomize = lambda: None; site.main(); "
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
@@ -56,27 +56,13 @@ class Survey:
 
 def survey(python: str) -> Survey:
     """An interpreter's version and packages, in a form that can be kept."""
-    version, packages, folders = _run(python, LIST)
+    version, packages, folders = _run(python, _LIST)
     return Survey(version, [(name, number) for name, number in packages], folders)
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
     """The libraries of data work that an interpreter has: slow to import, and used in most sessions."""
-    return tuple(str(module) for module in _run(python, FIND))
-
-
-def told_by_image(said: str) -> Survey:
-    """What LIST said in a session of an image; it is nobody's word but a guest's."""
-    try:
-        version, packages, _ = json.loads(said)
-        return Survey(str(version), [(str(name), str(number)) for name, number in packages], {})
-    except (ValueError, TypeError):
-        raise ConfigurationError("ACASessions:ContainerImage: its Python does not say which packages it has") from None
-
-
-def heavy(said: str) -> tuple[str, ...]:
-    """What FIND said in a session of an image, as far as it names what may be preloaded."""
-    return tuple(module for module in _HEAVY if f'"{module}"' in said)
+    return tuple(str(module) for module in _run(python, _FIND))
 
 
 def uid_range() -> tuple[int, int]:

@@ -14,8 +14,8 @@ from anyio import to_thread
 from ..errors import ACASessionsError
 from ..tasks import Tasks, made_in_thread
 from . import environment, images
-from .environment import Survey
 from .forkserver import ForkServer
+from .image_python import ASK, ImagePython
 from .packages import Packages
 from .policy import Policy
 from .proxy import Proxy
@@ -70,7 +70,8 @@ class Sandboxes:
         """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
-        self._packages = Packages(policy)
+        self._packages = Packages(policy, self._image_python if policy.image is not None else None)
+        self._told: ImagePython | None = None
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -87,7 +88,10 @@ class Sandboxes:
 
     async def environment(self) -> tuple[str, list[tuple[str, str]]]:
         """The guests' Python and the packages that they find."""
-        found = await self._survey()
+        if self.policy.image is not None:
+            told = await self._image_python()
+            return told.version, [*told.packages.items()]
+        found = await to_thread.run_sync(environment.survey, self.policy.python or sys.executable)
         return found.version, found.packages
 
     async def start(self) -> None:
@@ -150,24 +154,21 @@ class Sandboxes:
         self._begin(heavy)
         await self._discard_spares()
 
-    async def _survey(self) -> Survey:
-        if self.policy.image is None:
-            return await to_thread.run_sync(environment.survey, self.policy.python or sys.executable)
-        return environment.told_by_image(await self._told(environment.LIST))
-
     async def _worth_preloading(self) -> tuple[str, ...]:
         if self.policy.image is None:
             return await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
-        return environment.heavy(await self._told(environment.FIND))
+        return (await self._image_python()).heavy
 
-    async def _told(self, code: str) -> str:
-        """What code says in a session: nothing of an image runs anywhere else."""
-        sandbox = await self.open()
-        try:
-            interpreter = await sandbox.interpreter()
-            return (await interpreter.run("environment", code, _SECONDS_TO_TELL)).stdout
-        finally:
-            await self._tasks.to_its_end(sandbox.close())
+    async def _image_python(self) -> ImagePython:
+        """What the image's Python says of itself in a session: nothing of an image runs anywhere else."""
+        if self._told is None:
+            sandbox = await self.open()
+            try:
+                interpreter = await sandbox.interpreter()
+                self._told = ImagePython.told((await interpreter.run("environment", ASK, _SECONDS_TO_TELL)).stdout)
+            finally:
+                await self._tasks.to_its_end(sandbox.close())
+        return self._told
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
         self._coming = await _shared_fork_server(replace(self.policy, preload=modules))
