@@ -12,8 +12,10 @@ import pytest
 from aca_sessions import Policy, Session, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.sandbox.images import root_of
+from aca_sessions.sandbox.policy import PackageSource
 
 from ..roots import RECIPES, VERSIONS, root_tar
+from ..wheels import make_wheel
 
 pytestmark = pytest.mark.slow
 ENGINE = shutil.which("podman")
@@ -169,3 +171,29 @@ async def test_the_python_that_is_named_is_one_of_the_image(bookworm: str) -> No
             pass
     async with session_of(bookworm, "/usr/bin/python3.11") as session:
         assert (await session.run("import sys; sys.executable")).value == "/usr/bin/python3.11"
+
+
+async def test_packages_are_found_for_the_images_python_and_not_for_the_hosts(root: str, suite: str, tmp_path: Path) -> None:
+    major, minor = VERSIONS[suite][0]
+    wheels = tmp_path / "wheels"
+    make_wheel(wheels, "needed-by-old")
+    make_wheel(wheels, "choosy", requires=["needed-by-old; python_version < '3.10'", "decorator"])
+    make_wheel(wheels, "compiled", "1.0")
+    make_wheel(wheels, "compiled", "2.0", tag=f"cp{major}{minor}-cp{major}{minor}-manylinux_2_17_{os.uname().machine}")
+    make_wheel(wheels, "compiled", "3.0", tag=f"cp312-cp312-manylinux_2_17_{os.uname().machine}")
+    policy = Policy(image=root, packages=PackageSource(wheels=str(wheels)), preload=(), spares=0)
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        installed = await session.install("choosy", "compiled")
+        assert installed.success, installed.error
+        names = {package.name: package.version for package in await session.packages() if package.name in ("needed-by-old", "compiled")}
+        assert names == {"compiled": "2.0"} | ({"needed-by-old": "1.0"} if (major, minor) < (3, 10) else {})
+        assert (await session.run("import choosy, compiled; choosy.version, compiled.version")).text == "('1.0', '2.0')"
+
+
+async def test_a_package_of_the_image_stays_as_it_is(bookworm: str, tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "decorator", "99.0")
+    policy = Policy(image=bookworm, packages=PackageSource(wheels=str(tmp_path / "wheels")), preload=(), spares=0)
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        refused = await session.install("decorator>=99")
+        assert refused.error is not None
+        assert refused.error.name == "PackageConflictError"
