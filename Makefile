@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 COMPARABLE := $(VENV)/.bench
 
-.PHONY: install demo test check bench soak clean
+.PHONY: install demo test test-containers check bench soak clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	@.ci/packages
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+# Debian's root file systems are made once (six minutes) and kept in ~/.cache/aca-sessions-tests; the container is built anew.
+test-containers: $(INSTALLED)
+	@.ci/packages
+	ACA_TEST_CONTAINERS=1 $(RUN) -m pytest tests/sandbox/test_images.py tests/hostile/test_images.py tests/container
 
 check: $(INSTALLED)
 	$(RUN) -m ruff check .

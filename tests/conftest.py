@@ -23,6 +23,8 @@ from aca_sessions.sandbox.policy import MB, Limits
 from .without_namespaces import BARE, python_for_everybody
 
 ROOT = Path(__file__).parent.parent
+# `ACA_TEST_IMAGE=… pytest tests/hostile` holds the wall around sessions of an image to the same.
+IMAGE = os.environ.get("ACA_TEST_IMAGE")
 COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
 
 
@@ -31,6 +33,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No setting of the machine that the tests run on reaches them."""
     for name in [name for name in os.environ if name.lower().startswith(("acasessions", "aca_", "azure_", "openai_"))]:
         monkeypatch.delenv(name)
+    if IMAGE:
+        monkeypatch.setenv("ACASessions__ContainerImage", IMAGE)
     monkeypatch.chdir(tmp_path)
 
 
@@ -66,7 +70,7 @@ async def interpreter() -> AsyncIterator[CodeInterpreter]:
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     """The service itself, as any HTTP client sees it."""
-    policy = Policy(limits=replace(Limits(), disk=16 * MB))
+    policy = Policy(limits=replace(Limits(), disk=16 * MB), image=IMAGE)
     params = {"api-version": "2025-10-02-preview", "identifier": "test"}
     async with (
         open_server(policy=policy) as app,

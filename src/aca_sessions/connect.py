@@ -177,8 +177,6 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    if settings.ContainerImage:
-        _logger.warning("ACASessions:ContainerImage has no effect yet: embedded sessions run this host's Python")
     app = await stack.enter_async_context(open_server(settings, policy=policy, hosting=hosting))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
@@ -252,11 +250,12 @@ def _policy(settings: Settings) -> "Policy":
 
     options = settings.Sandbox
     given = {
-        "python": _python(options.Python, options.Environment),
+        "python": _python(settings),
         "preload": options.Preload,
         "spares": options.Spares,
         "tenant": options.Tenant,
         "isolation": options.Isolation,
+        "image": settings.ContainerImage or None,
     }
     return Policy(
         limits=_limits(options.Limits),
@@ -268,11 +267,14 @@ def _policy(settings: Settings) -> "Policy":
     )
 
 
-def _python(python: str | None, environment: str | None) -> str | None:
+def _python(settings: Settings) -> str | None:
     from .sandbox.named_environments import python_of
 
+    python, environment = settings.Sandbox.Python, settings.Sandbox.Environment
     if python is not None and environment is not None:
         raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    if settings.ContainerImage and environment is not None:
+        raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
     return python if environment is None else python_of(environment)
 
 

@@ -8,6 +8,7 @@ import pytest
 from aca_sessions import Limits, Policy, SessionPool, open_pool
 from aca_sessions.sandbox.policy import MB
 
+from ..conftest import IMAGE
 from .attempts import is_well
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ BOMBS = {
 
 @pytest.fixture
 async def small() -> AsyncIterator[SessionPool]:
-    async with open_pool(policy=Policy(limits=SMALL, preload=(), spares=0)) as pool:
+    async with open_pool(policy=Policy(image=IMAGE, limits=SMALL, preload=(), spares=0)) as pool:
         yield pool
 
 

@@ -11,6 +11,7 @@ from aca_sessions import Policy, Session, open_pool
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.syscalls import landlock_version
 
+from ..conftest import IMAGE
 from .attempts import PRELUDE, outcome
 
 pytestmark = pytest.mark.slow
@@ -118,7 +119,7 @@ async def test_the_network_is_not_changed(session: Session, change: str) -> None
 async def test_the_hosts_abstract_sockets_are_not_reached(network: str) -> None:
     """A session reaches no abstract Unix socket of the host, not even where it shares the host's network (from Linux 6.12 on)."""
     name = f"aca-sessions-{os.urandom(8).hex()}"
-    policy = Policy(network=Network.host() if network == "host" else Network.none(), preload=(), spares=0)
+    policy = Policy(image=IMAGE, network=Network.host() if network == "host" else Network.none(), preload=(), spares=0)
     with socket.socket(socket.AF_UNIX) as stream, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
         stream.bind(f"\0{name}")
         stream.listen()

@@ -7,6 +7,7 @@ import pytest
 from aca_sessions import Policy, Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError
 
+from ..conftest import IMAGE
 from .attempts import is_well, outcome
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ async def test_tenants_have_no_address_layout_in_common() -> None:
     layout = "next(line.split('-')[0] for line in open('/proc/self/maps') if 'libc.so' in line), hash('aca')"
     told = []
     for tenant in ("one", "other", None):
-        policy = Policy(preload=("numbers",), spares=0, tenant=tenant)
+        policy = Policy(image=IMAGE, preload=("numbers",), spares=0, tenant=tenant)
         async with (
             open_pool(policy=policy) as pool,
             open_pool(policy=policy) as another,

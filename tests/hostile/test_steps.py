@@ -12,11 +12,11 @@ from aca_sessions.errors import ACASessionsError
 from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
 
-from ..conftest import descendants
+from ..conftest import IMAGE, descendants
 from .attempts import is_well
 
 pytestmark = pytest.mark.slow
-OWN = Policy(preload=("colorsys",), spares=0)
+OWN = Policy(image=IMAGE, preload=("colorsys",), spares=0)
 STEPS: dict[str, Callable[[Session], Awaitable[object]]] = {
     "a first cell": lambda session: session.run("x = 1"),
     "a display": lambda session: session.run("display('shown')"),

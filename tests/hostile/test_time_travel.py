@@ -8,12 +8,14 @@ import pytest
 from aca_sessions import Policy, Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError, SnapshotError
 
+from ..conftest import IMAGE
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 async def pool() -> AsyncIterator[SessionPool]:
-    async with open_pool(policy=Policy(spares=0)) as opened:
+    async with open_pool(policy=Policy(image=IMAGE, spares=0)) as opened:
         yield opened
 
 

@@ -20,8 +20,8 @@ _LIST = (
     "folders = {p: os.stat(p).st_mtime_ns for p in [sys.executable, *sys.path] if os.path.exists(p)}; "
     "print(json.dumps([platform.python_version(), packages, folders]))"
 )
-_HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
-_FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {_HEAVY} if u.find_spec(m.partition('.')[0])]))"
+HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
+_FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {HEAVY} if u.find_spec(m.partition('.')[0])]))"
 # What `site` does at an interpreter's start, without running the code of .pth files and of sitecustomize: that is for guests.
 _FIND_PACKAGES = "import site; site.addpackage = lambda *_: None; site.execsitecustomize = lambda: None; site.main(); "
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
@@ -38,12 +38,6 @@ def visible_roots(python: str) -> dict[str, str]:
             if not inside and os.path.lexists(source):
                 roots[target] = source
     return roots
-
-
-def installed(python: str) -> tuple[str, list[tuple[str, str]]]:
-    """An interpreter's version and its packages with theirs."""
-    found = survey(python)
-    return found.version, found.packages
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from ..errors import GuestDiedError, IsolationError
+from ..errors import ConfigurationError, GuestDiedError, IsolationError
 from . import environment, wire
 from .cgroup import Groups
 from .ends import Spawned, Tree
@@ -25,7 +25,7 @@ from .folder import Folder
 from .memory import Memory
 from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
-from .remedy import remedy_for
+from .remedy import IMAGE, lines_for_image, remedy_for
 from .watchdog import Watchdog
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
@@ -58,13 +58,14 @@ class _Key(NamedTuple):
     tenant: str | None
     isolation: str
     packages: str
+    image: str | None
 
     @classmethod
     def of(cls, policy: Policy) -> "_Key":
         """What a policy's sessions have in common with their parent."""
         python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
         network, together, mounts = policy.network.kind, policy.together, policy.mounts
-        return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages)
+        return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
 class ForkServer:
@@ -86,8 +87,8 @@ class ForkServer:
         self._together = policy.together
         self._folder = _folder_for(policy)
         self.groups = Groups.shared(policy.together)
-        python = policy.python or sys.executable
-        roots = environment.visible_roots(python) | (environment.NAME_LOOKUP if self._network == "host" else {})
+        python = sys.executable if policy.image else policy.python or sys.executable
+        roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})
         plan = wire.Plan(
             roots=roots,
             first_uid=self._first_uid,
@@ -97,6 +98,8 @@ class ForkServer:
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
             base=self._folder.path if self._folder is not None else "",
+            image=policy.image or "",
+            python=(policy.python or "") if policy.image else "",
         )
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = _start(python, theirs)
@@ -281,8 +284,10 @@ def _warn_of_less() -> None:
     )
 
 
-def refusal(refused: wire.Refused) -> IsolationError:
+def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
     """What a refused part means for the user of this host."""
+    if refused.part == IMAGE:
+        return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))
 
 

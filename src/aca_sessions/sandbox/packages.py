@@ -3,14 +3,15 @@
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from anyio import to_thread
 from packaging.requirements import Requirement
 
 from .environment import Survey, survey
+from .image_python import ImagePython
 from .package_cache import SHOWN_AT, HeldSet, PackageCache
 from .pip_output import Tell
 from .policy import Policy
@@ -25,9 +26,10 @@ _AT_ONCE = 2  # programs of pip's; further ones wait, and may find in the cache 
 class Packages:
     """The cache and the resolver of all sessions under one policy."""
 
-    def __init__(self, policy: Policy) -> None:
-        """Touches nothing yet."""
-        self._python = policy.python or sys.executable
+    def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
+        """Touches nothing yet. Of an image's Python only a session tells."""
+        self._python = policy.image or policy.python or sys.executable
+        self._ask_image = ask_image
         self._source = policy.packages
         self._shown_at = SHOWN_AT if policy.isolation == "full" else None
         self._resolver = Resolver(self._python, policy.packages, policy.packages.cache_size)
@@ -38,6 +40,10 @@ class Packages:
 
     async def environment(self) -> dict[str, str]:
         """What guests find anyway: versions by names."""
+        if self._environment is None and self._ask_image is not None:
+            told = await self._ask_image()
+            self._resolver = replace(self._resolver, python=sys.executable, image=told)
+            self._version, self._environment = f"{told.version} {told.platforms[0]}", dict(told.packages)
         if self._environment is None:
             found = await to_thread.run_sync(self._surveyed)
             self._version, self._environment = found.version, by_name(found.packages)

@@ -4,6 +4,7 @@ Without the second, a wheel whose metadata names a source at some address would 
 guests' Python as a program, with the standard library alone.
 """
 
+import json
 import os
 import resource
 import runpy
@@ -19,10 +20,15 @@ _EXECUTE = 1
 
 
 def main() -> None:
-    """`CODE FOLDER LARGEST RUNNER KNOWN pip's own arguments`: KNOWN holds metadata of what is to count as installed."""
-    code, folder, largest, runner, known, *arguments = sys.argv[1:]
+    """`CODE FOLDER LARGEST RUNNER KNOWN MARKERS pip's own arguments`: KNOWN holds metadata of what is to count as installed, and MARKERS
+    is what requirements are to find if it is another Python that they are for, of which KNOWN tells everything.
+    """
+    code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
-    find_packages()
+    if markers:
+        answer_for_another(json.loads(markers), runner)
+    else:
+        find_packages()
     sys.path.append(known)
     limit_files(int(largest))
     confine(folder)
@@ -35,6 +41,16 @@ def limit_files(size: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def answer_for_another(markers: dict[str, str], runner: str) -> None:
+    """pip asks the Python that runs it what markers mean, even where it looks for another one."""
+    sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
+    from pip._vendor.packaging import markers as read
+
+    del sys.path[0]
+    own = read.default_environment
+    read.default_environment = lambda: {**own(), **markers}  # type: ignore[typeddict-item]
 
 
 def find_packages() -> None:

@@ -115,7 +115,9 @@ class Policy:
     together: Together = field(default_factory=Together)
     network: Network = field(default_factory=Network)
     mounts: tuple[Mount, ...] = ()
-    python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own
+    python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own, or the image's
+    # The guests' root in the place of this host's /usr and Python: a folder, the tar of one, or an image that podman or docker has.
+    image: str | None = None
     # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None
     packages: PackageSource = field(default_factory=PackageSource)
@@ -129,6 +131,8 @@ class Policy:
         """ConfigurationError where a session without namespaces could not have what is asked for."""
         if self.isolation == "full":
             return
+        if self.image:
+            raise ConfigurationError("ACASessions:ContainerImage: its root needs a mount namespace; without namespaces there is none")
         if self.network.kind == "allow":
             raise ConfigurationError("ACASessions:Sandbox:Network: domains need a network namespace; without namespaces it is none or host")
         if self.mounts:

@@ -38,6 +38,24 @@ _OF_THE_ENVIRONMENT = {
 }
 
 
+IMAGE = "container image"
+_IMAGE_LINES = """Add it with a Dockerfile such as
+  FROM your-image
+  RUN {line}"""
+_IN_AN_IMAGE = {
+    "without Python": "apt-get update && apt-get install -y --no-install-recommends python3 ipython3",
+    "with Python": "python3 -m pip install ipython matplotlib-inline",
+}
+
+
+def lines_for_image(missing: str) -> str:
+    """The lines of a Dockerfile that add what an image lacks."""
+    if missing.startswith("Python 3.9"):
+        return "Build on a newer one:\n  FROM python:3.12-slim\n  RUN pip install ipython"
+    kind = "without Python" if "python3" in missing or "standard library" in missing else "with Python"
+    return _IMAGE_LINES.format(line=_IN_AN_IMAGE[kind])
+
+
 def remedy_for(part: str, number: int) -> str:
     """What enables a part here, as far as this host tells, and where the page says more; a remote endpoint always does."""
     causes = _causes(part, number)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
+from .image_python import ImagePython
 from .pip_output import Tell, explained, progress, without_secrets
 from .policy import PackageSource
 from .requirements import PackageError, Wheel
@@ -40,17 +41,23 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """pip for one Python and one source of wheels. Each call works in a folder that the caller made and removes."""
+    """pip for one Python and one source of wheels. Each call works in a folder that the caller made and removes.
+
+    An image's Python runs in sessions only: pip then runs in the host's, and is told for which one it looks.
+    """
 
     python: str
     source: PackageSource
     largest: int
+    image: ImagePython | None = None
 
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
         """The wheels to add so that the requirements are met; PackageError with the reason where there are none."""
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
         _copy_metadata(folder / "known", known.added)
+        if self.image is not None:
+            self.image.write_metadata(folder / "known")
         await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), tell)
         return _wheels(json.loads(report.read_text()))
 
@@ -70,7 +77,9 @@ class Resolver:
     async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
         variables = await self._variables()
         boot = (self.python, "-I", "-S", "-B", "-c", _BOOT, str(_CODE), str(folder), str(self.largest), _runner(), str(folder / "known"))
-        status, output = await _ran((*boot, "install", *_ALWAYS, *arguments), variables | _places(folder), folder, tell)
+        markers, options = (json.dumps(self.image.markers), self.image.options) if self.image is not None else ("", [])
+        command = (*boot, markers, "install", *_ALWAYS, *options, *arguments)
+        status, output = await _ran(command, variables | _places(folder), folder, tell)
         if status != 0:
             raise explained(without_secrets(output, variables.values()))
 

@@ -13,8 +13,9 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError
 from ..tasks import Tasks, made_in_thread
-from . import environment
+from . import environment, images
 from .forkserver import ForkServer
+from .image_python import ASK, ImagePython
 from .packages import Packages
 from .policy import Policy
 from .proxy import Proxy
@@ -23,6 +24,7 @@ from .sandbox import Sandbox
 _PATIENCE_FOR_HEAVY = 1.0  # who only runs a cell or two does not wait for it, nor pays for it
 _REFILL_AFTER = 0.1  # a first cell goes before the next spare
 _REFILL_PACE = 0.02
+_SECONDS_TO_TELL = 30.0
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -68,7 +70,8 @@ class Sandboxes:
         """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
-        self._packages = Packages(policy)
+        self._packages = Packages(policy, self._image_python if policy.image is not None else None)
+        self._told: ImagePython | None = None
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -83,14 +86,20 @@ class Sandboxes:
         """Whether the fork server in use lives; a dead one is replaced when the next sandbox is opened."""
         return bool(self._generations) and self._generations[-1].fork_server.alive
 
-    def environment(self) -> tuple[str, list[tuple[str, str]]]:
-        """The guests' Python and the packages that they find. Blocking."""
-        return environment.installed(self.policy.python or sys.executable)
+    async def environment(self) -> tuple[str, list[tuple[str, str]]]:
+        """The guests' Python and the packages that they find."""
+        if self.policy.image is not None:
+            told = await self._image_python()
+            return told.version, [*told.packages.items()]
+        found = await to_thread.run_sync(environment.survey, self.policy.python or sys.executable)
+        return found.version, found.packages
 
     async def start(self) -> None:
-        """Begins to start the fork server, which goes on by itself."""
+        """Begins to start the fork server, which goes on by itself. An image may have to be unpacked before."""
         if self.alive:
             return
+        if self.policy.image is not None:
+            self.policy = replace(self.policy, image=await to_thread.run_sync(images.root_of, self.policy.image))
         self._begin(await _shared_fork_server(replace(self.policy, preload=self.policy.preload or ())))
         if self.policy.preload is None:
             self._background.start(self._begin_heavy())
@@ -132,7 +141,7 @@ class Sandboxes:
     async def _begin_heavy(self) -> None:
         """Sessions of its fork server find the usual libraries imported; until it is ready, others go on serving."""
         await asyncio.sleep(_PATIENCE_FOR_HEAVY)
-        modules = await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
+        modules = await self._worth_preloading()
         if not modules:
             return
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
@@ -144,6 +153,22 @@ class Sandboxes:
         self._coming = None
         self._begin(heavy)
         await self._discard_spares()
+
+    async def _worth_preloading(self) -> tuple[str, ...]:
+        if self.policy.image is None:
+            return await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
+        return (await self._image_python()).heavy
+
+    async def _image_python(self) -> ImagePython:
+        """What the image's Python says of itself in a session: nothing of an image runs anywhere else."""
+        if self._told is None:
+            sandbox = await self.open()
+            try:
+                interpreter = await sandbox.interpreter()
+                self._told = ImagePython.told((await interpreter.run("environment", ASK, _SECONDS_TO_TELL)).stdout)
+            finally:
+                await self._tasks.to_its_end(sandbox.close())
+        return self._told
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
         self._coming = await _shared_fork_server(replace(self.policy, preload=modules))

@@ -1,5 +1,7 @@
 """The few Linux calls that Python lacks, through ctypes; both sides of the wall use them."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import signal

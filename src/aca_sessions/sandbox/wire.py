@@ -8,7 +8,7 @@ the size of a frame bounds what reading it costs.
 import json
 import struct
 from dataclasses import dataclass, field, fields
-from typing import TypeVar, get_args, get_origin
+from typing import Optional, TypeVar, Union, get_args, get_origin
 
 MAX_FROM_GUEST = 32 << 20
 BROKEN_EXIT = 71  # an interpreter whose own loop failed
@@ -16,7 +16,8 @@ _MAX_HEADER = 256 << 10
 _LENGTH = struct.Struct("<I")
 _IN_THE_HEADER = 128  # characters; a longer text goes behind it
 
-Scalar = str | int | float | bool | None
+# The guests' Python may be 3.9, which knows no `X | Y` where a type is a value, as in fields of dataclasses.
+Scalar = Union[str, int, float, bool, None]
 Expected = TypeVar("Expected", bound="Message")
 
 
@@ -24,7 +25,7 @@ class WireError(Exception):
     """A frame that is not one of ours."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Message:
     """The content of a frame."""
 
@@ -32,11 +33,12 @@ class Message:
 # --- host → zygote, each answered by Done, Refused or what is named here ---
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan(Message):
     """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears.
 
-    A base is the folder of sessions that have no namespaces, and so no root; "" where they have.
+    A base is the folder of sessions that have no namespaces, and so no root; "" where they have. An image is the folder of a root of its
+    own, and a python the path of its interpreter in it; "" is this host's, or to be found.
     """
 
     roots: dict[str, str]
@@ -47,9 +49,11 @@ class Plan(Message):
     preload: list[str]
     processes: int
     base: str
+    image: str
+    python: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MakeTree(Message):
     """A session's /mnt/data; Done brings a descriptor of it. The owner is the session whose user it belongs to."""
 
@@ -59,21 +63,21 @@ class MakeTree(Message):
     inodes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DropTree(Message):
     """Lets go of a tree; its memory is free when its last user is gone."""
 
     tree: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShowTree(Message):
     """A tree takes the place of /mnt/data in a session; comes with a pidfd of its init."""
 
     tree: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spawn(Message):
     """One live interpreter on a tree; comes with its socket and its report pipe, Done brings a pidfd of its init."""
 
@@ -89,12 +93,12 @@ class Spawn(Message):
     history: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Done(Message):
     """The request was carried out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refused(Message):
     """This host cannot give a part of the isolation."""
 
@@ -106,7 +110,7 @@ class Refused(Message):
 # --- guest → host ---
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ready(Message):
     """The interpreter is confined and waits for cells; brings its pidfd, the read ends of its further frames, its stdout and its stderr,
     and the socket on which it expects a proxy, if it may have one."""
@@ -114,31 +118,31 @@ class Ready(Message):
     landlock: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Started(Message):
     """From here on a SIGINT reaches the cell."""
 
     execution: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shown(Message):
     """A cell displayed something, under a name if it is to change; an update is another state of what has that name."""
 
     execution: str
     data: dict[str, str]
-    name: str | None = None
+    name: Optional[str] = None
     update: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cleared(Message):
     """A cell took back what it displayed so far."""
 
     execution: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Asked(Message):
     """Code in the session waits for an answer from outside; `number` is its own, for the answer."""
 
@@ -148,15 +152,15 @@ class Asked(Message):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finished(Message):
     """What became of a cell. `text` is None where nothing was shown last; `files` are `kind size path`, `processes` are `pid name`,
     `variables` are `kind size shape type name`, the shape as `2x3` or `-`, the type without blanks."""
 
     execution: str
-    value: str | int | float | bool | None
-    text: str | None
-    error_name: str | None
+    value: Scalar
+    text: Optional[str]
+    error_name: Optional[str]
     error_message: str
     error_traceback: str
     files: list[str]
@@ -167,7 +171,7 @@ class Finished(Message):
 # --- host → guest ---
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run(Message):
     """A cell to run; `answered` says what of its questions somebody is there to answer: `input`, `call`."""
 
@@ -176,7 +180,7 @@ class Run(Message):
     answered: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fork(Message):
     """Another interpreter with the same variables; brings the ends it is to have: its socket, its frames' pipe, its stdout and stderr.
 
@@ -187,7 +191,7 @@ class Fork(Message):
     reseed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer(Message):
     """What was asked for; `given` is false where the text says why there is no answer."""
 
@@ -196,7 +200,7 @@ class Answer(Message):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Command(Message):
     """A program to run in the place of a cell; its exit code is the value."""
 
@@ -205,14 +209,14 @@ class Command(Message):
     stdin: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WarmUp(Message):
     """Touch what a cell needs, ahead of the first one; answered like a cell."""
 
     execution: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Extend(Message):
     """The folders of installed packages that the session finds from now on, and no others, unless one of the modules is loaded: the name
     of a module that comes in another version. Answered like a cell.
@@ -264,7 +268,7 @@ class Frames:
             del self._buffer[:end]
         return payloads
 
-    def _end(self) -> int | None:
+    def _end(self) -> Optional[int]:
         if len(self._buffer) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
@@ -275,14 +279,13 @@ class Frames:
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
     """The value with each long text in it replaced by its place in the list of them."""
-    match value:
-        case str() if len(value) > _IN_THE_HEADER:
-            texts.append(value.encode("utf-8", "backslashreplace"))
-            return {"text": len(texts) - 1}
-        case dict():
-            return {key: _without_long_texts(item, texts) for key, item in value.items()}
-        case list():
-            return [_without_long_texts(item, texts) for item in value]
+    if isinstance(value, str) and len(value) > _IN_THE_HEADER:
+        texts.append(value.encode("utf-8", "backslashreplace"))
+        return {"text": len(texts) - 1}
+    if isinstance(value, dict):
+        return {key: _without_long_texts(item, texts) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_long_texts(item, texts) for item in value]
     return value
 
 

@@ -1,6 +1,5 @@
 """Sessions over HTTP: ask for one, list, end; and what the server says of itself."""
 
-from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -61,7 +60,7 @@ class SessionRoutes:
     async def metadata(self, request: Request) -> Response:
         """What a session finds installed."""
         check_has_sessions(request)
-        body = flat.encode_metadata(*await to_thread.run_sync(self._sessions.environment))
+        body = flat.encode_metadata(*await self._sessions.environment())
         ours = {} if self._hosting.plain else {extensions.RICH_MEMBER: {"isolation": await self._isolation()}}
         return JSONResponse(body | ours)
 

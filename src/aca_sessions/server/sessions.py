@@ -125,9 +125,9 @@ class Sessions:
         """Whether new sessions can be had at once."""
         return self._sandboxes.alive
 
-    def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
-        """The guests' Python, its packages, and since when. Blocking: it may have to ask an interpreter."""
-        return (*self._sandboxes.environment(), self._since)
+    async def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
+        """The guests' Python, its packages, and since when."""
+        return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
         """What separates sessions from this host, found by trying when it is first asked for."""

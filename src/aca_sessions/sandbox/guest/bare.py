@@ -4,6 +4,8 @@ Landlock and seccomp hold what they can of what namespaces and mounts hold; SECU
 own, its processes are killed by its init, and where the host is root it has a user of its own.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import json
@@ -12,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
-from typing import NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn
 
 from .. import syscalls
 from ..wire import MakeTree, Plan, Spawn
@@ -20,6 +22,9 @@ from . import confine, landlock, root, seccomp
 from .family import end_all_below, threads_of
 from .place import place
 from .refusal import part
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _TRIES = 2000  # a process that was killed goes a moment later

@@ -1,10 +1,15 @@
 """Calls of a session that are decided together: `with tools.batch() as batch:`."""
 
+from __future__ import annotations
+
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from .calls import ToolError, call
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class Later:
@@ -57,7 +62,7 @@ class Batch:
         _open.batches = open_here()[:-1]
         if kind is None and self._calls:
             outcomes = call("tools.batch", calls=[{"name": name, "arguments": arguments} for name, arguments, _ in self._calls])
-            for (_, _, later), outcome in zip(self._calls, outcomes, strict=True):
+            for (_, _, later), outcome in zip(self._calls, outcomes):
                 later.settle(outcome)
 
 

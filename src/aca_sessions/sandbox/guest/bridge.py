@@ -1,5 +1,7 @@
 """`tools`, `skills`, `artifacts` and `deps` as code in a session sees them. Each call is decided outside: nothing here is a guard."""
 
+from __future__ import annotations
+
 import ast
 import asyncio
 import builtins
@@ -26,7 +28,7 @@ def begin(transformers: list[ast.NodeTransformer], answered: Sequence[str]) -> N
     """The four names are there while somebody outside takes calls. As builtins they shadow nothing of the user's, and modules find them."""
     if "call" in answered:
         tools.forget()
-        builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps), strict=True)), AWAITED: call_outside})
+        builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps))), AWAITED: call_outside})
         builtins.__dict__["ToolError"] = ToolError
         if _awaiting not in transformers:
             transformers.append(_awaiting)
@@ -108,7 +110,7 @@ def _given(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
         raise TypeError(f"too many positional arguments: it takes {len(names)}")
-    given = dict(zip(names, arguments, strict=False))
+    given = dict(zip(names, arguments))
     if twice := given.keys() & named.keys():
         raise TypeError(f"{', '.join(sorted(twice))} is given twice")
     return {**given, **named}

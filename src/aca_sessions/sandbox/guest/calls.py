@@ -1,5 +1,7 @@
 """One call out of the session: JSON; bytes, long texts and tables go by files, deleted by whoever reads them."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import importlib
@@ -59,7 +61,7 @@ async def in_thread(work: Callable[[], Any]) -> Any:
     return value
 
 
-def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: "asyncio.Future[Any]") -> None:
+def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
     outcome: tuple[Any, BaseException | None]
     try:
         outcome = work(), None
@@ -70,18 +72,17 @@ def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: "asy
 
 
 def _packed(value: Any) -> Any:
-    match value:
-        case str() if len(value) > _LONG:
-            return {"$": "text", "file": _written(value.encode("utf-8", "backslashreplace"))}
-        case None | bool() | int() | float() | str():
-            return value
-        case bytes() | bytearray() | memoryview():
-            return {"$": "bytes", "file": _written(bytes(value))}
-        case list() | tuple():
-            return [_packed(item) for item in value]
-        case dict() if all(isinstance(key, str) for key in value):
-            packed = {key: _packed(item) for key, item in value.items()}
-            return {"$": "dict", "content": packed} if "$" in value else packed
+    if isinstance(value, str) and len(value) > _LONG:
+        return {"$": "text", "file": _written(value.encode("utf-8", "backslashreplace"))}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"$": "bytes", "file": _written(bytes(value))}
+    if isinstance(value, (list, tuple)):
+        return [_packed(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        packed = {key: _packed(item) for key, item in value.items()}
+        return {"$": "dict", "content": packed} if "$" in value else packed
     return _packed_of_a_library(value)
 
 
@@ -97,16 +98,16 @@ def _packed_of_a_library(value: Any) -> Any:
 
 
 def _unpacked(value: Any) -> Any:
-    match value:
-        case list():
-            return [_unpacked(item) for item in value]
-        case {"$": "dict", "content": dict(content)}:
-            return {key: _unpacked(item) for key, item in content.items()}
-        case {"$": "bytes" | "text" | "table" as kind, "file": str(name)} if _FILE.fullmatch(name):
-            return _read(kind, name)
-        case dict():
-            return {key: _unpacked(item) for key, item in value.items()}
-    return value
+    if isinstance(value, list):
+        return [_unpacked(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind, content, name = value.get("$"), value.get("content"), value.get("file")
+    if kind == "dict" and isinstance(content, dict):
+        return {key: _unpacked(item) for key, item in content.items()}
+    if kind in ("bytes", "text", "table") and isinstance(name, str) and _FILE.fullmatch(name):
+        return _read(kind, name)
+    return {key: _unpacked(item) for key, item in value.items()}
 
 
 def _written(data: bytes) -> str:

@@ -1,5 +1,7 @@
 """The interpreter's main loop: a cell in, what became of it out."""
 
+from __future__ import annotations
+
 import gc
 import os
 import sys
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from .shell import Shell
 
 
-def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
+def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
     """Runs one cell after another until the host closes the link. What leaves the session does so by the proxy, if there is one."""
     seeds.differ()
     gc.enable()
@@ -40,14 +42,13 @@ def serve(link: Link, shell: "Shell", *, proxy: tuple[str, int] | None) -> None:
         link.send(finished)
 
 
-def _run(cell: Run | Command | WarmUp | Extend, link: Link, shell: "Shell") -> Finished:
-    match cell:
-        case Run():
-            return shell.run(cell, link.send, link.ask)
-        case Command():
-            return commands.run(cell, link.send)
-        case Extend():
-            return packages.extend(cell, link.send)
+def _run(cell: Run | Command | WarmUp | Extend, link: Link, shell: Shell) -> Finished:
+    if isinstance(cell, Run):
+        return shell.run(cell, link.send, link.ask)
+    if isinstance(cell, Command):
+        return commands.run(cell, link.send)
+    if isinstance(cell, Extend):
+        return packages.extend(cell, link.send)
     link.send(Started(cell.execution))
     shell.warm_up()
     return Finished(cell.execution, None, None, None, "", "", [], [])

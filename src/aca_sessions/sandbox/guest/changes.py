@@ -1,5 +1,7 @@
 """Which files of its folder a cell created, changed or deleted."""
 
+from __future__ import annotations
+
 import os
 import stat
 

@@ -4,6 +4,8 @@ plotly's document brings its own script (5 MB). altair's does where vl-convert i
 for which whoever looks at it needs a network. Neither is drawn here.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from typing import Any

@@ -1,5 +1,7 @@
 """What one cell has shown so far, within a budget and as text: what a host may be sent."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import json
@@ -165,23 +167,19 @@ def _scalar(value: Any) -> Scalar:
     """A plain value as itself; None for everything that only a text can stand for."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
         value = value.item()
-    match value:
-        case bool() | float() if type(value) in (bool, float):
-            return value
-        case int() if type(value) is int and value.bit_length() <= _MAX_INTEGER_BITS:
-            return value
-        case str() if type(value) is str:
-            return clip(value)
-    return None
+    if type(value) in (bool, float):
+        return value  # type: ignore[no-any-return]
+    if type(value) is int and value.bit_length() <= _MAX_INTEGER_BITS:
+        return value
+    return clip(value) if type(value) is str else None
 
 
 def _sendable(content: Any) -> str:
     """As text: bytes in base64, what is not text as JSON where it can be."""
-    match content:
-        case str():
-            return content
-        case bytes():
-            return base64.b64encode(content).decode()
+    if isinstance(content, str):
+        return content
+    if isinstance(content, bytes):
+        return base64.b64encode(content).decode()
     try:
         return json.dumps(content)
     except (TypeError, ValueError, RecursionError):

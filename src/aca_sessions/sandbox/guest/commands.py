@@ -1,5 +1,7 @@
 """A program in a session: its output goes the way of a cell's, its exit code is the value."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

@@ -4,6 +4,8 @@ The order is Linux's. Mounts need capabilities, so they come before the last use
 everything mounted so far; limits, Landlock and seccomp come last, since they refuse what the steps above need.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import resource
@@ -36,7 +38,8 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
             _raise_loopback()
     with part("session mounts"):
         _mount_session(spawn)
-    syscalls.set_host_name(b"session")
+    with part("host name"):
+        syscalls.set_host_name(b"session")
     with part("session user namespace"):
         _become_guest(uid)
 

@@ -1,5 +1,7 @@
 """How a session's IPython shows things: the last value as the cell's, the rest as displays."""
 
+from __future__ import annotations
+
 import sys
 from typing import Any, ClassVar
 

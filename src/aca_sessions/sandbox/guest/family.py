@@ -1,5 +1,7 @@
 """The processes below one, where no pid namespace ends them together."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal

@@ -1,5 +1,7 @@
 """The session's end of the wire, and when a SIGINT may become a KeyboardInterrupt: while a cell runs, never in the middle of a frame."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import os

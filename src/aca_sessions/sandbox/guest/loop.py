@@ -1,5 +1,7 @@
 """The event loop in which a session's cells await."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import re

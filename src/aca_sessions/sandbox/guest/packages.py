@@ -1,5 +1,7 @@
 """What the host put into /.packages for this session becomes importable, here and in the programs that it starts."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import site

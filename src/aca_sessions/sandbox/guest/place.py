@@ -5,7 +5,7 @@ from dataclasses import dataclass
 DATA = "/mnt/data"
 
 
-@dataclass(slots=True)
+@dataclass
 class _Place:
     data: str = DATA
     temporary: str = "/tmp"

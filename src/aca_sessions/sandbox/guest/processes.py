@@ -1,5 +1,7 @@
 """Which processes a cell left running."""
 
+from __future__ import annotations
+
 import os
 
 _INIT = 1

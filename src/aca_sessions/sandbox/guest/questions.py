@@ -1,5 +1,7 @@
 """What a cell asks of the world outside while it runs: `input()` and `getpass()` are answered by whoever runs the cell, or refused."""
 
+from __future__ import annotations
+
 import builtins
 import getpass
 from collections.abc import Callable

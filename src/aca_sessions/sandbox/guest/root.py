@@ -7,6 +7,8 @@ from pathlib import Path
 from .. import syscalls
 from ..syscalls import Mount
 from ..wire import Plan
+from . import image
+from .mounts import bind
 from .place import DATA
 from .refusal import part
 
@@ -44,20 +46,26 @@ _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
 
 
 def build(plan: Plan, code: str) -> str:
-    """Builds the root and answers where it is mounted: /usr, a few settings and devices, what the plan names, the guest's own code."""
-    base = _mount_point([*plan.roots.values(), *plan.mounts.values()])
+    """Builds the root and answers where it is mounted: /usr and a few settings, or an image; devices, what the plan names, the guest's
+    own code.
+    """
+    base = _mount_point([*plan.roots.values(), *plan.mounts.values(), *([plan.image] if plan.image else [])])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
     syscalls.mount("tmpfs", base, "tmpfs", Mount.NO_SUID, "size=16m,mode=755")
     for folder in _FOLDERS:
         os.makedirs(f"{base}/{folder}")
-    _add_system(base)
-    _add_settings(base)
+    if plan.image:
+        image.add(base, plan.image)
+    else:
+        _add_system(base)
+        _add_settings(base)
+    _write_settings(base)
     _add_devices(base)
     for target, source in plan.roots.items():
         _add_environment(base, target, source)
     _add_other_names(base)
     for target, source in plan.mounts.items():
-        _bind(source, base + target, writable=target in plan.writable)
+        bind(source, base + target, writable=target in plan.writable)
     copy_code(Path(code), Path(base + GUEST_CODE))
     return base
 
@@ -96,12 +104,12 @@ def _mount_point(sources: list[str]) -> str:
 
 
 def _add_system(base: str) -> None:
-    _bind("/usr", f"{base}/usr")
+    bind("/usr", f"{base}/usr")
     for name in _SYSTEM_FOLDERS:
         if os.path.islink(f"/{name}"):
             os.symlink(os.readlink(f"/{name}"), f"{base}/{name}")
         elif os.path.isdir(f"/{name}"):
-            _bind(f"/{name}", f"{base}/{name}")
+            bind(f"/{name}", f"{base}/{name}")
 
 
 def _add_other_names(base: str) -> None:
@@ -114,9 +122,14 @@ def _add_settings(base: str) -> None:
     for name in SETTINGS:
         source = os.path.realpath(f"/etc/{name}")
         if os.path.exists(source):
-            _bind(source, f"{base}/etc/{name}")
+            bind(source, f"{base}/etc/{name}")
+
+
+def _write_settings(base: str) -> None:
     for name, text in _WRITTEN_SETTINGS.items():
-        Path(base, "etc", name).write_text(text)
+        path = Path(base, "etc", name)
+        path.unlink(missing_ok=True)
+        path.write_text(text)
 
 
 def _add_devices(base: str) -> None:
@@ -134,23 +147,7 @@ def _add_environment(base: str, target: str, source: str) -> None:
         os.makedirs(os.path.dirname(base + target), exist_ok=True)
         os.symlink(os.readlink(source), base + target)
     else:
-        _bind(source, base + target)
-
-
-def _bind(source: str, target: str, *, writable: bool = False) -> None:
-    if os.path.isdir(source):
-        os.makedirs(target, exist_ok=True)
-    else:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        Path(target).touch()
-    try:
-        syscalls.mount(source, target, None, Mount.BIND)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        # Something is mounted below it that may not be shown without (mount_namespaces(7), "Restrictions").
-        syscalls.mount(source, target, None, Mount.BIND | Mount.RECURSIVE)
-    syscalls.harden_mount(target, read_only=not writable)
+        bind(source, base + target)
 
 
 def copy_code(source: Path, target: Path) -> None:

@@ -84,7 +84,7 @@ _FILE_TYPE = 0o170000
 _HARMLESS_FILE_TYPES = (0, 0o010000, 0o100000, 0o140000)  # none, FIFO, regular, socket: no devices
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Walls:
     """What separates a session besides the filter; where something is missing, the filter refuses what would need it."""
 
@@ -114,10 +114,10 @@ def allowed(machine: str = MACHINE) -> dict[str, int]:
     """The allowed calls and their numbers on a machine."""
     words = _BOTH.split()
     column = ARCHITECTURES.index(machine)
-    numbers = {name: int(pair.split("/")[column]) for name, pair in zip(words[::2], words[1::2], strict=True)}
+    numbers = {name: int(pair.split("/")[column]) for name, pair in zip(words[::2], words[1::2])}
     if machine == "x86_64":
         old = _X86_64_ONLY.split()
-        numbers |= {name: int(number) for name, number in zip(old[::2], old[1::2], strict=True)}
+        numbers |= {name: int(number) for name, number in zip(old[::2], old[1::2])}
     return numbers
 
 

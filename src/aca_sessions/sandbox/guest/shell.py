@@ -1,5 +1,7 @@
 """IPython in a session: runs a cell and collects what it showed."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import io

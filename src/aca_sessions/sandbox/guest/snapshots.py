@@ -1,5 +1,7 @@
 """The interpreter as it is now, once more: a fork that waits for cells of its own. What it cannot take along is told, or refuses it."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import random
@@ -21,7 +23,7 @@ _folder: str | None = None
 _own_sockets = 0
 
 
-def fork(request: Fork, link: Link, shell: "Shell") -> Finished | None:
+def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     """What became of it, to be told by the parent; None in the fork itself."""
     _collect_dead()
     ends = link.take_brought()
@@ -70,7 +72,7 @@ def remember_folder() -> None:
         _folder = os.getcwd()
 
 
-def _begin(ends: list[int], link: Link, shell: "Shell") -> None:
+def _begin(ends: list[int], link: Link, shell: Shell) -> None:
     """From here on this is an interpreter of its own."""
     connection, said, stdout, stderr = ends
     os.setsid()
@@ -92,7 +94,7 @@ def _in_the_way() -> str | None:
     return None
 
 
-def _left_behind(shell: "Shell", *, brought: int) -> list[str]:
+def _left_behind(shell: Shell, *, brought: int) -> list[str]:
     """What the parent goes on with alone, in words."""
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:

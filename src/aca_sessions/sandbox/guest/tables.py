@@ -47,7 +47,7 @@ def _class(module: str, name: str) -> object:
 
 def _of_pandas(frame: Any) -> dict[str, Any]:
     sample = frame.iloc[:_ROWS, :_COLUMNS]
-    columns = [(_label(name), dtype) for name, dtype in zip(sample.columns, sample.dtypes, strict=True)]
+    columns = [(_label(name), dtype) for name, dtype in zip(sample.columns, sample.dtypes)]
     fields = [{"name": name, "type": _TYPES.get(getattr(dtype, "kind", ""), "string"), "dtype": str(dtype)} for name, dtype in columns]
     values = [sample.iloc[:, place].tolist() for place in range(sample.shape[1])]
     index = {"name": "index", "type": _TYPES.get(getattr(frame.index.dtype, "kind", ""), "string"), "dtype": str(frame.index.dtype)}
@@ -71,7 +71,7 @@ def _type_of_polars(dtype: Any) -> str:
 
 def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tuple[int, int]) -> dict[str, Any]:
     names = [field["name"] for field in fields]
-    rows = [dict(zip(names, map(_plain, row), strict=True)) for row in zip(*columns, strict=True)]
+    rows = [dict(zip(names, map(_plain, row))) for row in zip(*columns)]
     told = {"profile": "tabular-data-resource", "schema": {"fields": fields}, "data": rows}
     return told | {"rowCount": int(shape[0]), "columnCount": int(shape[1])}
 

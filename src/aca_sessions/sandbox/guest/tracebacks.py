@@ -1,5 +1,8 @@
 """Tracebacks of the user's code: without the frames of what runs it."""
 
+from __future__ import annotations
+
+import builtins
 import os
 import traceback as standard
 from types import TracebackType
@@ -9,6 +12,7 @@ import IPython
 from .place import DATA, place
 
 _OWN_CODE = os.path.join(os.path.dirname(__file__), "")
+_GROUP = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
 _IPYTHON = os.path.dirname(IPython.__file__) + os.sep
 
 
@@ -34,7 +38,7 @@ def holds_group(error: BaseException | None) -> bool:
     """Whether an exception group is in its chain: IPython leaves those to Python's own layout, and prints them past us."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, BaseExceptionGroup):
+        if isinstance(error, _GROUP):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

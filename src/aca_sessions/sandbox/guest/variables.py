@@ -4,6 +4,8 @@ Changed is what has another value, if it is a number or a short text; else what 
 another length or shape. What is changed in place and keeps its shape is not seen.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Mapping
 from itertools import compress
@@ -61,8 +63,8 @@ class Variables:
         self._keys, self._ids = keys, ids
         if keys[: len(old_keys)] == old_keys:
             return [*compress(keys, map(ne, ids, old_ids)), *keys[len(old_keys) :]]
-        before = dict(zip(old_keys, old_ids, strict=True))
-        moved = [name for name, number in zip(keys, ids, strict=True) if before.get(name) != number]
+        before = dict(zip(old_keys, old_ids))
+        moved = [name for name, number in zip(keys, ids) if before.get(name) != number]
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """Preloads once and waits to fork. Holds no secret: every session can read what was ever in its memory."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import gc
@@ -11,12 +13,12 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Union
 
 from .. import syscalls
 from ..syscalls import Namespace
-from ..wire import Done, DropTree, MakeTree, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
-from . import bare, confine, root
+from ..wire import Done, DropTree, MakeTree, Message, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
+from . import bare, confine, image, root
 from .bare import Bare
 from .namespaces import Namespaced
 from .refusal import RefusalError, part
@@ -24,7 +26,7 @@ from .refusal import RefusalError, part
 if TYPE_CHECKING:
     from .shell import Shell
 
-World = Bare | Namespaced
+World = Union[Bare, Namespaced]
 
 _NOBODY = 65534
 _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
@@ -41,8 +43,9 @@ def main() -> None:
             home, world = f"{plan.base}/code", _without_namespaces(plan, source)
         else:
             home, world = root.GUEST_CODE, str(_settle(plan, source))
+        program = image.python(plan.python) if plan.image else _own_program()
         os.close(code)
-        _begin_again((control.fileno(), host), home, [world, *plan.preload])
+        _begin_again(program, (control.fileno(), host), home, [world, *plan.preload])
     except RefusalError as refusal:
         control.send(encode(refusal.told))
         sys.exit(1)
@@ -114,7 +117,7 @@ def _allow_many_descriptors() -> None:
 
 
 class _Forking:
-    def __init__(self, control: socket.socket, world: World, shell: "Shell") -> None:
+    def __init__(self, control: socket.socket, world: World, shell: Shell) -> None:
         self._control = control
         self._world = world
         self._shell = shell
@@ -142,15 +145,15 @@ class _Forking:
     def _answer(self, payload: bytes, descriptors: list[int]) -> None:
         try:
             answer: int | None = None
-            match decode(payload, MakeTree, DropTree, ShowTree, Spawn):
-                case MakeTree() as request:
-                    answer = self._world.make_tree(request)
-                case DropTree(tree):
-                    self._world.drop_tree(tree)
-                case ShowTree(tree):
-                    self._world.show_tree(tree, descriptors[0])
-                case Spawn() as request:
-                    answer = self._spawn(request, descriptors)
+            request: Message = decode(payload, MakeTree, DropTree, ShowTree, Spawn)
+            if isinstance(request, MakeTree):
+                answer = self._world.make_tree(request)
+            elif isinstance(request, DropTree):
+                self._world.drop_tree(request.tree)
+            elif isinstance(request, ShowTree):
+                self._world.show_tree(request.tree, descriptors[0])
+            elif isinstance(request, Spawn):
+                answer = self._spawn(request, descriptors)
         except (OSError, WireError) as error:
             refused = Refused("session", getattr(error, "errno", None) or 0, str(error))
             self._control.send(encode(refused))
@@ -291,7 +294,11 @@ def _without_namespaces(plan: Plan, code: str) -> str:
     return bare.told_by(plan)
 
 
-def _begin_again(descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
+def _own_program() -> str:
+    return sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
+
+
+def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
     """Starts the interpreter anew from inside the root, where its program is read-only.
 
     The kernel remembers how a running program was found: /proc/self/exe leads to it through the host's own mount, and whoever owns the
@@ -300,5 +307,4 @@ def _begin_again(descriptors: Sequence[int], code: str, told: Sequence[str]) -> 
     with part("Python inside the root"):
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
-        program = sys.executable if os.path.exists(sys.executable) else os.readlink("/proc/self/exe")
         os.execv(program, [program, "-I", "-S", "-B", "-c", _GO_ON.format(code), *map(str, descriptors), *told])  # noqa: S606

@@ -1,0 +1,80 @@
+"""A root that comes from an image: what of it goes into the template root, and whether its Python can be the guests'."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+
+from .mounts import bind
+from .refusal import RefusalError
+
+PART = "container image"
+SETTINGS = "/.etc"  # the image's own /etc; links in a session's /etc lead to it
+_NOT_SHOWN = frozenset(("boot", "dev", "etc", "lost+found", "mnt", "proc", "run", "sys", "tmp"))
+_SOUGHT = tuple(f"{folder}/python3" for folder in ("/usr/local/bin", "/usr/bin", "/bin", "/opt/venv/bin", "/opt/conda/bin"))
+# For any Python, however old: a line for each thing that is missing.
+_CHECK = """
+import sys
+sys.version_info < (3, 9) and sys.exit('Python 3.9 or newer (it has %d.%d)\\n' % sys.version_info[:2])
+import importlib.util, site
+site.main()
+for name in ('asyncio', 'ctypes', 'fcntl', 'json', 'resource', 'socket'):
+    try:
+        __import__(name)
+    except ImportError:
+        sys.stderr.write('the module %s of the standard library\\n' % name)
+has = lambda name: importlib.util.find_spec(name) is not None
+has('IPython') or sys.stderr.write('IPython\\n')
+has('matplotlib') and not has('matplotlib_inline') and sys.stderr.write('matplotlib-inline\\n')
+"""
+
+
+def add(base: str, image: str) -> None:
+    """Shows an image's folders at their places in a root, read-only. A link stays one: none is followed on the host."""
+    with os.scandir(image) as entries:
+        for entry in entries:
+            if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
+                _show(entry, f"{base}/{entry.name}")
+    if os.path.isdir(f"{image}/etc") and not os.path.islink(f"{image}/etc"):
+        bind(f"{image}/etc", base + SETTINGS)
+        _link_settings(f"{base}/etc", f"{image}/etc")
+
+
+def _show(entry: os.DirEntry[str], target: str) -> None:
+    if entry.is_symlink():
+        if os.path.isdir(target):
+            os.rmdir(target)
+        os.symlink(os.readlink(entry.path), target)
+    elif entry.is_dir() or entry.is_file():
+        bind(entry.path, target)
+
+
+def _link_settings(target: str, source: str) -> None:
+    """One mount and many links, since each session pays for each mount. Links between settings and their neighbours lead where they did."""
+    for name in os.listdir(source):
+        path = f"{source}/{name}"
+        os.symlink(os.readlink(path) if os.path.islink(path) else f"{SETTINGS}/{name}", f"{target}/{name}")
+
+
+def python(named: str) -> str:
+    """The image's Python, from inside its root; what the image lacks is refused, all of it at once."""
+    program = next((path for path in (named,) * bool(named) or _SOUGHT if os.path.exists(path)), "")
+    if not program:
+        raise refused(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
+    try:
+        check = subprocess.run(
+            [program, "-I", "-S", "-B", "-c", _CHECK], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+        )
+    except OSError as error:
+        other = " (is it for another processor, or a script?)" if error.errno == errno.ENOEXEC else ""
+        raise refused(f"a Python that starts: {program}: {error.strerror}{other}") from error
+    missing = check.stderr.decode(errors="replace").strip().splitlines()
+    if check.returncode or missing:
+        raise refused(", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode}")
+    return program
+
+
+def refused(missing: str) -> RefusalError:
+    """An image without what sessions need."""
+    return RefusalError(PART, OSError(errno.ENOENT, missing))

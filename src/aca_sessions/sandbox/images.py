@@ -1,0 +1,149 @@
+"""Container images as roots for guests: a root folder, the tar of one, or what podman or docker exports, unpacked once and kept."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import ConfigurationError
+from .unpacking import UnpackingError, unpack
+
+_KEY = "ACASessions:ContainerImage"
+_ENGINES = ("podman", "docker")
+_NAME = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
+_ASK_SECONDS, _EXPORT_SECONDS = 30, 900
+_WORD = "true"  # of a container that is made to be exported, and never started
+
+
+def root_of(image: str) -> str:
+    """The folder of an image's root file system. The first time it may have to be unpacked."""
+    path = os.path.expanduser(image)
+    if os.path.isdir(path):
+        return _apart(os.path.realpath(path))
+    if os.path.isfile(path):
+        return _kept(_identity(path), lambda folder: _unpack_file(path, folder))
+    if image.startswith(("/", ".", "~")) or not _NAME.fullmatch(image):
+        raise ConfigurationError(f"{_KEY}: no folder, file or image can be called so: name a root folder, the tar of one, or an image")
+    engine, digest = _known(image)
+    return _kept(digest, lambda folder: _export(engine, digest, folder))
+
+
+def _apart(folder: str) -> str:
+    """A root of its own: this host's root would show all of the host."""
+    if folder == "/":
+        raise ConfigurationError(f"{_KEY}: this host's own root is no image: name another folder")
+    return folder
+
+
+def _identity(path: str) -> str:
+    """Which file it is, and in which state: reading all of it would take longer than starting sessions."""
+    found = os.stat(path)
+    told = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def _kept(key: str, fill: Callable[[str], None]) -> str:
+    """The folder for a key, filled by the first who asks; others wait for it. Half a root is never seen."""
+    images = _folder()
+    root = images / key
+    with _alone(images / f"{key}.lock"):
+        if not root.is_dir():
+            place = tempfile.mkdtemp(prefix=".unpacking-", dir=images)
+            try:
+                fill(place)
+                os.chmod(place, 0o755)  # noqa: S103 (sessions' users see what is in it)
+                os.rename(place, root)
+            except UnpackingError as error:
+                raise ConfigurationError(f"{_KEY}: its root cannot be unpacked: {error}") from None
+            except OSError as error:
+                raise ConfigurationError(f"{_KEY}: its root cannot be kept in {images}: {error.strerror}") from None
+            finally:
+                _remove(place)
+    return str(root)
+
+
+def _folder() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(caches, "aca-sessions", "images").absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{_KEY}: its root cannot be kept in {folder}: {error.strerror}") from None
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove(folder: str) -> None:
+    if os.path.isdir(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack_file(path: str, folder: str) -> None:
+    with open(path, "rb") as archive:
+        unpack(archive, folder)
+
+
+def _known(image: str) -> tuple[str, str]:
+    """The first engine that has an image, and the image's digest. None is asked to fetch one."""
+    engines = [engine for engine in _ENGINES if shutil.which(engine)]
+    for engine in engines:
+        answer = _ask(engine, "image", "inspect", image)
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            return engine, _digest(json.loads(answer)[0]["Id"])
+    if not engines:
+        raise ConfigurationError(f"{_KEY}: this host has neither podman nor docker: install one, or name a root folder or the tar of one")
+    raise ConfigurationError(f"{_KEY}: {' and '.join(engines)} of this user have no such image: {engines[0]} pull {image}")
+
+
+def _digest(told: object) -> str:
+    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", str(told))
+    if found is None:
+        raise ValueError("no digest")
+    return found[1]
+
+
+def _export(engine: str, digest: str, folder: str) -> None:
+    container = _ask(engine, "create", "--network=none", digest, _WORD).strip()
+    if not re.fullmatch(r"[0-9a-f]{12,64}", container):
+        raise UnpackingError(f"{engine} makes no container of it")
+    try:
+        command = [engine, "export", container]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            _take(process, folder)
+    finally:
+        _ask(engine, "rm", "--force", container)
+
+
+def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
+    stream = process.stdout
+    if stream is None:
+        raise UnpackingError("nothing was exported")
+    unpack(stream, folder)
+    while stream.read(1 << 20):  # what is behind a tar's end
+        pass
+    if process.wait(_EXPORT_SECONDS):
+        raise UnpackingError(f"its export ended with status {process.returncode}")
+
+
+def _ask(engine: str, *arguments: str) -> str:
+    """What an engine says, or nothing where it fails."""
+    try:
+        done = subprocess.run(
+            [engine, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

@@ -1,0 +1,137 @@
+"""Unpacks the tar of a root file system: nothing of it lands outside its folder, is a device, or gives anybody another's rights."""
+
+import contextlib
+import os
+import shutil
+import stat
+import tarfile
+from collections.abc import Iterator
+from typing import IO
+
+from . import syscalls
+from .syscalls import Resolve
+
+_BENEATH = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_RIGHTS = 0o777  # neither set-user-id nor set-group-id nor sticky
+_LAYERS = frozenset(("manifest.json", "oci-layout"))
+
+
+class UnpackingError(Exception):
+    """An archive that is no root file system, or one that would leave its folder."""
+
+
+def unpack(archive: IO[bytes], folder: str) -> None:
+    """Unpacks into an empty folder. All of it belongs to this process's user, whatever the archive says; devices are left out."""
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with tarfile.open(fileobj=archive, mode="r|*") as members:
+            for member in members:
+                _Place(root, member.name).put(members, member)
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+        raise UnpackingError(f"it is no tar that can be read: {error}") from None
+    finally:
+        os.close(root)
+
+
+class _Place:
+    """Where one member goes: the folder that it lies in, by a way without links, and its name there."""
+
+    def __init__(self, root: int, path: str) -> None:
+        self._root = root
+        self._path = _inside(path)
+
+    def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        """Makes what a member says, in the place of what an earlier one said."""
+        if self._path in _LAYERS:
+            raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
+        if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
+            return
+        with self._parent() as (parent, name):
+            if not member.isdir():
+                _clear(parent, name)
+            if member.isdir():
+                _make_folder(parent, name, member.mode)
+            elif member.issym():
+                os.symlink(member.linkname, name, dir_fd=parent)
+            elif member.islnk():
+                self._link(member.linkname, parent, name)
+            else:
+                _write(members, member, parent, name)
+
+    @contextlib.contextmanager
+    def _parent(self) -> Iterator[tuple[int, str]]:
+        folder, _, name = self._path.rpartition("/")
+        descriptor = _open_folder(self._root, folder)
+        try:
+            yield descriptor, name
+        finally:
+            os.close(descriptor)
+
+    def _link(self, target: str, parent: int, name: str) -> None:
+        """A second name of a file that was unpacked before."""
+        folder, _, file = _inside(target).rpartition("/")
+        source = _open_folder(self._root, folder)
+        try:
+            os.link(file, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            raise UnpackingError("a hard link leads to nothing in it") from None
+        finally:
+            os.close(source)
+
+
+def _inside(path: str) -> str:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts or "\0" in path:
+        raise UnpackingError("a name in it leads out of it")
+    return "/".join(parts)
+
+
+def _open_folder(root: int, path: str) -> int:
+    """A folder below the root; one that the archive has not named so far is made."""
+    try:
+        return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        raise UnpackingError("a name in it leads through a link") from None
+    outer, _, name = path.rpartition("/")
+    parent = _open_folder(root, outer)
+    try:
+        _make_folder(parent, name, 0o755)
+    finally:
+        os.close(parent)
+    return _open_folder(root, path)
+
+
+def _clear(parent: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise UnpackingError("a folder in it is something else as well")
+        os.unlink(name, dir_fd=parent)
+
+
+def _make_folder(parent: int, name: str, mode: int) -> None:
+    """Its owner may always work in it: an ordinary user could put nothing into it otherwise, nor remove it."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=parent)
+    try:
+        folder = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=parent)
+    except OSError:
+        raise UnpackingError("a folder in it is something else as well") from None
+    try:
+        os.fchmod(folder, mode & _RIGHTS | 0o700)
+    finally:
+        os.close(folder)
+
+
+def _write(members: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    content = members.extractfile(member)
+    if content is None:
+        raise UnpackingError("a file in it has no content")
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+    with open(target, "wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+        os.fchmod(file.fileno(), member.mode & _RIGHTS | 0o400)
+        file.flush()
+        os.utime(file.fileno(), (member.mtime, member.mtime))  # compiled modules name the time of their sources

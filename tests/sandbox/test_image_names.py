@@ -1,0 +1,60 @@
+"""What ACASessions:ContainerImage may name."""
+
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import Policy, Settings, open_pool
+from aca_sessions.errors import ConfigurationError
+from aca_sessions.sandbox.images import root_of
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert root_of(str(tmp_path / "link")) == str(tmp_path.resolve())
+
+
+@pytest.mark.parametrize("image", ["/no/such/folder", "./none", "~/none", "a b", "-rf", "a\nb", "x" * 300])
+def test_what_is_nothing_of_all_is_refused(image: str) -> None:
+    with pytest.raises(ConfigurationError, match="ACASessions:ContainerImage: no folder, file or image"):
+        root_of(image)
+
+
+def test_the_hosts_own_root_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="this host's own root"):
+        root_of("/")
+
+
+def test_without_an_engine_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="neither podman nor docker"):
+        root_of("python:3.12-slim")
+
+
+def test_an_image_that_the_engine_lacks_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tmp_path / "docker"
+    engine.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit 1\n')
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="docker of this user have no such image: docker pull python"):
+        root_of("python:3.12-slim")
+    assert (tmp_path / "asked").read_text() == "image inspect python:3.12-slim\n"
+
+
+def test_a_file_that_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "image.tar").write_text("no tar")
+    with pytest.raises(ConfigurationError, match="its root cannot be unpacked: it is no tar"):
+        root_of(str(tmp_path / "image.tar"))
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.name not in ("aca-sessions", "images")] == []
+
+
+def test_sessions_without_namespaces_have_no_image() -> None:
+    with pytest.raises(ConfigurationError, match=r"ContainerImage.*without namespaces"):
+        Policy(image="/srv/root", isolation="no-namespaces")
+
+
+async def test_an_image_and_an_environment_contradict_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="ContainerImage and ACASessions:Sandbox:Environment contradict"):
+        async with open_pool(Settings(ContainerImage="/srv/root", Sandbox={"Environment": "data"})):
+            pass
