@@ -55,6 +55,7 @@ bench: $(COMPARABLE)
 	$(RUN) benchmarks/model_view.py
 	$(RUN) benchmarks/served.py
 	$(RUN) benchmarks/mcp_calls.py
+	$(RUN) benchmarks/agents.py
 	$(RUN) benchmarks/packages.py
 	$(RUN) benchmarks/compare.py
 

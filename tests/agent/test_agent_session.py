@@ -103,6 +103,27 @@ async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "humanize")
+    async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
+        await agent.add_dep("humanize")
+        told = {"removed": [], "not_found": [], "failed": [], "removed_from_config": True, "pending": ["humanize"]}
+        assert (await agent.run(f"deps.remove('humanize') == {told}")).text == "True"
+        assert "No module named 'humanize'" in str((await agent.run("import humanize")).error)
+        assert (await agent.run("deps.list(), deps.remove('humanize')['not_found']")).text == "([], ['humanize'])"
+
+
+@pytest.mark.slow
+async def test_of_what_a_cell_wants_of_a_package_its_last_word_counts(tmp_path: Path) -> None:
+    make_wheel(tmp_path / "wheels", "humanize")
+    async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
+        await agent.run("deps.add('humanize'), deps.remove('humanize')")
+        assert "No module named 'humanize'" in str((await agent.run("import humanize")).error)
+        await agent.run("deps.remove('humanize'), deps.add('humanize')")
+        assert (await agent.run("import humanize")).success
+
+
+@pytest.mark.slow
 async def test_without_live_executions_all_but_host_tools_works(tmp_path: Path) -> None:
     with Server("--port", "0", "--api-key", "key", "--plain") as server:
         async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool:

@@ -77,6 +77,15 @@ async def test_closing_in_the_middle_of_anything_leaves_nothing(nothing_left: No
             await sandbox.close()
 
 
+async def test_closing_at_the_moment_when_a_spare_is_ready_leaves_nothing(nothing_left: None) -> None:
+    async with Sandboxes(Policy(preload=(), spares=1)) as sandboxes:
+        sandboxes._refill()
+        while not len(sandboxes._tasks):
+            await asyncio.sleep(0.01)
+        while len(sandboxes._tasks):
+            await asyncio.sleep(0)
+
+
 async def test_many_sessions_leave_nothing(nothing_left: None) -> None:
     async with Sandboxes(Policy(preload=())) as sandboxes:
 

@@ -64,6 +64,39 @@ class Deps:
             raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
 
 
+class Pending:
+    """What cells want installed or taken away: it waits until none runs. Of each package the last word counts."""
+
+    def __init__(self) -> None:
+        """Nothing waits."""
+        self._wanted: dict[str, str] = {}
+        self._unwanted: dict[str, str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted or self._unwanted)
+
+    def add(self, requirement: str) -> None:
+        """Has it installed."""
+        name = _name(requirement)
+        self._unwanted.pop(name, None)
+        self._wanted[name] = requirement
+
+    def remove(self, package: str) -> None:
+        """Has it taken away, or not installed."""
+        name = _name(package)
+        self._wanted.pop(name, None)
+        self._unwanted[name] = package
+
+    async def carry_out(self, session: Session) -> str:
+        """Says what could not be done; empty where all was."""
+        wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
+        self._wanted, self._unwanted = {}, {}
+        kept = [one for package in unwanted for one in (await uninstall(session, package, configured=True))["failed"]]
+        note = f"deps: {', '.join(kept)} could not be taken away\n" if kept else ""
+        told = await install(session, wanted)
+        return note if not told["failed"] else f"{note}deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
+
+
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
     """What became of each: `installed`, `already_present` or `failed`; where one failed, `error` says why."""
     told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
@@ -83,12 +116,16 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """What became of it: `removed`, `not_found` or `failed`, and whether it was among the requirements."""
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
-    name, installed = _name(package), await _installed(session)
-    if installed is None or name not in {canonicalize_name(one.partition(" ")[0]) for one in installed}:
+    if not await is_installed(session, package):
         told["not_found"].append(package)
         return told
-    told["removed" if (await session.uninstall(name)).success else "failed"].append(package)
+    told["removed" if (await session.uninstall(_name(package))).success else "failed"].append(package)
     return told
+
+
+async def is_installed(session: Session, package: str) -> bool:
+    """Whether the session has it beside what its environment has; false where the endpoint does not tell."""
+    return _name(package) in {canonicalize_name(one.partition(" ")[0]) for one in await _installed(session) or ()}
 
 
 async def _installed(session: Session) -> set[str] | None:

@@ -8,8 +8,8 @@ from ..client.pool import SessionPool
 from ..client.session import Session
 from ..errors import InvalidArgumentError, NotSupportedError, SnapshotError
 from ..models import CodeExecutionResult
-from . import deps
 from .capabilities import capabilities_of
+from .deps import Pending
 from .outside import Answer, Outside
 
 _TRIAL_SECONDS = 10.0
@@ -23,7 +23,7 @@ class Live:
         """Answers nothing yet."""
         self.session = session
         self.capabilities = capabilities
-        self.wanted: list[str] = []  # requirements to install when no cell runs
+        self.packages = Pending()
         self._pool = pool
         self._outside = self._trial = Outside({})
         self._cells = 0
@@ -39,7 +39,7 @@ class Live:
         self._trial = Outside({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """What became of a cell, and of what it wanted installed."""
+        """What became of a cell, and of what it wanted installed or taken away."""
         if "host_tools" not in self.capabilities:
             return await self.session.run(code, timeout=timeout)
         self._cells += 1
@@ -47,7 +47,7 @@ class Live:
             result = await _followed(self.session, self._outside, code, timeout)
         finally:
             self._cells -= 1
-        return result if self._cells or not self.wanted else await self._with_packages(result)
+        return result if self._cells or not self.packages else await self._with_packages(result)
 
     async def attempt(self, name: str, source: str) -> None:
         """Runs the examples of a skill; InvalidArgumentError says which one failed and how."""
@@ -59,12 +59,8 @@ class Live:
             raise InvalidArgumentError(f"the skill was not kept, since its examples do not hold: {result.error}")
 
     async def _with_packages(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        wanted, self.wanted = self.wanted, []
-        told = await deps.install(self.session, wanted)
-        if not told["failed"]:
-            return result
-        note = f"deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
-        return replace(result, stderr=result.stderr + note)
+        note = await self.packages.carry_out(self.session)
+        return replace(result, stderr=result.stderr + note) if note else result
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:

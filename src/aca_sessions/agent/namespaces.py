@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .artifacts import Artifacts
-from .deps import Deps
+from .deps import Deps, is_installed
 from .live import Live
 from .outside import Answer
 from .skills import Skills
@@ -72,19 +72,22 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(deps: Deps, live: Live) -> dict[str, Answer]:
-    """While a cell runs nothing can be installed into its session: it waits for the cell's end."""
+    """While a cell runs nothing is installed into its session and nothing taken away: it waits for the cell's end."""
 
     async def add(package: str) -> object:
-        live.wanted.append(await deps.remember(package))
+        live.packages.add(await deps.remember(package))
         return {"installed": [], "already_present": [], "failed": [], "pending": [package]}
 
     async def remove(package: str) -> object:
-        configured = await deps.forget(package)
-        return {"removed": [], "not_found": [] if configured else [package], "failed": [], "removed_from_config": configured}
+        configured, there = await deps.forget(package), await is_installed(live.session, package)
+        live.packages.remove(package)
+        told = {"removed": [], "not_found": [] if there else [package], "failed": [], "removed_from_config": configured}
+        return told | {"pending": [package] if there else []}
 
     async def sync() -> object:
         wanted = await deps.list()
-        live.wanted += wanted
+        for requirement in wanted:
+            live.packages.add(requirement)
         return {"installed": [], "already_present": [], "failed": [], "pending": wanted}
 
     return {"deps.list": deps.list, "deps.add": add, "deps.remove": remove, "deps.sync": sync}

@@ -189,28 +189,26 @@ class Sandboxes:
         try:
             await asyncio.sleep(_REFILL_AFTER)
             while len(self._spares) < self.policy.spares and self.alive:
-                generation = self._generations[-1]
-                spare = await self._tasks.to_its_end(self._warm_one())
-                if generation is self._generations[-1]:
-                    self._spares.append(spare)
-                else:
-                    await spare.close()
+                await self._tasks.to_its_end(self._add_spare())
                 await asyncio.sleep(_REFILL_PACE)
         except ACASessionsError as error:
             _logger.info("no session is kept ready: %s", type(error).__name__)
         finally:
             self._refilling = False
 
-    async def _warm_one(self) -> Sandbox:
+    async def _add_spare(self) -> None:
+        """Puts it with the others itself: whoever waits for a spare may be cancelled when it is ready, and nobody would end it."""
+        generation = self._generations[-1]
         sandbox = await self._fork()
         try:
             await sandbox.warm_up()
         except BaseException:
             await sandbox.close()
             raise
-        if self._closed:
+        if self._closed or generation is not self._generations[-1]:
             await sandbox.close()
-        return sandbox
+        else:
+            self._spares.append(sandbox)
 
     async def _discard_spares(self) -> None:
         while self._spares:

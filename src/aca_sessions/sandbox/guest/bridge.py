@@ -279,7 +279,7 @@ class Deps(_Namespace):
         return call("deps.add", package=package)  # type: ignore[no-any-return]
 
     def remove(self, package: str) -> dict[str, Any]:
-        """Takes a requirement away again."""
+        """Takes a requirement away, and the package before the next cell; what is imported of it stays until the reset."""
         return call("deps.remove", package=package)  # type: ignore[no-any-return]
 
     def list(self) -> Texts:
