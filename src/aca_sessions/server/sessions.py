@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Self, TypeVar
 
 from ..contract.flat import GUID_HEADER
-from ..contract.records import ExecutionCall, ProblemError
+from ..contract.records import DRAINING, ExecutionCall, ProblemError
 from ..hosting import Hosting
 from ..models import SessionInfo, State
 from ..sandbox.probe import IsolationReport, examine
@@ -101,6 +101,7 @@ class Sessions:
         self._losses: OrderedDict[str, State] = OrderedDict()
         self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._since = datetime.now(UTC)
+        self.draining = False  # then it takes no new session, and answers for those that there are
         self._tasks = Tasks()
         self._isolation: asyncio.Task[IsolationReport] | None = None
         self._reaper: asyncio.Task[None] | None = None
@@ -139,6 +140,7 @@ class Sessions:
         """The session of an identifier, if there is one; asking makes none."""
         session = self._sessions.get(identifier)
         if session is None:
+            self._check_is_ours()
             raise ProblemError(400, "SessionWithIdentifierNotFound", "there is no session with this identifier")
         return session
 
@@ -203,11 +205,17 @@ class Sessions:
         await self._tasks.finish()
 
     def _add(self, identifier: str) -> HostedSession:
+        self._check_is_ours()
         self._make_room()
         opening = self._tasks.own(self._sandboxes.open())
         loss = self._losses.pop(identifier, None)
         session = self._sessions[identifier] = HostedSession(identifier, opening, self._default_timeout, loss)
         return session
+
+    def _check_is_ours(self) -> None:
+        """Behind a proxy the sessions that a server which drains does not have are another's by now."""
+        if self.draining:
+            raise ProblemError(503, DRAINING, "this server is about to stop and takes no new sessions: ask again, or another one")
 
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
