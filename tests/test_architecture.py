@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
     "sandbox": {"sandbox", "sandbox.policy", "sandbox.wire", "sandbox.syscalls", "models", "errors", "tasks"},
     "server": {"server", "contract", "sandbox", "hosting", "models", "errors", "tasks", "telemetry"},
-    "connect": {"settings", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
+    "policies": {"settings", "sandbox", "sandbox.policy", "errors"},
+    "connect": {"settings", "policies", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
     "agent": {"agent", "connect", "client", "models", "errors"},  # connect: the pool that it opens where it is given none
     "compat": {"compat", "surfaces", "agent", "connect", "client", "models", "errors", ""},

@@ -15,12 +15,13 @@ from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError
 from .hosting import Hosting
-from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
+from .policies import given_ones, packages_of, policy_of
+from .settings import Settings
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
     from .sandbox.named_environments import Environments
-    from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
+    from .sandbox.policy import Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
 
@@ -72,7 +73,7 @@ def open_pool(
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
         # The pool ends idle sessions itself, and holds no more than it may: the embedded server need not.
         hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * (chosen.SessionPool.MaxConcurrentSessions or 1), cooldown=None)
-        embedded = replace(policy or _policy(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
+        embedded = replace(policy or policy_of(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
         interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
         return await stack.enter_async_context(_pool(interpreter, chosen, on_event))
 
@@ -104,13 +105,27 @@ def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
 def open_server(
     settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
 ) -> Opening["Service"]:
-    """The service over the embedded sandbox, as an ASGI application; where strangers can reach it, it wants a key."""
+    """The service over the embedded sandbox, as an ASGI application; where strangers can reach it, it wants a key.
 
+    ConfigurationError where several workers are to serve it: their sessions would be different ones.
+    """
+
+    async def open_on(stack: AsyncExitStack) -> "Service":
+        _require_linux()
+        from .server.alone import check_is_alone
+
+        check_is_alone()
+        return await stack.enter_async_context(_open_server(settings, policy, hosting))
+
+    return Opening(open_on)
+
+
+def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None") -> Opening["Service"]:
     async def open_on(stack: AsyncExitStack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
 
-        chosen = policy or _policy(settings or Settings())
+        chosen = policy or policy_of(settings or Settings())
         if chosen.isolation != "full" and hosting is not None and hosting.plain:
             raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
         # The zygote starts while the rest of the server is imported.
@@ -136,14 +151,14 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
     _require_linux()
     from .sandbox.probe import report
 
-    return await report(_policy(settings or Settings()))
+    return await report(policy_of(settings or Settings()))
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
     """The environments for guests that have names; new ones are made from the wheels that the settings name."""
     from .sandbox.named_environments import Environments
 
-    return Environments(_packages(settings.Packages), tell)
+    return Environments(packages_of(settings.Packages), tell)
 
 
 def _is_remote(settings: Settings) -> bool:
@@ -177,7 +192,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    app = await stack.enter_async_context(open_server(settings, policy=policy, hosting=hosting))
+    app = await stack.enter_async_context(_open_server(settings, policy, hosting))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 
@@ -232,7 +247,7 @@ def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[
         "session_timeout": minutes * 60 if minutes else None,
         "acquire_timeout": options.AcquireTimeoutSeconds,
     }
-    return SessionPool(interpreter, on_event=on_event, **_without_unset(given))
+    return SessionPool(interpreter, on_event=on_event, **given_ones(given))
 
 
 def _timeouts(settings: Settings) -> dict[str, float]:
@@ -242,94 +257,7 @@ def _timeouts(settings: Settings) -> dict[str, float]:
         "request_timeout": options.RequestTimeoutSeconds,
         "patience": options.PatienceSeconds,
     }
-    return _without_unset(given)
-
-
-def _policy(settings: Settings) -> "Policy":
-    from .sandbox.policy import Mount, Policy
-
-    options = settings.Sandbox
-    given = {
-        "python": _python(settings),
-        "preload": options.Preload,
-        "spares": options.Spares,
-        "tenant": options.Tenant,
-        "isolation": options.Isolation,
-        "image": settings.ContainerImage or None,
-    }
-    return Policy(
-        limits=_limits(options.Limits),
-        together=_together(options.Together),
-        network=_network(options.Network),
-        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
-        packages=_packages(settings.Packages),
-        **_without_unset(given),
-    )
-
-
-def _python(settings: Settings) -> str | None:
-    from .sandbox.named_environments import python_of
-
-    python, environment = settings.Sandbox.Python, settings.Sandbox.Environment
-    if python is not None and environment is not None:
-        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
-    if settings.ContainerImage and environment is not None:
-        raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
-    return python if environment is None else python_of(environment)
-
-
-def _packages(options: PackagesSettings) -> "PackageSource":
-    from .sandbox.policy import MB, PackageSource
-
-    given = {
-        "index_url": options.IndexUrl and options.IndexUrl.get_secret_value(),
-        "wheels": options.WheelFolder,
-        "cache": options.CacheFolder,
-        "cache_size": options.CacheMegabytes and options.CacheMegabytes * MB,
-    }
-    return PackageSource(**_without_unset(given))
-
-
-def _without_unset(values: dict[str, Any]) -> dict[str, Any]:
-    """What is unset in the settings has its default where it is used."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _together(options: TogetherSettings) -> "Together":
-    from .sandbox.policy import Together
-
-    given = {"memory_share": options.MemoryShare, "processes": options.Processes, "cpu_weight": options.CpuWeight}
-    return Together(**_without_unset(given))
-
-
-def _network(words: tuple[str, ...] | None) -> "Network":
-    from .sandbox.policy import Network
-
-    match words:
-        case None | () | ("none",):
-            return Network.none()
-        case ("host",):
-            return Network.host()
-    return Network.allow(*words)
-
-
-def _limits(options: LimitsSettings) -> "Limits":
-    from .sandbox.policy import KB, MB, Limits
-
-    given = {
-        "memory": options.MemoryMegabytes and options.MemoryMegabytes * MB,
-        "disk": options.DiskMegabytes and options.DiskMegabytes * MB,
-        "temporary": options.TemporaryMegabytes and options.TemporaryMegabytes * MB,
-        "processes": options.Processes,
-        "open_files": options.OpenFiles,
-        "cpu": options.Cpu,
-        "cell_timeout": options.CellTimeoutSeconds,
-        "output": options.OutputKilobytes and options.OutputKilobytes * KB,
-        "history": options.History,
-        "checkpoints": options.Checkpoints,
-        "checkpoint_files": options.CheckpointMegabytes and options.CheckpointMegabytes * MB,
-    }
-    return Limits(**_without_unset(given))
+    return given_ones(given)
 
 
 def _require_linux() -> None:
