@@ -87,3 +87,61 @@ async def test_a_pool_whose_service_cannot_end_sessions_does_not_say_that_it_did
             async with pool.session("alice") as session:
                 result = await session.run("'x' in globals()")
     assert (result.value in (True, "True"), str(result.state)) == told
+
+
+class Servers(httpx.AsyncBaseTransport):
+    """Two servers behind one address, as a proxy has them: the second answers once the first is gone."""
+
+    def __init__(self, *apps: object) -> None:
+        self._transports = [httpx.ASGITransport(app) for app in apps]
+
+    def lose_one(self) -> None:
+        self._transports.pop(0)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._transports[0].handle_async_request(request)
+
+
+@pytest.fixture(params=[*VERSIONS, "rich"])
+async def moving(request: pytest.FixtureRequest) -> AsyncIterator[tuple[CodeInterpreter, Servers]]:
+    hosting = Hosting(plain=request.param != "rich")
+    async with open_server(hosting=hosting) as first, open_server(hosting=hosting) as second:
+        servers = Servers(first, second)
+        version = request.param if request.param in VERSIONS else "2025-10-02-preview"
+        http = SessionsHttpClient(httpx.AsyncClient(transport=servers, base_url="http://test"), api_version=version)
+        async with CodeInterpreter(http) as interpreter:
+            yield interpreter, servers
+
+
+async def test_a_session_that_another_server_began_anew_is_told_as_lost_once(moving: tuple[CodeInterpreter, Servers]) -> None:
+    interpreter, servers = moving
+    await interpreter.execute("alice", "x = 1")
+    servers.lose_one()
+    result = await interpreter.execute("alice", "'x' in globals()")
+    assert (result.value, str(result.state)) == (False, "lost: expired")
+    assert str((await interpreter.execute("alice", "1")).state) == "kept"
+
+
+async def test_a_move_that_an_upload_met_is_told_with_the_next_cell(moving: tuple[CodeInterpreter, Servers]) -> None:
+    interpreter, servers = moving
+    await interpreter.execute("alice", "x = 1")
+    servers.lose_one()
+    await interpreter.upload_file("alice", "data.txt", "content")
+    assert str((await interpreter.execute("alice", "open('/mnt/data/data.txt').read()")).state) == "lost: expired"
+    assert str((await interpreter.execute("alice", "1")).state) == "kept"
+
+
+async def test_a_move_is_told_by_a_cell_that_is_followed(moving: tuple[CodeInterpreter, Servers]) -> None:
+    interpreter, servers = moving
+    await interpreter.execute("alice", "x = 1")
+    servers.lose_one()
+    execution = await interpreter.start("alice", "1")
+    assert str((await execution.wait()).state) == "lost: expired"
+
+
+async def test_a_move_that_our_own_cell_met_is_told_with_the_next_of_the_user(moving: tuple[CodeInterpreter, Servers]) -> None:
+    interpreter, servers = moving
+    await interpreter.execute("alice", "x = 1")
+    servers.lose_one()
+    await interpreter.execute_own("alice", "variables")
+    assert str((await interpreter.execute("alice", "1")).state) == "lost: expired"

@@ -99,7 +99,14 @@ async def test_a_proxys_page_is_not_a_traceback() -> None:
             await interpreter.execute("s1", "1")
     async with against(lambda _: httpx.Response(502, html="<h1>Bad gateway</h1>")) as interpreter:
         with pytest.raises(ServiceError, match="502"):
-            await interpreter.execute("s1", "1")
+            await interpreter.list_files("s1")
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_gateway_without_an_answer_leaves_open_whether_the_cell_ran(status: int) -> None:
+    async with against(lambda _: httpx.Response(status, html="<h1>Bad gateway</h1>")) as interpreter:
+        result = await interpreter.execute("s1", "1")
+    assert (result.success, str(result.state)) == (False, "unknown: no reply")
 
 
 async def test_a_proxys_error_page_does_not_change_what_the_endpoint_offers() -> None:

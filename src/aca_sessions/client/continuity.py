@@ -3,6 +3,9 @@
 Azure ends a session after its cool-down and begins an empty one under the same identifier without a word. So the first cell of a session
 there is preceded by one of ours, which leaves a mark, and sets up what our own server has from the start: /mnt/data as working directory
 and import path.
+
+Answers may name the life of the session that they come from. Where our own server names another one than before, the session was begun
+anew: at another server behind a proxy, or by one that was started again. Elsewhere that is a reason to look for the mark.
 """
 
 import asyncio
@@ -29,6 +32,8 @@ class _Life:
     """A session as this client knows it."""
 
     mark: str | None = None
+    guid: str | None = None
+    replaced: bool = False  # another guid than before came, which nobody looked into yet
     untold: State | None = None
     last_known: float = 0.0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -48,8 +53,9 @@ class Continuity:
         """What became of the session since its last cell; None where nothing did, or where nothing was known of it."""
         life = self._life(session_id)
         async with life.turn:
-            if life.mark is not None and self._clock() - life.last_known < self._verify_after:
+            if life.mark is not None and not life.replaced and self._clock() - life.last_known < self._verify_after:
                 return None
+            life.replaced = False
             if life.mark is not None and await self._is_marked(session_id, life.mark):
                 return None
             lost = State("lost", "expired") if life.mark is not None else None
@@ -64,6 +70,24 @@ class Continuity:
         if result.state.kind == "lost":
             life.mark = None  # told already
 
+    def seen(self, session_id: str, guid: str) -> None:
+        """An answer of a session's named its life."""
+        life = self._life(session_id)
+        life.replaced = life.replaced or life.guid not in (None, guid)
+        life.guid = guid
+
+    def is_replaced(self, session_id: str) -> bool:
+        """Whether answers came from another life than before, and nobody looked into it."""
+        return self._life(session_id).replaced
+
+    def tell_replaced(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
+        """The result, with the loss that another life is where guids can be relied on; once."""
+        life = self._life(session_id)
+        if not life.replaced or result.state.kind == "unknown":
+            return result
+        life.replaced = False
+        return with_earlier_loss(result, State("lost", "expired"))
+
     def keep(self, session_id: str, state: State) -> None:
         """A loss that the user has not heard of is told with the next result of theirs."""
         if state.kind == "lost":
@@ -72,10 +96,10 @@ class Continuity:
     def tell(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
         """The result, with a loss that the user has not heard of."""
         life = self._lives.get(session_id)
-        if life is None or life.untold is None:
+        if life is None or life.untold is None or result.state.kind == "unknown":
             return result
         untold, life.untold = life.untold, None
-        return replace(result, state=untold) if result.state.kind == "kept" else result
+        return with_earlier_loss(result, untold)
 
     def forget(self, session_id: str) -> None:
         """The session was ended on purpose: its end is no news."""
@@ -90,3 +114,8 @@ class Continuity:
         while len(self._lives) > _REMEMBERED:
             self._lives.popitem(last=False)
         return life
+
+
+def with_earlier_loss(result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
+    """The result, with a loss from before its cell, unless what the cell itself did to the variables says as much."""
+    return replace(result, state=loss) if loss is not None and result.state.kind in ("kept", "rolled_back") else result

@@ -21,6 +21,7 @@ ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time 
 DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + ANSWER_MARGIN
 _CANCEL_SECONDS = 10.0
 _FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
+_GATEWAY = (502, 504)
 _RICH = {extensions.RICH_REQUEST_HEADER: "1"}
 
 
@@ -96,8 +97,8 @@ class Executions:
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
-        except ServiceUnavailableError as error:
-            if not error.sent:
+        except (ServiceUnavailableError, ServiceError) as error:
+            if not _may_have_run(error):
                 raise
             return await self._after_lost_answer(session_id, id)
         return self._record(response, session_id, id)
@@ -112,10 +113,14 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
 
     async def _poll(self, session_id: str, id: str) -> Record:
+        """Its server may end meanwhile: then nobody knows what became of it."""
         wait = _FIRST_POLL
-        while (record := await self._ask(session_id, id)).result is None:
-            await asyncio.sleep(wait)
-            wait = min(wait * 1.5, _SLOWEST_POLL)
+        try:
+            while (record := await self._ask(session_id, id)).result is None:
+                await asyncio.sleep(wait)
+                wait = min(wait * 1.5, _SLOWEST_POLL)
+        except (ServiceUnavailableError, ServiceError):
+            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
         return record
 
     async def _ask(self, session_id: str, id: str) -> Record:
@@ -167,6 +172,11 @@ async def _try_to_cancel(execution: Execution) -> None:
     with contextlib.suppress(ACASessionsError, TimeoutError):
         async with asyncio.timeout(_CANCEL_SECONDS):
             await execution.cancel()
+
+
+def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
+    """A gateway's 502 and 504 say that its server gave no answer, not that it was not asked."""
+    return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 
 def _lost_answer(session_id: str) -> CodeExecutionResult:

@@ -7,7 +7,7 @@ from typing import IO, Self, TypeVar
 
 import httpx
 
-from ..contract import extensions
+from ..contract import extensions, flat
 from ..contract.records import API_VERSION, decode_problem
 from ..errors import NotSupportedError, ServiceUnavailableError
 from .arguments import checked_session_id
@@ -17,6 +17,7 @@ _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, 
 _CONNECTS = 3  # an address where nobody answers is wrong, or down for longer than anyone waits
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
+Seen = Callable[[str, str], None]
 
 
 class SessionsHttpClient:
@@ -39,6 +40,7 @@ class SessionsHttpClient:
         self._patience_seconds = patience
         self.api_version = api_version
         self._offered: frozenset[str] | None = None
+        self.on_session: Seen = lambda _session_id, _guid: None  # told which life of a session answered, as far as answers say it
 
     async def request(
         self,
@@ -64,6 +66,8 @@ class SessionsHttpClient:
         response = await self._patiently(request)
         if response.is_success or extensions.OFFER_HEADER in response.headers:
             self._offered = _offered(response)  # an error page of a proxy says nothing of what is behind it
+        if identifier is not None and (guid := response.headers.get(flat.GUID_HEADER)):
+            self.on_session(identifier, guid)
         if not response.is_success:
             raise decode_problem(response.status_code, _json(response), response.headers)
         return response

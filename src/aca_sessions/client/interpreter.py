@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Self, overload
 from urllib.parse import quote
@@ -17,7 +16,7 @@ from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadReques
 from ..tasks import Tasks
 from . import packages
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
-from .continuity import Continuity
+from .continuity import Continuity, with_earlier_loss
 from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
 from .executions import DEFAULT_WAIT, Executions
 from .http import SessionsHttpClient, decoded
@@ -45,6 +44,7 @@ class CodeInterpreter:
         self._executions = Executions(http, self._version)
         self.timeline = Timeline(http)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
+        http.on_session = self._continuity.seen
 
     @overload
     async def execute(self, request: CodeExecutionRequest, /) -> CodeExecutionResult: ...
@@ -169,7 +169,7 @@ class CodeInterpreter:
             return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call)))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call)
-        return execution.answering(on_input, on_call).amending(lambda result: self._continuity.tell(session_id, result))
+        return execution.answering(on_input, on_call).amending(lambda result: self._told(session_id, result))
 
     def execution(self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
         """A cell that was started earlier, by its id: from here or by another client."""
@@ -264,11 +264,18 @@ class CodeInterpreter:
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):
-            return await self._executions.run(session_id, call)
+            result = await self._executions.run(session_id, call)
+            return self._continuity.tell_replaced(session_id, result)
         loss = await self._continuity.before(session_id)
         result = await self._executions.run(session_id, call)
         self._continuity.after(session_id, result)
-        return replace(result, state=loss) if loss and result.state.kind == "kept" else result
+        if self._continuity.is_replaced(session_id):
+            loss = await self._continuity.before(session_id) or loss
+        return with_earlier_loss(result, loss)
+
+    def _told(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
+        """The result of a cell that was followed, with what its user has not heard of."""
+        return self._continuity.tell(session_id, self._continuity.tell_replaced(session_id, result))
 
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
         return await self._executions.run(session_id, ExecutionCall(code=code))

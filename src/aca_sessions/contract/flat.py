@@ -31,6 +31,7 @@ DELETED: dict[str, object] | None = None
 SESSION_PATH = "session"
 SESSIONS_PATH = "listSessions"
 OPERATION_HEADER = "operation-id"
+GUID_HEADER = "x-ms-session-guid"  # another one for each life of an identifier
 
 
 def content_path(name: str) -> str:

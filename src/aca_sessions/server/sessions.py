@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Self, TypeVar
 
 from .. import telemetry
+from ..contract.flat import GUID_HEADER
 from ..contract.records import ExecutionCall, ProblemError
 from ..hosting import Hosting
 from ..models import SessionInfo, State
@@ -83,7 +84,7 @@ class HostedSession:
     def take_headers(self) -> dict[str, str]:
         """What Azure says of a session with each answer, and of a new one with the first."""
         new, self._new = self._new, False
-        return {"x-ms-session-guid": self.etag, "x-ms-new-allocation": str(new).lower()}
+        return {GUID_HEADER: self.etag, "x-ms-new-allocation": str(new).lower()}
 
     def touch(self) -> None:
         """Its cool-down begins anew."""
