@@ -104,8 +104,22 @@ def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
 def open_server(
     settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
 ) -> Opening["Service"]:
-    """The service over the embedded sandbox, as an ASGI application; where strangers can reach it, it wants a key."""
+    """The service over the embedded sandbox, as an ASGI application; where strangers can reach it, it wants a key.
 
+    ConfigurationError where several workers are to serve it: their sessions would be different ones.
+    """
+
+    async def open_on(stack: AsyncExitStack) -> "Service":
+        _require_linux()
+        from .server.alone import check_is_alone
+
+        check_is_alone()
+        return await stack.enter_async_context(_open_server(settings, policy, hosting))
+
+    return Opening(open_on)
+
+
+def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None") -> Opening["Service"]:
     async def open_on(stack: AsyncExitStack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
@@ -177,7 +191,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    app = await stack.enter_async_context(open_server(settings, policy=policy, hosting=hosting))
+    app = await stack.enter_async_context(_open_server(settings, policy, hosting))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 

@@ -70,9 +70,9 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
     )
 
 
-def encode_health(sessions: int, capacity: int, *, healthy: bool) -> dict[str, object]:
+def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:
     """What a load balancer and a person want to know."""
-    return {"status": "healthy" if healthy else "unhealthy", "sessions": sessions, "maxSessions": capacity}
+    return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:

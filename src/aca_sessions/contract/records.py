@@ -9,6 +9,7 @@ from ..errors import AuthenticationError, NotFoundError, RateLimitedError, Servi
 from ..models import CodeExecutionResult
 
 SNAPSHOT_REFUSED = "SnapshotRefused"
+DRAINING = "ServerDraining"
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
 MAX_ASYNCHRONOUS_SECONDS = 86_400.0

@@ -47,8 +47,18 @@ class Service:
         """Is an ASGI application."""
         await self._app(scope, receive, send)
 
+    def take_no_more(self) -> None:
+        """Takes no new session from now on, and answers for those that there are."""
+        self._sessions.draining = True
+
+    @property
+    def has_sessions(self) -> bool:
+        """Whether there are any."""
+        return len(self._sessions) > 0
+
     async def drain(self, within: float) -> None:
         """Lets running cells end, but waits no longer than so many seconds; then their sessions end, and their callers are told."""
+        self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()
 

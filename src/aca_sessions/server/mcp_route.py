@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import mcp, shell, values
-from ..contract.records import ExecutionCall, ProblemError
+from ..contract.records import DRAINING, ExecutionCall, ProblemError
 from ..hosting import Hosting
 from .requests import checked_identifier
 from .sessions import Sessions
@@ -59,6 +59,8 @@ class McpRoute:
         try:
             return mcp.encode_answer(id, await self._use(str(name), arguments))
         except ProblemError as problem:
+            if problem.code == DRAINING:
+                raise  # a proxy passes it on to the server whose environment it is
             return mcp.encode_answer(id, mcp.encode_refused(problem.message))
 
     async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:

@@ -35,8 +35,9 @@ class SessionRoutes:
 
     async def health(self, _request: Request) -> Response:
         """Says whether the server can give sessions, and how full it is."""
-        healthy = self._sessions.healthy
-        return JSONResponse(extensions.encode_health(len(self._sessions), self._sessions.most, healthy=healthy), 200 if healthy else 503)
+        status = "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
+        body = extensions.encode_health(len(self._sessions), self._sessions.most, status=status)
+        return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def isolation(self, _request: Request) -> Response:
         """What separates sessions from this host, found by trying, once."""

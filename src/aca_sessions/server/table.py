@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..contract.records import encode_problem
+from ..contract.records import DRAINING, encode_problem
 from ..telemetry import hashed
 from .journal import Journal
 from .problems import problem_of
@@ -73,4 +73,5 @@ def problem_answer(error: Exception) -> Response:
     if problem.status == 500:
         where = traceback.extract_tb(error.__traceback__)[-1]
         _logger.error("a request failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
-    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code})
+    asked_later = {"retry-after": "1"} if problem.code == DRAINING else {}
+    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code} | asked_later)

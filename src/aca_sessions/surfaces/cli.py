@@ -132,6 +132,9 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--api-key", default=os.environ.get("ACA_SESSIONS_API_KEY"), help="else $ACA_SESSIONS_API_KEY, else one is made")
     serve.add_argument("--max-sessions", type=_count, metavar="N", help="the least recently used one ends when there are more")
     serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="an unused session ends after this time")
+    serve.add_argument(
+        "--drain-seconds", type=_seconds, default=0.0, metavar="SECONDS", help="on SIGTERM, let sessions end by themselves for so long"
+    )
     serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
     serve.add_argument("--tls", action="store_true", help="HTTPS, with a certificate of its own that is made once")
     serve.add_argument("--tls-dir", type=Path, default=Path(".aca-sessions"), metavar="DIR", help="where cert.pem and key.pem are kept")

@@ -8,9 +8,11 @@ import secrets
 import signal
 import socket
 import stat
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import uvicorn
 
@@ -46,20 +48,53 @@ async def serve(options: argparse.Namespace) -> int:
                 ssl_certfile=cert,
                 ssl_keyfile=key_file,
             )
-            await Server(config, service.drain, _greeting(options, listener, key)).serve(sockets=[listener])
+            leaving = Leaving(service, options.drain_seconds) if options.drain_seconds else None
+            await Server(config, service.drain, _greeting(options, listener, key), leaving=leaving).serve(sockets=[listener])
     finally:
         _stop_listening(listener, options.socket)
     return 0
 
 
+class Left(Protocol):
+    """What is left by its sessions, one after the other."""
+
+    def take_no_more(self) -> None: ...  # noqa: D102 - each is described where it is written
+    @property
+    def has_sessions(self) -> bool: ...  # noqa: D102
+
+
+class Leaving:
+    """The time between a first SIGTERM and the end: until the last session has ended, but no longer than so many seconds."""
+
+    def __init__(self, service: Left, seconds: float) -> None:
+        """Has not begun."""
+        self._service = service
+        self._seconds = seconds
+        self._ends: float | None = None
+
+    def begin(self) -> bool:
+        """Whether it was this that began it."""
+        begins = self._ends is None
+        if begins:
+            self._ends = time.monotonic() + self._seconds
+            self._service.take_no_more()
+        return begins
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self._ends is not None and (not self._service.has_sessions or time.monotonic() >= self._ends)
+
+
 class Server(uvicorn.Server):
     """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, greeting: str) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, greeting: str, *, leaving: Leaving | None = None) -> None:
         """Drains before it ends; greets on standard output."""
         super().__init__(config)
         self._drain = drain
         self._greeting = greeting
+        self._leaving = leaving
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Cells that run get a moment to end; then they are ended, and their callers are told."""
@@ -75,13 +110,22 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own would raise the signal once more at the end."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
+        loop.add_signal_handler(signal.SIGTERM, self._leave)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+    def _leave(self) -> None:
+        """A second signal waits for nobody."""
+        if self._leaving is None or not self._leaving.begin():
+            self.handle_exit(signal.SIGTERM, None)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        return await super().on_tick(counter) or (self._leaving is not None and self._leaving.is_over)
 
 
 def _settings(options: argparse.Namespace) -> Settings:

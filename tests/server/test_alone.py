@@ -1,0 +1,73 @@
+"""Several workers would each have sessions of their own: that is refused, however they are asked for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import open_pool, open_server
+from aca_sessions.errors import ConfigurationError
+
+from ..conftest import aca_sessions
+
+APP = """
+from aca_sessions import open_server
+opened = open_server()
+async def app(scope, receive, send):
+    assert scope["type"] == "lifespan"
+    await receive()
+    try:
+        await opened.__aenter__()
+        await send({"type": "lifespan.startup.complete"})
+    except Exception as error:
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+"""
+
+
+@pytest.mark.slow
+def test_serve_refuses_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "3")
+    run = aca_sessions("serve", "--port", "0")
+    assert run.returncode == 2
+    assert "WEB_CONCURRENCY asks for 3 workers" in run.stderr
+
+
+@pytest.mark.slow
+def test_serve_has_no_option_for_workers() -> None:
+    run = aca_sessions("serve", "--workers", "3")
+    assert (run.returncode, "--workers" in run.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_uvicorn_with_several_workers_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(APP)
+    command = [sys.executable, "-m", "uvicorn", "mine:app", "--workers", "2", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        said = next((line for line in run.stderr if "workers" in line), "")
+        run.terminate()
+        run.stderr.read()
+    assert "--workers asks for 2 workers, and each would have sessions of its own" in said
+
+
+@pytest.mark.parametrize(
+    "command", [["/usr/bin/gunicorn", "-w", "4", "mine:app"], ["/usr/bin/gunicorn", "--workers=4"], ["gunicorn", "-w4"]]
+)
+async def test_gunicorn_with_several_workers_is_told(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(ConfigurationError, match="--workers asks for 4 workers"):
+        async with open_server():
+            pass
+
+
+@pytest.mark.parametrize("count", ["1", "", "many"])
+async def test_one_worker_is_served(monkeypatch: pytest.MonkeyPatch, count: str) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", count)
+    async with open_server() as app:
+        assert not app.has_sessions
+
+
+async def test_an_embedded_pool_is_its_own_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "3")
+    async with open_pool() as pool, pool.session() as session:
+        assert (await session.run("6 * 7")).value == 42

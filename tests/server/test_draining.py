@@ -1,0 +1,110 @@
+"""A server that is about to stop: it answers for the sessions that it has, and takes no new ones."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from aca_sessions import Settings, open_interpreter, open_server
+from aca_sessions.server.app import Service
+
+from ..surfaces.test_cli import Server
+
+MINE = {"api-version": "2025-10-02-preview", "identifier": "mine"}
+NEW = MINE | {"identifier": "new"}
+CELL = {"codeInputType": "Inline", "executionType": "Synchronous", "code": "6 * 7"}
+
+
+@pytest.fixture
+async def draining() -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
+    """With one session."""
+    async with open_server() as app, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.post("/executions", params=MINE, json=CELL)).status_code == 200
+        app.take_no_more()
+        yield app, client
+
+
+async def test_a_session_that_is_there_goes_on(draining: tuple[Service, httpx.AsyncClient]) -> None:
+    _, client = draining
+    answer = await client.post("/executions", params=MINE, json=CELL)
+    assert (answer.status_code, answer.json()["result"]["executionResult"]) == (200, 42)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "executions"),
+        ("GET", "executions/1"),
+        ("GET", "files"),
+        ("GET", "session"),
+        ("DELETE", "session"),
+        ("POST", "session/reset"),
+    ],
+)
+async def test_a_session_that_is_not_there_is_asked_for_elsewhere(
+    draining: tuple[Service, httpx.AsyncClient], method: str, path: str
+) -> None:
+    _, client = draining
+    answer = await client.request(method, f"/{path}", params=NEW, json=CELL if path == "executions" else None)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "ServerDraining"
+
+
+async def test_an_mcp_environment_is_asked_for_elsewhere_too(draining: tuple[Service, httpx.AsyncClient]) -> None:
+    _, client = draining
+    for tool, arguments in (("launchShell", {}), ("runShellCommandInRemoteEnvironment", {"environmentId": "new", "shellCommand": "ls"})):
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        assert (await client.post("/mcp", json=call)).status_code == 503
+
+
+async def test_health_says_so(draining: tuple[Service, httpx.AsyncClient]) -> None:
+    _, client = draining
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()["status"], answer.json()["sessions"]) == (503, "draining", 1)
+
+
+async def test_it_can_end_once_its_last_session_has(draining: tuple[Service, httpx.AsyncClient]) -> None:
+    app, client = draining
+    assert app.has_sessions
+    assert (await client.delete("/session", params=MINE)).status_code == 204
+    assert not app.has_sessions
+
+
+@pytest.mark.slow
+async def test_a_first_signal_leaves_sessions_their_time_and_the_server_ends_with_the_last() -> None:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
+        async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
+            await interpreter.execute("mine", "x = 20")
+            running = asyncio.create_task(interpreter.execute("mine", "import time; time.sleep(0.5); x + 22"))
+            await asyncio.sleep(0.2)
+            server.process.send_signal(signal.SIGTERM)
+            assert (await running).value == 42
+            assert (await interpreter.execute("mine", "x")).value == 20
+            await interpreter.delete_session("mine")
+        assert server.process.wait(5) == 0
+
+
+@pytest.mark.slow
+async def test_a_cell_that_outlasts_the_drain_is_told_what_became_of_it() -> None:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "0.2") as server:
+        async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
+            running = asyncio.create_task(interpreter.execute("mine", "import time; time.sleep(60)"))
+            while not await interpreter.list_sessions():
+                await asyncio.sleep(0.02)
+            server.process.send_signal(signal.SIGTERM)
+            result = await running
+        assert (result.success, str(result.state)) == (False, "lost: killed")
+        assert server.process.wait(10) == 0
+
+
+@pytest.mark.slow
+def test_a_second_signal_waits_for_nobody() -> None:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
+        httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
+        server.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{server.endpoint}/health").json()["status"] != "draining":
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
