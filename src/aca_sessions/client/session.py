@@ -32,6 +32,7 @@ from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
+_BRANCH = "~branch-"  # proxies that shard sessions by name find a branch where its session is: by what stands before this
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 
 
@@ -185,7 +186,8 @@ class Session:
 
         Together they have the limits of one session, and their cells take turns. Packages that were installed are there.
         """
-        names = [f"branch-{uuid.uuid4()}" for _ in range(checked_count(count))]
+        origin = self.session_id.partition(_BRANCH)[0]
+        names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
         await self._interpreter.timeline.branch(self.session_id, names, reseed=reseed)
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:

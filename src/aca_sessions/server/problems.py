@@ -34,7 +34,7 @@ def problem_of(error: Exception) -> ProblemError:
         case SnapshotError():
             return ProblemError(409, SNAPSHOT_REFUSED, str(error))
         case IsolationError() | GuestDiedError():
-            return ProblemError(503, "SandboxUnavailable", str(error))
+            return ProblemError(500, "SandboxUnavailable", str(error))  # 503 is for what was not begun
         case HTTPException():
             return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
     return ProblemError(500, "InternalError", "the server could not do this; its log says where")

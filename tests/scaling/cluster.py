@@ -1,0 +1,156 @@
+"""Several `aca-sessions serve` on loopback behind a real nginx with deploy/nginx.conf, of which only addresses are replaced."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlencode
+
+import httpx
+import pytest
+
+from aca_sessions import CodeInterpreter, Settings, open_interpreter
+from aca_sessions.connect import Opening
+
+from ..conftest import COMMAND, ROOT
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+CONFIGURATION = ROOT / "deploy" / "nginx.conf"
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is missing: sudo apt install nginx")
+KEY = "key-of-all-servers"
+_LIGHT = {"ACASessions__Sandbox__Preload": "[]", "ACASessions__Sandbox__Spares": "0"}
+_NOBODY = 65534
+
+
+class Member:
+    """One server, which may be killed and come back at the same port."""
+
+    def __init__(self, *flags: str) -> None:
+        self.port = free_port()
+        self._flags = flags
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        command = [*COMMAND, "serve", "--port", str(self.port), "--api-key", KEY, "--max-sessions", "1000", *self._flags]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _LIGHT)
+
+    def wait_until_ready(self) -> None:
+        assert self.process.stdout.readline().startswith("Endpoint: ")
+
+    def tell(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+            self.process.stdout.close()
+            self.process = None
+
+    def direct(self) -> Opening[CodeInterpreter]:
+        return open_interpreter(Settings(Endpoint=f"http://127.0.0.1:{self.port}", ApiKey=KEY))
+
+    async def names(self) -> set[str]:
+        """The sessions that it has."""
+        async with self.direct() as interpreter:
+            return {info.session_id for info in await interpreter.list_sessions()}
+
+
+class Cluster:
+    """Servers, and nginx in front of them as a user without rights."""
+
+    def __init__(self, servers: int, *flags: str) -> None:
+        self.members = [Member(*flags) for _ in range(servers)]
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="aca-sessions-proxy-"))
+        self._nginx: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> "Cluster":
+        for member in self.members:
+            member.start()
+        for member in self.members:
+            member.wait_until_ready()
+        self.configure(self.members)
+        user = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+        if user:
+            os.chown(self.folder, _NOBODY, _NOBODY)
+        command = [str(NGINX), "-e", "stderr", "-p", str(self.folder), "-c", str(self.folder / "nginx.conf"), "-g", "daemon off;"]
+        with (self.folder / "stderr").open("wb") as stderr:
+            self._nginx = subprocess.Popen(command, stderr=stderr, **user)
+        self.wait_until_listening()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for member in self.members:
+            member.end()
+        self._nginx.terminate()
+        self._nginx.wait(20)
+        shutil.rmtree(self.folder)
+
+    def configure(self, members: Iterable[Member], **directives: str) -> None:
+        """Writes the configuration for some members; directives get other values."""
+        text = CONFIGURATION.read_text().replace("127.0.0.1:8080", f"127.0.0.1:{self.port}")
+        for kind in ("max_fails=0", "max_fails=1 fail_timeout=10s"):
+            lines = "\n".join(f"server 127.0.0.1:{member.port} {kind};" for member in members)
+            text = re.sub(rf"(\s+server 127\.0\.0\.1:808\d {kind};)+", "\n" + lines, text)
+        for name, value in directives.items():
+            text, count = re.subn(rf"\b{name} [^;]+;", f"{name} {value};", text)
+            assert count, name
+        (self.folder / "nginx.conf").write_text(text)
+
+    def reload(self) -> None:
+        """Workers of the new configuration take over; those of the old one have stopped listening when the new ones answer."""
+        before = self._workers()
+        self._nginx.send_signal(signal.SIGHUP)
+        while self._workers() & before:
+            pass
+
+    def _workers(self) -> set[str]:
+        children = Path(f"/proc/{self._nginx.pid}/task/{self._nginx.pid}/children")
+        return set(children.read_text().split())
+
+    def wait_until_listening(self) -> None:
+        while not answers(self.port):
+            assert self._nginx.poll() is None, (self.folder / "stderr").read_text()
+
+    def settings(self, **options: object) -> Settings:
+        return Settings(SessionsHttpClient={"Endpoint": self.endpoint, "ApiKey": KEY, **options})
+
+    def placed(self, identifiers: Iterable[str]) -> list[int]:
+        """The ports of the servers that requests for these identifiers, spelled as a query spells them, get to."""
+        names = [*identifiers]
+        log = self.folder / "access.log"
+        before = len(log.read_text().splitlines())
+        with httpx.Client(base_url=self.endpoint) as client:
+            for name in names:
+                client.get(f"/session?api-version=2025-10-02-preview&identifier={name}")
+        lines = log.read_text().splitlines()[before:]
+        assert len(lines) == len(names)
+        return [int(re.search(r" 127\.0\.0\.1:(\d+) ", line)[1]) for line in lines]
+
+    def of(self, member: Member, count: int, prefix: str = "mine") -> list[str]:
+        """So many identifiers whose server a member is."""
+        names = [urlencode({"": f"{prefix}-{number}"})[1:] for number in range(count * 8)]
+        found = [name for name, port in zip(names, self.placed(names), strict=True) if port == member.port]
+        return found[:count]
+
+    def logs(self) -> str:
+        return "".join(file.read_text() for file in (self.folder / "access.log", self.folder / "stderr"))
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,187 @@
+"""Servers that are killed, come back, are added or drained: whose sessions end, and what their owners are told."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from aca_sessions import CodeExecutionResult, CodeInterpreter, open_interpreter
+from aca_sessions.contract.versions import VERSIONS
+
+from .cluster import Cluster, Member, needs_nginx
+
+pytestmark = [pytest.mark.slow, needs_nginx]
+SESSIONS = 200
+AT_ONCE = 24
+
+
+class Owners:
+    """The owners of many sessions, each of which counts its cells in its own variable. What they are told is checked with each cell."""
+
+    def __init__(self, interpreter: CodeInterpreter, names: Iterable[str]) -> None:
+        self._interpreter = interpreter
+        self.names = [*names]
+        self._counted = Counter[str]()
+        self._unsure: set[str] = set()
+        self._gate = asyncio.Semaphore(AT_ONCE)
+
+    async def go_on(self, then: Callable[[int], Awaitable[None]] | None = None) -> dict[str, CodeExecutionResult]:
+        """One more cell of each, and what became of it; `then` is called with how many are done."""
+        results: dict[str, CodeExecutionResult] = {}
+
+        async def own(name: str) -> None:
+            async with self._gate:
+                results[name] = await self._cell(name)
+            if then is not None:
+                await then(len(results))
+
+        await asyncio.gather(*map(own, self.names))
+        return results
+
+    async def _cell(self, name: str) -> CodeExecutionResult:
+        result = await self._interpreter.execute(name, "count = globals().get('count', 0) + 1; count")
+        match result.state.kind:
+            case "kept":
+                possible = {self._counted[name] + 1, self._counted[name] + 2} if name in self._unsure else {self._counted[name] + 1}
+                assert result.value in possible, "a fresh interpreter was said to be the old one"
+            case "lost":
+                assert result.value == 1
+            case kind:
+                assert (kind, result.success) == ("unknown", False)
+                self._unsure.add(name)
+                return result
+        self._unsure.discard(name)
+        self._counted[name] = result.value
+        return result
+
+
+def kinds(results: dict[str, CodeExecutionResult], names: Iterable[str]) -> set[str]:
+    return {results[name].state.kind for name in names}
+
+
+@asynccontextmanager
+async def owners_at(cluster: Cluster, names: Iterable[str], **options: object) -> AsyncIterator[Owners]:
+    async with open_interpreter(cluster.settings(**options)) as interpreter:
+        owners = Owners(interpreter, names)
+        assert kinds(await owners.go_on(), owners.names) == {"kept"}
+        yield owners
+
+
+async def shares(cluster: Cluster) -> list[set[str]]:
+    return [await member.names() for member in cluster.members]
+
+
+async def test_a_server_that_is_killed_loses_its_own_sessions_only_and_their_owners_are_told() -> None:
+    with Cluster(3) as cluster:
+        async with owners_at(cluster, (f"owner {number}" for number in range(SESSIONS))) as owners:
+            victim, *others = cluster.members
+            mine, *theirs = await shares(cluster)
+            assert len(mine) + sum(map(len, theirs)) == SESSIONS
+            assert all(len(share) > SESSIONS / 6 for share in (mine, *theirs))
+            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+
+            async def kill_in_the_middle(done: int) -> None:
+                if done == SESSIONS // 2:
+                    victim.end(signal.SIGKILL)
+
+            during = await owners.go_on(kill_in_the_middle)
+            after = await owners.go_on()
+            assert kinds(during, set().union(*theirs)) | kinds(after, set().union(*theirs)) == {"kept"}
+            told = {name for name in mine if "lost" in (during[name].state.kind, after[name].state.kind)}
+            assert told == mine
+            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            assert mine <= (await others[0].names()) | (await others[1].names())
+
+            victim.start()
+            victim.wait_until_ready()
+            back = await owners.go_on()
+            assert {name for name in owners.names if back[name].state.kind == "lost"} == mine
+            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+
+
+async def test_a_cell_that_ran_when_its_server_was_killed_is_sent_to_no_other() -> None:
+    with Cluster(3) as cluster:
+        victim, *others = cluster.members
+        names = cluster.of(victim, 5)
+        async with owners_at(cluster, names) as owners:
+            running = [asyncio.create_task(owners._interpreter.execute(name, "import time; time.sleep(60)")) for name in names]
+            while not await _all_busy(victim, names):
+                pass
+            victim.end(signal.SIGKILL)
+            results = await asyncio.gather(*running)
+            assert {str(result.state) for result in results} == {"unknown: no reply"}
+            assert [await other.names() for other in others] == [set(), set()]
+            assert kinds(await owners.go_on(), names) == {"lost"}
+
+
+async def _all_busy(member: Member, names: list[str]) -> bool:
+    async with member.direct() as interpreter:
+        return all([(await interpreter.get_session(name)).is_active for name in names])
+
+
+async def test_a_server_that_is_added_moves_its_share_only() -> None:
+    names = [f"name-{number}" for number in range(SESSIONS)]
+    with Cluster(3) as cluster:
+        *earlier, added = cluster.members
+        cluster.configure(earlier)
+        cluster.reload()
+        before = cluster.placed(names)
+        async with owners_at(cluster, names[:60]) as owners:
+            cluster.configure(cluster.members)
+            cluster.reload()
+            after = cluster.placed(names)
+            moved = [now for then, now in zip(before, after, strict=True) if then != now]
+            assert set(moved) == {added.port}
+            assert SESSIONS / 5 < len(moved) < SESSIONS / 2
+            results = await owners.go_on()
+            told = {name for name in owners.names if results[name].state.kind == "lost"}
+            assert told == {name for name, port in zip(owners.names, after, strict=False) if port == added.port}
+
+
+async def test_a_server_drains_before_it_is_restarted_and_nobody_is_told_anything_untrue() -> None:
+    with Cluster(3, "--drain-seconds", "30") as cluster:
+        leaving, *others = cluster.members
+        names = cluster.of(leaving, 12)
+        old, new = names[:6], names[6:]
+        async with owners_at(cluster, [*old, "a", "b", "c", "d"]) as owners:
+            running = asyncio.create_task(owners._interpreter.execute(old[0], "import time; time.sleep(1.5); count"))
+            while not await _all_busy(leaving, old[:1]):
+                pass
+            leaving.tell(signal.SIGTERM)
+            assert (await running).value == 1
+            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            async with owners_at(cluster, new) as newcomers:
+                assert await leaving.names() == set(old)
+                await newcomers._interpreter.upload_file(new[0], "folder/a b.txt", b"content" * 200_000)
+                assert await newcomers._interpreter.download_file(new[0], "folder/a b.txt") == b"content" * 200_000
+                for name in old:
+                    await owners._interpreter.delete_session(name)
+                assert leaving.process.wait(10) == 0
+                assert kinds(await newcomers.go_on(), new) == {"kept"}
+                leaving.end()
+                leaving.start()
+                leaving.wait_until_ready()
+                assert kinds(await newcomers.go_on(), new) == {"lost"}
+            assert kinds(await owners.go_on(), ["a", "b", "c", "d"]) <= {"kept"}
+
+
+@pytest.mark.parametrize("flags", [(), ("--plain",)], ids=["ours", "plain"])
+async def test_every_version_tells_of_a_session_that_was_begun_anew(flags: tuple[str, ...]) -> None:
+    with Cluster(2, *flags) as cluster:
+        victim, _ = cluster.members
+        names = iter(cluster.of(victim, 5))
+        begun = []
+        for version in VERSIONS:
+            interpreter = await open_interpreter(cluster.settings(ApiVersion=version)).__aenter__()
+            owners = Owners(interpreter, [next(names)])
+            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            begun.append(owners)
+        victim.end(signal.SIGKILL)
+        told = [str(result.state) for owners in begun for result in (await owners.go_on()).values()]
+        again = [str(result.state) for owners in begun for result in (await owners.go_on()).values()]
+        for owners in begun:
+            await owners._interpreter.close()
+        assert (told, again) == (["lost: expired"] * 5, ["kept"] * 5)

@@ -1,0 +1,190 @@
+"""Three servers behind nginx are one: what goes through it, and what does not."""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from aca_sessions import CodeInterpreter, Session, open_interpreter
+from aca_sessions.contract.records import MAX_ASYNCHRONOUS_SECONDS
+from aca_sessions.errors import ServiceError
+from aca_sessions.hosting import Hosting
+
+from .cluster import CONFIGURATION, KEY, Cluster, needs_nginx
+
+pytestmark = [pytest.mark.slow, needs_nginx]
+AUTHORIZED = {"authorization": f"Bearer {KEY}"}
+QUERY = "api-version=2025-10-02-preview"
+CELL = {"codeInputType": "Inline", "executionType": "Synchronous", "code": "6 * 7"}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(3) as running:
+        yield running
+
+
+@pytest.fixture
+async def interpreter(cluster: Cluster) -> AsyncIterator[CodeInterpreter]:
+    async with open_interpreter(cluster.settings()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=cluster.endpoint, headers=AUTHORIZED, timeout=60) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ["a%20b", "a+b", "a%20b&x=1"],
+        ["user:7@x", "user%3A7%40x", "user%3a7%40x"],
+        ["a/b", "a%2Fb", "a%2fb"],
+        ["it%27s~(me)!*", "it's%7E%28me%29%21%2A", "it's~%28me%29!*"],
+        ["alice", "alice~branch-6f1e0c86-2a64-4a8e-9f5e-6d1f1f6c9a11", "alice%7Ebranch-6f1e0c86-2a64-4a8e-9f5e-6d1f1f6c9a11"],
+    ],
+    ids=lambda spellings: spellings[0],
+)
+def test_an_identifier_is_found_however_it_is_spelled(cluster: Cluster, spellings: list[str]) -> None:
+    assert len(set(cluster.placed(spellings))) == 1
+
+
+def test_identifiers_of_one_tenant_are_spread_over_the_servers(cluster: Cluster) -> None:
+    assert len(set(cluster.placed(f"tenant:7/conversation:{number}" for number in range(30)))) == 3
+
+
+async def test_a_spelling_reaches_the_session_that_another_one_began(client: httpx.Client) -> None:
+    began = client.post(f"/executions?{QUERY}&identifier=a%20b%3Ac", json=CELL | {"code": "x = 42"})
+    found = client.post(f"/executions?{QUERY}&identifier=a+b:c", json=CELL | {"code": "x"})
+    assert (began.status_code, found.json()["result"]["executionResult"]) == (200, 42)
+
+
+def test_both_lists_of_servers_are_the_same() -> None:
+    lists = re.findall(r"upstream (?:sessions|elsewhere) \{(.*?)\}", CONFIGURATION.read_text(), re.DOTALL)
+    first, second = [re.findall(r"server (\S+) ", listed) for listed in lists]
+    assert first == second != []
+
+
+async def test_a_whole_session_works_through_it(interpreter: CodeInterpreter) -> None:
+    session = Session(interpreter, "whole session/1")
+    await session.upload_file("folder/a b.csv", b"n\n1\n2\n")
+    assert (await session.run("import os; os.listdir('/mnt/data/folder')")).text == "['a b.csv']"
+    assert await session.download_file("folder/a b.csv") == b"n\n1\n2\n"
+    checkpoint = await session.checkpoint()
+    await session.run("x = 1")
+    await session.rollback(checkpoint)
+    assert (await session.run("'x' in globals()")).value is False
+
+
+async def test_output_comes_while_a_cell_runs_and_questions_are_answered(interpreter: CodeInterpreter) -> None:
+    code = "print('begun', flush=True); name = input('who? '); print('hello', name)"
+    events = [event async for event in Session(interpreter, "live").stream(code, on_input=lambda _: "Ada")]
+    assert [event.text for event in events if event.kind == "stdout"][0].startswith("begun")  # noqa: RUF015 - the first, not any
+    assert [event.kind for event in events][-1] == "result"
+    assert "hello Ada" in events[-1].result.stdout
+
+
+async def test_branches_are_where_their_session_is(interpreter: CodeInterpreter) -> None:
+    for number in range(6):
+        session = Session(interpreter, f"branching-{number}")
+        await session.run("x = 20")
+        (branch,) = await session.branch()
+        (further,) = await branch.branch()
+        result = await further.run("x + 22")
+        assert (result.value, str(result.state)) == (42, "kept")
+
+
+async def test_the_largest_file_is_taken_and_a_larger_one_refused(interpreter: CodeInterpreter) -> None:
+    most = Hosting().max_upload
+    await interpreter.upload_file("files", "large.bin", b"x" * most)
+    assert (await interpreter.execute("files", "import os; os.path.getsize('/mnt/data/large.bin')")).value == most
+    with pytest.raises(ServiceError, match="413"):
+        await interpreter.upload_file("files", "larger.bin", b"x" * (most + (1 << 17)))
+
+
+def test_it_waits_as_long_as_a_cell_may_run() -> None:
+    unit = {"s": 1, "m": 60, "h": 3600}
+    value = re.search(r"proxy_read_timeout (\d+)([smh]);", CONFIGURATION.read_text())
+    assert int(value[1]) * unit[value[2]] >= MAX_ASYNCHRONOUS_SECONDS
+
+
+async def test_a_cell_that_outlasts_the_proxys_patience_is_asked_for_and_its_server_stays_in_use(cluster: Cluster) -> None:
+    cluster.configure(cluster.members, proxy_read_timeout="1s")
+    cluster.reload()
+    try:
+        async with open_interpreter(cluster.settings()) as interpreter:
+            await interpreter.execute("patient", "n = 0")
+            result = await interpreter.execute("patient", "import time; time.sleep(2); n += 1; n")
+            after = await interpreter.execute("patient", "n")
+    finally:
+        cluster.configure(cluster.members)
+        cluster.reload()
+    assert (result.value, str(result.state)) == (1, "kept")
+    assert (after.value, str(after.state)) == (1, "kept")
+
+
+def test_environments_of_the_mcp_endpoint_are_found_again(client: httpx.Client) -> None:
+    def call(tool: str, **arguments: str) -> dict[str, object]:
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        return client.post("/mcp", json=request).json()["result"]["structuredContent"]
+
+    for _ in range(4):
+        environment = call("launchShell")["environmentId"]
+        assert call("runPythonCodeInRemoteEnvironment", environmentId=environment, pythonCode="x = 42")["stderr"] == ""
+        assert call("runPythonCodeInRemoteEnvironment", environmentId=environment, pythonCode="x")["executionResult"] == 42
+
+
+def test_below_azures_base_path_it_is_the_same(client: httpx.Client) -> None:
+    base = "/subscriptions/s/resourceGroups/g/sessionPools/p"
+    client.post(f"{base}/executions?{QUERY}&identifier=azure", json=CELL | {"code": "x = 42"})
+    answer = client.post(f"/executions?{QUERY}&identifier=azure", json=CELL | {"code": "x"})
+    assert answer.json()["result"]["executionResult"] == 42
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", f"/listSessions?{QUERY}", 501, "NotSharded"),
+        ("POST", f"/.management/listSessions?{QUERY}", 501, "NotSharded"),
+        ("POST", "/python/execute", 400, "SessionRequestValidationFailed"),
+        ("GET", f"/files?{QUERY}&identifier=a&identifier=b", 400, "SessionRequestValidationFailed"),
+        ("GET", f"/files?identifier=a&{QUERY}&identifier=b", 400, "SessionRequestValidationFailed"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_health_and_the_key_are_the_servers(client: httpx.Client, cluster: Cluster) -> None:
+    assert client.get("/health").json()["status"] == "healthy"
+    assert httpx.get(f"{cluster.endpoint}/files?{QUERY}&identifier=a").status_code == 401
+
+
+async def test_a_stranger_who_is_cut_off_moves_nobodys_session(cluster: Cluster, interpreter: CodeInterpreter) -> None:
+    (name,) = cluster.of(cluster.members[0], 1, "neighbour")
+    await interpreter.execute(name, "x = 1")
+    for _ in range(3):
+        try:
+            httpx.post(f"{cluster.endpoint}/executions?{QUERY}&identifier={name}", content=b" " * (60 << 20), timeout=60)
+        except httpx.TransportError:
+            continue
+    result = await interpreter.execute(name, "x")
+    assert (result.value, str(result.state)) == (1, "kept")
+
+
+async def test_no_log_holds_an_identifier_or_a_file(cluster: Cluster, interpreter: CodeInterpreter) -> None:
+    secret = "secret-name:4711"
+    await interpreter.upload_file(secret, "secret-file.txt", b"1")
+    cluster.configure(cluster.members, proxy_connect_timeout="1ms", proxy_read_timeout="1ms")
+    cluster.reload()
+    httpx.get(f"{cluster.endpoint}/files/secret-file.txt?{QUERY}&identifier={quote(secret)}", headers=AUTHORIZED)
+    httpx.post(f"{cluster.endpoint}/executions?{QUERY}&identifier={quote(secret)}", content=b" " * (70 << 20))
+    cluster.configure(cluster.members)
+    cluster.reload()
+    assert "502" in cluster.logs()
+    assert "secret" not in cluster.logs()
