@@ -108,7 +108,7 @@ async def test_a_cell_that_ran_when_its_server_was_killed_is_sent_to_no_other() 
         victim, *others = cluster.members
         names = cluster.of(victim, 5)
         async with owners_at(cluster, names) as owners:
-            running = [asyncio.create_task(owners._interpreter.execute(name, BEGUN + "time.sleep(60)")) for name in names]
+            running = [asyncio.create_task(owners._interpreter.execute(name, BEGUN + "time.sleep(20)")) for name in names]
             await until_begun(victim, names)
             victim.end(signal.SIGKILL)
             results = await asyncio.gather(*running)
