@@ -54,6 +54,7 @@ bench: $(COMPARABLE)
 	$(RUN) benchmarks/basics.py
 	$(RUN) benchmarks/model_view.py
 	$(RUN) benchmarks/served.py
+	$(RUN) benchmarks/sharded.py
 	$(RUN) benchmarks/mcp_calls.py
 	$(RUN) benchmarks/agents.py
 	$(RUN) benchmarks/packages.py

@@ -105,26 +105,18 @@ def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
 def open_server(
     settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
 ) -> Opening["Service"]:
-    """The service over the embedded sandbox, as an ASGI application; where strangers can reach it, it wants a key.
-
-    ConfigurationError where several workers are to serve it: their sessions would be different ones.
-    """
-
-    async def open_on(stack: AsyncExitStack) -> "Service":
-        _require_linux()
-        from .server.alone import check_is_alone
-
-        check_is_alone()
-        return await stack.enter_async_context(_open_server(settings, policy, hosting))
-
-    return Opening(open_on)
+    """The service over the embedded sandbox, as an ASGI application in one worker; where strangers can reach it, it wants a key."""
+    return _open_server(settings, policy, hosting, alone=True)
 
 
-def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None") -> Opening["Service"]:
+def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None", *, alone: bool) -> Opening["Service"]:
     async def open_on(stack: AsyncExitStack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
+        from .server.alone import check_is_alone
 
+        if alone:
+            check_is_alone()
         chosen = policy or policy_of(settings or Settings())
         if chosen.isolation != "full" and hosting is not None and hosting.plain:
             raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
@@ -192,7 +184,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    app = await stack.enter_async_context(_open_server(settings, policy, hosting))
+    app = await stack.enter_async_context(_open_server(settings, policy, hosting, alone=False))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlencode
@@ -109,7 +110,7 @@ class Cluster:
         before = self._workers()
         self._nginx.send_signal(signal.SIGHUP)
         while self._workers() & before:
-            pass
+            time.sleep(0.02)
 
     def _workers(self) -> set[str]:
         children = Path(f"/proc/{self._nginx.pid}/task/{self._nginx.pid}/children")
@@ -118,6 +119,7 @@ class Cluster:
     def wait_until_listening(self) -> None:
         while not answers(self.port):
             assert self._nginx.poll() is None, (self.folder / "stderr").read_text()
+            time.sleep(0.02)
 
     def settings(self, **options: object) -> Settings:
         return Settings(SessionsHttpClient={"Endpoint": self.endpoint, "ApiKey": KEY, **options})

@@ -138,6 +138,14 @@ def test_environments_of_the_mcp_endpoint_are_found_again(client: httpx.Client) 
         assert call("runPythonCodeInRemoteEnvironment", environmentId=environment, pythonCode="x")["executionResult"] == 42
 
 
+@pytest.mark.parametrize("name", ["mcp", "metrics", "listSessions", "python/execute", "upload"])
+async def test_files_may_be_called_as_routes_are(interpreter: CodeInterpreter, name: str) -> None:
+    for number in range(4):
+        await interpreter.upload_file(f"names-{number}", name, b"1")
+        assert await interpreter.download_file(f"names-{number}", name) == b"1"
+        await interpreter.delete_file(f"names-{number}", name)
+
+
 def test_below_azures_base_path_it_is_the_same(client: httpx.Client) -> None:
     base = "/subscriptions/s/resourceGroups/g/sessionPools/p"
     client.post(f"{base}/executions?{QUERY}&identifier=azure", json=CELL | {"code": "x = 42"})
@@ -150,6 +158,8 @@ def test_below_azures_base_path_it_is_the_same(client: httpx.Client) -> None:
     [
         ("GET", f"/listSessions?{QUERY}", 501, "NotSharded"),
         ("POST", f"/.management/listSessions?{QUERY}", 501, "NotSharded"),
+        ("GET", f"/subscriptions/s/resourceGroups/g/sessionPools/p/listSessions?{QUERY}", 501, "NotSharded"),
+        ("GET", "/metrics", 501, "NotSharded"),
         ("POST", "/python/execute", 400, "SessionRequestValidationFailed"),
         ("GET", f"/files?{QUERY}&identifier=a&identifier=b", 400, "SessionRequestValidationFailed"),
         ("GET", f"/files?identifier=a&{QUERY}&identifier=b", 400, "SessionRequestValidationFailed"),

@@ -13,7 +13,6 @@ from datetime import UTC, datetime, timedelta
 from ..models import SessionInfo
 
 _REMEMBERED = 10_000
-_REMEMBERED = 10_000
 
 
 @dataclass(slots=True)
