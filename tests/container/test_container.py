@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from aca_sessions import Settings, open_pool
+from aca_sessions.sandbox import hosts
 from aca_sessions.sandbox.syscalls import Namespace
 
 from ..conftest import ROOT
@@ -58,7 +59,9 @@ def _as_this_machine_finds_packages() -> list[str]:
     settings = {name.rpartition(".")[2]: value.strip("'\"").replace("\\n", " ") for name, value in told}
     conf = Path(os.environ["XDG_CACHE_HOME"], "pip.conf")
     conf.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
-    places = {Path(word.removeprefix("file://")) for value in settings.values() for word in value.split()}
+    words = [word for value in settings.values() for word in value.split()]
+    # An index of files has its files beside it.
+    places = {Path(word.removeprefix("file://")).parent if word.startswith("file://") else Path(word) for word in words}
     shown = [place for place in places if place.is_absolute() and place.exists()]
     return [f"--volume={place}:{place}:ro" for place in shown] + [f"--volume={conf}:/etc/pip.conf:ro"]
 
@@ -98,7 +101,11 @@ def _wait_for(url: str) -> None:
     raise AssertionError("the container does not answer")
 
 
-@pytest.mark.parametrize("flags", [OPEN, (*OPEN, *CLOSED), (*OPEN, "--user=4321")], ids=["its two flags", "closed further", "another user"])
+@pytest.mark.parametrize(
+    "flags",
+    [OPEN, (*OPEN, *CLOSED), (*OPEN, "--user=4321"), hosts.PODMAN.line.split()],
+    ids=["its two flags", "closed further", "another user", "the line of docs/hosts.md"],
+)
 def test_isolation_is_full_inside(flags: tuple[str, ...]) -> None:
     told = run(*flags, words=("doctor",))
     assert told.returncode == 0, told.stdout + told.stderr
@@ -130,7 +137,8 @@ def test_without_a_flag_one_error_says_which(missing: str, tmp_path: Path) -> No
     assert told.returncode != 0
     said = told.stderr[told.stderr.index("aca-sessions:") :]
     assert said.count("cannot isolate sessions") == 1
-    assert "--security-opt" in said
+    assert hosts.PODMAN.row in said
+    assert hosts.PODMAN.line in said
     assert "Traceback" not in said
 
 
