@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions import Settings, open_pool
+from aca_sessions import Settings, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
 
 from .conftest import ROOT
@@ -181,12 +181,10 @@ async def test_the_example_starts_embedded_and_says_so(caplog: pytest.LogCapture
     assert sum("embedded" in record.message for record in caplog.records) == 1
 
 
-async def test_container_image_has_no_effect_and_one_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    async with open_pool(Settings(ContainerImage="python:3.11-slim")):
-        pass
-    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1
-    assert "ContainerImage" in warnings[0]
+async def test_pools_of_azures_are_signed_in_to_and_need_no_key() -> None:
+    for endpoint in ("https://pool.env.westeurope.azurecontainerapps.io", "https://westeurope.dynamicsessions.io/subscriptions/s"):
+        async with open_interpreter(endpoint=endpoint) as interpreter:
+            assert interpreter is not None
 
 
 async def test_an_endpoint_that_is_not_azures_needs_a_key() -> None:

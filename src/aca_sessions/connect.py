@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
 _AZURE = ".dynamicsessions.io"
+_POOLS = (_AZURE, ".azurecontainerapps.io")  # the second is where pools of custom containers are
 _ROOM_FOR_IDLE = 20  # sessions that are kept alive for each that may be held
 _IDLE_SECONDS = 1800.0
 Opened = TypeVar("Opened")
@@ -210,7 +211,7 @@ async def _auth(settings: Settings, stack: AsyncExitStack) -> httpx.Auth | None:
     endpoint = httpx.URL(options.Endpoint or "")
     if (options.Endpoint or "").startswith(_UNIX):
         return None
-    if not endpoint.host.endswith(_AZURE):
+    if not endpoint.host.endswith(_POOLS):
         raise ConfigurationError(
             "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint that is not Azure's needs the key of its server "
             "(aca-sessions serve prints it)"

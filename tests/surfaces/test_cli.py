@@ -67,6 +67,7 @@ def test_a_cell_over_its_time_says_so() -> None:
         ([], "COMMAND"),
         (["serve", "--port", "70000"], "70000"),
         (["serve", "--socket", "/nonexistent/socket"], "--socket"),
+        (["serve", "--no-api-key", "--api-key", "key"], "--no-api-key"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) -> None:
@@ -220,6 +221,14 @@ def test_serve_checks_the_host_header() -> None:
             return httpx.get(f"{server.endpoint}/health", headers={"host": host}).status_code
 
         assert [status(host) for host in ("localhost", "127.0.0.1:99", "friend.example", "evil.example")] == [200, 200, 200, 403]
+
+
+def test_serve_answers_without_a_key_where_that_is_asked_for_but_still_to_known_hosts_only() -> None:
+    with Server("--port", "0", "--no-api-key") as server:
+        files, query = f"{server.endpoint}/files", {"api-version": "2025-10-02-preview", "identifier": "some-session"}
+        assert httpx.get(files, params=query).status_code == 200
+        assert httpx.get(files, params=query, headers={"authorization": "Bearer of-somebody-else"}).status_code == 200
+        assert httpx.get(files, params=query, headers={"host": "evil.example"}).status_code == 403
 
 
 async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Guard:
         headers = Headers(scope=scope)
         if self._allowed_hosts and _host_name(headers.get("host", "")) not in self._allowed_hosts:
             return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
-        if scope["path"] in _OPEN_PATHS:
+        if scope["path"] in _OPEN_PATHS or not self._key:
             return None
         key, own = _key(scope["path"], headers).encode("utf-8", "replace"), self._keys_of_paths.get(scope["path"], self._key)
         if not (hmac.compare_digest(key, self._key) or hmac.compare_digest(key, own)):

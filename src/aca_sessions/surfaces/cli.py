@@ -130,6 +130,9 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--port", type=int, default=8080, help="0 takes a free one")
     serve.add_argument("--socket", type=Path, metavar="PATH", help="a socket file of this user alone, in place of a port")
     serve.add_argument("--api-key", default=os.environ.get("ACA_SESSIONS_API_KEY"), help="else $ACA_SESSIONS_API_KEY, else one is made")
+    serve.add_argument(
+        "--no-api-key", action="store_true", help="answer all who reach it: where something in front checks them, as in Azure"
+    )
     serve.add_argument("--max-sessions", type=_count, metavar="N", help="the least recently used one ends when there are more")
     serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="an unused session ends after this time")
     serve.add_argument(

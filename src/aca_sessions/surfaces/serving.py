@@ -26,13 +26,14 @@ Drain = Callable[[float], Awaitable[None]]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
+_logger = logging.getLogger("aca_sessions")
 GRACE_SECONDS = 5
 
 
 async def serve(options: argparse.Namespace) -> int:
     """Serves until a signal ends it."""
+    key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
-    key = options.api_key or (None if options.socket else secrets.token_urlsafe(24))
     if options.access_log:
         logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
     cert, key_file = certificate(options.tls_dir, options.host) if options.tls else (None, None)
@@ -128,6 +129,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or (self._leaving is not None and self._leaving.is_over)
 
 
+def _key(options: argparse.Namespace) -> str | None:
+    """What callers have to know: nothing on a socket file, and where that was asked for."""
+    if options.no_api_key and options.api_key:
+        raise ConfigurationError("--no-api-key and --api-key ($ACA_SESSIONS_API_KEY) contradict each other: keep one")
+    if options.no_api_key:
+        _logger.warning("--no-api-key: whoever reaches this port may use every session; something in front has to check callers")
+        return None
+    return options.api_key or (None if options.socket else secrets.token_urlsafe(24))
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     sandbox = {"Sandbox": {"Network": options.network}} if options.network else {}
     audit = {name: value for name, value in {"File": options.audit, "Code": options.audit_code or None}.items() if value}
@@ -161,7 +172,11 @@ def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | N
     if options.socket:
         return f"Endpoint: unix://{options.socket.absolute()}"
     scheme = "https" if options.tls else "http"
-    return f"Endpoint: {scheme}://{address(listener)}\nApiKey: {key if not options.api_key else '(as given)'}"
+    return f"Endpoint: {scheme}://{address(listener)}\nApiKey: {_shown(options, key)}"
+
+
+def _shown(options: argparse.Namespace, key: str | None) -> str:
+    return "(as given)" if options.api_key else key or "(none)"
 
 
 def address(listener: socket.socket) -> str:
