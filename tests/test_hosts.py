@@ -74,11 +74,20 @@ def test_the_lesser_level_works_by_its_name_where_namespaces_are_refused(conditi
     assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
 
 
-@pytest.mark.parametrize(("condition", "host"), [("no_landlock", hosts.NO_LANDLOCK), ("no_seccomp", hosts.NO_SECCOMP)])
-def test_the_lesser_level_too_needs_landlock_and_seccomp(condition: str, host: Host) -> None:
+@pytest.mark.parametrize(
+    ("condition", "host"),
+    [
+        ("no_landlock", hosts.NO_LANDLOCK),
+        ("no_seccomp", hosts.NO_SECCOMP),
+        pytest.param("no_capabilities", hosts.NO_CAPABILITIES, marks=only_root),
+        pytest.param("lone_root", hosts.LONE_ROOT, marks=only_root),
+    ],
+)
+def test_the_lesser_level_too_needs_both_and_another_user(condition: str, host: Host) -> None:
     run = where(condition, "run", "1 + 1", ACASessions__Sandbox__Isolation="no-namespaces")
     assert (run.returncode, run.stdout) == (2, "")
     assert host.row in run.stderr
+    assert "Or accept less" not in run.stderr
 
 
 def test_the_page_has_every_row_that_errors_name() -> None:

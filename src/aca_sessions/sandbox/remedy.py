@@ -15,6 +15,7 @@ _SWITCHES = {
 _BY_PART = {
     "proc": hosts.MASKED_PROC,
     "uid": hosts.LONE_ROOT,
+    "capabilities": hosts.NO_CAPABILITIES,
     "Landlock": hosts.NO_LANDLOCK,
     "seccomp": hosts.NO_SECCOMP,
     "capabilities and seccomp": hosts.NO_SECCOMP,
@@ -24,6 +25,7 @@ _BY_PART = {
     "control group": hosts.SHORTAGE,
 }
 _ENGINES = {"/run/.containerenv": hosts.PODMAN, "/.dockerenv": hosts.DOCKER}
+_NEEDED_BY_BOTH = ("Landlock", "seccomp", "uid", "capabilities")  # levels: the lesser one is no way out
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
 _CAP_SYS_ADMIN = 1 << 21
 _OR_LESS = (
@@ -61,7 +63,7 @@ def remedy_for(part: str, number: int) -> str:
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
     if hosts.NO_PYTHON not in causes and hosts.SHORTAGE not in causes:
-        steps += [*([] if part in ("Landlock", "seccomp", "uid") else [_OR_LESS]), _OR_REMOTE]
+        steps += [*([] if part in _NEEDED_BY_BOTH else [_OR_LESS]), _OR_REMOTE]
     return f"{'. '.join(steps)}. See {' and '.join(cause.row for cause in causes)}."
 
 
