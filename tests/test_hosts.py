@@ -22,6 +22,8 @@ REFUSED = [
     pytest.param("no_user_namespaces", hosts.NO_USER_NAMESPACES, id="no user namespaces"),
     pytest.param("debian+ordinary_user", hosts.DEBIAN, id="Debian's switch"),
     pytest.param("ubuntu+ordinary_user", hosts.UBUNTU, id="Ubuntu's switch"),
+    pytest.param("debian", hosts.DEBIAN, id="Debian's switch, as root", marks=only_root),
+    pytest.param("ubuntu_as_root", hosts.UBUNTU, id="Ubuntu's switch, as root", marks=only_root),
     pytest.param("refuse_namespaces", hosts.FILTERED, id="a container's filter"),
     pytest.param("masked_proc", hosts.MASKED_PROC, id="masked /proc"),
     pytest.param("podman", hosts.PODMAN, id="Podman"),
