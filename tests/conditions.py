@@ -18,7 +18,7 @@ from .without_namespaces import refuse_namespaces
 _COLUMN = syscalls.ARCHITECTURES.index(syscalls.MACHINE)
 _LANDLOCK = (444, 445, 446)
 _SECCOMP, _PRCTL = (317, 277)[_COLUMN], (157, 167)[_COLUMN]
-_MOUNT = (165, 40)[_COLUMN]
+_MOUNT, _SETRESGID = (165, 40)[_COLUMN], (119, 149)[_COLUMN]
 _PR_SET_SECCOMP = 22
 MASKED = ("acpi", "scsi", "sys", "bus", "fs")  # whichever of them this kernel has
 
@@ -98,6 +98,13 @@ def ubuntu() -> None:
     refuse(call(_MOUNT, errno.EACCES))
 
 
+def ubuntu_as_root() -> None:
+    """The same for root, who gives its power away before: nobody becomes the namespace's root."""
+    _switch("apparmor_restrict_unprivileged_userns", "1")
+    to_root = [seccomp._argument(0), seccomp._jump(seccomp._EQUAL, 0, 0, 1), seccomp._refuse(errno.EPERM), seccomp._return(seccomp._ALLOW)]
+    refuse(b"".join(seccomp._rule(_SETRESGID, to_root)))
+
+
 def _switch(name: str, value: str) -> None:
     _own_mounts()
     syscalls.mount("tmpfs", "/proc/sys/kernel", "tmpfs", Mount.NO_SUID)
@@ -131,7 +138,7 @@ CONDITIONS: dict[str, Callable[[], None]] = {
     make.__name__: make
     for make in (
         *(no_landlock, landlock_not_booted, no_seccomp, masked_proc, podman, no_cgroups, no_user_namespaces, lone_root),
-        *(debian, ubuntu, refuse_namespaces, ordinary_user, no_capabilities),
+        *(debian, ubuntu, ubuntu_as_root, refuse_namespaces, ordinary_user, no_capabilities),
     )
 }
 

@@ -22,6 +22,8 @@ REFUSED = [
     pytest.param("no_user_namespaces", hosts.NO_USER_NAMESPACES, id="no user namespaces"),
     pytest.param("debian+ordinary_user", hosts.DEBIAN, id="Debian's switch"),
     pytest.param("ubuntu+ordinary_user", hosts.UBUNTU, id="Ubuntu's switch"),
+    pytest.param("debian", hosts.DEBIAN, id="Debian's switch, as root", marks=only_root),
+    pytest.param("ubuntu_as_root", hosts.UBUNTU, id="Ubuntu's switch, as root", marks=only_root),
     pytest.param("refuse_namespaces", hosts.FILTERED, id="a container's filter"),
     pytest.param("masked_proc", hosts.MASKED_PROC, id="masked /proc"),
     pytest.param("podman", hosts.PODMAN, id="Podman"),
@@ -74,11 +76,20 @@ def test_the_lesser_level_works_by_its_name_where_namespaces_are_refused(conditi
     assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
 
 
-@pytest.mark.parametrize(("condition", "host"), [("no_landlock", hosts.NO_LANDLOCK), ("no_seccomp", hosts.NO_SECCOMP)])
-def test_the_lesser_level_too_needs_landlock_and_seccomp(condition: str, host: Host) -> None:
+@pytest.mark.parametrize(
+    ("condition", "host"),
+    [
+        ("no_landlock", hosts.NO_LANDLOCK),
+        ("no_seccomp", hosts.NO_SECCOMP),
+        pytest.param("no_capabilities", hosts.NO_CAPABILITIES, marks=only_root),
+        pytest.param("lone_root", hosts.LONE_ROOT, marks=only_root),
+    ],
+)
+def test_the_lesser_level_too_needs_both_and_another_user(condition: str, host: Host) -> None:
     run = where(condition, "run", "1 + 1", ACASessions__Sandbox__Isolation="no-namespaces")
     assert (run.returncode, run.stdout) == (2, "")
     assert host.row in run.stderr
+    assert "Or accept less" not in run.stderr
 
 
 def test_the_page_has_every_row_that_errors_name() -> None:

@@ -15,6 +15,7 @@ _SWITCHES = {
 _BY_PART = {
     "proc": hosts.MASKED_PROC,
     "uid": hosts.LONE_ROOT,
+    "capabilities": hosts.NO_CAPABILITIES,
     "Landlock": hosts.NO_LANDLOCK,
     "seccomp": hosts.NO_SECCOMP,
     "capabilities and seccomp": hosts.NO_SECCOMP,
@@ -24,6 +25,7 @@ _BY_PART = {
     "control group": hosts.SHORTAGE,
 }
 _ENGINES = {"/run/.containerenv": hosts.PODMAN, "/.dockerenv": hosts.DOCKER}
+_NEEDED_BY_BOTH = ("Landlock", "seccomp", "uid", "capabilities")  # levels: the lesser one is no way out
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
 _CAP_SYS_ADMIN = 1 << 21
 _OR_LESS = (
@@ -61,8 +63,8 @@ def remedy_for(part: str, number: int) -> str:
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
     if hosts.NO_PYTHON not in causes and hosts.SHORTAGE not in causes:
-        steps += [*([] if part in ("Landlock", "seccomp", "uid") else [_OR_LESS]), _OR_REMOTE]
-    return f"{'. '.join(steps)}. See {' and '.join(cause.row for cause in causes)}."
+        steps += [*([] if part in _NEEDED_BY_BOTH else [_OR_LESS]), _OR_REMOTE]
+    return f"{'. '.join(steps)}. See {', '.join(cause.row for cause in causes)}."
 
 
 def elsewhere(platform: str) -> str:
@@ -78,17 +80,15 @@ def _causes(part: str, number: int) -> list[Host]:
         return [hosts.MASKED_PROC, *_engine()]
     if part in _BY_PART:
         return [_BY_PART[part]]
-    return _switched_off() or _short(number) or _contained() or [hosts.OTHER]
+    switched = _switched_off()
+    if number in _SHORTAGES and not switched:
+        return [hosts.SHORTAGE]
+    return [*switched, *_contained()] or [hosts.OTHER]
 
 
 def _switched_off() -> list[Host]:
-    """Two of the switches hold those back who have no power yet."""
-    switches = [*_SWITCHES.items()][: 1 if _may_administer() else None]
-    return [host for path, (off, host) in switches if _read(path).strip() == off]
-
-
-def _short(number: int) -> list[Host]:
-    return [hosts.SHORTAGE] if number in _SHORTAGES else []
+    """Root is held back as well: its sessions' namespaces are made by users without power."""
+    return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
 
 def _contained() -> list[Host]:

@@ -38,6 +38,9 @@ def check(plan: Plan) -> None:
     with part("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root")
+    with part("capabilities"):
+        if not _may(plan.first_uid, "/", os.F_OK):
+            raise PermissionError(errno.EPERM, "this root may not become another user: CAP_SETUID and CAP_SETGID are missing")
     with part("Landlock"):
         if syscalls.landlock_version() < _FIRST_WITH_TRUNCATE and not plan.first_uid:
             raise OSError(errno.ENOSYS, "its version 3 (Linux 6.2) is needed where sessions have no user of their own")

@@ -220,8 +220,9 @@ def _as_root(plan: Plan, code: str) -> str:
         sys.exit(1)
     for descriptor in (*told, mapped[0]):
         os.close(descriptor)
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
+    with part("user namespace"):  # AppArmor lets one be made, and nothing be done in it
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
     syscalls.die_with_parent()
     with part("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)
@@ -255,7 +256,7 @@ def _as_user(plan: Plan, code: str) -> str:
     with part("uid"):
         if real_root:
             raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root on the host")
-    with part("user namespace"):  # AppArmor lets one be made, and nothing be done in it
+    with part("user namespace"):
         confine.map_ids(0, uid, gid)
     with part("mount and pid namespaces"):
         syscalls.unshare(Namespace.MOUNT | Namespace.PID)
