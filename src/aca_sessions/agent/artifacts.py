@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..errors import InvalidArgumentError, StorageError
 from . import values
 from .storage import Storage, checked_name
+from .tools.tool import ToolFailedError
 
 _ATTEMPTS = 5
 Described = list[dict[str, Any]]
@@ -125,12 +126,14 @@ def _encode(data: Any) -> tuple[Form, bytes]:
         return "table", bytes(data)
     if isinstance(data, bytes | bytearray | memoryview):
         return "bytes", bytes(data)
-    if values.is_table(data):
-        return "table", bytes(values.kept_table(data))
     try:
+        if values.is_table(data):
+            return "table", bytes(values.kept_table(data))
         return "json", json.dumps(data, default=_refuse, indent=1).encode()
     except InvalidArgumentError:
         raise
+    except ToolFailedError as error:
+        raise InvalidArgumentError(str(error)) from None
     except (RecursionError, ValueError):
         raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from None
 
