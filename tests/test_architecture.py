@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "policies": {"settings", "sandbox", "sandbox.policy", "errors"},
     "connect": {"settings", "policies", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
-    "agent": {"agent", "connect", "client", "models", "errors"},  # connect: the pool that it opens where it is given none
+    "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens where it is given none
     "compat": {"compat", "surfaces", "agent", "connect", "client", "models", "errors", ""},
 }
 for _row in ("", "surfaces"):

@@ -2,73 +2,19 @@
 
 import asyncio
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from aca_sessions import FileStorage, RedisStorage
+from aca_sessions import FileStorage
 from aca_sessions.agent.artifacts import Artifacts
 from aca_sessions.agent.deps import Deps
-from aca_sessions.agent.memory_storage import MemoryStorage
 from aca_sessions.agent.skills import Skills
 from aca_sessions.agent.storage import Storage
 from aca_sessions.errors import ACASessionsError, InvalidArgumentError, StorageError
 
 HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", ".hidden", "a..b", "x" * 200, "a\n", " ", 5, None, "ä", "a."]
 DOUBLE = "def run(n):\n    return n * 2\n"
-
-
-class RedisServer:
-    """A Redis of the test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--appendonly", "yes", "--save", ""]
-        self._process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                time.sleep(0.02)
-        raise RuntimeError("redis-server did not start")
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not on PATH: apt install redis-server")
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["files", "memory", "redis"])
-async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
-    if request.param == "redis":
-        opened = RedisStorage(f"redis://127.0.0.1:{request.getfixturevalue('redis_server').port}", prefix=tmp_path.name)
-        yield opened
-        await opened.close()
-    else:
-        yield FileStorage(tmp_path / "kept") if request.param == "files" else MemoryStorage()
 
 
 async def test_a_record_is_there_until_it_is_deleted(storage: Storage) -> None:
@@ -236,45 +182,3 @@ async def test_a_file_in_the_place_of_the_folder_says_so(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         await FileStorage(tmp_path / "file").write("skills", "x", b"")
-
-
-@pytest.mark.slow
-async def test_a_writer_that_is_killed_leaves_nothing_half_written(tmp_path: Path) -> None:
-    code = (
-        "import asyncio, sys\nfrom aca_sessions import FileStorage\nfrom aca_sessions.agent.artifacts import Artifacts\nasync def main():\n"
-    )
-    code += "    artifacts = Artifacts(FileStorage(sys.argv[1]))\n    print('go', flush=True)\n    number = 0\n    while True:\n"
-    code += "        await artifacts.save('one', str(number % 10) * 300_000)\n        number += 1\nasyncio.run(main())"
-    for _ in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        reader = Artifacts(FileStorage(tmp_path))
-        while not await reader.list():
-            await asyncio.sleep(0)
-        for _ in range(20):
-            assert len(set(await reader.load("one"))) == 1
-        writer.kill()
-        writer.wait()
-        writer.stdout.close()
-        assert len(await reader.load("one")) == 300_000
-
-
-@pytest.mark.slow
-async def test_redis_may_restart_in_between(redis_server: RedisServer) -> None:
-    storage = RedisStorage(f"redis://127.0.0.1:{redis_server.port}", prefix="restart")
-    await storage.write("skills", "one", b"kept")
-    redis_server.stop()
-    reading = asyncio.create_task(storage.read("skills", "one"))
-    await asyncio.sleep(0)
-    await asyncio.to_thread(redis_server.start)
-    assert await reading == b"kept"
-    await storage.close()
-
-
-@pytest.mark.slow
-async def test_a_redis_that_is_not_there_says_so() -> None:
-    storage = RedisStorage("redis://127.0.0.1:1")
-    with pytest.raises(StorageError, match="look whether the server runs"):
-        await storage.read("skills", "one")
-    await storage.close()

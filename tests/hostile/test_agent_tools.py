@@ -121,3 +121,21 @@ async def test_a_call_that_is_none_is_answered_with_an_error(pool: SessionPool, 
     async with AgentSession(pool) as agent:
         assert '"error"' in str((await agent.run(f"{BY_HAND}\nlink.ask(execution, 'call', {text!r})")).text)
         assert (await agent.run("6 * 7")).value == 42
+
+
+@pytest.mark.parametrize("kind", ["bytes", "text", "table"])
+async def test_nothing_that_a_session_sends_is_unpickled(pool: SessionPool, kind: str) -> None:
+    """What a session sends to its host is text, bytes, JSON or a table: nothing of it is unpickled, and parquet is not read on its way."""
+    taken = []
+    take = tool(name="take", effect="read")(lambda data: taken.append(data))
+    write = 'import os, pickle\nclass Evil:\n    def __reduce__(self): return (eval, (\'open("ran", "w").close()\',))\n'
+    file = ".call-" + "0" * 32
+    async with AgentSession(pool, tools=[take]) as agent:
+        for before in ("b''", "b'PAR1'"):
+            content = f"open('/mnt/data/{file}', 'wb').write({before} + pickle.dumps(Evil()))"
+            sent = {"name": "take", "arguments": {"data": {"$": kind, "file": file}}}
+            await agent.run(f"{BY_HAND}{write}{content}\nby_hand(name='tools.call', arguments={sent!r})")
+        assert (await agent.run("6 * 7")).value == 42
+    assert len(taken) == (1 if kind == "table" else 2)
+    assert all(isinstance(one, str | bytes) for one in taken)
+    assert not Path("ran").exists()

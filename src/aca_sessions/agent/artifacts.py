@@ -8,11 +8,14 @@ from typing import Any, Literal
 from ..errors import InvalidArgumentError, StorageError
 from . import values
 from .storage import Storage, checked_name
+from .tools.tool import ToolFailedError
 
 _ATTEMPTS = 5
 Described = list[dict[str, Any]]
 _MOST_DESCRIPTION = 64 << 10
 Form = Literal["text", "bytes", "json", "table"]
+_LOOSE: dict[str, Any] = {"description": "", "metadata": {}, "created_at": None, "content": None}
+_DESCRIBED = {*_LOOSE, "name", "form"}
 
 
 class Artifacts:
@@ -47,48 +50,90 @@ class Artifacts:
             before = await self._described(name)
             await self._storage.write("artifacts", name, text.encode())
         if before is not None:
-            await self._storage.delete("content", before["content"])
+            await self._delete_content(before)
         return self._told(described)
 
     async def load(self, name: str) -> Any:
-        """The data, as it was saved."""
+        """The data, as it was saved; a table as a DataFrame."""
+        form, content = await self._content(name)
+        return _decode(form, content)
+
+    async def load_into_session(self, name: str) -> Any:
+        """The same, but a table as its file has it: it is read there and not here."""
+        form, content = await self._content(name)
+        return values.Table(content) if form == "table" else _decode(form, content)
+
+    async def _content(self, name: str) -> tuple[Form, bytes]:
         for _ in range(_ATTEMPTS):
             described = await self._described(name)
             if described is None:
                 raise InvalidArgumentError(f"there is no artifact {checked_name(name)}: see artifacts.list()")
-            content = await self._storage.read("content", described["content"])
+            loose = described["content"] is None
+            content = await self._storage.read("artifacts", name) if loose else await self._storage.read("content", described["content"])
             if content is not None:  # else it was replaced in between
-                return _decode(described["form"], content)
+                return described["form"], content
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Deletes one; there need be none."""
-        async with self._storage.locked("artifacts"):
-            described = await self._described(name)
-            await self._storage.delete("artifacts", name)
+        """Deletes one; there need be none. Without a lock, which a full Redis does not give: to delete is what makes room there."""
+        described = await self._described(name)
+        await self._storage.delete("artifacts", name)
         if described is not None:
-            await self._storage.delete("content", described["content"])
+            await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
+        """What is known of one; of a file that a person put there, its name."""
         data = await self._storage.read("artifacts", name)
-        return None if data is None else dict(json.loads(data))
+        return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
+
+    async def _delete_content(self, described: dict[str, Any]) -> None:
+        if described["content"] is not None:
+            await self._storage.delete("content", described["content"])
 
     def _told(self, described: dict[str, Any]) -> dict[str, Any]:
-        told = {key: described[key] for key in ("name", "description", "metadata", "created_at")}
-        return told | {"path": self._storage.path("content", described["content"])}
+        content, told = described["content"], {key: described[key] for key in ("name", "description", "metadata", "created_at")}
+        return told | {"path": self._storage.path("artifacts", told["name"]) if content is None else self._storage.path("content", content)}
+
+
+def _description(data: bytes) -> dict[str, Any] | None:
+    """What a record says of an artifact, if it is one that was written here."""
+    try:
+        told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
+    except (ValueError, RecursionError):
+        return None
+    return told if isinstance(told, dict) and told.keys() == _DESCRIBED else None
+
+
+def _form(name: str, data: bytes) -> Form:
+    if name.endswith(".parquet"):
+        return "table"
+    try:
+        text = data.decode()
+        if name.endswith(".json"):
+            json.loads(text)
+            return "json"
+    except UnicodeDecodeError:
+        return "bytes"
+    except (ValueError, RecursionError):
+        pass
+    return "text"
 
 
 def _encode(data: Any) -> tuple[Form, bytes]:
     if isinstance(data, str):
         return "text", data.encode("utf-8", "backslashreplace")
+    if isinstance(data, values.Table):
+        return "table", bytes(data)
     if isinstance(data, bytes | bytearray | memoryview):
         return "bytes", bytes(data)
-    if values.is_table(data):
-        return "table", values.table_bytes(data)
     try:
+        if values.is_table(data):
+            return "table", bytes(values.kept_table(data))
         return "json", json.dumps(data, default=_refuse, indent=1).encode()
     except InvalidArgumentError:
         raise
+    except ToolFailedError as error:
+        raise InvalidArgumentError(str(error)) from None
     except (RecursionError, ValueError):
         raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from None
 

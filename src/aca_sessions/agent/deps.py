@@ -93,7 +93,10 @@ class Pending:
         self._wanted, self._unwanted = {}, {}
         kept = [one for package in unwanted for one in (await uninstall(session, package, configured=True))["failed"]]
         note = f"deps: {', '.join(kept)} could not be taken away\n" if kept else ""
-        told = await install(session, wanted)
+        try:
+            told = await install(session, wanted)
+        except NotSupportedError as error:
+            told = {"failed": wanted, "error": str(error)}
         return note if not told["failed"] else f"{note}deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
 
 

@@ -66,7 +66,7 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
     return {
         "artifacts.list": artifacts.list,
         "artifacts.save": save,
-        "artifacts.load": artifacts.load,
+        "artifacts.load": artifacts.load_into_session,
         "artifacts.delete": artifacts.delete,
     }
 

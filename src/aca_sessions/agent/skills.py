@@ -4,6 +4,7 @@ Their source is read with `ast` here and run only in sessions.
 """
 
 import ast
+import contextlib
 import json
 import keyword
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import InvalidArgumentError, NotSupportedError
+from ..errors import InvalidArgumentError, NotSupportedError, StorageError
 from .search import Embed, Index, MeaningIndex
 from .storage import Storage
 
@@ -84,14 +85,18 @@ class Skills:
         return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
-        """The source, to be run; that is counted."""
+        """The source, to be run; that is counted where the storage can be written."""
         skill = await self._read(name)
         if skill is None:
             raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
+        with contextlib.suppress(StorageError):
+            await self._count_use(name)
+        return skill.source
+
+    async def _count_use(self, name: str) -> None:
         async with self._storage.locked("uses"):
             used = {"uses": await self._uses(name) + 1, "last": time.time()}
             await self._storage.write("uses", name, json.dumps(used).encode())
-        return skill.source
 
     async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
         """Keeps a skill, once its examples were run; the one that it replaces stays among its earlier versions."""

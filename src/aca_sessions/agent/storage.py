@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from ..errors import InvalidArgumentError, StorageError
+from ..tasks import made_in_thread
 
 Kind = Literal["skills", "uses", "artifacts", "content", "deps"]
 Result = TypeVar("Result")
@@ -94,7 +95,7 @@ class FileStorage:
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
         """Holds a lock on a file; it goes with the process that holds it."""
         deadline = time.monotonic() + _LOCK_SECONDS
-        while (lock := await _in_thread("locked", lambda: self._lock(kind))) is None:
+        while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
             if time.monotonic() > deadline:
                 raise StorageError(f"{kind} of the storage are locked by another process for {_LOCK_SECONDS:g} s: end that process")
             await asyncio.sleep(0.01)
@@ -179,8 +180,20 @@ def _try_to_lock(descriptor: int) -> bool:
     return True
 
 
+async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
+    """A lock that a thread takes for a caller who is cancelled is let go of."""
+    try:
+        return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
+    except OSError as error:
+        raise _storage_error("locked", error) from None
+
+
 async def _in_thread(done: str, act: Callable[[], Result]) -> Result:
     try:
         return await asyncio.to_thread(act)
     except OSError as error:
-        raise StorageError(f"the storage cannot be {done}: {error.strerror}; look at its folder's owner, mode and free space") from None
+        raise _storage_error(done, error) from None
+
+
+def _storage_error(done: str, error: OSError) -> StorageError:
+    return StorageError(f"the storage cannot be {done}: {error.strerror}; look at its folder's owner, mode and free space")

@@ -8,14 +8,22 @@ import re
 import sys
 import uuid
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
+from ..errors import ConfigurationError, StorageError
 from .tools.tool import ToolFailedError
 
 MOST_ATTACHED = 64 << 20
 _LONG = 64 << 10
 _MOST_TEXT = 8 << 20
+_PARQUET = b"PAR1"
+_SAFE_PYARROW = (14, 0, 1)
 _FILE = re.compile(r"\.call-[0-9a-f]{32}")
+
+
+class Table(bytes):
+    """A DataFrame as its file has it, parquet or JSON, which nobody has read yet."""
 
 
 def encode(value: object) -> tuple[str, dict[str, bytes]]:
@@ -58,14 +66,31 @@ def decode(value: object, files: Mapping[str, bytes]) -> Any:
 
 
 def table(data: bytes) -> Any:
-    """A DataFrame of what `table_bytes` made of one; read by a parser of JSON, whoever wrote it."""
-    pandas = importlib.import_module("pandas")
-    return pandas.read_json(io.BytesIO(data), orient="table")
+    """A DataFrame of its file. Both forms are data alone, whoever wrote them; ConfigurationError where no library here reads parquet."""
+    pandas, parquet = importlib.import_module("pandas"), data.startswith(_PARQUET)
+    if parquet:
+        _check_parquet_library()
+    try:
+        return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
+    except ImportError:
+        raise ConfigurationError("this table is parquet: pip install fastparquet, or load it in a session") from None
+    except Exception as error:  # of whichever library; a session may have written anything
+        raise StorageError(f"this table cannot be read ({type(error).__name__}): save it again") from None
 
 
 def table_bytes(frame: Any) -> bytes:
     """A DataFrame as JSON with its types."""
+    if not all(isinstance(name, str) for name in frame.columns):
+        raise ToolFailedError("a DataFrame goes with columns that are named by text: frame.columns = frame.columns.map(str)")
     return str(frame.to_json(orient="table")).encode()
+
+
+def kept_table(frame: Any) -> Table:
+    """A DataFrame to be kept: as parquet where a library for it is here and takes the frame, else as JSON."""
+    try:
+        return Table(frame.to_parquet())
+    except (ImportError, ValueError, TypeError, NotImplementedError):
+        return Table(table_bytes(frame))
 
 
 def is_table(value: object) -> bool:
@@ -75,8 +100,8 @@ def is_table(value: object) -> bool:
 
 
 def _content(kind: str, data: bytes) -> Any:
-    if kind == "table":
-        return table(data)
+    if kind == "table":  # parquet is read where somebody asks for it by name, and never on its way
+        return Table(data) if data.startswith(_PARQUET) else table(data)
     return data if kind == "bytes" else data.decode("utf-8", "replace")
 
 
@@ -88,6 +113,8 @@ def _packed(value: Any, files: dict[str, bytes]) -> Any:
             return value
         case None | bool() | int() | float() | str():
             return value
+        case Table():
+            return {"$": "table", "file": _attached(bytes(value), files)}
         case bytes() | bytearray() | memoryview():
             return {"$": "bytes", "file": _attached(bytes(value), files)}
         case list() | tuple():
@@ -110,6 +137,16 @@ def _attached(data: bytes, files: dict[str, bytes]) -> str:
     name = f".call-{uuid.uuid4().hex}"
     files[name] = data
     return name
+
+
+def _check_parquet_library() -> None:
+    """Before 14.0.1 pyarrow unpickled what a file could name (CVE-2023-47248)."""
+    try:
+        version = tuple(int(part) for part in metadata.version("pyarrow").split(".")[:3])
+    except (metadata.PackageNotFoundError, ValueError):
+        return
+    if version < _SAFE_PYARROW:
+        raise ConfigurationError("this pyarrow runs code that a parquet file names: pip install 'pyarrow>=14.0.1'")
 
 
 def _refuse(value: object) -> object:

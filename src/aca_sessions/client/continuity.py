@@ -93,24 +93,6 @@ class Continuity:
         if state.kind == "lost":
             self._life(session_id).untold = state
 
-    def seen(self, session_id: str, guid: str) -> None:
-        """An answer of a session's named its life."""
-        life = self._life(session_id)
-        life.replaced = life.replaced or life.guid not in (None, guid)
-        life.guid = guid
-
-    def is_replaced(self, session_id: str) -> bool:
-        """Whether answers came from another life than before, and nobody looked into it."""
-        return self._life(session_id).replaced
-
-    def tell_replaced(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
-        """The result, with the loss that another life is where guids can be relied on; once."""
-        life = self._life(session_id)
-        if not life.replaced or result.state.kind == "unknown":
-            return result
-        life.replaced = False
-        return with_earlier_loss(result, State("lost", "expired"))
-
     def tell(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
         """The result, with a loss that the user has not heard of."""
         life = self._lives.get(session_id)

@@ -16,7 +16,7 @@ from typing import Any
 
 from . import batches
 from .awaiting import AWAITED, NAMES, Awaiting, call_outside
-from .calls import ToolError, call
+from .calls import Table, ToolError, call
 
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 _awaiting = Awaiting()
@@ -268,7 +268,15 @@ def _content(data: Any) -> Any:
         drawn = io.BytesIO()
         data.savefig(drawn, format="png")
         return drawn.getvalue()
-    return data
+    return _table(data) if type(data).__name__ == "DataFrame" else data
+
+
+def _table(frame: Any) -> Any:
+    """As parquet, where the session has a library for it that takes the frame; else it goes as JSON."""
+    try:
+        return Table(frame.to_parquet())
+    except (AttributeError, ImportError, ValueError, TypeError, NotImplementedError):
+        return frame
 
 
 class Deps(_Namespace):

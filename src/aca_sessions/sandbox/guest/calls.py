@@ -26,6 +26,10 @@ _FILE = re.compile(r"\.call-[0-9a-f]{32}")
 _slots = threading.BoundedSemaphore(_AT_A_TIME)
 
 
+class Table(bytes):
+    """A DataFrame as parquet."""
+
+
 class ToolError(RuntimeError):
     """A call outside failed, with the message of what was called; `name` is the name of its exception."""
 
@@ -76,6 +80,8 @@ def _packed(value: Any) -> Any:
         return {"$": "text", "file": _written(value.encode("utf-8", "backslashreplace"))}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Table):
+        return {"$": "table", "file": _written(bytes(value))}
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"$": "bytes", "file": _written(bytes(value))}
     if isinstance(value, (list, tuple)):
@@ -93,6 +99,8 @@ def _packed_of_a_library(value: Any) -> Any:
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _packed(value.tolist())
     if pandas is not None and isinstance(value, pandas.DataFrame):
+        if not all(isinstance(name, str) for name in value.columns):
+            raise TypeError("a DataFrame goes with columns that are named by text: frame.columns = frame.columns.map(str)")
         return {"$": "table", "file": _written(value.to_json(orient="table").encode())}
     raise TypeError(f"a {type(value).__name__} cannot be sent: numbers, texts, bytes, lists, dicts by text, and DataFrames can")
 
@@ -123,5 +131,12 @@ def _read(kind: str, name: str) -> Any:
         data = file.read()
     os.unlink(path)
     if kind == "table":
-        return importlib.import_module("pandas").read_json(io.BytesIO(data), orient="table")
+        return _table(data)
     return data if kind == "bytes" else data.decode()
+
+
+def _table(data: bytes) -> Any:
+    pandas = importlib.import_module("pandas")
+    if data.startswith(b"PAR1"):
+        return pandas.read_parquet(io.BytesIO(data))
+    return pandas.read_json(io.BytesIO(data), orient="table")
