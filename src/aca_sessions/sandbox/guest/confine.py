@@ -38,8 +38,6 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
             _raise_loopback()
     with part("session mounts"):
         _mount_session(spawn)
-    with part("host name"):
-        syscalls.set_host_name(b"session")
     with part("session user namespace"):
         _become_guest(uid)
 

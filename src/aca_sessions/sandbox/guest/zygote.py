@@ -187,6 +187,9 @@ def _settle(plan: Plan, code: str) -> int:
     base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
     with part("root folder"):
         namespace = root.enter(base)
+    with part("host name"):  # here, so that who may not is told at once; each session has a copy of it
+        syscalls.unshare(Namespace.UTS)
+        syscalls.set_host_name(b"session")
     os.set_inheritable(namespace, True)
     return namespace
 
