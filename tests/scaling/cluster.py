@@ -132,8 +132,8 @@ class Cluster:
         with httpx.Client(base_url=self.endpoint) as client:
             for name in names:
                 client.get(f"/session?api-version=2025-10-02-preview&identifier={name}")
-        lines = log.read_text().splitlines()[before:]
-        assert len(lines) == len(names)
+        while len(lines := log.read_text().splitlines()[before:]) < len(names):
+            time.sleep(0.02)  # the line comes after the answer
         return [int(re.search(r" 127\.0\.0\.1:(\d+) ", line)[1]) for line in lines]
 
     def of(self, member: Member, count: int, prefix: str = "mine") -> list[str]:
