@@ -9,7 +9,6 @@ from semantic_kernel.functions import kernel_function
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
 from aca_sessions.agent.approval import Call
-from aca_sessions.agent.search import Index
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError
 from aca_sessions.surfaces.semantic_kernel import tools_of
 
@@ -17,13 +16,6 @@ from ..surfaces.test_cli import Server
 from ..wheels import make_wheel
 
 DOUBLE = 'def run(n):\n    """Doubles a number.\n\n    >>> run(21)\n    {said}\n    """\n    return n * 2\n'
-LABELLED = {
-    "fetch_json": ("Fetch and parse JSON from a URL", ["download a web resource as json", "parse JSON of an address"]),
-    "plot_series": ("Draw a line chart of a time series", ["plotting a chart", "draw series over time"]),
-    "send_invoice": ("Email an invoice to a customer", ["mail the customer an invoice", "sending invoices"]),
-    "count_words": ("Count how often each word occurs in a text", ["word frequency count", "counting words"]),
-    "resizeImage": ("Scale a picture to a width and height", ["resize images", "scale a picture"]),
-}
 
 
 @pytest.mark.slow
@@ -162,18 +154,3 @@ async def test_functions_of_a_kernel_plugin_are_tools(pool: SessionPool) -> None
     async with AgentSession(pool, tools=tools_of(plugin, kernel, effect="read")) as agent:
         assert (await agent.run("tools.numbers.add(40, other=2)")).value == 42
         assert "numbers.add needs one" in str((await agent.run("tools.numbers.add(other=2)")).error)
-
-
-@pytest.mark.parametrize(("name", "query"), [(name, query) for name, (_, queries) in LABELLED.items() for query in queries])
-def test_search_finds_what_was_meant(name: str, query: str) -> None:
-    assert Index({name: text for name, (text, _) in LABELLED.items()}).best(query, 1) == [name]
-
-
-async def test_search_by_meaning_takes_any_function(pool: SessionPool) -> None:
-    async def embed(texts: Sequence[str]) -> list[list[float]]:
-        return [[float("cat" in text or "kitten" in text), float("car" in text)] for text in texts]
-
-    async with AgentSession(pool, embed=embed) as agent:
-        await agent.add_skill("feed_cat", "def run(): pass", "Feeds")
-        await agent.add_skill("drive_car", "def run(): pass", "Drives")
-        assert [one["name"] for one in await agent.search_skills("kitten", limit=1)] == ["feed_cat"]

@@ -22,7 +22,7 @@ def _tools(toolbox: ToolBox) -> dict[str, Answer]:
         return toolbox.list()
 
     async def searched(query: str, limit: int) -> object:
-        return toolbox.search(_text(query), _count(limit))
+        return await toolbox.search(_text(query), _count(limit))
 
     async def described(name: str) -> object:
         return toolbox.describe(_text(name))

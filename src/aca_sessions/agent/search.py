@@ -1,14 +1,24 @@
-"""Search by words: BM25 over names and descriptions, in pure Python. No model, no network."""
+"""Search by words, BM25 over names and descriptions without a model or network, or by meaning where a caller gives vectors.
+
+BM25 is twenty lines over lists of the texts that have a word: a library would be a dependency for these.
+"""
 
 import heapq
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 _SATURATION, _LENGTH_WEIGHT = 1.2, 0.75
 _NAME_WEIGHT = 3
+_AT_ONCE = 256  # texts in one call: services take no more than some thousands
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "s", "e", "y")
 _SHORTEST_STEM = 3
@@ -48,19 +58,70 @@ class MeaningIndex:
     """The same by meaning: texts and queries become vectors by a function that the caller gives."""
 
     def __init__(self, embed: Embed) -> None:
-        """Knows no text yet; what a text became is kept."""
+        """Knows no text yet; what a text became is kept while it is searched."""
         self._embed = embed
-        self._known: dict[str, Sequence[float]] = {}
+        self._known: dict[str, np.ndarray] = {}
+        self._texts: list[str] = []
+        self._rows: np.ndarray | None = None
 
     async def best(self, texts: Mapping[str, str], query: str, limit: int) -> list[str]:
         """The names of the texts that are nearest to the query, the best first."""
         wanted = [f"{name}: {text}" for name, text in texts.items()]
-        new = [text for text in wanted if text not in self._known]
-        if new:
-            self._known.update(zip(new, await self._embed(new), strict=True))
-        (asked,) = await self._embed([query])
-        near = {name: _cosine(asked, self._known[text]) for name, text in zip(texts, wanted, strict=True)}
-        return sorted(near, key=lambda name: -near[name])[: max(limit, 0)]
+        if not wanted:
+            return []
+        rows = self._rows if wanted == self._texts and self._rows is not None else await self._learn(wanted)
+        near = rows @ (await self._vectors([query]))[0]
+        names = list(texts)
+        return [names[place] for place in (-near).argsort(kind="stable")[: max(limit, 0)]]
+
+    async def _learn(self, wanted: list[str]) -> "np.ndarray":
+        import numpy as np
+
+        known = self._known  # this one: another search may put another in its place
+        new = [text for text in dict.fromkeys(wanted) if text not in known]
+        for place in range(0, len(new), _AT_ONCE):
+            some = new[place : place + _AT_ONCE]
+            known = known | dict(zip(some, await self._vectors(some), strict=True))
+        self._known = {text: known[text] for text in wanted}
+        self._texts, self._rows = wanted, np.stack([known[text] for text in wanted])
+        return self._rows
+
+    async def _vectors(self, texts: list[str]) -> "np.ndarray":
+        """Of length one, so that their product is how near they are."""
+        import numpy as np  # semantic-kernel brings it; who searches by words does not wait for it
+
+        answered = await self._embed(texts)
+        try:
+            made = np.asarray(answered, dtype=float)
+        except (ValueError, TypeError):
+            made = np.empty(0)
+        if made.ndim != 2 or len(made) != len(texts):
+            raise ConfigurationError("embed answers one vector for each text, all of one length")
+        lengths = np.linalg.norm(made, axis=1, keepdims=True)
+        directions: np.ndarray = np.divide(made, lengths, out=np.zeros_like(made), where=lengths > 0)
+        return directions
+
+
+class Search:
+    """Texts by name that may change: by meaning where the caller gives a function that makes vectors, else by their words."""
+
+    def __init__(self, embed: Embed | None = None) -> None:
+        """Has no text yet."""
+        self._texts: dict[str, str] = {}
+        self._words = Index({})
+        self._meaning = MeaningIndex(embed) if embed else None
+
+    def over(self, texts: Mapping[str, str]) -> None:
+        """From here on these are searched."""
+        self._texts = dict(texts)
+        if self._meaning is None:
+            self._words = Index(texts)
+
+    async def best(self, query: str, limit: int) -> list[str]:
+        """The names of the texts that fit, the best first."""
+        if self._meaning is None:
+            return self._words.best(query, limit)
+        return await self._meaning.best(self._texts, query, limit)
 
 
 def words(text: str) -> list[str]:
@@ -74,8 +135,3 @@ def _stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) >= _SHORTEST_STEM:
             return word[: -len(ending)]
     return word
-
-
-def _cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    length = math.sqrt(sum(x * x for x in one)) * math.sqrt(sum(x * x for x in other))
-    return sum(x * y for x, y in zip(one, other, strict=True)) / length if length else 0.0

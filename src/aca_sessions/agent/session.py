@@ -48,6 +48,7 @@ class AgentSession(Kept):
         self._pool = pool
         self._given = list(tools)
         self._approval = Approval(approve)
+        self._embed = embed
         self._sync = sync_deps_on_start
         self._storage: Storage = MemoryStorage() if storage is None else storage
         self._skills = Skills(self._storage, lambda name, source: self._live.attempt(name, source), embed)
@@ -84,7 +85,7 @@ class AgentSession(Kept):
         if self._given and "host_tools" not in live.capabilities:
             said = "this endpoint has no live executions, so cells cannot call tools: use the embedded default or aca-sessions serve"
             raise NotSupportedError(f"{said}, or give no tools")
-        self._toolbox = ToolBox(await _opened(self._given, stack), self._approval)
+        self._toolbox = ToolBox(await _opened(self._given, stack), self._approval, self._embed)
         live.answer_with(table(self._toolbox, self._skills, self._artifacts, self._deps, live))
         return live
 
@@ -120,7 +121,7 @@ class AgentSession(Kept):
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
         """The tools that fit a description best."""
-        return self._toolbox.search(query, limit)
+        return await self._toolbox.search(query, limit)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import InvalidArgumentError, NotSupportedError, StorageError
-from .search import Embed, Index, MeaningIndex
+from .search import Embed, Search
 from .storage import Storage
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -61,10 +61,9 @@ class Skills:
         """Reads nothing yet."""
         self._storage = storage
         self._attempt = attempt
-        self._meaning = MeaningIndex(embed) if embed else None
         self._stamp: str | None = None
         self._all: dict[str, Skill] = {}
-        self._index = Index({})
+        self._search = Search(embed)
 
     async def list(self) -> Described:
         """All, without their sources."""
@@ -73,10 +72,7 @@ class Skills:
     async def search(self, query: str, limit: int = 5) -> Described:
         """Those that fit a description, the best first."""
         skills = await self._read_all()
-        if self._meaning is not None:
-            names = await self._meaning.best({name: skill.description for name, skill in skills.items()}, query, limit)
-        else:
-            names = self._index.best(query, limit)
+        names = [name for name in await self._search.best(query, limit) if name in skills]
         return [skills[name].told(await self._uses(name)) for name in names]
 
     async def get(self, name: str) -> dict[str, Any] | None:
@@ -138,7 +134,7 @@ class Skills:
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
             self._all = {skill.name: skill for skill in found if skill is not None}
-            self._index = Index({skill.name: skill.description for skill in self._all.values()})
+            self._search.over({skill.name: skill.description for skill in self._all.values()})
             self._stamp = stamp
         return self._all
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from . import values
 from .approval import Approval, CallRecord, Decision, digest, why_refused
-from .search import Index
+from .search import Embed, Search
 from .tools.tool import Tool, ToolFailedError
 
 Described = list[dict[str, Any]]
@@ -18,7 +18,7 @@ Described = list[dict[str, Any]]
 class ToolBox:
     """What code in a session may call, and nothing else of the host's."""
 
-    def __init__(self, tools: Sequence[Tool], approval: Approval) -> None:
+    def __init__(self, tools: Sequence[Tool], approval: Approval, embed: Embed | None = None) -> None:
         """ConfigurationError where two have one name."""
         self._tools: dict[str, Tool] = {}
         for tool in tools:
@@ -26,7 +26,8 @@ class ToolBox:
                 raise ConfigurationError(f"there are two tools named {tool.name}: rename one, as in @tool(name='...')")
             self._tools[tool.name] = tool
         self._approval = approval
-        self._index = Index({tool.name: f"{tool.description} {' '.join(tool.tags)}" for tool in tools})
+        self._search = Search(embed)
+        self._search.over({tool.name: f"{tool.description} {' '.join(tool.tags)}" for tool in tools})
 
     def __len__(self) -> int:
         return len(self._tools)
@@ -35,9 +36,9 @@ class ToolBox:
         """Each with name, description, tags, effect and signature."""
         return [_told(tool) for tool in self._tools.values()]
 
-    def search(self, query: str, limit: int) -> Described:
+    async def search(self, query: str, limit: int) -> Described:
         """Those that fit a description, the best first."""
-        return [_told(self._tools[name]) for name in self._index.best(query, limit)]
+        return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
         """One with its parameters, and what hangs on its name."""

@@ -1,0 +1,87 @@
+"""How well tools and skills are found: a small labelled set, by words; and by meaning, where a caller gives vectors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
+
+from aca_sessions import AgentSession, SessionPool, tool
+from aca_sessions.agent.search import Index, MeaningIndex
+from aca_sessions.errors import ConfigurationError
+from aca_sessions.surfaces.semantic_kernel import embed_by
+
+LABELLED = {
+    "fetch_json": ("Fetch and parse JSON from a URL", ["download a web resource as json", "parse JSON of an address", "GET an API"]),
+    "plot_series": ("Draw a line chart of a time series", ["plotting a chart", "draw series over time", "graph the trend"]),
+    "send_invoice": ("Email an invoice to a customer", ["mail the customer an invoice", "sending invoices", "bill a client"]),
+    "count_words": ("Count how often each word occurs in a text", ["word frequency count", "counting words", "words in a document"]),
+    "resizeImage": ("Scale a picture to a width and height", ["resize images", "scale a picture", "make an image smaller"]),
+    "read_excel": ("Load a sheet of an Excel workbook as a table", ["open an xlsx sheet", "loading Excel tables", "read a workbook"]),
+    "merge_tables": ("Join two tables on a common column", ["merging tables", "join data on a column", "combine two tables"]),
+    "detect_outliers": ("Find values of a column that are far from the others", ["outlier detection", "values far from others"]),
+    "translate_text": ("Translate a text into another language", ["translation into German", "text in another language"]),
+    "summarise_report": ("Shorten a long report to its main points", ["summary of a report", "main points of a long text"]),
+    "convert_currency": ("Convert an amount between currencies at the rate of a day", ["currency conversion", "euro to dollar rate"]),
+    "parse_logs": ("Group the lines of a log file by level and count errors", ["errors in log files", "parsing a log"]),
+    "geocode": ("Coordinates of an address", ["latitude and longitude of an address", "coordinates for a street address"]),
+    "weather_forecast": ("The weather of the next days in a city", ["will it rain in the city", "forecast the weather"]),
+    "create_calendar_event": ("Add a meeting to the calendar", ["schedule a meeting", "new calendar event"]),
+    "train_classifier": ("Train a classifier on labelled rows and report its accuracy", ["training a model on labels", "classify rows"]),
+    "extract_pdf_text": ("The text of the pages of a PDF", ["text from a pdf", "extracting pages of PDFs"]),
+    "zip_files": ("Compress files into one archive", ["compressing files", "make a zip archive"]),
+    "query_database": ("Run a read-only SQL query against the sales database", ["sql query", "read sales from the database"]),
+    "hash_password": ("Hash a password with a salt", ["password hashing", "salted hash"]),
+}
+QUERIES = [(name, query) for name, (_, queries) in LABELLED.items() for query in queries]
+
+
+def recall(at: int) -> float:
+    index = Index({name: text for name, (text, _) in LABELLED.items()})
+    return sum(name in index.best(query, at) for name, query in QUERIES) / len(QUERIES)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_words_find_what_was_meant_but_where_a_query_shares_none(at: int) -> None:
+    assert recall(at) >= 43 / 47
+
+
+class Letters(EmbeddingGeneratorBase):
+    """A service of Semantic Kernel whose vectors say which animals and vehicles a text names."""
+
+    async def generate_embeddings(self, texts: list[str], settings: Any = None, **_: Any) -> np.ndarray:
+        return np.array([[float("cat" in text or "kitten" in text), float("car" in text)] for text in texts])
+
+
+async def test_by_meaning_tools_and_skills_are_found_the_same_way(pool: SessionPool) -> None:
+    tools = [tool(name=name)(lambda: None) for name in ("brush_cat", "wash_car")]
+    async with AgentSession(pool, tools=tools, embed=embed_by(Letters(ai_model_id="letters"))) as agent:
+        await agent.add_skill("feed_cat", "def run(): pass", "Feeds")
+        await agent.add_skill("drive_car", "def run(): pass", "Drives")
+        inside = "[one['name'] for one in (*tools.search('kitten', limit=1), *skills.search('kitten', limit=1))]"
+        assert (await agent.run(inside)).text == "['brush_cat', 'feed_cat']"
+        assert [one["name"] for one in await agent.search_tools("my car")] == ["wash_car", "brush_cat"]
+        assert [one["name"] for one in await agent.search_skills("my car")] == ["drive_car", "feed_cat"]
+
+
+async def test_each_text_becomes_a_vector_once_and_not_too_many_at_a_time() -> None:
+    asked = list[int]()
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        asked.append(len(texts))
+        return [[float(len(text)), 1.0] for text in texts]
+
+    index, texts = MeaningIndex(embed), {f"t{number}": "x" * number for number in range(600)}
+    await index.best(texts, "query", 3)
+    assert len(await index.best({**texts, "new": "y"}, "query", 3)) == 3
+    assert asked == [256, 256, 88, 1, 1, 1]
+
+
+@pytest.mark.parametrize("made", [[], [[1.0]], [[1.0], [1.0, 2.0]], [1.0, 2.0], [["a"], ["b"]]])
+async def test_vectors_that_are_none_are_refused(made: Any) -> None:
+    async def embed(texts: Sequence[str]) -> Any:
+        return made
+
+    with pytest.raises(ConfigurationError, match="one vector for each text"):
+        await MeaningIndex(embed).best({"one": "text", "other": "text"}, "query", 1)
