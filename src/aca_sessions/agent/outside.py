@@ -11,7 +11,7 @@ from typing import Any
 from ..client.session import Session
 from ..errors import ACASessionsError
 from . import values
-from .tools.tool import ToolFailedError
+from .tools.tool import ToolFailedError, message_of
 
 _MOST_ATTACHED_FILES = 100
 _logger = logging.getLogger("aca_sessions")
@@ -84,4 +84,4 @@ async def _sent(session: Session, value: object) -> str:
 
 def _failed(error: Exception) -> str:
     name = "ToolError" if isinstance(error, ToolFailedError) else type(error).__name__
-    return json.dumps({"error": {"name": name, "message": str(error)[:10_000] or name}})
+    return json.dumps({"error": {"name": name, "message": message_of(error)[:10_000]}})

@@ -10,7 +10,7 @@ from ..errors import ConfigurationError
 from . import values
 from .approval import Approval, CallRecord, Decision, digest, why_refused
 from .search import Embed, Search
-from .tools.tool import Tool, ToolFailedError
+from .tools.tool import Tool, ToolFailedError, message_of
 
 Described = list[dict[str, Any]]
 
@@ -67,7 +67,7 @@ class ToolBox:
         try:
             return {"value": await self._made(tool, arguments, decision)}
         except Exception as error:
-            return {"error": str(error)}
+            return {"error": message_of(error)}
 
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> Tool:
         tool = self._tools.get(name)
@@ -111,6 +111,13 @@ class ToolBox:
             if not limit.expired():
                 raise
             raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from None
+        except SystemExit:  # it would end this program
+            raise ToolFailedError(f"{tool.name} tried to end the program that it belongs to") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ToolFailedError(f"{tool.name} was cancelled by something of its own") from None
 
 
 def _told(tool: Tool) -> dict[str, Any]:

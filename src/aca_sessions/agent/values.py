@@ -17,6 +17,7 @@ from .tools.tool import ToolFailedError
 MOST_ATTACHED = 64 << 20
 _LONG = 64 << 10
 _MOST_TEXT = 8 << 20
+_TOO_LARGE = f"the value is larger than a call may answer: {_MOST_TEXT >> 20} MB of JSON, {MOST_ATTACHED >> 20} MB of bytes"
 _PARQUET = b"PAR1"
 _SAFE_PYARROW = (14, 0, 1)
 _FILE = re.compile(r"\.call-[0-9a-f]{32}")
@@ -34,8 +35,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
     except RecursionError:
         raise ToolFailedError("the value is nested too deeply, or holds itself") from None
     if len(text) + sum(map(len, files.values())) > MOST_ATTACHED or len(text) > _MOST_TEXT:
-        most = f"{_MOST_TEXT >> 20} MB of JSON, {MOST_ATTACHED >> 20} MB of bytes"
-        raise ToolFailedError(f"the value is larger than a call may answer: {most}")
+        raise ToolFailedError(_TOO_LARGE)
     return text, files
 
 
@@ -117,6 +117,8 @@ def _packed(value: Any, files: dict[str, bytes]) -> Any:
             return {"$": "table", "file": _attached(bytes(value), files)}
         case bytes() | bytearray() | memoryview():
             return {"$": "bytes", "file": _attached(bytes(value), files)}
+        case list() | tuple() | Mapping() if len(value) > _MOST_TEXT // 2:  # as JSON an item has two characters: none is looked at
+            raise ToolFailedError(_TOO_LARGE)
         case list() | tuple():
             return [_packed(item, files) for item in value]
         case Mapping():

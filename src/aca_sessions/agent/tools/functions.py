@@ -43,8 +43,15 @@ async def _called(function: Callable[..., Any], arguments: Mapping[str, object])
     """A plain function may block: it has a thread."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
-    answer = await asyncio.to_thread(function, **arguments)
+    answer = await asyncio.to_thread(_run, function, arguments)
     return await answer if inspect.isawaitable(answer) else answer
+
+
+def _run(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
+    try:
+        return function(**arguments)
+    except StopIteration as error:  # no future takes it: whoever waits would wait for ever
+        raise RuntimeError("StopIteration") from error
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:

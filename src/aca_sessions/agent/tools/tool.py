@@ -109,6 +109,15 @@ class ToolFailedError(Exception):
     """A tool failed in a way that code in the session is to read: the text, and nothing else of it."""
 
 
+def message_of(error: Exception) -> str:
+    """What an exception says; its name where it says nothing, or fails to."""
+    name = type(error).__name__
+    try:
+        return str(error) or name
+    except Exception:
+        return name
+
+
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
     """TypeError where a value is not what a JSON schema says; what the schema does not say is let through."""
     if options := schema.get("anyOf"):

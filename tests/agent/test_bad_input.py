@@ -1,0 +1,134 @@
+"""Tools, skills and decisions that misbehave: the session goes on, and so does the program that gave them."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from aca_sessions import AgentSession, SessionPool, tool
+from aca_sessions.agent import live
+from aca_sessions.agent.approval import Call
+from aca_sessions.errors import InvalidArgumentError
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("nobody knows")
+
+
+def unspeakable() -> None:
+    raise Unspeakable
+
+
+async def cancelled() -> None:
+    raise asyncio.CancelledError
+
+
+async def group() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(asyncio.sleep(0))
+        raise LookupError("one of many")
+
+
+def generator() -> object:
+    return (number for number in range(3))
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda: sys.exit("bye"), "tried to end the program"),
+        (exit, "tried to end the program"),
+        (unspeakable, "Unspeakable"),
+        (cancelled, "was cancelled"),
+        (group, "unhandled errors in a TaskGroup"),
+        (generator, "a generator cannot be sent"),
+        (lambda: next(iter(())), "StopIteration"),
+        (lambda: 1 / 0, "division by zero"),
+        (lambda: "x" * 100_000_000, "larger than"),
+        (lambda: [0] * 20_000_000, "larger than"),
+        (lambda: float("nan"), None),
+    ],
+)
+@pytest.mark.slow
+async def test_whatever_a_tool_does_the_session_goes_on(pool: SessionPool, act: Callable[[], object], said: str | None) -> None:
+    async with AgentSession(pool, tools=[tool(name="bad", effect="read")(act if act is not exit else lambda: exit())]) as agent:
+        error = (await agent.run("x = 1\ntools.bad()")).error
+        assert (error is None) if said is None else (said in str(error))
+        assert (await agent.run("x")).value == 1
+        assert len(agent.calls) == 1
+
+
+@pytest.mark.parametrize("name", ["print", "open", "type", "import", "class", "None", "self", "tools", "mro", "items"])
+async def test_a_tool_named_as_something_of_pythons_shadows_nothing(pool: SessionPool, name: str) -> None:
+    async with AgentSession(pool, tools=[tool(name=name, effect="read")(lambda: "ours")]) as agent:
+        assert (await agent.run(f"getattr(tools, {name!r})()")).value == "ours"
+        assert (await agent.run("print is __builtins__.print if hasattr(__builtins__, 'print') else True")).value is True
+        assert (await agent.run("[one['name'] for one in tools.list()]")).text == repr([name])
+
+
+@pytest.mark.parametrize("name", ["print", "tools", "run", "mro", "items"])
+async def test_a_skill_may_have_a_name_of_pythons(pool: SessionPool, name: str) -> None:
+    async with AgentSession(pool) as agent:
+        await agent.add_skill(name, "def run(): return 'ours'")
+        assert (await agent.run(f"skills.{name}()")).value == "ours"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("while True: pass", "TimeoutError"),
+        ("import os; os._exit(1)", "InterpreterDied"),
+        ("import os; os.kill(os.getpid(), 9)", "InterpreterDied"),
+        ("raise SystemExit", "SystemExit"),
+        ("return tools.send()", "was not allowed"),
+        ("return skills.create('other', 'def run(): pass')", "there is no call named skills.create"),
+        ("return bytes(10 ** 10)", "MemoryError"),
+    ],
+)
+async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, monkeypatch: pytest.MonkeyPatch, body: str, said: str) -> None:
+    monkeypatch.setattr(live, "_TRIAL_SECONDS", 1.0)
+    send = tool(name="send", effect="irreversible")(lambda: "sent")
+    source = f'def run():\n    """Misbehaves.\n\n    >>> run()\n    """\n    {body}\n'
+    async with AgentSession(pool, tools=[send]) as agent:
+        await agent.run("x = 1")
+        with pytest.raises(InvalidArgumentError, match=said):
+            await agent.add_skill("bad", source)
+        assert said in str((await agent.run(f"skills.create('bad', {source!r})")).error)
+        assert ((await agent.run("x")).value, await agent.list_skills()) == (1, [])
+
+
+async def test_whoever_never_decides_is_not_waited_for_by_a_caller_who_leaves(pool: SessionPool) -> None:
+    asked, sent = asyncio.Event(), []
+
+    async def approve(calls: Sequence[Call]) -> bool:
+        asked.set()
+        await asyncio.Event().wait()
+        return True
+
+    async with AgentSession(pool, tools=[tool(name="send")(lambda: sent.append(1))], approve=approve) as agent:
+        running = asyncio.create_task(agent.run("x = 1\ntools.send()"))
+        await asked.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (await agent.run("x")).value == 1
+    assert sent == []
+
+
+async def test_a_call_that_was_cut_short_is_written_down(pool: SessionPool) -> None:
+    began = asyncio.Event()
+
+    @tool(effect="read")
+    async def hang() -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    async with AgentSession(pool, tools=[hang]) as agent:
+        running = asyncio.create_task(agent.run("tools.hang()"))
+        await began.wait()
+        running.cancel()
+        await asyncio.wait([running])
+        assert [(one.tool, one.error, one.digest) for one in agent.calls] == [("hang", "cancelled", None)]
