@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 COMPARABLE := $(VENV)/.bench
 
-.PHONY: install demo test test-containers check bench soak clean
+.PHONY: install demo test test-containers check bench soak picture clean
 
 install: $(INSTALLED)
 
@@ -62,6 +62,10 @@ bench: $(COMPARABLE)
 
 soak: $(INSTALLED)
 	$(RUN) benchmarks/soak.py
+
+# docs/playground.png, taken anew by its test.
+picture: $(INSTALLED)
+	PLAYGROUND_PICTURE=1 $(RUN) -m pytest tests/playground -k picture
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ class Hosting:
     allowed_hosts: frozenset[str] = frozenset()
     plain: bool = False  # what Azure has and no more: no extension is offered or answered
     shell: bool = False  # a pool of shells: executions are commands
+    page: bool = False  # the playground at the root
     lenient: bool = False  # requests that Azure refuses, as some of its clients send them
     audit: str | None = None  # the file of the audit log
     audit_code: bool = False  # cells are written there as they are

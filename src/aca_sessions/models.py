@@ -274,7 +274,10 @@ class SessionHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
-    """A session that a pool or a server keeps alive; `is_active` while somebody holds a lease on it."""
+    """A session that a pool or a server keeps alive; `is_active` while somebody holds a lease on it.
+
+    A server of ours says also how much memory it has, in bytes together with its branches, and which execution runs in it.
+    """
 
     session_id: str
     created: datetime
@@ -282,3 +285,5 @@ class SessionInfo:
     expires: datetime | None = None
     is_active: bool = False
     leased_since: datetime | None = None
+    memory: int | None = None
+    running: str | None = None

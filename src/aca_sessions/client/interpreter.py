@@ -231,7 +231,8 @@ class CodeInterpreter:
         return [*found.values()]
 
     async def _sessions_after(self, skip: int) -> dict[str, SessionInfo]:
-        response = await self._http.request("GET", flat.SESSIONS_PATH, query={"skip": str(skip)} if skip else None)
+        query, rich = {"skip": str(skip)} if skip else None, {extensions.RICH_REQUEST_HEADER: "1"}
+        response = await self._http.request("GET", flat.SESSIONS_PATH, query=query, headers=rich)
         return {info.session_id: info for info in decoded(response, flat.decode_sessions)}
 
     def expired(self, session_id: str) -> None:

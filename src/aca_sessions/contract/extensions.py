@@ -14,6 +14,7 @@ from ..models import (
     Package,
     RunningProcess,
     Scalar,
+    SessionInfo,
     State,
     StateKind,
     VariableChange,
@@ -100,6 +101,16 @@ def decode_installation(body: object) -> tuple[list[str], float]:
                 return requirements, timeout
     said = f"'requirements' is a list of texts, 'timeout' a number of seconds up to {MAX_INSTALL_SECONDS:g}"
     raise ProblemError(400, "SessionRequestValidationFailed", said)
+
+
+def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
+    """How a session that is listed fares; `idle` in seconds, since clocks differ."""
+    return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
+
+
+def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
+    """The session with all that the extra member adds."""
+    return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:

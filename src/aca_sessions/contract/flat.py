@@ -7,7 +7,7 @@ from typing import cast
 from urllib.parse import quote
 
 from ..models import CodeExecutionResult, RemoteFile, SessionInfo, State
-from .extensions import RICH_MEMBER, decode_rich, encode_rich
+from .extensions import RICH_MEMBER, decode_live, decode_rich, encode_rich
 from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall, ProblemError, Status
 from .values import (
     Body,
@@ -104,13 +104,14 @@ def decode_sessions(body: Body) -> list[SessionInfo]:
 
 def decode_session(body: Body) -> SessionInfo:
     """A session that the server keeps."""
-    expires = body.get("expireAt")
-    return SessionInfo(
+    expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
+    session = SessionInfo(
         session_id=str(body["identifier"]),
         created=decode_time(str(body["createdAt"])),
         last_used=decode_time(str(body["lastAccessedAt"])),
         expires=decode_time(str(expires)) if expires else None,
     )
+    return decode_live(cast(Body, live), session) if live else session
 
 
 def _decode_result(body: Body, status: Status) -> CodeExecutionResult:

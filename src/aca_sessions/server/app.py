@@ -19,6 +19,7 @@ from .live_routes import LiveRoutes
 from .mcp_route import McpRoute
 from .metrics_route import MetricsRoute
 from .package_routes import PackageRoutes
+from .page_routes import page_routes
 from .session_routes import SessionRoutes
 from .sessions import Sessions
 from .table import answering, problem_answer
@@ -37,10 +38,12 @@ class Service:
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
         rooms = (SessionRoutes, CellRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
         routes = [answering(route, self._headers, sessions.journal) for room in rooms for route in room(sessions, hosting).table()]
+        page = [answering(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
         problems: Any = {HTTPException: self._answer_http_problem}
-        app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)
+        app = Starlette(routes=[*page, *routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)
         guarded = hosting.api_key or hosting.allowed_hosts
-        guard = Guard(app, hosting, self._headers, sessions.journal)
+        open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})
+        guard = Guard(app, hosting, open_paths=open_paths, headers=self._headers, journal=sessions.journal)
         self._app: ASGIApp = guard if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

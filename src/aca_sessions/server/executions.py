@@ -89,6 +89,11 @@ class Executions:
         """How many run or wait."""
         return sum(not execution.done.is_set() for execution in self._known.values())
 
+    @property
+    def running(self) -> str | None:
+        """The id of the one whose turn it is."""
+        return next((execution.id for execution in self._known.values() if execution.status == "Running"), None)
+
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
         """Accepts a cell. A known id is answered with its cell: none runs twice."""
         if id not in self._known:

@@ -12,15 +12,14 @@ from ..hosting import Hosting
 from . import metrics_route
 from .journal import Journal
 
-_OPEN_PATHS = ("/health",)
-
 
 class Guard:
     """Lets requests through that know the key and name a host of ours: a page in a browser could be made to send others."""
 
-    def __init__(self, app: ASGIApp, hosting: Hosting, headers: dict[str, str], journal: Journal) -> None:
-        """An empty set of hosts allows all. Every answer has the given headers."""
+    def __init__(self, app: ASGIApp, hosting: Hosting, *, open_paths: frozenset[str], headers: dict[str, str], journal: Journal) -> None:
+        """What is at open paths holds no data and needs no key. An empty set of hosts allows all. Every answer has the given headers."""
         self._app = app
+        self._open_paths = open_paths
         self._headers = headers
         self._journal = journal
         self._key = (hosting.api_key or "").encode()
@@ -41,7 +40,7 @@ class Guard:
         headers = Headers(scope=scope)
         if self._allowed_hosts and _host_name(headers.get("host", "")) not in self._allowed_hosts:
             return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
-        if scope["path"] in _OPEN_PATHS or not self._key:
+        if scope["path"] in self._open_paths or not self._key:
             return None
         key, own = _key(scope["path"], headers).encode("utf-8", "replace"), self._keys_of_paths.get(scope["path"], self._key)
         if not (hmac.compare_digest(key, self._key) or hmac.compare_digest(key, own)):

@@ -1,11 +1,14 @@
 """Sessions over HTTP: ask for one, list, end; and what the server says of itself."""
 
+from datetime import UTC, datetime
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import extensions, flat, management
 from ..contract.records import ProblemError
 from ..hosting import Hosting
+from ..models import SessionInfo
 from .requests import addressed, check_has_sessions, skip_of, version_of
 from .sessions import Sessions
 from .table import Routes
@@ -56,7 +59,9 @@ class SessionRoutes:
     async def list_sessions(self, request: Request) -> Response:
         """The sessions of this server, a page at a time."""
         check_has_sessions(request)
-        return JSONResponse({"sessions": [flat.encode_session(info) for info in self._sessions.infos(skip_of(request))]})
+        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        told = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
+        return JSONResponse({"sessions": told})
 
     async def metadata(self, request: Request) -> Response:
         """What a session finds installed."""
@@ -90,3 +95,7 @@ class SessionRoutes:
     def _addressed(self, request: Request) -> str:
         check_has_sessions(request)
         return addressed(request, plain=self._hosting.plain)[1]
+
+
+def _live(info: SessionInfo) -> dict[str, object]:
+    return {extensions.RICH_MEMBER: extensions.encode_live(info, (datetime.now(UTC) - info.last_used).total_seconds())}

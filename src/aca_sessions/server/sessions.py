@@ -201,6 +201,8 @@ class Sessions:
             last_used=session.last_used,
             expires=session.last_used + self._cooldown if self._cooldown is not None else None,
             is_active=session.in_use,
+            memory=session.memory.used() if session.memory is not None else None,
+            running=session.executions.running,
         )
 
     def memory_used(self) -> int:

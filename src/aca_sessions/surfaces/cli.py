@@ -14,7 +14,7 @@ from typing import cast
 
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
-from . import environments, remote_files, remote_sessions
+from . import environments, playground, remote_files, remote_sessions
 from .mcp import command as mcp_command
 
 _FAILED, _UNUSABLE = 1, 2
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
-    for group in (remote_files, remote_sessions, environments, mcp_command):
+    for group in (playground, remote_files, remote_sessions, environments, mcp_command):
         group.add(commands)
     conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True)
@@ -150,6 +150,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does")
     serve.add_argument("--plain", action="store_true", help="what Azure has and no more: no extensions")
     serve.add_argument("--shell", action="store_true", help="a pool of shells: executions are commands, answered with their exit code")
+    serve.add_argument("--no-page", action="store_true", help="without the playground, which is at / else")
     serve.add_argument("--lenient", action="store_true", help="take requests that Azure refuses, as some of its clients send them")
     serve.set_defaults(act=_serve)
 

@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from ..settings import Settings
 from .certificate import certificate
 
 Drain = Callable[[float], Awaitable[None]]
+Welcome = Callable[[str, str | None], None]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
@@ -30,8 +32,8 @@ _logger = logging.getLogger("aca_sessions")
 GRACE_SECONDS = 5
 
 
-async def serve(options: argparse.Namespace) -> int:
-    """Serves until a signal ends it."""
+async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
+    """Serves until a signal ends it. Once it can be reached it says where, or has somebody else say it, who is given address and key."""
     key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
@@ -49,8 +51,10 @@ async def serve(options: argparse.Namespace) -> int:
                 ssl_certfile=cert,
                 ssl_keyfile=key_file,
             )
+            where = _endpoint(options, listener)
+            greet = partial(welcome, where, key) if welcome else partial(print, _greeting(options, where, key), flush=True)
             leaving = Leaving(service, options.drain_seconds) if options.drain_seconds else None
-            await Server(config, service.drain, _greeting(options, listener, key), leaving=leaving).serve(sockets=[listener])
+            await Server(config, service.drain, greet, leaving=leaving).serve(sockets=[listener])
     finally:
         _stop_listening(listener, options.socket)
     return 0
@@ -90,11 +94,11 @@ class Leaving:
 class Server(uvicorn.Server):
     """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, greeting: str, *, leaving: Leaving | None = None) -> None:
-        """Drains before it ends; greets on standard output."""
+    def __init__(self, config: uvicorn.Config, drain: Drain, greet: Callable[[], None], *, leaving: Leaving | None = None) -> None:
+        """Greets when it has started; drains before it ends."""
         super().__init__(config)
         self._drain = drain
-        self._greeting = greeting
+        self._greet = greet
         self._leaving = leaving
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -105,7 +109,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Announces the start."""
         await super().startup(sockets)
-        print(self._greeting, flush=True)
+        self._greet()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -154,6 +158,7 @@ def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
         plain=options.plain,
         shell=options.shell,
         lenient=options.lenient,
+        page=not (options.no_page or options.shell or options.socket),
         metrics=_metrics(options),
         metrics_key=options.metrics_key,
         **own,
@@ -168,15 +173,15 @@ def _metrics(options: argparse.Namespace) -> Callable[[], bytes] | None:
     return prometheus()
 
 
-def _greeting(options: argparse.Namespace, listener: socket.socket, key: str | None) -> str:
+def _endpoint(options: argparse.Namespace, listener: socket.socket) -> str:
     if options.socket:
-        return f"Endpoint: unix://{options.socket.absolute()}"
-    scheme = "https" if options.tls else "http"
-    return f"Endpoint: {scheme}://{address(listener)}\nApiKey: {_shown(options, key)}"
+        return f"unix://{options.socket.absolute()}"
+    return f"{'https' if options.tls else 'http'}://{address(listener)}"
 
 
-def _shown(options: argparse.Namespace, key: str | None) -> str:
-    return "(as given)" if options.api_key else key or "(none)"
+def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> str:
+    told = "(as given)" if options.api_key else key or "(none)"
+    return f"Endpoint: {endpoint}" + ("" if options.socket else f"\nApiKey: {told}")
 
 
 def address(listener: socket.socket) -> str:

@@ -5,6 +5,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 
 import uvicorn
@@ -41,7 +42,7 @@ async def serve_http(options: argparse.Namespace) -> int:
     try:
         async with _house(options) as house, _Connections(house) as connections:
             app = Guard(connections.app, api_key=key, allowed_hosts=allowed_hosts(options))
-            await Server(_config(app), connections.end, greeting).serve(sockets=[listener])
+            await Server(_config(app), connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
     finally:
         listener.close()
     return 0

@@ -1,0 +1,64 @@
+"""The playground: a page over the server's own HTTP API. It holds no data, so it needs no key; all that it asks for does."""
+
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from pathlib import PurePosixPath
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .table import Routes
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".py": "text/plain; charset=utf-8",
+}
+_CELLS = ("variables.py", "complete.py", "reset.py")
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self'",
+    "style-src": "'self'",
+    "connect-src": "'self'",
+    "img-src": "'self' data: blob:",
+    "frame-src": "'none'",
+    "frame-ancestors": "'none'",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "require-trusted-types-for": "'script'",  # no text becomes HTML by accident …
+    "trusted-types": "sandboxed-frame",  # … and in one place of the page on purpose
+}
+_HEADERS = {
+    "content-security-policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-dns-prefetch-control": "off",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+
+
+def page_routes() -> Routes:
+    """The page's files, each at a path of its own, and the cells that it sends to sessions as a client does."""
+    folder = files(__package__) / "playground"
+    parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _type(part.name)}
+    cells = files("aca_sessions.client.cells")  # as text: nothing of the client is imported here
+    parts |= {f"playground/cells/{name}": cells.joinpath(name).read_bytes() for name in _CELLS}
+    page = parts.pop("playground/page.html")
+    return [
+        ("", "GET", _answering(page, _TYPES[".html"])),
+        *((path, "GET", _answering(part, _type(path))) for path, part in parts.items()),
+    ]
+
+
+def _answering(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(_request: Request) -> Response:
+        return Response(content, media_type=kind, headers=_HEADERS)
+
+    return answer
+
+
+def _type(name: str) -> str:
+    """The media type of a part; none for what is no part of the page."""
+    return _TYPES.get(PurePosixPath(name).suffix, "")

@@ -1,0 +1,92 @@
+/** The server's HTTP API. The key is kept in this module's memory, and nowhere else. */
+
+const VERSION = "2025-10-02-preview";
+const HERE = new URL("./", location.href);
+let key = "";
+let offered = new Set();
+const lives = new Map(); // session → the mark of the life that was last seen of it
+
+/** An answer that is not a success, or none at all (status 0). */
+export class Problem extends Error {
+  constructor(status, code, message) {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** Takes a key, and says whether the server does. */
+export async function signIn(given) {
+  if (!/^[\x20-\x7e]*$/.test(given)) return false; // no header can hold it
+  key = given;
+  try {
+    await request("GET", "listSessions");
+    return true;
+  } catch (problem) {
+    key = "";
+    if (problem.status === 401) return false;
+    throw problem;
+  }
+}
+
+/** Forgets the key. */
+export function signOut() {
+  key = "";
+}
+
+/** Whether the server has something that goes beyond Azure's API, by name. */
+export const offers = (extension) => offered.has(extension);
+
+/** The answer to a request; a Problem for everything that is not a success. */
+export async function request(method, path, { session, query = {}, headers = {}, json, body, signal } = {}) {
+  const url = new URL(path, HERE);
+  const named = { "api-version": VERSION, ...(session === undefined ? {} : { identifier: session }), ...query };
+  for (const [name, value] of Object.entries(named)) url.searchParams.set(name, value);
+  const content = json === undefined ? body : JSON.stringify(json);
+  const answer = await sent(url, { method, headers: { ...ownHeaders(json), ...headers }, body: content, signal });
+  const extensions = answer.headers.get("x-aca-sessions-extensions") ?? "";
+  offered = new Set(extensions.split(",").map((word) => word.trim()).filter(Boolean));
+  if (!answer.ok) throw await problemOf(answer);
+  return answer;
+}
+
+/** The JSON of an answer. */
+export async function asked(method, path, options) {
+  const answer = await request(method, path, options);
+  return answer.status === 204 ? null : answer.json();
+}
+
+/** Whether an answer is the first of another life of its session than the one that this page knew. */
+export function beganAnew(session, answer) {
+  const [known, now] = [lives.get(session), answer.headers.get("x-ms-session-guid")];
+  if (now) lives.set(session, now);
+  return Boolean(known && now && known !== now);
+}
+
+/** The session was ended on purpose: that its next life is another one is no news. */
+export const forgetLife = (session) => lives.delete(session);
+
+/** What a part of this page holds: no key is needed for it. */
+export async function part(path) {
+  return (await sent(new URL(`playground/${path}`, HERE), { method: "GET" })).text();
+}
+
+function ownHeaders(json) {
+  const type = json === undefined ? {} : { "content-type": "application/json" };
+  return { "x-aca-sessions-rich": "1", ...(key ? { authorization: `Bearer ${key}` } : {}), ...type };
+}
+
+async function sent(url, options) {
+  try {
+    return await fetch(url, { ...options, credentials: "omit", cache: "no-store", redirect: "error" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "Unreachable", "the server did not answer: does it still run?");
+  }
+}
+
+async function problemOf(answer) {
+  const body = await answer.json().catch(() => ({}));
+  const content = body.error ?? body;
+  return new Problem(answer.status, content.code ?? "Unknown", content.message ?? `the server answered ${answer.status}`);
+}

@@ -1,0 +1,67 @@
+/** Elements of the page. Text is set as text: no function of this page takes HTML, but for `frame.js`. */
+
+/** An element with attributes, handlers of events (functions) and children (elements or text). */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") made.addEventListener(name, value);
+    else if (value === true) made.setAttribute(name, "");
+    else if (value !== false && value !== undefined && value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return made;
+}
+
+/** The element of an id. */
+export const byId = (id) => document.getElementById(id);
+
+/** A button; one that destroys something asks once more, in its own place. */
+export function button(label, act, { sure = "", ...attributes } = {}) {
+  const made = element("button", { type: "button", ...attributes }, label);
+  made.addEventListener("click", () => (sure ? confirmIn(made, label, sure, act) : act()));
+  return made;
+}
+
+function confirmIn(made, label, sure, act) {
+  if (made.textContent === sure) {
+    made.textContent = label;
+    act();
+    return;
+  }
+  made.textContent = sure;
+  made.classList.add("sure");
+  const forget = () => {
+    made.textContent = label;
+    made.classList.remove("sure");
+  };
+  made.addEventListener("blur", forget, { once: true });
+}
+
+/** A button that can be used, or that says why not: to the eye by its title, to others by its description. */
+export function enable(made, reason = "") {
+  made.disabled = reason !== "";
+  made.title = reason || made.dataset.title || "";
+  if (reason) made.setAttribute("aria-description", reason);
+  else made.removeAttribute("aria-description");
+}
+
+/** Bytes, for people. */
+export function size(bytes) {
+  const units = ["B", "kB", "MB", "GB"];
+  let unit = 0;
+  while (bytes >= 1000 && unit < units.length - 1) [bytes, unit] = [bytes / 1000, unit + 1];
+  return `${bytes < 10 && unit ? bytes.toFixed(1) : Math.round(bytes)} ${units[unit]}`;
+}
+
+/** A time span, for people. */
+export function span(seconds) {
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 90) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
+/** A name that nobody guesses. (`crypto.randomUUID` is there on secure origins only.) */
+export function randomName(prefix) {
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
+  return prefix + [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,131 @@
+/** Cells of a session: started once, followed while they run, and told as they ended. A cell that may have run is never sent again. */
+
+import { Problem, asked, beganAnew, offers, part, request } from "./api.js";
+import { randomName } from "./dom.js";
+
+const LONGEST_POLL = 25; // seconds
+const UNWATCHED_POLL = 1000; // milliseconds; browsers have six connections to a server, and one that waits takes one
+const OUTPUT_LIMIT = 1 << 20;
+const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between questions that nobody answers
+export const OWN = "page-own-"; // begins the ids of cells that no user wrote
+const UNTOLD = { kind: "untold", reason: null };
+
+/** Runs a cell and answers its result; `reader` hears what it does meanwhile, `onStarted` the id by which it is found. */
+export async function run(session, code, { transactional, reader, onStarted }) {
+  const id = randomName("page-");
+  onStarted(id);
+  const headers = { "operation-id": id, "x-aca-sessions-answered": "input" };
+  if (transactional) headers["x-aca-sessions-transactional"] = "1";
+  let lost = null;
+  try {
+    const answer = await request("POST", "executions", { session, headers, json: call(code, "Asynchronous") });
+    lost = beganAnew(session, answer) ? { kind: "lost", reason: "expired" } : null;
+  } catch (problem) {
+    if (problem.status !== 0) throw problem; // refused: it did not run
+  }
+  const result = await follow(session, id, reader);
+  return lost && ["kept", "untold"].includes(result.state.kind) ? { ...result, state: lost } : result;
+}
+
+/** The result of a cell that was started, here or elsewhere. A reader hears events, and says whether somebody looks at the moment. */
+export async function follow(session, id, reader) {
+  try {
+    return offers("events") ? await followed(session, id, reader) : await polled(session, id);
+  } catch (problem) {
+    if (!(problem instanceof Problem)) throw problem;
+    return { ...NOTHING, error: `Whether the cell ran is not known: ${problem.message}`, state: { kind: "unknown", reason: "no reply" } };
+  }
+}
+
+/** Answers what a cell asks; null refuses. An answer that comes too late is none. */
+export async function reply(session, id, number, text) {
+  try {
+    await request("POST", `executions/${id}/replies`, { session, json: { number, text } });
+  } catch (problem) {
+    if (problem.status !== 409) throw problem;
+  }
+}
+
+/** Interrupts a cell; what that did is in its result. */
+export const interrupt = (session, id) => request("POST", `executions/${id}/interrupt`, { session });
+
+/** What a cell of the client's own answers, as `[answer, result]`: a line of JSON, which code of the session can forge. */
+export async function ownCell(session, name, ...values) {
+  const source = await part(`cells/${name}.py`);
+  const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope['main'](globals(), *${JSON.stringify(values)}))[1])({})`;
+  const headers = { "operation-id": randomName(OWN) };
+  const result = resultOf(await asked("POST", "executions", { session, headers, json: call(code, "Synchronous") }));
+  return [parsed(result.stdout), result];
+}
+
+function parsed(stdout) {
+  try {
+    return JSON.parse(stdout.trimEnd().split("\n").at(-1));
+  } catch {
+    return null;
+  }
+}
+
+function call(code, executionType) {
+  return { codeInputType: "Inline", executionType, code, outputStreamsMaxLength: OUTPUT_LIMIT };
+}
+
+async function followed(session, id, reader) {
+  for (let after = 0; ; ) {
+    const query = { after, wait: reader.looks() ? LONGEST_POLL : 0 };
+    const page = await patiently(() => asked("GET", `executions/${id}/events`, { session, query }));
+    page.events.forEach((event) => reader.hear(event));
+    if (page.execution) return resultOf(page.execution);
+    after = page.after;
+    if (query.wait === 0) await pause(UNWATCHED_POLL);
+  }
+}
+
+async function polled(session, id) {
+  for (let wait = 60; ; wait = Math.min(wait * 1.5, 2000)) {
+    const record = await patiently(() => asked("GET", `executions/${id}`, { session }));
+    if (record.result) return resultOf(record);
+    await pause(wait);
+  }
+}
+
+/** A read that nobody answered is asked for again. */
+async function patiently(read) {
+  for (const wait of PATIENCE) {
+    try {
+      return await read();
+    } catch (problem) {
+      if (![0, 502, 503, 504].includes(problem.status)) throw problem;
+    }
+    await pause(wait);
+  }
+  return read();
+}
+
+const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+const NOTHING = { seconds: 0, stdout: "", text: null, displays: [], error: null, files: [], variables: [], processes: [], state: UNTOLD };
+
+function resultOf(record) {
+  const seconds = (record.result.executionTimeInMilliseconds ?? 0) / 1000;
+  const rich = record.acaSessions;
+  if (!rich) return { ...NOTHING, seconds, ...plainResult(record) };
+  const error = rich.error && (rich.error.traceback || [rich.error.name, rich.error.message].filter(Boolean).join(": "));
+  const { stdout, text, displays, files, variables, processes, state } = rich;
+  return { seconds, stdout, text, displays, files, variables, processes, state, error };
+}
+
+/** Azure's body alone: it says nothing of the variables, unless by its words for an end. */
+function plainResult({ status, result }) {
+  const value = result.executionResult;
+  const image = value?.type === "image" ? [{ [`image/${value.format}`]: value.base64_data }] : [];
+  const text = image.length || value === "" || value === null || value === undefined ? null : String(value);
+  const error = status === "Succeeded" ? null : result.stderr || "The cell failed";
+  return { stdout: result.stdout ?? "", warnings: error ? "" : result.stderr, text, displays: image, error, state: plainState(error ?? "") };
+}
+
+function plainState(stderr) {
+  if (stderr.startsWith("Request timed out")) return { kind: "unknown", reason: "no reply" };
+  if (stderr.startsWith("Execution aborted") || stderr.includes("Kernel restarted")) return { kind: "lost", reason: "crash" };
+  return UNTOLD;
+}

@@ -1,0 +1,31 @@
+/** HTML that code of a session made: cleaned, and in a frame without scripts, whose origin is its own. The one place where text becomes HTML. */
+
+import { cleaned } from "./clean.js";
+import { element } from "./dom.js";
+import { shown } from "./terminal.js";
+
+const policy = globalThis.trustedTypes?.createPolicy("sandboxed-frame", { createHTML: (html) => html }) ?? { createHTML: (html) => html };
+const STYLE = new URL("playground/frame.css", new URL("./", location.href)).href;
+const HEAD = `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><link rel="stylesheet" href="${STYLE}">`;
+const [ROW, LINE, PICTURE, LEAST, MOST] = [29, 24, 220, 44, 380]; // pixels
+
+/** A frame that shows some HTML, whose height can be dragged; or the text in its place, where scripts would have made all of it. */
+export function framed(html, text) {
+  const clean = cleaned(html, policy);
+  const note = /<script\b/i.test(html) ? element("p", { class: "note" }, "Scripts of this output do not run here.") : "";
+  if (!/<img /.test(clean) && !clean.replace(/<[^>]*>/g, "").trim()) return element("div", {}, shown(text, "value"), note);
+  const frame = element("iframe", { sandbox: "", referrerpolicy: "no-referrer", title: "HTML that the cell displayed" });
+  frame.srcdoc = policy.createHTML(HEAD + clean);
+  const holder = element("div", { class: "framed" }, frame);
+  holder.style.height = `${guessedHeight(clean)}px`;
+  return element("div", {}, holder, note);
+}
+
+/** Nobody may look into the frame, so that its height is guessed from what is in it. */
+function guessedHeight(clean) {
+  const count = (pattern) => clean.match(pattern)?.length ?? 0;
+  const rows = count(/<tr\b/g);
+  const lines = rows ? 0 : count(/<(?:p|li|h\d|br|pre|div)\b/g) + clean.replace(/<[^>]*>/g, "").length / 90;
+  const guess = rows * ROW + lines * LINE + count(/<img\b/g) * PICTURE;
+  return Math.round(Math.min(MOST, Math.max(LEAST, guess + 20)));
+}

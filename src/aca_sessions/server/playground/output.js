@@ -1,0 +1,109 @@
+/** What a cell gives, as a notebook shows it: streams, displays, questions, its value or error. */
+
+import { wellFormed } from "./clean.js";
+import { element } from "./dom.js";
+import { framed } from "./frame.js";
+import { Terminal, shown } from "./terminal.js";
+
+const IMAGES = ["image/png", "image/jpeg", "image/gif"];
+const SOURCES = ["text/markdown", "text/latex", "application/json", "application/javascript", "text/plain"];
+const BASE64 = /^[A-Za-z0-9+/=\s]+$/;
+
+/** The output below one cell. */
+export class Output {
+  constructor() {
+    this.element = element("div", { class: "output" });
+    this.clear();
+  }
+
+  /** Shows an event of the running cell; `answer` takes a question's number and text. */
+  show(event, answer) {
+    if (event.kind === "stdout" || event.kind === "stderr") this.write(event.kind, event.text ?? "");
+    else if (event.kind === "display") this.display(event.display, event.name);
+    else if (event.kind === "clear") this.clear();
+    else if (event.kind === "input") this.ask(event, answer);
+    else if (event.kind === "skipped") this.add(element("p", { class: "note" }, event.text));
+  }
+
+  /** Shows what only the result says: the value, the error, and all of it where nothing was told before. */
+  finish(result) {
+    this.element.querySelectorAll("form").forEach((form) => form.remove());
+    if (this.isEmpty) {
+      if (result.stdout) this.write("stdout", result.stdout);
+      result.displays.forEach((data) => this.display(data, null));
+    }
+    if (result.warnings) this.write("stderr", result.warnings);
+    if (result.text && result.text !== result.displays.at(-1)?.["text/plain"]) this.add(shown(result.text, "value"));
+    if (result.error) this.add(shown(result.error.replace(/^-{10,}\n/, ""), "error"));
+  }
+
+  /** Takes everything back. */
+  clear() {
+    this.element.replaceChildren();
+    this.named = new Map();
+    this.stream = null;
+    this.isEmpty = true;
+  }
+
+  write(kind, text) {
+    if (this.stream?.kind !== kind) {
+      const stream = new Terminal(kind);
+      this.add(stream.element);
+      this.stream = stream;
+    }
+    this.stream.write(text);
+  }
+
+  /** A display of a name that came before takes its place. */
+  display(data, name) {
+    const made = element("div", { class: "display" }, rendered(data));
+    const earlier = name && this.named.get(name);
+    if (earlier) earlier.replaceWith(made);
+    else this.add(made);
+    if (name) this.named.set(name, made);
+  }
+
+  add(child) {
+    this.stream = null;
+    this.isEmpty = false;
+    this.element.append(child);
+  }
+
+  ask(event, answer) {
+    const secret = /pass(word|phrase)|secret|token|key/i.test(event.text ?? "");
+    const field = element("input", { type: secret ? "password" : "text", autocomplete: "off", "aria-label": event.text || "Input for the cell" });
+    const send = (text) => {
+      form.remove();
+      if (text !== null) this.write("stdout", secret ? "••••\n" : `${text}\n`);
+      answer(event.number, text);
+    };
+    const refuse = element("button", { type: "button", class: "quiet", click: () => send(null), title: "The cell gets an EOFError" }, "Refuse");
+    const form = element("form", { class: "ask" }, element("label", {}, "The cell asks for input"), field, element("button", {}, "Answer"), refuse);
+    form.addEventListener("submit", (submitted) => {
+      submitted.preventDefault();
+      send(field.value);
+    });
+    const stream = this.stream;
+    this.add(form);
+    this.stream = stream; // the answer goes on where the prompt ends
+    field.focus();
+  }
+}
+
+/** The best of a display's forms. Whatever runs or loads something stays in its frame. */
+function rendered(data) {
+  const has = (type) => typeof data[type] === "string" && data[type] !== "";
+  const image = IMAGES.find((type) => has(type) && BASE64.test(data[type]));
+  const text = has("text/plain") ? data["text/plain"] : "";
+  if (image) return picture(`data:${image};base64,${data[image].replace(/\s/g, "")}`, text);
+  if (has("image/svg+xml")) return picture(`data:image/svg+xml,${encodeURIComponent(wellFormed(data["image/svg+xml"]))}`, text);
+  if (has("text/html")) return framed(data["text/html"], text);
+  const source = SOURCES.find(has) ?? Object.keys(data).find(has);
+  return shown(source ? data[source] : "", "value");
+}
+
+/** An image runs no scripts and loads nothing, SVG included. */
+function picture(source, text) {
+  const described = text.startsWith("<") ? "Image that the cell displayed" : text;
+  return element("img", { src: source, alt: described });
+}

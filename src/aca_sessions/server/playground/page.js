@@ -1,0 +1,53 @@
+/** The playground: takes the key, and joins sessions, cells and panels. */
+
+import { offers, signIn, signOut } from "./api.js";
+import { Desk } from "./desk.js";
+import { byId } from "./dom.js";
+
+/** A key behind `#key=` never reaches the server. It is taken, and leaves the address bar before anything else is done. */
+function keyOfTheAddress() {
+  const found = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (location.hash) history.replaceState(null, "", location.pathname + location.search);
+  return found;
+}
+
+async function tryKey(key, refused) {
+  const problem = byId("key-problem");
+  problem.textContent = "";
+  try {
+    if (await signIn(key)) return true;
+    problem.textContent = refused;
+  } catch (error) {
+    problem.textContent = error.message;
+  }
+  return false;
+}
+
+function knock() {
+  byId("door").hidden = false;
+  const form = byId("key-form");
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const key = byId("key").value.trim();
+    if (await tryKey(key, "The server does not take this key.")) enter();
+    else byId("key").select();
+  });
+  byId("key").focus();
+}
+
+function enter() {
+  byId("key").value = "";
+  byId("door").hidden = true;
+  byId("desk").hidden = false;
+  byId("leave").hidden = false;
+  byId("leave").addEventListener("click", () => {
+    signOut();
+    location.reload();
+  });
+  new Desk(offers).open();
+}
+
+byId("place").textContent = location.host;
+const given = keyOfTheAddress();
+if (await tryKey(given ?? "", given === null ? "" : "The server does not take the key of this address.")) enter();
+else knock();

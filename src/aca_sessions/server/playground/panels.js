@@ -1,0 +1,123 @@
+/** What is beside the cells: sessions, variables, checkpoints. */
+
+import { asked, request } from "./api.js";
+import { button, element, size, span } from "./dom.js";
+import { called } from "./workspace.js";
+
+const MOST = 200;
+const PAGE = 300; // as many sessions are listed at once
+
+/** The sessions that the server keeps, the latest used first. */
+export async function listSessions() {
+  const found = new Map();
+  for (;;) {
+    const before = found.size;
+    const page = (await asked("GET", "listSessions", { query: before ? { skip: before } : {} })).sessions;
+    for (const one of page) found.set(one.identifier, { name: one.identifier, ...(one.acaSessions ?? unknownState(one)) });
+    if (page.length < PAGE || found.size === before) break;
+  }
+  return [...found.values()].reverse();
+}
+
+/** Ends a session, with its variables and files. */
+export const endSession = (name) => request("DELETE", "session", { session: name });
+
+function unknownState(one) {
+  const idle = (Date.now() - Date.parse(one.lastAccessedAt)) / 1000;
+  return { idle: Math.max(0, idle), memory: null, active: null, running: null };
+}
+
+/** The list of sessions on the page. Its items stay the same elements while they are updated: what is clicked or focused is not exchanged. */
+export class SessionList {
+  constructor(list, { select, end }) {
+    this.list = list;
+    this.acts = { select, end };
+    this.items = new Map();
+    this.more = element("li", { class: "note" });
+  }
+
+  /** Shows the sessions, the current one first where it has not begun, or has ended meanwhile. */
+  show(sessions, current, { ended }) {
+    const there = sessions.some((one) => one.name === current);
+    const all = (there ? sessions : [{ name: current, absent: ended ? "ended" : "not begun" }, ...sessions]).slice(0, MOST);
+    for (const name of this.items.keys()) if (!all.some((one) => one.name === name)) this.forget(name);
+    for (const one of all) this.item(one.name).update(one, one.name === current);
+    const rest = sessions.length - MOST;
+    this.more.textContent = rest > 0 ? `and ${rest} more` : "";
+    const wanted = [...all.map((one) => this.items.get(one.name).element), this.more];
+    wanted.forEach((item, place) => this.list.children[place] === item || this.list.insertBefore(item, this.list.children[place] ?? null));
+  }
+
+  item(name) {
+    if (!this.items.has(name)) this.items.set(name, new SessionItem(name, this.acts));
+    return this.items.get(name);
+  }
+
+  forget(name) {
+    this.items.get(name).element.remove();
+    this.items.delete(name);
+  }
+}
+
+class SessionItem {
+  constructor(name, { select, end }) {
+    this.state = element("span");
+    this.facts = element("span", { class: "facts" });
+    const parts = [element("span", { class: "name" }, name), this.state, this.facts];
+    this.choice = element("button", { type: "button", class: "session", "data-name": name, title: name, click: () => select(name) }, ...parts);
+    this.ending = button("End", () => end(name), { sure: "End it", class: "quiet", "aria-label": `End session ${name}` });
+    this.element = element("li", {}, this.choice, this.ending);
+  }
+
+  update(one, isCurrent) {
+    const state = one.absent ?? stateOf(one);
+    this.state.textContent = state;
+    this.state.className = `state-of-session ${state.replace(" ", "-")}`;
+    const used = one.idle < 2 ? "just now" : `${span(one.idle)} ago`;
+    const memory = one.memory === null ? "" : `${size(one.memory)} · `;
+    this.facts.textContent = one.absent ? "begins with its next cell" : `${memory}used ${used}`;
+    if (isCurrent) this.choice.setAttribute("aria-current", "true");
+    else this.choice.removeAttribute("aria-current");
+    this.ending.hidden = Boolean(one.absent);
+  }
+}
+
+const stateOf = ({ running, active }) => (running ? "running" : active === null ? "live" : active ? "busy" : "idle");
+
+/** The variables of a session, as a cell of the client's own tells them. Code of the session can have anything told. */
+export function showVariables(holder, told) {
+  const rows = Array.isArray(told) ? told.filter((one) => typeof one?.name === "string") : [];
+  if (!rows.length) {
+    holder.replaceChildren(element("p", { class: "empty" }, Array.isArray(told) ? "No variables yet." : "They cannot be read: reset the session."));
+    return;
+  }
+  const head = element("tr", {}, ...["Name", "Type", "Value"].map((text) => element("th", { scope: "col" }, text)));
+  holder.replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows.slice(0, MOST).map(variableRow))));
+}
+
+function variableRow({ name, type, shape, size: bytes, text }) {
+  const value = text ? String(text) : [Array.isArray(shape) ? shape.join(" × ") : "", size(Number(bytes))].filter(Boolean).join(", ");
+  return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(type)), element("td", { class: "worth", title: value }, value));
+}
+
+/** What a session can go back to, the latest first; or why it cannot. */
+export function showCheckpoints(holder, checkpoints, { whyNot, goBack, drop }) {
+  if (!checkpoints.length) {
+    holder.replaceChildren(element("p", { class: "empty" }, whyNot || "None yet. A checkpoint keeps variables and files, to go back to."));
+    return;
+  }
+  const items = [...checkpoints].reverse().map((one) => checkpointItem(one, goBack, drop));
+  holder.replaceChildren(element("ul", { class: "plain" }, ...items));
+}
+
+function checkpointItem(one, goBack, drop) {
+  const taken = new Date(one.created).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return element(
+    "li",
+    { class: "row" },
+    element("span", { class: "name" }, called(one)),
+    element("span", { class: "facts" }, `${taken} · ${size(one.size)} of files`),
+    button("Go back", () => goBack(one.id), { sure: "Go back now", class: "quiet", "aria-label": `Go back to checkpoint ${called(one)}` }),
+    button("Drop", () => drop(one.id), { class: "quiet", "aria-label": `Drop checkpoint ${called(one)}` }),
+  );
+}

@@ -1,0 +1,49 @@
+/** What became of a cell and of the session's state, in words. */
+
+import { element, size, span } from "./dom.js";
+
+const CONSEQUENCES = {
+  kept: "variables and files are kept",
+  "lost: expired": "variables and files from before are gone",
+  lost: "variables from before are gone, files are kept",
+  rolled_back: "variables and files are as before this cell",
+  unknown: "look at a variable before relying on it",
+  untold: "this endpoint does not say what became of the variables",
+};
+const FALLEN_BACK = "variables are as at the last checkpoint, files are kept";
+const MOST_NAMED = 8;
+
+/** The line below a cell. */
+export function verdict(result) {
+  const { kind } = result.state;
+  const mood = kind === "lost" || kind === "unknown" ? "bad" : kind === "rolled_back" || result.error ? "warn" : "good";
+  const outcome = `${result.error ? "Failed" : "Done"} in ${span(result.seconds)}`;
+  const changes = [...result.variables.map(variable), ...result.files.map(file), ...result.processes.map(process)];
+  const more = changes.length > MOST_NAMED ? [`and ${changes.length - MOST_NAMED} more`] : [];
+  return element(
+    "div",
+    { class: `verdict ${mood}`, "data-state": stateText(result.state) },
+    element("p", {}, element("span", { class: "outcome" }, `${outcome}.`), " ", element("span", { class: "state" }, told(result.state))),
+    changes.length ? element("ul", { class: "changes" }, ...[...changes.slice(0, MOST_NAMED), ...more].map((text) => element("li", {}, text))) : "",
+  );
+}
+
+/** The state as results write it: `lost: memory`. */
+export const stateText = (state) => (state.reason ? `${state.kind}: ${state.reason}` : state.kind);
+
+/** The state, and what follows from it. */
+export function told(state) {
+  const text = stateText(state);
+  const follows = state.reason?.includes("to the last checkpoint") ? FALLEN_BACK : (CONSEQUENCES[text] ?? CONSEQUENCES[state.kind] ?? "");
+  if (state.kind === "kept") return "State kept.";
+  const kind = state.kind === "untold" ? "not told" : state.kind.replace("_", " ");
+  return `State ${kind}${state.reason ? ` (${state.reason})` : ""}: ${follows}.`;
+}
+
+function variable({ name, kind, type, shape, size: bytes }) {
+  if (kind === "deleted") return `${name} deleted`;
+  return [`${name} ${kind}:`, type, shape?.length ? shape.join("×") : "", bytes > 100_000 ? size(bytes) : ""].filter(Boolean).join(" ");
+}
+
+const file = ({ path, kind, size: bytes }) => `${path} ${kind}${kind === "deleted" ? "" : ` (${size(bytes)})`}`;
+const process = ({ pid, name }) => `${name} (${pid}) goes on`;

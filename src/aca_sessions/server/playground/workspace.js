@@ -1,0 +1,116 @@
+/** One session as this page knows it: its cells on the page, what runs, and what it can go back to. */
+
+import { asked, request } from "./api.js";
+import { Cell, notice } from "./cell.js";
+import { element } from "./dom.js";
+import { OWN, follow, ownCell, run } from "./execution.js";
+import { told } from "./verdict.js";
+
+/** A session's part of the page. `onChange` hears when a cell began or ended. */
+export class Workspace {
+  constructor(name, { edit, onChange }) {
+    this.name = name;
+    this.begun = false; // whether the server has it
+    this.edit = edit;
+    this.onChange = onChange;
+    this.element = element("ol", { class: "cells", "aria-label": "Cells" });
+    this.cells = []; // those that run or wait, in their order
+    this.known = new Set();
+    this.suspected = "";
+    this.checkpoints = [];
+    this.resets = 0;
+  }
+
+  /** Runs a cell; answers its result, or null where the server refused it. */
+  async run(source, transactional) {
+    const cell = new Cell(this.name, source, { edit: this.edit, transactional });
+    const onStarted = (id) => this.startedAs(cell, id);
+    return this.shown(cell, (reader) => run(this.name, source, { transactional, reader, onStarted }));
+  }
+
+  /** Follows a cell that somebody else started, once it was seen twice: most are over before. */
+  async notice(id, atOnce) {
+    if (!id || this.known.has(id) || id.startsWith(OWN)) return;
+    if (!atOnce && this.suspected !== id) {
+      this.suspected = id;
+      return;
+    }
+    const cell = new Cell(this.name, null);
+    this.startedAs(cell, id);
+    await this.shown(cell, (reader) => follow(this.name, id, reader));
+  }
+
+  startedAs(cell, id) {
+    cell.id = id;
+    this.known.add(id);
+  }
+
+  async shown(cell, work) {
+    this.begun = true;
+    this.cells.push(cell);
+    this.element.append(cell.element);
+    this.onChange(this, null);
+    const looks = () => this.cells[0] === cell && this.element.isConnected && !document.hidden;
+    const result = await cell.live(work, looks);
+    this.cells.splice(this.cells.indexOf(cell), 1);
+    this.onChange(this, result);
+    return result;
+  }
+
+  /** A line between the cells. */
+  tell(text, mood) {
+    this.element.append(notice(text, mood));
+  }
+
+  /** What a cell of the client's own answers. A loss that only it heard of is told, since nobody will tell it again; a reset is none. */
+  async asked(name, ...values) {
+    const resets = this.resets;
+    const [answer, result] = await ownCell(this.name, name, ...values);
+    if (!["kept", "untold"].includes(result.state.kind) && resets === this.resets) this.tell(told(result.state), "bad");
+    return answer;
+  }
+
+  /** Begins anew, with the files as they are; where the endpoint has no reset, by a cell that clears the variables. */
+  async reset(canReset) {
+    this.resets += 1;
+    if (canReset) await request("POST", "session/reset", { session: this.name });
+    else await this.asked("reset");
+    this.checkpoints = [];
+    this.tell("Reset: the variables are gone, the files are kept.");
+  }
+
+  /** Keeps the session as it is now. */
+  async checkpoint() {
+    const kept = await asked("POST", "session/checkpoints", { session: this.name, json: { name: null } });
+    const left = kept.leftBehind.length ? ` Left behind: ${kept.leftBehind.join(", ")}.` : "";
+    this.tell(`Checkpoint ${called(kept)} is taken.${left}`);
+    await this.loadCheckpoints();
+  }
+
+  /** Goes back to a checkpoint, or to the latest; one that is used up is dropped. */
+  async rollBack(id, { usedUp = false } = {}) {
+    const reached = await asked("POST", "session/rollback", { session: this.name, json: { id } });
+    if (usedUp) await this.drop(reached.id);
+    this.tell(`Back at checkpoint ${called(reached)}: variables and files are as they were then.`, "warn");
+    await this.loadCheckpoints();
+  }
+
+  /** Lets go of a checkpoint. */
+  async drop(id) {
+    await request("DELETE", `session/checkpoints/${encodeURIComponent(id)}`, { session: this.name });
+    await this.loadCheckpoints();
+  }
+
+  /** Another session that goes on from here. */
+  async branch(name) {
+    await request("POST", "session/branches", { session: this.name, json: { identifiers: [name], reseed: true } });
+  }
+
+  /** Learns what it can go back to. */
+  async loadCheckpoints() {
+    this.checkpoints = (await asked("GET", "session/checkpoints", { session: this.name })).value;
+  }
+}
+
+/** A checkpoint's name, or its number. */
+export const called = (checkpoint) => checkpoint.name ?? `#${checkpoint.id}`;

@@ -1,0 +1,130 @@
+"""What code of a session can do to the page that shows it, and what strangers can."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ..playground.browser import Browser, needs_chromium
+from ..playground.conftest import KEY, Playground, opened
+from ..surfaces.test_cli import Server
+
+pytestmark = pytest.mark.slow
+STEALS = "parent.document.title = top.document.title = document.title = 'taken'; parent.taken = 1; alert(1)"
+HTML = f"""
+<b>shown</b><script>{STEALS}</script><img src=x onerror="{STEALS}"><svg onload="{STEALS}"></svg><body onload="{STEALS}">
+<iframe srcdoc="<script>{STEALS}</script>"></iframe><iframe src="javascript:{STEALS}"></iframe><a href="javascript:{STEALS}">a</a>
+<link rel="preconnect" href="http://preconnect.outside.example"><link rel="dns-prefetch" href="//dns-prefetch.outside.example">
+<link rel="stylesheet" href="http://style.outside.example"><link rel="modulepreload" href="//module.outside.example">
+<base href="http://base.outside.example"><img src="http://img.outside.example"><img srcset="http://srcset.outside.example">
+<style>@import "http://import.outside.example"; b {{ background: url(http://css.outside.example) }}</style>
+<video src="http://video.outside.example" autoplay poster="//poster.outside.example"></video><embed src="//embed.outside.example">
+<object data="http://object.outside.example"></object><iframe src="http://iframe.outside.example"></iframe>
+<a href="//a.outside.example">a</a><form action="http://form.outside.example"><button autofocus></button></form>
+<noscript><p title="</noscript><link rel=dns-prefetch href=//noscript.outside.example>"></noscript>
+<table background="//table.outside.example"><svg></p>
+<style><a id="</style><link rel=dns-prefetch href=//svg.outside.example>"></style></svg>
+<template><link rel=dns-prefetch href=//template.outside.example></template>
+<math><mtext><table><mglyph><style><!--</style><p title="--&gt;&lt;link rel=dns-prefetch href=//math.outside.example&gt;"></table></math>
+<svg><image href="//image.outside.example"/><foreignObject><link rel="preconnect" href="http://foreign.outside.example"/></foreignObject></svg>
+<p style="background: url(http://attribute.outside.example)" title='"><link rel=dns-prefetch href=//title.outside.example>'>x</p>
+<meta http-equiv="refresh" content="0; url=http://refresh.outside.example">{"<div>" * 2000}</iframe></body></html>
+"""
+SVG = f"""<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" onload="{STEALS}"><script>{STEALS}</script>
+<image href="http://svg-image.outside.example"/><foreignObject><iframe xmlns="http://www.w3.org/1999/xhtml" src="http://inner.outside.example"/>
+<link xmlns="http://www.w3.org/1999/xhtml" rel="preconnect" href="http://svg-link.outside.example"/></foreignObject></svg>"""
+TEXT = f'<img src=x onerror="{STEALS}">'
+DISPLAYS = """
+from IPython.display import display
+text, html, svg, script = {text!r}, {html!r}, {svg!r}, {steals!r}
+forms = [("text/html", html), ("image/svg+xml", svg), ("text/html", svg), ("image/png", '"' + text), ("application/javascript", script)]
+for number, data in enumerate([*forms, *((form, text) for form in ("text/plain", "text/markdown", "text/latex", text))]):
+    data = dict([data])
+    display(data, raw=True, display_id=f"{{number}} {{text}}")
+open(text.replace("/", "_"), "w").close()
+print(text)
+raise ValueError(text)
+"""
+
+
+@needs_chromium
+def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: Path) -> None:
+    """What a session's code shows runs no script in the playground, reaches nothing of the page and loads nothing from elsewhere."""
+    log = tmp_path / "network.json"
+    with ExitStack() as stack:
+        server = stack.enter_context(Server("--port", "0", "--api-key", KEY))
+        browser = stack.enter_context(Browser(tmp_path, f"--log-net-log={log}"))
+        with opened(browser, server) as playground:
+            page = playground.page
+            page.tell("loaded = 0; document.addEventListener('load', (event) => (loaded += event.target.matches('iframe')), true)")
+            playground.run(DISPLAYS.format(text=TEXT, html=HTML, svg=SVG, steals=STEALS))
+            forged = json.dumps([{"name": TEXT, "type": TEXT, "shape": TEXT, "size": TEXT, "text": TEXT}, None, {"name": 5}, TEXT])
+            playground.run(f"import builtins; real = print; builtins.print = lambda *_, **__: real({forged!r})")
+            page.wait("document.querySelector('#variables').innerText.includes('onerror')")
+            _ask(playground, TEXT)
+            page.tell("document.querySelector('#new-name').focus()")
+            page.write(TEXT)
+            page.press("Enter")
+            page.wait("document.querySelector('.session[aria-current]').innerText.includes('onerror')")
+            page.click(".session:not([aria-current])")
+            page.wait("loaded >= 2")
+            frames = page.tell("[...document.querySelectorAll('iframe')].map((one) => [one.sandbox.value, one.contentDocument])")
+            assert frames == [["", None]] * 2
+            assert page.tell("[document.title, typeof taken]") == ["aca-sessions playground", "undefined"]
+            assert page.happened("Page.javascriptDialogOpening") == []
+            with pytest.raises(AssertionError, match="ERR_NAME_NOT_RESOLVED"):
+                page.go("http://a-name-that-is-looked-up.example")
+    assert "a-name-that-is-looked-up.example" in log.read_text()
+    assert "outside.example" not in log.read_text()
+
+
+@needs_chromium
+def test_the_key_stays_in_the_memory_of_the_page(tmp_path: Path) -> None:
+    """The playground keeps its key in memory and sends it in a header, to its own server: no address, storage or element holds it."""
+    with ExitStack() as stack:
+        server = stack.enter_context(Server("--port", "0", "--api-key", KEY, "--access-log"))
+        browser = stack.enter_context(Browser(tmp_path))
+        with opened(browser, server) as playground:
+            page = playground.page
+            playground.run("open('a.txt', 'w').close(); 42")
+            page.wait("document.querySelector('#files .row')")
+            assert page.tell("location.href") == f"{server.endpoint}/"
+            requests = [one["request"] for one in page.happened("Network.requestWillBeSent")]
+            assert [one["url"] for one in requests if KEY in one["url"] or not one["url"].startswith((server.endpoint, "data:"))] == []
+            bearers = {
+                {name.lower(): value for name, value in one["headers"].items()}.get("authorization")
+                for one in requests
+                if "api-version" in one["url"]
+            }
+            assert bearers == {f"Bearer {KEY}"}
+            assert all(KEY not in json.dumps(one | {"headers": {}}) for one in requests if "api-version" in one["url"])
+            kept = "[document.documentElement.outerHTML, document.cookie, JSON.stringify([localStorage, sessionStorage, history.state])]"
+            assert KEY not in "".join(page.tell(kept))
+            assert page.tell("indexedDB.databases().then((all) => all.length)") == 0
+    assert KEY not in "".join(server.rest)
+
+
+def test_the_page_gives_strangers_nothing() -> None:
+    """Without the key the playground's own files are answered, by known host names, and nothing else; no other page can frame them."""
+    with Server("--port", "0", "--api-key", KEY) as server, httpx.Client(base_url=server.endpoint) as http:
+        page = http.get("/")
+        policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+        assert policy == policy | {"default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "frame-ancestors": "'none'"}
+        assert not any("unsafe" in sources for sources in policy.values())
+        assert (page.headers["x-content-type-options"], page.headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        version = "?api-version=2025-10-02-preview&identifier=mine"
+        for path in ("/listSessions", "/executions", "/files", "/session", "/isolation", "/playground/", "/playground/../listSessions"):
+            assert http.get(path + version).status_code == 401, path
+        for path in ("/", "/playground/page.js"):
+            assert http.get(path).status_code == 200
+            assert http.get(path, headers={"host": "evil.example"}).status_code == 403
+
+
+def _ask(playground: Playground, prompt: str) -> None:
+    playground.start(f"input({prompt!r})")
+    playground.page.wait("document.querySelector('.ask')")
+    playground.page.write("no")
+    playground.page.press("Enter")
+    playground.ended()

@@ -1,0 +1,183 @@
+"""A headless Chromium, spoken to by the DevTools protocol over two pipes: no port, no driver, no library."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections import deque
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"),
+)
+_KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40, "Backspace": 8}
+_MODIFIERS = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
+_WAIT = 30_000  # milliseconds
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: sudo apt install chromium")
+
+
+class Browser:
+    """One browser process with a profile of its own."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        """Starts it; its profile and downloads are in a folder."""
+        self.downloads = folder / "downloads"
+        theirs, self._writing = os.pipe()
+        reading, ours = os.pipe()
+        start = f'exec "$@" 3<&{theirs} 4>&{ours}'  # the protocol's own descriptors
+        command = ["bash", "-c", start, "bash", str(CHROMIUM), *_FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "about:blank"]
+        environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        self._process = subprocess.Popen(
+            command, pass_fds=(theirs, ours), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        os.close(theirs)
+        os.close(ours)
+        self._reading = os.fdopen(reading, "rb")
+        self._buffer = b""
+        self._number = 0
+        self.events: deque[dict[str, Any]] = deque(maxlen=10_000)
+
+    def send(self, method: str, session: str | None = None, **parameters: object) -> dict[str, Any]:
+        """The answer to a command."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        os.write(self._writing, json.dumps(message).encode() + b"\0")
+        while (answer := self._received()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, (method, answer["error"])
+        return answer["result"]
+
+    def open(self, address: str, **device: object) -> "Page":
+        """A tab, in a context of its own."""
+        context = self.send("Target.createBrowserContext")["browserContextId"]
+        self.send("Browser.setDownloadBehavior", behavior="allow", browserContextId=context, downloadPath=str(self.downloads))
+        target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        page = Page(self, session, target)
+        page.size(**({"width": 1280, "height": 800} | device))
+        page.go(address)
+        return page
+
+    def _received(self) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            read = self._reading.read1(1 << 20)
+            assert read, "the browser has ended"
+            self._buffer += read
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.send("Browser.close")
+        self._process.wait(timeout=20)
+        self._reading.close()
+        os.close(self._writing)
+
+
+class Page:
+    """One tab, as a person has it: keys, clicks and what is to be seen."""
+
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
+        """Listens to what the page logs."""
+        self._browser, self._session, self._target = browser, session, target
+        for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
+            self.send(f"{domain}.enable")
+
+    def send(self, method: str, **parameters: object) -> dict[str, Any]:
+        """A command to this tab."""
+        return self._browser.send(method, self._session, **parameters)
+
+    def go(self, address: str) -> None:
+        """Opens an address."""
+        answer = self.send("Page.navigate", url=address)
+        assert "errorText" not in answer, answer
+        self.wait("document.readyState === 'complete'")
+
+    def tell(self, expression: str) -> Any:
+        """The value of some JavaScript, awaited."""
+        answer = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, condition: str) -> Any:
+        """Until some JavaScript is true; its value."""
+        tries = (
+            f"(async () => {{ const end = Date.now() + {_WAIT}; let found; while (!(found = {condition}) && Date.now() < end) "
+            "await new Promise((go) => setTimeout(go, 20)); return found instanceof Node || found; })()"
+        )
+        found = self.tell(tries)
+        assert found, f"not so within {_WAIT / 1000:g} s: {condition}\n{self.text('body')[-2000:]}"
+        return found
+
+    def text(self, selector: str) -> str:
+        """What is to be read there."""
+        return self.tell(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
+
+    def click(self, selector: str) -> None:
+        """A click of the mouse on the middle of an element."""
+        place = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"{place} && !{place}.disabled")
+        x, y = self.tell(
+            f"(() => {{ const one = {place}; one.scrollIntoView({{ block: 'center' }}); const box = one.getBoundingClientRect(); "
+            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def write(self, text: str) -> None:
+        """Types, without the keys."""
+        self.send("Input.insertText", text=text)
+
+    def press(self, keys: str) -> None:
+        """A key with others held: `Shift+Enter`."""
+        *held, key = keys.split("+")
+        modifiers = sum(_MODIFIERS[name] for name in held)
+        text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
+        code = _KEYS.get(key, ord(key.upper()[0]))
+        common = {"key": key, "code": key, "modifiers": modifiers, "windowsVirtualKeyCode": code}
+        self.send("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **common, **text)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def drop(self, file: Path, selector: str) -> None:
+        """Drags a file from the desktop onto an element."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = self.tell(f"(() => {{ const box = {box}; return [box.x + 20, box.y + 20]; }})()")
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def choose(self, file: Path, selector: str) -> None:
+        """Gives a file to a field for files."""
+        root = self.send("DOM.getDocument")["root"]["nodeId"]
+        node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.send("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def size(self, width: int, height: int, scale: float = 1, mobile: bool = False) -> None:
+        """The size of the window, or of a phone's screen."""
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
+
+    def prefer(self, scheme: str) -> None:
+        """Light or dark."""
+        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def picture(self) -> bytes:
+        """What is to be seen, as PNG."""
+        return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+
+    def happened(self, method: str) -> list[dict[str, Any]]:
+        """What the browser told of this tab so far, by the protocol's name for it."""
+        self.tell("1")
+        return [event["params"] for event in self._browser.events if event.get("sessionId") == self._session and event["method"] == method]
+
+    def close(self) -> None:
+        """Closes the tab."""
+        self._browser.send("Target.closeTarget", targetId=self._target)

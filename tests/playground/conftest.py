@@ -1,0 +1,82 @@
+"""A browser for each module, and servers for it to look at."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ..surfaces.test_cli import Server
+from .browser import CHROMIUM, Browser, Page
+
+KEY = "the-key-of-these-tests"
+_LAST = "[...document.querySelectorAll('.cell')].at(-1)"
+
+
+class Playground:
+    """The page of one tab, once it is open: cells are typed and run as a person does."""
+
+    def __init__(self, page: Page) -> None:
+        """Begins at the first cell."""
+        self.page = page
+        self.cells = 0
+
+    def start(self, code: str, keys: str = "Shift+Enter") -> None:
+        """Types a cell and has it run."""
+        self.page.tell("document.querySelector('#source').focus()")
+        self.page.write(code)
+        self.page.press(keys)
+        self.cells += 1
+        self.page.wait(f"document.querySelectorAll('.cell').length === {self.cells}")
+
+    def run(self, code: str, keys: str = "Shift+Enter") -> str:
+        """The same, and what it says at its end: the text of the cell."""
+        self.start(code, keys)
+        return self.ended()
+
+    def ended(self) -> str:
+        """The text of the last cell, once it has ended and the panels know."""
+        self.page.wait(f"!{_LAST}.hasAttribute('aria-busy')")
+        return str(self.page.tell(f"{_LAST}.innerText"))
+
+    def state(self) -> str:
+        """What the last cell says of the session's state, in the words of results."""
+        return str(self.page.tell(f"{_LAST}.querySelector('.verdict').dataset.state"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: sudo apt install chromium")
+    with Browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("--port", "0", "--api-key", KEY) as started:
+        yield started
+
+
+@pytest.fixture
+def playground(browser: Browser, server: Server) -> Iterator[Playground]:
+    with opened(browser, server) as page:
+        yield page
+
+
+def opened(browser: Browser, server: Server) -> "Opened":
+    """A tab that is past the door, until the end of the block."""
+    return Opened(browser.open(f"{server.endpoint}/#key={KEY}"))
+
+
+class Opened:
+    """Closes its tab."""
+
+    def __init__(self, page: Page) -> None:
+        """Waits for the editor."""
+        self.playground = Playground(page)
+        page.wait("document.activeElement?.id === 'source'")
+
+    def __enter__(self) -> Playground:
+        return self.playground
+
+    def __exit__(self, *_: object) -> None:
+        self.playground.page.close()

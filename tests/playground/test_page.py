@@ -1,0 +1,295 @@
+"""The playground, as a person uses it."""
+
+import os
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ..conftest import ROOT
+from ..surfaces.test_cli import Server
+from .browser import Browser
+from .conftest import KEY, Playground, opened
+
+pytestmark = pytest.mark.slow
+_CHART = """chart = cities.plot.barh("city", "people", legend=False, figsize=(7.4, 2))
+chart.set_title("People, in thousands", fontsize=11)
+chart.spines[["top", "right"]].set_visible(False)"""
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('people')\nplt.show()"
+UNTIL_GO = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go.txt'): time.sleep(0.02)\nprint('gone on')"
+
+
+def test_a_cell_that_plots_shows_its_figure(playground: Playground) -> None:
+    playground.run(PLOT)
+    source, width, described = playground.page.wait(
+        "(() => { const one = document.querySelector('.cell img'); return one?.naturalWidth && [one.src, one.naturalWidth, one.alt]; })()"
+    )
+    assert source.startswith("data:image/png;base64,")
+    assert (width > 300, described) == (True, "Figure people")
+    assert playground.state() == "kept"
+
+
+def test_output_appears_while_the_cell_runs_and_a_dropped_file_reaches_it(playground: Playground, tmp_path: Path) -> None:
+    (tmp_path / "go.txt").write_text("go")
+    playground.start(UNTIL_GO)
+    playground.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
+    assert playground.page.tell("document.querySelector('.cell').getAttribute('aria-busy')") == "true"
+    playground.page.drop(tmp_path / "go.txt", "#transcript")
+    assert "begun\ngone on" in playground.ended()
+
+
+def test_what_a_cell_asks_is_answered_in_its_place(playground: Playground) -> None:
+    playground.start("name = input('Who? ')\nprint('Hello', name)")
+    playground.page.wait("document.activeElement.closest('.ask')")
+    playground.page.write("Ada")
+    playground.page.press("Enter")
+    assert "Who? Ada\nHello Ada" in playground.ended()
+
+
+def test_a_file_is_chosen_read_written_downloaded_and_deleted(playground: Playground, browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "números.csv").write_text("1,2\n")
+    page = playground.page
+    page.choose(tmp_path / "números.csv", "#upload")
+    page.wait("document.querySelector('#files .row')")
+    playground.run("import os; os.makedirs('out', exist_ok=True)\nopen('out/sum.txt', 'w').write(open('números.csv').read() + '3')")
+    page.wait("document.querySelectorAll('#files .row').length === 2")
+    page.click("[aria-label='Download out/sum.txt']")
+    assert _downloaded(browser.downloads / "sum.txt") == b"1,2\n3"
+    page.click("[aria-label='Delete números.csv']")
+    page.click("[aria-label='Delete números.csv']")
+    page.wait("document.querySelectorAll('#files .row').length === 1")
+    assert playground.run("os.listdir()").count("out") == 1
+
+
+def test_a_wrong_key_is_told_and_the_right_one_is_not_kept_anywhere(browser: Browser, server: Server) -> None:
+    page = browser.open(f"{server.endpoint}/#key=wrong")
+    page.wait("document.querySelector('#key-problem').textContent.includes('does not take the key of this address')")
+    for key in ("wrong again", "schlüssel", "鍵", KEY):
+        assert page.text("#sessions") == ""
+        page.tell("document.querySelector('#key').select()")
+        page.write(key)
+        page.press("Enter")
+        page.wait("document.querySelector('#key-problem').textContent.includes('take this key') || document.activeElement.id === 'source'")
+    page.wait("document.activeElement.id === 'source'")
+    kept = page.tell(
+        "[location.href, document.cookie, JSON.stringify(localStorage), JSON.stringify(sessionStorage), document.body.innerHTML]"
+    )
+    assert KEY not in "".join(kept)
+    page.go(server.endpoint)
+    page.wait("!document.querySelector('#door').hidden")
+    page.close()
+
+
+def test_two_tabs_share_a_session(playground: Playground, browser: Browser, server: Server, tmp_path: Path) -> None:
+    playground.run("x = 20")
+    playground.start(UNTIL_GO)
+    name = playground.page.wait("document.querySelector('.session[aria-current]')?.dataset.name")
+    with opened(browser, server) as other:
+        other.page.click(f".session[data-name='{name}']")
+        other.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
+        assert "A cell that was started elsewhere" in other.page.text(".cell")
+        (tmp_path / "go.txt").write_text("go")
+        other.page.choose(tmp_path / "go.txt", "#upload")
+        for tab in (playground, other):
+            assert "gone on" in tab.ended()
+        other.cells = 1
+        assert "22" in other.run("x + 2")
+        other.page.wait("document.querySelector('#variables').innerText.includes('20')")
+
+
+def test_an_interrupt_keeps_the_variables(playground: Playground) -> None:
+    playground.run("x = 42")
+    playground.start("while True: pass")
+    playground.page.click("#interrupt")
+    assert "KeyboardInterrupt" in playground.ended()
+    assert playground.state() == "kept"
+    assert "42" in playground.run("x")
+
+
+def test_what_became_of_the_state_is_told(playground: Playground) -> None:
+    playground.run("x = 1; import os")
+    assert "State lost (exit): variables from before are gone, files are kept." in playground.run("os._exit(3)")
+    assert playground.state() == "lost: exit"
+    assert "NameError" in playground.run("x")
+    assert playground.state() == "kept"
+    playground.page.click("#transactional")
+    assert "as before this cell" in playground.run("y = 2; 1 / 0")
+    assert playground.state().startswith("rolled_back")
+
+
+def test_time_goes_back_and_sideways(playground: Playground) -> None:
+    page = playground.page
+    playground.run("x = 1")
+    page.click("#checkpoint")
+    page.wait("document.querySelectorAll('#checkpoints .row').length === 1")
+    playground.run("x = 2")
+    page.click("#branch")
+    page.wait("document.querySelector('.notice')?.innerText.includes('goes on from where another was')")
+    playground.cells = 0
+    assert "2" in playground.run("print(x)")
+    page.click(".session:not([aria-current])")
+    page.wait("document.querySelectorAll('.cell').length === 2")
+    page.click("#undo")
+    page.wait("document.querySelector('.notice.warn')?.innerText.includes('Back at checkpoint #1')")
+    playground.cells = 2
+    assert "1" in playground.run("print(x)")
+    page.wait("document.querySelector('#undo').disabled && document.querySelector('#undo').title === 'There is no checkpoint.'")
+
+
+def test_a_reset_asks_first_and_keeps_the_files(playground: Playground) -> None:
+    playground.run("x = 1; open('a.txt', 'w').close()")
+    playground.page.click("#reset")
+    assert playground.page.text("#reset") == "Really reset"
+    playground.page.click("#reset")
+    playground.page.wait("document.querySelector('.notice')")
+    assert "['a.txt']" in playground.run("import os; 'x' in globals() or os.listdir()")
+
+
+def test_everything_is_done_by_the_keyboard(browser: Browser, server: Server) -> None:
+    page = browser.open(server.endpoint)
+    page.wait("document.activeElement.id === 'key'")
+    page.write(KEY)
+    page.press("Enter")
+    page.wait("document.activeElement.id === 'source'")
+    playground = Playground(page)
+    page.write("for n in range(2):")
+    page.press("Enter")
+    assert "0\n2" in playground.run("print(n * 2)", "Control+Enter")
+    page.press("Alt+ArrowUp")
+    assert page.tell("document.activeElement.value") == "for n in range(2):\n    print(n * 2)"
+    page.press("Alt+ArrowDown")
+    page.write("people = 709")
+    playground.run("")
+    page.write("peop")
+    page.press("Tab")
+    page.wait("document.activeElement.value === 'people'")
+    page.write("\n")
+    page.press("Tab")
+    assert page.tell("document.activeElement.value") == "people\n    "
+    page.press("Escape")
+    page.press("Tab")
+    page.wait("document.activeElement.id === 'transactional'")
+    page.press("Tab")
+    assert page.tell("document.activeElement.id") == "run"
+    page.close()
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_scrolls_in_one_direction(playground: Playground, width: int) -> None:
+    playground.run("import pandas as pd\ndisplay(pd.DataFrame([range(40)]))\nprint('x' * 500)")
+    playground.run(PLOT + "\nraise ValueError('y' * 300)")
+    playground.page.size(width, 800, scale=2, mobile=True)
+    playground.page.tell("new Promise(requestAnimationFrame)")
+    assert playground.page.tell("document.documentElement.scrollWidth") == width
+
+
+def test_colours_and_lines_that_are_written_over_are_shown_as_a_terminal_does(playground: Playground) -> None:
+    playground.run("print('\\x1b[31mred\\x1b[0m plain\\x1b]0;title\\x07')")
+    text = playground.run("for n in range(3): print(f'\\r{n} of 3', end='', flush=True)")
+    assert [playground.page.text(place) for place in (".stream", ".ansi-1")] == ["red plain\n", "red"]
+    assert ("2 of 3" in text, "0 of 3" in text) == (True, False)
+
+
+def test_displays_are_updated_and_cleared(playground: Playground) -> None:
+    shown = playground.run("h = display('one', display_id=True); h.update('two'); display({'a': 1})")
+    assert ("'two'" in shown, "'one'" in shown.partition("Edit")[2], "{'a': 1}" in shown) == (True, False, True)
+    cleared = playground.run("from IPython.display import clear_output\ndisplay('gone'); clear_output(); display('stays')")
+    assert ("'gone'" in cleared.partition("Edit")[2], "'stays'" in cleared) == (False, True)
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of these tests come and go fast."""
+    monkeypatch.setenv("ACASessions__Sandbox__Preload", "[]")
+    monkeypatch.setenv("ACASessions__Sandbox__Spares", "0")
+
+
+@pytest.mark.usefixtures("light")
+def test_a_plain_server_says_what_it_cannot(browser: Browser) -> None:
+    with Server("--port", "0", "--api-key", KEY, "--plain") as plain, opened(browser, plain) as playground:
+        page = playground.page
+        assert "Interrupt, Checkpoint, Undo and Branch cannot be had here." in page.text("#limits")
+        for id in ("interrupt", "checkpoint", "undo", "branch", "transactional"):
+            disabled, title, described = page.tell(
+                f"(() => {{ const one = document.querySelector('#{id}'); return [one.disabled, one.title, one.ariaDescription]; }})()"
+            )
+            assert (disabled, title == described, "nothing more" in title) == (True, True, True)
+        assert "out" in playground.run("x = 5; print('out'); x")
+        assert playground.state() == "untold"
+        page.wait("document.querySelector('#variables').innerText.includes('x')")
+        assert "ZeroDivisionError" in playground.run("1 / 0")
+        playground.run("import os; os._exit(1)")
+        assert playground.state() == "lost: crash"
+
+
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["ours", "plain"])
+def test_a_session_that_ended_meanwhile_is_told(browser: Browser, options: list[str]) -> None:
+    with Server("--port", "0", "--api-key", KEY, "--cooldown", "0.5", *options) as short, opened(browser, short) as playground:
+        playground.run("x = 1")
+        _all_ended(short)
+        assert "NameError" in playground.run("x")
+        assert playground.state() == "lost: expired"
+
+
+@pytest.mark.usefixtures("light")
+def test_a_server_that_is_gone_leaves_nothing_known(browser: Browser) -> None:
+    with Server("--port", "0", "--api-key", KEY) as doomed, opened(browser, doomed) as playground:
+        playground.start("print('begun', flush=True)\nwhile True: pass")
+        playground.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
+        doomed.process.kill()
+        assert "Whether the cell ran is not known" in playground.ended()
+        assert playground.state() == "unknown: no reply"
+        assert "The cell was not run" in playground.run("1") or playground.state() == "unknown: no reply"
+
+
+@pytest.mark.usefixtures("light")
+def test_without_namespaces_there_is_no_time_travel(browser: Browser, public_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACASessions__Sandbox__Isolation", "no-namespaces")
+    monkeypatch.setenv("ACASessions__Sandbox__Python", public_python)
+    with Server("--port", "0", "--api-key", KEY) as bare, opened(browser, bare) as playground:
+        playground.page.wait("document.querySelector('#isolation').innerText === 'isolation: no-namespaces'")
+        playground.page.wait("document.querySelector('#limits').innerText.startsWith('Checkpoint, Undo and Branch cannot')")
+        assert "42" in playground.run("6 * 7")
+
+
+def test_a_picture_of_it_is_taken(playground: Playground, tmp_path: Path) -> None:
+    """`make picture` has it in the documentation."""
+    page = playground.page
+    page.size(1320, 1070, scale=1.5)
+    (tmp_path / "cities.csv").write_text("city,people,founded\nOslo,709,1040\nBergen,291,1070\nTrondheim,212,997\nTromsø,78,1794\n")
+    page.click("#new-name")
+    page.write("cities")
+    page.press("Enter")
+    page.wait("document.querySelector('.session[aria-current]').title === 'cities'")
+    page.drop(tmp_path / "cities.csv", "#transcript")
+    page.wait("document.querySelector('#files .row')")
+    playground.run("import pandas as pd\ncities = pd.read_csv('cities.csv')\ncities")
+    page.click("#checkpoint")
+    page.wait("document.querySelector('#checkpoints .row')")
+    playground.run(_CHART)
+    page.wait("document.querySelector('.cell img')?.complete && document.querySelector('.framed iframe')")
+    page.wait("document.querySelector('#variables').innerText.includes('chart')")
+    page.wait("document.querySelector('#sessions').innerText.includes('idle')")
+    page.tell("document.querySelector('#source').focus()")
+    page.send("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
+    page.write("cities.groupby(cities.founded < 1100).people.mean()")
+    page.tell("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    picture = page.picture()
+    (ROOT / "docs" / "playground.png" if os.environ.get("PLAYGROUND_PICTURE") else tmp_path / "playground.png").write_bytes(picture)
+    assert (picture[:4], len(picture) > 50_000) == (b"\x89PNG", True)
+
+
+def _downloaded(file: Path) -> bytes:
+    deadline = time.monotonic() + 10
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return file.read_bytes()
+
+
+def _all_ended(server: Server) -> None:
+    deadline, listing = time.monotonic() + 10, f"{server.endpoint}/listSessions?api-version=2025-10-02-preview"
+    while httpx.get(listing, headers={"authorization": f"Bearer {KEY}"}).json()["sessions"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

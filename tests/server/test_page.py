@@ -1,0 +1,64 @@
+"""The playground's files as the server gives them, and the list of sessions that it reads."""
+
+import httpx
+import pytest
+
+from aca_sessions import open_server
+from aca_sessions.contract.flat import decode_sessions
+from aca_sessions.hosting import Hosting
+
+VERSION = "2025-10-02-preview"
+TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "py": "text/plain; charset=utf-8"}
+
+
+def client(app: object, **headers: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
+
+
+async def test_the_page_and_all_that_it_names_are_there_without_a_key() -> None:
+    async with open_server(hosting=Hosting(api_key="key", page=True)) as app, client(app) as http:
+        page = await http.get("/")
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        named = ["playground/page.css", "playground/page.js", "playground/frame.css", "playground/cells/variables.py"]
+        for path in named:
+            part = await http.get(f"/{path}")
+            assert (part.status_code, part.headers["content-type"]) == (200, TYPES[path.rpartition(".")[2]]), path
+            assert "frame-ancestors 'none'" in part.headers["content-security-policy"]
+        assert [path for path in named[:2] if path not in page.text] == []
+        assert "https://" not in page.text.replace("http://www.w3.org", "")
+
+
+@pytest.mark.parametrize("path", ["/playground/page.html", "/playground/", "/playground/../app.py", "/playground/cells/health.py"])
+async def test_nothing_else_is_given_as_a_part_of_the_page(path: str) -> None:
+    async with open_server(hosting=Hosting(page=True)) as app, client(app) as http:
+        assert (await http.get(path)).status_code == 404
+
+
+async def test_a_server_without_a_page_has_none() -> None:
+    async with open_server(hosting=Hosting(api_key="key")) as app, client(app) as http:
+        assert (await http.get("/")).status_code == 401
+        assert (await http.get("/", headers={"authorization": "Bearer key"})).status_code == 404
+        assert (await http.get("/playground/page.js")).status_code == 401
+
+
+async def test_the_page_is_not_below_azures_path() -> None:
+    async with open_server(hosting=Hosting(page=True)) as app, client(app) as http:
+        assert (await http.get("/subscriptions/s/resourceGroups/g/sessionPools/p/")).status_code == 404
+
+
+async def test_a_listed_session_tells_its_memory_and_what_runs_to_those_who_ask() -> None:
+    rich = {"x-aca-sessions-rich": "1"}
+    query = {"api-version": VERSION, "identifier": "mine"}
+    async with open_server() as app, client(app) as http:
+        await http.post("/executions", params=query, json={"code": "data = b'x' * 50_000_000"})
+        (idle,) = (await http.get("/listSessions", params=query, headers=rich)).json()["sessions"]
+        assert (idle["acaSessions"]["active"], idle["acaSessions"]["running"], idle["acaSessions"]["idle"] < 60) == (False, None, True)
+        cell = {"code": "input()", "executionType": "Asynchronous"}
+        answers = {"operation-id": "asking", "x-aca-sessions-answered": "input"}
+        await http.post("/executions", params=query, json=cell, headers=answers)
+        (await http.get("/executions/asking/events", params=query)).raise_for_status()
+        (running,) = decode_sessions((await http.get("/listSessions", params=query, headers=rich)).json())
+        assert (running.is_active, running.running) == (True, "asking")
+        assert running.memory is None or running.memory > 50_000_000
+        plain = (await http.get("/listSessions", params=query)).json()["sessions"]
+        assert [sorted(one) for one in plain] == [["createdAt", "etag", "expireAt", "identifier", "lastAccessedAt"]]
