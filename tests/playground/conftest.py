@@ -8,6 +8,7 @@ from ..surfaces.test_cli import Server
 from .browser import CHROMIUM, Browser, Page
 
 KEY = "the-key-of-these-tests"
+_LAST = "[...document.querySelectorAll('.cell')].at(-1)"
 
 
 class Playground:
@@ -33,12 +34,12 @@ class Playground:
 
     def ended(self) -> str:
         """The text of the last cell, once it has ended and the panels know."""
-        self.page.wait("!document.querySelector('.cell:last-of-type').hasAttribute('aria-busy')")
-        return self.page.text(".cell:last-of-type")
+        self.page.wait(f"!{_LAST}.hasAttribute('aria-busy')")
+        return str(self.page.tell(f"{_LAST}.innerText"))
 
     def state(self) -> str:
         """What the last cell says of the session's state, in the words of results."""
-        return self.page.tell("document.querySelector('.cell:last-of-type .verdict').dataset.state")
+        return str(self.page.tell(f"{_LAST}.querySelector('.verdict').dataset.state"))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ export class Workspace {
     this.known = new Set();
     this.suspected = "";
     this.checkpoints = [];
+    this.resets = 0;
   }
 
   /** Runs a cell; answers its result, or null where the server refused it. */
@@ -61,15 +62,17 @@ export class Workspace {
     this.element.append(notice(text, mood));
   }
 
-  /** What a cell of the client's own answers. A loss that only it heard of is told, since nobody will tell it again. */
+  /** What a cell of the client's own answers. A loss that only it heard of is told, since nobody will tell it again; a reset is none. */
   async asked(name, ...values) {
+    const resets = this.resets;
     const [answer, result] = await ownCell(this.name, name, ...values);
-    if (result.state.kind !== "kept" && result.state.kind !== "untold") this.tell(told(result.state), "bad");
+    if (!["kept", "untold"].includes(result.state.kind) && resets === this.resets) this.tell(told(result.state), "bad");
     return answer;
   }
 
   /** Begins anew, with the files as they are; where the endpoint has no reset, by a cell that clears the variables. */
   async reset(canReset) {
+    this.resets += 1;
     if (canReset) await request("POST", "session/reset", { session: this.name });
     else await this.asked("reset");
     this.checkpoints = [];
