@@ -41,6 +41,7 @@ ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
     "redis": {"agent.redis_storage"},
     "yaml": {"agent.tools.described"},
+    "bm25s": {"agent.search"},
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
     "mcp": {"agent.tools.mcp", *(f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool"))},
