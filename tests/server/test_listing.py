@@ -1,0 +1,31 @@
+"""What the list of sessions tells those who ask for more than Azure has."""
+
+import asyncio
+
+import httpx
+
+from aca_sessions import SessionInfo
+from aca_sessions.contract.flat import decode_sessions
+
+
+async def test_a_listed_session_tells_its_memory_and_what_runs_to_those_who_ask(http: httpx.AsyncClient) -> None:
+    rich = {"x-aca-sessions-rich": "1"}
+    query = {"identifier": "mine"}
+    await http.post("/executions", params=query, json={"code": "data = b'x' * 50_000_000"})
+    (idle,) = (await http.get("/listSessions", params=query, headers=rich)).json()["sessions"]
+    assert (idle["acaSessions"]["active"], idle["acaSessions"]["running"], idle["acaSessions"]["idle"] < 60) == (False, None, True)
+    cell = {"code": "input()", "executionType": "Asynchronous"}
+    answers = {"operation-id": "asking", "x-aca-sessions-answered": "input"}
+    await http.post("/executions", params=query, json=cell, headers=answers)
+    (await http.get("/executions/asking/events", params=query)).raise_for_status()
+    async with asyncio.timeout(20):  # where no control group counts it, somebody looks at it now and then
+        while (running := await _only(http, rich)).memory < 50_000_000:
+            await asyncio.sleep(0.05)
+    assert (running.is_active, running.running) == (True, "asking")
+    plain = (await http.get("/listSessions", params=query)).json()["sessions"]
+    assert [sorted(one) for one in plain] == [["createdAt", "etag", "expireAt", "identifier", "lastAccessedAt"]]
+
+
+async def _only(http: httpx.AsyncClient, headers: dict[str, str]) -> SessionInfo:
+    (one,) = decode_sessions((await http.get("/listSessions", headers=headers)).json())
+    return one
