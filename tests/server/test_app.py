@@ -244,6 +244,13 @@ async def test_a_foreign_host_header_is_refused() -> None:
             assert (await http.get("/listSessions", headers=key | {"host": host})).status_code == status
 
 
+async def test_a_page_of_another_origin_is_refused_even_where_no_key_is_needed() -> None:
+    async with open_server(hosting=Hosting(allowed_hosts=frozenset({"localhost", "::1"}))) as app, client(app) as http:
+        for origin, status in (("http://localhost:80", 200), ("http://[::1]", 200), ("https://evil.example", 403), ("null", 403)):
+            response = await http.get("/listSessions", headers={"host": "localhost", "origin": origin})
+            assert response.status_code == status
+
+
 async def test_many_sessions_at_once_keep_apart(http: httpx.AsyncClient) -> None:
     async def one(number: int) -> object:
         params = {"identifier": f"session-{number}"}

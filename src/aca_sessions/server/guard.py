@@ -40,6 +40,8 @@ class Guard:
         headers = Headers(scope=scope)
         if self._allowed_hosts and _host_name(headers.get("host", "")) not in self._allowed_hosts:
             return ProblemError(403, "HostNotAllowed", "the Host header names no host of this server; start it with --allowed-host")
+        if self._allowed_hosts and "origin" in headers and _host_name(headers["origin"].partition("://")[2]) not in self._allowed_hosts:
+            return ProblemError(403, "OriginNotAllowed", "the Origin header names a page that is none of this server's")
         if scope["path"] in self._open_paths or not self._key:
             return None
         key, own = _key(scope["path"], headers).encode("utf-8", "replace"), self._keys_of_paths.get(scope["path"], self._key)
