@@ -8,6 +8,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def build(tag: str, dockerfile: Path, context: Path, *arguments: str) -> None:
 
 def _as_this_machine_finds_packages() -> list[str]:
     """pip in the container has the index that pip has here, and the folders and certificates that its settings name."""
-    told = [line.partition("=")[::2] for line in command("python3", "-m", "pip", "config", "list").stdout.splitlines()]
+    told = [line.partition("=")[::2] for line in command(sys.executable, "-m", "pip", "config", "list").stdout.splitlines()]
     settings = {name.rpartition(".")[2]: value.strip("'\"").replace("\\n", " ") for name, value in told}
     conf = Path(os.environ["XDG_CACHE_HOME"], "pip.conf")
     conf.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
