@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -31,6 +33,7 @@ BASE, SERVER, TESTED = (f"localhost/aca-sessions-test-{name}:latest" for name in
 # runc has no right to raise these on every machine.
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096")
 OPEN = ("--security-opt", f"seccomp={ROOT}/deploy/seccomp.json", "--security-opt", "unmask=ALL")
+PUBLISHED = ("-p", "127.0.0.1:8080:8080")
 CLOSED = ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp", "--tmpfs=/home/sessions")
 KEY = "a-key-of-this-test"
 # A session has a process 1 as well: what is asked for by the number of a host's process must not be one of its own.
@@ -57,7 +60,7 @@ def build(tag: str, dockerfile: Path, context: Path, *arguments: str) -> None:
 
 def _as_this_machine_finds_packages() -> list[str]:
     """pip in the container has the index that pip has here, and the folders and certificates that its settings name."""
-    told = [line.partition("=")[::2] for line in command("python3", "-m", "pip", "config", "list").stdout.splitlines()]
+    told = [line.partition("=")[::2] for line in command(sys.executable, "-m", "pip", "config", "list").stdout.splitlines()]
     settings = {name.rpartition(".")[2]: value.strip("'\"").replace("\\n", " ") for name, value in told}
     conf = Path(os.environ["XDG_CACHE_HOME"], "pip.conf")
     conf.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
@@ -78,13 +81,14 @@ def images() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def serving(*flags: str) -> Iterator[tuple[str, str]]:
-    """A container that serves on a port of loopback: its name and endpoint."""
+def serving(flags: Sequence[str] = (*OPEN, *PUBLISHED)) -> Iterator[tuple[str, str]]:
+    """A container that serves on a port of loopback, a free one in the place of 8080: its name and endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     name = f"aca-sessions-test-{os.getpid()}"
-    published = ("--name", name, "--publish", f"127.0.0.1:{port}:8080", "--env", f"ACA_SESSIONS_API_KEY={KEY}")
-    started = command("podman", "--runtime", "runc", "run", "--detach", *published, *LIMITS, *OPEN, *flags, SERVER)
+    own = ("--name", name, "--env", f"ACA_SESSIONS_API_KEY={KEY}", *LIMITS)
+    given = [flag.replace(PUBLISHED[1], f"127.0.0.1:{port}:8080") for flag in flags]
+    started = command("podman", "--runtime", "runc", "run", "--detach", *own, *given, SERVER)
     try:
         assert started.returncode == 0, started.stderr
         _wait_for(f"http://127.0.0.1:{port}/health")
@@ -157,6 +161,15 @@ async def test_a_session_is_had_by_http_from_outside() -> None:
         assert httpx.get(f"{endpoint}/files", params={"api-version": "2025-10-02-preview", "identifier": "x"}).status_code == 401
         assert command("podman", "healthcheck", "run", name).returncode == 0
         assert command("podman", "exec", name, "id", "-u").stdout == "10001\n"
+
+
+def test_the_line_of_the_readme_serves() -> None:
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ podman run"))
+    *flags, image = shlex.split(line.removeprefix("$ podman run "))
+    assert image == "aca-sessions"
+    assert PUBLISHED[1] in flags
+    with serving(flags) as (_, endpoint):
+        assert httpx.get(f"{endpoint}/health").json()["status"] == "healthy"
 
 
 async def test_sessions_leave_nothing_behind_in_it() -> None:

@@ -95,6 +95,8 @@ async def test_health_tells_the_images_python_and_packages(bookworm: str) -> Non
     async with session_of(bookworm) as session:
         health = await session.health()
         assert health.python.startswith("3.11")
+        assert health.isolation["level"] == "full"
+        assert [how for how in health.isolation.values() if how.startswith("NOT ENFORCED")] == []
 
 
 def test_a_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ _NAMESPACES = {
 }
 _DIRECT = "no host network"
 _SYSTEM_CALLS = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.unshare(1 << 28); raise OSError(ctypes.get_errno(), '')"
-_ATTEMPTS = {
+_ATTEMPTS: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "host files": ("open('/etc/shadow').read()", "FileNotFoundError"),
     "host environment": ("open('/proc/1/environ').read()", "PermissionError"),
     "Landlock": ("open('/proc/self/oom_score_adj', 'w').write('0')", "PermissionError"),
@@ -31,7 +31,7 @@ _ATTEMPTS = {
     "read-only root": ("open('/usr/probe', 'w')", "OSError"),
     _DIRECT: ("import socket; socket.create_connection(('192.0.2.1', 80), 1)", "OSError: [Errno 101]"),
 }
-_BARE_ATTEMPTS = {
+_BARE_ATTEMPTS: dict[str, tuple[str, str | tuple[str, ...]]] = {
     "host files": ("open('/etc/shadow').read()", "PermissionError"),
     "host environment": ("open('/proc/1/environ').read()", "PermissionError"),
     "Landlock": ("open('/proc/self/oom_score_adj', 'w').write('0')", "PermissionError"),
@@ -135,7 +135,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
         findings.append(Finding("network", True, "this host's own, as the policy says: sessions reach all that it reaches"))
     elif network.kind == "allow":
         findings.append(Finding("network", True, f"by a proxy, as the policy says: {', '.join(network.domains)}"))
-    for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS).items():
+    for name, (code, refusal) in (_BARE_ATTEMPTS if bare else _ATTEMPTS | _beside(policy)).items():
         if network.kind == "host" and name == _DIRECT:
             continue
         result = await interpreter.run("probe", code, 10.0)
@@ -144,6 +144,13 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
             Finding(name, said.startswith(refusal), f"an attempt ended with {said.partition(':')[0] if result.error else 'success'}")
         )
     return findings
+
+
+def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
+    """An image has an /etc/shadow of its own; where it lies on this host is in no image."""
+    if policy.image is None:
+        return {}
+    return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
 
 
 async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) -> list[Finding]:
