@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "connect": {"settings", "policies", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
     "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens where it is given none
+    "agent.cells": {"agent.cells", "sandbox.guest", "sandbox.wire"},  # sent as text, with those that it needs
     "compat": {"compat", "surfaces", "agent", "connect", "client", "models", "errors", ""},
 }
 for _row in ("", "surfaces"):
@@ -45,7 +46,7 @@ ONLY_IN = {
     "semantic_kernel": {"surfaces.semantic_kernel"},
     "agent_framework": {"surfaces.agent_framework"},
     "mcp": {"agent.tools.mcp", *(f"surfaces.mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool"))},
-    "ctypes": {"sandbox.syscalls"},
+    "ctypes": {"sandbox.syscalls", "agent.cells.threaded"},
     "azure": {"connect", "client.auth"},
     "IPython": {
         *("sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks"),

@@ -9,10 +9,9 @@ from semantic_kernel.functions import kernel_function
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
 from aca_sessions.agent.approval import Call
-from aca_sessions.errors import InvalidArgumentError, NotSupportedError
+from aca_sessions.errors import InvalidArgumentError
 from aca_sessions.surfaces.semantic_kernel import tools_of
 
-from ..surfaces.test_cli import Server
 from ..wheels import make_wheel
 
 DOUBLE = 'def run(n):\n    """Doubles a number.\n\n    >>> run(21)\n    {said}\n    """\n    return n * 2\n'
@@ -113,29 +112,6 @@ async def test_of_what_a_cell_wants_of_a_package_its_last_word_counts(tmp_path: 
         assert "No module named 'humanize'" in str((await agent.run("import humanize")).error)
         await agent.run("deps.remove('humanize'), deps.add('humanize')")
         assert (await agent.run("import humanize")).success
-
-
-@pytest.mark.slow
-async def test_without_live_executions_all_but_host_tools_works(tmp_path: Path) -> None:
-    with Server("--port", "0", "--api-key", "key", "--plain") as server:
-        async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool:
-            async with AgentSession(pool, storage=FileStorage(tmp_path)) as agent:
-                assert (agent.supports("host_tools"), agent.supports("timeout"), agent.supports("memory_limit")) == (False, True, False)
-                assert (await agent.run("6 * 7")).text == "42"
-                assert (await agent.add_skill("double", DOUBLE.format(said="42")))["tested"] is False
-                await agent.save_artifact("a", {"b": 1})
-                assert await agent.load_artifact("a") == {"b": 1}
-            with pytest.raises(NotSupportedError, match="no live executions, so cells cannot call tools"):
-                await AgentSession(pool, tools=[tool(name="x")(lambda: None)]).start()
-
-
-@pytest.mark.slow
-async def test_the_same_holds_over_tcp(tmp_path: Path) -> None:
-    twice = tool(name="twice", effect="read")(lambda data: data * 2)
-    with Server("--port", "0", "--api-key", "key") as server:
-        async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, AgentSession(pool, tools=[twice]) as agent:
-            assert (await agent.run("tools.twice(data='ab') + await tools.twice('c')")).text == "'ababcc'"
-            assert (await agent.run("len(tools.twice(bytes(1_000_000)))")).text == "2000000"
 
 
 class Numbers:

@@ -1,5 +1,6 @@
 """The command line, as a shell sees it."""
 
+import http.client
 import json
 import os
 import signal
@@ -188,6 +189,18 @@ async def test_serve_makes_a_key_and_a_session_outlives_its_client() -> None:
     assert server.process.returncode == 0
     written = "".join(server.rest)
     assert "mine" not in written
+
+
+def test_an_answer_on_an_open_connection_does_not_wait_for_the_kernel() -> None:
+    with Server("--port", "0", "--api-key", "key") as server:
+        connection, seconds = http.client.HTTPConnection(server.endpoint.partition("//")[2]), []
+        for _ in range(10):
+            began = time.perf_counter()
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+            seconds.append(time.perf_counter() - began)
+        connection.close()
+    assert min(seconds[1:]) < 0.03  # Linux delays acknowledgements by 40 ms
 
 
 async def test_serve_on_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ _BY_EXTENSION = {
     "deps_uninstall": "packages",
     "interrupt": "interrupt",
     "live_output": "events",
-    "host_tools": "events",
     "checkpoint": "checkpoint",
 }
 _BY_ISOLATION = {
@@ -19,9 +18,11 @@ _BY_ISOLATION = {
 }
 
 
-async def capabilities_of(session: Session) -> frozenset[str]:
-    """Their names."""
+async def capabilities_of(session: Session, *, host_tools: bool) -> frozenset[str]:
+    """Their names; whether cells can call tools was found out before."""
     found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
+    if host_tools:
+        found.add("host_tools")
     parts = (await session.health()).isolation or {}
     found |= {name for name, part in _BY_ISOLATION.items() if part in parts and not parts[part].startswith("NOT ENFORCED")}
     return frozenset(found)

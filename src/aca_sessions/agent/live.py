@@ -11,6 +11,7 @@ from ..models import CodeExecutionResult
 from .capabilities import capabilities_of
 from .deps import Pending
 from .outside import Answer, Outside
+from .running import Running, running_in
 
 _TRIAL_SECONDS = 10.0
 _NOT_IN_TRIALS = {"skills.create", "skills.delete", "artifacts.save", "artifacts.delete", "deps.add", "deps.remove", "deps.sync"}
@@ -19,19 +20,25 @@ _NOT_IN_TRIALS = {"skills.create", "skills.delete", "artifacts.save", "artifacts
 class Live:
     """A leased session and the calls that its cells may make."""
 
-    def __init__(self, pool: SessionPool, session: Session, capabilities: frozenset[str]) -> None:
+    def __init__(self, pool: SessionPool, session: Session, *, running: Running, why_not: str) -> None:
         """Answers nothing yet."""
         self.session = session
-        self.capabilities = capabilities
+        self.capabilities = frozenset[str]()
+        self.why_no_tools = why_not
         self.packages = Pending()
         self._pool = pool
         self._outside = self._trial = Outside({})
+        self._running = running
+        self._own = running(session)
         self._cells = 0
 
     @classmethod
     async def of(cls, pool: SessionPool, session: Session) -> "Live":
         """Over a session that was leased from a pool."""
-        return cls(pool, session, await capabilities_of(session))
+        running, why_not = await running_in(session)
+        live = cls(pool, session, running=running, why_not=why_not)
+        live.capabilities = await capabilities_of(session, host_tools=not why_not)
+        return live
 
     def answer_with(self, table: Mapping[str, Answer]) -> None:
         """From here on cells may make these calls; those of examples that are tried change nothing that is kept."""
@@ -40,21 +47,19 @@ class Live:
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
         """What became of a cell, and of what it wanted installed or taken away."""
-        if "host_tools" not in self.capabilities:
-            return await self.session.run(code, timeout=timeout)
         self._cells += 1
         try:
-            result = await _followed(self.session, self._outside, code, timeout)
+            result = await self._own.run(self._outside, code, timeout)
         finally:
             self._cells -= 1
         return result if self._cells or not self.packages else await self._with_packages(result)
 
     async def attempt(self, name: str, source: str) -> None:
         """Runs the examples of a skill; InvalidArgumentError says which one failed and how."""
-        if "host_tools" not in self.capabilities:
-            raise NotSupportedError("examples of skills are run where cells can call outside: the embedded default, aca-sessions serve")
+        if self.why_no_tools:
+            raise NotSupportedError(f"examples of skills are run where cells can call outside, and here they cannot: {self.why_no_tools}")
         async with self._elsewhere() as session:
-            result = await _followed(session, self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
+            result = await self._running(session).run(self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
         if result.error is not None:
             raise InvalidArgumentError(f"the skill was not kept, since its examples do not hold: {result.error}")
 
@@ -76,12 +81,3 @@ class Live:
                 return
         async with self._pool.session() as fresh:
             yield fresh
-
-
-async def _followed(session: Session, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
-    execution = await session.start(code, timeout=timeout, on_call=lambda text: outside.answer(session, text))
-    try:
-        return await execution.wait()
-    except BaseException:
-        await session.cancel_quietly(execution)
-        raise

@@ -82,9 +82,9 @@ class AgentSession(Kept):
     async def _open(self, stack: AsyncExitStack) -> Live:
         pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool
         live = await Live.of(pool, await stack.enter_async_context(pool.session()))
-        if self._given and "host_tools" not in live.capabilities:
-            said = "this endpoint has no live executions, so cells cannot call tools: use the embedded default or aca-sessions serve"
-            raise NotSupportedError(f"{said}, or give no tools")
+        if self._given and live.why_no_tools:
+            said = f"this endpoint has no live executions, and {live.why_no_tools}, so cells cannot call tools"
+            raise NotSupportedError(f"{said}: use the embedded default or aca-sessions serve, or give no tools")
         self._toolbox = ToolBox(await _opened(self._given, stack), self._approval, self._embed)
         live.answer_with(table(self._toolbox, self._skills, self._artifacts, self._deps, live))
         return live

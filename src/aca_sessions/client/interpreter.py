@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, overload
 from urllib.parse import quote
@@ -76,6 +77,13 @@ class CodeInterpreter:
         result = await self._execute_knowingly(session_id, ExecutionCall(code=own_cell(name, *arguments), timeout=timeout))
         self._continuity.keep(session_id, result.state)
         return result
+
+    def concluded(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
+        """Takes note of a user's cell that was run by cells of ours; the result tells a loss that they heard of."""
+        told = self._continuity.tell(session_id, replace(result, session_id=session_id))
+        if told.state.kind != "kept":
+            self._continuity.after(session_id, told)
+        return told
 
     @overload
     async def upload_file(self, request: FileUploadRequest, /) -> RemoteFile: ...

@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from ..models import (
     SessionHealth,
     Variable,
 )
-from .arguments import checked_count, checked_data, checked_moment, checked_requirements
+from .arguments import checked_count, checked_data, checked_moment, checked_requirements, refusal
 from .execution import AnswerCall, AnswerInput, Execution
 from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
@@ -66,6 +66,18 @@ class Session:
         )
         amend = self._noting(code, sanitize)
         return amend(await self._interpreter.execute(request))
+
+    async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
+        """What became of a cell that a function runs, by cells of ours: noted like any other. The function gets the code out of fences."""
+        refused = refusal(code)
+        if refused is not None:
+            return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
+        amend = self._noting(code, True)
+        return amend(self._interpreter.concluded(self.session_id, await run(take_out_of_fences(code))))
+
+    async def run_own(self, name: str, *arguments: str, timeout: float | None = None) -> CodeExecutionResult:
+        """What became of a cell of ours, by its name; a loss that it heard of is told with the user's next cell."""
+        return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout)
 
     async def start(
         self,

@@ -11,12 +11,12 @@ import keyword
 import linecache
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from . import batches
 from .awaiting import AWAITED, NAMES, Awaiting, call_outside
-from .calls import Table, ToolError, call
+from .calls import Send, Table, ToolError, call, leave_by, nobody
 
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 _awaiting = Awaiting()
@@ -24,9 +24,10 @@ Described = list[dict[str, Any]]
 Texts = list[str]
 
 
-def begin(transformers: list[ast.NodeTransformer], answered: Sequence[str]) -> None:
+def begin(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
     """The four names are there while somebody outside takes calls. As builtins they shadow nothing of the user's, and modules find them."""
-    if "call" in answered:
+    leave_by(send or nobody)
+    if send is not None:
         tools.forget()
         builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps))), AWAITED: call_outside})
         builtins.__dict__["ToolError"] = ToolError

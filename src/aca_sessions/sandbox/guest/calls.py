@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from . import questions
-from .link import AnswerError
 from .place import place
 
 _LONG = 64 << 10
@@ -24,6 +22,7 @@ _MOST_SENT = 1 << 20
 _AT_A_TIME = 32
 _FILE = re.compile(r"\.call-[0-9a-f]{32}")
 _slots = threading.BoundedSemaphore(_AT_A_TIME)
+Send = Callable[[str], str]
 
 
 class Table(bytes):
@@ -36,22 +35,35 @@ class ToolError(RuntimeError):
     name = ""
 
 
+def nobody(text: str) -> str:
+    """Answers nothing."""
+    raise ToolError("nobody takes calls here: run the cell in an AgentSession")
+
+
+class _Way:
+    """How calls leave the session."""
+
+    send: Send = staticmethod(nobody)
+
+
+def leave_by(send: Send) -> None:
+    """From here on calls are answered by a function: JSON in, JSON out; ToolError where nobody answers. It is called from any thread."""
+    _Way.send = staticmethod(send)
+
+
 def call(name: str, /, **arguments: object) -> Any:
     """What is answered to a call of that name; blocks, and may be made from any thread."""
     text = json.dumps({"name": name, "arguments": {key: _packed(value) for key, value in arguments.items()}})
     if len(text) > _MOST_SENT:
         told = f"the arguments have {len(text)} characters, and a call takes {_MOST_SENT}"
         raise ToolError(f"{told}: send large things as one text or as bytes")
-    try:
-        with _slots:
-            answer = json.loads(questions.call(text))
-    except AnswerError as refused:
-        raise ToolError(str(refused)) from None
+    with _slots:
+        answer = json.loads(_Way.send(text))
     if "error" in answer:
         failed = ToolError(answer["error"]["message"])
         failed.name = answer["error"]["name"]
         raise failed
-    return _unpacked(answer["value"])
+    return unpacked(answer["value"])
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:
@@ -77,13 +89,13 @@ def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyn
 
 def _packed(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONG:
-        return {"$": "text", "file": _written(value.encode("utf-8", "backslashreplace"))}
+        return {"$": "text", "file": written(value.encode("utf-8", "backslashreplace"))}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Table):
-        return {"$": "table", "file": _written(bytes(value))}
+        return {"$": "table", "file": written(bytes(value))}
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"$": "bytes", "file": _written(bytes(value))}
+        return {"$": "bytes", "file": written(bytes(value))}
     if isinstance(value, (list, tuple)):
         return [_packed(item) for item in value]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
@@ -101,24 +113,26 @@ def _packed_of_a_library(value: Any) -> Any:
     if pandas is not None and isinstance(value, pandas.DataFrame):
         if not all(isinstance(name, str) for name in value.columns):
             raise TypeError("a DataFrame goes with columns that are named by text: frame.columns = frame.columns.map(str)")
-        return {"$": "table", "file": _written(value.to_json(orient="table").encode())}
+        return {"$": "table", "file": written(value.to_json(orient="table").encode())}
     raise TypeError(f"a {type(value).__name__} cannot be sent: numbers, texts, bytes, lists, dicts by text, and DataFrames can")
 
 
-def _unpacked(value: Any) -> Any:
+def unpacked(value: Any) -> Any:
+    """A value from outside; what it has in files is read, and they are deleted."""
     if isinstance(value, list):
-        return [_unpacked(item) for item in value]
+        return [unpacked(item) for item in value]
     if not isinstance(value, dict):
         return value
     kind, content, name = value.get("$"), value.get("content"), value.get("file")
     if kind == "dict" and isinstance(content, dict):
-        return {key: _unpacked(item) for key, item in content.items()}
+        return {key: unpacked(item) for key, item in content.items()}
     if kind in ("bytes", "text", "table") and isinstance(name, str) and _FILE.fullmatch(name):
         return _read(kind, name)
-    return {key: _unpacked(item) for key, item in value.items()}
+    return {key: unpacked(item) for key, item in value.items()}
 
 
-def _written(data: bytes) -> str:
+def written(data: bytes) -> str:
+    """The name of a new file with this content, for whoever is outside to read and delete."""
     name = f".call-{uuid.uuid4().hex}"
     with open(os.path.join(place.data, name), "xb") as file:
         file.write(data)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ..wire import Run
-from . import streams
+from . import calls, streams
 from .link import AnswerError
 
 Ask = Callable[[str, str, str], str]
@@ -33,10 +33,13 @@ def begin(cell: Run, ask: Ask) -> None:
 
 
 def call(text: str) -> str:
-    """What a call outside answers, in JSON as it was made; AnswerError where nobody takes calls."""
+    """What a call outside answers, in JSON as it was made; ToolError where nobody takes calls."""
     if "call" not in _Now.answered:
-        raise AnswerError("nobody takes calls here: run the cell in an AgentSession")
-    return _Now.ask(_Now.execution, "call", text)
+        return calls.nobody(text)
+    try:
+        return _Now.ask(_Now.execution, "call", text)
+    except AnswerError as refused:
+        raise calls.ToolError(str(refused)) from None
 
 
 def take_over() -> None:

@@ -57,7 +57,7 @@ class Shell(InteractiveShell):
     def run(self, cell: Run, send: Callable[[Message], None], ask: questions.Ask = questions.nobody) -> Finished:
         """Runs a cell; whatever it does, an answer comes back."""
         questions.begin(cell, ask)
-        bridge.begin(self.ast_transformers, cell.answered)
+        bridge.begin(self.ast_transformers, questions.call if "call" in cell.answered else None)
         self.collected = Collected(cell.execution, send, self._late)
         self._forget_listings()
         before = changes.listing()

@@ -37,8 +37,13 @@ def flush() -> None:
 
 
 def put_back() -> None:
-    """Whatever a cell put in the place of stdout and stderr, the next one has its own again."""
+    """Whatever a cell put in the place of stdout and stderr, the next one has its own again.
+
+    Not while what they write is diverted: then a cell that goes on in a thread has put it there.
+    """
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if name in _taken_over and "write" in vars(_taken_over[name]):
+            continue
         if name not in _taken_over or _taken_over[name].closed:
             _taken_over[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
         setattr(sys, name, _taken_over[name])

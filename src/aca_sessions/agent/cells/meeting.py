@@ -1,0 +1,115 @@
+"""Where a cell in a thread of the session and executions from outside meet: answers come in, calls and at last the result go out.
+
+Whatever is told is told again to whoever asks again: a lost reply loses nothing, and no cell runs twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from ...sandbox.guest import bridge, calls
+from ...sandbox.guest.place import DATA, place
+from .diverted import write_past
+from .threaded import ThreadedCell
+
+_LONGEST_LINE = 3000  # characters: less than what services keep of an output at least
+_changed = threading.Condition()
+_numbers = itertools.count(1)
+
+
+class _Meeting:
+    """The cell that runs, or ran last, and what it asks."""
+
+    def __init__(self) -> None:
+        self.id = ""
+        self.cell: ThreadedCell | None = None
+        self.interrupted = False
+        self.open: dict[int, str] = {}
+        self.answers: dict[int, str] = {}
+        self.file = ""
+
+
+_now = _Meeting()
+
+
+def meet(marker: str, said: str) -> None:
+    """Writes one line: the marker, and what is to be told of a cell in JSON, or the name of a file with it."""
+    if _now.file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(place.data, _now.file))
+        _now.file = ""
+    place.data = DATA if os.path.isdir(DATA) else os.path.expanduser("~")
+    line = json.dumps(_met(**json.loads(calls.unpacked(json.loads(said)))))
+    if len(line) > _LONGEST_LINE:
+        _now.file = calls.written(line.encode())
+        line = json.dumps({"file": _now.file})
+    write_past(f"\n{marker}{line}\n")
+
+
+def _met(cell: str, begin: str | None, answers: dict[str, str], known: list[int], interrupt: bool, wait: float) -> dict[str, Any]:
+    if begin is not None and cell != _now.id:
+        _begin(cell, begin)
+    running = _now.cell
+    if running is None or cell != _now.id:
+        return {"cell": "unknown"}
+    with _changed:
+        _now.answers.update({int(number): answer for number, answer in answers.items() if int(number) in _now.open})
+        _now.interrupted = _now.interrupted or interrupt
+        _changed.notify_all()
+    if interrupt:
+        running.interrupt()
+    started = time.perf_counter()
+    with _changed:
+        _changed.wait_for(lambda: running.told is not None or any(number not in known for number in _asked()), wait)
+        if running.told is not None:
+            return {"cell": "over", "result": running.told}
+        calls = [[number, _now.open[number]] for number in _asked()]
+        return {"cell": "runs", "calls": calls, "waited": time.perf_counter() - started}
+
+
+def _begin(id: str, code: str) -> None:
+    shell = sys.modules["IPython"].get_ipython()
+    if _now.cell is not None:
+        _now.cell.leave()
+    transformers: list[Any] = []
+    bridge.begin(transformers, _ask)
+    _now.cell = ThreadedCell(shell, code, transformers, _wake)
+    _now.id, _now.interrupted, _now.open, _now.answers = id, False, {}, {}
+    _now.cell.start()
+
+
+def _asked() -> list[int]:
+    return [number for number in _now.open if number not in _now.answers]
+
+
+def _ask(text: str) -> str:
+    """What is answered to a call of the cell that runs now; from any thread."""
+    with _changed:
+        cell, number = _now.cell, next(_numbers)
+        if cell is None or not _is_answered(cell):
+            return calls.nobody(text)
+        _now.open[number] = text
+        _changed.notify_all()
+        try:
+            _changed.wait_for(lambda: number in _now.answers or not _is_answered(cell))
+            if number not in _now.answers:
+                raise calls.ToolError("the cell was over before this call was answered")
+            return _now.answers.pop(number)
+        finally:
+            _now.open.pop(number, None)
+
+
+def _is_answered(cell: ThreadedCell) -> bool:
+    return cell is _now.cell and cell.told is None and not _now.interrupted
+
+
+def _wake() -> None:
+    with _changed:
+        _changed.notify_all()

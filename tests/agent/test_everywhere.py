@@ -1,0 +1,207 @@
+"""What an agent session promises, wherever its session runs: in process, over TCP with TLS, and where no event can leave a cell."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from openai import AsyncOpenAI
+from samples.scripted_model import ScriptedModel
+from semantic_kernel import Kernel
+from semantic_kernel.connectors.ai.function_choice_behavior import FunctionChoiceBehavior
+from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
+from semantic_kernel.contents import ChatHistory
+from semantic_kernel.functions import kernel_function
+
+from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
+from aca_sessions.agent.approval import Call
+from aca_sessions.errors import InvalidArgumentError
+
+from ..scenarios.endpoints import NAMES, settings_of, trusted
+
+pytestmark = pytest.mark.slow
+
+
+@tool(effect="read")
+async def weather(city: str, days: int = 1) -> str:
+    """The weather in a city."""
+    return f"sunny in {city} for {days}"
+
+
+@tool(effect="read")
+def twice(data: object) -> object:
+    """Everything two times."""
+    return [data, data]
+
+
+@tool
+def refuse() -> None:
+    """Fails."""
+    raise LookupError("nothing is there")
+
+
+@tool(effect="irreversible")
+def send(to: str) -> str:
+    """Sends a letter."""
+    return f"sent to {to}"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Path]]:
+    folder = tmp_path_factory.mktemp("tls")
+    with settings_of(request.param, folder) as settings:
+        yield settings, folder / "cert.pem"
+
+
+@pytest.fixture
+async def pool(endpoint: tuple[Settings, Path]) -> AsyncIterator[SessionPool]:
+    settings, certificate = endpoint
+    with trusted(certificate):
+        async with open_pool(settings) as opened:
+            yield opened
+
+
+@pytest.fixture
+async def agent(pool: SessionPool) -> AsyncIterator[AgentSession]:
+    async with AgentSession(pool, tools=[weather, twice, refuse]) as opened:
+        yield opened
+
+
+THREADS = """
+import threading
+said = []
+threads = [threading.Thread(target=lambda city=city: said.append(tools.weather(city))) for city in ('Oslo', 'Rome')]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+sorted(said)"""
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("tools.weather('Oslo')", "'sunny in Oslo for 1'"),
+        ("await tools.weather('Oslo', days=2)", "'sunny in Oslo for 2'"),
+        ("import asyncio\nasync def one(n): return await tools.twice(n)\nlen(await asyncio.gather(*map(one, range(20))))", "20"),
+        (THREADS, "['sunny in Oslo for 1', 'sunny in Rome for 1']"),
+        ("def f(): return tools.weather('Oslo')\nf()", "'sunny in Oslo for 1'"),
+        ("[one['name'] for one in tools.list()]", "['weather', 'twice', 'refuse']"),
+        ("tools = 5\ntools", "5"),
+        ("big = 'x' * 3_000_000\nraw, _ = tools.twice(bytes(5_000_000))\n(tools.twice(big)[0] == big, len(raw))", "(True, 5000000)"),
+        ("import pandas as pd\ntools.twice(pd.DataFrame({'a': [1, 2]}))[0].a.tolist()", "[1, 2]"),
+        ("tools.twice({'$': 1, 'a': [None, True, 2.5]})", "[{'$': 1, 'a': [None, True, 2.5]}, {'$': 1, 'a': [None, True, 2.5]}]"),
+        (
+            "try:\n    tools.refuse()\nexcept ToolError as error:\n    said = (error.name, str(error))\nsaid",
+            "('LookupError', 'nothing is there')",
+        ),
+    ],
+)
+async def test_a_cell_calls_tools_of_the_host(agent: AgentSession, code: str, text: str) -> None:
+    assert agent.supports("host_tools")
+    assert (await agent.run(code)).raise_for_error().text == text
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("tools.refuse()", "ToolError: nothing is there"),
+        ("tools.nothing()", "there is no tool nothing: see tools.list()"),
+        ("tools.twice(object())", "a object cannot be sent"),
+        ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
+    ],
+)
+async def test_what_cannot_be_called_says_why(agent: AgentSession, code: str, said: str) -> None:
+    result = await agent.run(code)
+    assert said in str(result.error)
+    assert said in result.stderr
+    assert "calls.py" not in result.stderr
+    assert (await agent.run("tools.weather('Oslo')")).text == "'sunny in Oslo for 1'"
+
+
+async def test_state_stays_between_cells_and_reset_clears_it(agent: AgentSession) -> None:
+    await agent.run("x = tools.weather('Oslo')")
+    assert (await agent.run("x")).value == "sunny in Oslo for 1"
+    await agent.reset()
+    assert (await agent.run("'x' in globals(), tools.weather('Rome')")).text == "(False, 'sunny in Rome for 1')"
+
+
+async def test_a_hanging_or_endless_tool_ends_at_its_limits(pool: SessionPool) -> None:
+    @tool(effect="read", seconds=0.2)
+    async def hang() -> None:
+        import asyncio
+
+        await asyncio.Event().wait()
+
+    large = tool(name="large", effect="read")(lambda: bytes(70 << 20))
+    async with AgentSession(pool, tools=[hang, large]) as agent:
+        assert "hang did not answer within 0.2 s" in str((await agent.run("tools.hang()")).error)
+        assert "larger than a call may answer" in str((await agent.run("tools.large()")).error)
+
+
+async def test_skills_are_tried_kept_and_called(agent: AgentSession) -> None:
+    source = 'def run(n):\n    """Doubles.\n\n    >>> run(21)\n    {}\n    """\n    return n * 2\n'
+    with pytest.raises(InvalidArgumentError, match="examples do not hold"):
+        await agent.add_skill("double", source.format(43))
+    with pytest.raises(InvalidArgumentError, match="InterpreterDied"):
+        await agent.add_skill("evil", 'def run():\n    """Ends.\n\n    >>> run()\n    """\n    import os; os._exit(1)\n')
+    assert (await agent.add_skill("double", source.format(42)))["tested"] is True
+    code = f"skills.create('again', {source.format(42)!r})['tested'], skills.double(4), await skills.double(n=5)"
+    assert (await agent.run(code)).text == "(True, 8, 10)"
+
+
+async def test_artifacts_cross_the_wall(agent: AgentSession) -> None:
+    code = "artifacts.save('a', {'b': bytes(100)})\nartifacts.exists('a'), len(artifacts.load('a')['b'])"
+    await agent.save_artifact("from outside", b"bytes")
+    assert (await agent.run("artifacts.load('from outside')")).text == "b'bytes'"
+    assert (await agent.run("artifacts.save('text', 'x' * 100_000)\nlen(artifacts.load('text'))")).value == 100_000
+    assert "ToolError" in str((await agent.run(code)).error)
+
+
+BATCH = """
+with tools.batch() as batch:
+    for name in ('Ada', 'Grace'): tools.send(to=name)
+skills.create('send_all', '''def run(names):
+    "Sends letters to many people."
+    with tools.batch() as batch:
+        for name in names: tools.send(to=name)
+    return batch.results
+''')
+batch.results"""
+
+
+class Cells:
+    """A plugin whose one function runs cells."""
+
+    def __init__(self, agent: AgentSession) -> None:
+        self._agent = agent
+
+    @kernel_function
+    async def run(self, code: str) -> str:
+        """Runs Python."""
+        return str(await self._agent.run(code))
+
+
+async def told(agent: AgentSession, *cells: str) -> list[str]:
+    """What a model reads that follows a script of cells."""
+    with ScriptedModel([*([("Cells-run", {"code": code})] for code in cells), "done"]) as model:
+        async with AsyncOpenAI(base_url=model.base_url, api_key="none", max_retries=0) as client:
+            kernel = Kernel(services=[OpenAIChatCompletion(ai_model_id="scripted", async_client=client)])
+            kernel.add_plugin(Cells(agent), "Cells")
+            history = ChatHistory()
+            history.add_user_message("go")
+            settings = OpenAIChatPromptExecutionSettings(function_choice_behavior=FunctionChoiceBehavior.Auto())
+            assert str(await kernel.get_service().get_chat_message_content(history, settings, kernel=kernel)) == "done"
+        return model.tool_messages()
+
+
+async def test_a_model_uses_a_tool_in_a_loop_and_a_later_session_finds_its_skill(pool: SessionPool, tmp_path: Path) -> None:
+    asked = list[int]()
+
+    def approve(calls: Sequence[Call]) -> bool:
+        asked.append(len(calls))
+        return True
+
+    async with AgentSession(pool, storage=FileStorage(tmp_path), tools=[send], approve=approve) as agent:
+        assert await told(agent, BATCH) == ["['sent to Ada', 'sent to Grace']"]
+    async with AgentSession(pool, storage=FileStorage(tmp_path), tools=[send], approve=approve) as later:
+        search = "name = skills.search('send letters to people')[0]['name']\nname"
+        assert await told(later, search, "skills.invoke(name, names=['Mary'])") == ["'send_all'", "['sent to Mary']"]
+    assert asked == [2, 1]

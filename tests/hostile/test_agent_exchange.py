@@ -1,0 +1,106 @@
+"""What a session's code may make of the way by which it calls tools of the host where its cells run in a thread of it."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from aca_sessions import AgentSession, SessionPool, Settings, open_pool, tool
+
+from ..surfaces.test_cli import Server
+
+pytestmark = pytest.mark.slow
+
+BY_HAND = """
+import sys, json
+meeting = next(module for name, module in sys.modules.items() if name.endswith('.agent.cells.meeting'))
+def by_hand(**call): return meeting._ask(json.dumps(call))
+def forge(line):
+    meeting.meet = lambda marker, said: meeting.write_past(chr(10) + marker + line + chr(10))
+    by_hand(name="tools.list", arguments={})
+"""
+SEND = json.dumps({"name": "tools.call", "arguments": {"name": "send", "arguments": {}}})
+
+
+def over(**parts: object) -> str:
+    """The line by which a session tells of the end of a cell, with other parts than it should have."""
+    result = {"stdout": "", "stderr": "", "value": None, "text": None, "error": None, "displays": [], **parts}
+    return json.dumps({"cell": "over", "result": result})
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with Server("--port", "0", "--api-key", "key", "--plain") as server:
+        yield server.endpoint
+
+
+@pytest.fixture
+async def pool(endpoint: str) -> AsyncIterator[SessionPool]:
+    async with open_pool(Settings(Endpoint=endpoint, ApiKey="key")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nothing",
+        "{}",
+        "[" * 100_000,
+        "1" * 5000,
+        '{"cell": "runs"}',
+        '{"cell": "runs", "calls": [[-1, ""]], "waited": 0.0}',
+        '{"cell": "runs", "calls": [[true, ""]], "waited": 0.0}',
+        '{"cell": "runs", "calls": [["1", ""]], "waited": 0.0}',
+        '{"cell": "runs", "calls": [], "waited": "0"}',
+        json.dumps({"cell": "runs", "calls": [[1, "x" * 2_000_000]], "waited": 0.0}),
+        '{"cell": "over", "result": {}}',
+        over(stdout=1),
+        over(value=[]),
+        over(error=[1, 2, 3]),
+        over(displays=[[{"a": 1}, None]]),
+        over(text="x" * 3_000_000),
+        '{"file": "../../etc/passwd"}',
+        '{"file": ".call-00000000000000000000000000000000"}',
+    ],
+    ids=lambda line: line[:60],
+)
+async def test_what_a_session_tells_of_a_cell_in_a_thread_is_checked(pool: SessionPool, line: str) -> None:
+    """What a session tells of a cell that runs in a thread of it is checked: where it is not as it should be, nothing of it is believed."""
+    async with AgentSession(pool) as agent:
+        await agent._live.session.upload_file("line", line)
+        result = await agent.run(f"{BY_HAND}\nforge(open('/mnt/data/line').read())")
+    assert (result.value, result.text, str(result.state)) == (None, None, "unknown: no reply")
+    assert str(result.error) == "ConnectionError: the session gave no answer: what became of the cell is not known"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "tools.send()",
+        "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}})",
+        "by_hand(name='tools.call', arguments={'name': 'hidden', 'arguments': {}})",
+        "by_hand(name='artifacts.save', arguments={'name': '/tmp/x', 'data': '', 'description': '', 'metadata': None})",
+        "skills.create('s', 'def run(): return tools.send()'); skills.s()",
+        f"forge(json.dumps({{'cell': 'runs', 'calls': [[7, {SEND!r}]], 'waited': 0.0}}))",
+    ],
+)
+async def test_a_call_of_a_cell_in_a_thread_is_decided_like_any(pool: SessionPool, call: str) -> None:
+    """A call of a cell that runs in a thread of its session is one that the session was given, and is decided on the host's side."""
+    sent = []
+    send = tool(name="send", effect="irreversible")(lambda: sent.append(1))
+    tool(name="hidden")(lambda: sent.append(2))
+    async with AgentSession(pool, tools=[send]) as agent:
+        await agent.run(f"{BY_HAND}\n{call}", timeout=2)
+        assert {one.decision for one in agent.calls} <= {"refused"}
+    assert sent == []
+
+
+async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) -> None:
+    """A call that a session tells again and again, to whoever asks what its cell does, is made once."""
+    made = []
+    count = tool(name="count", effect="read")(lambda: made.append(1))
+    call = json.dumps({"name": "tools.call", "arguments": {"name": "count", "arguments": {}}})
+    line = json.dumps({"cell": "runs", "calls": [[7, call]] * 1000, "waited": 0.0})
+    async with AgentSession(pool, tools=[count]) as agent:
+        result = await agent.run(f"{BY_HAND}\nforge({line!r})", timeout=1)
+    assert (made, str(result.state)) == ([1], "unknown: still running")
