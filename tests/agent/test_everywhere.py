@@ -1,19 +1,11 @@
 """What an agent session promises, wherever its session runs: in process, over TCP with TLS, and where no event can leave a cell."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from openai import AsyncOpenAI
-from samples.scripted_model import ScriptedModel
-from semantic_kernel import Kernel
-from semantic_kernel.connectors.ai.function_choice_behavior import FunctionChoiceBehavior
-from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAIChatPromptExecutionSettings
-from semantic_kernel.contents import ChatHistory
-from semantic_kernel.functions import kernel_function
 
-from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
-from aca_sessions.agent.approval import Call
+from aca_sessions import AgentSession, SessionPool, Settings, open_pool, tool
 from aca_sessions.errors import InvalidArgumentError
 
 from ..scenarios.endpoints import NAMES, settings_of, trusted
@@ -153,55 +145,3 @@ async def test_artifacts_cross_the_wall(agent: AgentSession) -> None:
     assert (await agent.run("artifacts.load('from outside')")).text == "b'bytes'"
     assert (await agent.run("artifacts.save('text', 'x' * 100_000)\nlen(artifacts.load('text'))")).value == 100_000
     assert "ToolError" in str((await agent.run(code)).error)
-
-
-BATCH = """
-with tools.batch() as batch:
-    for name in ('Ada', 'Grace'): tools.send(to=name)
-skills.create('send_all', '''def run(names):
-    "Sends letters to many people."
-    with tools.batch() as batch:
-        for name in names: tools.send(to=name)
-    return batch.results
-''')
-batch.results"""
-
-
-class Cells:
-    """A plugin whose one function runs cells."""
-
-    def __init__(self, agent: AgentSession) -> None:
-        self._agent = agent
-
-    @kernel_function
-    async def run(self, code: str) -> str:
-        """Runs Python."""
-        return str(await self._agent.run(code))
-
-
-async def told(agent: AgentSession, *cells: str) -> list[str]:
-    """What a model reads that follows a script of cells."""
-    with ScriptedModel([*([("Cells-run", {"code": code})] for code in cells), "done"]) as model:
-        async with AsyncOpenAI(base_url=model.base_url, api_key="none", max_retries=0) as client:
-            kernel = Kernel(services=[OpenAIChatCompletion(ai_model_id="scripted", async_client=client)])
-            kernel.add_plugin(Cells(agent), "Cells")
-            history = ChatHistory()
-            history.add_user_message("go")
-            settings = OpenAIChatPromptExecutionSettings(function_choice_behavior=FunctionChoiceBehavior.Auto())
-            assert str(await kernel.get_service().get_chat_message_content(history, settings, kernel=kernel)) == "done"
-        return model.tool_messages()
-
-
-async def test_a_model_uses_a_tool_in_a_loop_and_a_later_session_finds_its_skill(pool: SessionPool, tmp_path: Path) -> None:
-    asked = list[int]()
-
-    def approve(calls: Sequence[Call]) -> bool:
-        asked.append(len(calls))
-        return True
-
-    async with AgentSession(pool, storage=FileStorage(tmp_path), tools=[send], approve=approve) as agent:
-        assert await told(agent, BATCH) == ["['sent to Ada', 'sent to Grace']"]
-    async with AgentSession(pool, storage=FileStorage(tmp_path), tools=[send], approve=approve) as later:
-        search = "name = skills.search('send letters to people')[0]['name']\nname"
-        assert await told(later, search, "skills.invoke(name, names=['Mary'])") == ["'send_all'", "['sent to Mary']"]
-    assert asked == [2, 1]

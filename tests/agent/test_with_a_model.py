@@ -22,7 +22,7 @@ from ..scenarios.endpoints import settings_of, trusted
 
 pytestmark = pytest.mark.slow
 
-ENDPOINTS = ["embedded", "tls"]
+ENDPOINTS = ["embedded", "tls", "plain"]
 Answer = list[tuple[str, dict[str, object]]] | str
 LOOP = """
 with tools.batch() as batch:

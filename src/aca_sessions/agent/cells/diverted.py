@@ -77,6 +77,7 @@ class Diverted:
                 stream.write = kept.write  # type: ignore[method-assign]
         self._shell.display_pub.publish = self._publish
         self._shell.display_pub.clear_output = self._collected.clear
+        self._shell.display_trap.hook = self._show
         self._shell.ask_exit = _end_the_cell  # `exit` is no end of the session
         self._shell.events.trigger = _nothing  # at the end of each execution figures are shown and closed: ours are no cells of the user's
 
@@ -93,12 +94,18 @@ class Diverted:
     def put_back(self) -> None:
         """Everything goes again where it went."""
         Diverted.current = None
+        self._shell.display_trap.hook = self._shell.displayhook
         self._shell.__dict__.pop("ask_exit", None)
         self._shell.events.__dict__.pop("trigger", None)
         for name in ("publish", "clear_output"):
             self._shell.display_pub.__dict__.pop(name, None)
         for stream, _ in self._streams:
             getattr(stream, "__dict__", {}).pop("write", None)
+
+    def _show(self, value: object) -> None:
+        """A value of an execution in the main thread; one of a doctest or a console in the cell is written where it redirected stdout to."""
+        hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
+        hook(value)
 
     def _publish(self, data: dict[str, Any], *_: object, **options: Any) -> None:
         name = (options.get("transient") or {}).get("display_id")
