@@ -31,12 +31,6 @@ def refuse() -> None:
     raise LookupError("nothing is there")
 
 
-@tool(effect="irreversible")
-def send(to: str) -> str:
-    """Sends a letter."""
-    return f"sent to {to}"
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Path]]:
     folder = tmp_path_factory.mktemp("tls")

@@ -103,7 +103,7 @@ class Diverted:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """A value of an execution in the main thread; one of a doctest or a console in the cell is written where it redirected stdout to."""
+        """A value of an execution in the main thread; a doctest's, in the cell, is written where the doctest redirected stdout to."""
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
 
