@@ -33,7 +33,7 @@ test: $(INSTALLED)
 
 # Debian's root file systems are made once (six minutes) and kept in ~/.cache/aca-sessions-tests; the container is built anew.
 test-containers: $(INSTALLED)
-	@.ci/packages
+	@.ci/packages containers
 	ACA_TEST_CONTAINERS=1 $(RUN) -m pytest tests/sandbox/test_images.py tests/hostile/test_images.py tests/container
 
 check: $(INSTALLED)
