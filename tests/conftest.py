@@ -136,10 +136,20 @@ def public_python() -> Iterator[str]:
         yield python
 
 
+@pytest.fixture(scope="module")
+def bare_policy(public_python: str) -> Iterator[Policy]:
+    """That of sessions without namespaces; their fork server lives as long as the tests of one file."""
+    policy = replace(BARE, python=public_python)
+    server = ForkServer.shared(policy)
+    server.wait_until_ready()
+    yield policy
+    server.release()
+
+
 @pytest.fixture
-async def bare_pool(public_python: str) -> AsyncIterator[SessionPool]:
+async def bare_pool(bare_policy: Policy) -> AsyncIterator[SessionPool]:
     """Sessions without namespaces."""
-    async with open_pool(policy=replace(BARE, python=public_python)) as opened:
+    async with open_pool(policy=bare_policy) as opened:
         yield opened
 
 

@@ -158,7 +158,7 @@ async def test_an_interpreter_that_ends_takes_its_processes_with_it(bare: Sessio
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_closed_pool_leaves_nothing(public_python: str) -> None:
     deep = "import os\nfor _ in range(300): os.mkdir('d' * 100); os.chdir('d' * 100)\nos.mkdir('closed', 0)"
-    async with open_pool(policy=replace(BARE, python=public_python)) as pool, pool.session() as session:
+    async with open_pool(policy=replace(BARE, python=public_python, tenant="of its own")) as pool, pool.session() as session:
         folder = Path((await session.run("import os; os.getcwd()")).value)
         assert (await session.run(deep)).success
         await session.run("import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)")

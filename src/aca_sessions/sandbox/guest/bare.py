@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from .. import syscalls
 from ..wire import MakeTree, Plan, Spawn
 from . import confine, landlock, root, seccomp
-from .family import end_all_below, threads_of
+from .family import end_all_below, others_of, threads_of
 from .place import place
 from .refusal import part
 
@@ -230,7 +230,10 @@ def _kill_all_of(uid: int) -> None:
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
             for _ in range(_TRIES):
-                os.kill(-1, signal.SIGKILL)  # everything that it can reach but itself; an error where there is nothing left
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGKILL)  # everything that it can reach but itself, at once: what is killed forks no more
+                if not others_of(uid):
+                    break
                 time.sleep(0.001)
         finally:
             os._exit(0)

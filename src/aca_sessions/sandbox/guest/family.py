@@ -32,6 +32,21 @@ def threads_of(uid: int) -> int:
     return sum(_threads(pid) for pid in _pids() if _owner(pid) == uid)
 
 
+def others_of(uid: int) -> bool:
+    """Whether a process of a user lives, besides this one."""
+    return any(_is_alive(pid, uid) for pid in _pids() if pid != os.getpid())
+
+
+def _is_alive(pid: int, uid: int) -> bool:
+    """By what it says of itself: the folder of a process that may not be looked into belongs to root."""
+    try:
+        with open(f"/proc/{pid}/status", errors="replace") as file:
+            lines = dict(line.split(":", 1) for line in file if line.startswith(("State:", "Uid:")))
+    except OSError:
+        return False
+    return "Uid" in lines and int(lines["Uid"].split()[0]) == uid and lines["State"].split()[0] not in "ZX"
+
+
 def _below(ancestor: int, spared: frozenset[int]) -> set[int]:
     children: dict[int, list[int]] = {}
     for pid in _pids():
