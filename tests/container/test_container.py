@@ -21,12 +21,12 @@ from aca_sessions.sandbox import hosts
 from aca_sessions.sandbox.syscalls import Namespace
 
 from ..conftest import ROOT
-from ..roots import MAY_BE_MADE, root_tar
+from ..roots import ASKED_FOR, root_tar
 
 NEEDED = ("podman", "buildah", "runc", "conmon")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not MAY_BE_MADE, reason="takes minutes: make test-containers"),
+    pytest.mark.skipif(not ASKED_FOR, reason="takes minutes: make test-containers"),
     pytest.mark.skipif(os.geteuid() != 0 or not all(map(shutil.which, NEEDED)), reason="needs root; sudo apt install podman buildah runc"),
 ]
 BASE, SERVER, TESTED = (f"localhost/aca-sessions-test-{name}:latest" for name in ("base", "server", "tested"))

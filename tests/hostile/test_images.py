@@ -13,7 +13,7 @@ from aca_sessions import Policy, Session, open_pool
 from aca_sessions.sandbox.images import root_of
 
 from ..conftest import ROOT
-from ..roots import MAY_BE_MADE, root_tar
+from ..roots import ASKED_FOR, root_tar
 from .attempts import PRELUDE, outcome
 from .test_host_files import WRITES, _looks
 
@@ -77,7 +77,7 @@ async def test_a_link_of_an_image_leads_nowhere_on_the_host(tmp_path: Path, root
         assert (await session.run("print(open('/etc/hosts').readline())")).stdout.startswith("127.0.0.1")
 
 
-@pytest.mark.skipif(not MAY_BE_MADE, reason="takes minutes: make test-containers")
+@pytest.mark.skipif(not ASKED_FOR, reason="takes minutes: make test-containers")
 @pytest.mark.parametrize("suite", ["bookworm", "bullseye", "trixie"])
 async def test_every_other_claim_holds_for_images(suite: str) -> None:
     """Every other claim for full isolation holds in sessions of an image, with Python 3.9, 3.11 and 3.13."""
