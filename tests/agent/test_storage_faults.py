@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 WRITERS = [sys.executable, str(Path(__file__).with_name("writers.py"))]
 SMALL_DISK = """
 mount -t tmpfs -o size=512k,nr_inodes=64 tmpfs "$1" && python="$2" writers="$3" folder="$1"
-"$python" "$writers" full "$folder" && mount -o remount,ro "$folder" && "$python" "$writers" read-only "$folder"
+"$python" "$writers" full "$folder" && mount -o remount,bind,ro "$folder" && "$python" "$writers" read-only "$folder"
 """
 
 
