@@ -26,10 +26,10 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)
 	$(RUN) samples/semantic_kernel_agent.py
 
-# Each file's tests stay together, in one of two processes.
+# Each file's tests stay together, in one of three processes: many wait, for time limits and for processes that start.
 test: $(INSTALLED)
 	@.ci/packages
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 3 --dist loadfile
 
 # Debian's root file systems are made once (six minutes) and kept in ~/.cache/aca-sessions-tests; the container is built anew.
 test-containers: $(INSTALLED)
