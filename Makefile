@@ -31,7 +31,7 @@ test: $(INSTALLED)
 	@.ci/packages
 	$(RUN) -m pytest -n 3 --dist loadfile
 
-# Debian's root file systems are made once (six minutes) and kept in ~/.cache/aca-sessions-tests; the container is built anew.
+# Debian's root file systems are made once (six minutes) and kept in ~/.cache/aca-sessions-tests; the container is built anew. Half an hour in all.
 test-containers: $(INSTALLED)
 	@.ci/packages containers
 	ACA_TEST_CONTAINERS=1 $(RUN) -m pytest tests/sandbox/test_images.py tests/hostile/test_images.py tests/container
