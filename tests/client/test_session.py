@@ -37,10 +37,11 @@ async def test_reset_ends_what_cells_left_running(session: Session) -> None:
 
 
 async def test_a_busy_session_is_not_responsive_and_its_cell_goes_on(session: Session) -> None:
-    busy = await session.start("import time; print('begun', flush=True); time.sleep(0.8); 'done'")
+    busy = await session.start("import os, time; print('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n'done'")
     async with aclosing(busy.events()) as events:
         await anext(events)
     assert not (await session.health(timeout=0.1)).responsive
+    await session.upload_file("go", b"")
     assert (await busy.wait()).value == "done"
     assert (await session.health()).responsive
 
