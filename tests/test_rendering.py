@@ -3,7 +3,7 @@
 import pytest
 
 from aca_sessions import CodeExecutionResult, Session
-from aca_sessions.models import CodeError, Display, FileChange, State
+from aca_sessions.models import NO_REPLY, CodeError, Display, FileChange, State
 
 
 def read(**parts: object) -> str:
@@ -86,9 +86,15 @@ def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dic
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (State("lost", "crash"), "[state] lost: crash; variables from before are gone, files are kept"),
-        (State("lost", "expired"), "[state] lost: expired; variables and files from before are gone"),
-        (State("unknown", "no reply"), "[state] unknown: no reply; look at a variable before relying on it"),
+        (State(variables="lost", reason="crash"), "[state] lost: crash; variables from before are gone, files are kept"),
+        (State("lost", "lost", "ended", "expired"), "[state] lost: expired; variables and files from before are gone"),
+        (NO_REPLY, "[state] unknown: no reply; variables and files may have changed: look at one before you rely on it"),
+        (State(processes="ended"), "[state] kept; variables and files are kept; background processes were ended"),
+        (
+            State("rolled_back", reason="exit, to the last checkpoint", checkpoint="1"),
+            "[state] rolled_back: exit, to the last checkpoint; variables are as at the last checkpoint, files are kept",
+        ),
+        (State("rolled_back", "rolled_back"), "[state] rolled_back; variables and files are as before the cell that failed"),
     ],
 )
 def test_a_state_that_is_not_kept_is_told(state: State, said: str) -> None:

@@ -9,18 +9,82 @@ from typing import Literal
 from .errors import ExecutionError
 
 Scalar = str | int | float | bool | None
-StateKind = Literal["kept", "rolled_back", "lost", "unknown"]
+Part = Literal["kept", "restored", "rolled_back", "unknown", "lost"]
+_WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "lost")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What became of the session's variables: `kept`, `rolled_back`, `lost` or `unknown`, and why."""
+    """What happened to a session's variables, files and processes since the last result that this caller received.
 
-    kind: StateKind = "kept"
+    `processes` are those that earlier cells left running. `checkpoint` is the id of the checkpoint that a part was rolled back to; it is
+    None when a transactional cell failed and was undone.
+    """
+
+    variables: Part = "kept"
+    files: Part = "kept"
+    processes: Literal["kept", "ended", "unknown"] = "kept"
     reason: str | None = None
+    checkpoint: str | None = None
+
+    @property
+    def kind(self) -> Part:
+        """The worse of what happened to variables and to files."""
+        return max(self.variables, self.files, key=_WORST_LAST.index)
+
+    @property
+    def consequence(self) -> str:
+        """What the caller can rely on now, in words, for people and models alike."""
+        ended = "; background processes were ended" if self.kind == "kept" and self.processes == "ended" else ""
+        if self.variables == self.files:
+            return f"variables and files {self._fate(self.files)}{ended}"
+        return f"variables {self._fate(self.variables)}, files {self._fate(self.files)}"
+
+    def _fate(self, part: Part) -> str:
+        match part:
+            case "kept":
+                return "are kept"
+            case "restored":
+                return "were restored from a saved state"
+            case "rolled_back":
+                return "are as at the last checkpoint" if self.checkpoint else "are as before the cell that failed"
+            case "lost":
+                return "from before are gone"
+        return "may have changed: look at one before you rely on it"
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.reason}" if self.reason else self.kind
+        return f"{self.kind}: {self.reason}" if self.reason and self.kind != "kept" else self.kind
+
+
+NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened to a session's interpreter or workspace, and what it did to variables, files and processes.
+
+    `to` is the position whose state an entry returned to.
+    """
+
+    position: int
+    kind: Literal["started", "died", "killed", "reset", "checkpoint", "rolled_back", "not_undone", "branched", "ended", "summary"]
+    cause: str | None = None
+    variables: Part = "kept"
+    files: Part = "kept"
+    processes: Literal["kept", "ended", "unknown"] = "kept"
+    to: int | None = None
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The part of a session's ledger that an answer carries: all entries after `since`, up to `end`. The execution began at `start`."""
+
+    ledger: str
+    since: int
+    start: int
+    end: int
+    entries: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +163,7 @@ class CodeExecutionResult:
     error: CodeError | None = None
     state: State = State()
     duration: float = 0.0
+    record: Record | None = field(default=None, repr=False, compare=False)
     max_output: int = field(default=10_000, repr=False, compare=False)
 
     @property

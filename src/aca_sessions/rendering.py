@@ -4,7 +4,7 @@ import base64
 import re
 from html import escape
 
-from .models import CodeExecutionResult, Display, FileChange
+from .models import CodeExecutionResult, Display, FileChange, State
 
 _FRAME = re.compile(r"\n(?=Cell In\[|File )")
 _OF_THE_USER = re.compile(r"Cell In\[|File (?:/mnt/data|~)/")
@@ -99,17 +99,9 @@ def _notes(result: CodeExecutionResult) -> list[str]:
         described = [" ".join(str(display.data.get("text/plain", "")).split()) for display in images]
         count = f"{len(images)} image{'s' if len(images) > 1 else ''} shown to the user"
         notes.append(f"[images] {count}: {_listed([text[:200] for text in described if text])}".rstrip(": "))
-    if result.state.kind != "kept":
-        notes.append(f"[state] {result.state}; {_CONSEQUENCES.get(str(result.state)) or _CONSEQUENCES[result.state.kind]}")
+    if result.state != State():
+        notes.append(f"[state] {result.state}; {result.state.consequence}")
     return notes
-
-
-_CONSEQUENCES = {
-    "lost: expired": "variables and files from before are gone",
-    "lost": "variables from before are gone, files are kept",
-    "rolled_back": "variables and files are as before this cell",
-    "unknown": "look at a variable before relying on it",
-}
 
 
 def _file(file: FileChange) -> str:
@@ -130,8 +122,8 @@ def mimebundle(result: CodeExecutionResult) -> dict[str, str]:
     parts = [f"<pre>{escape(text)}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
         parts += _as_html(trusted(display))
-    if result.state.kind != "kept":
-        parts.append(f"<pre>[session state {escape(str(result.state))}]</pre>")
+    if result.state != State():
+        parts.append(f"<pre>{escape(f'[session state {result.state}; {result.state.consequence}]')}</pre>")
     return {"text/plain": render(result), "text/html": "\n".join(parts)}
 
 

@@ -85,7 +85,7 @@ def test_a_lease_is_released_once() -> None:
     assert state.leased == 1
 
 
-def test_an_idle_session_expires_and_its_owner_is_told_once() -> None:
+def test_an_idle_session_expires() -> None:
     clock = Clock()
     state = leases(clock=clock)
     state.acquire("alice", woken([]))
@@ -94,19 +94,6 @@ def test_an_idle_session_expires_and_its_owner_is_told_once() -> None:
     assert state.expire() == []
     clock.now += timedelta(minutes=1)
     assert state.expire() == ["alice"]
-    state.acquire("alice", woken([]))
-    assert [state.take_expired("alice"), state.take_expired("alice")] == [True, False]
-
-
-def test_a_session_that_could_not_be_ended_is_not_told_as_expired() -> None:
-    clock = Clock()
-    state = leases(clock=clock)
-    state.acquire("alice", woken([]))
-    state.release("alice")
-    clock.now += timedelta(minutes=30)
-    state.expire()
-    state.lives_on("alice")
-    assert not state.take_expired("alice")
 
 
 def test_a_held_session_does_not_expire() -> None:
@@ -125,14 +112,6 @@ def test_a_waiter_that_was_granted_and_leaves_gives_its_lease_on() -> None:
     state.release("alice")
     state.give_up(bob)
     assert [granted.session_id for granted in order] == ["carol"]
-
-
-def test_a_terminated_session_is_not_told_as_expired() -> None:
-    state = leases()
-    state.acquire("alice", woken([]))
-    state.release("alice")
-    assert state.terminate("alice") == ["alice"]
-    assert not state.take_expired("alice")
 
 
 def test_infos_say_who_is_held() -> None:

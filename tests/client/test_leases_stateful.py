@@ -30,7 +30,6 @@ class LeasesMachine(RuleBasedStateMachine):
         self.leases = Leases(limit, IDLE, lambda: self.now)
         self.count: Counter[str] = Counter()  # leases that callers hold
         self.alive: set[str] = set()  # sessions that exist, as their owners see it
-        self.untold: set[str] = set()  # names that expired, and whose owner has not been told
         self.queue: list[Waiter] = []
         self.seen_anonymous: set[str] = set()
 
@@ -41,8 +40,6 @@ class LeasesMachine(RuleBasedStateMachine):
             self.seen_anonymous.add(name)
         else:
             assert name == wanted
-            assert self.leases.take_expired(name) == (name in self.untold)
-        self.untold.discard(name)
         self.count[name] += 1
         self.alive.add(name)
         return name
@@ -87,7 +84,6 @@ class LeasesMachine(RuleBasedStateMachine):
         exists = name in self.alive
         ended = self.leases.terminate(name)
         assert ended == ([name] if exists else [])
-        self.untold.discard(name) if exists else None
         if exists and not self.count[name]:
             self.alive.discard(name)
 
@@ -96,7 +92,6 @@ class LeasesMachine(RuleBasedStateMachine):
         self.now += timedelta(minutes=minutes)
         expired = self.leases.expire()
         assert not any(self.count[name] for name in expired)
-        self.untold |= set(expired)
         self.ended(expired)
 
     @rule(name=NAMES)

@@ -190,7 +190,7 @@ async def test_the_end_of_a_session_ends_its_executions(pool: SessionPool) -> No
         execution = await session.start(ENDLESS)
         waiting = asyncio.create_task(execution.wait())
         await anext(execution.events())
-    assert str((await waiting).state) == "lost: killed"
+    assert str((await waiting).state) == "lost: terminated"
 
 
 @pytest.mark.slow

@@ -98,7 +98,8 @@ async def test_whoever_used_the_new_session_without_a_cell_leaves_its_owner_to_b
             await session.health()
             await session.list_files()
             assert str((await again.run("1")).state) == "lost: expired"
-            assert str((await session.run("1")).state) == "kept"
+            assert str((await again.run("1")).state) == "kept"
+            assert str((await session.run("1")).state) == "lost: expired"  # each caller is told once
 
 
 async def test_a_name_used_again_while_its_session_ends_gets_a_whole_one() -> None:

@@ -24,7 +24,7 @@ async def test_reset_ends_a_cell_that_does_not_end(session: Session) -> None:
     endless = asyncio.create_task(session.run("print('on'); import signal; signal.pthread_sigmask(0, [2])\nwhile True: pass"))
     await asyncio.sleep(0.3)
     await session.reset()
-    assert str((await endless).state) == "lost: killed"
+    assert str((await endless).state) == "lost: reset"
     assert str((await session.run("1")).state) == "kept"
 
 

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from aca_sessions.contract import flat
 from aca_sessions.contract.records import Execution, ExecutionCall, ProblemError, decode_problem, encode_problem
 from aca_sessions.errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
-from aca_sessions.models import CodeError, CodeExecutionResult, Display, FileChange, RemoteFile, SessionInfo, State, VariableChange
+from aca_sessions.models import (
+    NO_REPLY,
+    CodeError,
+    CodeExecutionResult,
+    Display,
+    FileChange,
+    RemoteFile,
+    SessionInfo,
+    State,
+    VariableChange,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -29,6 +39,7 @@ CALLS = st.builds(
     timeout=st.none() | st.integers(1, 220),
     output_limit=st.integers(1, 1 << 20),
 )
+PARTS = st.sampled_from(["kept", "restored", "rolled_back", "lost", "unknown"])
 RESULTS = st.builds(
     CodeExecutionResult,
     session_id=st.just("s"),
@@ -42,7 +53,7 @@ RESULTS = st.builds(
     ).map(tuple),
     variables=st.lists(VARIABLES, max_size=2).map(tuple),
     error=st.none() | st.builds(CodeError, TEXT, TEXT, TEXT),
-    state=st.builds(State, st.sampled_from(["kept", "rolled_back", "lost", "unknown"]), st.none() | TEXT),
+    state=st.builds(State, PARTS, PARTS, st.sampled_from(["kept", "ended", "unknown"]), st.none() | TEXT, st.none() | TEXT),
     duration=st.integers(0, 10**6).map(lambda milliseconds: milliseconds / 1000),
 )
 FILES = st.builds(
@@ -113,7 +124,11 @@ def test_an_image_is_azures_object() -> None:
 
 
 def test_without_the_rich_header_nothing_of_ours_is_in_the_body() -> None:
-    body = plain(CodeExecutionResult(stdout="x" * 5000, state=State("lost", "crash"), error=CodeError("InterpreterDied", "m"), stderr="m"))
+    body = plain(
+        CodeExecutionResult(
+            stdout="x" * 5000, state=State(variables="lost", reason="crash"), error=CodeError("InterpreterDied", "m"), stderr="m"
+        )
+    )
     assert set(body) == {"$id", "id", "identifier", "executionType", "status", "result"}
     assert body["status"] == "Failed"
     assert body["result"]["stderr"] == "Execution aborted"
@@ -123,7 +138,7 @@ def test_without_the_rich_header_nothing_of_ours_is_in_the_body() -> None:
 def test_a_time_out_is_told_in_azures_words() -> None:
     body = plain(CodeExecutionResult(error=CodeError("TimeoutError", "the cell ran longer")))
     assert body["result"]["stderr"] == "Request timed out waiting for code execution to complete"
-    assert flat.decode_execution(body).result.state == State("unknown", "no reply")
+    assert flat.decode_execution(body).result.state == NO_REPLY
 
 
 def golden(name: str) -> dict:

@@ -199,7 +199,7 @@ async def test_the_least_recently_used_session_goes_first_and_its_owner_is_told(
         known = [session["identifier"] for session in (await http.get("/listSessions")).json()["sessions"]]
         assert known == ["a", "c"]
         told = await http.post("/executions", json={"code": "1"}, params={"identifier": "b"}, headers={"x-aca-sessions-rich": "1"})
-        assert told.json()["acaSessions"]["state"] == {"kind": "lost", "reason": "expired"}
+        assert told.json()["acaSessions"]["state"]["consequence"] == "variables and files from before are gone"
 
 
 async def test_a_server_whose_sessions_all_run_is_full() -> None:
@@ -266,7 +266,8 @@ async def test_a_session_deleted_in_mid_cell_still_tells_what_the_cell_wrote(htt
     await http.delete("/session")
     body = await running
     assert body["acaSessions"]["stdout"] == "before\n"
-    assert body["acaSessions"]["state"] == {"kind": "lost", "reason": "killed"}
+    state = body["acaSessions"]["state"]
+    assert (state["variables"], state["files"], state["reason"]) == ("lost", "lost", "terminated")
 
 
 async def rich(http: httpx.AsyncClient, code: str, **params: str) -> dict:
@@ -293,7 +294,7 @@ async def test_large_results_are_not_remembered_for_long(http: httpx.AsyncClient
     for number in range(6):
         code = "from IPython.display import HTML, display; display(HTML('x' * (5 << 20)))"
         await http.post("/executions", json={"code": code}, headers={"operation-id": f"large-{number}"})
-    assert (await http.get("/executions/large-0")).status_code == 404
+    assert (await http.get("/executions/large-0")).status_code == 410
     assert (await http.get("/executions/large-5")).status_code == 200
 
 

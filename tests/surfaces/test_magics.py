@@ -113,7 +113,7 @@ def test_a_result_shows_itself_and_escapes_what_it_holds() -> None:
         stderr="<i>err</i>",
         displays=(Display({"text/html": '<script>x("y")</script>'}), Display({"image/png": base64.b64encode(PNG).decode()})),
         error=CodeError("E", "m"),
-        state=State("lost", "crash"),
+        state=State(variables="lost", reason="crash"),
     )
     html = result._repr_mimebundle_()["text/html"]
     assert "&lt;b&gt;out&lt;/b&gt;" in html

@@ -15,7 +15,7 @@ from dataclasses import replace
 from ..client.arguments import checked_timeout
 from ..client.session import Session
 from ..errors import ACASessionsError
-from ..models import CodeError, CodeExecutionResult, State
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, State
 from ..tasks import Tasks
 from . import told, values
 from .outside import Outside
@@ -32,7 +32,8 @@ _TRIES, _TRY_AGAIN = 3, 0.5
 _CANCEL_SECONDS = 10.0
 _MOST_WRITTEN = 1 << 20
 _MOST_DELIVERED = 8 << 20  # characters of answers at a time, or one answer
-_LOST = State("lost")  # expired, ended or killed: the session does not tell
+_RUNS_ON = State("unknown", "unknown", "unknown", "still running")
+_LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not tell
 _STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session"
 
 
@@ -77,6 +78,7 @@ class _Cell:
         self._session = session
         self._outside = outside
         self._timeout = timeout
+        self._caller = session.new_caller()
         self._id = uuid.uuid4().hex
         self._is_sent = False
         self._is_gone = False  # whether the interpreter that ran it is another by now
@@ -113,7 +115,7 @@ class _Cell:
         if overran:
             now = await self._interrupted()
         if now.outcome is None:
-            raise _EndedError(CodeError("TimeoutError", f"{self._ran_longer}; {_STILL_RUNS}"), State("unknown", "still running"))
+            raise _EndedError(CodeError("TimeoutError", f"{self._ran_longer}; {_STILL_RUNS}"), _RUNS_ON)
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Told:
@@ -155,7 +157,7 @@ class _Cell:
 
     async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Told:
         """What the session tells; asked again where it told nothing, and the cell is not sent again then."""
-        state = State("unknown", "no reply")
+        state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
             await asyncio.sleep(pause)
             try:
@@ -197,7 +199,7 @@ class _Cell:
             await self._session.upload_file(name, data)
         self._is_sent = True
         marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
-        result = await self._session.run_own("meet", f"{package()}.{MEETING}", marker, text, timeout=wait + _MARGIN)
+        result = await self._session.run_own("meet", f"{package()}.{MEETING}", marker, text, timeout=wait + _MARGIN, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"
         rest, line = told.split(result.stdout, marker)
@@ -210,7 +212,7 @@ class _Cell:
         if not stood_still:
             self._used += elapsed if now is None or not now.calls else min(max(now.waited, _LEAST), elapsed)
         if now is None:
-            raise _SilentError(State("unknown", "no reply") if result.state.kind == "kept" or line is not None else result.state)
+            raise _SilentError(NO_REPLY if result.state.kind == "kept" or line is not None else result.state)
         return now
 
     def _going_on(self, now: Told) -> Told:

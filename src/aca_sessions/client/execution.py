@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InvalidArgumentError, NotSupportedError
-from ..models import CodeError, CodeExecutionResult, Event, State
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event
 from ..tasks import Tasks
 
 AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
@@ -142,7 +142,7 @@ def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]")
             if not running.cancelled():
                 raise
             error = CodeError("KeyboardInterrupt", "the cell was cancelled")
-            result = CodeExecutionResult(session_id=session_id, error=error, stderr=str(error), state=State("unknown", "no reply"))
+            result = CodeExecutionResult(session_id=session_id, error=error, stderr=str(error), state=NO_REPLY)
         return ([] if after else events_of(result)), _BEHIND_ALL, result
 
     async def cancel() -> None:

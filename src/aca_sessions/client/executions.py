@@ -10,8 +10,9 @@ from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
 from ..errors import ACASessionsError, NotSupportedError, ServiceError, ServiceUnavailableError
-from ..models import CodeError, CodeExecutionResult, State
+from ..models import NO_REPLY, CodeError, CodeExecutionResult
 from ..tasks import Tasks
+from .delivered import Delivered
 from .execution import Execution, Page, ended, events_of
 from .http import Response, SessionsHttpClient, decoded
 
@@ -35,38 +36,41 @@ class Executions:
         self._dialect = version.dialect
         self._tasks = Tasks()
 
-    async def run(self, session_id: str, call: ExecutionCall) -> CodeExecutionResult:
-        """What became of a cell. Cancelling the call interrupts the cell."""
+    async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
+        """Run a cell and return its result, for a caller at a position of the ledger. Cancelling the call interrupts the cell."""
+        caller = caller or Delivered()
         id = str(uuid.uuid4())
         call = self._checked(replace(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS))
         try:
-            record = await self._send(session_id, id, call)
+            record = await self._send(session_id, id, call, caller)
             while record.result is None:
-                record = await self._poll(session_id, record.id)
+                record = await self._poll(session_id, record.id, caller)
         except asyncio.CancelledError:
-            await self.cancel_quietly(self.followed(session_id, id))
+            await self.cancel_quietly(self.followed(session_id, id, caller))
             raise
         return replace(record.result, session_id=session_id)
 
-    async def start(self, session_id: str, call: ExecutionCall) -> Execution:
+    async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
         """A cell that runs on by itself; NotSupportedError where the endpoint has no events."""
         id = str(uuid.uuid4())
         try:
-            record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)))
+            record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)), caller)
         except asyncio.CancelledError:
-            await self.cancel_quietly(self.followed(session_id, id))
+            await self.cancel_quietly(self.followed(session_id, id, caller))
             raise
-        return self.followed(session_id, id) if record.result is None else ended(replace(record.result, session_id=session_id))
+        return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
 
-    def followed(self, session_id: str, id: str) -> Execution:
-        """A cell that was started, by its id."""
+    def followed(self, session_id: str, id: str, caller: Delivered) -> Execution:
+        """Return an execution that was started, by its id."""
         return Execution(
             id=id,
             session_id=session_id,
-            _page=lambda after: self._page(session_id, id, after),
+            _page=lambda after: self._page(session_id, id, after, caller),
             _interrupt=lambda: self.interrupt(session_id, id),
             _reply=lambda number, text: self._reply(session_id, id, events.encode_reply(number, text)),
-            _reply_and_read=lambda number, text, after: self._reply_and_read(session_id, id, events.encode_reply(number, text), after),
+            _reply_and_read=lambda number, text, after: self._reply_and_read(
+                session_id, id, events.encode_reply(number, text), after, caller
+            ),
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
@@ -89,53 +93,54 @@ class Executions:
             raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
         return replace(call, output_limit=_OUTPUT_LIMIT)
 
-    async def _send(self, session_id: str, id: str, call: ExecutionCall) -> Record:
+    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered) -> Record:
         """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         ours = {events.ANSWERED_HEADER: events.encode_answered(call.answered), timeline.TRANSACTIONAL_HEADER: "1" * call.transactional}
-        headers = {flat.OPERATION_HEADER: id, **_RICH, **{name: said for name, said in ours.items() if said}}
+        headers = {flat.OPERATION_HEADER: id, **_rich(caller), **{name: said for name, said in ours.items() if said}}
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:
             if not _may_have_run(error):
                 raise
-            return await self._after_lost_answer(session_id, id)
+            return await self._after_lost_answer(session_id, id, caller)
         return self._record(response, session_id, id)
 
-    async def _after_lost_answer(self, session_id: str, id: str) -> Record:
+    async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
         """Versions without executions have nobody to ask."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError("this api-version has no executions to ask for")
-            return await self._ask(session_id, id)
+            return await self._ask(session_id, id, caller)
         except ACASessionsError:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
 
-    async def _poll(self, session_id: str, id: str) -> Record:
+    async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
         """Its server may end meanwhile: then nobody knows what became of it."""
         wait = _FIRST_POLL
         try:
-            while (record := await self._ask(session_id, id)).result is None:
+            while (record := await self._ask(session_id, id, caller)).result is None:
                 await asyncio.sleep(wait)
                 wait = min(wait * 1.5, _SLOWEST_POLL)
         except (ServiceUnavailableError, ServiceError):
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
         return record
 
-    async def _ask(self, session_id: str, id: str) -> Record:
-        response = await self._http.request("GET", f"{self._dialect.EXECUTE_PATH}/{id}", identifier=session_id, headers=_RICH)
+    async def _ask(self, session_id: str, id: str, caller: Delivered) -> Record:
+        path = f"{self._dialect.EXECUTE_PATH}/{id}"
+        response = await self._http.request("GET", path, identifier=session_id, headers=_rich(caller))
         return self._record(response, session_id, id)
 
-    async def _page(self, session_id: str, id: str, after: int) -> Page:
+    async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
         """Endpoints without events are asked for the whole, again and again."""
         try:
             if not await self._http.offers("events"):
-                result = (await self._poll(session_id, id)).result or _lost_answer(session_id)
+                result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
                 return ([] if after else events_of(result)), after, replace(result, session_id=session_id)
             query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
             path, wait = events.EVENTS_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
-            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_RICH, timeout=wait)
+            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_rich(caller), timeout=wait)
         except (ServiceUnavailableError, ServiceError):
             return [], after, _lost_answer(session_id)
         return decoded(response, lambda body: self._decoded_page(body, session_id))
@@ -146,14 +151,15 @@ class Executions:
         result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
         return found, last, replace(result, session_id=session_id) if result else None
 
-    async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int) -> Page:
+    async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
         """Both in one request; where that is not answered as hoped, reading is what can be done again."""
         query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
         path, wait = events.REPLIES_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
         try:
-            response = await self._http.request("POST", path, identifier=session_id, query=query, headers=_RICH, json=reply, timeout=wait)
+            headers = _rich(caller)
+            response = await self._http.request("POST", path, identifier=session_id, query=query, headers=headers, json=reply, timeout=wait)
         except (ServiceUnavailableError, ServiceError):
-            return await self._page(session_id, id, after)
+            return await self._page(session_id, id, after, caller)
         return decoded(response, lambda body: self._decoded_page(body, session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
@@ -166,6 +172,11 @@ class Executions:
 
     def _record(self, response: Response, session_id: str, id: str) -> Record:
         return decoded(response, lambda body: self._dialect.decode_execution(body, id=id, identifier=session_id))
+
+
+def _rich(caller: Delivered) -> dict[str, str]:
+    """Return the headers that ask for all of a result, with the state since the last one that the caller got."""
+    return _RICH if caller.since is None else {**_RICH, extensions.SINCE_HEADER: caller.since}
 
 
 async def _try_to_cancel(execution: Execution) -> None:
@@ -181,4 +192,4 @@ def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
 
 def _lost_answer(session_id: str) -> CodeExecutionResult:
     lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
-    return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=State("unknown", "no reply"))
+    return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=NO_REPLY)

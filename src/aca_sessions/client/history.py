@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..models import CodeExecutionResult
@@ -80,11 +80,22 @@ class History:
         return self.note(Ran(code))
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Notes what became of a cell, and answers that."""
+        """Note the result of a cell and return it. What it reports as rolled back is noted with the cells that this undid."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
-            self._keep(number, Ran(known.code, result, result.state.kind == "rolled_back"))
+            self._keep(number, Ran(known.code, result, known.rolled_back))
+        record = result.record
+        for entry in record.entries if record is not None else ():
+            if entry.variables == "rolled_back":
+                own = record is not None and entry.position > record.start
+                self._undo_cells(self._marks.get(entry.checkpoint, -1) if entry.checkpoint else number - 1, number + own)
         return result
+
+    def _undo_cells(self, after: int, before: int) -> None:
+        """Note of the cells between two numbers that their variables were rolled back."""
+        for number, step in self._steps.items():
+            if after < number < before and isinstance(step, Ran):
+                self._steps[number] = replace(step, rolled_back=True)
 
     def note(self, step: Step) -> int:
         """Notes a step; answers its number."""

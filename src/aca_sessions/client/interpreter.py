@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self, overload
 from urllib.parse import quote
@@ -13,11 +15,12 @@ from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
 from ..contract.versions import version_named
 from ..errors import NotFoundError, NotSupportedError
-from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo, State
+from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
 from ..tasks import Tasks
 from . import packages
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
-from .continuity import Continuity, with_earlier_loss
+from .continuity import Continuity
+from .delivered import Delivered
 from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
 from .executions import DEFAULT_WAIT, Executions
 from .http import SessionsHttpClient, decoded
@@ -28,6 +31,7 @@ from .timeline import Timeline
 
 FILES_PATH = "files"
 _RANGE = 8 << 20
+_REMEMBERED = 10_000
 
 
 class CodeInterpreter:
@@ -45,6 +49,7 @@ class CodeInterpreter:
         self._executions = Executions(http, self._version)
         self.timeline = Timeline(http)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
+        self._delivered: OrderedDict[str, Delivered] = OrderedDict()
         http.on_session = self._continuity.seen
 
     @overload
@@ -56,9 +61,13 @@ class CodeInterpreter:
     async def execute(
         self, request: CodeExecutionRequest | str, code: str = "", /, *, timeout: float | None = None, sanitize: bool = True
     ) -> CodeExecutionResult:
-        """What became of a cell. Cancelling the call interrupts the cell, and its session stays usable."""
+        """Run a cell and return its result. Cancelling the call interrupts the cell, and its session stays usable."""
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
+        return await self.execute_for(self._delivered_of(request.session_id), request)
+
+    async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
+        """Run a cell for one of several callers of a session, each of whom is told what it has not heard."""
         checked_session_id(request.session_id)
         checked_timeout(request.timeout)
         refused = refusal(request.code)
@@ -67,23 +76,52 @@ class CodeInterpreter:
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
             call = ExecutionCall(code=text, timeout=request.timeout, transactional=request.transactional)
-            result = self._continuity.tell(request.session_id, await self._execute_knowingly(request.session_id, call))
+            result = self.deliver(request.session_id, caller, await self._execute_knowingly(request.session_id, call, caller))
             telemetry.executed(span, result)
         return result
 
-    async def execute_own(self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None) -> CodeExecutionResult:
-        """What became of a cell of ours, by its name. What it hears of a loss is told with the user's next cell."""
+    async def execute_own(
+        self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
+    ) -> CodeExecutionResult:
+        """Run a cell of the client, by its name. It delivers nothing to the user: a loss is reported with the user's next cell."""
         checked_session_id(session_id)
-        result = await self._execute_knowingly(session_id, ExecutionCall(code=own_cell(name, *arguments), timeout=timeout))
-        self._continuity.keep(session_id, result.state)
-        return result
+        caller = caller or self._delivered_of(session_id).copy()
+        call = ExecutionCall(code=own_cell(name, *arguments), timeout=timeout)
+        return caller.deliver(await self._execute_knowingly(session_id, call, caller))
 
-    def concluded(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Takes note of a user's cell that was run by cells of ours; the result tells a loss that they heard of."""
-        told = self._continuity.tell(session_id, replace(result, session_id=session_id))
-        if told.state.kind != "kept":
-            self._continuity.after(session_id, told)
+    async def execute_by(
+        self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
+    ) -> CodeExecutionResult:
+        """Return the result of a user's cell that a function runs by cells of the client, with what its caller has not heard."""
+        start = self._continuity.position(session_id)
+        result = await run()
+        result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
+        return self.deliver(session_id, caller, result)
+
+    def caller(self, session_id: str) -> Delivered:
+        """Return the position of a new caller: what was delivered to earlier ones is no news to it."""
+        return self._delivered_of(session_id).copy()
+
+    def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
+        """Return the result as its caller reads it. Call it right before the caller gets the result, without an await in between."""
+        told, all_callers = caller.deliver(result), self._delivered_of(session_id)
+        if all_callers is not caller and result.record is not None:
+            all_callers.meet(result.record)
+            all_callers.advance(result.record)
         return told
+
+    def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
+        """Note that the caller did not get a result after all, so that what it reported is reported again."""
+        for one in (caller, self._delivered_of(session_id)):
+            if result.record is not None:
+                one.go_back(result.record)
+
+    def _delivered_of(self, session_id: str) -> Delivered:
+        delivered = self._delivered.setdefault(session_id, Delivered())
+        self._delivered.move_to_end(session_id)
+        while len(self._delivered) > _REMEMBERED:
+            self._delivered.popitem(last=False)
+        return delivered
 
     @overload
     async def upload_file(self, request: FileUploadRequest, /) -> RemoteFile: ...
@@ -143,13 +181,20 @@ class CodeInterpreter:
         folder, name = checked_path(name)
         await self._http.request("DELETE", f"{FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
 
-    async def reset(self, session_id: str) -> None:
-        """Clears a session's variables; its files stay. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
+    async def reset(self, session_id: str, *, caller: Delivered | None = None) -> None:
+        """Clear a session's variables; its files stay. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
         checked_session_id(session_id)
         if await self._http.offers("reset"):
-            await self._http.request("POST", extensions.RESET_PATH, identifier=session_id)
+            entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
         else:
-            (await self.execute_own(session_id, "reset")).raise_for_error()
+            entry = await self._continuity.reset(session_id, lambda mark: own_cell("reset", mark))
+        self.note_asked(session_id, caller, *entry)
+
+    def note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
+        """Note that the caller itself made an entry of the ledger: by a reset, or by a rollback."""
+        for one in (caller, self._delivered_of(session_id)):
+            if one is not None:
+                one.note_asked(ledger, position)
 
     async def start(
         self,
@@ -161,9 +206,11 @@ class CodeInterpreter:
         on_input: AnswerInput | None = None,
         transactional: bool = False,
         on_call: AnswerCall | None = None,
+        caller: Delivered | None = None,
     ) -> Execution:
-        """A cell in the background: followed live where the endpoint can, delivered at its end where it cannot."""
+        """Start a cell in the background: followed live where the endpoint can, delivered at its end where it cannot."""
         checked_session_id(session_id)
+        caller = caller or self._delivered_of(session_id)
         checked_timeout(timeout)
         refused = refusal(code)
         if refused is not None:
@@ -174,14 +221,19 @@ class CodeInterpreter:
         if on_call is not None:
             await self._http.require("events", "answer what a cell calls")
         if not await self._http.offers("events"):
-            return in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call)))
+            execution = in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call, caller)))
+            return execution.amending(partial(self.deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
-            execution = await self._executions.start(session_id, call)
-        return execution.answering(on_input, on_call).amending(lambda result: self._told(session_id, result))
+            execution = await self._executions.start(session_id, call, caller)
+        return execution.answering(on_input, on_call).amending(partial(self.deliver, session_id, caller))
 
-    def execution(self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
-        """A cell that was started earlier, by its id: from here or by another client."""
-        return self._executions.followed(checked_session_id(session_id), execution_id).answering(on_input)
+    def execution(
+        self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
+    ) -> Execution:
+        """Return an execution that was started earlier, by its id: from here or by another client."""
+        caller = caller or self._delivered_of(checked_session_id(session_id))
+        execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
+        return execution.amending(partial(self.deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
         """Interrupts a cell of a session, or the one that runs now; what that did is in the cell's result."""
@@ -218,15 +270,23 @@ class CodeInterpreter:
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
-    async def delete_session(self, session_id: str) -> None:
-        """Ends a session at the service."""
+    async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
+        """End a session at the service. Say so if it expired: whoever comes back to it is told then."""
         self._require_sessions()
+        headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
         try:
-            await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id)
+            await self._http.request("DELETE", flat.SESSION_PATH, identifier=session_id, headers=headers)
         except NotFoundError:
-            self._continuity.forget(session_id)
+            self._note_ended(session_id, expired=expired)
             raise
-        self._continuity.forget(session_id)
+        self._note_ended(session_id, expired=expired)
+
+    def _note_ended(self, session_id: str, *, expired: bool) -> None:
+        if expired:
+            self._continuity.note_lost(session_id, "expired", with_files=True)
+        else:
+            self._continuity.forget(session_id)
+            self._delivered.pop(session_id, None)
 
     async def list_sessions(self) -> list[SessionInfo]:
         """The sessions that the service keeps."""
@@ -242,10 +302,6 @@ class CodeInterpreter:
         query, rich = {"skip": str(skip)} if skip else None, {extensions.RICH_REQUEST_HEADER: "1"}
         response = await self._http.request("GET", flat.SESSIONS_PATH, query=query, headers=rich)
         return {info.session_id: info for info in decoded(response, flat.decode_sessions)}
-
-    def expired(self, session_id: str) -> None:
-        """The session was ended for idleness, and one begins anew under its name: that is told with its first result."""
-        self._continuity.keep(session_id, State("lost", "expired"))
 
     @property
     def can_end_sessions(self) -> bool:
@@ -268,23 +324,13 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute_knowingly(self, session_id: str, call: ExecutionCall) -> CodeExecutionResult:
-        """Our own server tells what became of a session; elsewhere we look ourselves."""
+    async def _execute_knowingly(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
+        """Run a cell and return its result with the ledger's record: our own server keeps the ledger, elsewhere the client does."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):
-            result = await self._executions.run(session_id, call)
-            return self._continuity.tell_replaced(session_id, result)
-        loss = await self._continuity.before(session_id)
-        result = await self._executions.run(session_id, call)
-        self._continuity.after(session_id, result)
-        if self._continuity.is_replaced(session_id):
-            loss = await self._continuity.before(session_id) or loss
-        return with_earlier_loss(result, loss)
-
-    def _told(self, session_id: str, result: CodeExecutionResult) -> CodeExecutionResult:
-        """The result of a cell that was followed, with what its user has not heard of."""
-        return self._continuity.tell(session_id, self._continuity.tell_replaced(session_id, result))
+            return await self._executions.run(session_id, call, caller)
+        return await self._continuity.execute(session_id, lambda: self._executions.run(session_id, call), caller)
 
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
         return await self._executions.run(session_id, ExecutionCall(code=code))

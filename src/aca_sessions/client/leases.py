@@ -12,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 
 from ..models import SessionInfo
 
-_REMEMBERED = 10_000
-
 
 @dataclass(slots=True)
 class _Held:
@@ -49,7 +47,6 @@ class Leases:
         self._idle_timeout = idle_timeout
         self._clock = clock
         self._sessions: dict[str, _Held] = {}
-        self._expired: dict[str, bool] = {}  # the latest names, in their order
         self._waiting: deque[Waiter] = deque()
 
     @property
@@ -105,7 +102,6 @@ class Leases:
             return []
         if held.leases == 0:
             del self._sessions[session_id]
-        self._expired.pop(session_id, None)
         return [session_id]
 
     def expire(self) -> list[str]:
@@ -114,18 +110,7 @@ class Leases:
         idle = [name for name, held in self._sessions.items() if held.leases == 0 and held.last_used <= before]
         for name in idle:
             del self._sessions[name]
-            self._expired[name] = True
-        for name in [*self._expired][:-_REMEMBERED]:
-            del self._expired[name]
         return idle
-
-    def lives_on(self, session_id: str) -> None:
-        """The service could not end a session: whoever leases the name again may find it as it was."""
-        self._expired.pop(session_id, None)
-
-    def take_expired(self, session_id: str) -> bool:
-        """Whether a session of this name was ended for idleness, and nobody told; asking is being told."""
-        return self._expired.pop(session_id, False)
 
     def end_all(self) -> tuple[list[str], list[Waiter]]:
         """Every session, to be ended with the pool, and those who still wait for one."""

@@ -84,7 +84,9 @@ def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, An
 def _cell(step: Step, count: int) -> dict[str, Any]:
     match step:
         case Ran(code=code, result=result):
-            metadata = {_OURS: {"state": str(result.state)}} if result is not None and result.state.kind != "kept" else {}
+            noted = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
+            noted |= {"rolled_back": True} if step.rolled_back else {}
+            metadata = {_OURS: noted} if noted else {}
             outputs = outputs_of(result, count) if result is not None else []
             ran = count if result is not None else None
             return {"cell_type": "code", "execution_count": ran, "metadata": metadata, "outputs": outputs, "source": code}
@@ -164,8 +166,8 @@ def _step(cell: object) -> tuple[Step, list[Output]] | None:
 
 def _was_rolled_back(cell: object) -> bool:
     match cell:
-        case {"metadata": {"aca_sessions": {"state": str(state)}}}:
-            return state.startswith("rolled_back")
+        case {"metadata": {"aca_sessions": {"rolled_back": True}}}:
+            return True
     return False
 
 

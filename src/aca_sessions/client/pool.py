@@ -5,6 +5,7 @@ are carried out.
 """
 
 import asyncio
+import contextlib
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection
@@ -14,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, Self
 
 from .. import telemetry
-from ..errors import ACASessionsError, NotFoundError, PoolClosedError, PoolError, PoolTimeoutError
+from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
 from ..models import SessionInfo
 from ..tasks import Tasks
 from .arguments import checked_session_id
@@ -83,8 +84,6 @@ class SessionPool:
             self._end(self._leases.release(granted.session_id))
             raise
         self._tell("leased", granted.session_id)
-        if self._leases.take_expired(granted.session_id):
-            self._interpreter.expired(granted.session_id)
         return Session(self._interpreter, granted.session_id)
 
     async def release(self, session_id: str) -> None:
@@ -169,9 +168,9 @@ class SessionPool:
         if self._on_event is not None:
             self._on_event(PoolEvent(kind, session_id))
 
-    def _end(self, session_ids: Collection[str]) -> list["asyncio.Task[None]"]:
+    def _end(self, session_ids: Collection[str], *, expired: bool = False) -> list["asyncio.Task[None]"]:
         for session_id in session_ids:
-            self._ending[session_id] = task = self._tasks.start(self._delete(session_id))
+            self._ending[session_id] = task = self._tasks.start(self._delete(session_id, expired=expired))
             task.add_done_callback(lambda done, name=session_id: self._ended(name, done))  # type: ignore[misc]
         return [self._ending[session_id] for session_id in session_ids]
 
@@ -189,14 +188,10 @@ class SessionPool:
         if endings:
             await asyncio.wait(endings)
 
-    async def _delete(self, session_id: str) -> None:
-        """A session that was never used does not exist at the service, and one that cannot be ended expires there by itself."""
-        try:
-            await self._interpreter.delete_session(session_id)
-        except NotFoundError:
-            return
-        except ACASessionsError:
-            self._leases.lives_on(session_id)
+    async def _delete(self, session_id: str, *, expired: bool) -> None:
+        """End a session. One that was never used does not exist at the service; one that cannot be ended expires there by itself."""
+        with contextlib.suppress(ACASessionsError):
+            await self._interpreter.delete_session(session_id, expired=expired)
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -212,7 +207,7 @@ class SessionPool:
         expired = self._leases.expire()
         for name in expired:
             self._tell("expired", name)
-        self._end(expired)
+        self._end(expired, expired=True)
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:

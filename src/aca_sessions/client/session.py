@@ -23,6 +23,7 @@ from ..models import (
     Variable,
 )
 from .arguments import checked_count, checked_data, checked_moment, checked_requirements, refusal
+from .delivered import Delivered
 from .execution import AnswerCall, AnswerInput, Execution
 from .history import Deleted, History, Installed, Reset, uploaded
 from .interpreter import CodeInterpreter
@@ -44,6 +45,7 @@ class Session:
         self._interpreter = interpreter
         self.session_id = session_id
         self.history = History()
+        self._caller = interpreter.caller(session_id)
 
     async def run(
         self,
@@ -65,7 +67,7 @@ class Session:
             session_id=self.session_id, code=code, timeout=timeout, sanitize_input=sanitize, transactional=transactional
         )
         amend = self._noting(code, sanitize)
-        return amend(await self._interpreter.execute(request))
+        return amend(await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
         """What became of a cell that a function runs, by cells of ours: noted like any other. The function gets the code out of fences."""
@@ -73,11 +75,22 @@ class Session:
         if refused is not None:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
         amend = self._noting(code, True)
-        return amend(self._interpreter.concluded(self.session_id, await run(take_out_of_fences(code))))
+        return amend(await self._interpreter.execute_by(self.session_id, self._caller, lambda: run(take_out_of_fences(code))))
 
-    async def run_own(self, name: str, *arguments: str, timeout: float | None = None) -> CodeExecutionResult:
-        """What became of a cell of ours, by its name; a loss that it heard of is told with the user's next cell."""
-        return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout)
+    async def run_own(
+        self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
+    ) -> CodeExecutionResult:
+        """Run a cell of the client, by its name. A loss that it hears of is reported with the user's next cell."""
+        caller = caller or self._caller.copy()
+        return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout, caller=caller)
+
+    def new_caller(self) -> Delivered:
+        """Return a caller of its own for cells of the client that follow each other: each hears what happened since the one before."""
+        return self._caller.copy()
+
+    def take_back(self, result: CodeExecutionResult) -> None:
+        """Note that the user did not get a result after all, so that a loss that it reported is reported again."""
+        self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
         self,
@@ -94,7 +107,14 @@ class Session:
         `on_input` answers what it asks while its events are read, `on_call` what it calls outside: JSON in, JSON out.
         """
         execution = await self._interpreter.start(
-            self.session_id, code, timeout=timeout, sanitize=sanitize, on_input=on_input, on_call=on_call, transactional=transactional
+            self.session_id,
+            code,
+            timeout=timeout,
+            sanitize=sanitize,
+            on_input=on_input,
+            on_call=on_call,
+            transactional=transactional,
+            caller=self._caller,
         )
         return execution.amending(self._noting(code, sanitize))
 
@@ -120,7 +140,7 @@ class Session:
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
         """A cell that was started earlier, by its id, to go on with it after a pause or from another program."""
-        return self._interpreter.execution(self.session_id, execution_id, on_input=on_input)
+        return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
 
     async def cancel_quietly(self, execution: Execution) -> None:
         """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
@@ -155,7 +175,7 @@ class Session:
 
     async def reset(self) -> None:
         """Clears the variables and keeps the files. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
-        await self._interpreter.reset(self.session_id)
+        await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.note(Reset())
 
     def to_notebook(self) -> dict[str, Any]:
@@ -181,9 +201,15 @@ class Session:
         return await self._interpreter.timeline.all(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Variables and files are as they were at a checkpoint, named by itself, its name or its id, or at the latest; it stays."""
-        id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checkpoint
-        reached = await self._interpreter.timeline.roll_back(self.session_id, checked_moment(id))
+        """Make variables and files what they were at a checkpoint, or at the latest one. The checkpoint stays.
+
+        A text is the name of a checkpoint, or else the id of one.
+        """
+        by_id = isinstance(checkpoint, Checkpoint)
+        id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_moment(checkpoint)
+        name = None if by_id else id
+        reached, entry = await self._interpreter.timeline.roll_back(self.session_id, id, name)
+        self._interpreter.note_asked(self.session_id, self._caller, *entry)
         self.history.go_back(reached.id)
         return reached
 
@@ -200,23 +226,24 @@ class Session:
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
-        await self._interpreter.timeline.branch(self.session_id, names, reseed=reseed)
+        origin_record, positions = await self._interpreter.timeline.branch(self.session_id, names, self._caller, reseed=reseed)
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:
             branch.history = self.history.copy()
+            branch._caller = Delivered.parsed(positions[branch.session_id], first=self._caller.state_of(origin_record))
         return branches
 
     async def variables(self) -> list[Variable]:
         """The user's variables, by name; modules are none."""
-        return variables_of(answer(await self._interpreter.execute_own(self.session_id, "variables")))
+        return variables_of(answer(await self.run_own("variables")))
 
     async def complete(self, code: str, cursor: int) -> Completions:
         """What IPython would complete a text to, at a position in it."""
-        return completions_of(answer(await self._interpreter.execute_own(self.session_id, "complete", code, cursor)))
+        return completions_of(answer(await self.run_own("complete", code, cursor)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """What IPython shows of the name at a position in a text, with its source from `detail` 1 on; None where it is not known."""
-        return inspection_of(answer(await self._interpreter.execute_own(self.session_id, "inspect", code, cursor, detail)))
+        return inspection_of(answer(await self.run_own("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """How the session fares; it is not responsive if it does not answer in time, and its cells are left alone."""
@@ -224,7 +251,7 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                told = health_of(answer(await self._interpreter.execute_own(self.session_id, "health")))
+                told = health_of(answer(await self.run_own("health")))
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
@@ -234,7 +261,7 @@ class Session:
         """What became of a command of the session's shell, in /mnt/data or wherever its code has gone."""
         if not isinstance(command, str) or not command.strip():
             raise InvalidArgumentError("a command is text for the shell, such as 'ls -la'")
-        return command_result_of(await self._interpreter.execute_own(self.session_id, "command", command, timeout=timeout))
+        return command_result_of(await self.run_own("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """What became of installing packages; what is there already is left alone. NotSupportedError where no package index is reached."""
@@ -249,7 +276,7 @@ class Session:
             return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
         if not await self.supports("install"):
             raise NotSupportedError("this session reaches no package index: use a pool with egress enabled, or packages that are installed")
-        return await self._interpreter.execute_own(self.session_id, "install", *requirements, timeout=timeout)
+        return await self.run_own("install", *requirements, timeout=timeout)
 
     async def uninstall(self, *names: str) -> CodeExecutionResult:
         """What became of taking away what was installed here; what is imported of it stays until the session is reset."""
@@ -263,7 +290,7 @@ class Session:
         """The same for what is not there yet: where all are, no package index is needed."""
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
-            missing = names_of(answer(await self._interpreter.execute_own(self.session_id, "missing", *libraries)))
+            missing = names_of(answer(await self.run_own("missing", *libraries)))
             if not missing:
                 return CodeExecutionResult(session_id=self.session_id)
         return await self.install(*libraries)
@@ -274,7 +301,7 @@ class Session:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
-        return answer(await self._interpreter.execute_own(self.session_id, "reach", _PACKAGE_INDEX)) is True
+        return answer(await self.run_own("reach", _PACKAGE_INDEX)) is True
 
     def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
         """Notes a cell as it is sent; what is called with its result notes that as well."""

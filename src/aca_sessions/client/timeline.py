@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from ..contract import timeline
-from ..models import Checkpoint
+from ..contract.extensions import SINCE_HEADER, decode_position
+from ..models import Checkpoint, Record
+from .delivered import Delivered
 from .http import Response, SessionsHttpClient, decoded
 
 _WAIT = 250.0  # a cell may have to end before
@@ -25,18 +27,24 @@ class Timeline:
         """What a session can go back to, the oldest first."""
         return decoded(await self._ask("GET", timeline.CHECKPOINTS_PATH, session_id), timeline.decode_checkpoints)
 
-    async def roll_back(self, session_id: str, id: str | None) -> Checkpoint:
-        """Takes a session back to a checkpoint, or to the latest."""
-        return decoded(await self._ask("POST", timeline.ROLLBACK_PATH, session_id, {"id": id}), timeline.decode_checkpoint)
+    async def roll_back(self, session_id: str, id: str | None, name: str | None) -> tuple[Checkpoint, tuple[str, int]]:
+        """Return to a checkpoint by its id or its name, or to the latest. Return it with the position of the ledger's entry."""
+        answer = await self._ask("POST", timeline.ROLLBACK_PATH, session_id, {"id": id, "name": name})
+        return decoded(answer, timeline.decode_checkpoint), decoded(answer, decode_position)
 
     async def drop(self, session_id: str, id: str) -> None:
         """Lets go of a checkpoint."""
         await self._ask("DELETE", timeline.CHECKPOINT_PATH.format(id=id), session_id)
 
-    async def branch(self, session_id: str, identifiers: Sequence[str], *, reseed: bool) -> None:
-        """Makes further sessions, which go on from where this one is."""
-        await self._ask("POST", timeline.BRANCHES_PATH, session_id, {"identifiers": list(identifiers), "reseed": reseed})
+    async def branch(
+        self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
+    ) -> tuple[Record, dict[str, str]]:
+        """Make further sessions, which continue from here. Return where their ledgers begin, and the origin's record for its caller."""
+        headers = {SINCE_HEADER: caller.since} if caller.since else {}
+        body = {"identifiers": list(identifiers), "reseed": reseed}
+        answer = await self._ask("POST", timeline.BRANCHES_PATH, session_id, body, headers)
+        return decoded(answer, timeline.decode_branched)
 
-    async def _ask(self, method: str, path: str, session_id: str, body: object = None) -> Response:
+    async def _ask(self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None) -> Response:
         await self._http.require("checkpoint", "keep what a session was")
-        return await self._http.request(method, path, identifier=session_id, json=body, timeout=_WAIT)
+        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_WAIT)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from typing import Any, cast
 
@@ -10,18 +10,21 @@ from ..models import (
     CodeError,
     CodeExecutionResult,
     Display,
+    Entry,
     FileChange,
     Package,
+    Record,
     RunningProcess,
     Scalar,
     SessionInfo,
     State,
-    StateKind,
     VariableChange,
 )
 from .records import ProblemError
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
+SINCE_HEADER = "x-aca-sessions-since"  # the position of the last answer that the caller delivered
+CAUSE_HEADER = "x-aca-sessions-cause"  # why a session is ended
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
@@ -49,13 +52,14 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
         "displays": [dict(display.data) for display in result.displays],
         "displayNames": [display.name for display in result.displays],
         "error": _encode_error(result.error),
-        "state": {"kind": result.state.kind, "reason": result.state.reason},
+        "state": _encode_state(result.state),
+        **({"ledger": encode_record(result.record)} if result.record is not None else {}),
     }
 
 
 def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeExecutionResult:
     """The plain result with all that the extra member adds."""
-    error, state = body.get("error"), cast(Mapping[str, object], body["state"])
+    error, record = body.get("error"), cast(Mapping[str, Any] | None, body.get("ledger"))
     return replace(
         plain,
         stdout=str(body["stdout"]),
@@ -67,8 +71,45 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
         processes=tuple(RunningProcess(**process) for process in cast(list[dict[str, Any]], body.get("processes", []))),
         variables=tuple(map(_decode_variable, cast(list[dict[str, Any]], body.get("variables", [])))),
         error=CodeError(**cast(dict[str, str], error)) if error else None,
-        state=State(cast(StateKind, state["kind"]), cast(str | None, state.get("reason"))),
+        state=_decode_state(cast(Mapping[str, Any], body["state"])),
+        record=decode_record(record) if record else None,
     )
+
+
+def encode_record(record: Record) -> dict[str, object]:
+    """Return the part of a ledger that an answer carries."""
+    return {
+        "id": record.ledger,
+        "since": record.since,
+        "start": record.start,
+        "end": record.end,
+        "entries": [{name: value for name, value in asdict(entry).items() if value is not None} for entry in record.entries],
+    }
+
+
+def decode_record(body: Mapping[str, Any]) -> Record:
+    """Return the same, as the client has it."""
+    entries = tuple(Entry(**entry) for entry in body["entries"])
+    return Record(str(body["id"]), body["since"], body["start"], body["end"], entries)
+
+
+def encode_position(ledger: str, position: int) -> dict[str, object]:
+    """Return the position of an entry that a request made."""
+    return {"ledger": ledger, "position": position}
+
+
+def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the same, as the client has it."""
+    return str(body["ledger"]), int(body["position"])
+
+
+def _encode_state(state: State) -> dict[str, object]:
+    """`kind` and `consequence` follow from the rest; pages and other clients need not know how."""
+    return {"kind": state.kind, **asdict(state), "consequence": state.consequence}
+
+
+def _decode_state(body: Mapping[str, Any]) -> State:
+    return State(**{name: body[name] for name in ("variables", "files", "processes", "reason", "checkpoint")})
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:

@@ -1,9 +1,11 @@
 """Checkpoints and branches over HTTP: what only our server has. Both sides' halves."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import cast
 
-from ..models import Checkpoint
+from ..models import Checkpoint, Record
+from .extensions import decode_record, encode_record
 from .records import IDENTIFIER
 from .values import Body, invalid, is_well_formed
 
@@ -63,6 +65,16 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
             if len({*names}) == len(names):
                 return names, reseed
     raise invalid(f"'identifiers' are 1 to {_MOST_BRANCHES} different identifiers, and 'reseed' is true or false")
+
+
+def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
+    """Return where each branch's ledger begins, and what its origin's caller does not know of the origin yet."""
+    return {"origin": encode_record(origin), "positions": dict(positions)}
+
+
+def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
+    """Return the same, as the client has it."""
+    return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 
 def _is_identifier(name: object) -> bool:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from ..models import CodeError, CodeExecutionResult, Display, Scalar, State
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
 from .records import ProblemError
 
 Body = Mapping[str, object]
@@ -62,9 +62,9 @@ def decode_error(stderr: str) -> CodeError:
 def guess_state(stderr: str) -> State:
     """What the texts that Azure is known to send say of the variables."""
     if stderr.startswith(_TIMED_OUT):
-        return State("unknown", "no reply")
+        return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
-        return State("lost", "crash")
+        return State(variables="lost", processes="ended", reason="crash")
     return State()
 
 

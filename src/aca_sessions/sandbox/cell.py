@@ -6,7 +6,6 @@ import re
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 from ..models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
@@ -23,13 +22,16 @@ _MAX_QUESTION = 1 << 20  # characters; larger things go by files
 _KINDS = ("input", "call")
 
 
+class CellNotStartedError(Exception):
+    """The cell was cancelled before it was sent."""
+
+
 class Clock:
-    """The seconds that a cell has used: while somebody outside works for it, they stand still."""
+    """The seconds that a cell has used. It stands still until the cell starts, and while the host works for the cell."""
 
     def __init__(self) -> None:
-        """Runs."""
         self._used = 0.0
-        self._since: float | None = time.perf_counter()
+        self._since: float | None = None
 
     @property
     def used(self) -> float:
@@ -125,27 +127,15 @@ class Cell:
             self.tell(Event(kind="clear"))
 
 
-def error_of(cell: Cell, finished: wire.Finished | None, state: State) -> CodeError | None:
-    """What failed, in words that say what became of the variables and files."""
-    kept = "its variables are kept" if finished else "its variables are lost, its files are kept"
+def error_of(cell: Cell, finished: wire.Finished | None, cause: str | None) -> CodeError | None:
+    """Return what failed. What it did to the session's state is added when that is known (`ledger.with_state`)."""
     if cell.overran is not None:
-        end = "interrupted" if finished else "killed"
-        return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {end}; {kept}")
+        return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {'interrupted' if finished else 'killed'}")
     if finished is None:
-        return CodeError("InterpreterDied", f"the session's interpreter ended ({state.reason}); {kept}")
+        return CodeError("InterpreterDied", f"the session's interpreter ended ({cause})")
     if finished.error_name is None:
         return None
     return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
-
-
-def retold(result: CodeExecutionResult, state: State, consequence: str) -> CodeExecutionResult:
-    """The result where something else became of variables and files than the cell itself left."""
-    error = result.error
-    if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
-        return replace(result, state=state)
-    message = f"{error.message.partition('; ')[0]}; {consequence}"
-    told = CodeError(error.name, message)
-    return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told))
 
 
 def check(finished: wire.Finished) -> None:
@@ -208,10 +198,10 @@ def reason_of(status: int | None) -> str:
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
 
 
-def result_of(cell: Cell, finished: wire.Finished | None, state: State, streams: tuple[str, str]) -> CodeExecutionResult:
-    """What became of a cell, but for what its interpreter alone knows: what goes on, and how long it took."""
+def result_of(cell: Cell, finished: wire.Finished | None, cause: str | None, streams: tuple[str, str]) -> CodeExecutionResult:
+    """Return a cell's result without its processes and duration. `cause` is why the interpreter died, if it did."""
     stdout, stderr = streams
-    error = error_of(cell, finished, state)
+    error = error_of(cell, finished, cause)
     told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
     return CodeExecutionResult(
         stdout=stdout,
@@ -222,5 +212,5 @@ def result_of(cell: Cell, finished: wire.Finished | None, state: State, streams:
         files=changes_of(finished) if finished else (),
         variables=variables_of(finished) if finished else (),
         error=error,
-        state=state,
+        state=State() if finished else State(variables="lost", processes="ended", reason=cause),
     )

@@ -132,6 +132,12 @@ class ForkServer:
         """Whether the zygote still runs."""
         return not self._broken and self._process.poll() is None
 
+    def answers(self) -> bool:
+        """Return whether the zygote answers a request. Its death is seen here before its process can be waited for."""
+        with contextlib.suppress(GuestDiedError):
+            self._ask(wire.Ping("fork server"))
+        return self.alive
+
     def wait_until_ready(self) -> None:
         """Answers when the zygote can fork; IsolationError where this host does not let it."""
         with self._lock:

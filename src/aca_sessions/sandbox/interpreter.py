@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 from ..errors import GuestDiedError, SnapshotError
-from ..models import CodeExecutionResult, Event, RunningProcess, State
+from ..models import CodeExecutionResult, Event, RunningProcess
 from ..tasks import Tasks
 from . import wire
-from .cell import Cell, check, processes_of, reason_of, result_of
+from .cell import Cell, CellNotStartedError, check, processes_of, reason_of, result_of
 from .channel import Channel
 from .ends import exit_status, number_of, running_below
 from .home import Home, Member
@@ -30,11 +30,15 @@ _REPORT_SECONDS = 1.0
 _MAX_UNREAD = 256  # answers on their way to a guest that does not read them
 
 
+def _never() -> bool:
+    return False
+
+
 class Interpreter:
     """Serves one cell at a time; once it is dead, it stays dead."""
 
-    def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False) -> None:
-        """Takes over the ends of a live interpreter: its channel and its pidfd. Its /mnt/data is the tree of that number."""
+    def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
+        """Take over the ends of a live interpreter: its channel and its pidfd. Its /mnt/data is the tree of that number."""
         self.home = home
         self.number = number_of(process)
         self.tree = tree
@@ -42,10 +46,11 @@ class Interpreter:
         self._process: int | None = process
         self._forked = forked
         self._cell: Cell | None = None
-        self._death: asyncio.Future[State] = asyncio.get_running_loop().create_future()
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._answering = Tasks()
         self._killed_for: str | None = None
-        self._death_told = False
+        self.has_run_cells = has_run_cells  # else its death loses nothing
+        self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
         self._busy = asyncio.Lock()
         channel.listen(self._take, forged=lambda: self._kill("crash"), silent=self._fell_silent)
         home.take_in(self.number, Member(process, tree, self._on_death))
@@ -58,9 +63,9 @@ class Interpreter:
         return not self._death.done() and self._killed_for is None and self.home.killed_for is None
 
     @property
-    def untold_death(self) -> State | None:
-        """How it died, unless a result has said so."""
-        return self._death.result() if self._death.done() and not self._death_told else None
+    def cause_of_death(self) -> str:
+        """Return why it died, or is about to."""
+        return self._death.result() if self._death.done() else self._killed_for or self.home.killed_for or "killed"
 
     @property
     def pidfd(self) -> int:
@@ -70,14 +75,28 @@ class Interpreter:
         return self._process
 
     async def run(
-        self, execution: str, code: str, timeout: float, *, tell: Callable[[Event], None] | None = None, answered: Sequence[str] = ()
+        self,
+        execution: str,
+        code: str,
+        timeout: float,
+        *,
+        tell: Callable[[Event], None] | None = None,
+        answered: Sequence[str] = (),
+        is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """What became of a cell: interrupted at its deadline, and killed where that changes nothing.
+        """Run a cell and return its result. At its deadline it is interrupted, and killed if that does not end it.
 
-        What it does is told as it happens; questions of the kinds that are `answered` wait for somebody, others are refused.
+        Args:
+            execution: The id of the execution.
+            code: The source of the cell.
+            timeout: Seconds from the moment the cell starts.
+            tell: Receives each event as it happens.
+            answered: The kinds of questions that wait for an answer; other kinds are refused at once.
+            is_cancelled: Asked right before the cell is sent. CellNotStartedError is raised if it returns True.
         """
         async with self._busy:
-            return await self._run(wire.Run(execution, code, [*answered]), timeout, Cell(execution, tell, answered=answered))
+            cell = Cell(execution, tell, answered=answered)
+            return await self._run(wire.Run(execution, code, [*answered]), timeout, cell, is_cancelled=is_cancelled)
 
     async def execute(
         self,
@@ -87,10 +106,12 @@ class Interpreter:
         *,
         timeout: float,
         tell: Callable[[Event], None] | None = None,
+        is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """The same for a program: its exit code is the value."""
+        """Run a program in the place of a cell. Its exit code is the value."""
         async with self._busy:
-            return await self._run(wire.Command(execution, list(arguments), stdin), timeout, Cell(execution, tell))
+            message = wire.Command(execution, list(arguments), stdin)
+            return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
 
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
         """Has it find the packages in these folders; it refuses where one of the replaced modules is loaded."""
@@ -102,6 +123,13 @@ class Interpreter:
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
+    async def ping(self) -> None:
+        """Return once it has answered; raise GuestDiedError if it does not."""
+        async with self._busy:
+            result = await self._run(wire.Ping("ping"), _OWN_SECONDS, Cell("ping"))
+        if result.error is not None:
+            raise GuestDiedError(f"the interpreter does not answer: {result.error}")
+
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
         """The number of another one like it, which takes over the given ends, and what could not be taken along; SnapshotError where it
         cannot be.
@@ -112,11 +140,17 @@ class Interpreter:
             raise SnapshotError(result.error.message if result.error else "the session's code is in the way")
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
-    async def _run(self, message: wire.Message, timeout: float, cell: Cell, *, bring: Sequence[int] = ()) -> CodeExecutionResult:
+    async def _run(
+        self, message: wire.Message, timeout: float, cell: Cell, *, bring: Sequence[int] = (), is_cancelled: Callable[[], bool] = _never
+    ) -> CodeExecutionResult:
         async with self.home.turn(self.tree):
             if not self.alive:
                 raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+            if is_cancelled():  # while it waited for its turn; from here to the frame there is no await
+                raise CellNotStartedError
+            self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
             started = time.perf_counter()
+            cell.clock.go_on()
             self._cell = cell
             self._follow(cell)
             sending = asyncio.ensure_future(self._channel.send(message, bring))
@@ -176,23 +210,31 @@ class Interpreter:
         if not cell.finished.done():
             self._kill("killed")
 
-    def kill(self) -> None:
-        """No code of it runs from here on, nor of what it left running; `close` is still to come."""
-        self._kill("killed")
+    def stop(self) -> None:
+        """Stop it until `go_on`: no code of it runs meanwhile."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        self._signal(signal.SIGCONT)
+
+    def kill(self, cause: str = "killed") -> None:
+        """Kill it and what it left running. No code of it runs from here on; `close` is still to be called."""
+        self._kill(cause)
         self.home.end_strays(self.number)
 
-    async def close(self) -> None:
-        """Ends it and what it started, and lets go of its ends even if it is cancelled meanwhile; the last one ends its home."""
-        self._kill("killed")
+    async def close(self, cause: str = "killed") -> None:
+        """End it and what it started, and close its descriptors even if the caller is cancelled. The last one ends its home."""
+        self._kill(cause)
         try:
             await _first_of(self._death, within=_REPORT_SECONDS)
-            self._bury(State("lost", "killed"))
+            self._bury(cause)
             await self.home.leave(self.number)
             await self._answering.cancel()
             async with self._busy:  # a cell that ran still makes its result of what was written
                 pass
         finally:
-            self._bury(State("lost", "killed"))
+            self._bury(cause)
             self.home.abandon(self.number)
             self._let_go()
 
@@ -204,7 +246,7 @@ class Interpreter:
 
     def _fell_silent(self) -> None:
         """Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain."""
-        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, State("lost", "crash"))
+        asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
 
     def _take(self, payload: bytes) -> None:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
@@ -249,17 +291,18 @@ class Interpreter:
         reason = reason_of(status)
         if reason == "killed" and not self._killed_for and self.home.memory.was_exceeded():
             reason = "memory"
-        self._bury(State("lost", self._killed_for or self.home.killed_for or reason))
+        self._bury(self._killed_for or self.home.killed_for or reason)
 
-    def _bury(self, state: State) -> None:
-        """It is dead: nothing more is read, and whatever of it still lives is killed."""
+    def _bury(self, cause: str) -> None:
+        """Record that it is dead: stop reading, and kill what is left of it."""
         if self._death.done():
             return
         self._channel.drain()
         self._channel.stop()
         self._stop_looking()
-        self._kill(state.reason or "killed")
-        self._death.set_result(state)
+        self._kill(cause)
+        self._death.set_result(self._killed_for or cause)
+        self.when_dead(self, self._death.result())
 
     def _stop_looking(self) -> None:
         if self._forked and self._process is not None:
@@ -287,9 +330,7 @@ class Interpreter:
     def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
         stdout, stderr = (stream.take() for stream in self._channel.streams)
         finished = cell.finished.result() if cell.finished.done() else None
-        state = State() if finished else self._death.result()
-        self._death_told = finished is None
-        result = result_of(cell, finished, state, (stdout, stderr))
+        result = result_of(cell, finished, None if finished else self._death.result(), (stdout, stderr))
         return replace(result, processes=self._left_running(finished) if finished else (), duration=duration)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
-from ..errors import GuestDiedError
-from ..models import CodeExecutionResult, State
+from ..errors import ACASessionsError, GuestDiedError, SnapshotError
+from ..ledger import Ledger
+from ..models import CodeExecutionResult
 from ..tasks import Tasks, made_in_thread
 from . import copies
-from .cell import retold
 from .ends import Spawned, Tree
 from .files import Files
 from .forkserver import ForkServer
@@ -22,6 +22,8 @@ from .proxy import Proxy
 from .session_packages import SessionPackages
 from .starting import fork, start
 from .timeline import Moment, Timeline
+
+Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
 
 @dataclass(slots=True)
@@ -53,8 +55,8 @@ class Sandbox:
         self.memory = memory
         self._proxy = proxy
         self._interpreter: Interpreter | None = None
-        self._loss: State | None = None
-        self._closed = False
+        self.ledger = Ledger()
+        self._closed = self._is_workspace_lost = False
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
         self._on_close: Callable[[], None] = lambda: None
@@ -76,65 +78,72 @@ class Sandbox:
         return self._interpreter
 
     async def interpreter(self) -> Interpreter:
-        """The live interpreter: the one there is, or a fresh one where it has ended."""
-        if self._interpreter is not None and self._interpreter.alive and not (self._turn.locked() or self.timeline.unsettled):
+        """Return the live interpreter, or a fresh one if it has ended."""
+        if self._interpreter is not None and self._interpreter.alive and not self._turn.locked():
             return self._interpreter
         return await self._tasks.to_its_end(self._ensure_interpreter())
 
-    def take_loss(self) -> State | None:
-        """How the last interpreter ended, if that was between two cells; once."""
-        loss, self._loss = self._loss, None
-        return loss
-
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Tells whoever counts it, and has them count its branches."""
+        """Call `tell` once it is closed, and `adopt` with each of its branches."""
         self._on_close, self._adopt = tell, adopt
 
     async def checkpoint(self, name: str | None = None) -> Moment:
-        """Keeps variables and files as they are now; SnapshotError says what is in the way."""
+        """Keep variables and files as they are now; SnapshotError says what is in the way."""
         return await self._tasks.to_its_end(self._take(name))
 
-    async def roll_back(self, id: str | None = None) -> Moment:
-        """Goes back to a checkpoint, or to the latest; it stays."""
-        moment = await self.timeline.find(id)
-        await self._tasks.to_its_end(self._go_back(moment, with_files=True))
-        if self.timeline.problem is not None:
-            raise self.timeline.problem
-        return moment
+    async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[Moment, int]:
+        """Return to a checkpoint, or to the latest, which stays. Return it with the position of the ledger's entry."""
+        return await self._tasks.to_its_end(self._roll_back_to(id, name))
 
     async def checkpoints(self) -> list[Moment]:
-        """What can be gone back to, the oldest first."""
-        await self.timeline.settled()
+        """Return the checkpoints, the oldest first."""
         return self.timeline.moments
 
     async def forget(self, id: str) -> None:
-        """Lets go of a checkpoint."""
-        await self.timeline.drop(await self.timeline.find(id))
+        """Remove a checkpoint."""
+        await self.timeline.drop(self.timeline.find(id))
 
-    async def recovered(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """A cell's result; one that lost its interpreter goes on from the latest checkpoint, if there is one; files stay as they are."""
-        if result.state.kind != "lost" or not self.timeline.moments:
-            return result
-        await self._tasks.to_its_end(self._go_back(await self.timeline.find(None), with_files=False))
-        return retold(result, fallen_back(result.state), "its variables are as at the last checkpoint, its files are kept")
+    async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
+        """Run a cell by the given function. What happens to the session meanwhile is in the ledger.
 
-    async def attempt(self, run: Callable[[Interpreter], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """What became of a cell that is to leave no trace where it fails. SnapshotError, before it runs, where that cannot be promised."""
+        A transactional cell that fails is undone. SnapshotError is raised, before it runs, if that cannot be promised. If another cell
+        loses its interpreter, the session continues from the latest checkpoint.
+        """
+        if transactional:
+            return await self._attempt(run)
+        result = await run(await self.interpreter())
+        if result.state.kind == "lost":
+            await self._tasks.to_its_end(self._after_death())
+        return result
+
+    async def _attempt(self, run: Run) -> CodeExecutionResult:
         moment = await self._tasks.to_its_end(self._take(None, hidden=True))
         result = None
         try:
             result = await run(await self.interpreter())
         finally:
-            if result is not None and result.success:
+            if result is None or result.success:  # it was not started, or succeeded
                 self.timeline.use_up(moment)
+        if not result.success:
+            undone = await self._tasks.to_its_end(self._undo(moment, result.state.reason))
+            result = replace(result, variables=(), files=(), processes=()) if undone else result
+        return result
+
+    async def _undo(self, moment: Moment, cause: str | None) -> bool:
+        """Undo a transactional cell that failed, or record that it could not be undone."""
+        try:
+            if self.ledger.contains("reset", since=moment.position):
+                await self._roll_back_files(moment, cause)
             else:
-                await self._tasks.to_its_end(self._go_back(moment, with_files=True))
-        if result.success:
-            return result
-        if self.timeline.problem is not None:
-            return retold(result, State("unknown", "files"), str(self.timeline.problem))
-        state = State("rolled_back", result.state.reason)
-        return replace(retold(result, state, "variables and files are as before this cell"), files=(), processes=())
+                await self._roll_back(moment, cause, with_files=True)
+            return True
+        except ACASessionsError:
+            if not self._closed:
+                variables = "unknown" if self._interpreter is not None and self._interpreter.alive else "kept"
+                self.ledger.append("not_undone", cause="not undone", variables=variables, files="unknown")
+            return False
+        finally:
+            self.timeline.use_up(moment, returned_to=moment.interpreter is self._interpreter)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Another sandbox with the same variables and files, on a share of the same limits. Their cells take turns."""
@@ -144,32 +153,125 @@ class Sandbox:
         """Starts the interpreter ahead of its first cell, and has it touch what a cell needs."""
         await (await self.interpreter()).warm_up()
 
-    async def reset(self) -> None:
-        """Ends the interpreter and all that its cells left running; the next cell gets a fresh one, and nothing is told as lost."""
-        await self._tasks.to_its_end(self._reset())
+    async def reset(self) -> int:
+        """End the interpreter and all that its cells left running; the next cell gets a fresh one. Return the position in the ledger."""
+        return await self._tasks.to_its_end(self._reset())
 
-    async def close(self) -> None:
-        """Ends every process and gives the memory back."""
+    async def close(self, cause: str = "killed") -> None:
+        """End every process and give the memory back."""
         if not self._closed:
             self._closed = True
-            await self._tasks.to_its_end(self._end())
+            await self._tasks.to_its_end(self._end(cause))
+
+    def note_lost_workspace(self) -> None:
+        """Record, once, that the fork server died, and with it the session's variables and files."""
+        if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
+            self._is_workspace_lost = True
+            self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
+
+    def _on_death(self, interpreter: Interpreter, cause: str) -> None:
+        """Record the death of the live interpreter. One that was replaced before has its entry already."""
+        if interpreter is self._interpreter and not self._closed:
+            variables = "lost" if interpreter.has_run_cells else "kept"
+            kind = "killed" if cause in ("killed", "memory") else "died"
+            self.ledger.append(kind, cause=cause, variables=variables, processes="ended")
+
+    def _go_on_with(self, interpreter: Interpreter) -> None:
+        self._interpreter = interpreter
+        interpreter.when_dead = self._on_death
 
     async def _show(self, paths: Sequence[str], replaced: Sequence[str]) -> CodeExecutionResult:
         return await (await self.interpreter()).extend(paths, replaced)
 
     async def _show_again(self, interpreter: Interpreter) -> None:
-        """What is installed belongs to the session, whichever of its interpreters goes on."""
+        """Show what the session has installed to an interpreter that takes over."""
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
     async def _take(self, name: str | None, *, hidden: bool = False) -> Moment:
-        return await self.timeline.take(await self.interpreter(), name, hidden=hidden)
+        live = await self.interpreter()
+        position = self.ledger.position  # what dies after this does not belong to the checkpoint
+        moment = await self.timeline.take(live, name, hidden=hidden)
+        moment.position = position
+        self.ledger.append("checkpoint", checkpoint=None if hidden else moment.id)
+        return moment
 
-    async def _go_back(self, moment: Moment, *, with_files: bool) -> None:
+    async def _roll_back_to(self, id: str | None, name: str | None) -> tuple[Moment, int]:
+        moment = self.timeline.find(id, name)
+        return moment, await self._roll_back(moment, "rollback", with_files=True)
+
+    async def _roll_back(self, moment: Moment, cause: str | None, *, with_files: bool) -> int:
         async with self._turn:
-            self._loss = None
-            self._interpreter = await self.timeline.go_back(moment, self._interpreter, with_files=with_files)
-            await self._show_again(self._interpreter)
+            return await self._return_to(moment, cause, with_files=with_files)
+
+    async def _return_to(self, moment: Moment, cause: str | None, *, with_files: bool) -> int:
+        """Make a checkpoint the session's state: completely, or not at all. Return the position of the entry.
+
+        What can fail comes first, while the live interpreter stands still and goes on if it does.
+        """
+        if self._closed:
+            raise SnapshotError("the session was ended meanwhile")
+        target, live = await self.timeline.prepare(moment), self._interpreter
+        try:
+            await self._show_again(target)
+            if live is not None:
+                live.stop()
+            if with_files:
+                await to_thread.run_sync(self._restore_files, moment)
+            if not target.alive:
+                self._note_mixed(moment, with_files)
+                raise SnapshotError("the checkpoint's interpreter died before it could take over")
+        except BaseException:
+            if live is not None:
+                live.go_on()
+            if target is not moment.interpreter:
+                await target.close()
+            raise
+        # No await from here until the entry is written: the old state ends and the new one begins at once.
+        self._go_on_with(target)
+        files = "rolled_back" if with_files else "kept"
+        checkpoint = None if moment.hidden else moment.id
+        effects = {"variables": "rolled_back", "files": files, "processes": "ended", "to": moment.position, "checkpoint": checkpoint}
+        position = self.ledger.append("rolled_back", cause=cause, **effects).position
+        if live is not None:
+            live.kill()
+            await live.close()
+        return position
+
+    def _note_mixed(self, moment: Moment, with_files: bool) -> None:
+        if with_files:
+            self.ledger.append("rolled_back", files="rolled_back", to=moment.position)
+
+    async def _roll_back_files(self, moment: Moment, cause: str | None) -> None:
+        """After a reset in the middle of a transactional cell: its variables are gone by request, its files are put back."""
+        async with self._turn:
+            await to_thread.run_sync(self._restore_files, moment)
+            self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=moment.position)
+
+    def _restore_files(self, moment: Moment) -> None:
+        copies.clear(self.files)
+        copies.copy(moment.files, self.files, most=self._limits.disk)
+
+    async def _after_death(self) -> None:
+        """Go on from the latest checkpoint, if there is one. If the fork server died as well, the workspace is lost."""
+        async with self._turn:
+            if self._closed or (self._interpreter is not None and self._interpreter.alive):
+                return
+            if not await to_thread.run_sync(self._fork_server.answers):
+                self.note_lost_workspace()
+                return
+            await self._fall_back()
+
+    async def _fall_back(self) -> None:
+        """Replace a dead interpreter by the latest checkpoint that answers."""
+        dead = self._interpreter
+        for moment in reversed(self.timeline.moments):
+            cause = f"{dead.cause_of_death if dead is not None else 'killed'}, to the last checkpoint"
+            try:
+                await self._return_to(moment, cause, with_files=False)
+                return
+            except ACASessionsError:
+                continue
 
     async def _branch(self, reseed: bool) -> "Sandbox":
         live = await self.interpreter()
@@ -180,7 +282,8 @@ class Sandbox:
         try:
             await to_thread.run_sync(lambda: copies.copy(self.files, branch.files, most=limits.checkpoint_files))
             branch.packages.inherit(self.packages)
-            branch._interpreter, _ = await fork(live, tree, limits, reseed=reseed)
+            twin, _ = await fork(live, tree, limits, reseed=reseed)
+            branch._go_on_with(twin)
         except BaseException:
             await branch.close()
             raise
@@ -190,40 +293,40 @@ class Sandbox:
         async with self._turn:
             if self._closed:
                 raise GuestDiedError("the session was ended; the next call begins a new one")
-            await self.timeline.settled()
             if self._interpreter is not None and not self._interpreter.alive:
-                self._loss = self._interpreter.untold_death
-                await self._replace_dead(self._interpreter)
-            if self._interpreter is None:
-                spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close)
-                self._interpreter = await start(
-                    spawned, self._limits, tree=self._tree.number, memory=self.memory, proxy=self._proxy, show=self._fork_server.show_tree
-                )
-                await self._show_again(self._interpreter)
+                await self._fall_back()
+            if self._interpreter is None or not self._interpreter.alive:
+                if self._interpreter is not None:
+                    await self._interpreter.close()  # it is still ours: its death is recorded, if it was not yet
+                self._go_on_with(await self._start_interpreter())
+                self.ledger.append("started")
+            assert self._interpreter is not None  # noqa: S101
             return self._interpreter
 
-    async def _replace_dead(self, dead: Interpreter) -> None:
-        """By the latest checkpoint, if there is one; else the next cell gets a fresh interpreter."""
-        self._interpreter = None
-        if not self.timeline.moments:
-            await dead.close()
-            return
-        self._interpreter = await self.timeline.go_back(await self.timeline.find(None), dead, with_files=False)
-        await self._show_again(self._interpreter)
-        await self.timeline.settled()
-        self._loss = fallen_back(self._loss) if self._loss else None
+    async def _start_interpreter(self) -> Interpreter:
+        spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close)
+        interpreter = await start(
+            spawned, self._limits, tree=self._tree.number, memory=self.memory, proxy=self._proxy, show=self._fork_server.show_tree
+        )
+        await self._show_again(interpreter)
+        return interpreter
 
-    async def _reset(self) -> None:
+    async def _reset(self) -> int:
         async with self._turn:
-            self._loss = None
-            await self.timeline.clear()
-            await self._end_interpreter()
+            live, self._interpreter = self._interpreter, None
+            position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
+            if live is not None:
+                live.kill("reset")
+            await self.timeline.clear(hidden=False)
+            if live is not None:
+                await live.close("reset")
+            return position
 
-    async def _end(self) -> None:
+    async def _end(self, cause: str) -> None:
         await self.packages.close()
         async with self._turn:
             await self.timeline.clear()
-            await self._end_interpreter()
+            await self._end_interpreter(cause)
             await to_thread.run_sync(self.files.close)
             self._kin.count -= 1
             try:
@@ -233,12 +336,7 @@ class Sandbox:
                     self.memory.remove()
                 self._on_close()
 
-    async def _end_interpreter(self) -> None:
+    async def _end_interpreter(self, cause: str) -> None:
         interpreter, self._interpreter = self._interpreter, None
         if interpreter is not None:
-            await interpreter.close()
-
-
-def fallen_back(loss: State) -> State:
-    """What a loss has become where there was a checkpoint to go on from."""
-    return State("rolled_back", f"{loss.reason}, to the last checkpoint")
+            await interpreter.close(cause)

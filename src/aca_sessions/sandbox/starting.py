@@ -53,7 +53,8 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
     finally:
         ends.close_theirs()
     channel = Channel(ends.link, ends.said, ends.streams, limit=limits.output)
-    return Interpreter(home, channel, pidfd, tree=tree.number, forked=True), left
+    has_run_cells = interpreter.has_run_cells
+    return Interpreter(home, channel, pidfd, tree=tree.number, forked=True, has_run_cells=has_run_cells), left
 
 
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:

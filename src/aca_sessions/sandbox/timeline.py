@@ -1,4 +1,4 @@
-"""A session's checkpoints: its variables as a fork that waits, its files as a copy. Taken and gone back to between two cells."""
+"""A session's checkpoints: its variables as a fork that waits, its files as a copy. Taken and returned to between two cells."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from anyio import to_thread
 
-from ..errors import ACASessionsError, SnapshotError
+from ..errors import ACASessionsError, GuestDiedError, SnapshotError
 from ..models import Checkpoint
 from ..tasks import Tasks
 from . import copies
@@ -22,7 +22,10 @@ from .starting import fork
 
 @dataclass(slots=True)
 class Moment:
-    """A session as it was: the interpreter that waits since then, and a tree with its files."""
+    """A session as it was: the interpreter that waits since then, and a tree with its files. `position` is that of the ledger.
+
+    A hidden one belongs to a transactional cell.
+    """
 
     id: str
     name: str | None
@@ -33,17 +36,17 @@ class Moment:
     size: int
     left_behind: tuple[str, ...]
     hidden: bool = False
+    position: int = 0
 
     def told(self) -> Checkpoint:
-        """What its user knows of it."""
+        """Return what its user knows of it."""
         return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
 
 
 class Timeline:
-    """Those of one session. They count towards its memory; the oldest go first."""
+    """The checkpoints of one session. They count towards its memory; the oldest go first."""
 
     def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
-        """Starts with none."""
         self._fork_server = fork_server
         self._tree = tree
         self._files = files
@@ -51,24 +54,26 @@ class Timeline:
         self._moments: list[Moment] = []
         self._numbers = itertools.count(1)
         self._tasks = Tasks()
-        self.problem: SnapshotError | None = None
-        self._settling: asyncio.Task[None] | None = None
 
     @property
     def moments(self) -> list[Moment]:
-        """Those that can be gone back to, the oldest first; one may have ended for its memory."""
+        """The checkpoints that can be returned to, the oldest first; one may have been ended for its memory."""
         return [moment for moment in self._moments if moment.interpreter.alive and not moment.hidden]
 
-    async def find(self, id: str | None) -> Moment:
-        """One of them by its id or name, or the latest."""
-        await self.settled()
-        for moment in reversed(self.moments):
-            if id is None or id in (moment.id, moment.name):
-                return moment
-        raise SnapshotError("there is no such checkpoint: it was dropped, or ended for its memory" if id else "there is no checkpoint")
+    def find(self, id: str | None, name: str | None = None) -> Moment:
+        """Return a checkpoint by its id or by its name, or the latest. The latest of a name counts, and names go before ids."""
+        latest_first = self.moments[::-1]
+        found = [moment for moment in latest_first if name is not None and moment.name == name]
+        found += [moment for moment in latest_first if id is not None and moment.id == id]
+        if found:
+            return found[0]
+        if id is None and name is None and latest_first:
+            return latest_first[0]
+        asked = id is not None or name is not None
+        raise SnapshotError("there is no such checkpoint: it was dropped, or ended for its memory" if asked else "there is no checkpoint")
 
     async def take(self, live: Interpreter, name: str | None = None, *, hidden: bool = False) -> Moment:
-        """Keeps the session as it is now."""
+        """Keep the session as it is now."""
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user))
         files = Files(tree)
         copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=self._limits.checkpoint_files)))
@@ -86,85 +91,53 @@ class Timeline:
             raise
         if copied.left_out:
             left.append(f"{copied.left_out} pipes, sockets or devices among the files")
-        number = str(next(self._numbers))
-        moment = Moment(number, name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden)
+        moment = Moment(str(next(self._numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden)
         self._moments.append(moment)
         await self._drop_oldest()
         return moment
 
-    async def go_back(self, moment: Moment, earlier: Interpreter | None, *, with_files: bool = True) -> Interpreter:
-        """The interpreter of that moment, in the place of an earlier one, which ends. The moment stays; a hidden one is used up.
+    async def prepare(self, moment: Moment) -> Interpreter:
+        """Return an interpreter with the variables of a checkpoint, which has answered. The checkpoint stays as it is.
 
-        `problem` says what kept the files from being as they were.
+        A hidden one is for a single return, so its own interpreter goes on.
         """
-        await self.settled()
-        self.problem = None
-        if earlier is not None:
-            earlier.kill()
-        if with_files:
-            await to_thread.run_sync(lambda: self._put_back(moment))
-        interpreter = moment.interpreter
-        self._moments.remove(moment)
-        self._settling = self._tasks.own(self._settle(moment, earlier))
-        return interpreter
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether a moment that was gone back to is being kept once more."""
-        return self._settling is not None
-
-    async def settled(self) -> None:
-        """The next cell waits until the moment that was gone back to is kept once more."""
-        if self._settling is not None:
-            settling, self._settling = self._settling, None
-            await settling
+        if moment not in self._moments:
+            raise SnapshotError("there is no such checkpoint any more: the session was reset or ended meanwhile")
+        try:
+            if moment.hidden:
+                await moment.interpreter.ping()
+                return moment.interpreter
+            interpreter, _ = await fork(moment.interpreter, self._tree, self._limits)
+            await interpreter.ping()
+            return interpreter
+        except ACASessionsError as error:
+            raise SnapshotError(f"the checkpoint cannot be returned to: {error}") from None
 
     async def drop(self, moment: Moment) -> None:
-        """Lets go of one."""
+        """Remove a checkpoint."""
         if moment in self._moments:
             self._moments.remove(moment)
             await self._tasks.to_its_end(self._end(moment))
 
-    def use_up(self, moment: Moment) -> None:
-        """Lets go of one that nobody will ask for, while others go on."""
-        self._moments.remove(moment)
-        self._tasks.start(self._end(moment))
+    def use_up(self, moment: Moment, *, returned_to: bool = False) -> None:
+        """Remove a hidden checkpoint in the background. One that was returned to has given its interpreter away."""
+        if moment in self._moments:
+            self._moments.remove(moment)
+            self._tasks.start(self._drop_tree(moment.tree, moment.files) if returned_to else self._end(moment))
 
-    async def clear(self) -> None:
-        """Lets go of all."""
-        with suppress(ACASessionsError):
-            await self.settled()
+    async def clear(self, *, hidden: bool = True) -> None:
+        """Remove all checkpoints, or all that are not hidden."""
         for moment in [*self._moments]:
-            await self.drop(moment)
+            if hidden or not moment.hidden:
+                await self.drop(moment)
         await self._tasks.finish()
 
-    async def _settle(self, moment: Moment, earlier: Interpreter | None) -> None:
-        if earlier is not None:
-            await earlier.close()
-        try:
-            if moment.hidden:
-                raise SnapshotError("it was for one cell")
-            moment.interpreter, _ = await fork(moment.interpreter, self._tree, self._limits)
-            self._moments.append(moment)
-            self._moments.sort(key=lambda one: one.created)
-        except ACASessionsError:
-            await self._drop_tree(moment.tree, moment.files)
-
     async def _drop_oldest(self) -> None:
-        """No more than so many, and no more bytes of files than /mnt/data itself may have."""
-        while len(self._moments) > 1 and (len(self._moments) > self._limits.checkpoints or self._size > self._limits.disk):
-            await self.drop(self._moments[0])
-
-    @property
-    def _size(self) -> int:
-        return sum(moment.size for moment in self._moments)
-
-    def _put_back(self, moment: Moment) -> None:
-        try:
-            copies.clear(self._files)
-            copies.copy(moment.files, self._files, most=self._limits.disk)
-        except (OSError, SnapshotError) as error:
-            self.problem = SnapshotError(f"the variables are as they were, the files are not: {error}")
+        """Keep no more checkpoints, and no more bytes of their files, than the limits allow. Hidden ones do not count."""
+        while len(own := [moment for moment in self._moments if not moment.hidden]) > 1 and (
+            len(own) > self._limits.checkpoints or sum(moment.size for moment in own) > self._limits.disk
+        ):
+            await self.drop(own[0])
 
     async def _end(self, moment: Moment) -> None:
         await moment.interpreter.close()
@@ -172,4 +145,5 @@ class Timeline:
 
     async def _drop_tree(self, tree: Tree, files: Files) -> None:
         await to_thread.run_sync(files.close)
-        await to_thread.run_sync(self._fork_server.drop_tree, tree)
+        with suppress(GuestDiedError):  # its memory ended with the fork server
+            await to_thread.run_sync(self._fork_server.drop_tree, tree)

@@ -217,6 +217,13 @@ class WarmUp(Message):
 
 
 @dataclass(frozen=True)
+class Ping(Message):
+    """Do nothing; answered like a cell, which proves that the interpreter can answer."""
+
+    execution: str
+
+
+@dataclass(frozen=True)
 class Extend(Message):
     """The folders of installed packages that the session finds from now on, and no others, unless one of the modules is loaded: the name
     of a module that comes in another version. Answered like a cell.

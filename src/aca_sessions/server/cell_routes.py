@@ -79,8 +79,8 @@ class CellRoutes:
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
-            await (await session.sandbox()).reset()
-        return JSONResponse({})
+            position = await (await session.sandbox()).reset()
+        return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
     async def legacy_execute(self, request: Request) -> Response:
         """Runs a cell in the words of the private preview."""
@@ -89,6 +89,7 @@ class CellRoutes:
         call, named = legacy.decode_call(await self._json(request))
         identifier = checked_identifier(request.query_params.get("identifier") or named or "")
         execution = await self._executed(request, identifier, str(uuid.uuid4()), call)
+        execution.note_fetched()
         return JSONResponse(legacy.encode_execution(execution.snapshot(), call.output_limit))
 
     async def _json(self, request: Request) -> object:
@@ -109,16 +110,19 @@ class CellRoutes:
 
     def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        response = JSONResponse(encoded(version, execution, rich=rich), headers={flat.OPERATION_HEADER: execution.id})
+        body = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
+        response = JSONResponse(body, headers={flat.OPERATION_HEADER: execution.id})
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]
             response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
         return response
 
 
-def encoded(version: Version, execution: RunningExecution, *, rich: bool) -> dict[str, object]:
-    """An execution in the words of a version, or of a pool of shells."""
+def encoded(version: Version, execution: RunningExecution, *, rich: bool, since: str | None) -> dict[str, object]:
+    """Return an execution in the words of a version, or of a pool of shells, for a caller at a position of the ledger."""
     limit = execution.call.output_limit
+    snapshot = execution.snapshot(since)
+    execution.note_fetched()
     if execution.call.command is not None:
-        return shell.encode_execution(execution.snapshot(), limit)
-    return version.dialect.encode_execution(execution.snapshot(), limit, rich=rich)
+        return shell.encode_execution(snapshot, limit)
+    return version.dialect.encode_execution(snapshot, limit, rich=rich)

@@ -1,4 +1,4 @@
-"""A session's cells: owned here, waited for by handlers. A caller that goes away changes nothing about its cell."""
+"""The executions of one session: owned here, waited for by handlers. A caller that goes away changes nothing about its execution."""
 
 import asyncio
 import logging
@@ -7,29 +7,45 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from .. import telemetry
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
-from ..models import CodeError, CodeExecutionResult, State
+from ..ledger import Ledger, with_state
+from ..models import NO_REPLY, CodeError, CodeExecutionResult
+from ..sandbox.cell import CellNotStartedError
 from ..sandbox.interpreter import Interpreter
 from ..sandbox.sandbox import Sandbox
 from ..tasks import Tasks
 from .events import Events
 from .journal import Journal
 
-_REMEMBERED = 50
-_REMEMBERED_BYTES = 16 << 20
+_FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
+_KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
+_REMEMBERED_IDS = 10_000
 Answer = TypeVar("Answer")
 _logger = logging.getLogger("aca_sessions")
 
 
-class RunningExecution:
-    """A cell from the moment it was accepted."""
+class Home(Protocol):
+    """What executions need of the session they belong to."""
 
-    def __init__(self, id: str, identifier: str, call: ExecutionCall, *, cancelled: bool) -> None:
-        """Starts waiting for its turn; one that was cancelled before it came never gets it."""
+    identifier: str
+    ledger: Ledger
+    has_state: bool
+
+    async def sandbox(self) -> Sandbox:
+        """Return the sandbox, once it is open."""
+
+    async def renew(self) -> bool:
+        """Open another sandbox if this one died before anything could be lost, and return whether that was so."""
+
+
+class RunningExecution:
+    """An execution from the moment it was accepted. `start` and `end` are positions of the session's ledger."""
+
+    def __init__(self, id: str, session: Home, call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
         self.call = call
         self.cancelled = cancelled
@@ -37,23 +53,42 @@ class RunningExecution:
         self.done = asyncio.Event()
         self.events = Events()
         self.size = len(call.code)
-        self._identifier = identifier
+        self.fetched = False
+        self._identifier = session.identifier
+        self._ledger = session.ledger
+        self.start = self.end = session.ledger.position
         self._result: CodeExecutionResult | None = None
 
     @property
     def result(self) -> CodeExecutionResult:
-        """What became of it, once it is done."""
+        """The result, once it is done."""
         if self._result is None:
             raise RuntimeError("asked for a result before there was one")
         return self._result
 
-    def snapshot(self) -> Execution:
-        """What can be told of it now."""
-        asynchronous = self.call.asynchronous
-        return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=asynchronous, result=self._result)
+    def snapshot(self, since: str | None = None) -> Execution:
+        """Return what is known now. The result's state is what happened since a position that the caller names, if it does."""
+        result = self._result
+        if result is not None and result.state != NO_REPLY:
+            state, record = self._ledger.seen_from(since, self.start, self.end)
+            result = replace(with_state(result, state), record=record)
+        return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
+
+    def note_fetched(self) -> None:
+        """Note that a caller got the result: at least, it was sent."""
+        if self._result is not None:
+            self.fetched = True
+            self._ledger.fetched = max(self._ledger.fetched, self.end)
+
+    def begin(self) -> None:
+        """Note that its turn has come."""
+        self.start = self._ledger.position
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Gives all who wait the result."""
+        """Give the result to all who wait. Its state is what happened from the execution's start to this moment."""
+        self.end = self._ledger.position
+        if result.state != NO_REPLY:
+            result = with_state(result, self._ledger.between(self.start, self.end))
         self._result = replace(result, session_id=self._identifier)
         self.status = "Succeeded" if result.success else "Failed"
         shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
@@ -63,24 +98,14 @@ class RunningExecution:
 
 
 class Executions:
-    """The cells of one session, one at a time, in the order they came."""
+    """The executions of one session, one at a time, in the order they came."""
 
-    def __init__(
-        self,
-        identifier: str,
-        sandbox: Callable[[], Awaitable[Sandbox]],
-        default_timeout: float,
-        *,
-        journal: Journal,
-        loss: State | None,
-    ) -> None:
-        """Runs in the given sandbox; a loss that the session's owner has not heard of is told with the first result."""
-        self._identifier = identifier
-        self._sandbox = sandbox
+    def __init__(self, session: Home, default_timeout: float, *, journal: Journal) -> None:
+        self._session = session
         self._default_timeout = default_timeout
         self._journal = journal
-        self._loss = loss
         self._known: OrderedDict[str, RunningExecution] = OrderedDict()
+        self._forgotten: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -95,112 +120,136 @@ class Executions:
         return next((execution.id for execution in self._known.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accepts a cell. A known id is answered with its cell: none runs twice."""
+        """Accept a cell. The same id returns the same execution: none runs twice."""
+        self._check_not_forgotten(id)
         if id not in self._known:
-            self._known[id] = RunningExecution(id, self._identifier, call, cancelled=cancelled)
+            self._known[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
             self._tasks.start(self._run(self._known[id]))
         return self._known[id]
 
     def find(self, id: str) -> RunningExecution:
-        """One of them."""
+        """Return one of them."""
+        self._check_not_forgotten(id)
         execution = self._known.get(id)
         if execution is None:
             raise ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
         return execution
 
+    def _check_not_forgotten(self, id: str) -> None:
+        if id in self._forgotten:
+            raise ProblemError(410, "ExecutionResultGone", "this execution ran and ended; its result is not kept any more")
+
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupts the cell, or keeps it from starting; what became of it is in its result."""
+        """Interrupt the cell, or keep it from starting; the result says what that did."""
         execution.cancelled = True
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
     def interrupt_running(self) -> None:
-        """Interrupts the cell whose turn it is; those that wait for theirs go on waiting."""
+        """Interrupt the cell whose turn it is; those that wait for their turn are left alone."""
         for execution in self._known.values():
             if execution.status == "Running":
                 self.interrupt(execution)
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Gives a cell what it asked for."""
-        interpreter = (await self._sandbox()).running if execution.status == "Running" else None
+        """Give a cell what it asked for."""
+        interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             raise ProblemError(409, "QuestionNotOpen", "the execution does not wait for this answer: it has one, or went on without")
 
     async def finish(self) -> None:
-        """Waits until all have their results."""
+        """Wait until all have their results."""
         await self._tasks.finish()
 
-    async def _run(self, execution: RunningExecution) -> None:
-        try:
-            async with self._turn:
-                with self._journal.running():
-                    result = await self._result(execution)
-                execution.finish(result)
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            _logger.error("a cell's result could not be made: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
-            execution.finish(_no_result("the server failed while it made this result; its log says more", State("unknown", "no reply")))
-        finally:
-            if not execution.done.is_set():
-                execution.finish(_no_result("the server was stopped", State("lost", "killed")))
-            self._journal.cell_ended(self._identifier, execution.call, execution.result)
-            self._forget_oldest()
-
-    async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
-        try:
-            sandbox = await self._sandbox()
-            interpreter = await _started(sandbox)
-            if execution.cancelled:
-                return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
-            execution.status = "Running"
-            result = await sandbox.recovered(await self._ran(sandbox, interpreter, execution))
-        except SnapshotError as error:
-            told = CodeError("SnapshotError", f"the cell was not run: {error}")
-            return CodeExecutionResult(error=told, stderr=str(told))
-        except (GuestDiedError, IsolationError) as error:
-            return _no_result(str(error), State("lost", "killed"))
-        return self._with_earlier_loss(result, sandbox.take_loss())
-
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Acts between two cells, in the order in which they and this were asked for; goes on to its end if its caller does not wait."""
+        """Act between two cells, in the order in which they and this were asked for. It completes even if its caller does not wait."""
         return await self._tasks.to_its_end(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
         async with self._turn:
-            return await act(await self._sandbox())
+            return await act(await self._session.sandbox())
 
-    async def _ran(self, sandbox: Sandbox, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
-        if execution.call.transactional:
-            return await sandbox.attempt(lambda live: self._ran_by(live, execution))
-        return await self._ran_by(interpreter, execution)
+    async def _run(self, execution: RunningExecution) -> None:
+        try:
+            async with self._turn:
+                execution.begin()
+                with self._journal.running():
+                    execution.finish(await self._result(execution))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            _logger.error("a cell's result could not be made: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+            _logger.debug("a cell's result could not be made", exc_info=error)
+            failed = _no_result("the server failed while it made this result; its log says more")
+            execution.finish(replace(failed, state=NO_REPLY))
+        finally:
+            if not execution.done.is_set():
+                execution.finish(_no_result("the server was stopped"))
+            self._journal.cell_ended(self._session.identifier, execution.call, execution.result)
+            self._forget_results()
+
+    async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
+        try:
+            sandbox = await self._ready_sandbox()
+            if execution.cancelled:
+                raise CellNotStartedError
+            execution.status = "Running"
+            self._session.has_state = True
+            return await sandbox.execute(lambda live: self._ran_by(live, execution), transactional=execution.call.transactional)
+        except CellNotStartedError:
+            return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
+        except SnapshotError as error:
+            told = CodeError("SnapshotError", f"the cell was not run: {error}")
+            return CodeExecutionResult(error=told, stderr=str(told))
+        except (GuestDiedError, IsolationError) as error:
+            return _no_result(str(error))
+
+    async def _ready_sandbox(self) -> Sandbox:
+        """Return the sandbox with a live interpreter. A fork server that died before the session had any state costs nothing."""
+        sandbox = await self._session.sandbox()
+        try:
+            await _started(sandbox)
+        except GuestDiedError:
+            if not await self._session.renew():
+                sandbox.note_lost_workspace()
+                raise
+            sandbox = await self._session.sandbox()
+            await _started(sandbox)
+        return sandbox
 
     async def _ran_by(self, interpreter: Interpreter, execution: RunningExecution) -> CodeExecutionResult:
         call, timeout = execution.call, execution.call.timeout or self._default_timeout
         tell = execution.events.add if call.asynchronous else None
-        if call.command is not None:
-            return await interpreter.execute(execution.id, call.command.arguments, call.command.stdin, timeout=timeout, tell=tell)
-        return await interpreter.run(execution.id, call.code, timeout, tell=tell, answered=call.answered)
 
-    def _with_earlier_loss(self, result: CodeExecutionResult, loss: State | None) -> CodeExecutionResult:
-        """Variables that were lost between two cells are told with the later one."""
-        loss, self._loss = loss or self._loss, None
-        return replace(result, state=loss) if loss and result.state.kind == "kept" else result
+        def is_cancelled() -> bool:
+            return execution.cancelled
+
+        if call.command is not None:
+            arguments, stdin = call.command.arguments, call.command.stdin
+            return await interpreter.execute(execution.id, arguments, stdin, timeout=timeout, tell=tell, is_cancelled=is_cancelled)
+        return await interpreter.run(execution.id, call.code, timeout, tell=tell, answered=call.answered, is_cancelled=is_cancelled)
 
     async def _interrupt(self, execution: RunningExecution) -> None:
-        interpreter = (await self._sandbox()).running
+        interpreter = (await self._session.sandbox()).running
         if interpreter is not None:
             await interpreter.interrupt(execution.id)
 
-    def _forget_oldest(self) -> None:
-        """The last result is always remembered: its caller may have lost the answer."""
-        done = [execution for execution in self._known.values() if execution.done.is_set()]
+    def _forget_results(self) -> None:
+        """Keep results within bounds, and longer if they were not fetched. The last one is always kept: its answer may have been lost."""
+        done = [execution for execution in self._known.values() if execution.done.is_set()][:-1]
+        self._forget_some([execution for execution in done if execution.fetched], _FETCHED_RESULTS, _FETCHED_BYTES)
+        self._forget_some([execution for execution in done if execution.id in self._known], _KEPT_RESULTS, _KEPT_BYTES)
+
+    def _forget_some(self, done: list[RunningExecution], most: int, most_bytes: int) -> None:
+        """Forget the oldest if there are too many, and the largest if they are too large. Their ids are remembered for longer."""
         size = sum(execution.size for execution in done)
-        for execution in done[:-1]:
-            if len(done) <= _REMEMBERED and size <= _REMEMBERED_BYTES:
-                return
-            done.remove(execution)
-            size -= execution.size
-            del self._known[execution.id]
+        while len(done) > most or size > most_bytes:
+            gone = done[0] if len(done) > most else max(done, key=lambda execution: execution.size)
+            done.remove(gone)
+            size -= gone.size
+            del self._known[gone.id]
+            self._forgotten[gone.id] = None
+        while len(self._forgotten) > _REMEMBERED_IDS:
+            self._forgotten.popitem(last=False)
 
 
 async def _started(sandbox: Sandbox) -> Interpreter:
@@ -212,5 +261,5 @@ async def _started(sandbox: Sandbox) -> Interpreter:
     return interpreter
 
 
-def _no_result(message: str, state: State) -> CodeExecutionResult:
-    return CodeExecutionResult(error=CodeError("InterpreterDied", message), stderr=f"InterpreterDied: {message}", state=state)
+def _no_result(message: str) -> CodeExecutionResult:
+    return CodeExecutionResult(error=CodeError("InterpreterDied", message), stderr=f"InterpreterDied: {message}")

@@ -102,6 +102,7 @@ class FileRoutes:
 
     async def _uploaded(self, request: Request) -> RemoteFile:
         async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._files(request) as (files, folder):
+            request.state.session.has_state = True
             file = await to_thread.run_sync(files.write, name, chunks, folder)
         note(request, "upload", bytes=file.size)
         return file

@@ -59,7 +59,7 @@ class LiveRoutes:
         body = events.encode_events(found, last)
         if execution.events.closed:
             rich = request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-            body[events.EXECUTION_MEMBER] = encoded(version, execution, rich=rich)
+            body[events.EXECUTION_MEMBER] = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
         return JSONResponse(body)
 
 

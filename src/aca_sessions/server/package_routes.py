@@ -38,6 +38,7 @@ class PackageRoutes:
         session = self._session(request)
         with session.used():
             sandbox = await session.sandbox()
+            session.has_state = True
             result = await sandbox.packages.install(requirements, timeout=timeout)
         note(request, "install", requirements=len(requirements), success=result.success)
         return JSONResponse(extensions.encode_outcome(result))

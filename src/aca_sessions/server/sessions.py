@@ -8,8 +8,8 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Self, TypeVar
@@ -17,8 +17,10 @@ from typing import Self, TypeVar
 from .. import telemetry
 from ..contract.flat import GUID_HEADER
 from ..contract.records import DRAINING, ExecutionCall, ProblemError
+from ..errors import GuestDiedError
 from ..hosting import Hosting
-from ..models import SessionInfo, State
+from ..ledger import Ledger
+from ..models import SessionInfo
 from ..sandbox.memory import Memory
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
@@ -34,23 +36,43 @@ Value = TypeVar("Value")
 
 
 class HostedSession:
-    """A session of this server: its sandbox and its cells."""
+    """A session of this server: its sandbox, its ledger and its cells."""
 
     def __init__(
-        self, identifier: str, opening: "asyncio.Task[Sandbox]", default_timeout: float, *, journal: Journal, loss: State | None
+        self,
+        identifier: str,
+        ledger: Ledger,
+        opening: "asyncio.Future[Sandbox]",
+        default_timeout: float,
+        *,
+        journal: Journal,
+        open_again: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
-        """Begins while its sandbox opens; `loss` is what became of an earlier life of the identifier, which its owner has not been told."""
+        """Begin while its sandbox opens. The ledger is that of all lives of the identifier."""
         self.identifier = identifier
-        self.executions = Executions(identifier, self.sandbox, default_timeout, journal=journal, loss=loss)
+        self.ledger = ledger
+        self.has_state = False  # whether anything would be lost with it
+        self.ended = False
+        self.executions = Executions(self, default_timeout, journal=journal)
         self.created = self.last_used = datetime.now(UTC)
         self.etag = uuid.uuid4().hex
         self._new = True
         self._users = 0
         self._opening = opening
+        self._open_again = open_again
 
     async def sandbox(self) -> Sandbox:
-        """The sandbox, once it is open."""
+        """Return the sandbox, once it is open."""
         return await asyncio.shield(self._opening)
+
+    async def renew(self) -> bool:
+        """Open another sandbox if this one died before anything could be lost, and return whether that was so."""
+        if self.has_state or self.ended or self.usable or self._open_again is None:
+            return False
+        dead, self._opening = self._opening, self._open_again()
+        if dead.exception() is None:
+            await dead.result().close()
+        return True
 
     @property
     def in_use(self) -> bool:
@@ -90,13 +112,18 @@ class HostedSession:
         """Its cool-down begins anew."""
         self.last_used = datetime.now(UTC)
 
-    async def close(self) -> None:
-        """Ends it, and with it the cell that runs; all its cells get their results."""
+    def note_lost(self) -> None:
+        """Record that its fork server died, if anything was lost with it and it is not recorded yet."""
+        if self.has_state and self.memory is not None:
+            self._opening.result().note_lost_workspace()
+
+    async def close(self, cause: str = "killed") -> None:
+        """End it, and with it the cell that runs; all its cells get their results."""
         try:
             sandbox = await self._opening
         except Exception:
             return  # there is nothing to end
-        await sandbox.close()
+        await sandbox.close(cause)
         await self.executions.finish()
 
 
@@ -111,7 +138,7 @@ class Sessions:
         self._default_timeout = default_timeout
         self.journal = Journal(hosting)
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
-        self._losses: OrderedDict[str, State] = OrderedDict()
+        self._ledgers: OrderedDict[str, Ledger] = OrderedDict()  # of sessions that ended
         self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._since = datetime.now(UTC)
         self.draining = False  # then it takes no new session, and answers for those that there are
@@ -141,7 +168,9 @@ class Sessions:
         """The session of an identifier: the one there is, or one that opens from now on."""
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
-            self._expire(session, State("lost", "crash"))
+            session.note_lost()
+            self._drop(session, "crash", cause=None)
+            self._tasks.start(session.close())
             session = None
         if session is None:
             session = self._add(identifier)
@@ -173,21 +202,59 @@ class Sessions:
             pass
         _remember(self._forestalled, (identifier, id), None)
 
-    async def branch(self, identifier: str, sandbox: Sandbox, *, reseed: bool) -> None:
-        """A further session, which goes on from where a sandbox is."""
-        if identifier in self._sessions:
-            raise ProblemError(409, "SessionExists", "there is a session of this identifier already: a branch needs one of its own")
-        self._make_room()
-        branch = await sandbox.branch(reseed=reseed)
-        self._losses.pop(identifier, None)
-        opened: asyncio.Task[Sandbox] = self._tasks.own(_as_it_is(branch))
-        self._keep(HostedSession(identifier, opened, self._default_timeout, journal=self.journal, loss=None))
+    async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
+        """Make sessions that continue from where a sandbox is: all of them, or none.
 
-    async def delete(self, identifier: str) -> None:
-        """Ends a session on its owner's word."""
+        Their identifiers are taken before the first await, so that no other session gets one meanwhile.
+        """
+        with ExitStack() as in_use:
+            reserved = self._reserve(identifiers, in_use)
+            try:
+                for session, opened in reserved:
+                    branch = await sandbox.branch(reseed=reseed)
+                    branch.ledger = session.ledger
+                    opened.set_result(branch)
+            except BaseException:
+                await self._give_back(reserved)
+                raise
+        return [session for session, _ in reserved]
+
+    def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
+        if any(identifier in self._sessions for identifier in identifiers):
+            raise ProblemError(409, "SessionExists", "there is a session of this identifier already: a branch needs one of its own")
+        reserved = []
+        try:
+            for identifier in identifiers:
+                self._make_room()
+                opened: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
+                session = HostedSession(identifier, Ledger(), opened, self._default_timeout, journal=self.journal)
+                session.has_state = True
+                session.ledger.append("branched")
+                reserved.append((self._keep(session), opened))
+                in_use.enter_context(session.used())
+        except ProblemError:
+            for session, opened in reserved:
+                opened.cancel()
+                self._drop(session, "deleted", cause=None)
+            raise
+        return reserved
+
+    async def _give_back(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
+        for session, opened in reserved:
+            if not opened.done():
+                opened.set_exception(GuestDiedError("the branch could not be made"))
+                opened.exception()  # it is looked at, whether or not a cell waits for it
+            if not session.ended:
+                self._drop(session, "deleted", cause=None)
+            await self._tasks.to_its_end(session.close())
+
+    async def delete(self, identifier: str, cause: str = "terminated") -> None:
+        """End a session at its owner's request. `cause` is what callers that still hold it will read."""
         session = self.find(identifier)
-        self._drop(session, "deleted")
-        await self._tasks.to_its_end(session.close())
+        self._drop(session, "deleted", cause=cause)
+        if cause == "terminated":  # the end is no news for clients that come later
+            session.ledger.fetched = session.ledger.position
+        await self._tasks.to_its_end(session.close(cause))
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
         """What is known of the sessions, the longest unused first."""
@@ -220,7 +287,7 @@ class Sessions:
             self._reaper.cancel()
         sessions = [*self._sessions.values()]
         for session in sessions:
-            self._drop(session, "closed")
+            self._drop(session, "closed", cause="killed")
         await asyncio.gather(*(session.close() for session in sessions))
         await self._tasks.finish()
         self.journal.close()
@@ -228,13 +295,18 @@ class Sessions:
     def _add(self, identifier: str) -> HostedSession:
         self._check_is_ours()
         self._make_room()
-        opening = self._tasks.own(self._open())
-        loss = self._losses.pop(identifier, None)
-        return self._keep(HostedSession(identifier, opening, self._default_timeout, journal=self.journal, loss=loss))
+        ledger = self._ledgers.pop(identifier, None) or Ledger()
 
-    async def _open(self) -> Sandbox:
+        def open_sandbox() -> "asyncio.Task[Sandbox]":
+            return self._tasks.own(self._open(ledger))
+
+        session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, open_again=open_sandbox)
+        return self._keep(session)
+
+    async def _open(self, ledger: Ledger) -> Sandbox:
         started = time.perf_counter()
         sandbox = await self._sandboxes.open()
+        sandbox.ledger = ledger
         if sandbox.running is not None:
             telemetry.interpreter_started("warm", time.perf_counter() - started)
         return sandbox
@@ -244,8 +316,13 @@ class Sessions:
         self.journal.session_began(session.identifier)
         return session
 
-    def _drop(self, session: HostedSession, reason: str) -> None:
+    def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
+        """Take a session out of the table. Its ledger is remembered, and says what ended it if anything was lost."""
+        session.ended = True
         del self._sessions[session.identifier]
+        if cause is not None and session.has_state:
+            session.ledger.append("ended", cause=cause, variables="lost", files="lost", processes="ended")
+        _remember(self._ledgers, session.identifier, session.ledger)
         self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _check_is_ours(self) -> None:
@@ -255,7 +332,7 @@ class Sessions:
 
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
-            self._expire(self._least_recently_used(), State("lost", "expired"))
+            self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
         """The one to go; its owner is told when the identifier is used again."""
@@ -265,10 +342,9 @@ class Sessions:
             raise ProblemError(429, "SessionsCountExceedsLimit", f"The request sessions count is '1'. {there_are}")
         return idle
 
-    def _expire(self, session: HostedSession, loss: State) -> None:
-        self._drop(session, loss.reason or "")
-        _remember(self._losses, session.identifier, loss)
-        self._tasks.start(session.close())
+    def _expire(self, session: HostedSession, cause: str) -> None:
+        self._drop(session, cause, cause=cause)
+        self._tasks.start(session.close(cause))
 
     async def __aenter__(self) -> Self:
         telemetry.serving(self)
@@ -285,11 +361,7 @@ class Sessions:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown
             for session in [session for session in self._sessions.values() if not session.in_use and session.last_used < before]:
-                self._expire(session, State("lost", "expired"))
-
-
-async def _as_it_is(sandbox: Sandbox) -> Sandbox:
-    return sandbox
+                self._expire(session, "expired")
 
 
 def _remember(memory: "OrderedDict[Key, Value]", key: Key, value: Value) -> None:

@@ -1,10 +1,15 @@
 """Checkpoints and branches of sessions over HTTP: taken, and gone back to, between two cells, in the order of the requests."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import timeline, values
+from ..contract import extensions, timeline, values
 from ..hosting import Hosting
+from ..ledger import format_position
+from ..sandbox.sandbox import Sandbox
 from .requests import addressed
 from .sessions import HostedSession, Sessions
 from .table import Routes
@@ -57,20 +62,26 @@ class TimelineRoutes:
 
     async def roll_back(self, request: Request) -> Response:
         """Takes a session back to a checkpoint, or to the latest."""
-        id = timeline.decode_name(await _body(request), "id")
+        body = await _body(request)
+        id, name = timeline.decode_name(body, "id"), timeline.decode_name(body, "name")
         session = self._session(request)
         with session.used():
-            moment = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id))
-        return JSONResponse(timeline.encode_checkpoint(moment.told()))
+            moment, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
+        told = timeline.encode_checkpoint(moment.told())
+        return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
         """Makes further sessions, which go on from where this one is."""
         identifiers, reseed = timeline.decode_branches(await _body(request))
         session = self._session(request)
         with session.used():
-            for identifier in identifiers:
-                await session.executions.in_turn(lambda sandbox, name=identifier: self._sessions.branch(name, sandbox, reseed=reseed))  # type: ignore[misc]
-        return JSONResponse({})
+            act: Callable[[Sandbox], Awaitable[list[HostedSession]]]
+            act = partial(self._sessions.branch, identifiers=identifiers, reseed=reseed)
+            branches = await session.executions.in_turn(act)
+        here = session.ledger.position
+        _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here)
+        positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
+        return JSONResponse(timeline.encode_branched(record, positions))
 
     def _session(self, request: Request) -> HostedSession:
         session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])

@@ -23,7 +23,7 @@ from ..client.pool import SessionPool
 from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError
-from ..models import CodeExecutionResult
+from ..models import CodeExecutionResult, State
 from ..rendering import trusted
 
 Answer = TypeVar("Answer")
@@ -130,5 +130,5 @@ def _show(result: CodeExecutionResult) -> None:
         display(trusted(shown), raw=True)
     if result.text is not None and not any(shown.data.get("text/plain") == result.text for shown in result.displays):
         display({"text/plain": result.text}, raw=True)
-    if result.state.kind != "kept":
-        print(f"[session state {result.state}]", file=sys.stderr)
+    if result.state != State():
+        print(f"[session state {result.state}; {result.state.consequence}]", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..contract.extensions import encode_rich
-from ..models import CodeExecutionResult, Display, Event
+from ..models import CodeExecutionResult, Display, Event, State
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # and no SVG: it may hold code
 
@@ -44,8 +44,8 @@ def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
 
 
 def state_of(result: CodeExecutionResult) -> str:
-    """What became of the variables, where they are not as the cell left them."""
-    return f"[session state {result.state}]" if result.state.kind != "kept" else ""
+    """Return what happened to the session's state, if anything did."""
+    return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
 def plain(name: str) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ..wire import Command, Extend, Finished, Fork, Run, Started, WarmUp
+from ..wire import Command, Extend, Finished, Fork, Ping, Run, Started, WarmUp
 from . import commands, packages, seeds, snapshots, streams
 from .link import Link, interrupts
 from .place import place
@@ -42,7 +42,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
         link.send(finished)
 
 
-def _run(cell: Run | Command | WarmUp | Extend, link: Link, shell: Shell) -> Finished:
+def _run(cell: Run | Command | WarmUp | Ping | Extend, link: Link, shell: Shell) -> Finished:
     if isinstance(cell, Run):
         return shell.run(cell, link.send, link.ask)
     if isinstance(cell, Command):
@@ -50,7 +50,8 @@ def _run(cell: Run | Command | WarmUp | Extend, link: Link, shell: Shell) -> Fin
     if isinstance(cell, Extend):
         return packages.extend(cell, link.send)
     link.send(Started(cell.execution))
-    shell.warm_up()
+    if isinstance(cell, WarmUp):
+        shell.warm_up()
     return Finished(cell.execution, None, None, None, "", "", [], [])
 
 

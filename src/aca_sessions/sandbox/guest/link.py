@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Run, WarmUp, decode, frame
+from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
 from .loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
@@ -74,7 +74,7 @@ class Link:
         brought, self._brought = self._brought, []
         return brought
 
-    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Extend | Fork]:
+    def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
         """The cells to run, until the host closes the link; what is left in the loop goes on between them."""
         self._woken = loop.wake
         while True:
@@ -138,7 +138,7 @@ class Link:
 
 
 def _decoded(payload: bytes) -> Message:
-    message: Message = decode(payload, Run, Command, WarmUp, Extend, Fork, Answer)
+    message: Message = decode(payload, Run, Command, WarmUp, Ping, Extend, Fork, Answer)
     return message
 
 

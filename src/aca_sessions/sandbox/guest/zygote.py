@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, Union
 
 from .. import syscalls
 from ..syscalls import Namespace
-from ..wire import Done, DropTree, MakeTree, Message, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
+from ..wire import Done, DropTree, MakeTree, Message, Ping, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
 from . import bare, confine, image, root
 from .bare import Bare
 from .namespaces import Namespaced
@@ -145,7 +145,7 @@ class _Forking:
     def _answer(self, payload: bytes, descriptors: list[int]) -> None:
         try:
             answer: int | None = None
-            request: Message = decode(payload, MakeTree, DropTree, ShowTree, Spawn)
+            request: Message = decode(payload, MakeTree, DropTree, ShowTree, Spawn, Ping)
             if isinstance(request, MakeTree):
                 answer = self._world.make_tree(request)
             elif isinstance(request, DropTree):

@@ -63,8 +63,23 @@ export function beganAnew(session, answer) {
   return Boolean(known && now && known !== now);
 }
 
-/** The session was ended on purpose: that its next life is another one is no news. */
-export const forgetLife = (session) => lives.delete(session);
+// Where each session's ledger was at the last result that this page showed. Cells of the page's own do not move it, so what they hear of
+// is told with the user's next cell.
+const positions = new Map();
+
+/** The header that names that position. */
+export const since = (session) => (positions.has(session) ? { "x-aca-sessions-since": positions.get(session) } : {});
+
+/** Moves the position of a session: to the end of a result that is shown, or to an entry that the user asked for. */
+export function moveTo(session, ledger, position) {
+  if (ledger) positions.set(session, `${ledger}:${position}`);
+}
+
+/** Forgets a session that was ended on purpose: its end is no news. */
+export function forgetLife(session) {
+  lives.delete(session);
+  positions.delete(session);
+}
 
 /** What a part of this page holds: no key is needed for it. */
 export async function part(path) {

@@ -1,6 +1,6 @@
 /** Cells of a session: started once, followed while they run, and told as they ended. A cell that may have run is never sent again. */
 
-import { Problem, asked, beganAnew, offers, part, request } from "./api.js";
+import { Problem, asked, beganAnew, moveTo, offers, part, request, since } from "./api.js";
 import { randomName } from "./dom.js";
 
 const LONGEST_POLL = 25; // seconds
@@ -8,23 +8,28 @@ const UNWATCHED_POLL = 1000; // milliseconds; browsers have six connections to a
 const OUTPUT_LIMIT = 1 << 20;
 const PATIENCE = [200, 500, 1000, 2000]; // milliseconds between questions that nobody answers
 export const OWN = "page-own-"; // begins the ids of cells that no user wrote
-const UNTOLD = { kind: "untold", reason: null };
+const UNTOLD = { kind: "untold", reason: null, consequence: "this endpoint does not say what happened to the variables" };
+const NO_REPLY = { kind: "unknown", reason: "no reply", consequence: "variables and files may have changed: look at one before you rely on it" };
+const CRASH = { kind: "lost", reason: "crash", consequence: "variables from before are gone, files are kept" };
+const EXPIRED = { kind: "lost", reason: "expired", consequence: "variables and files from before are gone" };
+
 
 /** Runs a cell and answers its result; `reader` hears what it does meanwhile, `onStarted` the id by which it is found. */
 export async function run(session, code, { transactional, reader, onStarted }) {
   const id = randomName("page-");
   onStarted(id);
-  const headers = { "operation-id": id, "x-aca-sessions-answered": "input" };
+  const headers = { "operation-id": id, "x-aca-sessions-answered": "input", ...since(session) };
   if (transactional) headers["x-aca-sessions-transactional"] = "1";
   let lost = null;
   try {
     const answer = await request("POST", "executions", { session, headers, json: call(code, "Asynchronous") });
-    lost = beganAnew(session, answer) ? { kind: "lost", reason: "expired" } : null;
+    lost = beganAnew(session, answer) ? EXPIRED : null;
   } catch (problem) {
     if (problem.status !== 0) throw problem; // refused: it did not run
   }
   const result = await follow(session, id, reader);
-  return lost && ["kept", "untold"].includes(result.state.kind) ? { ...result, state: lost } : result;
+  moveTo(session, result.ledger?.id, result.ledger?.end);
+  return lost && result.state.kind === "untold" ? { ...result, state: lost } : result;
 }
 
 /** The result of a cell that was started, here or elsewhere. A reader hears events, and says whether somebody looks at the moment. */
@@ -33,7 +38,7 @@ export async function follow(session, id, reader) {
     return offers("events") ? await followed(session, id, reader) : await polled(session, id);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    return { ...NOTHING, error: `Whether the cell ran is not known: ${problem.message}`, state: { kind: "unknown", reason: "no reply" } };
+    return { ...NOTHING, error: `Whether the cell ran is not known: ${problem.message}`, state: NO_REPLY };
   }
 }
 
@@ -53,7 +58,7 @@ export const interrupt = (session, id) => request("POST", `executions/${id}/inte
 export async function ownCell(session, name, ...values) {
   const source = await part(`cells/${name}.py`);
   const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope['main'](globals(), *${JSON.stringify(values)}))[1])({})`;
-  const headers = { "operation-id": randomName(OWN) };
+  const headers = { "operation-id": randomName(OWN), ...since(session) };
   const result = resultOf(await asked("POST", "executions", { session, headers, json: call(code, "Synchronous") }));
   return [parsed(result.stdout), result];
 }
@@ -73,7 +78,7 @@ function call(code, executionType) {
 async function followed(session, id, reader) {
   for (let after = 0; ; ) {
     const query = { after, wait: reader.looks() ? LONGEST_POLL : 0 };
-    const page = await patiently(() => asked("GET", `executions/${id}/events`, { session, query }));
+    const page = await patiently(() => asked("GET", `executions/${id}/events`, { session, query, headers: since(session) }));
     page.events.forEach((event) => reader.hear(event));
     if (page.execution) return resultOf(page.execution);
     after = page.after;
@@ -83,7 +88,7 @@ async function followed(session, id, reader) {
 
 async function polled(session, id) {
   for (let wait = 60; ; wait = Math.min(wait * 1.5, 2000)) {
-    const record = await patiently(() => asked("GET", `executions/${id}`, { session }));
+    const record = await patiently(() => asked("GET", `executions/${id}`, { session, headers: since(session) }));
     if (record.result) return resultOf(record);
     await pause(wait);
   }
@@ -111,8 +116,8 @@ function resultOf(record) {
   const rich = record.acaSessions;
   if (!rich) return { ...NOTHING, seconds, ...plainResult(record) };
   const error = rich.error && (rich.error.traceback || [rich.error.name, rich.error.message].filter(Boolean).join(": "));
-  const { stdout, text, displays, files, variables, processes, state } = rich;
-  return { seconds, stdout, text, displays, files, variables, processes, state, error };
+  const { stdout, text, displays, files, variables, processes, state, ledger } = rich;
+  return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error };
 }
 
 /** Azure's body alone: it says nothing of the variables, unless by its words for an end. */
@@ -125,7 +130,7 @@ function plainResult({ status, result }) {
 }
 
 function plainState(stderr) {
-  if (stderr.startsWith("Request timed out")) return { kind: "unknown", reason: "no reply" };
-  if (stderr.startsWith("Execution aborted") || stderr.includes("Kernel restarted")) return { kind: "lost", reason: "crash" };
+  if (stderr.startsWith("Request timed out")) return NO_REPLY;
+  if (stderr.startsWith("Execution aborted") || stderr.includes("Kernel restarted")) return CRASH;
   return UNTOLD;
 }

@@ -2,15 +2,6 @@
 
 import { element, size, span } from "./dom.js";
 
-const CONSEQUENCES = {
-  kept: "variables and files are kept",
-  "lost: expired": "variables and files from before are gone",
-  lost: "variables from before are gone, files are kept",
-  rolled_back: "variables and files are as before this cell",
-  unknown: "look at a variable before relying on it",
-  untold: "this endpoint does not say what became of the variables",
-};
-const FALLEN_BACK = "variables are as at the last checkpoint, files are kept";
 const MOST_NAMED = 8;
 
 /** The line below a cell. */
@@ -31,11 +22,10 @@ export function verdict(result) {
 /** The state as results write it: `lost: memory`. */
 export const stateText = (state) => (state.reason ? `${state.kind}: ${state.reason}` : state.kind);
 
-/** The state, and what follows from it. */
+/** The state, and what follows from it: the server says that, since it writes it for models too. */
 export function told(state) {
-  const text = stateText(state);
-  const follows = state.reason?.includes("to the last checkpoint") ? FALLEN_BACK : (CONSEQUENCES[text] ?? CONSEQUENCES[state.kind] ?? "");
-  if (state.kind === "kept") return "State kept.";
+  const follows = state.consequence;
+  if (state.kind === "kept") return state.processes === "ended" ? "State kept; background processes were ended." : "State kept.";
   const kind = state.kind === "untold" ? "not told" : state.kind.replace("_", " ");
   return `State ${kind}${state.reason ? ` (${state.reason})` : ""}: ${follows}.`;
 }

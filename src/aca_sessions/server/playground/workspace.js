@@ -1,6 +1,6 @@
 /** One session as this page knows it: its cells on the page, what runs, and what it can go back to. */
 
-import { asked, request } from "./api.js";
+import { asked, moveTo, request } from "./api.js";
 import { Cell, notice } from "./cell.js";
 import { element } from "./dom.js";
 import { OWN, follow, ownCell, run } from "./execution.js";
@@ -18,7 +18,6 @@ export class Workspace {
     this.known = new Set();
     this.suspected = "";
     this.checkpoints = [];
-    this.resets = 0;
   }
 
   /** Runs a cell; answers its result, or null where the server refused it. */
@@ -62,19 +61,18 @@ export class Workspace {
     this.element.append(notice(text, mood));
   }
 
-  /** What a cell of the client's own answers. A loss that only it heard of is told, since nobody will tell it again; a reset is none. */
+  /** Runs a cell of the page's own and returns its answer. A loss that it hears of is told with the user's next cell. */
   async asked(name, ...values) {
-    const resets = this.resets;
-    const [answer, result] = await ownCell(this.name, name, ...values);
-    if (!["kept", "untold"].includes(result.state.kind) && resets === this.resets) this.tell(told(result.state), "bad");
+    const [answer] = await ownCell(this.name, name, ...values);
     return answer;
   }
 
   /** Begins anew, with the files as they are; where the endpoint has no reset, by a cell that clears the variables. */
   async reset(canReset) {
-    this.resets += 1;
-    if (canReset) await request("POST", "session/reset", { session: this.name });
-    else await this.asked("reset");
+    if (canReset) {
+      const entry = await asked("POST", "session/reset", { session: this.name });
+      moveTo(this.name, entry.ledger, entry.position);
+    } else await this.asked("reset");
     this.checkpoints = [];
     this.tell("Reset: the variables are gone, the files are kept.");
   }
@@ -90,6 +88,7 @@ export class Workspace {
   /** Goes back to a checkpoint, or to the latest; one that is used up is dropped. */
   async rollBack(id, { usedUp = false } = {}) {
     const reached = await asked("POST", "session/rollback", { session: this.name, json: { id } });
+    moveTo(this.name, reached.ledger, reached.position);
     if (usedUp) await this.drop(reached.id);
     this.tell(`Back at checkpoint ${called(reached)}: variables and files are as they were then.`, "warn");
     await this.loadCheckpoints();

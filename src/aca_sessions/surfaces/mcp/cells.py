@@ -56,7 +56,11 @@ async def run_cell(call: Call, named: NamedSession, request: CodeExecutionReques
         with named.running():
             result = await _follow(call, session, named, request)
         named.learn(result)
-        taken = await outputs.take(session, named, result)
+        try:
+            taken = await outputs.take(session, named, result)
+        except BaseException:
+            session.take_back(result)  # the client does not read it
+            raise
     return result, taken
 
 

@@ -62,7 +62,7 @@ class NamedSession:
             self.last_error = result.error.name
         if result.state.kind == "lost":
             self.restarted(result.state.reason or "lost")
-        if str(result.state) == "lost: expired":
+        if result.state.files == "lost":
             self.begun = False
 
     def restarted(self, cause: str) -> None:

@@ -1,0 +1,161 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aca_sessions.client.delivered import Delivered
+from aca_sessions.ledger import Ledger, state_between, summarized
+from aca_sessions.models import CodeError, CodeExecutionResult, Entry, State
+
+LOST = {"variables": "lost", "processes": "ended"}
+
+
+def ledger_of(*entries: tuple[str, dict]) -> Ledger:
+    ledger = Ledger()
+    for kind, effects in entries:
+        ledger.append(kind, **effects)
+    return ledger
+
+
+def died(cause: str = "exit") -> tuple[str, dict]:
+    return "died", {"cause": cause, **LOST}
+
+
+def rolled_back(to: int, *, files: str = "rolled_back", cause: str | None = None, checkpoint: str | None = None) -> tuple[str, dict]:
+    return "rolled_back", {
+        "variables": "rolled_back",
+        "files": files,
+        "processes": "ended",
+        "to": to,
+        "cause": cause,
+        "checkpoint": checkpoint,
+    }
+
+
+def test_a_start_and_a_checkpoint_are_no_news() -> None:
+    ledger = ledger_of(("started", {}), ("checkpoint", {"checkpoint": "1"}))
+    assert ledger.between(0, ledger.position) == State()
+
+
+def test_a_death_loses_variables_and_keeps_files() -> None:
+    assert ledger_of(died("memory")).between(0, 1) == State("lost", "kept", "ended", "memory")
+
+
+def test_what_happened_before_the_position_is_not_reported() -> None:
+    assert ledger_of(died(), ("started", {})).between(1, 2) == State()
+
+
+def test_a_rollback_to_what_the_caller_knows_undoes_a_loss() -> None:
+    ledger = ledger_of(("checkpoint", {}), died(), rolled_back(1, files="kept", cause="exit, to the last checkpoint", checkpoint="1"))
+    assert ledger.between(1, 3) == State("rolled_back", "kept", "ended", "exit, to the last checkpoint", "1")
+
+
+def test_a_rollback_to_after_a_loss_brings_back_the_loss() -> None:
+    ledger = ledger_of(died(), ("started", {}), ("checkpoint", {}), rolled_back(3))
+    assert ledger.between(0, 4) == State("lost", "rolled_back", "ended", "exit")
+
+
+def test_files_can_be_lost_while_variables_are_kept() -> None:
+    state = ledger_of(("ended", {"files": "lost", "cause": "disk"})).between(0, 1)
+    assert (state.variables, state.files, str(state)) == ("kept", "lost", "lost: disk")
+    assert state.consequence == "variables are kept, files from before are gone"
+
+
+def test_the_reason_is_that_of_the_variables_if_both_parts_changed() -> None:
+    ledger = ledger_of(("reset", {"cause": "reset", **LOST}), ("rolled_back", {"files": "rolled_back", "to": 0}))
+    assert ledger.between(0, 2) == State("lost", "rolled_back", "ended", "reset")
+
+
+def test_a_callers_own_reset_is_no_news_to_it_and_a_loss_before_it_does_not_matter_any_more() -> None:
+    ledger = ledger_of(died(), ("reset", {"cause": "reset", **LOST}))
+    assert state_between(ledger.record(0, 2, 2).entries, 0, 2, asked={2}) == State()
+
+
+def test_a_callers_own_reset_does_not_hide_that_files_were_lost() -> None:
+    ledger = ledger_of(("ended", {"cause": "crash", "variables": "lost", "files": "lost"}), ("reset", {"cause": "reset", **LOST}))
+    state = state_between(ledger.record(0, 2, 2).entries, 0, 2, asked={2})
+    assert (state.variables, state.files) == ("kept", "lost")
+
+
+def test_a_record_starts_no_later_than_its_execution() -> None:
+    ledger = ledger_of(died(), ("started", {}))
+    assert [entry.position for entry in ledger.record(2, 0, 2).entries] == [1, 2]
+
+
+def test_a_position_of_another_ledger_is_a_session_that_is_gone() -> None:
+    state, record = ledger_of(("started", {})).seen_from("0123:7", 0, 1)
+    assert (state, record.since) == (State("lost", "lost", "ended", "expired"), 0)
+
+
+@pytest.mark.parametrize("text", ["", ":", "x", "x:", ":1", "{id}:-1", "{id}:1e3", "{id}:" + "9" * 400])
+def test_a_position_that_cannot_be_read_is_one_of_another_ledger(text: str) -> None:
+    ledger = ledger_of(("started", {}))
+    assert ledger.seen_from(text.format(id=ledger.id), 0, 1)[0].kind == "lost"
+
+
+EFFECTS = st.sampled_from([("started", {}), died("exit"), died("memory"), ("reset", {"cause": "reset", **LOST})])
+
+
+@given(st.lists(EFFECTS, min_size=1, max_size=300), st.integers(1, 100))
+def test_a_summary_has_the_effect_of_what_it_sums_up(entries: list, most: int) -> None:
+    whole = [Entry(position, kind, **effects) for position, (kind, effects) in enumerate(entries, 1)]
+    short = summarized(whole, most)
+    assert len(short) <= most + 1
+    assert state_between(short, 0, len(whole)) == state_between(whole, 0, len(whole))
+
+
+def test_a_ledger_is_bounded() -> None:
+    ledger = Ledger()
+    for _ in range(5000):
+        ledger.append("died", cause="exit", **LOST)
+    assert len(ledger.record(0, 0, 5000).entries) <= 101
+    assert ledger.between(0, 5000) == State("lost", "kept", "ended", "exit")
+
+
+def result_at(ledger: Ledger, since: int, start: int) -> CodeExecutionResult:
+    return CodeExecutionResult(record=ledger.record(since, start, ledger.position))
+
+
+def test_a_loss_is_reported_until_a_result_was_delivered() -> None:
+    ledger, caller = ledger_of(("started", {})), Delivered()
+    caller.deliver(result_at(ledger, 0, 1))
+    ledger.append("died", cause="exit", **LOST)
+    peeking = caller.copy()  # a cell of the client, or a call that was cancelled
+    assert str(peeking.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
+    assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
+    assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"
+
+
+def test_a_delivery_that_was_taken_back_is_made_again() -> None:
+    ledger, caller = ledger_of(("started", {})), Delivered()
+    caller.deliver(result_at(ledger, 0, 1))
+    ledger.append("died", cause="exit", **LOST)
+    told = caller.deliver(result_at(ledger, 1, 2))
+    assert told.record is not None
+    caller.go_back(told.record)
+    assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
+
+
+def test_an_older_result_that_arrives_late_reports_its_own_time_and_moves_nothing() -> None:
+    ledger, caller = ledger_of(("started", {})), Delivered()
+    early = result_at(ledger, 0, 1)
+    ledger.append("died", cause="exit", **LOST)
+    caller.deliver(result_at(ledger, 0, 2))
+    assert str(caller.deliver(early).state) == "kept"
+    assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"
+
+
+def test_a_reset_while_a_cell_ran_is_news_in_its_result() -> None:
+    ledger, caller = ledger_of(("started", {})), Delivered()
+    caller.deliver(result_at(ledger, 0, 1))
+    entry = ledger.append("reset", cause="reset", **LOST)
+    caller.note_asked(ledger.id, entry.position)
+    assert str(caller.deliver(result_at(ledger, 1, 1)).state) == "lost: reset"
+
+
+def test_the_words_of_an_error_follow_the_state_that_is_delivered() -> None:
+    ledger, caller = ledger_of(("started", {})), Delivered()
+    caller.deliver(result_at(ledger, 0, 1))
+    ledger.append("died", cause="exit", **LOST)
+    error = CodeError("TimeoutError", "the cell ran longer than 1 s and was interrupted; variables and files are kept")
+    told = caller.deliver(CodeExecutionResult(error=error, stderr=str(error), record=ledger.record(1, 2, 2)))
+    assert told.stderr == "TimeoutError: the cell ran longer than 1 s and was interrupted; variables from before are gone, files are kept"
