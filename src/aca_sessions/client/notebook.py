@@ -84,7 +84,7 @@ def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, An
 def _cell(step: Step, count: int) -> dict[str, Any]:
     match step:
         case Ran(code=code, result=result):
-            noted = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
+            noted: dict[str, object] = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
             noted |= {"rolled_back": True} if step.rolled_back else {}
             metadata = {_OURS: noted} if noted else {}
             outputs = outputs_of(result, count) if result is not None else []

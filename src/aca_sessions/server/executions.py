@@ -106,6 +106,7 @@ class Executions:
         self._journal = journal
         self._known: OrderedDict[str, RunningExecution] = OrderedDict()
         self._forgotten: OrderedDict[str, None] = OrderedDict()  # the ids of executions whose results are not kept any more
+        self._journaled = session.ledger.position
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -184,8 +185,16 @@ class Executions:
         finally:
             if not execution.done.is_set():
                 execution.finish(_no_result("the server was stopped"))
-            self._journal.cell_ended(self._session.identifier, execution.call, execution.result)
+            self._note_ended(execution)
             self._forget_results()
+
+    def _note_ended(self, execution: RunningExecution) -> None:
+        """Tell operators, with what happened to the session since its last cell: a death between two cells counts too."""
+        result = execution.result
+        if result.state != NO_REPLY:
+            result = replace(result, state=self._session.ledger.between(min(self._journaled, execution.start), execution.end))
+        self._journaled = max(self._journaled, execution.end)
+        self._journal.cell_ended(self._session.identifier, execution.call, result)
 
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
         try:
