@@ -78,7 +78,7 @@ def test_a_cell_that_had_to_be_killed_says_so() -> None:
         live.line()
         live.process.send_signal(signal.SIGINT)
         _, stderr, status = live.end()
-    assert ("[session state lost: killed]" in stderr, status) == (True, 130)
+    assert ("[session state lost: killed; variables from before are gone, files are kept]" in stderr, status) == (True, 130)
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_result() -> None:

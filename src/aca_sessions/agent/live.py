@@ -52,7 +52,13 @@ class Live:
             result = await self._own.run(self._outside, code, timeout)
         finally:
             self._cells -= 1
-        return result if self._cells or not self.packages else await self._with_packages(result)
+        if self._cells or not self.packages:
+            return result
+        try:
+            return await self._with_packages(result)
+        except BaseException:
+            self.session.take_back(result)  # the caller does not get it
+            raise
 
     async def attempt(self, name: str, source: str) -> None:
         """Runs the examples of a skill; InvalidArgumentError says which one failed and how."""

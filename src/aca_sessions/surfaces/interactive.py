@@ -227,7 +227,8 @@ class InteractiveSession:
         try:
             return acting.result()
         except KeyboardInterrupt:
-            acting.cancel()
+            if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
+                portal.call(session.take_back, result)  # it arrived at the moment of the interrupt, and the caller does not get it
             raise
         except CancelledError:
             raise ACASessionsError("the session was closed while this call waited") from None

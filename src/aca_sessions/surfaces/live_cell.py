@@ -1,5 +1,6 @@
 """A cell that runs in a session's own thread, followed from any other thread without `await`."""
 
+import contextlib
 import queue
 from collections.abc import Callable, Iterator
 
@@ -31,7 +32,7 @@ class LiveCell:
         self._on_input = on_input
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._execution: Execution | None = None
-        self._cancelled = False
+        self._cancelled = self._left = False
         self.following = portal.start_task_soon(self._follow, code, timeout, transactional)
 
     def cancel(self) -> None:
@@ -41,15 +42,28 @@ class LiveCell:
             self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
 
     def __iter__(self) -> Iterator[Event]:
+        result = None
         try:
             while (event := self._events.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 if event.kind == "input" and self._on_input is not None:
                     self._answer(event, self._on_input)
+                result = event.result
                 yield event
         finally:
+            self._left = result is None
             self.following.cancel()
+            if self._left:
+                self._take_back_unread()
+
+    def _take_back_unread(self) -> None:
+        """A result that nobody reads any more reports nothing: what it would have reported is in the next one."""
+        with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, Event) and event.result is not None:
+                    self._portal.call(self._session.take_back, event.result)
 
     async def _follow(self, code: str, timeout: float | None, transactional: bool) -> None:
         ended = False
@@ -62,6 +76,8 @@ class LiveCell:
             async for event in self._execution.events():
                 ended = event.kind == "result"
                 self._events.put(event)
+                if self._left and event.result is not None:
+                    self._session.take_back(event.result)
         except Exception as error:
             self._events.put(error)
         finally:

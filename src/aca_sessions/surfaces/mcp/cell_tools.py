@@ -1,5 +1,6 @@
 """Tools that run code."""
 
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -25,8 +26,7 @@ async def run_python_code(
     """
     named = call.client.find(session_id)
     request = CodeExecutionRequest(session_id=named.id, code=code, timeout=timeout, transactional=transactional)
-    result, taken = await run_cell(call, named, request)
-    return await answer_cell(call, named, result, taken)
+    return await run_cell(call, named, request, partial(answer_cell, call, named))
 
 
 TOOLS = (tool(run_python_code, "Run Python", "destroys", outside=True),)

@@ -1,6 +1,8 @@
 """Runs a cell for a client: told while it runs, interrupted where the call is cancelled, its outputs handed on."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -18,6 +20,7 @@ _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result; a client's own limits are near
 _MOST_LINKS = 20
 _PLAIN = "text/plain"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,10 @@ class CellAnswer:
     shared_files: list[str]
 
 
-async def run_cell(call: Call, named: NamedSession, request: CodeExecutionRequest) -> tuple[CodeExecutionResult, Taken]:
-    """What became of it, and of what it left below outputs/."""
+async def run_cell(
+    call: Call, named: NamedSession, request: CodeExecutionRequest, answer: Callable[[CodeExecutionResult, Taken], Awaitable[Answer]]
+) -> Answer:
+    """Run a cell and return what `answer` makes of its result, and of what it left below outputs/."""
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.bring(session, named)
@@ -57,11 +62,10 @@ async def run_cell(call: Call, named: NamedSession, request: CodeExecutionReques
             result = await _follow(call, session, named, request)
         named.learn(result)
         try:
-            taken = await outputs.take(session, named, result)
+            return await answer(result, await outputs.take(session, named, result))
         except BaseException:
-            session.take_back(result)  # the client does not read it
+            session.take_back(result)  # the client does not get it
             raise
-    return result, taken
 
 
 async def _follow(call: Call, session: Session, named: NamedSession, request: CodeExecutionRequest) -> CodeExecutionResult:
@@ -73,18 +77,19 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
         on_input=answer,
         transactional=request.transactional,
     )
-    result = None
+    ended = False
     try:
         async for event in execution.events():
-            result = event.result
+            ended = event.result is not None
+            if event.result is not None:
+                return event.result
             await call.tell(event)
     finally:
-        if result is None:
+        if not ended:
             with anyio.CancelScope(shield=True):
                 await session.cancel_quietly(execution)
             call.client.outputs.look_later(named)
-    assert result is not None  # noqa: S101  # the last event of every cell is its result
-    return result
+    raise AssertionError("the last event of every cell is its result")
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, taken: Taken) -> CellAnswer:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,11 +10,13 @@ from pydantic import Field
 from ...client.own_cells import command_result_of, own_cell
 from ...client.session import Session
 from ...errors import InvalidArgumentError, NotFoundError
-from ...models import CodeExecutionRequest
+from ...models import CodeExecutionRequest, CodeExecutionResult
 from ...rendering import clip
 from .calls import Call
 from .cell_tools import Seconds
 from .cells import file_uri, run_cell
+from .named_session import NamedSession
+from .outputs import Taken
 from .paths import checked
 from .tool import SessionName, Words, tool
 
@@ -104,7 +107,11 @@ async def run_script(
     async with call.client.lease(named) as session:
         found = await _find(session, checked(path))
     cell = own_cell("script", found, *(args or []))
-    result, _ = await run_cell(call, named, CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False))
+    request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
+    return await run_cell(call, named, request, partial(_answer_script, call, named))
+
+
+async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, _taken: Taken) -> RanAnswer:
     done, room = command_result_of(result), call.client.options.max_output
     if result.files:
         await call.resources_changed([file_uri(named, file.path) for file in result.files])
