@@ -16,6 +16,7 @@ ACASessionsError
 │   ├── IsolationError          this host cannot give the promised isolation
 │   ├── GuestDiedError          an interpreter or the fork server ended
 │   └── SnapshotError           a session cannot be kept as it is now, or gone back to
+│       └── PartlyRestoredError the files are neither as they were nor as at the checkpoint
 ├── StorageError                what outlives a session cannot be read or written
 └── ExecutionError              only from result.raise_for_error()
 """
@@ -107,6 +108,10 @@ class GuestDiedError(SandboxError):
 
 class SnapshotError(SandboxError):
     """A session cannot be kept as it is now, or gone back to: the text says what is in the way."""
+
+
+class PartlyRestoredError(SnapshotError):
+    """The files are neither as they were nor as at the checkpoint."""
 
 
 class StorageError(ACASessionsError):

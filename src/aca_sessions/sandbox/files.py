@@ -25,7 +25,7 @@ _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.N
 _MAX_NAME = 255
 _MAX_LISTED = 10_000
 _MAX_ENTRIES = 1 << 17  # some kernels read on and on where a guest goes on making files
-_HIDDEN = ".upload-"
+HIDDEN = ".upload-"
 _LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
 
@@ -42,6 +42,8 @@ class Files:
         self._change = threading.Condition()
         self._at_work = 0
         self._closed = False
+        # For a copy: the inode that each of its own was copied from. By these a restore finds files that were renamed since.
+        self.origins: dict[int, int] = {}
 
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
         """The regular files and folders in a folder."""
@@ -171,13 +173,13 @@ class Files:
         try:
             with os.scandir(descriptor) as entries:
                 some = islice(entries, _MAX_ENTRIES)
-                found = [(entry.name, _status(entry)) for entry in some if not entry.name.startswith(_HIDDEN)]
+                found = [(entry.name, _status(entry)) for entry in some if not entry.name.startswith(HIDDEN)]
         finally:
             os.close(descriptor)
         return [(name, status) for name, status in found if status and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
 
     def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str) -> RemoteFile:
-        temporary = f"{_HIDDEN}{secrets.token_hex(8)}"
+        temporary = f"{HIDDEN}{secrets.token_hex(8)}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent)
         try:
             for chunk in chunks:

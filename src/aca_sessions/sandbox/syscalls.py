@@ -68,6 +68,7 @@ _OPEN_TREE_CLONE, _MOVE_MOUNT_FROM_DESCRIPTOR = 1, 4
 _AT_RECURSIVE, _AT_EMPTY_PATH = 0x8000, 0x1000
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _RETURN_ERRNO = 1, 2, 0x0005_0000
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -194,6 +195,16 @@ def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) 
     return _call("openat2", directory, os.fsencode(path), how, len(how))
 
 
+def reserve(descriptor: int, start: int, length: int) -> None:
+    """Give a part of a file memory of its own, without a change to its size and content: to write there can no longer fail for space."""
+    _fallocate(descriptor, _KEEP_SIZE, start, length)
+
+
+def punch_hole(descriptor: int, start: int, length: int) -> None:
+    """Make a part of a file zeros that take no space."""
+    _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, length)
+
+
 def set_filesystem_ids(uid: int, gid: int) -> None:
     """Makes this thread alone act on files as another user (the gid first: without the uid it could not)."""
     _libc.syscall(_number("setfsgid"), ctypes.c_uint(gid))
@@ -213,6 +224,16 @@ def flush_c_streams() -> None:
 def set_host_name(name: bytes) -> None:
     """Names this UTS namespace."""
     _checked(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
+
+
+def _fallocate(descriptor: int, mode: int, start: int, length: int) -> None:
+    while True:
+        try:
+            status = _libc.fallocate(ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_int64(start), ctypes.c_int64(length))
+            _checked(status, "fallocate")
+            return
+        except InterruptedError:  # tmpfs gives up at any signal
+            continue
 
 
 def _prctl(option: int, value: int) -> None:

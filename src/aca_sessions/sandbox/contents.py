@@ -1,0 +1,98 @@
+"""What is in one file of a session: copy, compare and rewrite it, and keep its holes. Blocking."""
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+
+from ..errors import SnapshotError
+from . import syscalls
+from .trees import CHANGING, set_attributes
+
+_AT_ONCE = 1 << 18
+
+
+def copy(source: int, folder: int, name: str, most: int) -> int:
+    """Make a new file the same as an open one, of which it takes at most so many bytes. Return its inode's number."""
+    status = os.fstat(source)
+    if not stat.S_ISREG(status.st_mode):
+        raise SnapshotError(CHANGING)
+    size = min(status.st_size, most)  # a process of the session may go on writing
+    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        for start, end in _data(source, size):
+            os.lseek(target, start, os.SEEK_SET)
+            while start < end and (sent := os.sendfile(target, source, start, min(end - start, _AT_ONCE))):
+                start += sent
+        os.ftruncate(target, size)
+        set_attributes(target, status)
+        return os.fstat(target).st_ino
+    finally:
+        os.close(target)
+
+
+def equal(source: int, target: int) -> bool:
+    """Return whether two open files have the same content."""
+    size = os.fstat(source).st_size
+    if size != os.fstat(target).st_size:
+        return False
+    return all(os.pread(source, _AT_ONCE, start) == os.pread(target, _AT_ONCE, start) for start in range(0, size, _AT_ONCE))
+
+
+def reserve(source: int, target: int, size: int) -> list[tuple[int, int]]:
+    """Take the space that a file needs to become the same as another. Return the holes that it had, for `release`."""
+    holes = _holes(target, os.fstat(target).st_size)
+    for start, end in _data(source, size):
+        syscalls.reserve(target, start, end - start)
+    return holes
+
+
+def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
+    """Give back what was reserved."""
+    for start, end in holes:
+        syscalls.punch_hole(target, start, end - start)
+    os.ftruncate(target, status.st_size)  # what was reserved behind the end goes as well
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def trim(source: int, target: int, size: int) -> None:
+    """Give a file the size and the holes of another."""
+    os.ftruncate(target, size)
+    for start, end in _holes(source, size):
+        syscalls.punch_hole(target, start, end - start)
+
+
+def write(source: int, target: int, size: int) -> None:
+    """Write the data of a file into another of the same size, but for what is equal already."""
+    for first, end in _data(source, size):
+        for start in range(first, end, _AT_ONCE):
+            data = os.pread(source, min(_AT_ONCE, end - start), start)
+            if data != os.pread(target, len(data), start):
+                _write_all(target, data, start)
+
+
+def _write_all(target: int, data: bytes, start: int) -> None:
+    while data:
+        written = os.pwrite(target, data, start)
+        data, start = data[written:], start + written
+
+
+def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where a file has data, as start and end; between them are holes."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no more data: lseek(2)
+                return
+            raise
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if start < end:
+            yield start, end
+
+
+def _holes(descriptor: int, size: int) -> list[tuple[int, int]]:
+    edges = [0, *itertools.chain.from_iterable(_data(descriptor, size)), size]
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]

@@ -1,0 +1,343 @@
+"""Put a session's files back as a checkpoint has them. Blocking; as the guest's user, by descriptors, and never through its links.
+
+Files keep their inodes, even those that were renamed since: what the checkpoint's interpreter has open (a log, a database) goes on to be
+the file of that name. First everything is prepared, which may fail and changes nothing. Then it is committed, which has no reason to fail.
+"""
+
+import errno
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+
+from ..errors import PartlyRestoredError, SnapshotError
+from . import contents
+from .files import HIDDEN, Files
+from .trees import FOLDER, READ, WRITE, add_rights, folder_of, link, opened, parent_of, read_link, remove, set_attributes, set_mode, walk
+
+_BLOCK = 512  # bytes, the unit of st_blocks in stat(2)
+_MAX_PATH = 4096  # bytes, with the NUL at the end
+_MOST_NAMED = 20
+_LONGEST = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How many bytes the files have, and which open files of the restored interpreter lead to none of them (`cut_off`)."""
+
+    size: int
+    cut_off: tuple[str, ...] = ()
+
+
+def restore(checkpoint: Files, live: Files) -> Restored:
+    """Make the live files the same as the checkpoint's, while no process of the session runs.
+
+    Raise SnapshotError if that cannot be: the live files are then as they were, each with its inode. Raise PartlyRestoredError if it failed
+    half-way, which takes a process that writes at the same time.
+    """
+    try:
+        with checkpoint.as_guest() as source, live.as_guest() as target:
+            restoration = _Restoration(source, target, checkpoint.origins)
+            restoration.prepare()
+            restoration.commit()
+            return Restored(restoration.size)
+    except OSError as error:
+        raise SnapshotError(f"the files cannot be put back, and are unchanged: {_reason(error)}") from None
+
+
+def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
+    """Return which of a process's open files are deleted files of this tree, by their last paths; None if this host may not look.
+
+    The kernel lets a root host look that has CAP_SYS_PTRACE, and an ordinary user, who owns the user namespace above all sessions.
+    """
+    try:
+        with live.as_guest() as top:  # the kernel compares the file-system uid: ptrace(2), PTRACE_MODE_READ_FSCREDS
+            tree = os.fstat(top).st_dev
+            found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", tree))}
+    except OSError:
+        return None
+    more = len(found) - _MOST_NAMED
+    return (*sorted(found)[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else []))
+
+
+def _deleted_name(entry: str, tree: int) -> str | None:
+    try:
+        status = os.stat(entry)
+        path = os.readlink(entry)
+    except FileNotFoundError:
+        return None  # it was closed meanwhile
+    if status.st_dev != tree or status.st_nlink:
+        return None
+    name = path.removesuffix(" (deleted)").removeprefix("/mnt/data").lstrip("/")[:_LONGEST]
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+class _Restoration:
+    """One tree that becomes the same as another, by what is wanted (of the checkpoint) and found (of the live files), each by its path."""
+
+    def __init__(self, source: int, target: int, origins: dict[int, int]) -> None:
+        self._source = source
+        self._target = target
+        self._origins = origins
+        self._wanted: dict[str, os.stat_result] = {}
+        self._found: dict[str, os.stat_result] = {}
+        self._inodes: dict[int, int] = {}  # which found inode becomes a wanted one
+        self._at: dict[int, str] = {}  # a path that leads to the inode of a wanted file by now
+        self._kept = {""}  # paths that go on to be names of the same inodes
+        self._moved: list[str] = []  # paths whose inode is found elsewhere
+        self._changed: dict[str, bool] = {}  # files whose attributes differ, and whether their contents do
+        self._made: dict[str, str] = {}  # hidden names in the top folder, by the paths that they are to have
+        self._hidden = f"{HIDDEN}{secrets.token_hex(8)}-"
+        self._numbers = itertools.count()
+        self._is_tight = False
+        self._undo = ExitStack()
+        self._failures: list[Exception] = []
+
+    @property
+    def size(self) -> int:
+        return sum({status.st_ino: status.st_size for status in self._wanted.values() if stat.S_ISREG(status.st_mode)}.values())
+
+    def prepare(self) -> None:
+        """Decide what to do, and take the space for it. On failure undo that, and raise OSError or SnapshotError."""
+        with self._undo:
+            self._look()
+            self._match()
+            self._locate()
+            self._compare()
+            try:
+                self._make_all()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._fits():
+                    raise
+                self._is_tight = True  # there is no space for it beside what has to go, but in its place there is
+            self._undo.pop_all()
+
+    def commit(self) -> None:
+        """Do all of it, whatever fails on the way; then raise PartlyRestoredError if something did."""
+        doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
+        if self._is_tight:
+            self._drop_contents()
+        self._each(self._take_aside, self._moved)
+        self._each(self._discard, doomed)
+        if self._is_tight:
+            self._each(self._trim, self._files())
+            self._each(self._make, self._new())
+        self._each(self._place, self._wanted)
+        self._each(self._rewrite, self._changed)
+        self._each(self._settle, [path for path, status in self._wanted.items() if stat.S_ISDIR(status.st_mode)][::-1])
+        self._each(self._discard, [*self._made.values()])
+        if self._failures:
+            raise PartlyRestoredError(f"the files are neither as they were nor as at the checkpoint: {_reason(self._failures[0])}")
+
+    def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
+        for path in paths:
+            try:
+                do(path)
+            except (OSError, SnapshotError) as error:
+                self._failures.append(error)
+
+    def _look(self) -> None:
+        for path, status in walk(self._source):
+            self._wanted[path] = status
+            if stat.S_IFMT(status.st_mode) not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
+                raise SnapshotError("the checkpoint is damaged, and the files are unchanged: go back to another one")
+        top = os.fstat(self._target)
+        self._undo.callback(os.utime, self._target, ns=(top.st_atime_ns, top.st_mtime_ns))
+        for path, status in walk(self._target, lambda folder: not self._wants_folder(folder)):
+            self._found[path] = status
+            if stat.S_ISDIR(status.st_mode) and self._wants_folder(path):
+                self._open_up(path, stat.S_IRWXU)
+
+    def _wants_folder(self, path: str) -> bool:
+        return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
+
+    def _match(self) -> None:
+        """Decide which found inode becomes which wanted one: that which it was copied from, or else that at its path.
+
+        By paths alone, the log that was open at the checkpoint and has been rotated since would become the file it was renamed to.
+        """
+        places = self._places()
+        for path, status in self._wanted.items():
+            place = places.get(self._origins.get(status.st_ino, -1))
+            if place is not None and self._is_alike(path, place):
+                self._inodes[status.st_ino] = self._found[place].st_ino
+        taken = {*self._inodes.values()}
+        for path, status in self._wanted.items():
+            if status.st_ino not in self._inodes and self._is_alike(path, path) and self._found[path].st_ino not in taken:
+                self._inodes[status.st_ino] = self._found[path].st_ino
+                taken.add(self._found[path].st_ino)
+
+    def _places(self) -> dict[int, str]:
+        """Where each found inode is; what has been moved too deep to be named is nowhere."""
+        return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
+
+    def _is_alike(self, path: str, place: str) -> bool:
+        wanted, found = self._wanted[path], self._found.get(place)
+        if found is None or stat.S_IFMT(wanted.st_mode) != stat.S_IFMT(found.st_mode):
+            return False
+        return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
+
+    def _locate(self) -> None:
+        """Decide which paths stay, and which get their inode from another place."""
+        for path, status in self._wanted.items():
+            stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
+            if stays and folder_of(path) in self._kept:
+                self._kept.add(path)
+                self._at.setdefault(status.st_ino, path)
+        places = self._places()
+        for path, status in self._wanted.items():
+            if status.st_ino in self._inodes and status.st_ino not in self._at and not stat.S_ISDIR(status.st_mode):
+                self._moved.append(path)
+                self._at[status.st_ino] = place = places[self._inodes[status.st_ino]]
+                self._open_up(folder_of(place), stat.S_IRWXU)
+
+    def _new(self) -> list[str]:
+        others = {*self._kept, *self._moved}
+        return [path for path in self._wanted if path not in others]
+
+    def _files(self) -> list[str]:
+        """The first path of each wanted file that has an inode already."""
+        return [path for inode, path in self._firsts().items() if inode in self._inodes]
+
+    def _firsts(self) -> dict[int, str]:
+        return {status.st_ino: path for path, status in reversed(self._wanted.items()) if stat.S_ISREG(status.st_mode)}
+
+    def _compare(self) -> None:
+        for inode, path in self._firsts().items():
+            with opened(self._source, path, READ) as source:  # each can be read, or nothing is begun
+                if inode in self._inodes:
+                    self._compare_file(path, source)
+
+    def _compare_file(self, path: str, source: int) -> None:
+        wanted = self._wanted[path]
+        place = self._at[wanted.st_ino]
+        self._open_up(place, stat.S_IRUSR)
+        with opened(self._target, place, READ) as target:
+            found = os.fstat(target)
+            if not contents.equal(source, target):
+                self._changed[path] = True
+            elif (found.st_mode, found.st_mtime_ns) != (wanted.st_mode, wanted.st_mtime_ns):
+                self._changed[path] = False
+
+    def _open_up(self, path: str, rights: int) -> None:
+        """Give the owner rights, which commit or undo takes away again."""
+        if path not in self._found or self._found[path].st_mode & rights != rights:
+            before = add_rights(self._target, path, rights)
+            self._undo.callback(set_mode, self._target, path, before)
+
+    def _make_all(self) -> None:
+        """Make what is new under hidden names, and take the space for what will be written; all of it or nothing."""
+        with ExitStack() as undo:
+            for path, differs in self._changed.items():
+                if differs:
+                    self._reserve(path, undo)
+            for path in self._new():
+                self._make(path)
+                undo.callback(self._unmake, path)
+            undo.pop_all()
+
+    def _reserve(self, path: str, undo: ExitStack) -> None:
+        place = self._at[self._wanted[path].st_ino]
+        self._open_up(place, stat.S_IRUSR | stat.S_IWUSR)
+        with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
+            status = os.fstat(target)
+            undo.callback(self._release, place, contents.reserve(source, target, self._wanted[path].st_size), status)
+
+    def _release(self, place: str, holes: list[tuple[int, int]], status: os.stat_result) -> None:
+        with opened(self._target, place, WRITE) as target:
+            contents.release(target, holes, status)
+
+    def _make(self, path: str) -> None:
+        wanted, hidden = self._wanted[path], self._hide(path)
+        try:
+            if stat.S_ISDIR(wanted.st_mode):
+                os.mkdir(hidden, 0o700, dir_fd=self._target)
+                add_rights(self._target, hidden, stat.S_IRWXU)  # an access list that the top hands down may have taken some
+            elif wanted.st_ino in self._at:
+                link(self._target, self._at[wanted.st_ino], self._target, hidden)
+            elif stat.S_ISLNK(wanted.st_mode):
+                os.symlink(read_link(self._source, path), hidden, dir_fd=self._target)
+            else:
+                with opened(self._source, path, READ) as source:
+                    contents.copy(source, self._target, hidden, wanted.st_size)
+        except BaseException:
+            self._unmake(path)
+            raise
+        self._at.setdefault(wanted.st_ino, hidden)
+
+    def _hide(self, path: str) -> str:
+        self._made[path] = f"{self._hidden}{next(self._numbers)}"
+        return self._made[path]
+
+    def _unmake(self, path: str) -> None:
+        hidden = self._made.pop(path)
+        if self._at.get(self._wanted[path].st_ino) == hidden:
+            del self._at[self._wanted[path].st_ino]
+        self._discard(hidden)
+
+    def _discard(self, path: str) -> None:
+        with suppress(FileNotFoundError):  # it was taken aside, or never made
+            remove(self._target, path)
+
+    def _fits(self) -> bool:
+        """Whether the limits are wide enough once all has gone that has to. A tmpfs counts every name as an inode."""
+        space = os.fstatvfs(self._target)
+        blocks = _blocks(self._wanted) - _blocks(self._found)
+        return blocks * _BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
+
+    def _drop_contents(self) -> None:
+        """Empty the files that have to go: those that another checkpoint's interpreter has open would keep their space."""
+        staying = {*self._inodes.values()}
+        for path, status in self._found.items():
+            if stat.S_ISREG(status.st_mode) and status.st_ino not in staying:
+                with suppress(OSError):
+                    add_rights(self._target, path, stat.S_IRUSR | stat.S_IWUSR)
+                    with opened(self._target, path, WRITE) as target:
+                        os.ftruncate(target, 0)
+
+    def _take_aside(self, path: str) -> None:
+        inode = self._wanted[path].st_ino
+        with parent_of(self._target, self._at[inode]) as (folder, name):
+            os.rename(name, self._hide(path), src_dir_fd=folder, dst_dir_fd=self._target)
+        self._at[inode] = self._made[path]
+
+    def _trim(self, path: str) -> None:
+        """Take from a file what is not wanted of it, so that what is has its space."""
+        wanted = self._wanted[path]
+        place = self._at[wanted.st_ino]
+        add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)
+        self._changed.setdefault(path, False)
+        with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
+            contents.trim(source, target, wanted.st_size)
+
+    def _place(self, path: str) -> None:
+        if path in self._made:
+            with parent_of(self._target, path) as (folder, name):
+                os.rename(self._made[path], name, src_dir_fd=self._target, dst_dir_fd=folder)
+            del self._made[path]
+
+    def _rewrite(self, path: str) -> None:
+        wanted, differs = self._wanted[path], self._changed[path]
+        with opened(self._source, path, READ) as source, opened(self._target, path, WRITE if differs else READ) as target:
+            if differs:
+                contents.trim(source, target, wanted.st_size)
+                contents.write(source, target, wanted.st_size)
+            set_attributes(target, wanted)
+
+    def _settle(self, path: str) -> None:
+        with opened(self._target, path, FOLDER) as folder:
+            set_attributes(folder, self._wanted[path])
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "they need more space, or more files, than the session's limits allow"
+    return str(error.strerror if isinstance(error, OSError) else error).removeprefix("openat2: ")
+
+
+def _blocks(tree: dict[str, os.stat_result]) -> int:
+    return sum({status.st_ino: status.st_blocks for status in tree.values()}.values())
