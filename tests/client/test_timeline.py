@@ -179,6 +179,15 @@ async def test_a_cell_that_fails_leaves_no_trace(begun: Session) -> None:
     assert await world(begun) == "(1, ['a'], 'one')"
 
 
+async def test_what_was_open_goes_on_after_a_cell_that_failed(session: Session) -> None:
+    await session.run("log = open('log', 'w'); log.write('before\\n'); log.flush()")
+    await session.run("import sqlite3; db = sqlite3.connect('db'); db.execute('create table t(a)'); db.commit()")
+    await session.run("1 / 0", transactional=True)
+    assert (await session.run("log.write('after\\n'); log.flush(); db.execute('insert into t values(1)'); db.commit()")).success
+    seen = await session.run("open('log').read(), sqlite3.connect('db').execute('select count(*) from t').fetchone()")
+    assert seen.text == "('before\\nafter\\n', (1,))"
+
+
 async def test_a_cell_that_succeeds_is_kept(begun: Session) -> None:
     result = await begun.run("x = 2", transactional=True)
     assert (str(result.state), await begun.checkpoints()) == ("kept", [])

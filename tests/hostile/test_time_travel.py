@@ -1,7 +1,10 @@
 """Hostile code in sessions that are kept, gone back to and branched."""
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,39 @@ async def test_going_back_removes_what_is_too_deep_to_be_named(session: Session)
         await session.checkpoint("deep")
     await session.rollback()
     assert (await session.run("import os; x, os.listdir()")).text == "(1, [])"
+
+
+SWAP = """import os
+top, names, armed = os.open('/mnt/data', os.O_RDONLY), [f'{number:02}' for number in range(50)], [True]
+for name in names: os.mkdir(name); os.chmod(name, 0o777)
+def swap():
+    if not armed or not armed.pop() or os.fork():
+        return
+    def each(change):
+        for name in names:
+            try: change(name, 'x' + name)
+            except OSError: pass
+    while True:
+        each(lambda name, aside: os.rename(name, aside, src_dir_fd=top, dst_dir_fd=top))
+        each(lambda name, aside: os.symlink(VICTIM, name, dir_fd=top))
+        each(lambda name, aside: os.unlink(name, dir_fd=top))
+        each(lambda name, aside: os.rename(aside, name, src_dir_fd=top, dst_dir_fd=top))"""
+
+
+async def test_a_folder_that_becomes_a_link_leads_going_back_to_no_other_folder(session: Session, tmp_path: Path) -> None:
+    """While files are put back, a process of a branch that swaps folders for links changes the mode and time of no folder of the host's."""
+    victim = tmp_path / "victim"
+    victim.mkdir(0o750)
+    before = victim.stat()
+    await session.run(SWAP.replace("VICTIM", repr(str(victim))))
+    await session.checkpoint()
+    await session.run("os.register_at_fork(after_in_child=swap)")
+    await session.branch()
+    for _ in range(50):
+        with contextlib.suppress(SnapshotError):
+            await session.rollback()
+    after = victim.stat()
+    assert (after.st_mode, after.st_mtime_ns, os.listdir(victim)) == (before.st_mode, before.st_mtime_ns, [])
 
 
 STRAYS = """import subprocess

@@ -51,12 +51,13 @@ def restore(checkpoint: Files, live: Files) -> Restored:
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
     """Return which of a process's open files are deleted files of this tree, by their last paths; None if this host may not look.
 
-    The kernel lets a root host look that has CAP_SYS_PTRACE, and an ordinary user, who owns the user namespace above all sessions.
+    It may as root with CAP_SYS_PTRACE, and as an ordinary user, who owns the user namespace that all sessions are in. A root that acts as
+    the guest may not: the /proc entries of a process that is not dumpable belong to root.
     """
     try:
-        with live.as_guest() as top:  # the kernel compares the file-system uid: ptrace(2), PTRACE_MODE_READ_FSCREDS
+        with live.as_guest() as top:
             tree = os.fstat(top).st_dev
-            found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", tree))}
+        found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", tree))}
     except OSError:
         return None
     more = len(found) - _MOST_NAMED
