@@ -140,7 +140,8 @@ async def test_awaiting_goes_on_working_on_both_sides(session: Session) -> None:
         ("import asyncio\ntask = asyncio.ensure_future(asyncio.sleep(60))\nawait asyncio.sleep(0)", "1 unfinished asyncio tasks"),
         ("import subprocess\nchild = subprocess.Popen(['sleep', '60'])", "1 processes that were started"),
         ("import socket\nopen_socket = socket.socket()", "1 open sockets, which are shared"),
-        ("file = open('a', 'w')", "1 open files, whose position is shared"),
+        ("file = open('/tmp/a', 'w')", "1 open files, whose position is shared"),
+        ("import fcntl\nfile = open('a', 'w'); fcntl.flock(file, fcntl.LOCK_EX)", "1 open files, whose position is shared"),
         ("import os\nos.mkfifo('pipe')", "1 pipes, sockets or devices among the files"),
     ],
 )

@@ -62,6 +62,30 @@ async def test_an_open_log_and_a_database_go_on(sandbox: Sandbox, way: str, chan
     assert await named(sandbox) == ()
 
 
+async def test_an_open_file_goes_on_at_the_place_where_it_was(sandbox: Sandbox) -> None:
+    """The interpreter that was undone has moved the position; a checkpoint serves more than once."""
+    await run(
+        sandbox, "import os; file = open('file', 'w+'); print('kept', file=file, flush=True); os.set_inheritable(file.fileno(), True)"
+    )
+    assert (await sandbox.checkpoint()).left_behind == ()
+    for _ in range(2):
+        await run(sandbox, "print('undone', file=file, flush=True)")
+        await sandbox.roll_back()
+        assert (await run(sandbox, "print('new', file=file, flush=True); open('file').read().split()")).text == "['kept', 'new']"
+        found = await run(sandbox, "os.get_inheritable(file.fileno()), file.seek(0), file.read().split()")
+        assert found.text == "(True, 0, ['kept', 'new'])"
+
+
+async def test_a_database_is_unlocked_by_no_checkpoint(sandbox: Sandbox) -> None:
+    """To close any descriptor of a file gives up all that its process has locked of it: fcntl(2)."""
+    await run(sandbox, f"{OPEN}\ndb.execute('insert into t values (5)')")
+    await sandbox.checkpoint()
+    locked = await run(sandbox, 'import subprocess, sys; code = \'import sqlite3; sqlite3.connect("db", 0).execute("delete from t")\'')
+    assert locked.success
+    other = await run(sandbox, "subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stderr.splitlines()[-1]")
+    assert other.value == "sqlite3.OperationalError: database is locked"
+
+
 async def test_open_files_that_were_deleted_are_named(sandbox: Sandbox) -> None:
     await run(sandbox, f"{OPEN}\nkept = open('kept', 'w'); odd = open(b'\\xff\\x1b[2J', 'w'); elsewhere = open('/tmp/elsewhere', 'w')")
     await sandbox.checkpoint()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import socket
+import stat
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -31,11 +33,13 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
         refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for it: close some files"
         if refused:
             return _finished(request, error=refused)
-        left = _left_behind(shell, brought=1)
+        positions = _positions()  # before the fork: from then on the parent may move them
+        left = _left_behind(shell, brought=1, reopened=len(positions))
         drawn = random.getstate()
         pid = os.fork()
         if pid == 0:
             _begin(ends, link, shell)
+            _reopen(positions)
             seeds.differ() if request.reseed else random.setstate(drawn)  # Python itself has reseeded it in the fork
             return None
     except OSError as error:
@@ -94,7 +98,7 @@ def _in_the_way() -> str | None:
     return None
 
 
-def _left_behind(shell: Shell, *, brought: int) -> list[str]:
+def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
     """What the parent goes on with alone, in words."""
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
@@ -103,9 +107,35 @@ def _left_behind(shell: Shell, *, brought: int) -> list[str]:
         "unfinished asyncio tasks": shell.loop_runner.unfinished(),
         "processes that were started": len(started),
         "open sockets, which are shared": sockets - brought - shell.loop_runner.sockets,
-        "open files, whose position is shared": files,
+        "open files, whose position is shared": files - reopened,
     }
     return [f"{count} {what}" for what, count in told.items() if count]
+
+
+def _positions() -> dict[int, int]:
+    """Where the open files in /mnt/data are at, by their descriptors; those that a fork can open once more."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            path = f"/proc/self/fd/{name}"
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.place.data}/"):
+                continue
+            with open(f"/proc/self/fdinfo/{name}") as told:
+                if "lock:" not in told.read():  # a lock belongs to what was opened first: flock(2)
+                    found[int(name)] = os.lseek(int(name), 0, os.SEEK_CUR)
+    return found
+
+
+def _reopen(positions: dict[int, int]) -> None:
+    """A fork shares the position in each open file with its parent, and would write behind what the parent has written since."""
+    for descriptor, position in positions.items():
+        with contextlib.suppress(OSError):
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_NOFOLLOW
+            own = os.open(f"/proc/self/fd/{descriptor}", flags)
+            os.lseek(own, position, os.SEEK_SET)
+            os.dup2(own, descriptor, inheritable=os.get_inheritable(descriptor))
+            os.close(own)
 
 
 def _open_things() -> tuple[int, int]:
