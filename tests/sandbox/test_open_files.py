@@ -56,8 +56,8 @@ async def test_an_open_log_and_a_database_go_on(sandbox: Sandbox, way: str, chan
         await run(sandbox, CHANGES[change])
         await sandbox.roll_back()
     else:
-        result = await sandbox.attempt(lambda interpreter: interpreter.run("e", f"{CHANGES[change]}\n1 / 0", 20.0))
-        assert str(result.state) == "rolled_back"
+        await sandbox.execute(lambda interpreter: interpreter.run("e", f"{CHANGES[change]}\n1 / 0", 20.0), transactional=True)
+    assert sandbox.ledger.contains("rolled_back", since=0)
     assert (await run(sandbox, GO_ON)).text == AS_IF_NOTHING_HAD_HAPPENED
     assert await named(sandbox) == ()
 

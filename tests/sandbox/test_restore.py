@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aca_sessions import Policy
 from aca_sessions.errors import PartlyRestoredError, SnapshotError
 from aca_sessions.sandbox import copies
 from aca_sessions.sandbox.files import Files
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, MB, Limits
 from aca_sessions.sandbox.restore import Restored, restore
+from aca_sessions.sandbox.sandboxes import Sandboxes
 
 SMALL = Limits(disk=MB, files=40)
 MakePlace = Callable[[Limits], "Place"]
@@ -447,6 +449,18 @@ def test_what_was_put_back_in_part_is_told(live: Place, checkpoint: Place, few_d
     wanted = checkpoint.seen()
     assert seen.keys() == wanted.keys()
     assert {name: value[2] for name, value in seen.items()} == {name: value[2] for name, value in wanted.items()}
+
+
+async def test_after_that_a_sessions_files_are_unknown(few_descriptors: Callable[[int], None]) -> None:
+    async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
+        sandbox = await sandboxes.open()
+        await sandbox.checkpoint()
+        await (await sandbox.interpreter()).run("e", f"import os; os.makedirs({'/'.join('d' * 40)!r})", 20.0)
+        few_descriptors(16)  # enough for another interpreter
+        with pytest.raises(PartlyRestoredError):
+            await sandbox.roll_back()
+        assert sandbox.ledger.between(0, sandbox.ledger.position).files == "unknown"
+        await sandbox.close()
 
 
 # Whatever a guest does

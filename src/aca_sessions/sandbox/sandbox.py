@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
-from ..errors import ACASessionsError, GuestDiedError, SnapshotError
+from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
 from ..models import CodeExecutionResult
 from ..tasks import Tasks, made_in_thread
@@ -19,6 +19,7 @@ from .memory import Memory
 from .packages import Packages
 from .policy import Limits
 from .proxy import Proxy
+from .restore import restore
 from .session_packages import SessionPackages
 from .starting import fork, start
 from .timeline import Moment, Timeline
@@ -217,7 +218,7 @@ class Sandbox:
             if live is not None:
                 live.stop()
             if with_files:
-                await to_thread.run_sync(self._restore_files, moment)
+                await self._restore_files(moment)
             if not target.alive:
                 self._note_mixed(moment, with_files)
                 raise SnapshotError("the checkpoint's interpreter died before it could take over")
@@ -245,12 +246,15 @@ class Sandbox:
     async def _roll_back_files(self, moment: Moment, cause: str | None) -> None:
         """After a reset in the middle of a transactional cell: its variables are gone by request, its files are put back."""
         async with self._turn:
-            await to_thread.run_sync(self._restore_files, moment)
+            await self._restore_files(moment)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=moment.position)
 
-    def _restore_files(self, moment: Moment) -> None:
-        copies.clear(self.files)
-        copies.copy(moment.files, self.files, most=self._limits.disk)
+    async def _restore_files(self, moment: Moment) -> None:
+        try:
+            await to_thread.run_sync(restore, moment.files, self.files)
+        except PartlyRestoredError:
+            self.ledger.append("not_undone", cause="not undone", files="unknown")
+            raise
 
     async def _after_death(self) -> None:
         """Go on from the latest checkpoint, if there is one. If the fork server died as well, the workspace is lost."""
