@@ -111,6 +111,8 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
         files = _returned(past.files, asked) if entry.files == "rolled_back" else "kept" if asked else entry.files
         reason = state.reason if state.variables != "kept" else entry.cause  # what happened to the variables comes first
         state = replace(state, files=files, reason=reason)
+    if entry.cut_off:
+        state = replace(state, cut_off=entry.cut_off)
     if entry.processes != "kept":
         state = replace(state, processes="kept" if asked else entry.processes)
     return replace(state, reason=None, checkpoint=None) if state.kind == "kept" else state
@@ -135,4 +137,5 @@ def summarized(entries: list[Entry], most: int) -> list[Entry]:
     older, newer = entries[:-most], entries[-most:]
     last = older[-1].position
     state = state_between(older, older[0].position - 1, last)
-    return [Entry(last, "summary", state.reason, state.variables, state.files, state.processes), *newer]
+    summary = Entry(last, "summary", state.reason, state.variables, state.files, state.processes, cut_off=state.cut_off)
+    return [summary, *newer]

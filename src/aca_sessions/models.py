@@ -18,7 +18,8 @@ class State:
     """What happened to a session's variables, files and processes since the last result that this caller received.
 
     `processes` are those that earlier cells left running. `checkpoint` is the id of the checkpoint that a part was rolled back to; it is
-    None when a transactional cell failed and was undone.
+    None when a transactional cell failed and was undone. `cut_off` names files that the session's code has open and that a rollback
+    could not bring back, since they had been deleted: what is written to them is in no file.
     """
 
     variables: Part = "kept"
@@ -26,6 +27,7 @@ class State:
     processes: Literal["kept", "ended", "unknown"] = "kept"
     reason: str | None = None
     checkpoint: str | None = None
+    cut_off: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Part:
@@ -36,9 +38,10 @@ class State:
     def consequence(self) -> str:
         """What the caller can rely on now, in words, for people and models alike."""
         ended = "; background processes were ended" if self.kind == "kept" and self.processes == "ended" else ""
+        ended += f"; open files were cut off: {', '.join(self.cut_off)}" if self.cut_off else ""
         if self.variables == self.files:
             return f"variables and files {self._fate(self.files)}{ended}"
-        return f"variables {self._fate(self.variables)}, files {self._fate(self.files)}"
+        return f"variables {self._fate(self.variables)}, files {self._fate(self.files)}{ended}"
 
     def _fate(self, part: Part) -> str:
         match part:
@@ -74,6 +77,7 @@ class Entry:
     processes: Literal["kept", "ended", "unknown"] = "kept"
     to: int | None = None
     checkpoint: str | None = None
+    cut_off: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

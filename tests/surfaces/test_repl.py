@@ -134,7 +134,8 @@ def test_a_second_ctrl_c_waits_for_nothing_and_says_so(terminal: Terminal) -> No
 
 @pytest.mark.slow
 def test_what_is_lost_is_told(terminal: Terminal) -> None:
-    assert "[session state lost: killed; variables from before are gone, files are kept]" in terminal.enters("import os; os.kill(os.getpid(), 9)")
+    said = "[session state lost: killed; variables from before are gone, files are kept]"
+    assert said in terminal.enters("import os; os.kill(os.getpid(), 9)")
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def encode_record(record: Record) -> dict[str, object]:
 
 def decode_record(body: Mapping[str, Any]) -> Record:
     """Return the same, as the client has it."""
-    entries = tuple(Entry(**entry) for entry in body["entries"])
+    entries = tuple(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}) for entry in body["entries"])
     return Record(str(body["id"]), body["since"], body["start"], body["end"], entries)
 
 
@@ -109,7 +109,8 @@ def _encode_state(state: State) -> dict[str, object]:
 
 
 def _decode_state(body: Mapping[str, Any]) -> State:
-    return State(**{name: body[name] for name in ("variables", "files", "processes", "reason", "checkpoint")})
+    named = {name: body[name] for name in ("variables", "files", "processes", "reason", "checkpoint")}
+    return State(**named, cut_off=tuple(body["cut_off"]))
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:

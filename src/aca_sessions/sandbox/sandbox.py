@@ -11,7 +11,7 @@ from ..ledger import Ledger
 from ..models import CodeExecutionResult
 from ..tasks import Tasks, made_in_thread
 from . import copies
-from .ends import Spawned, Tree
+from .ends import Spawned, Tree, host_pid
 from .files import Files
 from .forkserver import ForkServer
 from .interpreter import Interpreter
@@ -19,12 +19,14 @@ from .memory import Memory
 from .packages import Packages
 from .policy import Limits
 from .proxy import Proxy
-from .restore import restore
+from .restore import cut_off, restore
 from .session_packages import SessionPackages
 from .starting import fork, start
 from .timeline import Moment, Timeline
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
+
+_UNKNOWN_CUT_OFF = ("this host cannot tell which",)
 
 
 @dataclass(slots=True)
@@ -228,11 +230,13 @@ class Sandbox:
             if target is not moment.interpreter:
                 await target.close()
             raise
+        cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if with_files else ()
         # No await from here until the entry is written: the old state ends and the new one begins at once.
         self._go_on_with(target)
         files = "rolled_back" if with_files else "kept"
         checkpoint = None if moment.hidden else moment.id
         effects = {"variables": "rolled_back", "files": files, "processes": "ended", "to": moment.position, "checkpoint": checkpoint}
+        effects["cut_off"] = _UNKNOWN_CUT_OFF if cut is None else cut
         position = self.ledger.append("rolled_back", cause=cause, **effects).position
         if live is not None:
             live.kill()
