@@ -148,3 +148,23 @@ async def test_a_branch_finds_no_file_of_its_siblings(session: Session) -> None:
     await first.run("open('secret', 'w').write('mine')")
     found = await second.run("os.listdir(), os.path.exists('/mnt/data/secret'), os.listdir('/')")
     assert "secret" not in str(found.text)
+
+
+POLLER = """import subprocess
+looks = 'ls /mnt/data; cat /mnt/data/secret 2>/dev/null; echo planted > /mnt/data/planted'
+subprocess.run(['sh', '-c', f'(while :; do {looks}; done) >> /tmp/seen 2>/dev/null &'])
+while not os.path.getsize('/tmp/seen'): pass"""
+BRANCH = """open('/mnt/data/secret', 'w').write('TOPSECRET'); before = os.path.getsize('/tmp/seen')
+time.sleep(0.3); os.listdir('/mnt/data'), os.path.getsize('/tmp/seen') - before"""
+
+
+async def test_what_a_session_left_running_reaches_no_file_of_its_branch(session: Session) -> None:
+    """What a session left running sees, reads and changes no file of its branch by name: it runs only while its own files are shown."""
+    await session.run("import os, time")
+    (branch,) = await session.branch()
+    await session.run(POLLER)
+    for _ in range(3):
+        assert (await branch.run(BRANCH)).text == "(['secret'], 0)"
+        own = await session.run("before = os.path.getsize('/tmp/seen')\nwhile os.path.getsize('/tmp/seen') == before: pass\nos.listdir()")
+        assert own.text == "['planted']"
+    assert (await session.run("set(open('/tmp/seen').read().split())")).text == "{'planted'}"

@@ -15,6 +15,7 @@ from . import syscalls
 from .watchdog import family
 
 _MOST_TOLD = 100
+_LOOKS = 3
 _EXIT_CODE = 49  # of what stands behind the name in /proc/PID/stat
 
 
@@ -73,13 +74,14 @@ def number_of(pidfd: int) -> int:
 
 
 def open_member(init: int, number: int) -> int:
-    """A pidfd of a process below an init, by its number there, which the guest told: it can name none but its own."""
-    for pid in descendants(host_pid(init)):
-        with contextlib.suppress(OSError, GuestDiedError):
-            process = os.pidfd_open(pid)
-            if number_of(process) == number and pid in descendants(host_pid(init)):
-                return process
-            os.close(process)
+    """Return a pidfd of a process below an init, by its number there, which the guest reported: it can name none but its own."""
+    for _ in range(_LOOKS):  # one look may miss it, where processes beside it come and go
+        for pid in descendants(host_pid(init)):
+            with contextlib.suppress(OSError, GuestDiedError):
+                process = os.pidfd_open(pid)
+                if number_of(process) == number and pid in descendants(host_pid(init)):
+                    return process
+                os.close(process)
     raise GuestDiedError("the session's code is in the way: reset the session")
 
 

@@ -1,4 +1,4 @@
-"""Where the interpreters of one session live: an init and what it tells of deaths, memory that is counted, one /mnt/data at a time."""
+"""Where the interpreters of a session and its branches live: an init and its reports of deaths, counted memory, one /mnt/data at a time."""
 
 import asyncio
 import contextlib
@@ -8,19 +8,23 @@ import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from anyio import to_thread
 
-from ..errors import GuestDiedError, IsolationError
+from ..errors import ACASessionsError, GuestDiedError, IsolationError
+from ..models import RunningProcess
+from ..tasks import Tasks
 from .ends import Spawned, descendants, host_pid, kill, readable
 from .memory import Memory
+from .processes import Ended, Processes
 from .proxy import Serving
 from .remedy import remedy_for
 
 _REPORT = struct.Struct("<ii")  # number in the session, wait status
 _REPORTS_AT_ONCE = 512
 _END_SECONDS = 1.0
-_ROUNDS = 50  # a process that is killed may have forked before
+_REST_SECONDS = 0.05  # cells of branches that follow each other closely do not wait for the original's work
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,14 @@ class Home:
         self._report = spawned.report
         self._ending = spawned.ending
         self._show = show
-        self._shown = tree
+        self._first = tree
+        self._processes: Processes | None = None
         self._turn = asyncio.Lock()
+        self._moving = asyncio.Lock()  # while processes are stopped, ended or continued; a turn lasts as long as its cell
+        self._resting: asyncio.TimerHandle | None = None
+        self._tasks = Tasks()
+        self._ended: dict[int, tuple[RunningProcess, ...]] = {}
+        self._trees: dict[int, None] = {}  # the oldest first
         self._members: dict[int, Member] = {}
         self._counted: int | None = None
         self._watched = False
@@ -60,29 +70,54 @@ class Home:
         except OSError as error:
             raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
 
+    def see_processes(self, proc: int) -> None:
+        """Take over a descriptor of the session's own /proc, which a session without namespaces does not have."""
+        self._processes = Processes(proc, self._first)
+
     def take_in(self, number: int, member: "Member") -> None:
-        """An interpreter, by its number here."""
+        """Take in an interpreter, by its number here. If its tree is not shown, it stands still until it is."""
         self._members[number] = member
+        self._trees.setdefault(member.tree)
+        if self._processes is not None:
+            self._processes.take_in(number, member.tree)
         if not self._watched and not self._closed:
             asyncio.get_running_loop().add_reader(self._report, self._on_report)
             self._watched = True
 
-    def has(self, number: int) -> bool:
-        """Whether a process is one of the interpreters."""
-        return number in self._members
+    def has_elsewhere(self, number: int, tree: int) -> bool:
+        """Return whether a process is an interpreter, or belongs to another tree than this one."""
+        return number in self._members or (self._processes is not None and self._processes.has_elsewhere(number, tree))
 
     def is_alone(self, number: int) -> bool:
-        """Whether nobody else lives here."""
+        """Return whether an interpreter is the only one."""
         return not self._members.keys() - {number}
+
+    def take_ended(self, tree: int) -> tuple[RunningProcess, ...]:
+        """Return, once, which processes of a tree were ended because they did not stop for another tree's cell."""
+        return self._ended.pop(tree, ())
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """One cell at a time, on its own tree."""
+        """Run one cell at a time, with its own tree shown and no process of another tree running."""
         async with self._turn:
-            if self._shown != tree:
-                await to_thread.run_sync(self._show, self.init, tree)
-                self._shown = tree
-            yield
+            self._stop_resting()
+            if self._moving.locked() or (self._processes is not None and self._processes.shown != tree):
+                await self._tasks.to_its_end(self._show_tree(tree))
+            try:
+                yield
+            finally:  # without an await: a fork that this turn made is taken in before another turn begins
+                self._rest_later()
+
+    @asynccontextmanager
+    async def standstill(self, tree: int) -> AsyncIterator[None]:
+        """Hold a turn in which nothing of the session and its branches runs. What is not ended meanwhile goes on afterwards."""
+        async with self._turn:
+            self._stop_resting()
+            await self._tasks.to_its_end(self._halt())
+            try:
+                yield
+            finally:
+                self._tasks.start(self._resume(tree))
 
     def kill(self, reason: str) -> None:
         """Ends all that live here."""
@@ -92,7 +127,10 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """Ends one interpreter, named by its pidfd as well, and the processes that it started."""
+        """End one interpreter, named by its pidfd as well, and the processes that it started.
+
+        Some may have changed their parent: those end with the last interpreter of their tree, or by `end_processes`.
+        """
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGSTOP)  # while it is looked at, it starts no other
         with contextlib.suppress(GuestDiedError):
@@ -102,34 +140,115 @@ class Home:
                     kill(started)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGKILL)
+        member = self._members.get(number)
+        if member is not None and self._is_last(number, member.tree):
+            self._tasks.start(self._end_tree(member.tree))
 
-    def end_strays(self, number: int) -> None:
-        """Ends what an interpreter left running and nobody else started. With branches alive, orphans might be theirs."""
-        if self._closed or len({member.tree for member in self._members.values()}) != 1:
-            return
-        seen: set[int] = set()
-        for _ in range(_ROUNDS):
-            strays = {*self._strays(number)} - seen
-            for stray in strays:
-                kill(stray)
-            if not strays:
-                return
-            seen |= strays
+    async def end_processes(self, tree: int) -> Ended:
+        """End the processes of a tree, but its interpreters, whatever other trees do. Return those that ended, and those that live on."""
+        return await self._tasks.to_its_end(self._end(tree))
 
     async def leave(self, number: int) -> None:
-        """The interpreter is dead; the last one ends the rest."""
-        self._members.pop(number, None)
-        if self._members or self._closed:
+        """Let an interpreter that is dead go; with the last of a tree end its processes, and with the last of all everything."""
+        member = self._members.pop(number, None)
+        if self._closed:
+            return
+        if self._members:
+            if member is not None:
+                await self._tasks.to_its_end(self._let_go_of(number, member.tree))
             return
         self.kill("killed")
         try:
             await self._last_one_gone()
+            await self._tasks.finish()
             if self._counted is not None:
                 await self.memory.end(self._counted)
             if self.serving is not None:
                 await self.serving.close()
         finally:
             self._let_go()
+
+    async def _show_tree(self, tree: int) -> None:
+        async with self._moving:
+            await self._switch(tree)
+
+    async def _switch(self, tree: int) -> None:
+        """What another task did meanwhile may have changed which tree is shown."""
+        if self._processes is not None and self._processes.shown != tree:
+            await self._move(partial(self._processes.switch, tree, lambda: self._show(self.init, tree)))
+
+    async def _halt(self) -> None:
+        async with self._moving:
+            if self._processes is not None:
+                await self._move(self._processes.halt)
+
+    async def _resume(self, tree: int) -> None:
+        async with self._moving:
+            if self._processes is not None and self._processes.shown is None and tree in self._trees:
+                with contextlib.suppress(ACASessionsError):  # the next turn tries again, and raises
+                    await self._switch(tree)
+
+    async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
+        """Stop processes in a thread, and remember what had to be ended. If something runs on even then, end everything."""
+        if self._closed or self._processes is None:
+            return
+        left = self._processes.shown
+        try:
+            ended = await to_thread.run_sync(stop)
+        except TimeoutError:
+            self.kill("killed")
+            raise GuestDiedError("processes of the session could not be stopped for another's cell: all of it was ended") from None
+        if ended and left is not None:
+            self._ended[left] = (*self._ended.get(left, ()), *ended)
+
+    async def _end(self, tree: int) -> Ended:
+        async with self._moving:
+            if self._processes is None or self._closed:
+                return Ended()
+            return await to_thread.run_sync(self._processes.end, tree)
+
+    async def _end_tree(self, tree: int) -> None:
+        """End what a tree without an interpreter has, and show the oldest tree that has one: its work goes on."""
+        await self._end(tree)
+        async with self._moving:
+            if self._processes is not None and self._trees and tree not in self._trees:
+                self._processes.drop(tree)
+                if self._processes.shown == tree:
+                    await self._try_to_show_oldest()
+
+    async def _let_go_of(self, number: int, tree: int) -> None:
+        if self._is_last(number, tree):
+            self._trees.pop(tree, None)
+            await self._end_tree(tree)
+        if self._processes is not None:
+            self._processes.leave(number)
+
+    def _is_last(self, number: int, tree: int) -> bool:
+        return all(other == number or member.tree != tree for other, member in self._members.items())
+
+    def _rest_later(self) -> None:
+        if len(self._trees) > 1 and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._resting = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._rest()))
+
+    def _stop_resting(self) -> None:
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+
+    async def _rest(self) -> None:
+        """Let the oldest tree's work go on between cells, unless a branch left work of its own behind."""
+        async with self._moving:
+            processes = self._processes
+            if processes is None or self._turn.locked() or self._closed or processes.shown == next(iter(self._trees), None):
+                return
+            if await to_thread.run_sync(processes.has_work) or self._turn.locked() or not self._trees:
+                return
+            await self._try_to_show_oldest()
+
+    async def _try_to_show_oldest(self) -> None:
+        with contextlib.suppress(ACASessionsError):  # the next turn tries again, and raises
+            await self._switch(next(iter(self._trees)))
 
     def _on_report(self) -> None:
         reports = os.read(self._report, _REPORT.size * _REPORTS_AT_ONCE)
@@ -140,12 +259,6 @@ class Home:
             self._unwatch()
             for member in [*self._members.values()]:
                 member.told(None)
-
-    def _strays(self, number: int) -> list[int]:
-        with contextlib.suppress(GuestDiedError):
-            others = self._others(number)
-            return [pid for pid in descendants(host_pid(self.init)) if pid not in others]
-        return []
 
     def _others(self, number: int) -> set[int]:
         """The interpreters besides one, and what they started."""
@@ -169,14 +282,29 @@ class Home:
 
     def abandon(self, number: int) -> None:
         """The same at once, where nobody can wait."""
-        self._members.pop(number, None)
+        member = self._members.pop(number, None)
         if not self._members:
             self.kill("killed")
             self._let_go()
+        elif member is not None and not self._closed:
+            self._tasks.start(self._let_go_of(number, member.tree))
 
     def _let_go(self) -> None:
         if not self._closed:
             self._closed = True
             self._unwatch()
-            os.close(self._report)
-            os.close(self.init)
+            self._stop_resting()
+            if self._moving.locked():  # a thread uses them: their numbers must not name something else meanwhile
+                self._tasks.start(self._close_ends_later())
+            else:
+                self._close_ends()
+
+    async def _close_ends_later(self) -> None:
+        async with self._moving:
+            self._close_ends()
+
+    def _close_ends(self) -> None:
+        if self._processes is not None:
+            self._processes.close()
+        os.close(self._report)
+        os.close(self.init)

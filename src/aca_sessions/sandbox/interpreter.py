@@ -24,9 +24,11 @@ from .channel import Channel
 from .ends import exit_status, number_of, running_below
 from .home import Home, Member
 from .policy import ANSWER_SECONDS, INTERRUPT_GRACE
+from .processes import Ended
 
 _OWN_SECONDS = 30.0  # for what is no cell of the user's
 _REPORT_SECONDS = 1.0
+_MOST_NAMED = 10
 _MAX_UNREAD = 256  # answers on their way to a guest that does not read them
 
 
@@ -210,18 +212,13 @@ class Interpreter:
         if not cell.finished.done():
             self._kill("killed")
 
-    def stop(self) -> None:
-        """Stop it until `go_on`: no code of it runs meanwhile."""
-        self._signal(signal.SIGSTOP)
+    async def kill(self, cause: str = "killed") -> Ended:
+        """Kill it, and then all processes of its tree but other interpreters; `close` is still to be called.
 
-    def go_on(self) -> None:
-        """Let it run again."""
-        self._signal(signal.SIGCONT)
-
-    def kill(self, cause: str = "killed") -> None:
-        """Kill it and what it left running. No code of it runs from here on; `close` is still to be called."""
+        No code of it runs from here on. Return which processes ended, and which live on although they were killed.
+        """
         self._kill(cause)
-        self.home.end_strays(self.number)
+        return await self.home.end_processes(self.tree)
 
     async def close(self, cause: str = "killed") -> None:
         """End it and what it started, and close its descriptors even if the caller is cancelled. The last one ends its home."""
@@ -324,14 +321,21 @@ class Interpreter:
     def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
         """As the guest tells it, where it sees its processes; else as they are seen from here."""
         if self.home.has_namespaces:
-            return tuple(process for process in processes_of(finished) if not self.home.has(process.pid))
+            return tuple(process for process in processes_of(finished) if not self.home.has_elsewhere(process.pid, self.tree))
         return running_below(self.home.init, besides=self.pidfd)
 
     def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
         stdout, stderr = (stream.take() for stream in self._channel.streams)
+        stderr += ended_for_others(self.home.take_ended(self.tree))
         finished = cell.finished.result() if cell.finished.done() else None
         result = result_of(cell, finished, None if finished else self._death.result(), (stdout, stderr))
         return replace(result, processes=self._left_running(finished) if finished else (), duration=duration)
+
+
+def ended_for_others(ended: Sequence[RunningProcess]) -> str:
+    """Return the line that reports processes which ended because they did not stop for a relative's cell."""
+    names = ", ".join(f"{process.pid} {process.name}" for process in ended[:_MOST_NAMED])
+    return f"{len(ended)} processes were ended, since they could not be stopped for a cell of a branch: {names}\n" if ended else ""
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

@@ -1,14 +1,14 @@
 """A sandbox is the tree, the limits and the files; an interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
-from ..models import CodeExecutionResult
+from ..models import CodeExecutionResult, RunningProcess
 from ..tasks import Tasks, made_in_thread
 from . import copies
 from .ends import Spawned, Tree, host_pid
@@ -215,33 +215,37 @@ class Sandbox:
         if self._closed:
             raise SnapshotError("the session was ended meanwhile")
         target, live = await self.timeline.prepare(moment), self._interpreter
+        home = live.home if live is not None else target.home
         try:
             await self._show_again(target)
-            if live is not None:
-                live.stop()
-            if with_files:
-                await self._restore_files(moment)
-            if not target.alive:
-                self._note_mixed(moment, with_files)
-                raise SnapshotError("the checkpoint's interpreter died before it could take over")
+            async with home.standstill(self._tree.number):
+                cut: tuple[str, ...] | None = ()
+                if with_files:
+                    await self._restore_files(moment)
+                    cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if target.alive else ()
+                if not target.alive:
+                    self._note_mixed(moment, with_files)
+                    raise SnapshotError("the checkpoint's interpreter died before it could take over")
+                # No await from here until the entry is written: the old state ends and the new one begins at once.
+                self._go_on_with(target)
+                files, checkpoint = "rolled_back" if with_files else "kept", None if moment.hidden else moment.id
+                effects = {"variables": "rolled_back", "files": files, "processes": "ended", "checkpoint": checkpoint}
+                effects["cut_off"] = _UNKNOWN_CUT_OFF if cut is None else cut
+                position = self.ledger.append("rolled_back", cause=cause, to=moment.position, **effects).position
+                if live is not None:
+                    self._note_left((await live.kill()).left)
         except BaseException:
-            if live is not None:
-                live.go_on()
-            if target is not moment.interpreter:
+            if target not in (moment.interpreter, self._interpreter):
                 await target.close()
             raise
-        cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if with_files else ()
-        # No await from here until the entry is written: the old state ends and the new one begins at once.
-        self._go_on_with(target)
-        files = "rolled_back" if with_files else "kept"
-        checkpoint = None if moment.hidden else moment.id
-        effects = {"variables": "rolled_back", "files": files, "processes": "ended", "to": moment.position, "checkpoint": checkpoint}
-        effects["cut_off"] = _UNKNOWN_CUT_OFF if cut is None else cut
-        position = self.ledger.append("rolled_back", cause=cause, **effects).position
         if live is not None:
-            live.kill()
             await live.close()
         return position
+
+    def _note_left(self, left: Collection[RunningProcess]) -> None:
+        """Record that processes live on although they were killed: they may still change files."""
+        if left:
+            self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     def _note_mixed(self, moment: Moment, with_files: bool) -> None:
         if with_files:
@@ -305,6 +309,7 @@ class Sandbox:
                 await self._fall_back()
             if self._interpreter is None or not self._interpreter.alive:
                 if self._interpreter is not None:
+                    self._note_left((await self._interpreter.kill()).left)
                     await self._interpreter.close()  # it is still ours: its death is recorded, if it was not yet
                 self._go_on_with(await self._start_interpreter())
                 self.ledger.append("started")
@@ -324,7 +329,7 @@ class Sandbox:
             live, self._interpreter = self._interpreter, None
             position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
             if live is not None:
-                live.kill("reset")
+                self._note_left((await live.kill("reset")).left)
             await self.timeline.clear(hidden=False)
             if live is not None:
                 await live.close("reset")

@@ -66,14 +66,18 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
             on_failure.callback(os.close, descriptor)
-        _check_met(wire.Frames(wire.MAX_FROM_GUEST).feed(data), len(descriptors) == _MET_DESCRIPTORS + (proxy is not None))
-        process, said, stdout, stderr, *listeners = descriptors
+        _check_met(
+            wire.Frames(wire.MAX_FROM_GUEST).feed(data), len(descriptors) == _MET_DESCRIPTORS + home.has_namespaces + (proxy is not None)
+        )
+        process, said, stdout, stderr, *further = descriptors
         link.shutdown(socket.SHUT_RD)
         await home.count_memory(host_pid(process))
         number_of(process)
         on_failure.pop_all()
+    if home.has_namespaces:
+        home.see_processes(further.pop(0))
     if proxy is not None:
-        home.serving = await proxy.serve(socket.socket(fileno=listeners[0]))
+        home.serving = await proxy.serve(socket.socket(fileno=further.pop(0)))
     return Interpreter(home, Channel(link, said, (stdout, stderr), limit=limits.output), process, tree=tree)
 
 

@@ -141,6 +141,10 @@ class Bare:
             confine.give_up_power(memory_is_counted=spawn.memory_is_counted, walls=walls)
         return version
 
+    def processes(self) -> list[int]:
+        """Return nothing: without a pid namespace there is no /proc of a session's own."""
+        return []
+
     def begin_to_reap(self) -> None:
         """From here on SIGTERM, the host's or that of the zygote's death, ends every process of the session."""
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())

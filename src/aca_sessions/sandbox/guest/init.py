@@ -76,7 +76,7 @@ def _interpret(spawn: Spawn, world: "World", link: socket.socket, listeners: lis
         own = os.pidfd_open(os.getpid())
         frames, said = os.pipe()
         version = world.lock_down(spawn)
-        brought = [own, frames, *outputs, *listeners]
+        brought = [own, frames, *outputs, *world.processes(), *listeners]
         with part("session"):  # other sessions of this user may have all its descriptors on their way
             socket.send_fds(link, [frame(Ready(version))], brought)
         for descriptor in brought:

@@ -1,0 +1,279 @@
+"""The processes of a session and its branches, each of which belongs to one tree: only those of the tree that is shown run.
+
+All of them live in one pid namespace and one mount namespace, where guests have no capability: a process cannot be given a /mnt/data of its
+own. So the host stops every process of a tree before another tree takes its place, and continues it afterwards. What is stopped cannot
+fork: whatever else is alive, but the session's first process, belongs to the tree that is shown. Blocking: for a worker thread.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ..models import RunningProcess
+
+_INIT = 1
+_STATE, _PARENT, _THREADS, _START = 0, 1, 17, 19  # in /proc/PID/stat, counted from what stands behind the name
+_STOPPED, _DEAD, _BLOCKED = frozenset("Tt"), frozenset("ZX"), frozenset("D")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_QUIET = 2  # looks in a row that find nothing new
+_CALM_LOOKS, _QUICK_LOOKS, _MOST_LOOKS = 3, 60, 400
+_SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: looking without a pause took five times as long
+
+
+class Identity(NamedTuple):
+    """A process by its number in the session and the clock tick at which it started: a number alone may be another's by now."""
+
+    number: int
+    start: int
+
+
+class _Seen(NamedTuple):
+    identity: Identity
+    parent: int
+    name: str
+    threads: int
+    states: Set[str]  # those of its threads that live; none for the dead
+    signalled: bool = False
+
+    @property
+    def stands(self) -> bool:
+        return self.states <= _STOPPED
+
+    @property
+    def told(self) -> RunningProcess:
+        return RunningProcess(self.identity.number, self.name)
+
+
+class Ended(NamedTuple):
+    """What `Processes.end` did: the processes that ended, and those that live on although they were killed."""
+
+    ended: tuple[RunningProcess, ...] = ()
+    left: tuple[RunningProcess, ...] = ()
+
+
+class Processes:
+    """Those of one pid namespace. What signals (`switch` and `end`) must not overlap, nor outlast `close`."""
+
+    def __init__(self, proc: int, tree: int) -> None:
+        """Take over a descriptor of the namespace's own /proc, and know which tree is shown.
+
+        /proc lists every process of the namespace. Lists of children, read one after the other, miss one that changes its parent meanwhile.
+        """
+        self.shown: int | None = tree
+        self._mounted: int | None = tree
+        self._latest = tree
+        self._proc = proc
+        self._members: dict[int, Identity] = {}
+        self._frozen: dict[int, dict[Identity, bool]] = {}  # of each tree that is not shown: whether it has to be continued
+
+    def take_in(self, number: int, tree: int) -> None:
+        """Know an interpreter from what its cells start. One whose tree is not shown stands still until it is."""
+        with contextlib.suppress(OSError), self._opened(number) as process:
+            seen = _look(process, number)
+            self._members[number] = seen.identity
+            if tree != self.shown:
+                self._frozen[tree] = {**self._frozen.get(tree, {}), seen.identity: not seen.stands}
+                _signal(process, signal.SIGSTOP)
+
+    def leave(self, number: int) -> None:
+        """Forget an interpreter that has ended."""
+        self._members.pop(number, None)
+
+    def drop(self, tree: int) -> None:
+        """Forget a tree that has ended."""
+        self._frozen.pop(tree, None)
+
+    def has_elsewhere(self, number: int, tree: int) -> bool:
+        """Return whether a process is an interpreter, or belongs to another tree than this one."""
+        return number in self._members or any(one.number == number for one in self._of_others(tree))
+
+    def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
+        """Stop all that runs, have `show` show another tree, and continue what belongs to it. Return what ended since it would not stop.
+
+        Raise TimeoutError if something runs on even then: the other tree must not be shown to it. If `show` fails, no tree is shown, and
+        everything stands still until the next switch.
+        """
+        ended = self.halt()
+        if self._mounted != tree:
+            self._mounted = None
+            show()
+            self._mounted = tree
+        self.shown = self._latest = tree
+        self._continue(self._frozen.pop(tree, {}))
+        return ended
+
+    def halt(self) -> tuple[RunningProcess, ...]:
+        """Stop all that runs until the next switch: no tree is shown. Return what ended since it would not stop."""
+        stopped, calm = self._stop()
+        ended: tuple[RunningProcess, ...] = ()
+        if not calm:
+            ended = self._kill_shown().ended
+            again, calm = self._stop()
+            stopped = {one: stopped.get(one, True) for one in again}
+        self._frozen[self._latest] = {**self._frozen.get(self._latest, {}), **stopped}
+        if not calm:
+            raise TimeoutError("processes of the session do not stop")
+        self.shown = None
+        return ended
+
+    def end(self, tree: int) -> Ended:
+        """End the processes of a tree, but its interpreters: stopped before they are killed, none of them starts another meanwhile."""
+        if tree != self.shown:
+            doomed = self._frozen.get(tree, {}).keys() - {*self._members.values()}
+            return self._kill(doomed.__contains__)
+        stopped, _ = self._stop()
+        try:
+            return self._kill_shown()
+        finally:
+            self._continue(stopped)
+
+    def has_work(self) -> bool:
+        """Return whether more than idle interpreters runs on the tree that is shown."""
+        others, members = self._of_others(self.shown), {*self._members.values()}
+        mine = [one for one in self._look_at_all()[0] if one.states and one.identity not in others]
+        return any(one.threads > 1 or one.identity not in members for one in mine)
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        os.close(self._proc)
+
+    def _stop(self) -> tuple[dict[Identity, bool], bool]:
+        """Stop all processes. Return those of the tree that is shown, each with whether this stopped it, and whether all of them stand.
+
+        A process may start another, or be continued by one that still runs, while the list is read: it is read until nothing has changed
+        twice in a row. Other trees' processes are looked at as well, since code in the session may have continued one.
+        """
+        others = self._of_others(self.shown)
+        found: dict[Identity, bool] = {}
+        earlier: set[Identity] = set()
+        quiet = 0
+        for look in range(_MOST_LOOKS):
+            known = None if look < _CALM_LOOKS else {one.number for one in (*found, *others)}
+            seen, gone = self._look_at_all(signal.SIGSTOP, lambda one: not one.stands, known)
+            alive = [one for one in seen if one.states]
+            found = {one.identity: one.signalled or found.get(one.identity, False) for one in alive if one.identity not in others}
+            dead = {one.identity for one in seen if not one.states}
+            quiet = 0 if gone or dead - earlier or not _all_stand(alive) else quiet + 1
+            earlier = dead
+            if quiet == _QUIET:
+                return found, True
+            if not quiet:
+                time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
+        return found, False
+
+    def _kill_shown(self) -> Ended:
+        """Kill what belongs to the tree that is shown and is no interpreter."""
+        spared = {*self._of_others(self.shown), *self._members.values()}
+        return self._kill(lambda one: one not in spared, {one.number for one in spared})
+
+    def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
+        """Kill processes until none of them is seen twice in a row."""
+        ended: dict[Identity, RunningProcess] = {}
+        alive: list[_Seen] = []
+        quiet = 0
+        for look in range(_MOST_LOOKS):
+            seen, _ = self._look_at_all(signal.SIGKILL, lambda one: bool(one.states) and doomed(one.identity), known)
+            alive = [one for one in seen if one.states and doomed(one.identity)]
+            ended |= {one.identity: one.told for one in alive}
+            quiet = 0 if alive else quiet + 1
+            if quiet == _QUIET:
+                break
+            if not quiet:
+                time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
+        left = {one.identity: one.told for one in alive}
+        return Ended(tuple(told for one, told in ended.items() if one not in left), tuple(left.values()))
+
+    def _continue(self, stopped: dict[Identity, bool]) -> None:
+        """Continue what this stopped. Children first: a shell that is told of a child that stands takes it for a stopped job."""
+        for one in sorted(stopped, reverse=True):
+            if stopped[one]:
+                with contextlib.suppress(OSError), self._opened(one.number) as process:
+                    if _look(process, one.number).identity == one:
+                        _signal(process, signal.SIGCONT)
+
+    def _of_others(self, tree: int | None) -> set[Identity]:
+        return {one for other, frozen in [*self._frozen.items()] if other != tree for one in frozen}
+
+    def _look_at_all(
+        self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
+    ) -> tuple[list[_Seen], bool]:
+        """Look at every process but the first, and signal those that are wanted. Return what was seen, and whether one had gone by then.
+
+        Where it is `known` which processes there were, others are signalled before they are looked at: one that starts another and ends,
+        again and again, would be gone by then.
+        """
+        seen: list[_Seen] = []
+        gone = False
+        for pid in self._numbers():
+            try:
+                with self._opened(pid) as process:
+                    at_once = known is not None and pid not in known
+                    if at_once and number is not None:
+                        _signal(process, number)
+                    one = _look(process, pid)
+                    if number is not None and not at_once and wanted(one):
+                        _signal(process, number)
+                        at_once = True
+                    seen.append(one._replace(signalled=at_once))
+            except OSError:
+                gone = True
+        return seen, gone
+
+    def _numbers(self) -> list[int]:
+        """A descriptor of its own: the offset of the one that is kept would be shared by threads."""
+        with contextlib.suppress(OSError), self._opened(".") as folder:
+            return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
+        return []
+
+    @contextmanager
+    def _opened(self, name: int | str) -> Iterator[int]:
+        """A folder of a process: it names no other one of its number later, and takes signals like a pidfd (pidfd_send_signal(2))."""
+        folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+
+
+def _all_stand(alive: list[_Seen]) -> bool:
+    """Whether none can run on. One that waits for its vfork child to start a program stops only then: it stands as long as the child."""
+    standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
+    return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
+
+
+def _look(process: int, number: int) -> _Seen:
+    """Its threads are looked at one by one: a process tells the state of its first thread only, which may have ended before the others."""
+    name, fields = _stat("stat", process)
+    threads = int(fields[_THREADS])
+    states = {fields[_STATE]} if threads == 1 else _states(process)
+    return _Seen(Identity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
+
+
+def _states(process: int) -> set[str]:
+    folder = os.open("task", _FOLDER, dir_fd=process)
+    states = set()
+    try:
+        for thread in os.listdir(folder):
+            with contextlib.suppress(OSError):  # it has ended
+                states.add(_stat(f"{thread}/stat", folder)[1][_STATE])
+    finally:
+        os.close(folder)
+    return states
+
+
+def _stat(path: str, process: int) -> tuple[str, list[str]]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+    try:
+        text = os.read(descriptor, 1 << 12).decode(errors="backslashreplace")
+    finally:
+        os.close(descriptor)
+    return text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 1 :].split()
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, number)
