@@ -12,6 +12,7 @@ from aca_sessions import Policy, open_pool
 from aca_sessions.errors import ConfigurationError, GuestDiedError, IsolationError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits
+from aca_sessions.sandbox.tree_numbers import Numbers
 
 from ..conftest import aca_sessions, descendants
 
@@ -35,6 +36,40 @@ def test_threads_may_ask_at_the_same_time(fork_server: ForkServer) -> None:
     assert len({tree.number for tree in trees}) == 20
     for tree in trees:
         fork_server.drop_tree(tree)
+
+
+async def test_numbers_that_are_in_use_are_given_to_nobody_else() -> None:
+    """With three users in place of 65,535: what is kept of a session, and other sessions, take none of its own."""
+    server = ForkServer.shared(policy := Policy(preload=("colorsys",), spares=0))
+    server._numbers = Numbers(3)
+    async with open_pool(policy=policy) as pool:
+        old = await pool.get_or_create("old")
+        await old.run("x = 1; open('a', 'w').write('one')")
+        for number in range(4):
+            async with pool.session() as other:
+                assert (await other.run("import os; os.listdir()")).text == "[]"
+            assert (await old.run(f"y = {number}", transactional=True)).success
+            assert (await old.run("1 / 0", transactional=True)).state.kind == "rolled_back"
+        both = [await pool.get_or_create(name) for name in ("second", "third")]
+        assert all([(await session.run("1")).success for session in both])
+        with pytest.raises(IsolationError, match="all 3 users"):
+            server.make_tree(Limits())
+        await old.checkpoint()
+        assert (await old.run("x, y, open('a').read()")).text == "(1, 3, 'one')"
+    server.release()
+
+
+def test_a_user_is_free_again_with_the_last_of_its_trees() -> None:
+    numbers = Numbers(2)
+    number, user = numbers.take()
+    kept, _ = numbers.take(user)
+    assert number == user != kept
+    assert numbers.take()[1] != user
+    numbers.give_back(user)
+    with pytest.raises(IsolationError, match="in use"):
+        numbers.take()
+    numbers.give_back(user)
+    assert numbers.take() == (user, user)
 
 
 def test_it_outlives_the_thread_that_started_it() -> None:

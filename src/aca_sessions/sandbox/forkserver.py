@@ -7,7 +7,6 @@ hosts on one socket would get each other's answers.
 import contextlib
 import errno
 import functools
-import itertools
 import logging
 import os
 import socket
@@ -26,6 +25,7 @@ from .memory import Memory
 from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import IMAGE, lines_for_image, remedy_for
+from .tree_numbers import Numbers
 from .watchdog import Watchdog
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
@@ -78,11 +78,11 @@ class ForkServer:
         """Starts the zygote; the first request waits until it is ready."""
         self._lock = threading.Lock()
         self._users = 0
-        self._numbers = itertools.count(1)
         self._ready = False
         self._broken = False
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
+        self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first number is 1
         self._network = policy.network.kind
         self._together = policy.together
         self._folder = _folder_for(policy)
@@ -161,12 +161,13 @@ class ForkServer:
             memory.remove()
 
     def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
-        """A new, empty, size-limited /mnt/data: of a user of its own, or of a session's that there is."""
-        number = next(self._numbers)
-        if self._uid_count:
-            number = (number - 1) % (self._uid_count - 1) + 1
-        user = user or number
-        directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files))
+        """Make a new, empty, size-limited /mnt/data, of a user of its own or of the user of a session that exists."""
+        number, user = self._numbers.take(user)
+        try:
+            directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files))
+        except BaseException:
+            self._numbers.give_back(user)
+            raise
         return Tree(number, directory, self._first_uid + user - 1 if self._uid_count else None, user)
 
     def show_tree(self, init: int, tree: int) -> None:
@@ -174,10 +175,11 @@ class ForkServer:
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Lets go of a tree and its memory."""
+        """Let go of a tree and its memory. If the fork server refuses, its user stays in use."""
         os.close(tree.directory)
         if self.alive:
             self._ask(wire.DropTree(tree.number))
+            self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
         """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""

@@ -1,0 +1,46 @@
+"""Which number each tree has, and which user owns it: neither is given to two sessions at a time."""
+
+import itertools
+import threading
+
+from ..errors import IsolationError
+
+
+class Numbers:
+    """The numbers of trees and of the users that own them. A user belongs to one session and to what was kept or branched of it."""
+
+    def __init__(self, most: int | None) -> None:
+        """Give out `most` users at a time, or as many as are asked for."""
+        self._most = most
+        self._trees: dict[int, int] = {}  # how many trees a user has
+        self._latest = 0
+        self._further = itertools.count(1 if most is None else most + 1)
+        self._lock = threading.Lock()
+
+    def take(self, user: int | None = None) -> tuple[int, int]:
+        """Return a number for a tree, and that of its user: a free one, or the one that is given.
+
+        A new user's first tree has its user's number: a session without namespaces has one tree, and is known by it.
+        """
+        with self._lock:
+            number = next(self._further) if user is not None or self._most is None else self._free()
+            user = user or number
+            self._trees[user] = self._trees.get(user, 0) + 1
+            return number, user
+
+    def give_back(self, user: int) -> None:
+        """Have one tree less of a user: without any, the user is free."""
+        with self._lock:
+            self._trees[user] -= 1
+            if not self._trees[user]:
+                del self._trees[user]
+
+    def _free(self) -> int:
+        """The next one after the latest, so that a user that was in use a moment ago comes last."""
+        most = self._most or 0
+        for step in range(most):
+            number = (self._latest + step) % most + 1
+            if number not in self._trees:
+                self._latest = number
+                return number
+        raise IsolationError("uid range", f"all {most} users that sessions may have are in use", "end some sessions and try again")
