@@ -48,6 +48,13 @@ async def test_several_processes_do_not_have_more_than_the_session_may(small: Se
     assert (await small.run("6 * 7")).value == 42
 
 
+async def test_children_over_the_limit_are_no_reason_for_a_later_death(small: Session) -> None:
+    for _ in range(2):
+        await small.run(f"{FOUR_HOGS}\nfor hog in hogs:\n    hog.kill(); hog.wait()", timeout=20)
+        result = await small.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+        assert str(result.state) == "lost: killed"
+
+
 async def test_memory_without_an_address_is_counted_or_refused(small: Session) -> None:
     await small.run("open('kept.txt', 'w').write('kept')")
     fill = "import os\nfor n in range(1000):\n    os.write(os.memfd_create(str(n)), b'x' * (1 << 20))"

@@ -11,6 +11,7 @@ import os
 import secrets
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from .policy import Limits, Together
 
 _logger = logging.getLogger("aca_sessions")
 _CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
+_REPORT_SECONDS = 0.1
 _PERIOD = 100_000  # microseconds over which a share of the processors is given out
 # Waits for the host's end, whatever ends it, and removes what the kernel would keep: emptied groups. A shell is small and starts at once.
 _JANITOR = (
@@ -160,25 +162,30 @@ class Group:
         self.how = f"{memory >> 20} MB, counted by {version.name}"
         self._version = version
         self._folders = folders
-        self._kills = 0
+        self._kills = self._kills_before = 0
+        self._since = 0.0
 
     async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None:
         """Takes in a session's processes before any code of its user's has run, and with them all that they will fork."""
         del kill  # the kernel does that
-        self._kills = self._version.kills(self._folders)
+        self._kills = self._kills_before = self._version.kills(self._folders)
         await to_thread.run_sync(self._add, init, interpreter)
 
     def cell_runs(self, running: bool) -> None:
-        """It counts at all times."""
+        """Note how many processes the limit has cost until a cell begins or ends: an interpreter that dies later was none of them."""
+        self._kills_before, self._kills, self._since = self._kills, self._version.kills(self._folders), time.monotonic()
 
     def used(self) -> int:
         """In bytes, now; 0 where the group is gone."""
         return self._version.used(self._folders)
 
     def was_exceeded(self) -> bool:
-        """Whether one of the processes was killed for the group's memory since this was last asked."""
-        before, self._kills = self._kills, self._version.kills(self._folders)
-        return self._kills > before
+        """Return whether the limit has cost a process since the latest cell began or ended.
+
+        A death is reported a moment after the kill: what was counted just before that may have been this one.
+        """
+        before = self._kills if time.monotonic() - self._since > _REPORT_SECONDS else self._kills_before
+        return self._version.kills(self._folders) > before
 
     async def end(self, init: int) -> None:
         """The processes have ended."""
