@@ -165,6 +165,13 @@ async def test_a_bomb_stands_still_and_ends_with_its_session(family: tuple[Sessi
     assert ((await branch.run("1")).processes, await size(session)) == ((), before)
 
 
+async def test_a_result_names_what_a_branch_left_running_beside_many_of_its_session(family: tuple[Session, Session]) -> None:
+    session, branch = family
+    assert len((await session.run("children = [subprocess.Popen(['sleep', '100']) for _ in range(105)]")).processes) == 100
+    result = await branch.run("child = subprocess.Popen(['sleep', '100']); child.pid")
+    assert [process.pid for process in result.processes] == [result.value]
+
+
 async def test_a_checkpoint_waits_through_cells_of_a_branch(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.checkpoint()

@@ -14,7 +14,7 @@ from ..models import RunningProcess
 from . import syscalls
 from .watchdog import family
 
-_MOST_TOLD = 100
+MOST_TOLD = 100
 _LOOKS = 3
 _EXIT_CODE = 49  # of what stands behind the name in /proc/PID/stat
 
@@ -170,7 +170,7 @@ def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     except GuestDiedError:
         return ()
     pids = [pid for pid in family(own[0]) if pid not in own]
-    return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:_MOST_TOLD] if (name := _name(pid)))
+    return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:MOST_TOLD] if (name := _name(pid)))
 
 
 def _name(pid: int) -> str:

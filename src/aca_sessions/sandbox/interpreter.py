@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from ..errors import GuestDiedError, SnapshotError
@@ -21,7 +22,7 @@ from ..tasks import Tasks
 from . import wire
 from .cell import Cell, CellNotStartedError, check, processes_of, reason_of, result_of
 from .channel import Channel
-from .ends import exit_status, number_of, running_below
+from .ends import MOST_TOLD, exit_status, number_of, running_below
 from .home import Home, Member
 from .policy import ANSWER_SECONDS, INTERRUPT_GRACE
 from .processes import Ended
@@ -321,7 +322,8 @@ class Interpreter:
     def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
         """As the guest tells it, where it sees its processes; else as they are seen from here."""
         if self.home.has_namespaces:
-            return tuple(process for process in processes_of(finished) if not self.home.has_elsewhere(process.pid, self.tree))
+            own = (process for process in processes_of(finished) if not self.home.has_elsewhere(process.pid, self.tree))
+            return tuple(islice(own, MOST_TOLD))
         return running_below(self.home.init, besides=self.pidfd)
 
     def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
