@@ -228,10 +228,16 @@ class Sandbox:
                     raise SnapshotError("the checkpoint's interpreter died before it could take over")
                 # No await from here until the entry is written: the old state ends and the new one begins at once.
                 self._go_on_with(target)
-                files, checkpoint = "rolled_back" if with_files else "kept", None if moment.hidden else moment.id
-                effects = {"variables": "rolled_back", "files": files, "processes": "ended", "checkpoint": checkpoint}
-                effects["cut_off"] = _UNKNOWN_CUT_OFF if cut is None else cut
-                position = self.ledger.append("rolled_back", cause=cause, to=moment.position, **effects).position
+                position = self.ledger.append(
+                    "rolled_back",
+                    cause=cause,
+                    variables="rolled_back",
+                    files="rolled_back" if with_files else "kept",
+                    processes="ended",
+                    to=moment.position,
+                    checkpoint=None if moment.hidden else moment.id,
+                    cut_off=_UNKNOWN_CUT_OFF if cut is None else cut,
+                ).position
                 if live is not None:
                     self._note_left((await live.kill()).left)
         except BaseException:
