@@ -11,7 +11,7 @@ from typing import Self
 
 from anyio import to_thread
 
-from ..errors import ACASessionsError
+from ..errors import ACASessionsError, GuestDiedError
 from ..tasks import Tasks, made_in_thread
 from . import environment, images
 from .forkserver import ForkServer
@@ -25,6 +25,7 @@ _PATIENCE_FOR_HEAVY = 1.0  # who only runs a cell or two does not wait for it, n
 _REFILL_AFTER = 0.1  # a first cell goes before the next spare
 _REFILL_PACE = 0.02
 _SECONDS_TO_TELL = 30.0
+_TRIES = 3
 _logger = logging.getLogger("aca_sessions")
 
 
@@ -109,7 +110,16 @@ class Sandboxes:
         await to_thread.run_sync(self._generations[-1].fork_server.wait_until_ready)
 
     async def open(self) -> Sandbox:
-        """A new, empty sandbox: a spare one, or one that is forked now."""
+        """Return a new, empty sandbox: a spare one, or one that is forked now. A fork server that turns out to be dead is replaced."""
+        for _ in range(_TRIES - 1):
+            try:
+                return await self._open()
+            except GuestDiedError:
+                if self.alive:
+                    raise
+        return await self._open()
+
+    async def _open(self) -> Sandbox:
         await self.start()
         self._refill()
         while self._spares:
