@@ -37,7 +37,7 @@ class State:
     @property
     def consequence(self) -> str:
         """What the caller can rely on now, in words, for people and models alike."""
-        ended = "; background processes were ended" if self.kind == "kept" and self.processes == "ended" else ""
+        ended = "; background processes were ended" if self.kind in ("kept", "rolled_back") and self.processes == "ended" else ""
         ended += f"; open files were cut off: {', '.join(self.cut_off)}" if self.cut_off else ""
         if self.variables == self.files:
             return f"variables and files {self._fate(self.files)}{ended}"

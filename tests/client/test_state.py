@@ -486,3 +486,11 @@ async def test_the_parts_of_a_state_are_reported_separately(session: Session) ->
     await session.run("x = 1; import subprocess; child = subprocess.Popen(['sleep', '100'])")
     assert described(await session.run("1")) == ("kept", "kept", "kept")
     assert described(await session.run("import os; os._exit(1)")) == ("lost", "kept", "ended")
+
+
+async def test_processes_that_a_rollback_ended_are_reported(session: Session) -> None:
+    await session.run("x = 1; import subprocess; child = subprocess.Popen(['sleep', '100'])")
+    result = await session.run("1/0", transactional=True)
+    assert described(result) == ("rolled_back", "rolled_back", "ended")
+    assert "variables and files are as before the cell that failed; background processes were ended" in str(result)
+    assert described(await session.run("1/0", transactional=True)) == ("rolled_back", "rolled_back", "kept")

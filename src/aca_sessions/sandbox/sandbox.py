@@ -1,14 +1,14 @@
 """A sandbox is the tree, the limits and the files; an interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
-from ..models import CodeExecutionResult, RunningProcess
+from ..models import CodeExecutionResult
 from ..tasks import Tasks, made_in_thread
 from . import copies
 from .ends import Spawned, Tree, host_pid
@@ -18,6 +18,7 @@ from .interpreter import Interpreter
 from .memory import Memory
 from .packages import Packages
 from .policy import Limits
+from .processes import Ended
 from .proxy import Proxy
 from .restore import cut_off, restore
 from .session_packages import SessionPackages
@@ -233,13 +234,12 @@ class Sandbox:
                     cause=cause,
                     variables="rolled_back",
                     files="rolled_back" if with_files else "kept",
-                    processes="ended",
                     to=moment.position,
                     checkpoint=None if moment.hidden else moment.id,
                     cut_off=_UNKNOWN_CUT_OFF if cut is None else cut,
                 ).position
                 if live is not None:
-                    self._note_left((await live.kill()).left)
+                    self._note_processes(await live.kill())
         except BaseException:
             if target not in (moment.interpreter, self._interpreter):
                 await target.close()
@@ -248,9 +248,11 @@ class Sandbox:
             await live.close()
         return position
 
-    def _note_left(self, left: Collection[RunningProcess]) -> None:
-        """Record that processes live on although they were killed: they may still change files."""
-        if left:
+    def _note_processes(self, killed: Ended) -> None:
+        """Record whether processes were ended, and whether some live on although they were killed: those may still change files."""
+        if killed.ended:
+            self.ledger.append("killed", processes="ended")
+        if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     def _note_mixed(self, moment: Moment, with_files: bool) -> None:
@@ -315,7 +317,7 @@ class Sandbox:
                 await self._fall_back()
             if self._interpreter is None or not self._interpreter.alive:
                 if self._interpreter is not None:
-                    self._note_left((await self._interpreter.kill()).left)
+                    self._note_processes(await self._interpreter.kill())
                     await self._interpreter.close()  # it is still ours: its death is recorded, if it was not yet
                 self._go_on_with(await self._start_interpreter())
                 self.ledger.append("started")
@@ -335,7 +337,7 @@ class Sandbox:
             live, self._interpreter = self._interpreter, None
             position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
             if live is not None:
-                self._note_left((await live.kill("reset")).left)
+                self._note_processes(Ended(left=(await live.kill("reset")).left))  # that the others end is what a reset is for
             await self.timeline.clear(hidden=False)
             if live is not None:
                 await live.close("reset")
