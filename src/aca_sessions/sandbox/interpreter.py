@@ -214,12 +214,14 @@ class Interpreter:
             self._kill("killed")
 
     async def kill(self, cause: str = "killed") -> Ended:
-        """Kill it, and then all processes of its tree but other interpreters; `close` is still to be called.
+        """Kill it and all processes of its tree but other interpreters; `close` is still to be called.
 
         No code of it runs from here on. Return which processes ended, and which live on although they were killed.
         """
+        before = await self.home.end_processes(self.tree)  # first, since its own end takes its children with it unseen
         self._kill(cause)
-        return await self.home.end_processes(self.tree)
+        after = await self.home.end_processes(self.tree)  # it may have started more meanwhile
+        return Ended((*before.ended, *after.ended), after.left)
 
     async def close(self, cause: str = "killed") -> None:
         """End it and what it started, and close its descriptors even if the caller is cancelled. The last one ends its home."""
