@@ -109,7 +109,7 @@ def test_a_header_too_deep_or_too_large_is_refused() -> None:
 
 def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
     with pytest.raises(wire.WireError):
-        wire.Frames(wire.MAX_FROM_GUEST).feed(struct.pack("<I", wire.MAX_FROM_GUEST + 1))
+        next(wire.Frames(wire.MAX_FROM_GUEST).feed(struct.pack("<I", wire.MAX_FROM_GUEST + 1)))
 
 
 def test_lone_surrogates_are_spelled_out() -> None:

@@ -1,13 +1,13 @@
 """The ends of an interpreter that the host holds: cells into it by a socket, frames out of it by a pipe, its two streams by two more."""
 
 import asyncio
-import contextlib
-import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import wire
+from .inbox import Inbox
+from .outbox import Outbox
 from .output import Output
 
 _READ_AT_ONCE = 1 << 20
@@ -19,37 +19,45 @@ class Channel:
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
         """Takes over the socket and the read ends of the pipes; of each stream so many bytes are kept."""
-        link.setblocking(False)
-        os.set_blocking(said, False)
         self._link = link
-        self._said = said
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
-        self._frames = wire.Frames(wire.MAX_FROM_GUEST)
+        self._inbox = Inbox(said)
+        self._outbox = Outbox(link)
         self._watched: set[int] = set()
         self._open = True
 
-    def listen(self, take: Callable[[bytes], None], *, forged: Callable[[], None], silent: Callable[[], None]) -> None:
-        """Gives each frame to `take`; after one that it does not let through, or none any more, nothing further is read there."""
-        self._watch(self._said, partial(self._on_frames, take, forged, silent))
+    @property
+    def unread(self) -> tuple[int, int]:
+        """Return how many frames the guest has not read, and of how many bytes; those in the socket's buffer are not counted."""
+        return len(self._outbox), self._outbox.size
+
+    def listen(
+        self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
+    ) -> None:
+        """Read frames and streams from now on. See `Inbox.listen`."""
+        self._inbox.listen(take, most=most, forged=forged, silent=silent)
         for stream in self.streams:
             self._listen_again(stream)
 
-    async def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> None:
-        """Sends a frame, with descriptors if need be; that nobody is there to read it is told elsewhere."""
-        data = wire.frame(message)
-        with contextlib.suppress(OSError):
-            if descriptors:
-                data = data[socket.send_fds(self._link, [data], descriptors) :]
-            await asyncio.get_running_loop().sock_sendall(self._link, data)
+    def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
+        """Send a frame, with descriptors if need be. The future is done when it is written, or when nobody is there to read it.
+
+        Cancelling it drops a frame that was not begun; one that was begun is written to its end.
+        """
+        return self._outbox.put(wire.frame(message), descriptors)
 
     def drain(self) -> None:
         """Reads what was written so far."""
         for stream in self.streams:
+            before = stream.read
             stream.drain()
+            self._inbox.charge(stream.read - before)
 
     def stop(self) -> None:
-        """Reads nothing more."""
+        """Takes the frames that were written so far, and reads and writes nothing more."""
         self._open = False
+        self._inbox.finish()
+        self._outbox.close()
         for descriptor in [*self._watched]:
             self._unwatch(descriptor)
 
@@ -58,24 +66,8 @@ class Channel:
         self.stop()
         for stream in self.streams:
             stream.close()
-        os.close(self._said)
+        self._inbox.close()
         self._link.close()
-
-    def _on_frames(self, take: Callable[[bytes], None], forged: Callable[[], None], silent: Callable[[], None]) -> None:
-        try:
-            data = os.read(self._said, 1 << 18)
-        except BlockingIOError:
-            return
-        if not data:
-            self._unwatch(self._said)
-            silent()
-            return
-        try:
-            for payload in self._frames.feed(data):
-                take(payload)
-        except wire.WireError:
-            self._unwatch(self._said)  # nothing that it says after this counts
-            forged()
 
     def _on_output(self, stream: Output) -> None:
         """A flood is read in turns, with others in between: what is not read yet holds the writer up, and nobody else."""

@@ -18,7 +18,6 @@ from typing import Any
 
 from ..errors import GuestDiedError, SnapshotError
 from ..models import CodeExecutionResult, Event, RunningProcess
-from ..tasks import Tasks
 from . import wire
 from .cell import Cell, CellNotStartedError, check, processes_of, reason_of, result_of
 from .channel import Channel
@@ -31,6 +30,8 @@ _OWN_SECONDS = 30.0  # for what is no cell of the user's
 _REPORT_SECONDS = 1.0
 _MOST_NAMED = 10
 _MAX_UNREAD = 256  # answers on their way to a guest that does not read them
+_MAX_UNREAD_BYTES = 256 << 20  # the same; an honest guest waits for at most 32 answers of up to 8 MB
+_MAX_IDLE = 2 << 20  # bytes of a frame while no cell runs: only questions may come then
 
 
 def _never() -> bool:
@@ -50,12 +51,11 @@ class Interpreter:
         self._forked = forked
         self._cell: Cell | None = None
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._answering = Tasks()
         self._killed_for: str | None = None
         self.has_run_cells = has_run_cells  # else its death loses nothing
         self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
         self._busy = asyncio.Lock()
-        channel.listen(self._take, forged=lambda: self._kill("crash"), silent=self._fell_silent)
+        channel.listen(self._take, most=self._most, forged=lambda: self._kill("crash"), silent=self._fell_silent)
         home.take_in(self.number, Member(process, tree, self._on_death))
         if forked:
             asyncio.get_running_loop().add_reader(process, self._on_own_end)
@@ -200,7 +200,7 @@ class Interpreter:
         return True
 
     def _send_answer(self, answer: wire.Answer) -> None:
-        self._answering.start(self._channel.send(answer))
+        self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
         """SIGINT for a cell, if it runs; where it has not ended after a grace period, SIGKILL for the session's processes."""
@@ -230,7 +230,6 @@ class Interpreter:
             await _first_of(self._death, within=_REPORT_SECONDS)
             self._bury(cause)
             await self.home.leave(self.number)
-            await self._answering.cancel()
             async with self._busy:  # a cell that ran still makes its result of what was written
                 pass
         finally:
@@ -247,6 +246,10 @@ class Interpreter:
     def _fell_silent(self) -> None:
         """Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain."""
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
+
+    def _most(self) -> int:
+        """Return the size of the largest frame that may come now."""
+        return _MAX_IDLE if self._cell is None or self._cell.finished.done() else wire.MAX_FROM_GUEST
 
     def _take(self, payload: bytes) -> None:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
@@ -273,7 +276,8 @@ class Interpreter:
 
     def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
         """A thread may ask at the moment when its cell ends: that is no forgery, and there is no answer."""
-        if len(self._answering) >= _MAX_UNREAD:
+        frames, size = self._channel.unread
+        if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
             raise wire.WireError("questions whose answers are not read")
         if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
             self._send_answer(wire.Answer(asked.number, False, "nobody is there to answer"))

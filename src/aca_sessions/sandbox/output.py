@@ -21,6 +21,7 @@ class Output:
         self._tell: Callable[[str], None] | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.flooded = False
+        self.read = 0  # bytes so far
 
     def follow(self, tell: Callable[[str], None] | None) -> None:
         """Tells the text as it comes, and first what is there already; None ends it."""
@@ -38,6 +39,7 @@ class Output:
                 return True
             if not data:
                 return False
+            self.read += len(data)
             self._keep(data)
             self._pass_on(data)
             left -= len(data)

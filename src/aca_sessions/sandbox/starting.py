@@ -66,9 +66,8 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
             on_failure.callback(os.close, descriptor)
-        _check_met(
-            wire.Frames(wire.MAX_FROM_GUEST).feed(data), len(descriptors) == _MET_DESCRIPTORS + home.has_namespaces + (proxy is not None)
-        )
+        complete = len(descriptors) == _MET_DESCRIPTORS + home.has_namespaces + (proxy is not None)
+        _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], complete)
         process, said, stdout, stderr, *further = descriptors
         link.shutdown(socket.SHUT_RD)
         await home.count_memory(host_pid(process))

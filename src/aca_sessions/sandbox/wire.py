@@ -2,11 +2,11 @@
 
 A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. What comes from a guest is hostile
 until `decode` has let it through: one of the expected kinds, exactly its fields, each of its type, nothing nested, no text named twice. So
-the size of a frame bounds what reading it costs.
-"""
+the size of a frame bounds what reading it costs."""
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Optional, TypeVar, Union, get_args, get_origin
 
@@ -38,8 +38,7 @@ class Plan(Message):
     """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears.
 
     A base is the folder of sessions that have no namespaces, and so no root; "" where they have. An image is the folder of a root of its
-    own, and a python the path of its interpreter in it; "" is this host's, or to be found.
-    """
+    own, and a python the path of its interpreter in it; "" is this host's, or to be found."""
 
     roots: dict[str, str]
     first_uid: int
@@ -184,8 +183,7 @@ class Run(Message):
 class Fork(Message):
     """Another interpreter with the same variables; brings the ends it is to have: its socket, its frames' pipe, its stdout and stderr.
 
-    Answered like a cell, with its number in the session as the value, and a line for each thing that it could not take along.
-    """
+    Answered like a cell, with its number in the session as the value, and a line for each thing that it could not take along."""
 
     execution: str
     reseed: bool
@@ -226,8 +224,7 @@ class Ping(Message):
 @dataclass(frozen=True)
 class Extend(Message):
     """The folders of installed packages that the session finds from now on, and no others, unless one of the modules is loaded: the name
-    of a module that comes in another version. Answered like a cell.
-    """
+    of a module that comes in another version. Answered like a cell."""
 
     execution: str
     paths: list[str]
@@ -259,29 +256,32 @@ def frame(message: Message) -> bytes:
 
 
 class Frames:
-    """Cuts a byte stream into payloads, each of a limited size."""
+    """Cut a byte stream into payloads, each of a limited size, in a time that grows with the stream and not with its square."""
 
     def __init__(self, limit: int) -> None:
-        """Starts with nothing read."""
-        self._limit = limit
-        self._buffer = bytearray()
+        """Start with nothing read."""
+        self.limit = limit
+        self.rest = bytearray()
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """The payloads that are complete with this data."""
-        self._buffer += data
-        payloads = []
-        while (end := self._end()) is not None and len(self._buffer) >= end:
-            payloads.append(bytes(self._buffer[_LENGTH.size : end]))
-            del self._buffer[:end]
-        return payloads
-
-    def _end(self) -> Optional[int]:
-        if len(self._buffer) < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        if length > self._limit:
-            raise WireError("a frame over the size limit")
-        return _LENGTH.size + int(length)
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the payloads that are complete with this data."""
+        self.rest += data
+        start = 0
+        try:
+            while len(self.rest) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self.rest, start)
+                if length > self.limit:
+                    raise WireError("a frame over the size limit")
+                end = start + _LENGTH.size + length
+                if len(self.rest) < end:
+                    return
+                payload, start = bytes(memoryview(self.rest)[start + _LENGTH.size : end]), end
+                if 2 * start > len(self.rest):  # after each payload, it could copy a long rest each time
+                    del self.rest[:start]
+                    start = 0
+                yield payload
+        finally:
+            del self.rest[:start]
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
