@@ -27,8 +27,8 @@ async def rows(n: int) -> list[object]:
 async def test_large_answers_at_the_same_time_arrive_whole(pool: SessionPool) -> None:
     async with AgentSession(pool, tools=[rows]) as agent:
         await agent.run("kept = 1")
-        assert (await agent.run(f"{AT_ONCE}[(n, len(of)) for n, of in out]")).text == str([(n, 20) for n in range(6)])
-        after = await agent.run("kept")
+        assert (await agent.run(f"{AT_ONCE}[(n, len(of)) for n, of in out]", timeout=20)).text == str([(n, 20) for n in range(6)])
+        after = await agent.run("kept", timeout=20)
         assert (after.value, str(after.state)) == (1, "kept")
 
 
@@ -39,7 +39,7 @@ async def test_answers_to_threads_arrive_whole(session: Session, size: int) -> N
     async def on_call(_text: str) -> str:
         return answer
 
-    execution = await session.start(f"{IN_THREADS}[thread.join() for thread in threads]\nsizes", on_call=on_call)
+    execution = await session.start(f"{IN_THREADS}[thread.join() for thread in threads]\nsizes", on_call=on_call, timeout=20)
     assert (await execution.wait()).text == str([len(answer)] * 4)
     assert (await session.run("6 * 7")).value == 42
 
@@ -60,9 +60,9 @@ async def test_a_cell_that_is_interrupted_among_large_answers_leaves_the_session
     async with AgentSession(pool, tools=[rows]) as agent:
         await agent.run("kept = 1")
         running = asyncio.create_task(agent.run(f"while True:\n    {AT_ONCE.replace(chr(10), chr(10) + '    ')}"))
-        while len(agent.calls) < 12:
+        while len(agent.calls) < 12 and not running.done():
             await asyncio.sleep(0)
         running.cancel()
         await asyncio.wait([running])
-        after = await agent.run("kept")
+        after = await agent.run("kept", timeout=20)
         assert (after.value, str(after.state)) == (1, "kept")

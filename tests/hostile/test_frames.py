@@ -36,7 +36,7 @@ async def test_a_flood_of_frames_slows_no_other_session(pool: SessionPool) -> No
             assert (await good.run("6 * 7")).value == 42
             cells += 1
         assert (await flooding).success
-        assert cells > 50  # of 20,000 frames that are read as they come, each of these cells waits for thousands
+        assert cells > 35  # of 20,000 frames that are read as they come, each of these cells waits for a thousand
         assert await is_well(bad)
 
 
@@ -46,8 +46,9 @@ async def test_a_frame_is_no_larger_than_its_moment_allows() -> None:
         sandbox = await sandboxes.open()
         interpreter = await sandbox.interpreter()
         assert (await interpreter.run("1", TOO_LARGE_BETWEEN_CELLS, 5.0)).success
-        while interpreter.alive:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while interpreter.alive:
+                await asyncio.sleep(0.01)
         fresh = await sandbox.interpreter()
         assert (await fresh.run("2", "6 * 7", 5.0)).value == 42
         assert str(sandbox.take_loss()) == "lost: crash"
