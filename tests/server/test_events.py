@@ -3,6 +3,7 @@
 import httpx
 import pytest
 
+from aca_sessions import Session
 from aca_sessions.contract.events import decode_events, decode_reply, encode_events
 from aca_sessions.models import Display, Event
 from aca_sessions.server.events import Events
@@ -25,6 +26,50 @@ async def test_the_oldest_output_goes_first_and_that_is_told() -> None:
     found, last = await events.after(0, within=0)
     assert (found[0].kind, last) == ("skipped", 100)
     assert events.size < 5_000_000
+
+
+def shown(content: str, name: str | None = None) -> Event:
+    return Event(kind="display", display=Display({"text/html": content}, name))
+
+
+async def test_another_state_of_a_display_replaces_one_that_nobody_has_read() -> None:
+    events, written = Events(), Event(kind="stdout", text="x")
+    for event in (shown("1", "bar"), written, shown("2", "bar"), shown("a"), shown("3", "bar")):
+        events.add(event)
+    assert await events.after(0, within=0) == ([shown("3", "bar"), written, shown("a")], 3)
+    events.add(shown("4", "bar"))
+    events.add(shown("5", "bar"))
+    assert await events.after(3, within=0) == ([shown("5", "bar")], 4)
+    assert (await events.after(0, within=0))[0] == [shown("3", "bar"), written, shown("a"), shown("5", "bar")]
+
+
+async def test_a_display_after_a_clear_replaces_none_before_it() -> None:
+    events, clear = Events(), Event(kind="clear")
+    for event in (shown("1", "bar"), clear, clear, shown("2", "bar")):
+        events.add(event)
+    assert (await events.after(0, within=0))[0] == [shown("1", "bar"), clear, shown("2", "bar")]
+
+
+async def test_of_too_many_displays_the_oldest_go_and_that_is_told() -> None:
+    events = Events()
+    for number in range(100):
+        events.add(shown(str(number % 10) * 1_000_000, str(number)))
+        await events.after(number, within=0)
+    found, last = await events.after(0, within=0)
+    assert (found[0].kind, found[-1], last) == ("skipped", shown("9" * 1_000_000, "99"), 100)
+    assert found[0].text.startswith("67 displays")
+    assert events.size < 34_000_000
+    events.add(shown("x" * 40_000_000))
+    assert (await events.after(100, within=0))[0] == [shown("x" * 40_000_000)]
+
+
+async def test_a_reader_who_was_slow_is_told_of_text_and_displays() -> None:
+    events = Events()
+    for _ in range(40):
+        events.add(Event(kind="stdout", text="x" * 70_000))
+        events.add(shown("y" * 1_000_000))
+    (skipped, *_), _ = await events.after(0, within=0)
+    assert skipped.text.startswith("490000 characters of output and 7 displays")
 
 
 async def test_whoever_waits_gives_up_in_time() -> None:
@@ -89,3 +134,15 @@ async def test_a_question_is_read_and_answered_by_any_client(http: httpx.AsyncCl
     assert (await http.post(f"executions/{id}/replies", json={"number": page["events"][-1]["number"], "text": "ab"})).status_code == 200
     ended = (await http.get(f"executions/{id}/events", params={"after": 10**6})).json()
     assert ended["execution"]["result"]["executionResult"] == "abab"
+
+
+async def test_displays_that_nobody_reads_are_not_kept_and_the_result_has_the_last(session: Session) -> None:
+    updates = "h = display(HTML('a'), display_id=True)\nfor n in range(60): h.update(HTML(str(n) + 'x' * 1_000_000))\n"
+    more = "for n in range(60):\n    if n % 20 == 0: clear_output()\n    display(HTML(str(n) + 'y' * 1_000_000))"
+    for code, expected in ((updates, ["59x"]), (updates + more, [f"{n}y" for n in range(40, 60)])):
+        execution = await session.start(f"from IPython.display import display, HTML, clear_output\n{code}")
+        result = await execution.wait()
+        told = [event.display.data["text/html"] async for event in execution.events() if event.display]
+        assert [html[:3] for html in (one.data["text/html"] for one in result.displays)] == expected
+        assert [html[:3] for html in told][-len(expected) :] == expected
+        assert sum(map(len, told)) < 34_000_000

@@ -6,9 +6,10 @@ from collections import deque
 from dataclasses import replace
 
 from ..contract.events import QUESTIONS
-from ..models import Event
+from ..models import Display, Event
 
-_MOST_KEPT = 4 << 20  # characters, besides displays: those are bounded for each cell already
+_MOST_KEPT = 4 << 20  # characters of text
+_MOST_SHOWN = 32 << 20  # characters of displays: as much as may be part of one cell's result
 _MOST_MERGED = 64 << 10
 _EACH = 64
 
@@ -21,27 +22,37 @@ class Events:
         self._events: deque[Event] = deque()
         self._first = 1
         self._read_to = 0
-        self._size = 0
-        self._skipped = 0
+        self._written = self._shown = 0
+        self._skipped = self._skipped_displays = 0
         self._unheard: list[Event] = []
+        self._named: dict[str, int] = {}  # the number of the latest display of each name
         self._news = asyncio.Event()
         self.closed = False
 
     @property
     def size(self) -> int:
         """About how many characters it keeps."""
-        return self._size
+        return self._written + self._shown
 
     def add(self, event: Event) -> None:
-        """Keeps an event; a stream's next piece joins its last one while nobody has read that."""
-        last = self._events[-1] if self._events else None
-        if last is not None and self._joins(last, event):
-            self._events[-1] = replace(last, text=last.text + event.text)
-            self._size += len(event.text)
-        else:
+        """Keep an event, and let go of the oldest ones when there is too much.
+
+        While nobody has read it, an event takes the place of the one that it continues or replaces.
+        """
+        place = self._place_of(event)
+        if place is None:
             self._events.append(event)
-            self._size += len(event.text) + _EACH
-        while self._size > _MOST_KEPT and len(self._events) > 1:
+            place = len(self._events) - 1
+        else:
+            self._count(self._events[place], -1)
+            event = replace(event, text=self._events[place].text + event.text)
+            self._events[place] = event
+        self._count(event, 1)
+        if event.kind == "clear":
+            self._named.clear()
+        if name := _name_of(event):
+            self._named[name] = self._first + place
+        while (self._written > _MOST_KEPT or self._shown > _MOST_SHOWN) and len(self._events) > 1:
             self._drop_oldest()
         self._news.set()
 
@@ -63,23 +74,56 @@ class Events:
         self._read_to = max(self._read_to, self._last)
         unheard, self._unheard = self._unheard, []
         found = unheard + found
-        if number + 1 < self._first and self._skipped:
-            found.insert(0, Event(kind="skipped", text=f"{self._skipped} characters of output were dropped before they were read"))
+        if number + 1 < self._first and (dropped := self._dropped()):
+            found.insert(0, Event(kind="skipped", text=dropped))
         return found, max(number, self._last)
 
     @property
     def _last(self) -> int:
         return self._first + len(self._events) - 1
 
-    def _joins(self, last: Event, event: Event) -> bool:
-        same_stream = last.kind == event.kind and event.kind in ("stdout", "stderr")
-        return same_stream and self._last > self._read_to and len(last.text) < _MOST_MERGED
+    def _place_of(self, event: Event) -> int | None:
+        """Return the place of the unread event that a new one continues or replaces."""
+        number = self._named.get(_name_of(event) or "")
+        if number is None and self._events and _continues(self._events[-1], event):
+            number = self._last
+        return None if number is None or number <= self._read_to else number - self._first
+
+    def _count(self, event: Event, sign: int) -> None:
+        self._written += sign * (len(event.text) + _EACH)
+        self._shown += sign * _size_of(event.display)
 
     def _drop_oldest(self) -> None:
         oldest = self._events.popleft()
         self._first += 1
-        self._size -= len(oldest.text) + _EACH
+        self._count(oldest, -1)
         if oldest.kind in QUESTIONS and self._first - 1 > self._read_to:
             self._unheard.append(oldest)  # whoever asked would wait in vain; the sandbox bounds how many may
         else:
             self._skipped += len(oldest.text)
+            self._skipped_displays += oldest.display is not None
+            if self._named.get(_name_of(oldest) or "") == self._first - 1:
+                del self._named[_name_of(oldest) or ""]
+
+    def _dropped(self) -> str:
+        """Return what was dropped, in words."""
+        parts = [f"{self._skipped} characters of output"] * bool(self._skipped)
+        parts += [f"{self._skipped_displays} displays (the result has those that the cell ended with)"] * bool(self._skipped_displays)
+        return f"{' and '.join(parts)} were dropped before they were read" if parts else ""
+
+
+def _continues(earlier: Event, event: Event) -> bool:
+    """Return whether the two can be told as one: pieces of a stream, or one more clear."""
+    if earlier.kind != event.kind:
+        return False
+    return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MOST_MERGED)
+
+
+def _name_of(event: Event) -> str | None:
+    return event.display.name if event.display is not None else None
+
+
+def _size_of(display: Display | None) -> int:
+    if display is None:
+        return 0
+    return sum(len(kind) + len(form) for kind, form in display.data.items() if isinstance(form, str))
