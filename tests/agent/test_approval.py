@@ -120,6 +120,93 @@ async def test_a_budget_ends(pool: SessionPool, budget: Budget, said: str) -> No
     assert len(mail.sent) < 10
 
 
+AT_ONCE = """
+import asyncio
+async def go(n): return await tools.{tool}(n)
+out = await asyncio.gather(*(go(n) for n in range(20)), return_exceptions=True)
+[one for one in out if not isinstance(one, ToolError)]
+"""
+
+
+class Parallel:
+    """A tool whose calls can be at the same time, and how many were."""
+
+    def __init__(self, budget: Budget, *, seconds: float = 60.0) -> None:
+        self.made = self.running = self.most = 0
+        self.fails = False
+
+        @tool(name="work", effect="read", budget=budget, seconds=seconds)
+        async def work(n: int) -> str:
+            self.made += 1
+            self.running += 1
+            self.most = max(self.most, self.running)
+            try:
+                await asyncio.sleep(0.02)
+                if self.fails:
+                    raise LookupError("nothing is there")
+                return "x" * 998
+            finally:
+                self.running -= 1
+
+        self.tool = work
+
+
+@pytest.mark.parametrize(
+    ("budget", "seconds", "made", "most"),
+    [(Budget(size=3000), 60.0, 3, 1), (Budget(calls=5), 60.0, 5, 5), (Budget(seconds=60), 20.0, 20, 3), (Budget(size=1), 60.0, 1, 1)],
+)
+async def test_calls_at_the_same_time_do_not_overrun_a_budget(
+    pool: SessionPool, budget: Budget, seconds: float, made: int, most: int
+) -> None:
+    parallel = Parallel(budget, seconds=seconds)
+    async with AgentSession(pool, tools=[parallel.tool]) as agent:
+        result = await agent.run(AT_ONCE.format(tool="work"))
+        assert result.text is not None
+        assert (parallel.made, result.text.count("'xxx")) == (made, made)
+        assert [call.decision for call in agent.calls].count("over budget") == 20 - made
+    assert parallel.most <= most
+
+
+async def test_a_call_that_fails_gives_back_what_it_did_not_use(pool: SessionPool) -> None:
+    parallel = Parallel(Budget(size=1000, calls=21))
+    parallel.fails = True
+    async with AgentSession(pool, tools=[parallel.tool]) as agent:
+        await agent.run(AT_ONCE.format(tool="work"))
+        assert parallel.made == 20
+        parallel.fails = False
+        assert (await agent.run("len(tools.work(1))")).value == 998
+        assert "used up: 21 calls" in str((await agent.run("tools.work(1)")).error)
+
+
+async def test_a_call_that_is_cancelled_gives_back_what_it_reserved(pool: SessionPool) -> None:
+    begun, hang = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="read", budget=Budget(size=100, seconds=50))
+    async def work() -> str:
+        begun.set()
+        await hang.wait()
+        return "done"
+
+    async with AgentSession(pool, tools=[work]) as agent:
+        running = asyncio.create_task(agent.run("import threading\nthreading.Thread(target=tools.work).start()\ntools.work()"))
+        await begun.wait()
+        running.cancel()
+        await asyncio.wait([running])
+        hang.set()
+        assert (await agent.run("tools.work()", timeout=10)).value == "done"
+
+
+async def test_a_record_keeps_every_call_and_of_large_arguments_the_latest(pool: SessionPool) -> None:
+    @tool(effect="read")
+    async def take(data: bytes, n: int) -> int:
+        return n
+
+    async with AgentSession(pool, tools=[take]) as agent:
+        await agent.run("for n in range(6): tools.take(bytes(15 << 20), n)")
+        assert [len(call.arguments["data"]) > 1 << 20 for call in agent.calls] == [False, False, True, True, True, True]
+        assert "dropped from the record" in agent.calls[0].arguments["n"]
+
+
 async def test_every_call_is_written_down(pool: SessionPool) -> None:
     mail = Mail(Budget(calls=1))
     async with AgentSession(pool, tools=mail.tools) as agent:

@@ -1,17 +1,15 @@
 """What stands between a call and its tool: who allows it, what it may use up, and what is written down of it."""
 
+import asyncio
 import hashlib
 import inspect
-from collections import defaultdict, deque
+import math
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Literal
 
+from .records import Decision, Records
 from .tools.tool import Effect, Tool, ToolFailedError
-
-_REMEMBERED = 10_000
-Decision = Literal["not asked", "approved", "refused", "over budget"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +24,11 @@ class Call:
 Approve = Callable[[Sequence[Call]], "bool | Sequence[bool] | Awaitable[bool | Sequence[bool]]"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRecord:
-    """What became of a call: `digest` is the SHA-256 of its result as JSON, `error` names the exception of a tool that failed."""
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """What a call may use of its tool's budget while it runs: so many seconds."""
 
-    tool: str
-    effect: Effect
-    arguments: Mapping[str, object]
-    decision: Decision
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    duration: float = 0.0
-    digest: str | None = None
-    error: str | None = None
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -45,6 +36,8 @@ class _Used:
     calls: int = 0
     seconds: float = 0.0
     size: int = 0
+    running: list[Reservation] = field(default_factory=list)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Approval:
@@ -54,7 +47,7 @@ class Approval:
         """Asks the given function, with one call or with all of a batch."""
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
-        self.records: deque[CallRecord] = deque(maxlen=_REMEMBERED)
+        self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
         """One decision for each, asked for together."""
@@ -81,25 +74,40 @@ class Approval:
         decided = list(answer) if isinstance(answer, Sequence) else []
         return [one is True for one in decided] if len(decided) == len(calls) else [False] * len(calls)
 
-    def take(self, tool: Tool) -> None:
-        """Counts a call before it is made, so that calls at the same time count; ToolFailedError over the tool's budget."""
+    async def reserve(self, tool: Tool) -> Reservation:
+        """Reserve a call of a tool, with its seconds and its answer; ToolFailedError if the tool's budget is used up.
+
+        Wait while calls that run may use up the rest: how large their answers are is known when they are there.
+        """
         used, budget = self._used[tool.name], tool.budget
-        limits = {"calls": (budget.calls, used.calls), "seconds": (budget.seconds, used.seconds), "bytes": (budget.size, used.size)}
-        for name, (limit, spent) in limits.items():
-            if limit is not None and spent >= limit:
-                raise ToolFailedError(f"the budget of {tool.name} is used up: {limit:g} {name} in this session")
+        while True:
+            _check(tool, used)
+            left = math.inf if budget.seconds is None else budget.seconds - used.seconds
+            seconds = min(tool.seconds, left)
+            fits = seconds <= left - sum(one.seconds for one in used.running)
+            if not used.running or (fits and budget.size is None):
+                break
+            used.settled.clear()
+            await used.settled.wait()
         used.calls += 1
+        used.running.append(Reservation(seconds))
+        return used.running[-1]
 
-    def seconds_left(self, tool: Tool) -> float:
-        """How long a call of it may take."""
-        limit = tool.budget.seconds
-        return tool.seconds if limit is None else min(tool.seconds, max(limit - self._used[tool.name].seconds, 0.0))
-
-    def spend(self, tool: Tool, seconds: float, size: int) -> None:
-        """Counts what a call used."""
+    def settle(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
+        """Count what a call used in the place of what was reserved for it."""
         used = self._used[tool.name]
+        used.running.remove(reservation)
         used.seconds += seconds
         used.size += size
+        used.settled.set()
+
+
+def _check(tool: Tool, used: _Used) -> None:
+    budget = tool.budget
+    limits = {"calls": (budget.calls, used.calls), "seconds": (budget.seconds, used.seconds), "bytes": (budget.size, used.size)}
+    for name, (limit, spent) in limits.items():
+        if limit is not None and spent >= limit:
+            raise ToolFailedError(f"the budget of {tool.name} is used up: {limit:g} {name} in this session")
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:

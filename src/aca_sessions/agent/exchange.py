@@ -32,6 +32,7 @@ _TRIES, _TRY_AGAIN = 3, 0.5
 _CANCEL_SECONDS = 10.0
 _MOST_WRITTEN = 1 << 20
 _MOST_DELIVERED = 8 << 20  # characters of answers at a time, or one answer
+_MOST_OPEN = 64  # calls that are answered or whose answers were not brought yet; others are told again later
 _RUNS_ON = State("unknown", "unknown", "unknown", "still running")
 _LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not tell
 _STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session"
@@ -131,6 +132,8 @@ class _Cell:
     def _take(self, now: Told) -> None:
         """Starts to answer what was not asked before."""
         for number, text in now.calls:
+            if len(self._open) + len(self._answers) >= _MOST_OPEN:
+                break
             if number > self._latest:
                 self._latest = number
                 self._open[number] = self._tasks.own(self._outside.answer(self._session, text))

@@ -3,40 +3,86 @@
 Whatever a call says was written by code that nobody reviewed. It can name what is in the table and nothing else.
 """
 
+import asyncio
+import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ..client.session import Session
-from ..errors import ACASessionsError
+from ..errors import ACASessionsError, NotFoundError
 from . import values
+from .room import Room
 from .tools.tool import ToolFailedError, message_of
 
 _MOST_ATTACHED_FILES = 100
+_MOST_TEXT = 2 << 20  # characters of all calls at a time; as objects they may take forty times as much
+_MOST_IN_FILES = 2 * values.MOST_ATTACHED  # bytes of all calls at a time
+_ALONE = "artifacts.load"  # may answer with as much as a session once saved: one at a time
 _logger = logging.getLogger("aca_sessions")
 Answer = Callable[..., Awaitable[object]]
 
 
 class Outside:
-    """Answers the calls of a session from a table of names."""
+    """Answers the calls of a session from a table of names. Calls whose arguments take too much memory together wait for each other."""
 
     def __init__(self, table: Mapping[str, Answer]) -> None:
         """Takes the names that may be called, each with a coroutine function of keyword arguments."""
         self._table = dict(table)
+        self._texts, self._files = Room(_MOST_TEXT), Room(_MOST_IN_FILES)
+        self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
 
     async def answer(self, session: Session, text: str) -> str:
         """The answer to a call, as JSON: a value, or the name and message of what failed. Never raises for what the call is about."""
         try:
-            name, arguments = _read(text)
-            decoded = await _fetched(session, arguments)
-            value = await _called(self._table[name], decoded) if name in self._table else _unknown(name)
-            return '{"value": ' + await _sent(session, value) + "}"
+            async with self._texts.of(len(text)):
+                return await self._answered(session, text)
         except ACASessionsError as error:
             return _failed(error)
         except Exception as error:
             _logger.info("a call from a session failed: %s", type(error).__name__)
             return _failed(error)
+
+    async def _answered(self, session: Session, text: str) -> str:
+        name, arguments = _read(text)
+        async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetched(session, arguments) as fetched:
+            value = await _called(self._table[name], fetched) if name in self._table else _unknown(name)
+            return '{"value": ' + await _sent(session, value) + "}"
+
+    @asynccontextmanager
+    async def _fetched(self, session: Session, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the arguments, with the content of the files that they name."""
+        names = values.files_named(arguments)
+        if not names:
+            yield dict(values.decode(arguments, {}))
+            return
+        if len(names) > _MOST_ATTACHED_FILES:
+            raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED_FILES} long texts, bytes and tables")
+        sizes = {file.name: file.size for file in await session.list_files()}
+        size = sum(sizes.get(name, 0) for name in names)
+        if size > values.MOST_ATTACHED:
+            raise ToolFailedError(f"a call takes at most {values.MOST_ATTACHED >> 20} MB")
+        most = size if sizes.keys() >= {*names} else values.MOST_ATTACHED  # an endpoint may list less than there is
+        async with self._files.of(most):
+            contents = await self._taken(session, names, most)
+            yield dict(values.decode(arguments, contents))
+
+    async def _taken(self, session: Session, names: Sequence[str], most: int) -> dict[str, bytes]:
+        """Read and delete files, those of one call at a time: a session may make a file grow after it was listed."""
+        contents: dict[str, bytes] = {}
+        async with self._reading:
+            for name in dict.fromkeys(names):
+                try:
+                    contents[name] = await session.download_file(name)
+                except NotFoundError:
+                    told = "it is read by one call, once, and deleted then"
+                    raise ToolFailedError(f"the file {name} of this call is not there: {told}") from None
+                await session.delete_file(name)
+                if sum(len(contents.get(one, b"")) for one in names) > most:
+                    raise ToolFailedError(f"the file {name} of this call grew while it was read: write it before the call")
+        return contents
 
 
 def _read(text: str) -> tuple[str, dict[str, Any]]:
@@ -56,23 +102,6 @@ async def _called(answer: Answer, arguments: dict[str, Any]) -> object:
 
 def _unknown(name: str) -> object:
     raise ToolFailedError(f"there is no call named {name[:100]}")
-
-
-async def _fetched(session: Session, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with the content of the files that they name."""
-    names = values.files_named(arguments)
-    if not names:
-        return dict(values.decode(arguments, {}))
-    if len(names) > _MOST_ATTACHED_FILES:
-        raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED_FILES} long texts, bytes and tables")
-    sizes = {file.name: file.size for file in await session.list_files()}
-    if sum(sizes.get(name, 0) for name in names) > values.MOST_ATTACHED:
-        raise ToolFailedError(f"a call takes at most {values.MOST_ATTACHED >> 20} MB")
-    contents = {}
-    for name in dict.fromkeys(names):
-        contents[name] = await session.download_file(name)
-        await session.delete_file(name)
-    return dict(values.decode(arguments, contents))
 
 
 async def _sent(session: Session, value: object) -> str:

@@ -10,13 +10,14 @@ from ..client.pool import SessionPool
 from ..connect import open_pool
 from ..errors import ACASessionsError, NotSupportedError
 from ..models import CodeExecutionResult
-from .approval import Approval, Approve, CallRecord
+from .approval import Approval, Approve
 from .artifacts import Artifacts
 from .deps import Deps
 from .kept import Kept
 from .live import Live
 from .memory_storage import MemoryStorage
 from .namespaces import table
+from .records import CallRecord
 from .search import Embed
 from .skills import Skills
 from .storage import FileStorage, Storage
@@ -112,7 +113,7 @@ class AgentSession(Kept):
 
     @property
     def calls(self) -> list[CallRecord]:
-        """What was called so far, whatever became of it; the latest ten thousand."""
+        """What was called so far, whatever became of it; the latest ten thousand, and of the oldest perhaps without their arguments."""
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from . import values
-from .approval import Approval, CallRecord, Decision, digest, why_refused
+from .approval import Approval, digest, why_refused
+from .records import CallRecord, Decision
 from .search import Embed, Search
 from .tools.tool import Tool, ToolFailedError, message_of
 
@@ -83,13 +84,16 @@ class ToolBox:
             records.append(record)
             raise ToolFailedError(why_refused(tool))
         try:
-            self._approval.take(tool)
+            reserved = await self._approval.reserve(tool)
         except ToolFailedError:
             records.append(replace(record, decision="over budget"))
             raise
+        except asyncio.CancelledError:
+            records.append(replace(record, error="cancelled"))
+            raise
         started, error, text, files = time.perf_counter(), "cancelled", "", dict[str, bytes]()
         try:
-            value = await self._timed(tool, arguments)
+            value = await self._timed(tool, arguments, reserved.seconds)
             text, files = values.encode(value)
             error = ""
             return value
@@ -98,12 +102,11 @@ class ToolBox:
             raise
         finally:
             duration = time.perf_counter() - started
-            self._approval.spend(tool, duration, len(text) + sum(map(len, files.values())))
+            self._approval.settle(tool, reserved, seconds=duration, size=len(text) + sum(map(len, files.values())))
             known = digest(text, files) if not error else None
             records.append(replace(record, duration=duration, digest=known, error=error or None))
 
-    async def _timed(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
-        seconds = self._approval.seconds_left(tool)
+    async def _timed(self, tool: Tool, arguments: Mapping[str, Any], seconds: float) -> object:
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await tool.act(dict(arguments))
