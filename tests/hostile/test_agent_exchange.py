@@ -1,5 +1,6 @@
 """What a session's code may make of the way by which it calls tools of the host where its cells run in a thread of it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 
@@ -104,3 +105,34 @@ async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) ->
     async with AgentSession(pool, tools=[count]) as agent:
         result = await agent.run(f"{BY_HAND}\nforge({line!r})", timeout=1)
     assert (made, str(result.state)) == ([1], "unknown: still running")
+
+
+async def test_calls_that_nobody_can_answer_in_time_are_not_taken_without_end(pool: SessionPool) -> None:
+    """Of the calls of a cell that runs in a thread of its session, the host has at most 64 at a time, however many the session tells."""
+    begun = []
+
+    @tool(effect="read")
+    async def hang() -> None:
+        begun.append(1)
+        await asyncio.Event().wait()
+
+    call = json.dumps({"name": "tools.call", "arguments": {"name": "hang", "arguments": {}}})
+    forged = f"""
+import itertools, time
+numbers, met = itertools.count(1), itertools.count(1)
+def tell(marker, said):
+    line = json.dumps({{"cell": "runs", "calls": [[next(numbers), {call!r}] for _ in range(60)], "waited": 0.0}})
+    meeting.write_past(chr(10) + marker + line + chr(10))
+    open("/mnt/data/met", "w").write(str(next(met)))
+meeting.meet = tell
+time.sleep(60)
+"""
+    async with AgentSession(pool, tools=[hang]) as agent:
+        session = agent._live.session
+        await session.upload_file("met", b"0")
+        running = asyncio.create_task(agent.run(f"{BY_HAND}{forged}"))
+        while int(await session.download_file("met") or 0) < 4:
+            await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.wait([running])
+    assert len(begun) == 64

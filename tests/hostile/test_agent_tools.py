@@ -113,6 +113,58 @@ async def test_hostile_calls_end_that_session_only(pool: SessionPool, frame: str
         assert (await other.run("x")).value == 42
 
 
+IN_THREADS = """
+import threading
+def told(call):
+    try: return link.ask(execution, "call", json.dumps({"name": "tools.call", "arguments": {"name": "take", "arguments": {"data": call}}}))
+    except Exception as error: return str(error)
+def at_once(calls):
+    answers = []
+    threads = [threading.Thread(target=lambda call=call: answers.append(told(call))) for call in calls]
+    [thread.start() for thread in threads]; [thread.join() for thread in threads]
+    return answers
+"""
+ONE_FILE = """
+name = ".call-" + "a" * 32
+open(name, "wb").write(bytes(16 << 20))
+answers = at_once([{"$": "bytes", "file": name}] * 60)
+sum('"value"' in one for one in answers), sum("it is read by one call" in one for one in answers)
+"""
+MANY_FILES = """
+names = [".call-" + f"{n:032x}" for n in range(11)]
+for name in names: open(name, "wb").write(bytes(16 << 20))
+answers = at_once({"$": "bytes", "file": name} for name in names)
+sum('"value"' in one for one in answers)
+"""
+LARGE_TEXTS = """
+answers = at_once([[[]] * 250_000] * 4)
+sum('"value"' in one for one in answers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "made", "most"), [(ONE_FILE, "(1, 59)", 1, 1), (MANY_FILES, "11", 11, 8), (LARGE_TEXTS, "4", 4, 2)]
+)
+async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: str, text: str, made: int, most: int) -> None:
+    """However many calls a session makes at a time, their arguments take bounded memory of the host, and a file is read once."""
+    sizes, running = list[int](), list[int]()
+
+    @tool(effect="read")
+    async def take(data: object) -> int:
+        sizes.append(len(data))  # type: ignore[arg-type]
+        running.append(1)
+        in_flight.append(len(running))
+        await asyncio.sleep(0.1)
+        running.pop()
+        return 1
+
+    in_flight = list[int]()
+    async with AgentSession(pool, tools=[take]) as agent:
+        assert (await agent.run(f"{BY_HAND}{IN_THREADS}{code}", timeout=30)).text == text
+        assert (await agent.run("6 * 7")).value == 42
+    assert (len(sizes), max(in_flight) <= most) == (made, True)
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "[" * 100_000, '{"name": 5, "arguments": {}}', '{"name": "tools.list", "arguments": []}', "1" * 5000]
 )

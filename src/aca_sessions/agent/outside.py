@@ -20,6 +20,7 @@ from .tools.tool import ToolFailedError, message_of
 _MOST_ATTACHED_FILES = 100
 _MOST_TEXT = 2 << 20  # characters of all calls at a time; as objects they may take forty times as much
 _MOST_IN_FILES = 2 * values.MOST_ATTACHED  # bytes of all calls at a time
+_LONG = 64 << 10  # characters of a call that are read in a thread: of a million that takes a second
 _ALONE = "artifacts.load"  # may answer with as much as a session once saved: one at a time
 _logger = logging.getLogger("aca_sessions")
 Answer = Callable[..., Awaitable[object]]
@@ -46,17 +47,18 @@ class Outside:
             return _failed(error)
 
     async def _answered(self, session: Session, text: str) -> str:
-        name, arguments = _read(text)
-        async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetched(session, arguments) as fetched:
-            value = await _called(self._table[name], fetched) if name in self._table else _unknown(name)
+        reading = asyncio.to_thread if len(text) > _LONG else _at_once
+        name, arguments, files = await reading(_read, text)
+        async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetched(session, files) as contents:
+            decoded = await reading(values.decode, arguments, contents)
+            value = await _called(self._table[name], dict(decoded)) if name in self._table else _unknown(name)
             return '{"value": ' + await _sent(session, value) + "}"
 
     @asynccontextmanager
-    async def _fetched(self, session: Session, arguments: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Yield the arguments, with the content of the files that they name."""
-        names = values.files_named(arguments)
+    async def _fetched(self, session: Session, names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
+        """Yield the content of the files that a call names."""
         if not names:
-            yield dict(values.decode(arguments, {}))
+            yield {}
             return
         if len(names) > _MOST_ATTACHED_FILES:
             raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED_FILES} long texts, bytes and tables")
@@ -66,8 +68,7 @@ class Outside:
             raise ToolFailedError(f"a call takes at most {values.MOST_ATTACHED >> 20} MB")
         most = size if sizes.keys() >= {*names} else values.MOST_ATTACHED  # an endpoint may list less than there is
         async with self._files.of(most):
-            contents = await self._taken(session, names, most)
-            yield dict(values.decode(arguments, contents))
+            yield await self._taken(session, names, most)
 
     async def _taken(self, session: Session, names: Sequence[str], most: int) -> dict[str, bytes]:
         """Read and delete files, those of one call at a time: a session may make a file grow after it was listed."""
@@ -85,14 +86,19 @@ class Outside:
         return contents
 
 
-def _read(text: str) -> tuple[str, dict[str, Any]]:
+async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
+    return work(*arguments)
+
+
+def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
+    """Return the name, the arguments, and the files that these name."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):
         raise ToolFailedError("a call is JSON with a name and arguments") from None
     match call:
         case {"name": str(name), "arguments": dict(arguments)} if len(call) == 2:
-            return name, arguments
+            return name, arguments, values.files_named(arguments)
     raise ToolFailedError("a call is JSON with a name and arguments")
 
 

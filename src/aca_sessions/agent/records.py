@@ -11,6 +11,8 @@ from .tools.tool import Effect
 _REMEMBERED = 10_000
 _REMEMBERED_BYTES = 64 << 20  # of arguments, which a session chooses
 _EACH = 64  # bytes, about, that any object takes
+_MOST_VALUES = 10_000  # of one argument; to look at more of them takes time
+_TOO_MANY = "[left out of the record: too many values]"
 _DROPPED = "[dropped from the record: later arguments took its room]"
 Decision = Literal["not asked", "approved", "refused", "over budget"]
 
@@ -46,7 +48,11 @@ class Records:
 
     def append(self, record: CallRecord) -> None:
         """Keep a record."""
-        size = _size_of(record.arguments)
+        sizes = {name: _size_of(argument) for name, argument in record.arguments.items()}
+        size = sum(filter(None, sizes.values()))
+        if None in sizes.values():
+            kept = {name: _TOO_MANY if sizes[name] is None else argument for name, argument in record.arguments.items()}
+            record = replace(record, arguments=kept)
         self._whole.append((record, size))
         self._size += size
         while self._size > _REMEMBERED_BYTES or len(self._whole) > _REMEMBERED:
@@ -57,9 +63,14 @@ class Records:
             self._without.popleft()
 
 
-def _size_of(arguments: Mapping[str, object]) -> int:
-    size, left = 0, list[object](arguments.values())
+def _size_of(argument: object) -> int | None:
+    """Return about how many bytes an argument takes; None if it has too many values to be kept."""
+    size = looked_at = 0
+    left = [argument]
     while left:
+        looked_at += 1
+        if looked_at + len(left) > _MOST_VALUES:
+            return None
         match left.pop():
             case str() | bytes() as one:
                 size += len(one)
