@@ -1,5 +1,6 @@
 """Artifacts: tables as parquet, and files that a person put into the folder."""
 
+import asyncio
 import contextlib
 import pickle
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool
 from aca_sessions.agent.artifacts import Artifacts
+from aca_sessions.agent.memory_storage import MemoryStorage
+from aca_sessions.agent.storage import Kind
 from aca_sessions.errors import InvalidArgumentError, StorageError
 
 FRAME = "import pandas as pd\nframe = pd.DataFrame({'n': [1, 2], 'text': ['x', None], 'when': pd.to_datetime(['2026-01-01', None])})\n"
@@ -67,3 +70,29 @@ async def test_a_file_of_any_name_is_never_unpickled(tmp_path: Path, name: str) 
     with contextlib.suppress(StorageError):
         assert isinstance(await Artifacts(FileStorage(tmp_path)).load(name), str)
     assert not Path("ran").exists()
+
+
+class Counting(MemoryStorage):
+    """Counts how many contents are on their way out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading = self.most = 0
+
+    async def read(self, kind: Kind, name: str) -> bytes | None:
+        if kind != "content":
+            return await super().read(kind, name)
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        await asyncio.sleep(0.02)
+        self.reading -= 1
+        return await super().read(kind, name)
+
+
+async def test_a_session_loads_one_artifact_at_a_time(pool: SessionPool) -> None:
+    storage = Counting()
+    code = "import asyncio\nasync def go(): return len(await artifacts.load('a'))\nawait asyncio.gather(*(go() for _ in range(8)))"
+    async with AgentSession(pool, storage=storage) as agent:
+        await agent.save_artifact("a", bytes(1 << 20))
+        assert (await agent.run(code)).text == str([1 << 20] * 8)
+    assert storage.most == 1

@@ -154,7 +154,7 @@ async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: 
         sizes.append(len(data))  # type: ignore[arg-type]
         running.append(1)
         in_flight.append(len(running))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)  # longer than the host reads the arguments of the next
         running.pop()
         return 1
 
