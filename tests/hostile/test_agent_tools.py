@@ -137,7 +137,7 @@ answers = at_once({"$": "bytes", "file": name} for name in names)
 sum('"value"' in one for one in answers)
 """
 LARGE_TEXTS = """
-answers = at_once([[[]] * 250_000] * 4)
+answers = at_once([["x" * 60_000] * 17] * 4)
 sum('"value"' in one for one in answers)
 """
 
