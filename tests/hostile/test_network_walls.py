@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aca_sessions import Policy, Session, open_pool
+from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
+from aca_sessions.sandbox.proxy import Proxy
+from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.syscalls import landlock_version
 
 from ..conftest import IMAGE
@@ -37,6 +40,12 @@ ADDRESSES = {
     "a public address of IPv6": "('2606:4700:4700::1111', 443)",
     "the metadata service over IPv6": "('fd00:ec2::254', 80)",
 }
+PLATFORMS = {
+    "Azure's wire server": "168.63.129.16", "Oracle's metadata": "192.0.0.192", "Alibaba's metadata": "100.100.100.200",
+    "the metadata of most": "169.254.169.254", "AWS's metadata over IPv6": "fd00:ec2::254", "IBM's service endpoints": "166.9.14.5",
+    "mapped to IPv6": "::ffff:168.63.129.16", "by NAT64": "64:ff9b::a83f:8110", "by 6to4": "2002:a83f:8110::1",
+    "by Teredo": "2001:0:a83f:8110::1", "by ISATAP": "2606:4700::5efe:a83f:8110", "a private network": "10.0.0.5", "loopback": "127.0.0.1",
+}  # fmt: skip
 LOCAL_ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.255.255.254", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1")
 LOOK_UPS = ("example.org", "localhost.localdomain", "metadata.google.internal", "host.docker.internal", socket.gethostname())
 CHANGES = {
@@ -86,6 +95,29 @@ async def test_no_address_is_reached(session: Session, address: str) -> None:
     assert await outcome(session, f"socket.socket({family}).connect({ADDRESSES[address]})", prelude=PRELUDE) == "ENETUNREACH"
     send = f"socket.socket({family}, socket.SOCK_DGRAM).sendto(b'x', {ADDRESSES[address]})"
     assert await outcome(session, send, prelude=PRELUDE) == "ENETUNREACH"
+
+
+async def test_no_allowed_name_leads_to_a_platform() -> None:
+    """Whatever its policy allows, no name leads a session to a private address or to a cloud's own services."""
+    dialled: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["8.8.8.8", PLATFORMS[[*PLATFORMS][int(host.removesuffix(".any.test"))]]]  # one such address among good ones is enough
+
+    async def connect(address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        dialled.append(address)
+        raise OSError("nobody is there")
+
+    network = Network.allow("*")
+    proxy = Proxy(network, resolve=resolve, connect=connect)
+    async with Sandboxes(Policy(network=network, image=IMAGE, spares=0, preload=()), proxy) as sandboxes:
+        sandbox = await sandboxes.open()
+        code = f"import urllib.request as u, urllib.error\ncodes = []\nfor n in range({len(PLATFORMS)}):\n"
+        code += "    try: u.urlopen(f'http://{n}.any.test/', timeout=5)\n    except urllib.error.HTTPError as e: codes.append(e.code)\n"
+        interpreter: Interpreter = await sandbox.interpreter()
+        assert (await interpreter.run("e", f"{code}str(codes)", 60.0)).value == str([403] * len(PLATFORMS))
+        await sandbox.close()
+    assert dialled == []
 
 
 @pytest.mark.parametrize("address", LOCAL_ADDRESSES)

@@ -230,7 +230,12 @@ def test_public_addresses(address: str) -> None:
             "fec0::1",
             "fe80::1%lo",
             "fd00:ec2::254",
+            "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+            "2606:4700::5efe:a9fe:a9fe",
+            "5f00::1",
+            "3fff::1",
         ),
+        *("168.63.129.16", "192.0.0.192", "192.0.0.8", "192.0.0.10", "100.100.100.200", "161.26.0.10", "166.9.14.5", "192.88.99.1"),
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:

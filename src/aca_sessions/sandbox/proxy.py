@@ -206,15 +206,34 @@ def _allows(domain: str, host: str, port: int) -> bool:
 
 def _is_public(address: str) -> bool:
     found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is not None or found.is_site_local or any(found in network for network in _IPV4_INSIDE):
-            return False
-    return found.is_global and not found.is_multicast and not _is_ours(address, found.version)
+    if any(found in network for network in _NEVER) or found.is_multicast or not found.is_global:
+        return False
+    if isinstance(found, ipaddress.IPv6Address) and (found.is_site_local or _leads_to_ipv4(found)):
+        return False
+    return not _is_ours(address, found.version)
 
 
-# Translated to IPv4 by the network, by one of its own, or once upon a time: older releases of Python take some of these for public.
-_IPV4_INSIDE = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96")))
+def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
+    """Return whether an IPv6 address carries an IPv4 address, to which the network may translate it: that one was not checked."""
+    isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
+    return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
+
+
+# `is_global` of these differs between releases of Python, or is true although no public service has such an address.
+_NEVER = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            *("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96"),  # translated or tunnelled to IPv4
+            *("192.88.99.0/24", "5f00::/16", "3fff::/20"),  # relays of 6to4; segment routing; documentation
+            # Services that a cloud gives to its own machines at addresses that look public: they hand out settings and credentials.
+            "168.63.129.16/32",  # Azure: wire server, DNS and health
+            "192.0.0.0/24",  # Oracle: metadata at 192.0.0.192; the whole block is for protocols (RFC 6890)
+            *("161.26.0.0/16", "166.8.0.0/14"),  # IBM: DNS, mirrors and service endpoints on the private network
+            *("169.254.0.0/16", "100.64.0.0/10", "fc00::/7"),  # metadata of the others (Alibaba: 100.100.100.200, AWS: fd00:ec2::254)
+        ),
+    )
+)
 
 
 def _is_ours(address: str, version: int) -> bool:
