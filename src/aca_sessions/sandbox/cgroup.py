@@ -20,6 +20,7 @@ from typing import ClassVar, Protocol
 from anyio import to_thread
 
 from .policy import Limits, Together
+from .shortage import is_shortage, with_reserve
 
 _logger = logging.getLogger("aca_sessions")
 _CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
@@ -215,16 +216,19 @@ class Groups:
         self._numbers = itertools.count(1)
         self._tops = version.tops(f"aca-sessions-{secrets.token_hex(8)}")
         self._janitor: subprocess.Popen[bytes] | None = None
-        for top in self._tops:
-            top.mkdir()
-        if isinstance(version, VersionTwo):
-            _write(self._tops[0] / "cgroup.subtree_control", "+memory +pids")
-        memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
-        version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
-        arguments = ["/bin/sh", "-c", _JANITOR, "aca-sessions-janitor", *map(str, self._tops)]
-        self._janitor = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={}, cwd="/", start_new_session=True
-        )
+        with contextlib.ExitStack() as on_failure:
+            for top in self._tops:
+                top.mkdir()
+                on_failure.callback(top.rmdir)
+            if isinstance(version, VersionTwo):
+                _write(self._tops[0] / "cgroup.subtree_control", "+memory +pids")
+            memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
+            version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
+            arguments = ["/bin/sh", "-c", _JANITOR, "aca-sessions-janitor", *map(str, self._tops)]
+            self._janitor = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={}, cwd="/", start_new_session=True
+            )
+            on_failure.pop_all()
 
     @classmethod
     def shared(cls, together: Together) -> "Groups | None":
@@ -248,6 +252,8 @@ class Groups:
         try:
             return cls(version, together)
         except OSError as error:
+            if is_shortage(error):
+                raise  # sessions would be counted less exactly, and nobody has chosen that
             _logger.info("control groups cannot be used here: %s", error.strerror)
             return None
 
@@ -255,10 +261,13 @@ class Groups:
         """A session's group, for all of its memory: that of its processes and that of its files."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._tops]
-        for folder in folders:
-            folder.mkdir()
         memory = limits.memory + limits.disk + 2 * limits.temporary
-        self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
+        with contextlib.ExitStack() as on_failure:
+            for folder in folders:
+                folder.mkdir()
+                on_failure.callback(folder.rmdir)
+            self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
+            on_failure.pop_all()
         return Group(self.version, folders, memory)
 
     def release(self) -> None:
@@ -288,7 +297,7 @@ def _own_groups() -> list[tuple[str, str]]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return with_reserve(path.read_text)
     except OSError:
         return ""
 

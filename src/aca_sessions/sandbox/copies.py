@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import SnapshotError
 from . import contents
 from .files import Files
+from .shortage import told_of
 from .trees import FOLDER, READ, link, opened, parent_of, read_link, set_attributes, walk
 
 
@@ -21,7 +22,7 @@ class Copied:
 def copy(source: Files, target: Files, *, most: int) -> Copied:
     """Make an empty tree the same as another, hard links and holes included. Raise SnapshotError if that has more than `most` bytes."""
     try:
-        with source.as_guest() as here, target.as_guest() as there:
+        with told_of("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
             return _Copying(here, there, target.origins).copy_all(most)
     except OSError as error:
         raise SnapshotError(f"the session's files cannot be copied: {error.strerror}") from None

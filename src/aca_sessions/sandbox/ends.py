@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..errors import GuestDiedError
 from ..models import RunningProcess
 from . import syscalls
+from .shortage import with_reserve
 from .watchdog import family
 
 MOST_TOLD = 100
@@ -77,11 +78,12 @@ def open_member(init: int, number: int) -> int:
     """Return a pidfd of a process below an init, by its number there, which the guest reported: it can name none but its own."""
     for _ in range(_LOOKS):  # one look may miss it, where processes beside it come and go
         for pid in descendants(host_pid(init)):
-            with contextlib.suppress(OSError, GuestDiedError):
+            with contextlib.suppress(ProcessLookupError, GuestDiedError), contextlib.ExitStack() as unless_found:
                 process = os.pidfd_open(pid)
+                unless_found.callback(os.close, process)
                 if number_of(process) == number and pid in descendants(host_pid(init)):
+                    unless_found.pop_all()
                     return process
-                os.close(process)
     raise GuestDiedError("the session's code is in the way: reset the session")
 
 
@@ -103,11 +105,15 @@ def descendants(pid: int) -> list[int]:
 def kill(pid: int) -> None:
     """Ends a process that was seen below one of ours a moment ago; by a descriptor, so that no other of its number is hit later."""
     with contextlib.suppress(OSError):
-        process = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-        finally:
-            os.close(process)
+        with_reserve(lambda: _kill(pid))
+
+
+def _kill(pid: int) -> None:
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    finally:
+        os.close(process)
 
 
 class ForkEnds:
@@ -115,9 +121,10 @@ class ForkEnds:
 
     def __init__(self, owner: int | None) -> None:
         """Pipes belong to the guest's user: code in the session may open them again, by /dev/stdout."""
-        self.link, self._theirs_link = socket.socketpair()
-        with _as_user(owner):
-            (self.said, said), (stdout, stdout_end), (stderr, stderr_end) = os.pipe(), os.pipe(), os.pipe()
+        with contextlib.ExitStack() as on_failure, _as_user(owner):
+            self.link, self._theirs_link = (on_failure.enter_context(end) for end in socket.socketpair())
+            (self.said, said), (stdout, stdout_end), (stderr, stderr_end) = (_pipe(on_failure) for _ in range(3))
+            on_failure.pop_all()
         self.streams = (stdout, stderr)
         self._theirs = [said, stdout_end, stderr_end]
 
@@ -138,6 +145,13 @@ class ForkEnds:
         self.link.close()
         for descriptor in (self.said, *self.streams):
             os.close(descriptor)
+
+
+def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        on_failure.callback(os.close, end)
+    return ends
 
 
 @contextmanager

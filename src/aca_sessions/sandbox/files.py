@@ -146,9 +146,11 @@ class Files:
         """A descriptor of a folder, made with those above it where it is missing."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, 0o755, dir_fd=descriptor)
-            os.close(descriptor)
+            try:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=descriptor)
+            finally:
+                os.close(descriptor)
             made = f"{made}/{part}".lstrip("/")
             descriptor = self._open_folder(made)
         return descriptor

@@ -25,6 +25,7 @@ from .memory import Memory
 from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import IMAGE, lines_for_image, remedy_for
+from .shortage import no_descriptor, reserve, told_of
 from .tree_numbers import Numbers
 from .watchdog import Watchdog
 
@@ -42,6 +43,7 @@ _ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 _logger = logging.getLogger("aca_sessions")
+_NOTHING_WAS_SENT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
 
@@ -85,10 +87,20 @@ class ForkServer:
         self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first number is 1
         self._network = policy.network.kind
         self._together = policy.together
-        self._folder = _folder_for(policy)
-        self.groups = Groups.shared(policy.together)
         python = sys.executable if policy.image else policy.python or sys.executable
         roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})
+        with contextlib.ExitStack() as on_failure:
+            reserve.hold()
+            self._folder = _folder_for(policy)
+            if self._folder is not None:
+                on_failure.callback(self._folder.remove)
+            self.groups = Groups.shared(policy.together)
+            if self.groups is not None:
+                on_failure.callback(self.groups.release)
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            on_failure.callback(self._control.close)
+            self._process = _start(python, theirs)
+            on_failure.pop_all()
         plan = wire.Plan(
             roots=roots,
             first_uid=self._first_uid,
@@ -101,8 +113,6 @@ class ForkServer:
             image=policy.image or "",
             python=(policy.python or "") if policy.image else "",
         )
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = _start(python, theirs)
         self._control.settimeout(_BOOT_SECONDS)
         self._control.send(wire.encode(plan))
 
@@ -113,7 +123,8 @@ class ForkServer:
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
-                server = cls._shared[key] = cls(policy)
+                with told_of("the embedded sandbox"):
+                    server = cls._shared[key] = cls(policy)
             server._users += 1
             return server
 
@@ -147,7 +158,11 @@ class ForkServer:
         """What a session has whatever becomes of its interpreter: its tree, and who counts its memory."""
         tree = self.make_tree(limits)
         try:
-            return tree, self.groups.make(limits) if self.groups is not None else Watchdog(limits, self._together)
+            with told_of("another session"):
+                return tree, self.groups.make(limits) if self.groups is not None else Watchdog(limits, self._together)
+        except GuestDiedError:
+            self.drop_tree(tree)
+            raise
         except OSError as error:
             self.drop_tree(tree)
             raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
@@ -164,7 +179,7 @@ class ForkServer:
         """Make a new, empty, size-limited /mnt/data, of a user of its own or of the user of a session that exists."""
         number, user = self._numbers.take(user)
         try:
-            directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files))
+            directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
         except BaseException:
             self._numbers.give_back(user)
             raise
@@ -195,7 +210,7 @@ class ForkServer:
             memory_is_counted=self.groups is not None,
             history=limits.history,
         )
-        with contextlib.ExitStack() as on_failure:
+        with told_of("another session"), contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
             report, report_end = os.pipe()
             on_failure.callback(os.close, report)
@@ -207,11 +222,16 @@ class ForkServer:
             on_failure.pop_all()
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
-    def _ask_for_one(self, request: wire.Message, *descriptors: int) -> int:
-        """The one descriptor that answers a request."""
+    def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
+        """Return the one descriptor that answers a request. If the kernel dropped it, since this process has none free, undo the request.
+
+        A spawned session needs no undoing: it ends when our end of its link is closed.
+        """
         answer = self._ask(request, *descriptors)
-        if len(answer) != 1:  # this process has none free: the kernel dropped it on the way
-            raise self._give_up()
+        if not answer:
+            if undo is not None:
+                self._ask(undo)
+            raise no_descriptor("another session")
         return answer[0]
 
     def _ask(self, request: wire.Message, *descriptors: int) -> list[int]:
@@ -235,8 +255,8 @@ class ForkServer:
         try:
             socket.send_fds(self._control, [wire.encode(request)], descriptors)
         except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:  # nothing was sent: no answer will be taken for another
-                raise refusal(wire.Refused("session", errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))) from None
+            if error.errno in _NOTHING_WAS_SENT:  # no answer will be taken for another
+                raise refusal(wire.Refused("session", error.errno, os.strerror(error.errno))) from error
             raise self._give_up() from None
         return self._answer()
 
@@ -301,16 +321,15 @@ def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
 
 def _start(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
     """Starts the zygote with three descriptors: the control socket, where this package's code lies, and this process."""
-    code = os.open(Path(__file__).parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    host = os.pidfd_open(os.getpid())
-    descriptors = (control.fileno(), code, host)
-    try:
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(control.close)
+        code = os.open(Path(__file__).parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        afterwards.callback(os.close, code)
+        host = os.pidfd_open(os.getpid())
+        afterwards.callback(os.close, host)
+        descriptors = (control.fileno(), code, host)
         arguments = [python, "-I", "-S", "-B", "-c", _BOOT, *map(str, descriptors)]
         # In a session of its own: a terminal's Ctrl-C is for the program, which decides what becomes of its cells.
         return subprocess.Popen(
             arguments, pass_fds=descriptors, env=_ENVIRONMENT, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True
         )
-    finally:
-        control.close()
-        os.close(code)
-        os.close(host)

@@ -4,21 +4,21 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..errors import GuestDiedError, SnapshotError
 from ..tasks import made_in_thread
 from . import wire
 from .channel import Channel
-from .ends import ForkEnds, Spawned, Tree, host_pid, number_of, open_member, readable
+from .ends import ForkEnds, Spawned, Tree, host_pid, open_member, readable
 from .forkserver import refusal
 from .home import Home
 from .interpreter import Interpreter
 from .memory import Memory
 from .policy import Limits
-from .proxy import Proxy
+from .proxy import Proxy, Serving
+from .shortage import no_descriptor, told_of
 
-_MET_DESCRIPTORS = 4
 _START_SECONDS = 30.0
 
 
@@ -28,8 +28,9 @@ async def start(
     """The interpreter, confined and waiting for cells; its memory is counted, and what leaves it does so by the proxy, if any."""
     home = Home(spawned, tree, memory, show)
     try:
-        async with asyncio.timeout(_START_SECONDS):
-            return await _meet(spawned.link, home, limits, tree, proxy)
+        with told_of("another session"):
+            async with asyncio.timeout(_START_SECONDS):
+                return await _meet(spawned.link, home, limits, tree, proxy)
     except BaseException as error:
         spawned.link.close()
         await home.leave(0)
@@ -43,41 +44,69 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
     home = interpreter.home
     if not home.has_namespaces:
         raise SnapshotError("that needs full isolation, and this session has no namespaces of its own")
-    ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
-    try:
+    with told_of("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
+        ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
+        on_failure.callback(ends.close)  # a fork whose link is closed ends
         number, left = await interpreter.fork(ends.theirs, reseed=reseed)
-        pidfd = open_member(home.init, number)
-    except BaseException:
-        ends.close()
-        raise
-    finally:
         ends.close_theirs()
-    channel = Channel(ends.link, ends.said, ends.streams, limit=limits.output)
-    has_run_cells = interpreter.has_run_cells
-    return Interpreter(home, channel, pidfd, tree=tree.number, forked=True, has_run_cells=has_run_cells), left
+        pidfd = open_member(home.init, number)
+        on_failure.callback(os.close, pidfd)
+        channel = Channel(ends.link, ends.said, ends.streams, limit=limits.output)
+        with _unheard_on_failure(channel):
+            forked = Interpreter(home, channel, pidfd, tree=tree.number, forked=True, has_run_cells=interpreter.has_run_cells)
+        on_failure.pop_all()
+    return forked, left
+
+
+@contextlib.contextmanager
+def _unheard_on_failure(channel: Channel) -> Iterator[None]:
+    """Stop listening to a channel if nobody takes it over: its ends are closed then."""
+    try:
+        yield
+    except BaseException:
+        channel.stop()
+        raise
 
 
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
     """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
     link.setblocking(False)
     await readable(link.fileno())
-    data, descriptors, _, _ = socket.recv_fds(link, 1 << 16, 8)
-    with contextlib.ExitStack() as on_failure:
+    data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, 8)
+    taken: set[int] = set()  # by somebody who closes them
+    with contextlib.ExitStack() as at_the_end:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-            on_failure.callback(os.close, descriptor)
-        complete = len(descriptors) == _MET_DESCRIPTORS + home.has_namespaces + (proxy is not None)
-        _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], complete)
+            at_the_end.callback(_close_unless, taken, descriptor)
+        _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], not flags & socket.MSG_CTRUNC)
         process, said, stdout, stderr, *further = descriptors
         link.shutdown(socket.SHUT_RD)
         await home.count_memory(host_pid(process))
-        number_of(process)
-        on_failure.pop_all()
-    if home.has_namespaces:
-        home.see_processes(further.pop(0))
-    if proxy is not None:
-        home.serving = await proxy.serve(socket.socket(fileno=further.pop(0)))
-    return Interpreter(home, Channel(link, said, (stdout, stderr), limit=limits.output), process, tree=tree)
+        if home.has_namespaces:
+            taken.add(further[0])
+            home.see_processes(further.pop(0))
+        if proxy is not None:
+            taken.add(further[0])
+            home.serving = await _serve(proxy, further.pop(0))
+        channel = Channel(link, said, (stdout, stderr), limit=limits.output)
+        with _unheard_on_failure(channel):
+            interpreter = Interpreter(home, channel, process, tree=tree)
+        taken |= {process, said, stdout, stderr}
+        return interpreter
+
+
+def _close_unless(taken: set[int], descriptor: int) -> None:
+    if descriptor not in taken:
+        os.close(descriptor)
+
+
+async def _serve(proxy: Proxy, descriptor: int) -> Serving:
+    listener = socket.socket(fileno=descriptor)
+    try:
+        return await proxy.serve(listener)
+    except BaseException:
+        listener.close()
+        raise
 
 
 def _check_met(payloads: list[bytes], complete: bool) -> None:
@@ -87,4 +116,4 @@ def _check_met(payloads: list[bytes], complete: bool) -> None:
         case wire.Refused() as refused:
             raise refusal(refused)
     if not complete:
-        raise GuestDiedError("this process has no descriptor left for another session: end some and try again")
+        raise no_descriptor("another session")

@@ -80,7 +80,7 @@ class Timeline:
         try:
             interpreter, left = await fork(live, self._tree, self._limits)
         except BaseException:
-            await asyncio.wait({copying})
+            await asyncio.gather(copying, return_exceptions=True)
             await self._drop_tree(tree, files)
             raise
         try:

@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from anyio import to_thread
 
 from ..tasks import Tasks
 from .hosts import NO_CGROUPS
 from .policy import Limits, Together
+from .shortage import is_shortage, with_reserve
 
 _WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
 _KB = 1024
@@ -69,7 +70,7 @@ class Watchdog:
 
     async def _watch(self, init: int, kill: Callable[[], None]) -> None:
         try:
-            while not await to_thread.run_sync(self._is_over, init):
+            while not await to_thread.run_sync(self._looked_over, init):
                 await self._pause()
             kill()
         finally:
@@ -82,6 +83,15 @@ class Watchdog:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WHILE_IDLE):
                 await self._busy.wait()
+
+    def _looked_over(self, init: int) -> bool:
+        """Return whether it is over. A look needs a descriptor; if even the reserve is gone, the next look is soon."""
+        try:
+            return self._is_over(init)
+        except OSError as error:
+            if not is_shortage(error):
+                raise
+            return False
 
     def _is_over(self, init: int) -> bool:
         """A first look is cheap, and counts shared memory again and again; only if that is too much, the second is exact."""
@@ -98,26 +108,33 @@ def _at_most(init: int) -> int:
 
 
 def _sum(init: int, file: str) -> int:
+    return with_reserve(lambda: _summed(init, file))
+
+
+def _summed(init: int, file: str) -> int:
     return sum(_kilobytes(pid, file) for pid in family(init)) * _KB
 
 
 def family(init: int) -> list[int]:
     """A session's first process and all that descends from it: orphans become its children."""
+    return with_reserve(lambda: _family(init))
+
+
+def _family(init: int) -> list[int]:
     found, pending = [], [init]
     while pending:
         pid = pending.pop()
         found.append(pid)
         for task in _threads(pid):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children") as children:  # one may have ended meanwhile
+            with _if_there(), open(f"/proc/{pid}/task/{task}/children") as children:
                 pending += map(int, children.read().split())
     return found
 
 
 def _threads(pid: int) -> list[str]:
-    try:
+    with _if_there():
         return os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return []
+    return []
 
 
 def _kilobytes(pid: int, file: str) -> int:
@@ -133,8 +150,16 @@ def _kilobytes(pid: int, file: str) -> int:
 
 
 def _told(path: str, file: str) -> list[int]:
+    with _if_there(), open(path) as text:
+        return [int(number) for number in _SUMMED[file].findall(text.read())]
+    return []
+
+
+@contextlib.contextmanager
+def _if_there() -> Iterator[None]:
+    """Pass over what ended meanwhile or may not be looked at. That no descriptor is left says nothing of a process."""
     try:
-        with open(path) as text:
-            return [int(number) for number in _SUMMED[file].findall(text.read())]
-    except OSError:
-        return []
+        yield
+    except OSError as error:
+        if is_shortage(error):
+            raise

@@ -18,6 +18,12 @@ _BY_ERRNO = {
     errno.EXDEV: (400, "FilePathInvalid", "this leads out of /mnt/data"),
     errno.EACCES: (403, "FileNotAccessible", "the session's code took away its own right to this file"),
     errno.EAGAIN: (409, "FileBusy", "the session's code holds this file: try again"),
+    errno.EMFILE: (
+        500,
+        "SandboxUnavailable",
+        "this process has no descriptor left: end some sessions or raise `ulimit -n`",
+    ),
+    errno.ENFILE: (500, "SandboxUnavailable", "this host has no descriptor left: end some programs"),
     errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full; delete files first"),
 }
 

@@ -1,5 +1,6 @@
 """Full isolation: each session in namespaces of its own, forked by a zygote that lives in a root which it has built."""
 
+import contextlib
 import os
 
 from .. import syscalls
@@ -26,10 +27,15 @@ class Namespaced:
     def make_tree(self, request: MakeTree) -> int:
         """A descriptor of a new, empty, size-limited folder."""
         folder, owner = _folder(request.tree), _owner(request.owner)
-        os.mkdir(folder)
         options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
-        syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.ExitStack() as on_failure:
+            os.mkdir(folder)
+            on_failure.callback(os.rmdir, folder)
+            syscalls.mount("tmpfs", folder, "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, options)
+            on_failure.callback(syscalls.unmount, folder)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            on_failure.pop_all()
+        return descriptor
 
     def drop_tree(self, tree: int) -> None:
         """Lets go of a folder; its memory is free when its last user is gone."""
@@ -38,18 +44,17 @@ class Namespaced:
 
     def show_tree(self, tree: int, init: int) -> None:
         """A folder takes the place of /mnt/data in the session of an init. Its mount namespace is ours to change, and nobody's in it."""
-        own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        copy = syscalls.open_tree(_folder(tree))
-        try:
+        with contextlib.ExitStack() as afterwards:
+            own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            afterwards.callback(os.close, own)
+            copy = syscalls.open_tree(_folder(tree))
+            afterwards.callback(os.close, copy)
             syscalls.setns(init, Namespace.MOUNT)
             try:
                 syscalls.unmount(DATA)
                 syscalls.move_mount(copy, DATA)
             finally:
                 _return_to(own, Namespace.MOUNT)
-        finally:
-            os.close(copy)
-            os.close(own)
 
     def fork(self, tree: int) -> int:
         """Forks into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""

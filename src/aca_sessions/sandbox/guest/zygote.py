@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 World = Union[Bare, Namespaced]
 
 _NOBODY = 65534
+_BROUGHT = {ShowTree: 1, Spawn: 2}  # descriptors
 _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
 
 
@@ -144,23 +145,38 @@ class _Forking:
 
     def _answer(self, payload: bytes, descriptors: list[int]) -> None:
         try:
-            answer: int | None = None
             request: Message = decode(payload, MakeTree, DropTree, ShowTree, Spawn, Ping)
-            if isinstance(request, MakeTree):
-                answer = self._world.make_tree(request)
-            elif isinstance(request, DropTree):
-                self._world.drop_tree(request.tree)
-            elif isinstance(request, ShowTree):
-                self._world.show_tree(request.tree, descriptors[0])
-            elif isinstance(request, Spawn):
-                answer = self._spawn(request, descriptors)
+            made = self._carry_out(request, descriptors)
+            try:
+                self._send_done(request, made)
+            finally:
+                for descriptor in made:
+                    os.close(descriptor)
         except (OSError, WireError) as error:
             refused = Refused("session", getattr(error, "errno", None) or 0, str(error))
             self._control.send(encode(refused))
-            return
-        socket.send_fds(self._control, [encode(Done())], [answer] if answer is not None else [])
-        if answer is not None:
-            os.close(answer)
+
+    def _carry_out(self, request: Message, descriptors: list[int]) -> list[int]:
+        if len(descriptors) != _BROUGHT.get(type(request), 0):  # this process had none free: the kernel dropped some on the way
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if isinstance(request, MakeTree):
+            return [self._world.make_tree(request)]
+        if isinstance(request, Spawn):
+            return [self._spawn(request, descriptors)]
+        if isinstance(request, DropTree):
+            self._world.drop_tree(request.tree)
+        elif isinstance(request, ShowTree):
+            self._world.show_tree(request.tree, descriptors[0])
+        return []
+
+    def _send_done(self, request: Message, made: list[int]) -> None:
+        """Tell the host. If sessions of this user have too many descriptors on their way, ours cannot be sent: undo what was made."""
+        try:
+            socket.send_fds(self._control, [encode(Done())], made)
+        except OSError:
+            if isinstance(request, MakeTree):
+                self._world.drop_tree(request.tree)
+            raise  # a session that was spawned ends as its host closes the link
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
         connection, report = descriptors

@@ -1,0 +1,145 @@
+"""This process has no descriptor left, or few: a request that needs one fails, in words, and nothing else does."""
+
+import contextlib
+import os
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aca_sessions import Policy, Session, SessionPool, open_pool
+from aca_sessions.errors import ACASessionsError
+from aca_sessions.sandbox.forkserver import ForkServer
+
+from ..conftest import descendants
+
+pytestmark = pytest.mark.slow
+FEW = range(21)
+_CEILING = 512
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Leaves this process so many free descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_CEILING, hard))
+    ballast: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                ballast.append(os.dup(0))
+        for _ in range(count):
+            os.close(ballast.pop())
+        yield
+    finally:
+        for descriptor in ballast:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def open_now() -> dict[str, str]:
+    """What is open, by its number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing itself
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def trees_of_sessions() -> int:
+    """How many /mnt/data the fork servers of this process keep."""
+    seen = [_read(Path(f"/proc/{pid}/mountinfo")) for pid in descendants(os.getpid())]
+    return len({line for text in seen for line in text.splitlines() if " /.sess/" in line})  # several processes see the same
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+async def few() -> AsyncIterator[SessionPool]:
+    async with open_pool(policy=Policy(preload=(), spares=0), max_concurrent_sessions=60) as pool:
+        yield pool
+
+
+async def open_another(pool: SessionPool, session: Session) -> None:
+    name = "another"
+    try:
+        result = await (await pool.get_or_create(name)).run("1")
+        if result.error is not None:
+            raise ACASessionsError(result.error.message)
+    finally:
+        await pool.terminate(name)
+
+
+async def take_checkpoint(pool: SessionPool, session: Session) -> None:
+    await session.checkpoint()
+
+
+async def branch(pool: SessionPool, session: Session) -> None:
+    for one in await session.branch():
+        await one.close()
+
+
+async def reset(pool: SessionPool, session: Session) -> None:
+    await session.reset()
+    result = await session.run("x = 1")
+    if result.error is not None:
+        raise ACASessionsError(result.error.message)
+
+
+async def upload(pool: SessionPool, session: Session) -> None:
+    await session.upload_file("f.txt", b"x" * 100_000)
+
+
+OPERATIONS: dict[str, Callable[[SessionPool, Session], Awaitable[None]]] = {
+    function.__name__: function for function in (open_another, take_checkpoint, branch, reset, upload)
+}
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_whatever_fails_for_a_descriptor_leaves_nothing_open(few: SessionPool, operation: str) -> None:
+    act, failed = OPERATIONS[operation], []
+    beside = await few.get_or_create("beside")
+    await beside.run("y = 2")
+    await act(few, await few.get_or_create("first"))  # what is imported and read once has been
+    await few.terminate("first")
+    for count in FEW:
+        session = await few.get_or_create("first")
+        await session.run("x = 1")
+        before, trees = open_now(), trees_of_sessions()
+        with descriptors_left(count):
+            try:
+                await act(few, session)
+            except ACASessionsError as error:
+                failed.append(str(error))
+        assert str((await beside.run("y")).state) == "kept"
+        if operation != "reset":
+            assert str((await session.run("x")).state) == "kept"
+        await few.terminate("first")
+        assert trees_of_sessions() == trees - 1
+        session = await few.get_or_create("first")
+        await session.run("x = 1")
+        assert (count, open_now().keys()) == (count, before.keys())
+    assert len(failed) in range(1, len(FEW))
+    assert [said for said in failed if "no descriptor left" not in said] == []
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
+async def test_a_session_that_finds_no_descriptor_costs_no_other_its_state(few: SessionPool, fork_server: ForkServer, count: int) -> None:
+    first, second = await few.get_or_create("first"), await few.get_or_create("second")
+    await first.run("x = 1")
+    await second.run("y = 2")
+    with descriptors_left(count):
+        result = await (await few.get_or_create("one more")).run("1")
+        assert "no descriptor left" in result.error.message
+        assert (await first.run("x")).value == 1
+    assert fork_server.alive
+    assert [(await first.run("x")).value, (await second.run("y")).value] == [1, 2]
+    assert (await (await few.get_or_create("one more")).run("6 * 7")).value == 42
