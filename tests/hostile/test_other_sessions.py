@@ -1,6 +1,8 @@
 """One session against another, and against the host's view of its own files."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,34 @@ LOOKING = {
     "its loopback": "import socket; socket.create_connection(('127.0.0.1', 5555), 2)",
     "all sessions' folders": "import os; os.listdir('/.sess') and open('/.sess/1')",
 }
+
+
+# What the kernel counts for a user, and the sessions of an ordinary user are all that user: as many as there are to be had, and one more.
+COUNTED = {
+    "inotify instances": ("libc.inotify_init1(0)", 128),
+    "pending signals": ("libc.sigqueue(os.getpid(), int(signal.SIGRTMIN), 0)", 200_000),
+    "timers": ("libc.timer_create(0, None, ctypes.byref(ctypes.c_void_p()))", 200_000),
+}
+_TAKE = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+taken = 0
+while taken < {most} and {take} >= 0: taken += 1
+taken
+"""
+
+
+@pytest.mark.parametrize("what", COUNTED)
+async def test_what_a_user_may_have_is_not_taken_by_one_session(pool: SessionPool, what: str) -> None:
+    """Of what Linux counts for a user (inotify, pending signals, timers) one session takes a share: others and the host have theirs."""
+    take, most = COUNTED[what]
+    async with pool.session() as greedy, pool.session() as also_greedy, pool.session() as other:
+        for session in (greedy, also_greedy):
+            assert 0 < (await session.run(_TAKE.format(take=take, most=most))).value < most // 2
+        assert (await other.run(_TAKE.format(take=take, most=1))).value == 1
+        on_this_host = [sys.executable, "-c", f"{_TAKE.format(take=take, most=1)}\nraise SystemExit(taken - 1)"]
+        assert subprocess.run(on_this_host, timeout=30, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("what", LOOKING)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions import Session
+from aca_sessions import Session, SessionPool
 
 from .attempts import PRELUDE, outcome
 
@@ -103,6 +103,23 @@ async def test_nothing_below_proc_is_written(session: Session, file: str) -> Non
 async def test_the_kernels_memory_is_out_of_sight(session: Session, thing: str) -> None:
     """A session reads neither the kernel's memory nor its messages."""
     assert await outcome(session, OF_THE_KERNEL[thing], prelude=PRELUDE) in ("EACCES", "EPERM", "ENOENT")
+
+
+OF_THE_HOST = (
+    *("cgroups", "cmdline", "diskstats", "interrupts", "key-users", "keys", "locks", "partitions", "schedstat", "softirqs", "swaps"),
+    "timer_list",
+)
+
+
+async def test_groups_and_hardware_of_the_host_are_not_told(pool: SessionPool) -> None:
+    """A session does not learn in which control group it is or how many there are, nor how the host was started and what its devices do."""
+    async with pool.session() as beside, pool.session() as session:
+        await beside.run("1")
+        for process in ("self", "1"):
+            groups = (await session.run(f"open('/proc/{process}/cgroup').read()")).value
+            assert [line for line in groups.splitlines() if line.split(":", 2)[2] != "/"] == []
+        code = "read = [open(f'/proc/{name}').read() for name in NAMES if os.path.exists(f'/proc/{name}')]; ''.join(read)"
+        assert (await session.run(f"import os; NAMES = {OF_THE_HOST}; {code}")).value == ""
 
 
 async def test_frames_of_physical_memory_are_not_told(session: Session) -> None:

@@ -166,11 +166,13 @@ class Group:
         self._kills = self._kills_before = 0
         self._since = 0.0
 
-    async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None:
-        """Takes in a session's processes before any code of its user's has run, and with them all that they will fork."""
-        del kill  # the kernel does that
+    async def take_in(self, init: int) -> None:
+        """Take in a session's first process before it has made its namespaces, and with it all that it will fork."""
         self._kills = self._kills_before = self._version.kills(self._folders)
-        await to_thread.run_sync(self._add, init, interpreter)
+        await to_thread.run_sync(self._add, init)
+
+    async def begin(self, init: int, kill: Callable[[], None]) -> None:
+        """Do nothing: the kernel counts already, and kills."""
 
     def cell_runs(self, running: bool) -> None:
         """Note how many processes the limit has cost until a cell begins or ends: an interpreter that dies later was none of them."""
@@ -197,10 +199,9 @@ class Group:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def _add(self, *pids: int) -> None:
+    def _add(self, pid: int) -> None:
         for folder in self._folders:
-            for pid in pids:
-                _write(folder / "cgroup.procs", pid)
+            _write(folder / "cgroup.procs", pid)
 
 
 class Groups:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from .memory import Memory
 from .processes import Ended, Processes
 from .proxy import Serving
 from .remedy import remedy_for
+from .shortage import is_shortage
 
 _REPORT = struct.Struct("<ii")  # number in the session, wait status
 _REPORTS_AT_ONCE = 512
@@ -62,13 +63,16 @@ class Home:
         self._watched = False
         self._closed = False
 
-    async def count_memory(self, interpreter: int) -> None:
-        """From here on the memory of all that live here is counted."""
-        try:
-            self._counted = host_pid(self.init)
-            await self.memory.begin(self._counted, interpreter, lambda: self.kill("memory"))
-        except OSError as error:
-            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
+    async def take_in_memory(self) -> None:
+        """Have the memory of all that will live here counted: the init has not forked yet."""
+        self._counted = host_pid(self.init)
+        with _told_as_control_group():
+            await self.memory.take_in(self._counted)
+
+    async def count_memory(self) -> None:
+        """End all that live here from now on if they have too much memory."""
+        with _told_as_control_group():
+            await self.memory.begin(host_pid(self.init), lambda: self.kill("memory"))
 
     def see_processes(self, proc: int) -> None:
         """Take over a descriptor of the session's own /proc, which a session without namespaces does not have."""
@@ -308,3 +312,13 @@ class Home:
             self._processes.close()
         os.close(self._report)
         os.close(self.init)
+
+
+@contextlib.contextmanager
+def _told_as_control_group() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_shortage(error):
+            raise
+        raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None

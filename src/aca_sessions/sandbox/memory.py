@@ -9,7 +9,8 @@ class Memory(Protocol):
 
     @property
     def how(self) -> str: ...  # noqa: D102
-    async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None: ...  # noqa: D102
+    async def take_in(self, init: int) -> None: ...  # noqa: D102
+    async def begin(self, init: int, kill: Callable[[], None]) -> None: ...  # noqa: D102
     def cell_runs(self, running: bool) -> None: ...  # noqa: D102
     def used(self) -> int: ...  # noqa: D102
     def was_exceeded(self) -> bool: ...  # noqa: D102

@@ -10,7 +10,7 @@ from ..errors import GuestDiedError, SnapshotError
 from ..tasks import made_in_thread
 from . import wire
 from .channel import Channel
-from .ends import ForkEnds, Spawned, Tree, host_pid, open_member, readable
+from .ends import ForkEnds, Spawned, Tree, open_member, readable
 from .forkserver import refusal
 from .home import Home
 from .interpreter import Interpreter
@@ -71,6 +71,9 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
     """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
     link.setblocking(False)
+    await home.take_in_memory()
+    with contextlib.suppress(OSError):  # one that has died is told from what it sent
+        link.send(b"\0")
     await readable(link.fileno())
     data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, 8)
     taken: set[int] = set()  # by somebody who closes them
@@ -81,7 +84,7 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
         _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], not flags & socket.MSG_CTRUNC)
         process, said, stdout, stderr, *further = descriptors
         link.shutdown(socket.SHUT_RD)
-        await home.count_memory(host_pid(process))
+        await home.count_memory()
         if home.has_namespaces:
             taken.add(further[0])
             home.see_processes(further.pop(0))

@@ -40,9 +40,11 @@ class Watchdog:
         self._busy = asyncio.Event()
         self._shared = 0
 
-    async def begin(self, init: int, interpreter: int, kill: Callable[[], None]) -> None:
-        """Watches a session's processes; `kill` ends them for their memory."""
-        del interpreter  # it is a child of the init
+    async def take_in(self, init: int) -> None:
+        """Do nothing: what a process shares with the fork server is known once its interpreter is ready."""
+
+    async def begin(self, init: int, kill: Callable[[], None]) -> None:
+        """Watch a session's processes; `kill` ends them for their memory."""
         self._shared = await to_thread.run_sync(_at_most, init)
         self._watches[init] = self._tasks.start(self._watch(init, kill))
 

@@ -23,6 +23,15 @@ GUEST_ID = 1000
 FIRST_POSSIBLE_UID = 20_000
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+# Of what the kernel counts for each user: the sessions of an ordinary user are all that user. Ten sessions, as many as are leased by
+# default, can have all of theirs at once and leave half to the host.
+_INOTIFY = {"max_inotify_instances": 6, "max_inotify_watches": 4096}
+_PENDING_SIGNALS = 256  # POSIX timers count as well
+# Files of /proc that no namespace limits to the session: they tell what else runs on the host, or how it was started.
+_HIDDEN = (
+    *("cgroups", "cmdline", "diskstats", "interrupts", "key-users", "keys", "kpagecgroup", "latency_stats", "locks", "partitions"),
+    *("sched_debug", "schedstat", "softirqs", "swaps", "timer_list"),
+)
 _TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
 
 
@@ -51,6 +60,7 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
         resource.RLIMIT_NOFILE: spawn.open_files,
         resource.RLIMIT_FSIZE: spawn.file_size,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_SIGPENDING: _PENDING_SIGNALS,
     }
     for name, value in limits.items():
         _, hard = resource.getrlimit(name)
@@ -102,6 +112,9 @@ def _mount_session(spawn: Spawn) -> None:
     if spawn.network != "host":
         for name in ("tcp_rmem", "tcp_wmem"):  # what sockets hold counts to no limit of a session's
             write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
+    for name in _HIDDEN:
+        if os.path.exists(f"/proc/{name}"):
+            syscalls.mount("/dev/null", f"/proc/{name}", None, Mount.BIND)
     syscalls.mount(f"{root.SESSIONS}/{spawn.tree}", DATA, None, Mount.BIND)
     syscalls.unmount(root.SESSIONS)
 
@@ -114,6 +127,8 @@ def _become_guest(uid: int) -> None:
         syscalls.set_dumpable()
     syscalls.unshare(Namespace.USER)
     map_ids(GUEST_ID, uid, uid)
+    for name, most in _INOTIFY.items():
+        write_file(f"/proc/sys/user/{name}", str(most))
 
 
 def _raise_loopback() -> None:

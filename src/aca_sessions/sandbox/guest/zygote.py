@@ -203,6 +203,8 @@ def _settle(plan: Plan, code: str) -> int:
     base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
     with part("root folder"):
         namespace = root.enter(base)
+    with part("limits"):
+        _share_inotify()
     with part("host name"):  # here, so that who may not is told at once; each session has a copy of it
         syscalls.unshare(Namespace.UTS)
         syscalls.set_host_name(b"session")
@@ -211,10 +213,20 @@ def _settle(plan: Plan, code: str) -> int:
 
 
 def _limit_all_sessions(processes: int) -> None:
-    """The user namespace that is made next takes this as the most that all in it, and in those below it, may have."""
+    """The user namespace that is made next takes these as the most that all in it, and in those below it, may have (user_namespaces(7))."""
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     most = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_SIGPENDING)
+    if hard != resource.RLIM_INFINITY:  # the other half is for the host's own processes of this user
+        resource.setrlimit(resource.RLIMIT_SIGPENDING, (hard // 2, hard // 2))
+
+
+def _share_inotify() -> None:
+    """Leaves half of a user's inotify instances and watches to the host: the kernel counts those of namespaces below as the user's too."""
+    for name in ("instances", "watches"):
+        with open(f"/proc/sys/fs/inotify/max_user_{name}") as most:
+            confine.write_file(f"/proc/sys/user/max_inotify_{name}", str(int(most.read()) // 2))
 
 
 def _as_root(plan: Plan, code: str) -> str:
