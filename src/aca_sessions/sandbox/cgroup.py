@@ -24,6 +24,7 @@ from .shortage import is_shortage, with_reserve
 
 _logger = logging.getLogger("aca_sessions")
 _CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
+_TCP, _TCP_PART = "memory.kmem.tcp.limit_in_bytes", 4
 _REPORT_SECONDS = 0.1
 _PERIOD = 100_000  # microseconds over which a share of the processors is given out
 # Waits for the host's end, whatever ends it, and removes what the kernel would keep: emptied groups. A shell is small and starts at once.
@@ -38,6 +39,7 @@ class Version(Protocol):
     """How one version of control groups is laid out and written to."""
 
     name: str
+    apart: str  # what it counts apart
 
     def tops(self, name: str) -> list[Path]: ...  # noqa: D102
     def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
@@ -62,6 +64,8 @@ class VersionOne:
 
     def __init__(self, parents: dict[str, Path]) -> None:
         """Makes its groups below the given one of each controller."""
+        tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
+        self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
         self._parents = parents
 
@@ -85,6 +89,8 @@ class VersionOne:
             _write(folder["memory"] / "memory.limit_in_bytes", limits.memory)
             with contextlib.suppress(OSError):
                 _write(folder["memory"] / "memory.memsw.limit_in_bytes", limits.memory)
+            with contextlib.suppress(OSError):  # what sockets of TCP and UDP hold counts apart, and only where it is limited
+                _write(folder["memory"] / _TCP, limits.memory // _TCP_PART)
         if limits.processes is not None:
             _write(folder["pids"] / "pids.max", limits.processes)
         if "cpu" in folder and limits.cpu is not None:
@@ -106,6 +112,7 @@ class VersionTwo:
     """One hierarchy. A group with processes of its own cannot have children that are limited: ours lie below an ancestor that has none."""
 
     name = "cgroup v2"
+    apart = ""
 
     def __init__(self, parent: Path) -> None:
         """Makes its groups below the given one."""
@@ -160,7 +167,11 @@ class Group:
 
     def __init__(self, version: Version, folders: Sequence[Path], memory: int) -> None:
         """Takes over folders that were made and limited."""
-        self.how = f"{memory >> 20} MB, counted by {version.name}"
+        self.how = (
+            f"{memory >> 20} MB of its processes, files and sockets together, counted by {version.name}{version.apart}; not counted: files "
+            "that the host writes (uploads, checkpoints), which have limits of their own"
+        )
+        self.lists_sockets = False  # the kernel counts their buffers
         self._version = version
         self._folders = folders
         self._kills = self._kills_before = 0
@@ -171,7 +182,7 @@ class Group:
         self._kills = self._kills_before = self._version.kills(self._folders)
         await to_thread.run_sync(self._add, init)
 
-    async def begin(self, init: int, kill: Callable[[], None]) -> None:
+    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
         """Do nothing: the kernel counts already, and kills."""
 
     def cell_runs(self, running: bool) -> None:
@@ -189,6 +200,9 @@ class Group:
         """
         before = self._kills if time.monotonic() - self._since > _REPORT_SECONDS else self._kills_before
         return self._version.kills(self._folders) > before
+
+    def let_go(self, init: int) -> None:
+        """Do nothing: the group is there until `remove`."""
 
     async def end(self, init: int) -> None:
         """The processes have ended."""
@@ -262,7 +276,7 @@ class Groups:
         """A session's group, for all of its memory: that of its processes and that of its files."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._tops]
-        memory = limits.memory + limits.disk + 2 * limits.temporary
+        memory = limits.memory + limits.folders
         with contextlib.ExitStack() as on_failure:
             for folder in folders:
                 folder.mkdir()

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -27,7 +28,7 @@ from .policy import Limits, Mount, Policy, Together
 from .remedy import IMAGE, lines_for_image, remedy_for
 from .shortage import no_descriptor, reserve, told_of
 from .tree_numbers import Numbers
-from .watchdog import Watchdog
+from .watchdog import Watchdog, bytes_in
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read what the zygote was started with: nothing of the host's environment is in it.
@@ -79,6 +80,8 @@ class ForkServer:
     def __init__(self, policy: Policy) -> None:
         """Starts the zygote; the first request waits until it is ready."""
         self._lock = threading.Lock()
+        self._counting_trees = threading.Lock()
+        self._trees: set[Tree] = set()
         self._users = 0
         self._ready = False
         self._broken = False
@@ -159,13 +162,25 @@ class ForkServer:
         tree = self.make_tree(limits)
         try:
             with told_of("another session"):
-                return tree, self.groups.make(limits) if self.groups is not None else Watchdog(limits, self._together)
+                return tree, self._counting(tree, limits)
         except GuestDiedError:
             self.drop_tree(tree)
             raise
         except OSError as error:
             self.drop_tree(tree)
             raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
+
+    def _counting(self, tree: Tree, limits: Limits) -> Memory:
+        if self.groups is not None:
+            return self.groups.make(limits)
+        in_memory = self._folder is None
+        files = partial(self._bytes_of, tree.user) if in_memory else None
+        return Watchdog(limits, self._together, files=files, lists_sockets=in_memory and self._network != "host")
+
+    def _bytes_of(self, user: int) -> int:
+        """Return the bytes in all the trees of a session: its own and those of its checkpoints and branches."""
+        with self._counting_trees:
+            return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
         """Lets go of what `make_place` made, when its processes have ended."""
@@ -183,7 +198,10 @@ class ForkServer:
         except BaseException:
             self._numbers.give_back(user)
             raise
-        return Tree(number, directory, self._first_uid + user - 1 if self._uid_count else None, user)
+        tree = Tree(number, directory, self._first_uid + user - 1 if self._uid_count else None, user)
+        with self._counting_trees:
+            self._trees.add(tree)
+        return tree
 
     def show_tree(self, init: int, tree: int) -> None:
         """Has a tree take the place of /mnt/data for a session, named by the pidfd of its init."""
@@ -191,7 +209,9 @@ class ForkServer:
 
     def drop_tree(self, tree: Tree) -> None:
         """Let go of a tree and its memory. If the fork server refuses, its user stays in use."""
-        os.close(tree.directory)
+        with self._counting_trees:
+            self._trees.discard(tree)
+            os.close(tree.directory)
         if self.alive:
             self._ask(wire.DropTree(tree.number))
             self._numbers.give_back(tree.user)

@@ -63,16 +63,17 @@ class Home:
         self._watched = False
         self._closed = False
 
-    async def take_in_memory(self) -> None:
-        """Have the memory of all that will live here counted: the init has not forked yet."""
-        self._counted = host_pid(self.init)
+    async def take_in_memory(self) -> int:
+        """Have the memory of all that will live here counted: the init, whose number is returned, has not forked yet."""
+        self._counted = init = host_pid(self.init)
         with _told_as_control_group():
-            await self.memory.take_in(self._counted)
+            await self.memory.take_in(init)
+        return init
 
-    async def count_memory(self) -> None:
-        """End all that live here from now on if they have too much memory."""
+    async def count_memory(self, init: int, sockets: int | None) -> None:
+        """End all that live here from now on if they have too much memory. Takes over what lists their sockets."""
         with _told_as_control_group():
-            await self.memory.begin(host_pid(self.init), lambda: self.kill("memory"))
+            await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
         """Take over a descriptor of the session's own /proc, which a session without namespaces does not have."""
@@ -297,6 +298,8 @@ class Home:
         if not self._closed:
             self._closed = True
             self._unwatch()
+            if self._counted is not None:
+                self.memory.let_go(self._counted)
             self._stop_resting()
             if self._moving.locked():  # a thread uses them: their numbers must not name something else meanwhile
                 self._tasks.start(self._close_ends_later())

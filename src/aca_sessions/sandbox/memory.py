@@ -9,10 +9,13 @@ class Memory(Protocol):
 
     @property
     def how(self) -> str: ...  # noqa: D102
+    @property
+    def lists_sockets(self) -> bool: ...  # noqa: D102
     async def take_in(self, init: int) -> None: ...  # noqa: D102
-    async def begin(self, init: int, kill: Callable[[], None]) -> None: ...  # noqa: D102
+    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None: ...  # noqa: D102
     def cell_runs(self, running: bool) -> None: ...  # noqa: D102
     def used(self) -> int: ...  # noqa: D102
     def was_exceeded(self) -> bool: ...  # noqa: D102
+    def let_go(self, init: int) -> None: ...  # noqa: D102
     async def end(self, init: int) -> None: ...  # noqa: D102
     def remove(self) -> None: ...  # noqa: D102

@@ -17,7 +17,10 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one session may use, in bytes, counts and seconds."""
+    """What one session may use, in bytes, counts and seconds.
+
+    Files are kept in memory: `disk` is at most half of `memory`, and `temporary` a quarter, so that files never have more than processes.
+    """
 
     memory: int = 2 * GB  # of all its processes; what one cannot have is a MemoryError in it, what all cannot have ends them
     disk: int = 256 * MB  # /mnt/data, which is kept in memory; also the largest file
@@ -31,6 +34,16 @@ class Limits:
     cell_timeout: float = 100.0  # Azure's own default; at most 220, as there
     output: int = MB  # of each stream: its head and its tail are kept
     history: int = 1000  # cells in `In`, values in `Out`; a value in `Out` stays in memory
+
+    def __post_init__(self) -> None:
+        """Lower what files may have to what the memory allows."""
+        object.__setattr__(self, "disk", min(self.disk, self.memory // 2))
+        object.__setattr__(self, "temporary", min(self.temporary, self.memory // 4))
+
+    @property
+    def folders(self) -> int:
+        """How many bytes /mnt/data, /tmp and /dev/shm hold together."""
+        return self.disk + 2 * self.temporary
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
     over = await interpreter.run("probe", f"bytearray({limits.memory + _MEGABYTE})", 10.0)
     refused = over.error is not None and over.error.name == "MemoryError"
     rows = (_process(interpreter.pidfd) / "limits").read_text().splitlines()
-    counted = "its processes and its files together" if policy.isolation == "full" else "its processes; its files are on this host's disk"
+    elsewhere = "" if policy.isolation == "full" else "; its files are on this host's disk and count to no limit together"
     processes = next(row.split()[2] for row in rows if row.startswith("Max processes"))
     return [
         Finding(
@@ -166,7 +166,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
             refused,
             f"{limits.memory >> 20} MB a process: a megabyte more ended with {over.error.name if over.error else 'success'}",
         ),
-        Finding("memory of a session", True, f"{sandbox.memory.how}: {counted}"),
+        Finding("memory of a session", True, f"{sandbox.memory.how}{elsewhere}"),
         *([_processes(processes, limits), _disk(sandbox, limits)] if policy.isolation == "full" else [_bare_processes(processes)]),
     ]
 

@@ -71,7 +71,7 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
     """Waits for the confined interpreter's first frame, the last one that comes from code of ours alone."""
     link.setblocking(False)
-    await home.take_in_memory()
+    init = await home.take_in_memory()
     with contextlib.suppress(OSError):  # one that has died is told from what it sent
         link.send(b"\0")
     await readable(link.fileno())
@@ -84,13 +84,15 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
         _check_met([*wire.Frames(wire.MAX_FROM_GUEST).feed(data)], not flags & socket.MSG_CTRUNC)
         process, said, stdout, stderr, *further = descriptors
         link.shutdown(socket.SHUT_RD)
-        await home.count_memory()
         if home.has_namespaces:
             taken.add(further[0])
             home.see_processes(further.pop(0))
         if proxy is not None:
             taken.add(further[0])
             home.serving = await _serve(proxy, further.pop(0))
+        sockets = further.pop() if home.memory.lists_sockets and further else None  # not every kernel lists them
+        taken |= {sockets} if sockets is not None else set()
+        await home.count_memory(init, sockets)
         channel = Channel(link, said, (stdout, stderr), limit=limits.output)
         with _unheard_on_failure(channel):
             interpreter = Interpreter(home, channel, process, tree=tree)

@@ -15,68 +15,110 @@ from ..tasks import Tasks
 from .hosts import NO_CGROUPS
 from .policy import Limits, Together
 from .shortage import is_shortage, with_reserve
+from .socket_memory import SocketMemory
 
 _WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
 _KB = 1024
 _SUMMED = {
-    "status": re.compile(r"^(?:RssAnon|RssShmem):\s+(\d+) kB", re.MULTILINE),
-    "smaps_rollup": re.compile(r"^(?:Pss_Anon|Pss_Shmem):\s+(\d+) kB", re.MULTILINE),
+    "status": re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE),
+    "smaps_rollup": re.compile(r"^(?:Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+) kB", re.MULTILINE),
 }
-_used: "dict[Watchdog, int]" = {}
+_NEVER_COUNTED = "buffers of pipes, and what the kernel itself needs for files, processes and watches"
+_used: "dict[Watchdog, int]" = {}  # by sessions that are watched
+_kept: "dict[Watchdog, int]" = {}  # by the files of sessions that have no process
 
 
 class Watchdog:
-    """Ends a session that is over its memory, or is the largest of all that are over theirs together."""
+    """Ends a session that is over its memory, or is the largest of all that are over theirs together.
 
-    def __init__(self, limits: Limits, together: Together) -> None:
-        """Looks at nothing yet."""
-        self.how = (
-            f"{limits.memory >> 20} MB, looked at every {_WHILE_BUSY:g} s while a cell runs (without a control group: {NO_CGROUPS.row})"
-        )
+    Processes and sockets have the limit. Files have limits of their own, the sizes of their folders, and count to what all sessions have.
+    """
+
+    def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            files: returns the bytes of all the /mnt/data that the session has; None where its files are not kept in memory.
+            lists_sockets: whether what lists the session's sockets comes with `begin`.
+        """
+        self.lists_sockets = lists_sockets
         self._limit = limits.memory
+        self._limits = limits
+        self._files = files
         self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
         self._tasks = Tasks()
         self._watches: dict[int, asyncio.Task[None]] = {}
         self._busy = asyncio.Event()
-        self._shared = 0
+        self._shared = self._held = 0
+        self._unlisted = [] if lists_sockets else ["all"]
+
+    @property
+    def how(self) -> str:
+        """What is counted and how, and what is not."""
+        counted = "processes" if self._unlisted == ["all"] else "processes and sockets"
+        sockets = [f"buffers of {', '.join(self._unlisted)} sockets"] if self._unlisted else []
+        files = f"; its files, at most {self._limits.folders >> 20} MB, by the sizes of their folders" if self._files else ""
+        return (
+            f"{self._limit >> 20} MB of its {counted}, looked at every {_WHILE_BUSY:g} s while a cell runs (without a control group: "
+            f"{NO_CGROUPS.row}){files}; not counted: {', '.join([*sockets, _NEVER_COUNTED])}"
+        )
 
     async def take_in(self, init: int) -> None:
         """Do nothing: what a process shares with the fork server is known once its interpreter is ready."""
 
-    async def begin(self, init: int, kill: Callable[[], None]) -> None:
-        """Watch a session's processes; `kill` ends them for their memory."""
-        self._shared = await to_thread.run_sync(_at_most, init)
-        self._watches[init] = self._tasks.start(self._watch(init, kill))
+    async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
+        """Watch a session's processes; `kill` ends them for their memory. Takes over what lists their sockets."""
+        memory = SocketMemory(sockets) if sockets is not None else None
+        try:
+            self._shared = await to_thread.run_sync(_at_most, init)
+            self._unlisted = await to_thread.run_sync(memory.missing) if memory is not None else ["all"]
+        except BaseException:
+            if memory is not None:
+                memory.close()
+            raise
+        self._watches[init] = self._tasks.start(self._watch(init, kill, memory))
+        if memory is not None:
+            self._watches[init].add_done_callback(lambda _: memory.close())
 
     def cell_runs(self, running: bool) -> None:
         """From now on, or no more."""
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """In bytes, when it was last looked at."""
-        return _used.get(self, 0)
+        """Return the bytes of files now, and of processes and sockets when last looked at. A file that is mapped counts twice."""
+        return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def was_exceeded(self) -> bool:
         """It says so itself when it kills."""
         return False
 
     async def end(self, init: int) -> None:
-        """The processes of an init have ended."""
+        """The processes of an init have ended; files of the session may be there still."""
+        watch = self._watches.get(init)
+        self.let_go(init)
+        if watch is not None:
+            await asyncio.wait({watch})
+        if self._files is not None and not self._watches:
+            _kept[self] = self._bytes_of_files(None)
+
+    def let_go(self, init: int) -> None:
+        """End the watch at once, if there is one; what lists the sockets is closed when nobody looks any more."""
         watch = self._watches.pop(init, None)
         if watch is not None:
             watch.cancel()
-            await asyncio.wait({watch})
 
     def remove(self) -> None:
-        """Leaves nothing behind anyway."""
+        """Forget the session."""
+        _kept.pop(self, None)
 
-    async def _watch(self, init: int, kill: Callable[[], None]) -> None:
+    async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
         try:
-            while not await to_thread.run_sync(self._looked_over, init):
+            while not await to_thread.run_sync(self._looked_over, init, sockets):
                 await self._pause()
             kill()
         finally:
             _used.pop(self, None)
+            self._held = 0
 
     async def _pause(self) -> None:
         if self._busy.is_set():
@@ -86,23 +128,48 @@ class Watchdog:
             async with asyncio.timeout(_WHILE_IDLE):
                 await self._busy.wait()
 
-    def _looked_over(self, init: int) -> bool:
+    def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
         """Return whether it is over. A look needs a descriptor; if even the reserve is gone, the next look is soon."""
         try:
-            return self._is_over(init)
+            return self._is_over(init, sockets)
         except OSError as error:
             if not is_shortage(error):
                 raise
             return False
 
-    def _is_over(self, init: int) -> bool:
+    def _is_over(self, init: int, sockets: "SocketMemory | None") -> bool:
         """A first look is cheap, and counts shared memory again and again; only if that is too much, the second is exact."""
-        used = _at_most(init) - self._shared
+        held = sockets.used(self._unlisted) if sockets is not None else 0
+        used = _at_most(init) - self._shared + held
         if used > self._limit:
-            used = _sum(init, "smaps_rollup")
+            used = _sum(init, "smaps_rollup") + held
+        over, self._held = used > self._limit, used
+        used += self._bytes_of_files(init)
         _used[self] = used
         everyones = [*_used.values()]
-        return used > self._limit or (sum(everyones) > self._share and used == max(everyones))
+        return over or (sum(everyones) + sum([*_kept.values()]) > self._share and used == max(everyones))
+
+    def _bytes_of_files(self, init: int | None) -> int:
+        """Return the bytes in /mnt/data and, as long as its first process lives, in the session's own /tmp and /dev/shm."""
+        if self._files is None:
+            return 0
+        own = ("tmp", "dev/shm") if init is not None else ()
+        return self._files() + sum(_in_folder(f"/proc/{init}/root/{name}", self._limits.temporary) for name in own)
+
+
+def bytes_in(folder: int | str) -> int:
+    """Return how many bytes the file system of a folder holds."""
+    status = os.statvfs(folder)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
+def _in_folder(path: str, most: int) -> int:
+    try:
+        return bytes_in(path)
+    except PermissionError:  # a root without CAP_SYS_PTRACE, as in containers: rather too much than nothing
+        return most
+    except OSError:
+        return 0  # the session has ended
 
 
 def _at_most(init: int) -> int:

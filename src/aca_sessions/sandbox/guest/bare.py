@@ -82,6 +82,10 @@ class Bare:
         """As `told_by` says."""
         return cls(**json.loads(text))
 
+    def own_network(self, spawn: Spawn) -> bool:
+        """Return False: a session has no namespace of its own."""
+        return False
+
     def settle(self) -> None:
         """There is nothing to give back."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     World = Bare | Namespaced
 
 PROXY = ("127.0.0.1", 3128)
+_NETLINK_SOCK_DIAG = 4
 REPORT = struct.Struct("<ii")  # pid, wait status
 
 
@@ -31,11 +32,13 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
         if not link.recv(1):  # until the host has put this process into its control group, which the namespaces take for their root
             os._exit(0)
         world.enter(spawn)
-        listeners = _listen_for_proxy() if spawn.network == "allow" else []
+        of_the_network = [_listen_for_proxy()] if spawn.network == "allow" else []
+        if world.own_network(spawn) and not spawn.memory_is_counted:
+            of_the_network += _list_of_sockets()
         interpreter = os.fork()
         if interpreter == 0:
             os.close(report)
-            _interpret(spawn, world, link, listeners, shell)
+            _interpret(spawn, world, link, of_the_network, shell)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
         os._exit(1)
@@ -58,13 +61,20 @@ def _reap(world: "World", report: int) -> NoReturn:
             os.write(report, REPORT.pack(pid, status))
 
 
-def _listen_for_proxy() -> list[int]:
+def _listen_for_proxy() -> int:
     """A socket of this network namespace, whoever accepts on it: the host's proxy will."""
     listener = socket.create_server(PROXY)
-    return [listener.detach()]
+    return listener.detach()
 
 
-def _interpret(spawn: Spawn, world: "World", link: socket.socket, listeners: list[int], shell: "Shell") -> NoReturn:
+def _list_of_sockets() -> "list[int]":
+    """Return what tells the host which memory the sockets of this network namespace have, if this kernel has it; else the host says so."""
+    with contextlib.suppress(OSError):
+        return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]
+    return []
+
+
+def _interpret(spawn: Spawn, world: "World", link: socket.socket, of_the_network: "list[int]", shell: "Shell") -> NoReturn:
     try:
         from . import cells
         from .link import Link
@@ -78,12 +88,12 @@ def _interpret(spawn: Spawn, world: "World", link: socket.socket, listeners: lis
         own = os.pidfd_open(os.getpid())
         frames, said = os.pipe()
         version = world.lock_down(spawn)
-        brought = [own, frames, *outputs, *world.processes(), *listeners]
+        brought = [own, frames, *outputs, *world.processes(), *of_the_network]
         with part("session"):  # other sessions of this user may have all its descriptors on their way
             socket.send_fds(link, [frame(Ready(version))], brought)
         for descriptor in brought:
             os.close(descriptor)
-        cells.serve(Link(link, said), shell, proxy=PROXY if listeners else None)
+        cells.serve(Link(link, said), shell, proxy=PROXY if spawn.network == "allow" else None)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
     except Exception as error:  # where it began, its standard error is a cell's already: nobody would read a traceback there

@@ -17,6 +17,10 @@ class Namespaced:
         """Keeps a descriptor of the zygote's own pid namespace."""
         self._pid_namespace = pid_namespace
 
+    def own_network(self, spawn: Spawn) -> bool:
+        """Return whether a session has a network namespace of its own."""
+        return spawn.network != "host"
+
     def settle(self) -> None:
         """Everything is loaded: the zygote needs no folder of its own any more."""
         syscalls.unmount("/tmp")
