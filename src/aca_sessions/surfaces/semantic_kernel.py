@@ -53,29 +53,43 @@ class ShowImages:
     `kernel.add_filter("auto_function_invocation", ShowImages())`, for models that take images.
     """
 
-    def __init__(self) -> None:
-        """Holds no image yet."""
-        self._held: dict[int, list[ImageContent]] = {}
+    # It keeps nothing: the images are in the answers, which the history holds. So they end with their history, and reach no other one.
 
     async def __call__(
         self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
     ) -> None:
-        """Lets the call happen, and holds its images until all calls of this turn are answered: nothing may come in between."""
+        """Let the call happen, and add the images when all calls of this turn are answered: nothing may come in between."""
         await next(context)
-        history = context.chat_history
-        if history is None:
-            return
-        result = context.function_result.value if context.function_result else None
-        if isinstance(result, PythonResult):
-            images = [content for content in result.to_contents() if isinstance(content, ImageContent)]
-            self._held.setdefault(id(history), []).extend(images)
-        # This call's own answer is added right after the filter; the last call of the turn finds all of them there.
-        asyncio.get_running_loop().call_soon(self._show, history)
+        if context.chat_history is not None:
+            # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
+            asyncio.get_running_loop().call_soon(_show_images, context.chat_history)
 
-    def _show(self, history: ChatHistory) -> None:
-        if not _unanswered(history) and (images := self._held.pop(id(history), [])):
-            shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
-            history.add_message(ChatMessageContent(role=AuthorRole.USER, items=shown))
+
+def _show_images(history: ChatHistory) -> None:
+    """Add the images of the turn that has just been answered as a user message. Once added, the turn is no longer the latest."""
+    images = [image for answer in _latest_answers(history) for image in _images(answer)]
+    if images:
+        shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
+        history.add_message(ChatMessageContent(role=AuthorRole.USER, items=shown))
+
+
+def _latest_answers(history: ChatHistory) -> list[FunctionResultContent]:
+    """Return the answers at the end of a history; none while a call of their turn has no answer. Earlier turns do not count: one that
+    was cancelled is never answered.
+    """
+    answers: list[FunctionResultContent] = []
+    for message in reversed(history.messages):
+        found = [item for item in message.items if isinstance(item, FunctionResultContent)]
+        if not found:
+            calls = {item.id or "unknown" for item in message.items if isinstance(item, FunctionCallContent)}
+            return answers if calls <= {answer.id for answer in answers} else []
+        answers[:0] = found
+    return answers
+
+
+def _images(answer: FunctionResultContent) -> list[ImageContent]:
+    result = getattr(answer.inner_content, "value", None)
+    return [content for content in result.to_contents() if isinstance(content, ImageContent)] if isinstance(result, PythonResult) else []
 
 
 def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") -> list[Tool]:
@@ -120,10 +134,3 @@ def _plain(value: Any) -> object:
 
 def _showable(result: CodeExecutionResult) -> PythonResult:
     return PythonResult(**{field.name: getattr(result, field.name) for field in fields(result)})
-
-
-def _unanswered(history: ChatHistory) -> set[str | None]:
-    """The calls that a model made and whose answers are not in the history yet."""
-    items = [item for message in history.messages for item in message.items]
-    calls = {item.id for item in items if isinstance(item, FunctionCallContent)}
-    return calls - {item.id for item in items if isinstance(item, FunctionResultContent)}
