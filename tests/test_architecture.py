@@ -21,24 +21,25 @@ MAY_IMPORT = {
     "tasks": set(),
     "hosting": set(),
     "errors": set(),
+    "owner": {"errors"},
     "settings": {"errors"},
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "contract", "ledger", "models", "errors", "telemetry", "tasks"},
+    "client": {"client", "contract", "ledger", "models", "errors", "telemetry", "tasks", "owner"},
     "sandbox.policy": {"errors"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
     "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
-    "sandbox": {"sandbox", "sandbox.policy", "sandbox.wire", "sandbox.syscalls", "ledger", "models", "errors", "tasks"},
-    "server": {"server", "contract", "sandbox", "hosting", "ledger", "models", "errors", "tasks", "telemetry"},
+    "sandbox": {"sandbox", "sandbox.policy", "sandbox.wire", "sandbox.syscalls", "ledger", "models", "errors", "tasks", "owner"},
+    "server": {"server", "contract", "sandbox", "hosting", "ledger", "models", "errors", "tasks", "telemetry", "owner"},
     "policies": {"settings", "sandbox", "sandbox.policy", "errors"},
-    "connect": {"settings", "policies", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors"},
+    "connect": {"settings", "policies", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors", "owner"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
     "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens where it is given none
     "agent.cells": {"agent.cells", "sandbox.guest", "sandbox.wire"},  # sent as text, with those that it needs
     "compat": {"compat", "surfaces", "agent", "connect", "client", "models", "errors", ""},
 }
 for _row in ("", "surfaces"):
-    MAY_IMPORT[_row].add("agent")
+    MAY_IMPORT[_row] |= {"agent", "owner"}
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
     "redis": {"agent.redis_storage"},

@@ -1,5 +1,6 @@
 """The one place where settings become objects, and where embedded or remote is decided."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
@@ -8,13 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import httpx
+from anyio import to_thread
 
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
-from .errors import ConfigurationError, NotSupportedError
+from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
+from .owner import Owner
 from .policies import given_ones, packages_of, policy_of
 from .settings import Settings
 
@@ -31,6 +34,7 @@ _AZURE = ".dynamicsessions.io"
 _POOLS = (_AZURE, ".azurecontainerapps.io")  # the second is where pools of custom containers are
 _ROOM_FOR_IDLE = 20  # sessions that are kept alive for each that may be held
 _IDLE_SECONDS = 1800.0
+_OTHER_LOOP_SECONDS = 10.0
 Opened = TypeVar("Opened")
 
 
@@ -40,12 +44,15 @@ class Opening(Generic[Opened]):
     Not a generator: one that is forgotten would be closed by the event loop at its end, in the middle of others.
     """
 
-    def __init__(self, open_on: Callable[[AsyncExitStack], Awaitable[Opened]]) -> None:
+    def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
         """Opens by the given function, on a stack that is closed at the end."""
         self._open_on = open_on
-        self._stack = AsyncExitStack()
+        self._stack = Stack()
+        self._owner = Owner()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Opened:
+        self._owner, self._loop = Owner(), asyncio.get_running_loop()
         try:
             return await self._open_on(self._stack)
         except BaseException:
@@ -53,7 +60,42 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        """Close everything on the loop that opened it. In a forked process this does nothing: all of it is its parent's."""
+        loop = self._loop
+        if not self._owner.is_here:
+            self._stack.pop_all()
+        elif loop is None or loop is asyncio.get_running_loop():
+            await self._stack.aclose()
+        elif loop.is_closed():
+            self.abandon()
+        elif loop.is_running():
+            await _close_there(self._stack, loop)
+        else:
+            await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
+
+    def abandon(self) -> None:
+        """End all processes at once, without the event loop that opened them: it is closed, and nothing can be awaited on it again."""
+        for end in reversed(self._stack.at_once):
+            end()
+        self._stack.pop_all()
+
+
+class Stack(AsyncExitStack):
+    """What was opened together, and what ends its processes where there is no event loop to close it on."""
+
+    def __init__(self) -> None:
+        """Holds nothing yet."""
+        super().__init__()
+        self.at_once: list[Callable[[], None]] = []
+
+
+async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
+    """Close on a loop that runs in another thread. It may be blocked by whoever waits here: then it closes when it goes on."""
+    closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
+    done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
+    if not done:
+        raise PoolError("the event loop that opened this is busy, and closes it when it goes on: close it in the loop that opened it")
+    await closing
 
 
 def open_pool(
@@ -70,13 +112,15 @@ def open_pool(
     `spares` are sessions that an embedded pool keeps ready ahead of their use, in place of what policy or settings say.
     """
 
-    async def open_on(stack: AsyncExitStack) -> SessionPool:
+    async def open_on(stack: Stack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
         # The pool ends idle sessions itself, and holds no more than it may: the embedded server need not.
         hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * (chosen.SessionPool.MaxConcurrentSessions or 1), cooldown=None)
         embedded = replace(policy or policy_of(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
         interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
-        return await stack.enter_async_context(_pool(interpreter, chosen, on_event))
+        pool = _pool(interpreter, chosen, on_event)
+        stack.at_once.append(pool.abandon)
+        return await stack.enter_async_context(pool)
 
     return Opening(open_on)
 
@@ -86,7 +130,7 @@ def open_interpreter(
 ) -> Opening[CodeInterpreter]:
     """The request/result style over what the settings say."""
 
-    async def open_on(stack: AsyncExitStack) -> CodeInterpreter:
+    async def open_on(stack: Stack) -> CodeInterpreter:
         chosen = _settings(settings, endpoint, None)
         minutes = chosen.SessionPool.SessionTimeoutMinutes
         return await _open_interpreter(chosen, policy, Hosting(cooldown=minutes * 60 if minutes else _IDLE_SECONDS), stack)
@@ -97,7 +141,7 @@ def open_interpreter(
 def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
     """One endpoint, request by request, over what the settings say."""
 
-    async def open_on(stack: AsyncExitStack) -> SessionsHttpClient:
+    async def open_on(stack: Stack) -> SessionsHttpClient:
         return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
 
     return Opening(open_on)
@@ -111,7 +155,7 @@ def open_server(
 
 
 def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "Hosting | None", *, alone: bool) -> Opening["Service"]:
-    async def open_on(stack: AsyncExitStack) -> "Service":
+    async def open_on(stack: Stack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
         from .server.alone import check_is_alone
@@ -123,12 +167,14 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
             raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
         # The zygote starts while the rest of the server is imported.
         sandboxes = await stack.enter_async_context(Sandboxes(chosen))
+        stack.at_once.append(sandboxes.abandon)
         from .server.app import Service
         from .server.sessions import Sessions
 
         await sandboxes.wait_until_ready()
         host = _audited(hosting or Hosting(), settings or Settings())
         sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
+        stack.at_once.append(sessions.journal.close)
         return Service(await stack.enter_async_context(sessions), host)
 
     return Opening(open_on)
@@ -171,25 +217,27 @@ def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_se
     return Settings(**(given | {section: given.get(section, {}) | values for section, values in named.items()}))
 
 
-async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> CodeInterpreter:
+async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> CodeInterpreter:
     if not version_named(settings.SessionsHttpClient.ApiVersion).has_sessions:
         _logger.info("api-version %s cannot end sessions: they expire by themselves", settings.SessionsHttpClient.ApiVersion)
     http = await _open_http(settings, policy, hosting, stack)
     return await stack.enter_async_context(CodeInterpreter(http))
 
 
-async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> SessionsHttpClient:
+async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> SessionsHttpClient:
     client = await _remote(settings, stack) if _is_remote(settings) else await _embedded(settings, policy, hosting, stack)
     return SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
 
 
-async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: AsyncExitStack) -> httpx.AsyncClient:
+async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    app = await stack.enter_async_context(_open_server(settings, policy, hosting, alone=False))
+    opening = _open_server(settings, policy, hosting, alone=False)
+    app = await stack.enter_async_context(opening)
+    stack.at_once.append(opening.abandon)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://embedded")
 
 
-async def _remote(settings: Settings, stack: AsyncExitStack) -> httpx.AsyncClient:
+async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
     options = settings.SessionsHttpClient
     endpoint = options.Endpoint or ""
     auth = await _auth(settings, stack)
@@ -199,7 +247,7 @@ async def _remote(settings: Settings, stack: AsyncExitStack) -> httpx.AsyncClien
     return httpx.AsyncClient(base_url=endpoint, auth=auth)
 
 
-async def _auth(settings: Settings, stack: AsyncExitStack) -> httpx.Auth | None:
+async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
     """A key where one is configured, none on a socket file, else Azure's own sign-in."""
     from .client.auth import ApiKeyAuth, BearerAuth
 
@@ -219,7 +267,7 @@ async def _auth(settings: Settings, stack: AsyncExitStack) -> httpx.Auth | None:
     return BearerAuth(await _azure_tokens(settings, stack))
 
 
-async def _azure_tokens(settings: Settings, stack: AsyncExitStack) -> "AzureTokenProvider":
+async def _azure_tokens(settings: Settings, stack: Stack) -> "AzureTokenProvider":
     from azure.identity.aio import DefaultAzureCredential
 
     from .client.auth import DEFAULT_SCOPE, AzureTokenProvider

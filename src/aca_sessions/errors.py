@@ -17,6 +17,7 @@ ACASessionsError
 │   ├── GuestDiedError          an interpreter or the fork server ended
 │   └── SnapshotError           a session cannot be kept as it is now, or gone back to
 │       └── PartlyRestoredError the files are neither as they were nor as at the checkpoint
+├── ForkedProcessError          a forked process used what its parent opened
 ├── StorageError                what outlives a session cannot be read or written
 └── ExecutionError              only from result.raise_for_error()
 """
@@ -112,6 +113,10 @@ class SnapshotError(SandboxError):
 
 class PartlyRestoredError(SnapshotError):
     """The files are neither as they were nor as at the checkpoint."""
+
+
+class ForkedProcessError(ACASessionsError):
+    """A process used what the process that it was forked from had opened."""
 
 
 class StorageError(ACASessionsError):

@@ -10,6 +10,7 @@ import httpx
 from ..contract import extensions, flat
 from ..contract.records import API_VERSION, decode_problem
 from ..errors import NotSupportedError, ServiceUnavailableError
+from ..owner import Owner
 from .arguments import checked_session_id
 from .patience import Patience
 
@@ -35,6 +36,7 @@ class SessionsHttpClient:
         """Takes over an httpx client whose base URL is the endpoint."""
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
+        self._owner = Owner("the connection to this endpoint")
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
         self._patience_seconds = patience
@@ -55,6 +57,7 @@ class SessionsHttpClient:
         timeout: float | None = None,
     ) -> httpx.Response:
         """The answer to one request; an exception of ours for everything that is not a success."""
+        self._owner.check()
         if self._client.is_closed:
             raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
         params = {"api-version": self.api_version, **(query or {})}
@@ -101,6 +104,7 @@ class SessionsHttpClient:
     async def offers(self, extension: str) -> bool:
         """Whether the endpoint has an extension of ours."""
         if self._offered is None:
+            self._owner.check()
             try:
                 await self.request("GET", extensions.HEALTH_PATH)
             except Exception:
@@ -113,8 +117,9 @@ class SessionsHttpClient:
             raise NotSupportedError(f"this endpoint cannot {what}: the embedded default and `aca-sessions serve` can")
 
     async def close(self) -> None:
-        """Ends the connections."""
-        await self._client.aclose()
+        """End the connections; in a forked process they are its parent's, and are left alone."""
+        if self._owner.is_here:
+            await self._client.aclose()
 
     async def __aenter__(self) -> Self:
         return self

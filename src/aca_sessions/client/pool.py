@@ -17,6 +17,7 @@ from typing import Literal, Self
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
 from ..models import SessionInfo
+from ..owner import Owner
 from ..tasks import Tasks
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
@@ -51,6 +52,7 @@ class SessionPool:
         """Runs sessions through the given interpreter, which stays its owner's. Times are in seconds; events are told as they happen."""
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
+        self._owner = Owner("the pool")
         self._made_at = caller()
         self._interpreter = interpreter
         self._leases = Leases(max_concurrent_sessions, timedelta(seconds=session_timeout))
@@ -87,14 +89,17 @@ class SessionPool:
         return Session(self._interpreter, granted.session_id)
 
     async def release(self, session_id: str) -> None:
-        """Gives a session back. An anonymous one ends, and its state with it."""
+        """Give a session back. An anonymous one ends, and its state with it. In a forked process this does nothing."""
+        if not self._owner.is_here:
+            return
         if self._leases.is_held(session_id):
             telemetry.released()
             self._tell("released", session_id)
         await self._finish(self._end(self._leases.release(session_id)))
 
     async def terminate(self, session_id: str) -> None:
-        """Ends a session at once, whoever holds it."""
+        """End a session at once, whoever holds it."""
+        self._check_loop()
         ended = self._leases.terminate(session_id)
         for name in ended:
             self._tell("terminated", name)
@@ -102,11 +107,14 @@ class SessionPool:
 
     def active(self) -> list[SessionInfo]:
         """All sessions that the pool keeps alive; those with `is_active` are held now."""
+        self._owner.check()
         self._expire_idle()
         return self._leases.infos()
 
     async def close(self) -> None:
-        """Ends every session of the pool."""
+        """End every session of the pool. In a forked process this does nothing: they are its parent's."""
+        if not self._owner.is_here:
+            return
         self._closed = True
         if self._expiring is not None:
             self._expiring.cancel()
@@ -117,12 +125,16 @@ class SessionPool:
         self._end(names)
         await self._tasks.finish()
 
+    def abandon(self) -> None:
+        """Mark it as closed, where its event loop is: nothing can be awaited there, and what was embedded ends by itself."""
+        self._closed = True
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self._leases.leased} of {self._leases.limit} leased, {self._leases.waiting} waiting"
         return f"<SessionPool {state}>"
 
     def __del__(self) -> None:
-        if self._expiring is not None and not self._closed:
+        if self._expiring is not None and not self._closed and self._owner.is_here:
             warnings.warn(
                 f"{self!r} made at {self._made_at} was never closed: use 'async with'", ResourceWarning, source=self, stacklevel=2
             )
@@ -194,13 +206,17 @@ class SessionPool:
             await self._interpreter.delete_session(session_id, expired=expired)
 
     def _check_usable(self) -> None:
+        self._owner.check()
         if self._closed:
             raise PoolClosedError("the pool is closed: open a new one")
-        loop = asyncio.get_running_loop()
+        self._check_loop()
         if self._loop is None:
-            self._loop = loop
-            self._expiring = loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
-        if self._loop is not loop:
+            self._loop = asyncio.get_running_loop()
+            self._expiring = self._loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
+
+    def _check_loop(self) -> None:
+        self._owner.check()
+        if self._loop not in (None, asyncio.get_running_loop()):
             raise PoolError("the pool belongs to another event loop: open one in each loop that uses sessions")
 
     def _expire_idle(self) -> None:

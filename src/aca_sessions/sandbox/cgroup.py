@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import secrets
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import ClassVar, Protocol
 
 from anyio import to_thread
 
+from .janitor import Janitor
 from .policy import Limits, Together
 from .shortage import is_shortage, with_reserve
 
@@ -230,7 +230,6 @@ class Groups:
         self._users = 0
         self._numbers = itertools.count(1)
         self._tops = version.tops(f"aca-sessions-{secrets.token_hex(8)}")
-        self._janitor: subprocess.Popen[bytes] | None = None
         with contextlib.ExitStack() as on_failure:
             for top in self._tops:
                 top.mkdir()
@@ -239,10 +238,7 @@ class Groups:
                 _write(self._tops[0] / "cgroup.subtree_control", "+memory +pids")
             memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
             version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
-            arguments = ["/bin/sh", "-c", _JANITOR, "aca-sessions-janitor", *map(str, self._tops)]
-            self._janitor = subprocess.Popen(
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env={}, cwd="/", start_new_session=True
-            )
+            self._janitor = Janitor(_JANITOR, *map(str, self._tops))
             on_failure.pop_all()
 
     @classmethod
@@ -293,9 +289,7 @@ class Groups:
                 return
             for key in [key for key, groups in self._shared.items() if groups is self]:
                 del self._shared[key]
-        if self._janitor is not None and self._janitor.stdin is not None:
-            self._janitor.stdin.close()  # it does the same, and has the time to try again
-            self._janitor.wait()
+        self._janitor.finish()  # it has the time to try again
 
 
 def _mounts(kind: str) -> list[list[str]]:

@@ -2,8 +2,9 @@
 
 import fcntl
 import os
-import subprocess
 import tempfile
+
+from .janitor import Janitor
 
 # Waits for the host's end, then for that of the sessions, who may still write. A shell is small and starts at once.
 _JANITOR = 'read _; n=0; while [ $n -lt 25 ] && [ -e "$1" ]; do chmod -R u+rwX -- "$1"; rm -rf -- "$1"; n=$((n+1)); sleep 0.1; done'
@@ -18,20 +19,9 @@ class Folder:
         os.chmod(self.path, 0o711)  # noqa: S103 (to be gone through, not listed)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # who clears old files away passes by what is locked (systemd-tmpfiles(8))
-        arguments = ["/bin/sh", "-c", _JANITOR, "aca-sessions-janitor", self.path]
-        self._janitor = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": "/usr/bin:/bin"},
-            cwd="/",
-            start_new_session=True,
-        )
+        self._janitor = Janitor(_JANITOR, self.path)
 
     def remove(self) -> None:
         """The sessions have ended."""
         os.close(self._lock)
-        if self._janitor.stdin is not None:
-            self._janitor.stdin.close()
-        self._janitor.wait()
+        self._janitor.finish()

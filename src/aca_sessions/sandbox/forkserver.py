@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..errors import ConfigurationError, GuestDiedError, IsolationError
+from ..owner import Owner
 from . import environment, wire
 from .cgroup import Groups
 from .ends import Spawned, Tree
@@ -79,6 +80,7 @@ class ForkServer:
 
     def __init__(self, policy: Policy) -> None:
         """Starts the zygote; the first request waits until it is ready."""
+        self._owner = Owner("the fork server")
         self._lock = threading.Lock()
         self._counting_trees = threading.Lock()
         self._trees: set[Tree] = set()
@@ -133,6 +135,8 @@ class ForkServer:
 
     def release(self) -> None:
         """Ends the zygote, and all its sessions with it, when the last user lets go."""
+        if not self._owner.is_here:
+            return  # shutting down the socket here would shut it down for the parent
         with self._sharing:
             self._users -= 1
             if self._users > 0:
@@ -255,6 +259,7 @@ class ForkServer:
         return answer[0]
 
     def _ask(self, request: wire.Message, *descriptors: int) -> list[int]:
+        self._owner.check()
         with self._lock:
             self._finish_boot()
             return self._exchange(request, descriptors)

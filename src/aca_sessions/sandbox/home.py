@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,6 +15,7 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, IsolationError
 from ..models import RunningProcess
+from ..owner import Owner
 from ..tasks import Tasks
 from .ends import Spawned, descendants, host_pid, kill, readable
 from .memory import Memory
@@ -42,6 +44,7 @@ class Home:
 
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
         """Takes over an init. `show` has a tree take the place of /mnt/data for all that live here."""
+        self._owner = Owner()
         self.init = spawned.init
         self.has_namespaces = spawned.namespaces
         self.memory = memory
@@ -125,7 +128,9 @@ class Home:
                 self._tasks.start(self._resume(tree))
 
     def kill(self, reason: str) -> None:
-        """Ends all that live here."""
+        """End all that live here; never in a forked process, whose garbage collector may get to this."""
+        if not self._owner.is_here:
+            return
         self.killed_for = self.killed_for or reason
         if not self._closed:
             with contextlib.suppress(ProcessLookupError):
@@ -136,6 +141,8 @@ class Home:
 
         Some may have changed their parent: those end with the last interpreter of their tree, or by `end_processes`.
         """
+        if not self._owner.is_here:
+            return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(process, signal.SIGSTOP)  # while it is looked at, it starts no other
         with contextlib.suppress(GuestDiedError):
@@ -293,6 +300,16 @@ class Home:
             self._let_go()
         elif member is not None and not self._closed:
             self._tasks.start(self._let_go_of(number, member.tree))
+
+    def end_now(self, number: int) -> None:
+        """End an interpreter without an event loop. The last one's processes are gone when this returns: what counts them can go."""
+        self._members.pop(number, None)
+        if not self._members and not self._closed:
+            self.kill("killed")
+            ended = select.poll()
+            ended.register(self.init, select.POLLIN)
+            ended.poll(_END_SECONDS * 1000)
+            self._let_go()
 
     def _let_go(self) -> None:
         if not self._closed:

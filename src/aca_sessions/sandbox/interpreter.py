@@ -237,6 +237,12 @@ class Interpreter:
             self.home.abandon(self.number)
             self._let_go()
 
+    def abandon(self) -> None:
+        """End it at once and let go of its ends, where the event loop that it belongs to is closed."""
+        self._kill("killed")
+        self.home.end_now(self.number)
+        self._let_go()
+
     def _let_go(self) -> None:
         process, self._process = self._process, None
         if process is not None:

@@ -184,6 +184,21 @@ class Sandbox:
         self._interpreter = interpreter
         interpreter.when_dead = self._on_death
 
+    def abandon(self) -> None:
+        """End every process at once, where the event loop that this belongs to is closed."""
+        self._closed = True
+        self.timeline.abandon()
+        if self._interpreter is not None:
+            self._interpreter.abandon()
+        self.files.close()
+        self._kin.count -= 1
+        try:
+            self._fork_server.drop_tree(self._tree)
+        finally:
+            if self._kin.count == 0:
+                self.memory.remove()
+            self._on_close()
+
     async def _show(self, paths: Sequence[str], replaced: Sequence[str]) -> CodeExecutionResult:
         return await (await self.interpreter()).extend(paths, replaced)
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 from anyio import to_thread
@@ -35,14 +36,14 @@ class Generation:
     def __init__(self, fork_server: ForkServer) -> None:
         """Takes over one use of the fork server."""
         self.fork_server = fork_server
-        self._sandboxes = 0
+        self._sandboxes: set[Sandbox] = set()
         self._superseded = self._released = False
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Counts a sandbox until it is closed."""
-        self._sandboxes += 1
-        sandbox.when_closed(self._lose_one, self.adopt)
+        """Keeps a sandbox until it is closed."""
+        self._sandboxes.add(sandbox)
+        sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
@@ -54,12 +55,20 @@ class Generation:
         """Waits until the fork server was let go of."""
         await self._tasks.finish()
 
-    def _lose_one(self) -> None:
-        self._sandboxes -= 1
+    def abandon(self) -> None:
+        """End all processes at once, without the event loop that they belong to."""
+        released, self._released = self._released, True
+        for sandbox in [*self._sandboxes]:
+            sandbox.abandon()
+        if not released:
+            self.fork_server.release()
+
+    def _lose(self, sandbox: Sandbox) -> None:
+        self._sandboxes.discard(sandbox)
         self._release_if_done()
 
     def _release_if_done(self) -> None:
-        if self._superseded and self._sandboxes == 0 and not self._released:
+        if self._superseded and not self._sandboxes and not self._released:
             self._released = True
             self._tasks.start(to_thread.run_sync(self.fork_server.release))
 
@@ -141,6 +150,14 @@ class Sandboxes:
         for generation in self._generations:
             generation.supersede()
             await generation.finish()
+
+    def abandon(self) -> None:
+        """End all processes at once, where the event loop that opened them is closed: `close` could only wait forever."""
+        self._closed = True
+        if self._coming is not None:
+            self._coming.release()
+        for generation in self._generations:
+            generation.abandon()
 
     def _begin(self, fork_server: ForkServer) -> None:
         """From here on sandboxes come from this fork server."""

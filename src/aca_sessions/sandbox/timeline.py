@@ -132,6 +132,14 @@ class Timeline:
                 await self.drop(moment)
         await self._tasks.finish()
 
+    def abandon(self) -> None:
+        """Let go of all at once, where the event loop that they belong to is closed."""
+        for moment in self._moments:
+            moment.interpreter.abandon()
+            moment.files.close()
+            self._fork_server.drop_tree(moment.tree)
+        self._moments.clear()
+
     async def _drop_oldest(self) -> None:
         """Keep no more checkpoints, and no more bytes of their files, than the limits allow. Hidden ones do not count."""
         while len(own := [moment for moment in self._moments if not moment.hidden]) > 1 and (

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..contract import extensions
 from ..contract.versions import VERSIONS
 from ..hosting import Hosting
+from ..owner import Owner
 from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
@@ -35,6 +36,7 @@ class Service:
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         """Serves the sessions that it is given, which stay their owner's."""
         self._sessions = sessions
+        self._owner = Owner("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
         rooms = (SessionRoutes, CellRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
         routes = [answering(route, self._headers, sessions.journal) for room in rooms for route in room(sessions, hosting).table()]
@@ -47,7 +49,8 @@ class Service:
         self._app: ASGIApp = guard if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Is an ASGI application."""
+        """Is an ASGI application, in the process that opened it."""
+        self._owner.check()
         await self._app(scope, receive, send)
 
     def take_no_more(self) -> None:

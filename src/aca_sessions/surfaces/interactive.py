@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
 from ..client.history import History
 from ..client.interpreter import CodeInterpreter
@@ -18,8 +18,10 @@ from ..client.session import Session
 from ..connect import Opening, open_interpreter, open_pool
 from ..errors import ACASessionsError
 from ..models import Checkpoint, CodeExecutionResult, CommandResult, Package, RemoteFile, SessionHealth, Variable
+from ..owner import Owner
 from ..settings import Settings
 from .live_cell import LiveCell, OnInput
+from .loop_thread import LoopThread
 
 if TYPE_CHECKING:
     from ..sandbox.policy import Policy
@@ -47,6 +49,7 @@ class InteractiveSession:
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, Session] | None = None
         self._running: set[Future[Any]] = set()
+        self._owner = Owner("the session")
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
@@ -59,15 +62,19 @@ class InteractiveSession:
         """Begins the session, where it has not begun."""
         if self._opened is None:
             with ExitStack() as stack:
-                portal = stack.enter_context(start_blocking_portal())
+                portal = stack.enter_context(LoopThread())
                 session = stack.enter_context(portal.wrap_async_context_manager(self._opening()))
-                self._opened = portal, session
+                self._opened, self._owner = (portal, session), Owner("the session")
                 self._stack = stack.pop_all()
         return self
 
     def close(self) -> None:
-        """Ends the session; cells that run in other threads are interrupted."""
+        """End the session; cells that run in other threads are interrupted. In a forked process the session is its parent's and goes on."""
         self._opened = None
+        if not self._owner.is_here:
+            self._running.clear()
+            self._stack.pop_all()
+            return
         for running in [*self._running]:
             running.cancel()
         self._stack.close()
@@ -213,7 +220,7 @@ class InteractiveSession:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_opened", None) is not None:
+        if getattr(self, "_opened", None) is not None and self._owner.is_here:
             warnings.warn(f"{self!r} was never closed: use 'with'", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
@@ -242,6 +249,7 @@ class InteractiveSession:
     def _live(self) -> tuple[BlockingPortal, Session]:
         if self._opened is None:
             raise ACASessionsError("the session is not open: use 'with InteractiveSession() as session', or call open()")
+        self._owner.check()
         return self._opened
 
 

@@ -9,6 +9,7 @@ from anyio.from_thread import BlockingPortal
 from ..client.execution import Execution
 from ..client.session import Session
 from ..models import Event
+from ..owner import Owner
 
 OnInput = Callable[[str], "str | None"]
 
@@ -27,6 +28,7 @@ class LiveCell:
         transactional: bool = False,
     ) -> None:
         """Starts the cell. `on_input` answers what it asks; None from it is an EOFError in the cell."""
+        self._owner = Owner("the cell")
         self._portal = portal
         self._session = session
         self._on_input = on_input
@@ -42,6 +44,7 @@ class LiveCell:
             self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
 
     def __iter__(self) -> Iterator[Event]:
+        self._owner.check()
         result = None
         try:
             while (event := self._events.get()) is not None:

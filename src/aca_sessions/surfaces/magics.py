@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
@@ -24,7 +24,9 @@ from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError
 from ..models import CodeExecutionResult, State
+from ..owner import Owner
 from ..rendering import trusted
+from .loop_thread import LoopThread
 
 Answer = TypeVar("Answer")
 _DEFAULT = "notebook"
@@ -108,11 +110,17 @@ class SessionMagics(Magics):
 
     def _open(self) -> tuple[BlockingPortal, SessionPool]:
         if self._opened is None:
-            portal = self._stack.enter_context(start_blocking_portal())
+            portal = self._stack.enter_context(LoopThread())
             opening: AbstractContextManager[SessionPool] = portal.wrap_async_context_manager(open_pool())
             self._opened = portal, self._stack.enter_context(opening)
-            atexit.register(self._stack.close)
+            atexit.register(_close_here, self._stack, Owner())
         return self._opened
+
+
+def _close_here(stack: ExitStack, owner: Owner) -> None:
+    """Close at the end of the process that opened it. One that was forked from it has none of its threads and would wait forever."""
+    if owner.is_here:
+        stack.close()
 
 
 def _content(path: Path) -> bytes:

@@ -16,6 +16,7 @@ from ..client.pool import SessionPool
 from ..connect import open_pool
 from ..errors import ACASessionsError
 from ..models import CodeError, CodeExecutionResult, RemoteFile
+from ..owner import Owner
 from ..settings import Settings
 from .from_models import checked_code, checked_files
 from .local_files import read_below, write_below
@@ -94,10 +95,14 @@ class ModelSession:
             return await session.list_files()
 
     async def close(self) -> None:
-        """Ends the session if it is this one's own, and the pool if this opened it; it opens again when it is used again."""
-        if self._owns_session and self._source.pool is not None:
+        """End the session if it is this one's own, and the pool if this opened it; it opens again when it is used again.
+
+        A pool that this opened is closed whichever event loop calls, and its sessions with it.
+        """
+        if self._source.is_open:
+            await self._source.close()
+        elif self._owns_session and self._source.pool is not None:
             await self._source.pool.terminate(self._session_id)
-        await self._source.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,6 +123,7 @@ class _Source:
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._lender: _Source | None = None
+        self._owner = Owner()
         self.is_open = False
 
     def shared(self) -> "_Source":
@@ -132,8 +138,13 @@ class _Source:
         async with self._opening:
             if self.pool is None:
                 self.pool = await self._stack.enter_async_context(open_pool(self._settings))
-                self.is_open = True
+                self.is_open, self._owner = True, Owner()
             return self.pool
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether this process opened it and has not closed it."""
+        return self.is_open and self._owner.is_here
 
     async def close(self) -> None:
         if self.is_open:
@@ -142,5 +153,5 @@ class _Source:
 
 
 def _warn_if_open(source: _Source, what: str, made_at: str) -> None:
-    if source.is_open:
+    if source.is_forgotten:
         warnings.warn(f"a {what} made at {made_at} was never closed: use 'async with'", ResourceWarning, stacklevel=2)

@@ -1,0 +1,42 @@
+"""An event loop in a thread of its own, for callers without `await`."""
+
+from concurrent.futures import Future
+from threading import Thread
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+
+class LoopThread:
+    """Runs a portal's event loop in a thread, for the block.
+
+    Unlike `anyio.from_thread.start_blocking_portal` it is not a generator: Python closes forgotten generators, and in a process that was
+    forked from this one, which has no such thread, that would wait forever.
+    """
+
+    def __init__(self) -> None:
+        """Starts nothing yet."""
+        self._started: Future[BlockingPortal] = Future()
+        self._thread = Thread(target=self._work, daemon=True, name="aca-sessions-loop")
+
+    def __enter__(self) -> BlockingPortal:
+        self._thread.start()
+        return self._started.result()
+
+    def __exit__(self, *_: object) -> None:
+        portal = self._started.result()
+        portal.call(portal.stop)
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            anyio.run(self._run)
+        except BaseException as error:
+            if self._started.done():
+                raise
+            self._started.set_exception(error)  # no descriptor is left for a loop, for example
+
+    async def _run(self) -> None:
+        async with BlockingPortal() as portal:
+            self._started.set_result(portal)
+            await portal.sleep_until_stopped()
