@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
-from .client.pool import PoolEvent, SessionPool
+from .client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS, PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
@@ -33,7 +33,6 @@ _UNIX = "unix://"
 _AZURE = ".dynamicsessions.io"
 _POOLS = (_AZURE, ".azurecontainerapps.io")  # the second is where pools of custom containers are
 _ROOM_FOR_IDLE = 20  # sessions that are kept alive for each that may be held
-_IDLE_SECONDS = 1800.0
 _OTHER_LOOP_SECONDS = 10.0
 Opened = TypeVar("Opened")
 
@@ -114,8 +113,9 @@ def open_pool(
 
     async def open_on(stack: Stack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
-        # The pool ends idle sessions itself, and holds no more than it may: the embedded server need not.
-        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * (chosen.SessionPool.MaxConcurrentSessions or 1), cooldown=None)
+        limit = chosen.SessionPool.MaxConcurrentSessions or DEFAULT_SESSIONS
+        # The pool alone ends idle sessions: one that it keeps must never make room for another at the embedded server.
+        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * limit, cooldown=None, evicts=False)
         embedded = replace(policy or policy_of(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
         interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
         pool = _pool(interpreter, chosen, on_event)
@@ -132,8 +132,7 @@ def open_interpreter(
 
     async def open_on(stack: Stack) -> CodeInterpreter:
         chosen = _settings(settings, endpoint, None)
-        minutes = chosen.SessionPool.SessionTimeoutMinutes
-        return await _open_interpreter(chosen, policy, Hosting(cooldown=minutes * 60 if minutes else _IDLE_SECONDS), stack)
+        return await _open_interpreter(chosen, policy, Hosting(cooldown=_session_seconds(chosen)), stack)
 
     return Opening(open_on)
 
@@ -281,14 +280,18 @@ async def _azure_tokens(settings: Settings, stack: Stack) -> "AzureTokenProvider
 
 
 def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[PoolEvent], None] | None) -> SessionPool:
-    options = settings.SessionPool
-    minutes = options.SessionTimeoutMinutes
-    given = {
-        "max_concurrent_sessions": options.MaxConcurrentSessions,
-        "session_timeout": minutes * 60 if minutes else None,
-        "acquire_timeout": options.AcquireTimeoutSeconds,
-    }
-    return SessionPool(interpreter, on_event=on_event, **given_ones(given))
+    return SessionPool(
+        interpreter,
+        max_concurrent_sessions=settings.SessionPool.MaxConcurrentSessions or DEFAULT_SESSIONS,
+        session_timeout=_session_seconds(settings),
+        acquire_timeout=settings.SessionPool.AcquireTimeoutSeconds or DEFAULT_ACQUIRE_SECONDS,
+        on_event=on_event,
+    )
+
+
+def _session_seconds(settings: Settings) -> float:
+    minutes = settings.SessionPool.SessionTimeoutMinutes
+    return 60 * minutes if minutes else DEFAULT_SESSION_SECONDS
 
 
 def _timeouts(settings: Settings) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """How a server hosts sessions: how many, how long, for whom, and what is written down. Data, with the defaults of `aca-sessions serve`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,10 +9,11 @@ class Hosting:
     """What is the server's own, and not each sandbox's. An unset cool-down means that whoever uses the server ends its sessions."""
 
     max_sessions: int = 100
+    evicts: bool = True  # the longest unused session ends where a new one finds no room; else the new one is refused
     cooldown: float | None = 300.0
     max_upload: int = 128 << 20
     max_request: int = 64 << 20
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     allowed_hosts: frozenset[str] = frozenset()
     plain: bool = False  # what Azure has and no more: no extension is offered or answered
     shell: bool = False  # a pool of shells: executions are commands
@@ -21,4 +22,4 @@ class Hosting:
     audit: str | None = None  # the file of the audit log
     audit_code: bool = False  # cells are written there as they are
     metrics: Callable[[], bytes] | None = None  # what GET /metrics answers, in Prometheus's text
-    metrics_key: str | None = None  # opens /metrics and nothing else
+    metrics_key: str | None = field(default=None, repr=False)  # opens /metrics and nothing else

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from aca_sessions import CodeInterpreter, SessionPool, Settings, open_interpreter, open_pool
-from aca_sessions.errors import InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError
+from aca_sessions import CodeInterpreter, Policy, SessionPool, Settings, open_interpreter, open_pool
+from aca_sessions.errors import InvalidArgumentError, PoolClosedError, PoolError, PoolTimeoutError, RateLimitedError
 
 
 async def test_two_sessions_keep_their_own_variables(pool: SessionPool) -> None:
@@ -217,3 +217,43 @@ def test_a_forgotten_pool_says_where_it_was_made() -> None:
             await asyncio.sleep(0)
 
     asyncio.run(forget())
+
+
+LIGHT = Policy(preload=(), spares=0)
+
+
+async def test_the_embedded_server_has_room_for_all_that_the_pool_keeps() -> None:
+    async with open_pool(policy=LIGHT) as pool:
+        for number in range(22):
+            async with pool.session(f"talk {number}") as session:
+                await session.run(f"x = {number}")
+        assert len(pool.active()) == 22
+        async with pool.session("talk 0") as session:
+            result = await session.run("x")
+        assert (result.value, str(result.state)) == (0, "kept")
+
+
+async def test_a_full_server_refuses_and_ends_nobodys_session() -> None:
+    settings = Settings(MaxConcurrentSessions=1, SessionsHttpClient={"PatienceSeconds": 0})
+    async with open_pool(settings, policy=LIGHT) as pool:
+        async with pool.session("first") as session:
+            await session.run("x = 1")
+            branches = await session.branch(18)
+        with pytest.raises(RateLimitedError, match="MaxConcurrentSessions"):
+            await branches[0].branch(2)
+        async with pool.session("last") as session:
+            await session.run("1")
+        with pytest.raises(RateLimitedError, match="raise ACASessions:SessionPool:MaxConcurrentSessions"):
+            async with pool.session("one too many") as session:
+                await session.run("1")
+        assert [(await branch.run("x")).value for branch in branches] == [1] * 18
+        async with pool.session("first") as session:
+            assert (await session.run("x")).value == 1
+
+
+async def test_a_branch_closes_after_its_session_and_its_pool() -> None:
+    async with open_pool(policy=LIGHT) as pool, pool.session() as session:
+        one, other = await session.branch(2)
+        await pool._interpreter.delete_session(one.session_id)
+        await one.close()
+    await other.close()

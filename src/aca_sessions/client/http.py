@@ -116,6 +116,11 @@ class SessionsHttpClient:
         if not await self.offers(extension):
             raise NotSupportedError(f"this endpoint cannot {what}: the embedded default and `aca-sessions serve` can")
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it can send no more."""
+        return self._client.is_closed
+
     async def close(self) -> None:
         """End the connections; in a forked process they are its parent's, and are left alone."""
         if self._owner.is_here:

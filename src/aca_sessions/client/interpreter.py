@@ -266,7 +266,7 @@ class CodeInterpreter:
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
-        """What the service knows of a session; NotFoundError or ServiceError where it has none."""
+        """What the service knows of a session; NotFoundError where it has none."""
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
@@ -302,6 +302,11 @@ class CodeInterpreter:
         query, rich = {"skip": str(skip)} if skip else None, {extensions.RICH_REQUEST_HEADER: "1"}
         response = await self._http.request("GET", flat.SESSIONS_PATH, query=query, headers=rich)
         return {info.session_id: info for info in decoded(response, flat.decode_sessions)}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its connections are closed, and with them an embedded server and its sessions."""
+        return self._http.is_closed
 
     @property
     def can_end_sessions(self) -> bool:

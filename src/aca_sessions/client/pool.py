@@ -27,6 +27,8 @@ from .session import Session
 
 _LOOK_FOR_IDLE_EVERY = 15.0
 _NAMED_IN_A_MESSAGE = 5
+# The one place of these defaults: an embedded server is given room for what a pool with them promises.
+DEFAULT_SESSIONS, DEFAULT_SESSION_SECONDS, DEFAULT_ACQUIRE_SECONDS = 10, 1800.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ class SessionPool:
         self,
         interpreter: CodeInterpreter,
         *,
-        max_concurrent_sessions: int = 10,
-        session_timeout: float = 1800.0,
-        acquire_timeout: float = 60.0,
+        max_concurrent_sessions: int = DEFAULT_SESSIONS,
+        session_timeout: float = DEFAULT_SESSION_SECONDS,
+        acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
         """Runs sessions through the given interpreter, which stays its owner's. Times are in seconds; events are told as they happen."""

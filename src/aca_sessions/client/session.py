@@ -316,9 +316,10 @@ class Branch(Session):
     """A session that goes on from where another was; it ends with `close`, or with its block."""
 
     async def close(self) -> None:
-        """Ends it; the session that it came from goes on."""
-        with contextlib.suppress(NotFoundError):
-            await self._interpreter.delete_session(self.session_id)
+        """End it, if it is still there; the session that it came from goes on."""
+        if not self._interpreter.is_closed:
+            with contextlib.suppress(NotFoundError):
+                await self._interpreter.delete_session(self.session_id)
 
     async def __aenter__(self) -> Self:
         return self

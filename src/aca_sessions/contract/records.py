@@ -10,6 +10,7 @@ from ..models import CodeExecutionResult
 
 SNAPSHOT_REFUSED = "SnapshotRefused"
 DRAINING = "ServerDraining"
+NO_SESSION = "SessionWithIdentifierNotFound"
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
 MAX_ASYNCHRONOUS_SECONDS = 86_400.0
@@ -86,6 +87,8 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
             return AuthenticationError(
                 "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool"
             )
+        case 400 if code == NO_SESSION:
+            return NotFoundError(status, code, message)
         case 404:
             return NotFoundError(status, code, message)
         case 409 if code == SNAPSHOT_REFUSED:

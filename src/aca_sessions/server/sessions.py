@@ -8,7 +8,7 @@ import asyncio
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 
 from .. import telemetry
 from ..contract.flat import GUID_HEADER
-from ..contract.records import DRAINING, ExecutionCall, ProblemError
+from ..contract.records import DRAINING, NO_SESSION, ExecutionCall, ProblemError
 from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
@@ -134,6 +134,7 @@ class Sessions:
         """Opens sandboxes from the given ones; cells without a time limit of their own get the default."""
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
+        self._evicts = hosting.evicts
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
         self._default_timeout = default_timeout
         self.journal = Journal(hosting)
@@ -183,7 +184,7 @@ class Sessions:
         session = self._sessions.get(identifier)
         if session is None:
             self._check_is_ours()
-            raise ProblemError(400, "SessionWithIdentifierNotFound", "there is no session with this identifier")
+            raise ProblemError(400, NO_SESSION, "there is no session with this identifier")
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
@@ -247,6 +248,10 @@ class Sessions:
             if not session.ended:
                 self._drop(session, "deleted", cause=None)
             await self._tasks.to_its_end(session.close())
+
+    async def take_back(self, branches: Sequence[HostedSession]) -> None:
+        """End branches that nobody knows of."""
+        await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
         """End a session at its owner's request. `cause` is what callers that still hold it will read."""
@@ -336,10 +341,11 @@ class Sessions:
 
     def _least_recently_used(self) -> HostedSession:
         """The one to go; its owner is told when the identifier is used again."""
-        idle = next((session for session in self._sessions.values() if not session.in_use), None)
+        idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
-            raise ProblemError(429, "SessionsCountExceedsLimit", f"The request sessions count is '1'. {there_are}")
+            advice = "" if self._evicts else " End those that are not needed, or raise ACASessions:SessionPool:MaxConcurrentSessions."
+            raise ProblemError(429, "SessionsCountExceedsLimit", f"The request sessions count is '1'. {there_are}{advice}")
         return idle
 
     def _expire(self, session: HostedSession, cause: str) -> None:

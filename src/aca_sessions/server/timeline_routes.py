@@ -1,7 +1,7 @@
 """Checkpoints and branches of sessions over HTTP: taken, and gone back to, between two cells, in the order of the requests."""
 
-from collections.abc import Awaitable, Callable
-from functools import partial
+import asyncio
+import contextlib
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -71,13 +71,21 @@ class TimelineRoutes:
         return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Makes further sessions, which go on from where this one is."""
+        """Make further sessions, which go on from where this one is: all of them or none."""
         identifiers, reseed = timeline.decode_branches(await _body(request))
         session = self._session(request)
+        branches: list[HostedSession] = []
+
+        async def act(sandbox: Sandbox) -> None:
+            branches.extend(await self._sessions.branch(sandbox, identifiers, reseed=reseed))
+
         with session.used():
-            act: Callable[[Sandbox], Awaitable[list[HostedSession]]]
-            act = partial(self._sessions.branch, identifiers=identifiers, reseed=reseed)
-            branches = await session.executions.in_turn(act)
+            try:
+                await session.executions.in_turn(act)
+            except asyncio.CancelledError:  # they are made all the same, and nobody would end them
+                with contextlib.suppress(Exception):
+                    await session.executions.in_turn(lambda _sandbox: self._sessions.take_back(branches))
+                raise
         here = session.ledger.position
         _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here)
         positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}

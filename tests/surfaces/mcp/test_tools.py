@@ -1,5 +1,6 @@
 """Every tool, over both transports: what it answers, and what it says to what it cannot do."""
 
+import asyncio
 import base64
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -9,6 +10,11 @@ from typing import Any
 import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
+
+from aca_sessions import Policy, Settings, open_pool
+from aca_sessions.errors import PoolTimeoutError
+from aca_sessions.surfaces.mcp.clients import Client, House
+from aca_sessions.surfaces.mcp.options import Options
 
 from .clients import Running, http_client_session, http_server, run, stdio_client_session, text_of
 
@@ -206,3 +212,23 @@ async def test_health_says_what_ran_and_how(connected: Connected) -> None:
 async def test_the_server_answers(connected: Connected) -> None:
     async with connected() as client:
         assert await ask(client, "ping") == {"session_id": "default", "status": "ok"}
+
+
+async def test_a_branch_that_the_pool_has_no_place_for_leaves_nothing() -> None:
+    """Another client gets the only place between the branch and its first lease."""
+    settings = Settings(MaxConcurrentSessions=1, SessionPool={"AcquireTimeoutSeconds": 0.2})
+    async with open_pool(settings, policy=Policy(preload=(), spares=0)) as pool:
+        client = Client(House(pool, Options()))
+        named = client.find(None)
+        held = await pool.get_or_create(named.id)
+        await held.run("x = 1")
+        branching = asyncio.create_task(client.branch(named, "other"))  # into a session that is held already
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(pool.get_or_create("busy"))
+        await asyncio.sleep(0)
+        await pool.release(named.id)
+        await waiting
+        with pytest.raises(PoolTimeoutError):
+            await branching
+        assert set(client.sessions()) == {"default"}
+        assert [info.session_id for info in await pool._interpreter.list_sessions()] == [named.id]

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
+import anyio
+
 from ...client.pool import PoolEvent, SessionPool
 from ...client.session import Session
 from ...errors import ACASessionsError, InvalidArgumentError
@@ -94,7 +96,7 @@ class Client:
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
         """A new session that goes on from where another is; it belongs to this client alone."""
-        made = self.create(name, f"branched from {named.name}")
+        made, one = self.create(name, f"branched from {named.name}"), None
         try:
             async with self.lease(named) as session:
                 (one,) = await session.branch()
@@ -103,7 +105,10 @@ class Client:
             async with self.lease(made):
                 return made  # from its first lease on it is the pool's to end
         except BaseException:
-            del self._own[made.name]
+            self._own.pop(made.name, None)
+            if one is not None:  # the pool had no place for it, for example
+                with anyio.CancelScope(shield=True):
+                    await one.close()
             raise
 
     def watch(self, uri: str) -> None:
