@@ -26,7 +26,7 @@ def test_no_name_leads_out_of_a_sessions_files(fork_server: ForkServer, acts: li
                 if act == "write":
                     files.write(name, [b"own"], folder)
                 elif act == "read":
-                    assert files.read(name, folder)[0] == b"own"
+                    assert files.read(name, folder).data == b"own"
                 elif act == "listing":
                     assert all(file.size in (0, 3) or file.is_directory for file in files.listing(folder, recursive=True))
                 else:

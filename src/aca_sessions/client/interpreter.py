@@ -21,8 +21,10 @@ from . import packages
 from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
 from .delivered import Delivered
+from .downloads import Part, in_parts
 from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
 from .executions import DEFAULT_WAIT, Executions
+from .host_files import replacing
 from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
 from .packages import INSTALL_SECONDS
@@ -154,27 +156,33 @@ class CodeInterpreter:
         return decoded(response, self._dialect.decode_files)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
-        """A file's content."""
-        return b"".join([part async for part in self._parts(session_id, name)])
+        """Return a file's content, all of it of one version."""
+        parts: list[bytes] = []
+        async for offset, data in self._parts(session_id, name):
+            if offset == 0:
+                parts.clear()
+            parts.append(data)
+        return b"".join(parts)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
-        """Writes a file's content to a path on this machine and answers its size; no more than a part is held in memory."""
+        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all.
+
+        No more than a part is held in memory.
+        """
         size = 0
-        with path.open("wb") as file:
-            async for part in self._parts(session_id, name):
-                size += await asyncio.to_thread(file.write, part)
+        with replacing(path) as file:
+            async for offset, data in self._parts(session_id, name, restartable=file.seekable()):
+                if offset == 0 and size:
+                    file.seek(0)
+                    file.truncate()
+                await asyncio.to_thread(file.write, data)
+                size = offset + len(data)
         return size
 
-    async def _parts(self, session_id: str, name: str) -> AsyncIterator[bytes]:
-        """In ranges where the endpoint has them: in process an answer is held in memory whole."""
+    async def _parts(self, session_id: str, name: str, *, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
         ranged = await self._http.offers("ranges")
-        part, size = await self._read(session_id, name, 0 if ranged else None)
-        yield part
-        read = len(part)
-        while part and read < size:
-            part, size = await self._read(session_id, name, read)
+        async for part in in_parts(partial(self._read, session_id, name), ranged=ranged, restartable=restartable):
             yield part
-            read += len(part)
 
     async def delete_file(self, session_id: str, name: str) -> None:
         """Deletes a file."""
@@ -340,14 +348,15 @@ class CodeInterpreter:
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
         return await self._executions.run(session_id, ExecutionCall(code=code))
 
-    async def _read(self, session_id: str, name: str, start: int | None) -> tuple[bytes, int]:
-        """A part of a file, and the size of all of it."""
+    async def _read(self, session_id: str, name: str, start: int | None, version: str | None) -> Part:
         folder, name = checked_path(name)
         headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
+        if version is not None:
+            headers["if-match"] = version
         path = self._dialect.content_path(name)
         response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=DEFAULT_WAIT)
         size = response.headers.get("content-range", "").rpartition("/")[2]
-        return response.content, int(size) if size.isdecimal() else len(response.content)
+        return Part(response.content, int(size) if size.isdecimal() else len(response.content), response.headers.get("etag"))
 
 
 def _answered(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:

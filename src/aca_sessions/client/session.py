@@ -161,7 +161,7 @@ class Session:
         return await self._interpreter.download_file(self.session_id, name)
 
     async def save_file(self, name: str, path: Path) -> int:
-        """Writes a file's content to a path on this machine and answers its size."""
+        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all."""
         return await self._interpreter.save_file(self.session_id, name, path)
 
     async def list_files(self, folder: str = "") -> list[RemoteFile]:

@@ -11,8 +11,10 @@ import os
 import secrets
 import stat
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -26,11 +28,26 @@ _MAX_NAME = 255
 _MAX_LISTED = 10_000
 _MAX_ENTRIES = 1 << 17  # some kernels read on and on where a guest goes on making files
 HIDDEN = ".upload-"
+_COARSE = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2), which Python has no name for
+_SET_BACK = 10**9  # nanoseconds; a change that is further ahead is none of this tick: the host's clock was set back
 _LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class UnusableNameError(ValueError):
     """A file name or folder that no file of a session can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some bytes of a file, the size of all of it, and an HTTP entity tag of its version.
+
+    The tag is weak when code may have been writing meanwhile: other parts of that version cannot be told from later ones. What is written
+    through a mapping into memory changes no time, and so no tag.
+    """
+
+    data: bytes
+    size: int
+    version: str
 
 
 class Files:
@@ -59,13 +76,16 @@ class Files:
             finally:
                 os.close(descriptor)
 
-    def read(self, name: str, folder: str = "", *, start: int = 0, length: int | None = None) -> tuple[bytes, int]:
-        """A part of a file, and the size of all of it."""
+    def read(self, name: str, folder: str = "", *, start: int = 0, length: int | None = None) -> Part:
+        """Return a part of a file, from an offset on."""
         with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
         try:
-            size = os.fstat(descriptor).st_size
-            return _read(descriptor, start, size if length is None else length), size
+            now, status = time.clock_gettime_ns(_COARSE), os.fstat(descriptor)
+            data = _read(descriptor, start, status.st_size if length is None else length)
+            # The kernel stamps changes by that coarse clock: one that follows in the same tick would leave the same time.
+            settled = not 0 <= status.st_ctime_ns - now < _SET_BACK and _version(os.fstat(descriptor)) == _version(status)
+            return Part(data, status.st_size, _version(status) if settled else f"W/{_version(status)}")
         finally:
             os.close(descriptor)
 
@@ -238,6 +258,10 @@ def _described(name: str, folder: str, status: os.stat_result) -> RemoteFile:
         is_directory=stat.S_ISDIR(status.st_mode),
         content_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
     )
+
+
+def _version(status: os.stat_result) -> str:
+    return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"'
 
 
 def _read(descriptor: int, start: int, length: int) -> bytes:

@@ -12,7 +12,7 @@ from ..contract.records import split_path
 from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.files import Files
-from .requests import addressed, check_route, checked_identifier, range_of
+from .requests import addressed, check_route, check_version, checked_identifier, range_of, wants_whole
 from .sessions import Sessions
 from .table import Routes, note
 from .uploads import uploaded
@@ -90,15 +90,22 @@ class FileRoutes:
         return await self._download(request)
 
     async def _download(self, request: Request) -> Response:
-        """A file's content, or the range asked for."""
-        start, length = (0, None) if self._hosting.plain else range_of(request)
+        """Return a file's content, or the range asked for; of the version asked for, if any."""
+        plain = self._hosting.plain
+        start, length = (0, None) if plain else range_of(request)
         async with self._file(request) as (files, folder, name):
-            data, size = await to_thread.run_sync(lambda: files.read(name, folder, start=start, length=length))
-        note(request, "download", bytes=len(data))
-        if size == 0 or (length is None and start == 0):
-            return Response(data, media_type=_BINARY)
-        shown = f"bytes {start}-{start + len(data) - 1}/{size}" if data else f"bytes */{size}"
-        return Response(data, 206 if data else 416, media_type=_BINARY, headers={"content-range": shown})
+            part = await to_thread.run_sync(lambda: files.read(name, folder, start=start, length=length))
+            if not plain:
+                check_version(request, part.version)
+            if not plain and (start, length) != (0, None) and wants_whole(request, part.version):
+                start, length = 0, None
+                part = await to_thread.run_sync(lambda: files.read(name, folder))
+        note(request, "download", bytes=len(part.data))
+        headers = {} if plain else {"etag": part.version}
+        if part.size == 0 or (length is None and start == 0):
+            return Response(part.data, media_type=_BINARY, headers=headers)
+        headers["content-range"] = f"bytes {start}-{start + len(part.data) - 1}/{part.size}" if part.data else f"bytes */{part.size}"
+        return Response(part.data, 206 if part.data else 416, media_type=_BINARY, headers=headers)
 
     async def _uploaded(self, request: Request) -> RemoteFile:
         async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._files(request) as (files, folder):

@@ -185,7 +185,7 @@ class InteractiveSession:
         return self._call(lambda session: session.download_file(name))
 
     def save_file(self, name: str, path: Path) -> int:
-        """Writes a file's content to a path on this machine and answers its size."""
+        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all."""
         return self._call(lambda session: session.save_file(name, path))
 
     def list_files(self, folder: str = "") -> list[RemoteFile]:

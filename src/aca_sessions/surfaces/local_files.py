@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..client.host_files import replacing
 from ..errors import InvalidArgumentError
 
 
@@ -15,11 +16,12 @@ def read_below(folder: Path, name: str) -> bytes:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
-    """Writes a file below a folder, which is made with its parents, and answers where it is."""
+    """Write a file below a folder, which is made with its parents, and return its path. What is there is replaced whole or not at all."""
     path = _below(folder, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with replacing(path) as file:
+            file.write(data)
     except OSError as error:
         raise InvalidArgumentError(f"{path.name} cannot be written ({error.strerror})") from None
     return path

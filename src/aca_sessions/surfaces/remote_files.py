@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import uuid
 from pathlib import Path, PurePosixPath
 
 from ..client.session import Session
@@ -101,15 +100,10 @@ def _free(name: str, target: str, *, force: bool) -> Path:
 
 
 async def _save(session: Session, name: str, target: Path) -> None:
-    """Under another name until it is whole: what is there stays until then."""
-    part = target.with_name(f".{uuid.uuid4()}.part")
     try:
-        await session.save_file(name, part)
-        part.replace(target)
+        await session.save_file(name, target)
     except OSError as error:
         raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _missing(name: str) -> InvalidArgumentError:

@@ -1,0 +1,56 @@
+"""Files of this machine, which are replaced whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block succeeds. Otherwise `path` stays as it was, and nothing else is left.
+
+    It has the permissions of the file that it replaces, or those of any new file. A device or a pipe is written to as it is.
+    """
+    target = Path(os.path.realpath(path))  # a link stays, and the file that it names is replaced
+    earlier = _status(target)
+    if earlier is not None and not stat.S_ISREG(earlier.st_mode):
+        with target.open("wb") as file:
+            yield file
+        return
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor = _create(temporary, path, 0o666 if earlier is None else 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            if earlier is not None:
+                _give_rights(descriptor, earlier)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def _create(temporary: Path, path: Path, mode: int) -> int:
+    try:
+        return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the caller does not know the other name
+
+
+def _give_rights(descriptor: int, earlier: os.stat_result) -> None:
+    with contextlib.suppress(PermissionError):  # only root gives files away
+        os.fchown(descriptor, earlier.st_uid, earlier.st_gid)
+    os.fchmod(descriptor, earlier.st_mode & 0o777)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
