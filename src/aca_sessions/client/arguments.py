@@ -12,6 +12,7 @@ from ..models import CodeError
 
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _LONGEST_MOMENT, _MOST_BRANCHES = 256, 64
+_NAME_IS = "a file name is text such as 'data.csv' or 'folder/data.csv'"
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
 
 
@@ -34,12 +35,31 @@ def checked_timeout(timeout: object) -> float | None:
 
 
 def checked_path(path: object) -> tuple[str, str]:
-    """The folders and the name of a file in /mnt/data."""
-    if not isinstance(path, str) or not split_path(path)[1]:
-        raise InvalidArgumentError("a file name is text such as 'data.csv' or 'folder/data.csv'")
+    """Return the folders and the name of a file in /mnt/data."""
+    if not isinstance(path, str):
+        raise InvalidArgumentError(_NAME_IS)
+    folder, name = _split(path)
+    if not name:
+        raise InvalidArgumentError(_NAME_IS)
+    return folder, name
+
+
+def checked_folder(path: object) -> str:
+    """Return a folder in /mnt/data, relative to it; '' for /mnt/data itself."""
+    if not isinstance(path, str):
+        raise InvalidArgumentError("a folder is text such as 'folder' or '/mnt/data/folder'")
+    return _split(f"{path}/")[0] if path else ""
+
+
+def _split(path: str) -> tuple[str, str]:
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
         raise InvalidArgumentError("a file name holds no quotation mark, backslash, control character or lone surrogate")
-    return split_path(path)
+    try:
+        return split_path(path)
+    except ValueError:
+        end = [part for part in path.split("/") if part not in ("", ".", "..")][-1:]
+        inside = "/".join(["/mnt/data", *end])
+        raise InvalidArgumentError(f"files of a session are in /mnt/data: use {inside!r} in the place of {path!r}") from None
 
 
 def checked_data(data: object) -> bytes | Path:

@@ -18,7 +18,7 @@ from ..errors import NotFoundError, NotSupportedError
 from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
 from ..tasks import Tasks
 from . import packages
-from .arguments import checked_data, checked_path, checked_session_id, checked_timeout, refusal
+from .arguments import checked_data, checked_folder, checked_path, checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
 from .delivered import Delivered
 from .downloads import Part, in_parts
@@ -152,7 +152,7 @@ class CodeInterpreter:
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
         """The files in /mnt/data, or in a folder of it."""
-        response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(folder))
+        response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(checked_folder(folder)))
         return decoded(response, self._dialect.decode_files)
 
     async def download_file(self, session_id: str, name: str) -> bytes:

@@ -17,6 +17,7 @@ MAX_ASYNCHRONOUS_SECONDS = 86_400.0
 
 IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.ASCII)
 
+_ROOT = ["mnt", "data"]
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 
@@ -53,9 +54,20 @@ class Execution:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """The folders and the name of a file, relative to /mnt/data."""
-    folder, _, name = path.removeprefix("/mnt/data/").rpartition("/")
-    return folder, name
+    """Return the folders and the name of a file, relative to /mnt/data; the name of a folder is empty.
+
+    Raise ValueError for a path that is elsewhere: it must never be moved below /mnt/data.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if path.startswith("/") and parts:
+        if parts[:2] != _ROOT:
+            raise ValueError("a path is relative to /mnt/data, or begins with /mnt/data/")
+        del parts[:2]
+    if ".." in parts:
+        raise ValueError("a path has no '..'")
+    if not parts or path.rpartition("/")[2] in ("", "."):
+        return "/".join(parts), ""
+    return "/".join(parts[:-1]), parts[-1]
 
 
 class ProblemError(Exception):

@@ -224,8 +224,12 @@ def checked_name(name: str) -> str:
 
 
 def checked_folder(folder: str) -> str:
-    """A folder relative to /mnt/data, without empty or upward components."""
-    parts = [part for part in folder.removeprefix("/mnt/data").split("/") if part not in ("", ".")]
+    """Return a folder relative to /mnt/data, without empty or upward components. An absolute one elsewhere is refused, and never moved."""
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    if folder.startswith("/") and parts:
+        if parts[:2] != ["mnt", "data"]:
+            raise UnusableNameError("a path is relative to /mnt/data, or begins with /mnt/data/")
+        del parts[:2]
     if any(part == ".." or "\0" in part or _encoded_length(part) > _MAX_NAME for part in parts):
         raise UnusableNameError("a path is relative to /mnt/data, and its components are usable names")
     return "/".join(parts)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import legacy
-from ..contract.records import split_path
+from ..contract.records import ProblemError, split_path
 from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.files import Files
@@ -126,5 +126,8 @@ class FileRoutes:
     async def _file(self, request: Request) -> AsyncIterator[tuple[Files, str, str]]:
         """The same, and the file that the path names."""
         async with self._files(request) as (files, folder):
-            below, name = split_path(request.path_params["name"])
-            yield files, "/".join((folder, below)), name
+            try:
+                below, name = split_path(request.path_params["name"])
+            except ValueError as error:
+                raise ProblemError(400, "FilePathInvalid", str(error)) from None
+            yield files, "/".join(filter(None, (folder, below))), name

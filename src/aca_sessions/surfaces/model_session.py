@@ -4,13 +4,14 @@ import asyncio
 import uuid
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
+from ..client.arguments import checked_path
 from ..client.made_at import caller
 from ..client.pool import SessionPool
 from ..connect import open_pool
@@ -58,7 +59,7 @@ class ModelSession:
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
         """What became of a cell, after its files were written. What a model got wrong is a result that says so."""
         checked = checked_files(files)
-        refused = checked_code(code) or (checked if isinstance(checked, CodeError) else None)
+        refused = checked_code(code) or (checked if isinstance(checked, CodeError) else _refused_names(checked))
         if refused is not None or isinstance(checked, CodeError):
             return self._result(CodeExecutionResult(error=refused, stderr=str(refused)))
         async with (await self._source.open()).session(self._session_id) as session:
@@ -66,7 +67,7 @@ class ModelSession:
                 for name, data in checked.items():
                     await session.upload_file(name, data)
             except ACASessionsError as error:
-                told = CodeError("FileError", f"a file could not be written, and the code was not run: {error}")
+                told = _not_written(error)
                 return self._result(CodeExecutionResult(error=told, stderr=str(told)))
             return self._result(await session.run(str(code)))
 
@@ -112,6 +113,20 @@ class ModelSession:
 
     def _result(self, result: CodeExecutionResult) -> CodeExecutionResult:
         return replace(result, session_id=self._session_id, max_output=self._max_output)
+
+
+def _refused_names(names: Iterable[str]) -> CodeError | None:
+    """Return why one of the files cannot be written, before any is."""
+    try:
+        for name in names:
+            checked_path(name)
+    except ACASessionsError as error:
+        return _not_written(error)
+    return None
+
+
+def _not_written(error: ACASessionsError) -> CodeError:
+    return CodeError("FileError", f"a file could not be written, and the code was not run: {error}")
 
 
 class _Source:

@@ -17,5 +17,5 @@ def checked(path: str) -> str:
 
 def checked_folder(path: str) -> str:
     """The same for a folder; '' is /mnt/data itself."""
-    inside = path.strip().removeprefix(ROOT).strip("/") if path.strip().startswith(ROOT) else path.strip().rstrip("/")
-    return checked(inside) if inside not in ("", ".") else ""
+    inside = path.strip().rstrip("/")
+    return checked(inside) if inside not in ("", ".", ROOT) else ""
