@@ -1,15 +1,18 @@
 """Bodies of requests, within a limit; files out of forms, however their clients label them."""
 
+import errno
+import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.requests import Request
 from starlette.types import Message
 
 from ..contract.records import ProblemError
 
+_logger = logging.getLogger("aca_sessions")
 _FORM_MARGIN = 1 << 16
 _BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
 
@@ -36,13 +39,35 @@ def limited(request: Request, most: int, told: int) -> Request:
 async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
     """The name and the content of the form's file. Large ones lie on disk, not in memory."""
     labelled = await _labelled(limited(request, most + _FORM_MARGIN, most))
-    async with labelled.form(max_files=1, max_fields=8) as form:
+    async with _kept_on_disk(labelled) as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
             raise ProblemError(400, "SessionRequestValidationFailed", "the form has no part 'file' with a file name")
         if (upload.size or 0) > most:
             raise _too_large(most)
         yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
+
+
+@asynccontextmanager
+async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
+    """The request's form. What of it is large lies in this host's folder for temporary files; a session's disk has no part in that."""
+    try:
+        form = await request.form(max_files=1, max_fields=8)
+    except OSError as error:
+        _logger.error("an upload could not be kept in this host's folder for temporary files (TMPDIR): %s", error.strerror)
+        raise _host_problem(error) from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _host_problem(error: OSError) -> ProblemError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProblemError(
+            507, "HostStorageFull", "the disk of the server's host is full, not the session's: its operator must free space"
+        )
+    return ProblemError(500, "HostStorageUnavailable", "the server's host has no folder for temporary files: its operator must set TMPDIR")
 
 
 async def _labelled(request: Request) -> Request:
