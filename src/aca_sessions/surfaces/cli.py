@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import inspect
-import io
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
 from . import environments, playground, remote_files, remote_sessions
 from .mcp import command as mcp_command
+from .standard_streams import output_problem, prepare, silence, tell
 
 _FAILED, _UNUSABLE = 1, 2
 _BROKEN_PIPE = 128 + 13  # as shells say it; not every system has the signal
@@ -24,27 +24,40 @@ _MOST_SESSIONS = 100_000
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, carries it out and exits with its status."""
-    options = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        acting = options.act(options)
-        status = asyncio.run(acting) if inspect.iscoroutine(acting) else acting
+        status = _act(arguments)
+        sys.stdout.flush()
     except ACASessionsError as error:
-        print(f"aca-sessions: {error}", file=sys.stderr)
+        tell(f"aca-sessions: {error}")
         status = _UNUSABLE
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        status = _read_no_further()
+    except OSError as error:
+        status = _output_failed(error)
+    silence()
     sys.exit(status)
 
 
-def _read_no_further() -> int:
-    """Whoever read our output has gone: there is nobody to tell, at the interpreter's own end either."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return _BROKEN_PIPE
+def _act(arguments: Sequence[str] | None) -> int:
+    prepare()
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as ended:  # help, or what cannot be parsed: argparse has said it
+        return cast(int, ended.code)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    acting = options.act(options)
+    return cast(int, asyncio.run(acting) if inspect.iscoroutine(acting) else acting)
+
+
+def _output_failed(error: OSError) -> int:
+    """Return the exit code when standard output cannot be written; anything else is a bug, and raised."""
+    problem = output_problem()
+    if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
+        return _BROKEN_PIPE  # nobody reads on
+    if problem is None:
+        raise error
+    tell(f"aca-sessions: standard output cannot be written: {problem.strerror}")
+    return _UNUSABLE
 
 
 async def _run(options: argparse.Namespace) -> int:

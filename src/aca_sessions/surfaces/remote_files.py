@@ -9,6 +9,7 @@ from ..connect import open_interpreter
 from ..errors import InvalidArgumentError, NotFoundError
 from .endpoints import lasting
 from .shown import plain
+from .standard_streams import standard_input
 
 _STANDARD = "-"
 
@@ -46,7 +47,7 @@ async def put(options: argparse.Namespace) -> int:
     name = options.name or Path(options.source).name
     if options.source == _STANDARD and not options.name:
         raise InvalidArgumentError("standard input has no name: give one, as in `aca-sessions files put - data.csv`")
-    data = sys.stdin.buffer.read() if options.source == _STANDARD else Path(options.source)
+    data = standard_input().read() if options.source == _STANDARD else Path(options.source)
     async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
         try:
             await interpreter.upload_file(options.session, name, data)

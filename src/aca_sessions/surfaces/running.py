@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import sys
 import uuid
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from ..connect import open_interpreter
 from ..errors import ACASessionsError, ConfigurationError
 from .endpoints import lasting, settings_at
 from .shown import Shown, images_of, show, show_json
+from .standard_streams import code_from_argument, code_from_input
 
 _INTERRUPTED = 130
 
@@ -20,17 +20,18 @@ _INTERRUPTED = 130
 async def run(options: argparse.Namespace) -> int:
     """Runs it in a session of its own, or in the one that is named, and answers the exit code."""
     settings = lasting(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
-    code = sys.stdin.read() if options.code == "-" else options.code
+    code = code_from_input() if options.code == "-" else code_from_argument(options.code)
     files = [(path.name, _content(path)) for path in options.file]
     session = options.session or str(uuid.uuid4())
     async with open_interpreter(settings) as interpreter:
-        for name, content in files:
-            await interpreter.upload_file(session, name, content)
-        status = await (_run_live if options.live else _run_to_its_end)(interpreter, session, code, options)
-        if not options.session:
-            with contextlib.suppress(ACASessionsError):  # it may never have begun
-                await interpreter.delete_session(session)
-    return status
+        try:
+            for name, content in files:
+                await interpreter.upload_file(session, name, content)
+            return await (_run_live if options.live else _run_to_its_end)(interpreter, session, code, options)
+        finally:
+            if not options.session:
+                with contextlib.suppress(ACASessionsError):  # it may never have begun
+                    await interpreter.delete_session(session)
 
 
 async def _run_to_its_end(interpreter: CodeInterpreter, session: str, code: str, options: argparse.Namespace) -> int:

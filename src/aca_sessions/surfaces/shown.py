@@ -4,12 +4,12 @@ import base64
 import contextlib
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..contract.extensions import encode_rich
 from ..models import CodeExecutionResult, Display, Event, State
+from .standard_streams import tell
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # and no SVG: it may hold code
 
@@ -87,9 +87,10 @@ class Shown:
         _tell(*notes, state_of(result))
 
     def _write(self, name: str, text: str) -> None:
-        stream = sys.stdout if name == "stdout" else sys.stderr
-        stream.write(text)
-        stream.flush()
+        if name == "stdout":
+            print(text, end="", flush=True)
+        else:
+            tell(text, end="")
         self._open[name] = not text.endswith("\n")
         self._written = text if name == "stderr" else self._written
 
@@ -117,4 +118,4 @@ def _save(image: bytes, folder: Path, ending: str) -> Path:
 
 def _tell(*notes: str) -> None:
     for note in filter(None, notes):
-        print(note, file=sys.stderr)
+        tell(note)

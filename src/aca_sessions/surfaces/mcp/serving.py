@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ...connect import open_pool
 from ...settings import McpSettings, Settings
 from ..serving import GRACE_SECONDS, Server, address, allowed_hosts, listen_on_port
+from ..standard_streams import standard_input
 from .clients import House
 from .guard import Guard
 from .options import MB, Options
@@ -28,6 +29,7 @@ _LARGEST_REQUEST = 16 * MB
 
 async def serve_stdio(options: argparse.Namespace) -> int:
     """Serves one client, until it closes our standard input."""
+    standard_input()
     async with _house(options) as house, stdio_server() as (reading, writing):
         server = SessionServer(house)
         await server.run(reading, writing, server.create_initialization_options())

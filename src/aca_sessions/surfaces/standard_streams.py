@@ -1,0 +1,109 @@
+"""A command's standard streams, whatever its caller did to them: closed, full, or without a reader."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any, BinaryIO, TextIO, cast
+
+from ..errors import InvalidArgumentError
+
+_closed: set[str] = set()
+
+
+class _Output(io.FileIO):
+    """Standard output, which remembers why it could not be written: the stream above it forgets, and any code may have printed."""
+
+    problem: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, and keep the error."""
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            _Output.problem = error
+            raise
+
+
+def prepare() -> None:
+    """Let text through that a stream cannot encode, and put /dev/null in the place of closed streams.
+
+    Otherwise a file or a socket would get the number of one, and what is meant for the stream. Raise InvalidArgumentError if standard
+    output is closed: a command that says nothing may have done anything.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            _closed.add(name)
+            setattr(sys, name, _nothing(number))
+        if name != "stdin":
+            cast(io.TextIOWrapper, getattr(sys, name)).reconfigure(errors="backslashreplace")
+    if "stdout" in _closed:
+        raise InvalidArgumentError("standard output is closed: send it to /dev/null (>/dev/null) if nobody reads it")
+    output, is_own = sys.stdout, sys.stdout is sys.__stdout__
+    if is_own:  # a program that calls `main` may have another
+        output.flush()
+        raw = io.BufferedWriter(_Output(output.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, output.encoding, "backslashreplace", line_buffering=output.isatty())
+
+
+def _nothing(number: int) -> TextIO:
+    """Return a stream on /dev/null, under the number of a closed one unless something has it already."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    if descriptor != number:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+            descriptor = number
+    return cast(TextIO, io.TextIOWrapper(io.FileIO(descriptor, "r+"), write_through=True))
+
+
+def standard_input() -> BinaryIO:
+    """Return standard input; InvalidArgumentError if it is closed."""
+    if "stdin" in _closed:
+        raise InvalidArgumentError("standard input is closed: send it a file or a pipe")
+    return sys.stdin.buffer
+
+
+def code_from_input() -> str:
+    """Read source text from standard input, which is UTF-8 whatever the locale."""
+    try:
+        text = standard_input().read().decode()
+    except UnicodeDecodeError as error:
+        wrong = error.object[error.start]
+        raise InvalidArgumentError(f"standard input is not UTF-8 text: byte 0x{wrong:02x} at position {error.start}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def code_from_argument(text: str) -> str:
+    """Return source text of the command line. In the C locale Python keeps the bytes of other letters as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeDecodeError:
+            raise InvalidArgumentError("the code is not UTF-8 text: write it as UTF-8, or send it by a file to standard input") from None
+    return text
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Print on standard error. Where that cannot be written the exit code says enough."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def output_problem() -> OSError | None:
+    """Return why standard output could not be written, if it could not."""
+    return _Output.problem
+
+
+def silence() -> None:
+    """Drop what the streams cannot write, so that the interpreter does not fail on it at its own end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
