@@ -1,14 +1,11 @@
 """The request/result style: each call names its session. Failed code is a result; only what is not about the code is raised."""
 
-import asyncio
-import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self, overload
-from urllib.parse import quote
 
 from .. import telemetry
 from ..contract import extensions, flat
@@ -18,21 +15,18 @@ from ..errors import NotFoundError, NotSupportedError
 from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
 from ..tasks import Tasks
 from . import packages
-from .arguments import checked_data, checked_folder, checked_path, checked_session_id, checked_timeout, refusal
+from .arguments import checked_session_id, checked_timeout, refusal
 from .continuity import Continuity
 from .delivered import Delivered
-from .downloads import Part, in_parts
 from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
-from .executions import DEFAULT_WAIT, Executions
-from .host_files import replacing
+from .executions import Executions
 from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
 from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
+from .session_files import SessionFiles
 from .timeline import Timeline
 
-FILES_PATH = "files"
-_RANGE = 8 << 20
 _REMEMBERED = 10_000
 
 
@@ -46,9 +40,9 @@ class CodeInterpreter:
         """
         self._http = http
         self._version = version_named(http.api_version)
-        self._dialect = self._version.dialect
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)
+        self._files = SessionFiles(http, self._version)
         self.timeline = Timeline(http)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
         self._delivered: OrderedDict[str, Delivered] = OrderedDict()
@@ -132,62 +126,24 @@ class CodeInterpreter:
     async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str | Path = b"", /) -> RemoteFile:
         """Writes a file into the session's /mnt/data; the name may have folders in front. A Path is sent without being read whole."""
         if isinstance(request, FileUploadRequest):
-            return await self._upload(request.session_id, request.file_name, request.file_content)
-        return await self._upload(request, name, data)
-
-    async def _upload(self, session_id: str, name: str, data: object) -> RemoteFile:
-        folder, name = checked_path(name)
-        content = checked_data(data)
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        with telemetry.span("upload", session_id, bytes=size), contextlib.ExitStack() as stack:
-            response = await self._http.request(
-                "POST",
-                self._dialect.UPLOAD_PATH,
-                identifier=session_id,
-                query=_path(folder),
-                file=(name, stack.enter_context(content.open("rb")) if isinstance(content, Path) else content),
-                timeout=DEFAULT_WAIT,
-            )
-        return decoded(response, self._dialect.decode_upload)
+            return await self._files.upload(request.session_id, request.file_name, request.file_content)
+        return await self._files.upload(request, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
-        """The files in /mnt/data, or in a folder of it."""
-        response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(checked_folder(folder)))
-        return decoded(response, self._dialect.decode_files)
+        """Return the files in /mnt/data, or in a folder of it."""
+        return await self._files.list(session_id, folder)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
         """Return a file's content, all of it of one version."""
-        parts: list[bytes] = []
-        async for offset, data in self._parts(session_id, name):
-            if offset == 0:
-                parts.clear()
-            parts.append(data)
-        return b"".join(parts)
+        return await self._files.download(session_id, name)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all.
-
-        No more than a part is held in memory.
-        """
-        size = 0
-        with replacing(path) as file:
-            async for offset, data in self._parts(session_id, name, restartable=file.seekable()):
-                if offset == 0 and size:
-                    file.seek(0)
-                    file.truncate()
-                await asyncio.to_thread(file.write, data)
-                size = offset + len(data)
-        return size
-
-    async def _parts(self, session_id: str, name: str, *, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
-        ranged = await self._http.offers("ranges")
-        async for part in in_parts(partial(self._read, session_id, name), ranged=ranged, restartable=restartable):
-            yield part
+        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all."""
+        return await self._files.save(session_id, name, path)
 
     async def delete_file(self, session_id: str, name: str) -> None:
-        """Deletes a file."""
-        folder, name = checked_path(name)
-        await self._http.request("DELETE", f"{FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
+        """Delete a file."""
+        await self._files.delete(session_id, name)
 
     async def reset(self, session_id: str, *, caller: Delivered | None = None) -> None:
         """Clear a session's variables; its files stay. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
@@ -348,21 +304,7 @@ class CodeInterpreter:
     async def _run_our_own(self, session_id: str, code: str) -> CodeExecutionResult:
         return await self._executions.run(session_id, ExecutionCall(code=code))
 
-    async def _read(self, session_id: str, name: str, start: int | None, version: str | None) -> Part:
-        folder, name = checked_path(name)
-        headers = {} if start is None else {"range": f"bytes={start}-{start + _RANGE - 1}"}
-        if version is not None:
-            headers["if-match"] = version
-        path = self._dialect.content_path(name)
-        response = await self._http.request("GET", path, identifier=session_id, query=_path(folder), headers=headers, timeout=DEFAULT_WAIT)
-        size = response.headers.get("content-range", "").rpartition("/")[2]
-        return Part(response.content, int(size) if size.isdecimal() else len(response.content), response.headers.get("etag"))
-
 
 def _answered(on_input: AnswerInput | None, on_call: AnswerCall | None) -> tuple[str, ...]:
     answers = {"input": on_input, "call": on_call}
     return tuple(kind for kind, answer in answers.items() if answer is not None)
-
-
-def _path(folder: str) -> dict[str, str]:
-    return {"path": folder} if folder else {}
