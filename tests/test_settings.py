@@ -7,6 +7,7 @@ import pytest
 
 from aca_sessions import Settings, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
+from aca_sessions.hosting import Hosting
 
 from .conftest import ROOT
 
@@ -90,6 +91,11 @@ def test_a_socket_file_is_an_endpoint() -> None:
             "less than or equal to 220",
         ),
         ({"Endpoint": "https://{region}.dynamicsessions.io"}, "ACASessions:SessionsHttpClient:Endpoint", "placeholder"),
+        ({"Endpoint": "https://<REGION>.dynamicsessions.io"}, "ACASessions:SessionsHttpClient:Endpoint", "placeholder"),
+        ({"Endpoint": "https://[region].dynamicsessions.io"}, "ACASessions:SessionsHttpClient:Endpoint", "placeholder"),
+        ({"Endpoint": "https://YOUR_REGION.dynamicsessions.io"}, "ACASessions:SessionsHttpClient:Endpoint", "placeholder"),
+        ({"ApiKey": "<key>"}, "ACASessions:SessionsHttpClient:ApiKey", "placeholder"),
+        ({"Endpoint": "https://me:hunter2@pool.example"}, "ACASessions:SessionsHttpClient:Endpoint", "put the server's key into ApiKey"),
         ({"Endpoint": "pool.example"}, "ACASessions:SessionsHttpClient:Endpoint", "https://"),
         ({"SessionsHttpClient": {"ApiVersion": "2019-01-01"}}, "ACASessions:SessionsHttpClient:ApiVersion", "2025-10-02-preview"),
         (
@@ -126,6 +132,40 @@ def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
 
 
+CONTRADICTIONS = [
+    {"ACASESSIONS__ENDPOINT": "https://hunter2.example", "acasessions__endpoint": "https://hunter3.example"},
+    {"ACASessions__ApiKey": "hunter2", "ACASessions__SessionsHttpClient__ApiKey": "hunter3"},
+    {"ACASessions__SessionsHttpClient": '{"ApiKey": "hunter2"}', "ACASessions__SessionsHttpClient__ApiKey": "hunter3"},
+    {"ACASessions__Sandbox": '{"Limits": {"Processes": 100}}', "acasessions__sandbox__limits__processes": "101"},
+]
+
+
+@pytest.mark.parametrize("variables", CONTRADICTIONS)
+def test_variables_that_contradict_each_other_are_named(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match="contradict each other") as raised:
+        Settings()
+    assert "hunter" not in str(raised.value)
+    for name in variables:
+        monkeypatch.setenv(name, variables[next(iter(variables))])
+    if not any("{" in value for value in variables.values()):
+        Settings()  # the same value twice is none
+
+
+@pytest.mark.parametrize("variable", ["ACASessions_Endpoint", "ACASESSIONS:ENDPOINT", "acasessions_sessionpool_maxconcurrentsessions"])
+def test_a_variable_with_another_separator_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "hunter2")
+    with pytest.raises(ConfigurationError, match=f"{variable} is no setting: did you mean ACASessions__"):
+        Settings()
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACASESSIONS_SERVICE_HOST", "ACASESSIONS_MCP_SERVICE_PORT", "ACASESSIONS_PORT_80_TCP_ADDR", "ACASESSIONS_SANDBOX_PORT"):
+        monkeypatch.setenv(name, "10.0.0.1")
+    assert Settings().SessionsHttpClient.Endpoint is None
+
+
 def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACA_ENVIRONMENT", "Staging")
     with pytest.raises(ConfigurationError, match=r"appsettings\.Staging\.json"):
@@ -148,6 +188,16 @@ def test_a_mistake_in_a_secret_does_not_show_it() -> None:
         Settings(Packages={"IndexUrl": "ftp://me:hunter2@example.org"})
     assert "hunter2" not in str(raised.value)
     assert "hunter2" not in repr(Settings(Packages={"IndexUrl": "https://me:hunter2@example.org"}))
+
+
+def test_no_key_is_shown_with_what_holds_it() -> None:
+    shown = repr(Hosting(api_key="hunter2", metrics_key="hunter3")) + repr(Settings(ApiKey="hunter4"))
+    assert "hunter" not in shown
+    with pytest.raises(ConfigurationError) as raised:
+        Settings(Endpoint="https://me:hunter2@pool.example/sessions")
+    assert "hunter" not in str(raised.value)
+    assert Settings(Endpoint="http://[::1]:8080").SessionsHttpClient.Endpoint == "http://[::1]:8080"
+    assert Settings(Endpoint="https://box.your-server.de").SessionsHttpClient.Endpoint == "https://box.your-server.de"
 
 
 @pytest.mark.parametrize("section", ["ACASession", "acasessions", "AcaSessions"])

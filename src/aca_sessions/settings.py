@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from .errors import ConfigurationError
+from .variables import check_variables, suggestion
 
 SECTION = "ACASessions"
 _FLAT = {
@@ -34,6 +35,7 @@ _FLAT = {
     "MaxConcurrentSessions": ("SessionPool", "MaxConcurrentSessions"),
     "SessionTimeoutMinutes": ("SessionPool", "SessionTimeoutMinutes"),
 }
+_PLACEHOLDER = re.compile(r"[<>{}]|\[[^\]:]*\]|YOUR[_-]?[A-Z]")  # in brackets with a colon is an address of IPv6
 Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year of seconds, and more of minutes than anyone waits
 Count = Annotated[int, Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode]
@@ -80,11 +82,13 @@ class SessionsHttpClientSettings(_Section):
     def _usable(cls, endpoint: str | None) -> str | None:
         if endpoint is None or not endpoint.strip():
             return None
-        if "{" in endpoint or "<" in endpoint:
+        if _PLACEHOLDER.search(endpoint):
             raise ValueError("still holds a placeholder: put in the pool's own value, or leave the key out for the embedded sandbox")
         endpoint = re.sub(r"(/python/execute)?/*(\?.*)?$", "", endpoint.strip())
         if not re.fullmatch(r"unix:///[^\s]+", endpoint) and not _is_web_address(endpoint):
             raise ValueError("is no URL: begin it with https://, http:// or unix:///, and write the port as a number")
+        if "@" in urlsplit(endpoint).netloc:  # it would be shown wherever settings are, and no request would use it
+            raise ValueError("must hold no user name or password: put the server's key into ApiKey")
         return endpoint
 
     @field_validator("ApiKey")
@@ -93,6 +97,8 @@ class SessionsHttpClientSettings(_Section):
         text = key.get_secret_value().strip() if key else ""
         if not text.isprintable() or not text.isascii():
             raise ValueError("holds characters that no HTTP header can: copy the key alone")
+        if text.startswith(("<", "{", "YOUR_", "YOUR-")):
+            raise ValueError("still holds a placeholder: put in the server's own key")
         return SecretStr(text) if text else None
 
 
@@ -157,7 +163,7 @@ class PackagesSettings(_Section):
     @classmethod
     def _address(cls, address: SecretStr | None) -> SecretStr | None:
         text = address.get_secret_value().strip() if address else ""
-        if text and (not _is_web_address(text) or "{" in text or "<" in text):
+        if text and (not _is_web_address(text) or _PLACEHOLDER.search(text)):
             raise ValueError("is no address of an index: begin it with https:// or http://")
         return SecretStr(text) if text else None
 
@@ -211,6 +217,9 @@ class AuditSettings(_Section):
     Code: bool | None = None  # cells as they are; only their sizes otherwise
 
 
+_SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox", "Packages", "Mcp", "Audit")
+
+
 class Settings(BaseSettings):
     """The whole section; every value may be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`."""
 
@@ -258,7 +267,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Each source is brought into sections by itself: a flat name in the environment overrides a section in a file."""
         del dotenv_settings, file_secret_settings
-        _refuse_unknown_variables(settings_cls)
+        check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
         environment = cast(EnvSettingsSource, env_settings)()
         sources = [("arguments", given), ("environment", environment), *((str(path), _read(path)) for path in _paths())]
@@ -292,7 +301,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 def _into_sections(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     for key in values.keys() - Settings.model_fields.keys():
-        raise ConfigurationError(f"{SECTION}:{key} in the {origin} is no setting{_suggestion(key, Settings.model_fields)}")
+        raise ConfigurationError(f"{SECTION}:{key} in the {origin} is no setting{suggestion(key, Settings.model_fields)}")
     result = dict(values)
     for flat, (section, key) in _FLAT.items():
         value = result.pop(flat, None)
@@ -309,14 +318,9 @@ def _into_sections(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return {key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value for key, value in result.items()}
 
 
-def _refuse_unknown_variables(settings: type[BaseSettings]) -> None:
-    """pydantic-settings passes over variables that it does not know; here each has our prefix, so it is a mistake."""
-    prefix = f"{SECTION}__".lower()
-    known = {name.lower() for name in settings.model_fields}
-    for variable in os.environ:
-        if variable.lower().startswith(prefix) and variable.lower()[len(prefix) :].partition("__")[0] not in known:
-            suggestion = _suggestion(variable[len(prefix) :], settings.model_fields)
-            raise ConfigurationError(f"the environment variable {variable} is no setting{suggestion}")
+def _variables() -> dict[str, list[str]]:
+    """Return the names that variables may have, each with the keys below it."""
+    return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
 def _told(problem: ErrorDetails) -> str:
@@ -324,14 +328,8 @@ def _told(problem: ErrorDetails) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
-        return f"{key} is no setting{_suggestion(location[-1], _keys_at(location[:-1]))}"
+        return f"{key} is no setting{suggestion(location[-1], _keys_at(location[:-1]))}"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _suggestion(key: str, known: Iterable[str]) -> str:
-    names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(key.lower(), names, n=1)
-    return f": did you mean {names[close[0]]}?" if close else f"; there are {', '.join(names.values())}"
 
 
 def _keys_at(location: list[str]) -> Iterable[str]:
