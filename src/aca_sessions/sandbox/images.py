@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ConfigurationError
+from .policy import user_folder
 from .unpacking import UnpackingError, unpack
 
 _KEY = "ACASessions:ContainerImage"
@@ -70,8 +71,10 @@ def _kept(key: str, fill: Callable[[str], None]) -> str:
 
 
 def _folder() -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(caches, "aca-sessions", "images").absolute()
+    caches = user_folder("XDG_CACHE_HOME", ".cache")
+    if caches is None:
+        raise ConfigurationError(f"{_KEY}: its root cannot be kept: this user has no home folder: set HOME or XDG_CACHE_HOME")
+    folder = Path(caches, "aca-sessions", "images")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

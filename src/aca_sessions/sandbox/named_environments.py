@@ -1,7 +1,6 @@
 """Environments of their own for guests, by name, below the user's data folder: sessions need not see the host program's packages."""
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from ..errors import ConfigurationError
 from .pip_output import Tell
-from .policy import PackageSource
+from .policy import PackageSource, user_folder
 from .requirements import PackageError
 from .resolver import Resolver
 
@@ -136,8 +135,10 @@ class Environments:
 
 
 def _root() -> Path:
-    data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return Path(data, "aca-sessions", "environments").absolute()
+    data = user_folder("XDG_DATA_HOME", ".local", "share")
+    if data is None:
+        raise ConfigurationError("environments cannot be kept: this user has no home folder: set HOME or XDG_DATA_HOME")
+    return Path(data, "aca-sessions", "environments")
 
 
 def _folder(name: str) -> Path:

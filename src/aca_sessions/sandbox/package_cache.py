@@ -51,6 +51,9 @@ class PackageCache:
 
     def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
         """Makes the folder where there is none; PackageError where it cannot be. None: sessions see its sets where they are."""
+        if not folder:
+            advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
+            raise PackageError("PackageCacheError", f"packages cannot be kept: this user has no home folder: {advice}")
         self._root = Path(folder)
         self._shown_at = shown_at or self.sets
         self._size = size

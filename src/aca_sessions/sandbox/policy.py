@@ -104,6 +104,17 @@ class Mount:
             raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.host} is no folder of this host")
 
 
+def user_folder(variable: str, *below_home: str) -> str | None:
+    """Return a folder of the user's own: the one that a variable names, or one in their home; None if they have neither.
+
+    Without HOME and an entry in the user database Python leaves `~` as it is, which must not become a folder of that name.
+    """
+    named, home = os.environ.get(variable), os.path.expanduser("~")
+    if named:
+        return os.path.abspath(named)
+    return os.path.join(home, *below_home) if os.path.isabs(home) else None
+
+
 @dataclass(frozen=True, slots=True)
 class PackageSource:
     """Where packages that sessions ask for come from, and where this host keeps them, unpacked, for all sessions to share."""
@@ -115,9 +126,12 @@ class PackageSource:
 
     @property
     def folder(self) -> str:
-        """Where they are kept."""
-        caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        return os.path.abspath(os.path.expanduser(self.cache) if self.cache else os.path.join(caches, "aca-sessions", "packages"))
+        """Where they are kept; empty for a user without a home, whose sessions cannot install packages."""
+        if self.cache:
+            folder = os.path.expanduser(self.cache)
+            return "" if folder.startswith("~") else os.path.abspath(folder)
+        caches = user_folder("XDG_CACHE_HOME", ".cache")
+        return os.path.join(caches, "aca-sessions", "packages") if caches else ""
 
 
 @dataclass(frozen=True, slots=True)
