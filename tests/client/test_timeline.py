@@ -172,6 +172,9 @@ async def test_processes_that_a_cell_left_running_end_when_it_is_undone(begun: S
     await begun.rollback()
     result = await begun.run("1")
     assert result.processes == ()
+    await begun.run("subprocess = __import__('subprocess'); subprocess.Popen(['sleep', '4321'])")
+    await begun.rollback()  # from what is a fork of the checkpoint
+    assert (await begun.run("1")).processes == ()
 
 
 async def test_a_cell_that_fails_leaves_no_trace(begun: Session) -> None:

@@ -451,6 +451,20 @@ def test_what_was_put_back_in_part_is_told(live: Place, checkpoint: Place, few_d
     assert {name: value[2] for name, value in seen.items()} == {name: value[2] for name, value in wanted.items()}
 
 
+async def test_a_session_that_could_not_go_back_goes_on_with_its_processes() -> None:
+    async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
+        sandbox = await sandboxes.open()
+        moment = await sandbox.checkpoint()
+        interpreter = await sandbox.interpreter()
+        await interpreter.run("e", "import subprocess; cat = subprocess.Popen('cat', stdin=-1, stdout=-1, text=True, bufsize=1)", 20.0)
+        moment.files.close()
+        with pytest.raises(SnapshotError, match="unchanged"):
+            await sandbox.roll_back()
+        assert (await interpreter.run("e", "cat.stdin.write('x\\n'); cat.stdout.readline()", 20.0)).value == "x\n"
+        assert sandbox.ledger.between(0, sandbox.ledger.position).kind == "kept"
+        await sandbox.close()
+
+
 async def test_after_that_a_sessions_files_are_unknown(few_descriptors: Callable[[int], None]) -> None:
     async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
         sandbox = await sandboxes.open()
