@@ -172,6 +172,14 @@ async def test_a_result_names_what_a_branch_left_running_beside_many_of_its_sess
     assert [process.pid for process in result.processes] == [result.value]
 
 
+async def test_children_that_a_failed_transaction_ended_are_reported_each_time(family: tuple[Session, Session]) -> None:
+    session, _ = family
+    for _ in range(10):
+        await session.run("child = subprocess.Popen(['sleep', '100'])")
+        assert (await session.run("1 / 0", transactional=True)).state.processes == "ended"
+        assert (await session.run("1 / 0", transactional=True)).state.processes == "kept"
+
+
 async def test_a_checkpoint_waits_through_cells_of_a_branch(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.checkpoint()

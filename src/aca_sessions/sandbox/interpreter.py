@@ -218,10 +218,12 @@ class Interpreter:
 
         No code of it runs from here on. Return which processes ended, and which live on although they were killed.
         """
-        before = await self.home.end_processes(self.tree)  # first, since its own end takes its children with it unseen
+        if not self.home.is_alone(self.number):  # else its end takes everything with it, before it was named
+            self._killed_for = self._killed_for or cause
+            self._signal(signal.SIGKILL)  # without its children, which the next step ends and names
+        ended = await self.home.end_processes(self.tree)
         self._kill(cause)
-        after = await self.home.end_processes(self.tree)  # it may have started more meanwhile
-        return Ended((*before.ended, *after.ended), after.left)
+        return ended
 
     async def close(self, cause: str = "killed") -> None:
         """End it and what it started, and close its descriptors even if the caller is cancelled. The last one ends its home."""
