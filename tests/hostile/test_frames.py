@@ -51,5 +51,5 @@ async def test_a_frame_is_no_larger_than_its_moment_allows() -> None:
                 await asyncio.sleep(0.01)
         fresh = await sandbox.interpreter()
         assert (await fresh.run("2", "6 * 7", 5.0)).value == 42
-        assert str(sandbox.take_loss()) == "lost: crash"
+        assert interpreter.cause_of_death == "crash"
         await sandbox.close()
