@@ -34,6 +34,11 @@ async def test_a_cell_that_fails_tells_what_it_did_before(session: Session) -> N
     assert told(await session.run("x = 1\n1 / 0")) == [("added", "x", "int", None)]
 
 
+async def test_a_variable_that_is_another_object_of_another_length_is_reported_once(session: Session) -> None:
+    await session.run("items = (1,)")
+    assert told(await session.run("items = items + (2,)")) == [("changed", "items", "tuple", (2,))]
+
+
 async def test_a_reset_deletes_and_a_new_value_is_seen_wherever_it_lies(session: Session) -> None:
     await session.run("x = 1.5")
     assert told(await session.run("x = 2.5; x = 3.5")) == [("changed", "x", "float", None)]

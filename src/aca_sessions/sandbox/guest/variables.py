@@ -52,7 +52,7 @@ class Variables:
         if list(map(type, now)).count(str) != len(now):
             now = {name: value for name, value in now.items() if type(name) is str}
         measures = _measures()
-        changed = self._reconsider([*self._rebound(now), *self._sizes.different(now)], now, measures)
+        changed = self._reconsider([*dict.fromkeys([*self._rebound(now), *self._sizes.different(now)])], now, measures)
         knew, self._knows = self._knows, True
         return [_told(kind, name, now.get(name), measures) for kind, name in changed[:_MOST_TOLD]] if knew else []
 
