@@ -76,6 +76,12 @@ def test_a_callers_own_reset_does_not_hide_that_files_were_lost() -> None:
     assert (state.variables, state.files) == ("kept", "lost")
 
 
+def test_the_reason_after_a_callers_own_reset_is_that_of_the_files() -> None:
+    ledger = ledger_of(rolled_back(0, cause="rollback", checkpoint="1"), died(), ("reset", {"cause": "reset", **LOST}))
+    state = state_between(ledger.record(0, 3, 3).entries, 0, 3, asked={3})
+    assert (state.variables, state.files, state.reason) == ("kept", "rolled_back", "rollback")
+
+
 def test_a_record_starts_no_later_than_its_execution() -> None:
     ledger = ledger_of(died(), ("started", {}))
     assert [entry.position for entry in ledger.record(2, 0, 2).entries] == [1, 2]

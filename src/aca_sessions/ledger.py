@@ -106,7 +106,8 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
     if entry.variables == "rolled_back":
         state = _with_reason(replace(state, variables=_returned(past.variables, asked)), past, entry)
     elif entry.variables != "kept":
-        state = replace(state, variables="kept" if asked else entry.variables, reason=entry.cause, checkpoint=None)
+        reason = _reason_for_files(states) if asked else entry.cause
+        state = replace(state, variables="kept" if asked else entry.variables, reason=reason, checkpoint=None)
     if entry.files != "kept":
         files = _returned(past.files, asked) if entry.files == "rolled_back" else "kept" if asked else entry.files
         reason = state.reason if state.variables != "kept" else entry.cause  # what happened to the variables comes first
@@ -116,6 +117,16 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
     if entry.processes != "kept":
         state = replace(state, processes="kept" if asked else entry.processes)
     return replace(state, reason=None, checkpoint=None) if state.kind == "kept" else state
+
+
+def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
+    """Return why the files are as they are now: once the variables are no news any more, they are the reason."""
+    reason = None
+    for _, state in reversed(states):
+        if state.files != states[-1][1].files:
+            break
+        reason = state.reason
+    return reason
 
 
 def _returned(past: Any, asked: bool) -> Any:
