@@ -1,0 +1,215 @@
+"""What must be true of a session after each step: small, slow, and without a line of the product's own ledger.
+
+A world is one possible truth about a session. Where the outside cannot know what happened, as with a call that was cancelled, there are
+several; what the session shows later rules out the wrong ones. If no world is left, the product lied.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+CHECKPOINTS = 3  # as many as a session keeps
+_homes = itertools.count()
+
+
+@dataclass(frozen=True)
+class Happened:
+    """Something that changed a session behind its callers' back. `to` is where a rollback went: so many things had happened then."""
+
+    variables: str = "kept"
+    files: str = "kept"
+    processes: str = "kept"
+    cause: str | None = None
+    to: int = 0
+    asked: frozenset[str] = frozenset()  # the handles at whose request
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A checkpoint."""
+
+    id: str
+    name: str | None
+    x: tuple[int, ...] | None
+    f: str | None
+    at: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a result says, part by part, and why."""
+
+    variables: str
+    files: str
+    processes: str
+    reason: str | None
+    reasons: frozenset[str | None] = frozenset()  # those that are right as well
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a cell itself lets see: what it printed, its error, and what its result says that it changed."""
+
+    output: str
+    error: str | None = None
+    variables: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+@dataclass
+class World:
+    """One possible truth. `x` and `f` hold the numbers of all cells whose effects are there, in order."""
+
+    x: tuple[int, ...] | None = None
+    f: str | None = None
+    marks: list[Mark] = field(default_factory=list)
+    log: list[Happened] = field(default_factory=list)
+    told: dict[str, int | None] = field(default_factory=dict)  # by handle: how much had happened at the last result that it got
+    has_state: bool = False
+    home: int = field(default_factory=lambda: next(_homes))  # processes that can kill each other have the same
+
+    def copy(self) -> "World":
+        return replace(self, marks=[*self.marks], log=[*self.log], told={**self.told})
+
+    @property
+    def now(self) -> int:
+        return len(self.log)
+
+    # --- what a handle is to be told ---
+
+    def claim(self, handle: str, start: int, end: int, since: int) -> Claim:
+        """Return what a result has to say of what happened from `since` on. What the handle asked for while its cell ran is news, too."""
+        parts = {part: self._fate(part, since, end, handle, start) for part in ("variables", "files", "processes")}
+        fates = {part: fate for part, (fate, _) in parts.items()}
+        reason = parts["variables"][1] if fates["variables"] != "kept" else parts["files"][1]
+        others = {one.cause for one in self.log[since:end]} if fates["variables"] != "lost" else ()
+        return Claim(**fates, reason=reason, reasons=frozenset({reason, *others}))
+
+    def claims(self, handle: str, start: int, end: int) -> list[Claim]:
+        """Return what a result may say. A handle that never got a result may hear of everything before, or of nothing."""
+        told = self.told[handle]
+        starts = range(start + 1) if told is None else [min(told, start)]
+        return [self.claim(handle, start, end, since) for since in starts]
+
+    def _fate(self, part: str, since: int, until: int, handle: str, start: int) -> tuple[str, str | None]:
+        """Look back from the end: the last thing that happened to a part decides, unless it brought back what was before."""
+        for position in range(until, since, -1):
+            happened = self.log[position - 1]
+            what, asked = getattr(happened, part), handle in happened.asked and position <= start
+            if what == "kept":
+                continue
+            if what != "rolled_back":
+                return ("kept", None) if asked else (what, happened.cause)
+            past, cause = self._fate(part, since, happened.to, handle, start)
+            if past in ("lost", "unknown"):
+                return past, cause
+            return ("kept", None) if asked and past == "kept" else ("rolled_back", happened.cause)
+        return "kept", None
+
+    def delivered(self, handle: str, end: int) -> None:
+        """Note that a handle got a result."""
+        for one in (handle, "client"):
+            told = self.told.get(one)
+            self.told[one] = end if told is None else max(told, end)
+
+    def new_handle(self, handle: str) -> None:
+        """A new handle knows what the client's other ones were told, and what they asked for."""
+        self.told[handle] = self.told.get("client")
+        self.log = [replace(one, asked=one.asked | {handle}) if "client" in one.asked else one for one in self.log]
+
+    # --- what happens ---
+
+    def happen(self, **what: object) -> None:
+        self.log.append(Happened(**what))  # type: ignore[arg-type]
+
+    def asked_by(self, handle: str) -> None:
+        """The last thing that happened was a handle's request, and its answer arrived."""
+        self.log[-1] = replace(self.log[-1], asked=frozenset({handle, "client"}))
+        for one in (handle, "client"):
+            if self.told.get(one) is None:
+                self.told[one] = self.now
+
+    def effects(self, number: int, *, variables: bool = True, files: bool = True) -> None:
+        """The effects of a cell."""
+        self.has_state = True
+        if variables:
+            self.x = (*(self.x or ()), number)
+        if files:
+            self.f = f"{self.f or ''}{number} "
+
+    @property
+    def output(self) -> str:
+        return f"{self.x} {self.f}\n"
+
+    def die(self, cause: str, *, marks_too: bool = False) -> None:
+        """The interpreter dies, and with it what processes of its home can reach: checkpoints are such."""
+        self.happen(variables="lost", processes="ended", cause=cause)
+        self.x, self.marks = None, [] if marks_too else self.marks
+
+    def fall_back(self, cause: str) -> None:
+        """Go on from the latest checkpoint, or afresh. The host does this before the next cell: until then nobody sees the difference."""
+        if not self.marks:
+            self.home = next(_homes)
+            return
+        mark = self.marks[-1]
+        self.x = mark.x
+        self.happen(variables="rolled_back", processes="ended", cause=f"{cause}, to the last checkpoint", to=mark.at)
+
+    def end(self, cause: str) -> None:
+        """The session ends, and all that it had. A session that was never used had nothing."""
+        if self.has_state:
+            self.happen(variables="lost", files="lost", processes="ended", cause=cause)
+        self.x, self.f, self.marks, self.has_state, self.home = None, None, [], False, next(_homes)
+
+    def reset(self) -> None:
+        """The host cannot know whether there were variables: a reset is one for those who did not ask, even of an empty session."""
+        self.happen(variables="lost", processes="ended", cause="reset")
+        self.x, self.marks, self.home = None, [], next(_homes)
+
+    def checkpoint(self, id: str, name: str | None) -> None:
+        self.marks = [*self.marks, Mark(id, name, self.x, self.f, self.now)][-CHECKPOINTS:]
+
+    def mark_named(self, text: str | None, *, by_id: bool) -> Mark | None:
+        """Names go before ids, and the latest of a name counts."""
+        if text is None:
+            return self.marks[-1] if self.marks else None
+        named = [mark for mark in self.marks if mark.name == text and not by_id]
+        return next(reversed([mark for mark in self.marks if mark.id == text] + named), None)
+
+    def roll_back(self, mark: Mark, cause: str | None = "rollback") -> None:
+        self.x, self.f = mark.x, mark.f
+        self.happen(variables="rolled_back", files="rolled_back", processes="ended", cause=cause, to=mark.at)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A possible course of a cell: the world after it, where it began and ended, and what it showed."""
+
+    world: World
+    start: int
+    end: int
+    shown: Shown
+
+
+_ERRORS = {"ok": None, "fail": "ZeroDivisionError", "exit": "InterpreterDied", "sigkill": "InterpreterDied", "killall": "InterpreterDied"}
+CAUSES = {"exit": "exit", "sigkill": "killed", "killall": "exit"}
+
+
+def run(world: World, number: int, ending: str, *, transactional: bool) -> Iterator[Ran]:
+    """A cell that runs to its own end."""
+    after = world.copy()
+    before = Mark("", None, after.x, after.f, after.now)
+    after.effects(number)
+    shown = Shown(after.output, _ERRORS[ending], *((("x",), ("f",)) if ending in ("ok", "fail") else ()))
+    cause = CAUSES.get(ending)
+    if cause is not None:
+        after.die(cause, marks_too=ending == "killall")
+    if transactional and ending == "killall":  # what it was to be undone with is dead as well
+        after.happen(files="unknown", cause="not undone")
+        after.fall_back(cause or "")
+    elif transactional and ending != "ok":
+        after.roll_back(before, cause)
+        shown = replace(shown, variables=(), files=())
+    elif cause is not None:
+        after.fall_back(cause)
+    yield Ran(after, before.at, after.now, shown)

@@ -1,0 +1,59 @@
+"""The result never lies about what happened: real sessions, in all the ways that hypothesis thinks of, against a reference model."""
+
+import asyncio
+import os
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+
+from .driver import Machine
+from .loop import ShuffledLoop
+from .programs import PROGRAMS, Program
+
+EXAMPLES = int(os.environ.get("ACA_TEST_EXAMPLES", "200"))
+
+
+class Games:
+    """Plays program after program on one machine; after one that failed, on a new one."""
+
+    def __init__(self) -> None:
+        self._loop = ShuffledLoop()
+        self._opening: Any = None
+        self._machine: Machine | None = None
+
+    def play(self, program: Program) -> None:
+        if self._machine is None:
+            self._opening = Machine.open()
+            self._machine = self._loop.run_until_complete(self._opening.__aenter__())
+        self._loop.shuffle(program.seed)
+        try:
+            self._loop.run_until_complete(asyncio.wait_for(self._machine.play(program), 60))
+        except BaseException:
+            self._loop.shuffle(None)
+            self.close_machine()
+            raise
+        self._loop.shuffle(None)
+
+    def close_machine(self) -> None:
+        if self._machine is not None:
+            self._machine = None
+            self._loop.run_until_complete(self._opening.__aexit__(None, None, None))
+
+    def close(self) -> None:
+        self.close_machine()
+        self._loop.close()
+
+
+def test_results_say_what_happened() -> None:
+    games = Games()
+    with ExitStack() as stack:
+        stack.callback(games.close)
+
+        @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, database=None, suppress_health_check=list(HealthCheck))
+        @given(PROGRAMS)
+        def play(program: Program) -> None:
+            games.play(program)
+
+        play()
