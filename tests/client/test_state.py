@@ -13,6 +13,7 @@ from aca_sessions import CodeExecutionResult, Policy, PythonTool, Session, Sessi
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
 from aca_sessions.client.replay import replay
+from aca_sessions.errors import NotFoundError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits, Together
@@ -410,6 +411,14 @@ async def test_branches_that_cannot_all_be_made_are_not_made_at_all() -> None:
             listed = (await http.get("/listSessions")).json()["sessions"]
             assert [one["identifier"] for one in listed] == ["s"]
             assert (await http.post("/executions", json={"code": "x"})).json()["result"]["executionResult"] == 1
+
+
+async def test_a_branch_that_is_gone_already_can_be_closed(session: Session, pool: SessionPool) -> None:
+    (branch,) = await session.branch()
+    async with branch:
+        await branch.close()
+    with pytest.raises(NotFoundError):
+        await pool._interpreter.get_session(branch.session_id)
 
 
 # --- endpoints without our extensions ---

@@ -230,7 +230,7 @@ class CodeInterpreter:
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
-        """What the service knows of a session; NotFoundError where it has none."""
+        """Return what the service knows of a session. NotFoundError is raised if it has none."""
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
