@@ -3,24 +3,48 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 
-from aca_sessions import CodeExecutionResult, Policy, Session, SessionPool, open_server
 from aca_sessions import Checkpoint as Taken
+from aca_sessions import CodeExecutionResult, Policy, Session, SessionPool, open_server
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
-from aca_sessions.errors import ACASessionsError, SnapshotError
+from aca_sessions.errors import ACASessionsError, NotFoundError, ServiceUnavailableError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.policy import Limits, Together
 
-from .programs import Ask, Checkpoint, Late, NewHandle, Program, Reset, Rollback, Run, Step, Terminate, Undo
-from .reference import CHECKPOINTS, Claim, Ran, Shown, World, run
+from . import reference
+from .programs import (
+    Ask,
+    Branch,
+    Cancelled,
+    Checkpoint,
+    Delete,
+    KillForkServer,
+    Late,
+    Mid,
+    NewHandle,
+    Parallel,
+    Program,
+    Queued,
+    Reset,
+    Rollback,
+    Run,
+    Step,
+    Terminate,
+    Undo,
+    Upload,
+)
+from .reference import ALL, ANYWHERE, CHECKPOINTS, Claim, Ran, Shown, World
 
 # Another share of processes than other pools have makes it a fork server of its own.
 POLICY = Policy(preload=(), spares=0, together=Together(processes=29_000), limits=Limits(checkpoints=CHECKPOINTS))
+MOST_SESSIONS, MOST_HANDLES, MOST_PLACES = 6, 5, 3
+UNKNOWN = Claim("unknown", "unknown", "unknown", "no reply")
 _CELL = "x = globals().get('x', ()) + ({n},); open('f', 'a').write('{n} '); print(x, open('f').read(), flush=True)\n{ending}"
 _OS = "__import__('os')"
 _ENDINGS = {
@@ -30,11 +54,84 @@ _ENDINGS = {
     "sigkill": f"{_OS}.kill({_OS}.getpid(), 9)",
     "killall": f"try: {_OS}.kill(-1, 9)\nexcept OSError: pass  # there are no others\n{_OS}._exit(1)",
     "late": f"__import__('threading').Timer(0.02, {_OS}._exit, [1]).start()",
+    "hang": "__import__('time').sleep(60)",
+    "stubborn": "while True:\n    try: __import__('time').sleep(60)\n    except BaseException: pass",
 }
 
 
 class LieError(AssertionError):
     """The product said what was not so."""
+
+
+class Network(httpx.AsyncBaseTransport):
+    """Loses or spoils the answer to the next request to a path."""
+
+    def __init__(self, app: object) -> None:
+        self._inner = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        self.fault: str | None = None
+        self.path = ""
+        self.silent = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        fault, path = None, request.url.path
+        if self.fault is not None and request.method == "POST" and path.endswith(self.path):
+            fault, self.fault = self.fault, None
+            self.silent = fault == "silent"
+        elif self.silent and request.method == "GET" and "/executions/" in path:
+            fault = "before"
+        if fault == "before":
+            raise httpx.ReadError("lost on the way")
+        answer = await self._inner.handle_async_request(request)
+        if fault in ("after", "silent"):
+            raise httpx.ReadError("lost on the way back")
+        return httpx.Response(504) if fault == "504" else answer
+
+
+class Machine:
+    """A server, a client and a pool for many programs."""
+
+    def __init__(self, app: Any, network: Network, interpreter: CodeInterpreter, pool: SessionPool) -> None:
+        self.app = app
+        self.network = network
+        self.interpreter = interpreter
+        self.pool = pool
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls) -> AsyncIterator["Machine"]:
+        async with open_server(policy=POLICY, hosting=Hosting(max_sessions=MOST_SESSIONS, cooldown=None)) as app:
+            network = Network(app)
+            http = SessionsHttpClient(httpx.AsyncClient(transport=network, base_url="http://model"), patience=0.02)
+            async with CodeInterpreter(http) as interpreter, SessionPool(interpreter, max_concurrent_sessions=20) as pool:
+                yield cls(app, network, interpreter, pool)
+
+    async def play(self, program: Program) -> None:
+        """Take the steps of a program. LieError says what was not so."""
+        player = Player(self)
+        try:
+            await player.begin()
+            for step in program.steps:
+                await player.take(step)
+                await player.check_checkpoints()
+            for number in range(len(player.handles)):
+                await player.take(Run(number))
+        finally:
+            self.network.fault, self.network.silent = None, False
+            await player.end()
+        if len(self.app._sessions):
+            raise LieError(f"{len(self.app._sessions)} sessions are left")
+
+    def hosted(self, name: str) -> Any:
+        return self.app._sessions._sessions.get(name)
+
+    def live(self, name: str) -> Any:
+        """The interpreter of a session, if it has one."""
+        session = self.hosted(name)
+        return session._opening.result().running if session is not None and session._opening.done() else None
+
+    def unfinished(self, name: str) -> int:
+        session = self.hosted(name)
+        return session.executions.unfinished if session is not None else 0
 
 
 @dataclass
@@ -53,47 +150,19 @@ class Handle:
     name: str
     place: Place
     session: Session
+    leased: bool = True
 
 
-class Machine:
-    """A server, a client and a pool for many programs."""
+@dataclass
+class Act:
+    """One of several steps that are taken at the same time, and what came of it."""
 
-    def __init__(self, app: object, interpreter: CodeInterpreter, pool: SessionPool) -> None:
-        self.app = app
-        self.interpreter = interpreter
-        self.pool = pool
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls) -> AsyncIterator["Machine"]:
-        async with open_server(policy=POLICY, hosting=Hosting(max_sessions=20, cooldown=None)) as app:
-            client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://model")
-            async with CodeInterpreter(SessionsHttpClient(client, patience=0.05)) as interpreter:
-                async with SessionPool(interpreter, max_concurrent_sessions=20) as pool:
-                    yield cls(app, interpreter, pool)
-
-    async def play(self, program: Program) -> None:
-        """Take the steps of a program. LieError says what was not so."""
-        player = Player(self)
-        try:
-            await player.begin()
-            for step in program.steps:
-                await player.take(step)
-                await player.check_checkpoints()
-            for handle in player.handles:
-                await player.take(Run(player.handles.index(handle)))
-        finally:
-            await player.end()
-
-    def hosted(self, name: str) -> object | None:
-        return self.app._sessions._sessions.get(name)  # type: ignore[attr-defined]
-
-    def live(self, name: str) -> object | None:
-        """The interpreter of a session, if it has one."""
-        session = self.hosted(name)
-        if session is None or not session._opening.done():  # type: ignore[attr-defined]
-            return None
-        return session._opening.result().running  # type: ignore[attr-defined]
+    handle: Handle
+    step: Step
+    number: int
+    result: CodeExecutionResult | None = None
+    taken: Taken | None = None
+    error: BaseException | None = None
 
 
 class Player:
@@ -104,7 +173,7 @@ class Player:
         self.handles: list[Handle] = []
         self.places: list[Place] = []
         self.number = 0
-        self.names = iter(f"h{number}" for number in range(100))
+        self.named = 0
 
     async def begin(self) -> None:
         self.places.append(Place(f"model-{uuid.uuid4().hex[:8]}", [World()]))
@@ -112,105 +181,261 @@ class Player:
             await self.new_handle(self.places[0])
 
     async def end(self) -> None:
+        for handle in [*self.handles]:
+            if handle.leased:
+                await self.machine.pool.release(handle.place.name)
         for place in self.places:
             await self.machine.pool.terminate(place.name)
-        for handle in self.handles:
-            await self.machine.pool.release(handle.place.name)
+            with suppress(NotFoundError):
+                await self.machine.interpreter.delete_session(place.name)
 
     async def new_handle(self, place: Place) -> None:
         session = await self.machine.pool.get_or_create(place.name)
-        handle = Handle(next(self.names), place, session)
-        for world in place.worlds:
-            world.new_handle(handle.name)
+        handle = Handle(self.new_name(), place, session)
+        self.change(place, lambda world: world.new_handle(handle.name))
         self.handles.append(handle)
+
+    def new_name(self) -> str:
+        self.named += 1
+        return f"h{self.named - 1}"
+
+    def handle(self, number: int) -> Handle:
+        return self.handles[number % len(self.handles)]
 
     async def take(self, step: Step) -> None:
         self.number += 1
-        handle = self.handles[getattr(step, "handle", 0) % len(self.handles)]
+        handle = self.handle(getattr(step, "handle", 0))
         match step:
-            case Run(_, ending, transactional):
-                await self.run(handle, ending, transactional)
+            case Run(_, ending, transactional, fault):
+                await self.run(handle, ending, transactional, fault)
             case Late():
-                await self.run(handle, "late", False)
-                await dead(self.machine, handle.place.name)
-            case Checkpoint(_, name):
-                await self.checkpoint(handle, name)
-            case Rollback(_, by, number):
-                await self.roll_back(handle, by, number)
+                await self.run(handle, "late", False, None)
+                await self.dead(handle.place)
+            case Mid():
+                await self.mid(handle, step)
+            case Queued():
+                await self.queued(handle, step)
+            case Cancelled() | Parallel():
+                await self.parallel(step.steps if isinstance(step, Parallel) else (step,))
+            case Checkpoint(_, name, lost):
+                await self.checkpoint(handle, name, lost)
+            case Rollback(_, by, number, lost):
+                await self.roll_back(handle, by, number, lost)
             case Undo():
                 await self.undo(handle)
-            case Reset():
-                await handle.session.reset()
-                self.change(handle.place, lambda world: (world.reset(), world.asked_by(handle.name)))
-            case Terminate():
-                await self.machine.pool.terminate(handle.place.name)
-                self.change(handle.place, lambda world: (world.end("terminated"), world.told.update(client=None)))
+            case Reset(_, lost):
+                await self.reset(handle, lost)
+            case Terminate(_, how):
+                await self.terminate(handle, how)
+            case KillForkServer():
+                await self.kill_fork_server()
             case Ask(_, what):
                 await getattr(handle.session, what)()
                 if what in ("variables", "health"):
-                    self.change(handle.place, lambda world: setattr(world, "has_state", True))
-            case NewHandle() if len(self.handles) < 4:
+                    self.change(handle.place, World.ask)
+            case Upload():
+                text = f"u{self.number} "
+                await handle.session.upload_file("f", text)
+                self.change(handle.place, lambda world: world.upload(text))
+            case Delete():
+                await self.delete(handle)
+            case Branch() if len(self.places) < MOST_PLACES:
+                await self.branch(handle)
+            case NewHandle() if len(self.handles) < MOST_HANDLES:
                 await self.new_handle(handle.place)
 
-    # --- steps ---
+    # --- cells ---
 
-    async def run(self, handle: Handle, ending: str, transactional: bool) -> None:
-        code = _CELL.format(n=self.number, ending=_ENDINGS[ending])
-        result = await handle.session.run(code, transactional=transactional)
+    async def run(self, handle: Handle, ending: str, transactional: bool, fault: str | None) -> None:
+        kin = [one for one in self.places if one is not handle.place and self.may_share_home(one, handle.place)]
+        if ending == "killall" and any(len(one.worlds) > 1 for one in (handle.place, *kin)):
+            return
+        self.machine.network.fault, self.machine.network.path = fault, "executions"
+        result = await handle.session.run(cell(self.number, ending), transactional=transactional)
+        self.machine.network.fault, self.machine.network.silent = None, False
+        if fault in ("before", "silent"):
+            await self.unanswered(handle, result, ending, transactional, ran=fault == "silent")
+            return
 
         def courses(world: World) -> Iterator[Ran]:
             if ending != "late":
-                yield from run(world, self.number, ending, transactional=transactional)
+                yield from reference.run(world, self.number, ending, transactional=transactional)
                 return
-            yield from run(world, self.number, "exit", transactional=False)
-            for ran in run(world, self.number, "ok", transactional=False):
-                ran.world.die("exit")
-                ran.world.fall_back("exit")
-                yield ran
+            yield from reference.run(world, self.number, "exit")
+            yield from reference.ended_late(world, self.number)
 
         self.delivered(handle, result, courses)
+        for place in kin if ending == "killall" else ():
+            await self.dead(place)
+            self.change(place, lambda world: world.die("killed", marks_too=True) or world.fall_back("killed"))
 
-    async def checkpoint(self, handle: Handle, name: str | None) -> None:
-        taken = await handle.session.checkpoint(name)
+    async def unanswered(self, handle: Handle, result: CodeExecutionResult, ending: str, transactional: bool, *, ran: bool) -> None:
+        if (claim_of(result), result.error and result.error.name) != (UNKNOWN, "ConnectionError"):
+            raise LieError(f"the answer was lost, and {handle.name} was told {claim_of(result)} and {result.error}")
+        if ran:
+            await self.settled(handle.place)
+            self.went(handle.place, lambda world: reference.run(world, self.number, ending, transactional=transactional))
+
+    async def mid(self, handle: Handle, step: Mid) -> None:
+        code, transactional = cell(self.number, "stubborn" if step.stubborn else "hang"), step.transactional
+        if step.action == "leave":
+            stream = handle.session.stream(code, transactional=transactional)
+            async with aclosing(stream):
+                async for _ in stream:
+                    break
+            running = None
+        else:
+            timeout = 0.1 if step.action == "timeout" else None
+            running = asyncio.ensure_future(handle.session.run(code, timeout=timeout, transactional=transactional))
+        by = self.handle(step.by)
+        by = by if by.place is handle.place else handle
+        if step.action != "timeout":
+            await self.started(handle, self.number, running)
+        match step.action:
+            case "cancel":
+                await cancelled(running)
+            case "interrupt":
+                await by.session.interrupt()
+            case "reset":
+                await by.session.reset()
+            case "terminate":
+                await self.machine.interpreter.delete_session(handle.place.name)
+        if step.action in ("cancel", "leave"):
+            await self.settled(handle.place)
+        self.ended_mid(handle, by, step, await running if running is not None and not running.cancelled() else None)
+
+    def ended_mid(self, handle: Handle, by: Handle, step: Mid, result: CodeExecutionResult | None) -> None:
+        def courses(world: World) -> Iterator[Ran]:
+            transactional = step.transactional
+            if step.action == "reset":
+                yield from reference.reset_inside(world, self.number, transactional=transactional)
+            elif step.action == "terminate":
+                yield from reference.ended_inside(world, self.number, "terminated")
+            else:
+                error = "TimeoutError" if step.action == "timeout" else "KeyboardInterrupt"
+                stages = ANYWHERE if step.action == "timeout" else (ALL,)
+                yield from reference.cut_short(world, self.number, error, stages=stages, transactional=transactional)
+                if step.stubborn:
+                    error = "TimeoutError" if step.action == "timeout" else "InterpreterDied"
+                    yield from reference.cut_short(world, self.number, error, stages=(ALL,), transactional=transactional, killed=True)
+
+        if result is None:
+            self.went(handle.place, courses)
+        else:
+            self.delivered(handle, result, courses)
+        if step.action == "terminate":
+            self.change(handle.place, lambda world: world.told.update(client=None))
+        if step.action == "reset":  # its position is that of the last reset
+            self.change(handle.place, lambda world: world.asked_by(by.name, world.last_reset))
+
+    async def queued(self, handle: Handle, step: Queued) -> None:
+        """The other cell waits for the first one, is cancelled, and must not begin."""
+        other, first, second = self.handle(step.other), self.number, self.number + 1
+        self.number = second
+        if other.place is not handle.place and not self.may_share_home(other.place, handle.place, certainly=True):
+            return
+        running = asyncio.ensure_future(handle.session.run(cell(first, "hang")))
+        await self.started(handle, first, running)
+        if step.how == "call":
+            waiting = asyncio.ensure_future(other.session.run(cell(second, "ok"), transactional=step.transactional))
+            await until(lambda: self.machine.unfinished(other.place.name) == 1 + (other.place is handle.place))
+            await cancelled(waiting)
+        else:
+            execution = await other.session.start(cell(second, "ok"), transactional=step.transactional)
+            await execution.cancel()
+        await handle.session.interrupt()
+        self.delivered(handle, await running, lambda world: reference.cut_short(world, first, "KeyboardInterrupt", stages=(ALL,)))
+        await self.settled(other.place)
+        if step.how == "execution":
+            self.delivered(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
+
+    # --- steps at the same time ---
+
+    async def parallel(self, steps: tuple[Step, ...]) -> None:
+        acts: list[Act] = []
+        for step in steps:
+            self.number += 1
+            acts.append(Act(self.handle(step.handle), step, self.number))  # type: ignore[union-attr]
+        order: list[Act] = []
+        await asyncio.gather(*(self.act(act, order) for act in acts))
+        for place in self.places:
+            own = [act for act in order if act.handle.place is place]
+            if not own:
+                continue
+            await self.settled(place)
+            found = [world for before in place.worlds for world in reference_orders(before, own)]
+            if not found:
+                raise LieError("no order explains " + "\n".join(map(described, own)) + f"\npossible were {place.worlds}")
+            place.worlds = distinct(found)
+            place.taken |= {act.taken.id: act.taken for act in own if act.taken is not None}
+
+    async def act(self, act: Act, order: list[Act]) -> None:
+        """Take a step. What came of it is noted in the order in which its callers heard of it."""
+        session, step = act.handle.session, act.step
+        try:
+            match step:
+                case Run(_, ending, transactional, _):
+                    act.result = await session.run(cell(act.number, ending), transactional=transactional)
+                case Cancelled(_, turns, transactional):
+                    running = asyncio.ensure_future(self.note(act, transactional, order))
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    running.cancel()
+                    await asyncio.wait({running})
+                case Checkpoint():
+                    act.taken = await session.checkpoint()
+                case Reset():
+                    await session.reset()
+                case Ask(_, what):
+                    await getattr(session, what)()
+        except ACASessionsError as error:
+            act.error = error
+        if act not in order:
+            order.append(act)
+
+    async def note(self, act: Act, transactional: bool, order: list[Act]) -> None:
+        act.result = await act.handle.session.run(cell(act.number, "ok"), transactional=transactional)
+        order.append(act)
+
+    # --- all else ---
+
+    async def checkpoint(self, handle: Handle, name: str | None, lost: bool) -> None:
+        self.lose("session/checkpoints", lost)
+        with suppress(ServiceUnavailableError):
+            taken = await handle.session.checkpoint(name)
+        if lost:
+            taken = (await handle.session.checkpoints())[-1]
         handle.place.taken[taken.id] = taken
         self.change(handle.place, lambda world: world.checkpoint(taken.id, name))
 
-    async def roll_back(self, handle: Handle, by: str, number: int) -> None:
+    async def roll_back(self, handle: Handle, by: str, number: int, lost: bool) -> None:
         """By its object, a checkpoint that was there once may be asked for as well."""
         taken = [*handle.place.taken.values()]
-        if by == "object":
-            if not taken:
-                return
-            wanted = taken[number % len(taken)]
-            await self.go_to(handle, wanted, wanted.id, by_id=True)
-        else:
-            name = ["1", "2", "3", "a"][number] if by == "name" else None
-            await self.go_to(handle, name, name, by_id=False)
-
-    async def go_to(self, handle: Handle, wanted: Taken | str | None, text: str | None, *, by_id: bool) -> None:
+        if by == "object" and not taken:
+            return
+        wanted = taken[number % len(taken)] if by == "object" else ["1", "2", "3", "a"][number] if by == "name" else None
         reached = None
-        try:
+        self.lose("session/rollback", lost)
+        with suppress(SnapshotError, ServiceUnavailableError):
             reached = await handle.session.rollback(wanted)
-        except SnapshotError:
-            pass
+        self.machine.network.fault = None
 
         def went(world: World) -> bool:
-            mark = world.mark_named(text, by_id=by_id)
-            if (mark and mark.id) != (reached and reached.id):
+            mark = world.mark_of(wanted.id if isinstance(wanted, Taken) else wanted, by_id=isinstance(wanted, Taken))
+            if not lost and (mark and mark.id) != (reached and reached.id):
                 return False
             if mark is not None:
                 world.roll_back(mark)
+            if mark is not None and not lost:
                 world.asked_by(handle.name)
             return True
 
-        self.filter(handle.place, went, f"rollback to {text} reached {reached and reached.id}")
+        self.filter(handle.place, went, f"rollback to {wanted} reached {reached and reached.id}")
 
     async def undo(self, handle: Handle) -> None:
         reached = None
-        try:
+        with suppress(SnapshotError):
             reached = await handle.session.undo()
-        except SnapshotError:
-            pass
 
         def went(world: World) -> bool:
             if (reached and reached.id) != (world.marks[-1].id if world.marks else None):
@@ -222,11 +447,71 @@ class Player:
 
         self.filter(handle.place, went, f"undo reached {reached and reached.id}")
 
+    async def reset(self, handle: Handle, lost: bool) -> None:
+        self.lose("session/reset", lost)
+        with suppress(ServiceUnavailableError):
+            await handle.session.reset()
+        self.change(handle.place, lambda world: world.reset() or (None if lost else world.asked_by(handle.name)))
+
+    async def terminate(self, handle: Handle, how: str) -> None:
+        place, interpreter = handle.place, self.machine.interpreter
+        if how == "evicted":
+            others = [f"model-other-{number}" for number in range(MOST_SESSIONS)]
+            for name in others:
+                await interpreter.list_files(name)
+            for name in others:
+                await interpreter.delete_session(name)
+            for one in self.places:
+                self.change(one, lambda world: world.end("expired"))
+        elif place is not self.places[0]:
+            await handle.session.close()  # type: ignore[attr-defined]
+            for one in [one for one in self.handles if one.place is place]:
+                self.handles.remove(one)
+                if one.leased:
+                    await self.machine.pool.release(place.name)
+            await self.machine.pool.terminate(place.name)
+            self.places.remove(place)
+        elif how == "expired":
+            with suppress(NotFoundError):
+                await interpreter.delete_session(place.name, expired=True)
+            self.change(place, lambda world: world.end("expired"))
+        else:
+            await self.machine.pool.terminate(place.name)
+            self.change(place, lambda world: world.end("terminated") or world.told.update(client=None))
+
+    async def kill_fork_server(self) -> None:
+        server = self.machine.app._sessions._sandboxes._generations[-1].fork_server
+        server._process.kill()
+        await asyncio.to_thread(server._process.wait)
+        for place in self.places:
+            self.change(place, lambda world: world.end("crash"))
+
+    async def delete(self, handle: Handle) -> None:
+        there = True
+        try:
+            await handle.session.delete_file("f")
+        except NotFoundError:
+            there = False
+        self.filter(handle.place, lambda world: (world.f is not None) == there, f"the file was there: {there}")
+        self.change(handle.place, lambda world: setattr(world, "f", None))
+
+    async def branch(self, handle: Handle) -> None:
+        (session,) = await handle.session.branch()
+        name = self.new_name()
+        place = Place(session.session_id, [world.branch(handle.name, name) for world in handle.place.worlds])
+        self.places.append(place)
+        self.handles.append(Handle(name, place, session, leased=False))
+
     async def check_checkpoints(self) -> None:
         for place in self.places:
             handle = next(handle for handle in self.handles if handle.place is place)
             ids = [checkpoint.id for checkpoint in await handle.session.checkpoints()]
             self.filter(place, lambda world, ids=ids: [mark.id for mark in world.marks] == ids, f"checkpoints are {ids}")
+
+    def lose(self, path: str, lost: bool) -> None:
+        """Lose the answer to the next request to a path."""
+        if lost:
+            self.machine.network.fault, self.machine.network.path = "after", path
 
     # --- worlds ---
 
@@ -240,21 +525,129 @@ class Player:
         if not place.worlds:
             raise LieError(f"{said}; possible were {before}")
 
+    def went(self, place: Place, courses: Callable[[World], Iterable[Ran]]) -> None:
+        """Go on in all possible courses of a cell whose result nobody got."""
+        place.worlds = distinct([ran.world for world in place.worlds for ran in courses(world)])
+
     def delivered(self, handle: Handle, result: CodeExecutionResult, courses: Callable[[World], Iterable[Ran]]) -> None:
         """Hold a result that a handle got against the possible courses of its cell."""
-        place, shown, claim = handle.place, shown_by(result), claim_of(result)
-        possible: list[World] = []
-        expected: list[object] = []
-        for world in place.worlds:
-            for ran in courses(world):
-                claims = ran.world.claims(handle.name, ran.start, ran.end)
-                expected += [(ran.shown, *claims)]
-                if ran.shown == shown and any(agree(one, claim) for one in claims):
-                    ran.world.delivered(handle.name, ran.end)
-                    possible.append(ran.world)
-        place.worlds = distinct(possible)
-        if not possible:
-            raise LieError(f"{handle.name} was told {claim} and {shown}; possible were {expected}, in {place.worlds}")
+        expected = [ran for world in handle.place.worlds for ran in courses(world)]
+        possible = "\n".join(f"{ran.shown} {ran.world.claims(handle.name, ran.start, ran.end)} in {ran.world}" for ran in expected)
+        worlds = [ran.world for ran in expected if ran.showed(shown_by(result)) and tell(ran, handle.name, result)]
+        if not worlds:
+            raise LieError(f"{handle.name} was told {claim_of(result)} and {shown_by(result)}; possible were\n{possible}")
+        handle.place.worlds = distinct(worlds)
+
+    def may_share_home(self, one: Place, other: Place, *, certainly: bool = False) -> bool:
+        homes = [{world.home for world in place.worlds} for place in (one, other)]
+        return bool(homes[0] & homes[1]) and not (certainly and max(map(len, homes)) > 1)
+
+    # --- events of the host ---
+
+    async def started(self, handle: Handle, number: int, running: "asyncio.Future[CodeExecutionResult] | None") -> None:
+        """Wait until the cell has written its number, or its call has ended."""
+
+        async def wrote() -> bool:
+            if running is not None and running.done():
+                return True
+            with suppress(NotFoundError):
+                return f"{number} ".encode() in await handle.session.download_file("f")
+            return False
+
+        await until_true(wrote)
+
+    async def settled(self, place: Place) -> None:
+        """Wait until no cell runs."""
+        await until(lambda: self.machine.unfinished(place.name) == 0)
+
+    async def dead(self, place: Place) -> None:
+        """Wait until the host knows that a session's interpreter has died, without asking the session to run anything."""
+
+        def is_dead() -> bool:
+            live = self.machine.live(place.name)
+            return live is None or not live.alive
+
+        await until(is_dead)
+
+
+def reference_orders(world: World, acts: list[Act]) -> Iterator[World]:
+    """Yield the worlds after all orders of the acts, and all courses of each, that agree with what came of them."""
+    for after, courses in _orders(world, acts):
+        told = after.copy()
+        if all(_heard(told, act, courses[id(act)]) for act in acts):
+            yield told
+
+
+_Courses = dict[int, Ran]
+
+
+def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
+    if not acts:
+        yield world, {}
+        return
+    for act in acts:
+        rest = [other for other in acts if other is not act]
+        for ran in _courses(world, act):
+            for after, courses in _orders(ran.world, rest):
+                yield after, {**courses, id(act): ran}
+        for reset in [other for other in rest if isinstance(other.step, Reset)] if isinstance(act.step, Run | Cancelled) else ():
+            for ran in _with_reset(world, act):
+                left = [other for other in rest if other is not reset]
+                for after, courses in _orders(ran.world, left):
+                    yield after, {**courses, id(act): ran, id(reset): ran}
+
+
+def _courses(world: World, act: Act) -> Iterator[Ran]:
+    """Yield how a step may have gone, of what agrees with what came of it."""
+    after, here = world.copy(), world.now
+    match act.step:
+        case Run(_, ending, transactional, _):
+            yield from _that_showed(act, reference.run(world, act.number, ending, transactional=transactional))
+        case Cancelled(_, _, transactional):
+            yield from _that_showed(act, reference.run(world, act.number, "ok", transactional=transactional))
+            if act.result is None:
+                yield from reference.not_run(world, "")
+                yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional)
+        case Checkpoint() if act.taken is not None:
+            after.checkpoint(act.taken.id, None)
+            yield Ran(after, here, here, Shown(""))
+        case Reset():
+            after.reset()
+            yield Ran(after, here, here, Shown(""), asked=after.now)
+        case Ask(_, what) if act.error is None:
+            if what in ("variables", "health"):
+                after.ask()
+            yield Ran(after, here, here, Shown(""))
+
+
+def _with_reset(world: World, act: Act) -> Iterator[Ran]:
+    """Yield how a cell may have gone in whose midst there was a reset: after its turn had come, it may have run wholly after the reset."""
+    transactional = act.step.transactional  # type: ignore[union-attr]
+    after = world.copy()
+    after.reset()
+    for ran in _courses(after, act):
+        yield replace(ran, start=world.now, asked=after.now)
+    yield from _that_showed(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
+
+
+def _that_showed(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
+    yield from (ran for ran in courses if act.result is None or ran.showed(shown_by(act.result)))
+
+
+def _heard(world: World, act: Act, ran: Ran) -> bool:
+    """Note what the act's caller heard, and return whether it was so."""
+    if isinstance(act.step, Reset):
+        world.asked_by(act.handle.name, ran.asked)
+    if act.result is None:
+        return True
+    return tell(Ran(world, ran.start, ran.end, ran.shown), act.handle.name, act.result)
+
+
+def tell(ran: Ran, handle: str, result: CodeExecutionResult) -> bool:
+    """Note that a handle got a result, and return whether it says what was so."""
+    right = any(agree(one, claim_of(result)) for one in ran.world.claims(handle, ran.start, ran.end))
+    ran.world.delivered(handle, ran.end)
+    return right
 
 
 def agree(expected: Claim, claim: Claim) -> bool:
@@ -273,6 +666,11 @@ def shown_by(result: CodeExecutionResult) -> Shown:
     return Shown(result.stdout, result.error.name if result.error else None, *names)
 
 
+def described(act: Act) -> str:
+    came = f"{claim_of(act.result)} {shown_by(act.result)}" if act.result is not None else act.taken or act.error
+    return f"{act.number} {act.step} by {act.handle.name}: {came}"
+
+
 def distinct(worlds: list[World]) -> list[World]:
     found: list[World] = []
     for world in worlds:
@@ -281,17 +679,24 @@ def distinct(worlds: list[World]) -> list[World]:
     return found
 
 
-async def until(check: Callable[[], Awaitable[bool]]) -> None:
+def cell(number: int, ending: str) -> str:
+    return _CELL.format(n=number, ending=_ENDINGS[ending])
+
+
+async def cancelled(running: "asyncio.Future[Any] | None") -> None:
+    """Cancel a call that waits for its cell."""
+    assert running is not None
+    running.cancel()
+    await asyncio.wait({running})
+    if not running.cancelled():
+        raise LieError("a call that was cancelled returned")
+
+
+async def until(check: Callable[[], bool]) -> None:
+    await until_true(lambda: asyncio.sleep(0, check()))
+
+
+async def until_true(check: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(30):
         while not await check():
             await asyncio.sleep(0.002)
-
-
-async def dead(machine: Machine, name: str) -> None:
-    """Wait until the host knows that a session's interpreter has died, without asking the session to run anything."""
-
-    async def is_dead() -> bool:
-        live = machine.live(name)
-        return live is None or not live.alive  # type: ignore[attr-defined]
-
-    await until(is_dead)

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 @dataclass(frozen=True)
 class Run:
-    """A cell that ends in some way."""
+    """A cell that ends in some way. `fault` is what befalls its answer on the way."""
 
     handle: int
     ending: str = "ok"
     transactional: bool = False
+    fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,40 @@ class Late:
 
 
 @dataclass(frozen=True)
+class Mid:
+    """A cell that something happens to while it runs, by another handle if that is of the same session."""
+
+    handle: int
+    by: int
+    action: str
+    transactional: bool = False
+    stubborn: bool = False
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A cell that is cancelled while another one runs."""
+
+    handle: int
+    other: int
+    how: str
+    transactional: bool = False
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """A cell whose call is cancelled after so many turns of the event loop: before it starts, in its middle, or after its end."""
+
+    handle: int
+    turns: int
+    transactional: bool = False
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     handle: int
-    name: str | None
+    name: str | None = None
+    lost: bool = False  # the answer
 
 
 @dataclass(frozen=True)
@@ -36,6 +68,7 @@ class Rollback:
     handle: int
     by: str
     mark: int
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,11 +79,20 @@ class Undo:
 @dataclass(frozen=True)
 class Reset:
     handle: int
+    lost: bool = False
 
 
 @dataclass(frozen=True)
 class Terminate:
+    """The end of a session by its owner, by the pool for its idleness, or by the server for want of room. A branch is closed."""
+
     handle: int
+    how: str
+
+
+@dataclass(frozen=True)
+class KillForkServer:
+    pass
 
 
 @dataclass(frozen=True)
@@ -62,33 +104,103 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Upload:
+    handle: int
+
+
+@dataclass(frozen=True)
+class Delete:
+    handle: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    handle: int
+
+
+@dataclass(frozen=True)
 class NewHandle:
-    pass
+    handle: int
 
 
-Step = Run | Late | Checkpoint | Rollback | Undo | Reset | Terminate | Ask | NewHandle
+@dataclass(frozen=True)
+class Parallel:
+    """Steps that are taken at the same time."""
 
-HANDLES = st.integers(0, 3)
-ENDINGS = st.sampled_from(["ok", "ok", "fail", "exit", "sigkill", "killall"])
+    steps: "tuple[Run | Cancelled | Checkpoint | Reset | Ask, ...]"
+
+
+Step = (
+    Run
+    | Late
+    | Mid
+    | Queued
+    | Cancelled
+    | Checkpoint
+    | Rollback
+    | Undo
+    | Reset
+    | Terminate
+    | KillForkServer
+    | Ask
+    | Upload
+    | Delete
+    | Branch
+    | NewHandle
+    | Parallel
+)
+
+HANDLES = st.integers(0, 4)
 NAMES = st.sampled_from([None, "1", "2", "a"])
+ASKED = st.sampled_from(["variables", "health", "packages", "list_files", "checkpoints"])
+FAULTS = st.sampled_from(["before", "after", "504", "silent"])
+DEATHS = st.sampled_from(["exit", "sigkill", "killall"])
+SELDOM = st.integers(0, 9).map(lambda drawn: drawn == 9)
+VERY_SELDOM = st.integers(0, 59).map(lambda drawn: drawn == 59)  # a stubborn cell takes the two seconds until it is killed
 
+OK = st.builds(Run, HANDLES)
+ANY_RUN = st.builds(Run, HANDLES, st.sampled_from(["ok", "fail", "exit", "sigkill"]), st.booleans())
+CANCELLED = st.builds(Cancelled, HANDLES, st.integers(0, 60), st.booleans())
 STEPS = st.one_of(
-    st.builds(Run, HANDLES),
-    st.builds(Run, HANDLES, ENDINGS, st.booleans()),
-    st.builds(Checkpoint, HANDLES, NAMES),
-    st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3)),
+    OK,
+    ANY_RUN,
+    st.builds(Run, HANDLES, DEATHS, st.booleans()),
+    st.builds(Checkpoint, HANDLES, NAMES, SELDOM),
+    st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3), SELDOM),
     st.builds(Undo, HANDLES),
     st.builds(Late, HANDLES),
-    st.builds(Reset, HANDLES),
-    st.builds(Ask, HANDLES, st.sampled_from(["variables", "health", "packages", "list_files", "checkpoints"])),
-    st.builds(Terminate, HANDLES),
-    st.builds(NewHandle),
+    st.builds(Reset, HANDLES, SELDOM),
+    st.builds(Ask, HANDLES, ASKED),
+    st.builds(Branch, HANDLES),
+    st.builds(NewHandle, HANDLES),
+    st.builds(Terminate, HANDLES, st.sampled_from(["terminated", "expired", "evicted"])),
+    st.builds(Run, HANDLES, st.sampled_from(["ok", "fail", "exit"]), st.booleans(), FAULTS),
+    st.builds(
+        Mid,
+        HANDLES,
+        HANDLES,
+        st.sampled_from(["cancel", "interrupt", "timeout", "reset", "terminate", "leave"]),
+        st.booleans(),
+        VERY_SELDOM,
+    ),
+    st.builds(Queued, HANDLES, HANDLES, st.sampled_from(["call", "execution"]), st.booleans()),
+    CANCELLED,
+    st.one_of(st.builds(Upload, HANDLES), st.builds(Delete, HANDLES)),
+    st.builds(
+        Parallel,
+        st.lists(
+            st.one_of(OK, ANY_RUN, CANCELLED, st.builds(Reset, HANDLES), st.builds(Checkpoint, HANDLES), st.builds(Ask, HANDLES, ASKED)),
+            min_size=2,
+            max_size=4,
+        ).map(tuple),
+    ),
+    st.builds(lambda seldom, handle: KillForkServer() if seldom else Run(handle), SELDOM, HANDLES),
 )
 
 
 @dataclass(frozen=True)
 class Program:
-    """Steps, and the seed of the order in which the host's tasks are woken while they are taken."""
+    """Steps, and the seed of the order in which the host's tasks are woken while they are taken; None is asyncio's own order."""
 
     seed: int | None
     steps: tuple[Step, ...]

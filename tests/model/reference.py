@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 CHECKPOINTS = 3  # as many as a session keeps
-_homes = itertools.count()
+UNSURE = -1  # how much a branch was told whose origin was told nothing
+_roots = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Mark:
     x: tuple[int, ...] | None
     f: str | None
     at: int
+    ran: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,17 @@ class World:
     log: list[Happened] = field(default_factory=list)
     told: dict[str, int | None] = field(default_factory=dict)  # by handle: how much had happened at the last result that it got
     has_state: bool = False
-    home: int = field(default_factory=lambda: next(_homes))  # processes that can kill each other have the same
+    ran: bool = False  # whether the interpreter ran any cell: if not, nothing is lost with it
+    root: int = field(default_factory=lambda: next(_roots))
+    home: tuple[int, int] = (0, 0)  # processes that can kill each other have the same
+
+    def __post_init__(self) -> None:
+        if self.home == (0, 0):
+            self.move()
+
+    def move(self) -> None:
+        """The next interpreter is a new one, with processes of its own."""
+        self.home, self.ran = (self.root, self.now + 1), False
 
     def copy(self) -> "World":
         return replace(self, marks=[*self.marks], log=[*self.log], told={**self.told})
@@ -88,7 +100,7 @@ class World:
     def claims(self, handle: str, start: int, end: int) -> list[Claim]:
         """Return what a result may say. A handle that never got a result may hear of everything before, or of nothing."""
         told = self.told[handle]
-        starts = range(start + 1) if told is None else [min(told, start)]
+        starts = range(start + 1) if told is None or told == UNSURE else [min(told, start)]
         return [self.claim(handle, start, end, since) for since in starts]
 
     def _fate(self, part: str, since: int, until: int, handle: str, start: int) -> tuple[str, str | None]:
@@ -122,20 +134,25 @@ class World:
     def happen(self, **what: object) -> None:
         self.log.append(Happened(**what))  # type: ignore[arg-type]
 
-    def asked_by(self, handle: str) -> None:
-        """The last thing that happened was a handle's request, and its answer arrived."""
-        self.log[-1] = replace(self.log[-1], asked=frozenset({handle, "client"}))
+    def asked_by(self, handle: str, at: int | None = None) -> None:
+        """The last thing that happened, or that at a position, was a handle's request, and its answer arrived."""
+        at = at or self.now
         for one in (handle, "client"):
-            if self.told.get(one) is None:
-                self.told[one] = self.now
+            told = self.told.get(one)
+            if told is None:
+                self.told[one] = at
+            elif at > told:
+                self.log[at - 1] = replace(self.log[at - 1], asked=self.log[at - 1].asked | {one})
 
-    def effects(self, number: int, *, variables: bool = True, files: bool = True) -> None:
-        """The effects of a cell."""
-        self.has_state = True
-        if variables:
+    def effects(self, number: int, stage: "Stage | None" = None) -> None:
+        """The effects of a cell, as far as it came."""
+        self.has_state = self.ran = True
+        if stage is None or stage.x:
             self.x = (*(self.x or ()), number)
-        if files:
-            self.f = f"{self.f or ''}{number} "
+        if stage is None or stage.opened:
+            self.f = self.f or ""
+        if stage is None or stage.f:
+            self.f = f"{self.f}{number} "
 
     @property
     def output(self) -> str:
@@ -143,33 +160,49 @@ class World:
 
     def die(self, cause: str, *, marks_too: bool = False) -> None:
         """The interpreter dies, and with it what processes of its home can reach: checkpoints are such."""
-        self.happen(variables="lost", processes="ended", cause=cause)
+        self.happen(variables="lost" if self.ran else "kept", processes="ended", cause=cause)
         self.x, self.marks = None, [] if marks_too else self.marks
 
     def fall_back(self, cause: str) -> None:
         """Go on from the latest checkpoint, or afresh. The host does this before the next cell: until then nobody sees the difference."""
         if not self.marks:
-            self.home = next(_homes)
+            self.move()
             return
         mark = self.marks[-1]
-        self.x = mark.x
+        self.x, self.ran = mark.x, mark.ran
         self.happen(variables="rolled_back", processes="ended", cause=f"{cause}, to the last checkpoint", to=mark.at)
 
     def end(self, cause: str) -> None:
         """The session ends, and all that it had. A session that was never used had nothing."""
         if self.has_state:
             self.happen(variables="lost", files="lost", processes="ended", cause=cause)
-        self.x, self.f, self.marks, self.has_state, self.home = None, None, [], False, next(_homes)
+        self.x, self.f, self.marks, self.has_state = None, None, [], False
+        self.move()
 
     def reset(self) -> None:
         """The host cannot know whether there were variables: a reset is one for those who did not ask, even of an empty session."""
         self.happen(variables="lost", processes="ended", cause="reset")
-        self.x, self.marks, self.home = None, [], next(_homes)
+        self.x, self.marks = None, []
+        self.move()
+
+    def mark(self, id: str = "", name: str | None = None) -> Mark:
+        return Mark(id, name, self.x, self.f, self.now, self.ran)
+
+    def ask(self) -> None:
+        """A cell of the client: the host cannot know that it leaves nothing."""
+        self.has_state = self.ran = True
+
+    @property
+    def last_reset(self) -> int:
+        return max(position for position, happened in enumerate(self.log, 1) if happened.cause == "reset" and happened.variables == "lost")
+
+    def upload(self, text: str) -> None:
+        self.f, self.has_state = text, True
 
     def checkpoint(self, id: str, name: str | None) -> None:
-        self.marks = [*self.marks, Mark(id, name, self.x, self.f, self.now)][-CHECKPOINTS:]
+        self.marks = [*self.marks, self.mark(id, name)][-CHECKPOINTS:]
 
-    def mark_named(self, text: str | None, *, by_id: bool) -> Mark | None:
+    def mark_of(self, text: str | None, *, by_id: bool) -> Mark | None:
         """Names go before ids, and the latest of a name counts."""
         if text is None:
             return self.marks[-1] if self.marks else None
@@ -177,28 +210,46 @@ class World:
         return next(reversed([mark for mark in self.marks if mark.id == text] + named), None)
 
     def roll_back(self, mark: Mark, cause: str | None = "rollback") -> None:
-        self.x, self.f = mark.x, mark.f
+        self.x, self.f, self.ran = mark.x, mark.f, mark.ran
         self.happen(variables="rolled_back", files="rolled_back", processes="ended", cause=cause, to=mark.at)
+
+    def branch(self, handle: str, branch: str) -> "World":
+        """Return the world of a branch. It knows what the handle knew that made it, and other handles of it know as much."""
+        told = self.told[handle]
+        known = {branch: UNSURE if told is None else told, "client": self.now}
+        twin = replace(self.copy(), marks=[], has_state=True, root=next(_roots), told=known)
+        twin.log = [replace(one, asked=one.asked | {branch}) if handle in one.asked else one for one in twin.log]
+        return twin
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A possible course of a cell: the world after it, where it began and ended, and what it showed."""
+    """A possible course of a cell: the world after it, where it began and ended, and what it showed.
+
+    One that was cut short may have printed a part of its output. `asked` is the position of a request in its midst.
+    """
 
     world: World
     start: int
     end: int
     shown: Shown
+    in_part: bool = False
+    asked: int | None = None
+
+    def showed(self, shown: Shown) -> bool:
+        if self.in_part and self.shown.output.startswith(shown.output):
+            shown = replace(shown, output=self.shown.output)
+        return self.shown == shown
 
 
 _ERRORS = {"ok": None, "fail": "ZeroDivisionError", "exit": "InterpreterDied", "sigkill": "InterpreterDied", "killall": "InterpreterDied"}
 CAUSES = {"exit": "exit", "sigkill": "killed", "killall": "exit"}
 
 
-def run(world: World, number: int, ending: str, *, transactional: bool) -> Iterator[Ran]:
+def run(world: World, number: int, ending: str, *, transactional: bool = False) -> Iterator[Ran]:
     """A cell that runs to its own end."""
     after = world.copy()
-    before = Mark("", None, after.x, after.f, after.now)
+    before = after.mark()
     after.effects(number)
     shown = Shown(after.output, _ERRORS[ending], *((("x",), ("f",)) if ending in ("ok", "fail") else ()))
     cause = CAUSES.get(ending)
@@ -213,3 +264,76 @@ def run(world: World, number: int, ending: str, *, transactional: bool) -> Itera
     elif cause is not None:
         after.fall_back(cause)
     yield Ran(after, before.at, after.now, shown)
+
+
+def ended_late(world: World, number: int) -> Iterator[Ran]:
+    """A cell after whose end its interpreter ends."""
+    for ran in run(world, number, "ok"):
+        ran.world.die("exit")
+        ran.world.fall_back("exit")
+        yield ran
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a cell came: whether it had set `x`, opened `f`, and written it."""
+
+    x: bool
+    opened: bool
+    f: bool
+
+
+NOTHING, HALF = Stage(x=False, opened=False, f=False), Stage(x=True, opened=False, f=False)
+OPENED, ALL = Stage(x=True, opened=True, f=False), Stage(x=True, opened=True, f=True)
+ANYWHERE = (NOTHING, HALF, OPENED, ALL)
+
+
+def cut_short(
+    world: World, number: int, error: str, *, stages: tuple[Stage, ...], transactional: bool = False, killed: bool = False
+) -> Iterator[Ran]:
+    """A cell that was interrupted at one of some stages, or killed because that did not end it."""
+    for stage in stages:
+        after = world.copy()
+        before = after.mark()
+        after.effects(number, stage)
+        shown = Shown(after.output, error)
+        if not killed:
+            shown = replace(shown, variables=("x",) * stage.x, files=("f",) * (after.f != before.f))
+        if killed:
+            after.die("killed")
+        if transactional:
+            after.roll_back(before, "killed" if killed else None)
+            shown = replace(shown, variables=(), files=())
+        elif killed:
+            after.fall_back("killed")
+        yield Ran(after, before.at, after.now, shown, in_part=True)
+
+
+def reset_inside(world: World, number: int, *, transactional: bool, stages: tuple[Stage, ...] = (ALL,)) -> Iterator[Ran]:
+    """A cell in whose midst its session was reset. Its variables are gone by request; files of a transactional one are put back."""
+    for stage in stages:
+        after = world.copy()
+        before = after.mark()
+        after.effects(number, stage)
+        shown = Shown(after.output, "InterpreterDied")
+        after.reset()
+        asked = after.now
+        if transactional:
+            after.f = before.f
+            after.happen(files="rolled_back", to=before.at, cause="reset")
+        yield Ran(after, before.at, after.now, shown, in_part=True, asked=asked)
+
+
+def ended_inside(world: World, number: int, cause: str) -> Iterator[Ran]:
+    """A cell in whose midst its session was ended."""
+    after = world.copy()
+    start = after.now
+    after.effects(number)
+    shown = Shown(after.output, "InterpreterDied")
+    after.end(cause)
+    yield Ran(after, start, after.now, shown, in_part=True)
+
+
+def not_run(world: World, error: str) -> Iterator[Ran]:
+    """A cell that did not begin."""
+    yield Ran(world.copy(), world.now, world.now, Shown("", error))
