@@ -1,6 +1,7 @@
 """Drives real sessions through programs, and holds what they say against the worlds that are possible."""
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -17,6 +18,7 @@ from aca_sessions.errors import ACASessionsError, NotFoundError, ServiceUnavaila
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.policy import Limits, Together
 
+from ..conftest import descendants
 from . import reference
 from .programs import (
     Ask,
@@ -45,7 +47,9 @@ from .reference import ALL, ANYWHERE, CHECKPOINTS, Claim, Ran, Shown, World
 POLICY = Policy(preload=(), spares=0, together=Together(processes=29_000), limits=Limits(checkpoints=CHECKPOINTS))
 MOST_SESSIONS, MOST_HANDLES, MOST_PLACES = 6, 5, 3
 UNKNOWN = Claim("unknown", "unknown", "unknown", "no reply")
-_CELL = "x = globals().get('x', ()) + ({n},); open('f', 'a').write('{n} '); print(x, open('f').read(), flush=True)\n{ending}"
+# The file is closed by a call: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
+_WRITE = "(lambda file: (file.write('{n} '), file.close()))(open('f', 'a'))"
+_CELL = "x = globals().get('x', ()) + ({n},); " + _WRITE + "; print(x, open('f').read(), flush=True)\n{ending}"
 _OS = "__import__('os')"
 _ENDINGS = {
     "ok": "None",
@@ -95,6 +99,7 @@ class Machine:
         self.network = network
         self.interpreter = interpreter
         self.pool = pool
+        self.usual: dict[str, int] | None = None  # what is there between two programs
 
     @classmethod
     @asynccontextmanager
@@ -103,11 +108,13 @@ class Machine:
             network = Network(app)
             http = SessionsHttpClient(httpx.AsyncClient(transport=network, base_url="http://model"), patience=0.02)
             async with CodeInterpreter(http) as interpreter, SessionPool(interpreter, max_concurrent_sessions=20) as pool:
+                async with pool.session():
+                    pass  # from now on the pool looks for idle sessions
                 yield cls(app, network, interpreter, pool)
 
     async def play(self, program: Program) -> None:
         """Take the steps of a program. LieError says what was not so."""
-        player = Player(self)
+        player, before = Player(self), asyncio.all_tasks()
         try:
             await player.begin()
             for step in program.steps:
@@ -118,8 +125,25 @@ class Machine:
         finally:
             self.network.fault, self.network.silent = None, False
             await player.end()
-        if len(self.app._sessions):
-            raise LieError(f"{len(self.app._sessions)} sessions are left")
+        await self.check_nothing_left(before)
+
+    async def check_nothing_left(self, before: "set[asyncio.Task[Any]]") -> None:
+        """Wait until all tasks, sessions, descriptors and processes of the program have ended."""
+
+        def left() -> dict[str, int]:
+            found = {"tasks": len(asyncio.all_tasks() - before), "sessions": len(self.app._sessions)}
+            return found | {"descriptors": len(os.listdir("/proc/self/fd")), "processes": len(descendants(os.getpid()))}
+
+        def is_clean() -> bool:
+            now = left()
+            self.usual = self.usual or (now if not now["tasks"] + now["sessions"] else None)
+            return self.usual is not None and all(now[what] <= self.usual[what] for what in now)
+
+        try:
+            async with asyncio.timeout(10):
+                await until(is_clean)
+        except TimeoutError:
+            raise LieError(f"left behind: {left()}, and usual is {self.usual}") from None
 
     def hosted(self, name: str) -> Any:
         return self.app._sessions._sessions.get(name)

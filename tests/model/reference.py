@@ -270,8 +270,10 @@ def ended_late(world: World, number: int) -> Iterator[Ran]:
     """A cell after whose end its interpreter ends."""
     for ran in run(world, number, "ok"):
         ran.world.die("exit")
+        died = ran.world.now
         ran.world.fall_back("exit")
         yield ran
+        yield replace(ran, world=ran.world.copy(), end=died)  # before its result was made
 
 
 @dataclass(frozen=True)
