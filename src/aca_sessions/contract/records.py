@@ -103,8 +103,6 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
             return NotFoundError(status, code, message)
         case 404:
             return NotFoundError(status, code, message)
-        case 400 if code == "SessionWithIdentifierNotFound":  # Azure's status for it
-            return NotFoundError(status, code, message)
         case 409 if code == SNAPSHOT_REFUSED:
             return SnapshotError(message)
         case 429:
