@@ -6,8 +6,10 @@ result's end. `state_between` computes it, and nothing else produces a verdict.
 """
 
 import uuid
+from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 from .models import CodeError, CodeExecutionResult, Entry, Record, State
@@ -40,12 +42,12 @@ class Ledger:
 
     def between(self, since: int, until: int) -> State:
         """Return what happened to the session between two positions."""
-        return state_between(self._entries, since, until)
+        return state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
         """Return the part of the ledger that an answer carries to a client at position `since`."""
         since = min(since, start)
-        entries = [entry for entry in self._entries if since < entry.position <= end]
+        entries = [entry for entry in self._after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
 
     def seen_from(self, since: str | None, start: int, end: int) -> tuple[State, Record]:
@@ -57,7 +59,10 @@ class Ledger:
 
     def contains(self, kind: str, since: int) -> bool:
         """Return whether there is an entry of a kind behind a position."""
-        return any(entry.kind == kind and entry.position > since for entry in self._entries)
+        return any(entry.kind == kind for entry in self._after(since))
+
+    def _after(self, since: int) -> list[Entry]:
+        return self._entries[bisect_right(self._entries, since, key=attrgetter("position")) :]
 
 
 def format_position(ledger: str, position: int) -> str:
@@ -92,7 +97,7 @@ def with_state(result: CodeExecutionResult, state: State) -> CodeExecutionResult
     """Return the result with a state, which errors of the host also say in words."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
-        return replace(result, state=state)
+        return result if state == result.state else replace(result, state=state)
     message = f"{error.message.removesuffix(f'; {result.state.consequence}')}; {state.consequence}"
     told = CodeError(error.name, message)
     return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told))

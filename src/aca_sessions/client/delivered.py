@@ -61,8 +61,10 @@ class Delivered:
         told = with_state(result, self.state_of(record))
         known = self.position if record.ledger == self.ledger else record.since
         asked = self._asked_before(record)
-        news = tuple(entry for entry in record.entries if entry.position > min(known, record.start) and entry.position not in asked)
         self.advance(record)
+        if not record.entries:
+            return told
+        news = tuple(entry for entry in record.entries if entry.position > min(known, record.start) and entry.position not in asked)
         return replace(told, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:

