@@ -80,7 +80,7 @@ async def test_a_bomb_ends_at_its_limit(small: SessionPool, bomb: str) -> None:
 
 @pytest.mark.parametrize("ending", ["a segmentation fault", "an abort", "its own end", "signals shut off"])
 async def test_what_ends_the_interpreter_is_told(small: SessionPool, ending: str) -> None:
-    """The result of a cell whose interpreter ended says that the variables are lost, and why."""
+    """The result of a cell whose interpreter ended says that the variables are lost, and why, if there is no checkpoint."""
     async with small.session() as session:
         await session.run("x = 1")
         result = await session.run(BOMBS[ending], timeout=1)

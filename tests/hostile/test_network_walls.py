@@ -98,7 +98,7 @@ async def test_no_address_is_reached(session: Session, address: str) -> None:
 
 
 async def test_no_allowed_name_leads_to_a_platform() -> None:
-    """Whatever its policy allows, no name leads a session to a private address or to a cloud's own services."""
+    """Whatever domains its policy allows, no name leads a session to a private address or to a known service of a cloud's own."""
     dialled: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:

@@ -112,7 +112,7 @@ OF_THE_HOST = (
 
 
 async def test_groups_and_hardware_of_the_host_are_not_told(pool: SessionPool) -> None:
-    """A session does not learn in which control group it is or how many there are, nor how the host was started and what its devices do."""
+    """Below /proc a session sees no control group but its own root, nor the host's boot options, partitions, locks, keys and timers."""
     async with pool.session() as beside, pool.session() as session:
         await beside.run("1")
         for process in ("self", "1"):
