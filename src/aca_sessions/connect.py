@@ -80,20 +80,20 @@ class Opening(Generic[Opened]):
 
 
 class Stack(AsyncExitStack):
-    """What was opened together, and what ends its processes where there is no event loop to close it on."""
+    """Hold what was opened together, and what ends its processes if its event loop is closed."""
 
     def __init__(self) -> None:
-        """Holds nothing yet."""
+        """Start with nothing."""
         super().__init__()
         self.at_once: list[Callable[[], None]] = []
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close on a loop that runs in another thread. It may be blocked by whoever waits here: then it closes when it goes on."""
+    """Close on a loop that runs in another thread. If the caller here blocks that loop, it closes once it is free again."""
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
-        raise PoolError("the event loop that opened this is busy, and closes it when it goes on: close it in the loop that opened it")
+        raise PoolError("the event loop that opened this is busy and will close it later: close it in the loop that opened it")
     await closing
 
 

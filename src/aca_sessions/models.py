@@ -1,4 +1,4 @@
-"""What goes into a session and what comes out of it. Plain frozen data, the same for every surface and every endpoint."""
+"""The data that goes into a session and comes out of it: frozen, and the same for every integration and endpoint."""
 
 import base64
 from collections.abc import Mapping
@@ -15,11 +15,20 @@ _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What happened to a session's variables, files and processes since the last result that this caller received.
+    """Describe what happened to a session's variables, files and processes since the last result that this caller received.
 
-    `processes` are those that earlier cells left running. `checkpoint` is the id of the checkpoint that a part was rolled back to; it is
-    None when a transactional cell failed and was undone. `cut_off` names files that the session's code has open and that a rollback
-    could not bring back, since they had been deleted: what is written to them is in no file.
+    Resets and rollbacks that the caller asked for do not count. Without a ledger (at Azure's endpoints, for example) `processes` and
+    `cut_off` are not known, and `kept` says only that no loss was seen.
+
+    Attributes:
+        variables: What happened to the variables.
+        files: What happened to the files in /mnt/data.
+        processes: What happened to processes that earlier cells left running.
+        reason: Why, or None: `exit`, `crash`, `killed`, `memory`, `reset`, `expired` or `terminated` for a loss; `rollback`, or such a
+            reason and "to the last checkpoint", for a rollback; `no reply`, `still running`, `not undone` and others for `unknown`.
+        checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
+        cut_off: Files that the session's code has open and that a rollback could not bring back, since they had been deleted: what is
+            written to them is in no file. It says so if the host cannot find out which files these are.
     """
 
     variables: Part = "kept"
@@ -31,12 +40,12 @@ class State:
 
     @property
     def kind(self) -> Part:
-        """The worse of what happened to variables and to files."""
+        """Return the worse of what happened to variables and to files."""
         return max(self.variables, self.files, key=_WORST_LAST.index)
 
     @property
     def consequence(self) -> str:
-        """What the caller can rely on now, in words, for people and models alike."""
+        """Return what the caller can rely on now, in words for people and models."""
         ended = "; background processes were ended" if self.kind in ("kept", "rolled_back") and self.processes == "ended" else ""
         ended += f"; open files were cut off: {', '.join(self.cut_off)}" if self.cut_off else ""
         if self.variables == self.files:
@@ -50,10 +59,18 @@ class State:
             case "restored":
                 return "were restored from a saved state"
             case "rolled_back":
-                return "are as at the last checkpoint" if self.checkpoint else "are as before the cell that failed"
+                return self._returned_to
             case "lost":
                 return "from before are gone"
         return "may have changed: look at one before you rely on it"
+
+    @property
+    def _returned_to(self) -> str:
+        if (self.reason or "").endswith("to the last checkpoint"):
+            return "are as at the last checkpoint"
+        if self.checkpoint:
+            return "are as at an earlier checkpoint"
+        return "are as before the cell that failed" if self.variables == "rolled_back" else "are as at an earlier moment"
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}" if self.reason and self.kind != "kept" else self.kind
@@ -64,7 +81,7 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened to a session's interpreter or workspace, and what it did to variables, files and processes.
+    """Describe one thing that happened to a session's interpreter or workspace, and what it did to variables, files and processes.
 
     `to` is the position whose state an entry returned to.
     """
@@ -82,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The part of a session's ledger that an answer carries: all entries after `since`, up to `end`. The execution began at `start`."""
+    """Hold the part of a session's ledger that an answer carries: all entries after `since` up to `end`. The execution began at `start`."""
 
     ledger: str
     since: int
@@ -93,14 +110,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """One displayed thing, by MIME type; binary types as base64 text, JSON types as JSON text. What has a `name` may be updated."""
+    """Hold one display by MIME type: binary types as base64, JSON types as JSON text. A later display of the same `name` updates it."""
 
     data: Mapping[str, object]
     name: str | None = None
 
     @property
     def png(self) -> bytes | None:
-        """The image, where there is one."""
+        """Return the PNG image, or None."""
         encoded = self.data.get("image/png")
         try:
             return base64.b64decode(encoded) if isinstance(encoded, str) else None
@@ -110,7 +127,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What a cell did to a file; the path is relative to /mnt/data."""
+    """Describe what a cell did to a file. The path is relative to /mnt/data."""
 
     path: str
     kind: Literal["created", "changed", "deleted"]
@@ -119,7 +136,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """A process that goes on after the cell, until it ends or the session is reset; its number is the session's own."""
+    """Describe a process that a cell left running. A reset or rollback of the session ends it. Its number is the session's own."""
 
     pid: int
     name: str
@@ -127,9 +144,9 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class VariableChange:
-    """What a cell did to a variable: `changed` is rebound to something else, or of another length or shape than before the cell.
+    """Describe what a cell did to a variable. `changed` means bound to another object, or to one of another length or shape.
 
-    What is changed in place and keeps its shape is not seen. `type`, `shape` and `size` in bytes are those after the cell.
+    A change in place that keeps the shape is not seen. `type`, `shape` and `size` in bytes are those after the cell.
     """
 
     name: str
@@ -141,7 +158,7 @@ class VariableChange:
 
 @dataclass(frozen=True, slots=True)
 class CodeError:
-    """The exception that ended a cell."""
+    """Describe the exception that ended a cell."""
 
     name: str
     message: str
@@ -153,7 +170,11 @@ class CodeError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionResult:
-    """What became of a cell. Failed code is a result, never an exception."""
+    """Hold the result of a cell. Failed code is a result, never an exception.
+
+    `state` describes what happened to the session since the last result that this caller received. `variables`, `files` and `processes`
+    are what this cell changed and left running. `record` is the part of the session's ledger that `state` was computed from.
+    """
 
     session_id: str = ""
     stdout: str = ""
@@ -172,22 +193,22 @@ class CodeExecutionResult:
 
     @property
     def success(self) -> bool:
-        """Whether the cell ran to its end."""
+        """Return whether the cell ended without an error."""
         return self.error is None
 
     @property
     def is_ok(self) -> bool:
-        """The same as `success`."""
+        """Return the same as `success`."""
         return self.success
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 for a cell that failed."""
+        """Return 0, or 1 if the cell failed."""
         return 0 if self.success else 1
 
     @property
     def output(self) -> str:
-        """What a notebook shows under the cell: stdout, then the last value."""
+        """Return what a notebook shows under the cell: stdout, then the last value."""
         if not self.text:
             return self.stdout
         separator = "\n" if self.stdout and not self.stdout.endswith("\n") else ""
@@ -195,23 +216,23 @@ class CodeExecutionResult:
 
     @property
     def images(self) -> tuple[bytes, ...]:
-        """The PNG images among the displays."""
+        """Return the PNG images among the displays."""
         return tuple(png for display in self.displays if (png := display.png) is not None)
 
     def raise_for_error(self) -> "CodeExecutionResult":
-        """Raises ExecutionError if the cell failed; else answers the result itself."""
+        """Raise ExecutionError if the cell failed. Return the result otherwise."""
         if self.error is not None:
             raise ExecutionError(self.error.traceback or str(self.error))
         return self
 
     def __str__(self) -> str:
-        """What a model reads: compact, within `max_output` characters or so, and no image data."""
+        """Return what a model reads: compact, within about `max_output` characters, without image data."""
         from .rendering import render
 
         return render(self)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        """What a notebook shows."""
+        """Return what a notebook shows."""
         from .rendering import mimebundle
 
         return mimebundle(self)
@@ -272,7 +293,10 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A session as it was at a moment, to go back to; `left_behind` says what could not be kept, `size` is that of its files."""
+    """Describe a checkpoint of a session. `left_behind` lists what could not be kept, `size` is that of its files in bytes.
+
+    A name may be used again: the latest checkpoint of a name is then meant by it. Ids are unique in a session.
+    """
 
     id: str
     name: str | None
@@ -283,7 +307,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """What became of a command of the shell; below 0 the exit code is a signal's number."""
+    """Hold the result of a shell command. An exit code below 0 is a signal's number."""
 
     exit_code: int
     stdout: str

@@ -19,7 +19,7 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is still the same process. In a forked one, closing must do nothing."""
+        """Return whether this is still the same process. In a forked one, closing must do nothing."""
         return os.getpid() == self._process
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)
 
 
 def checked_session_id(session_id: object) -> str:
-    """A name that every endpoint takes."""
+    """Return a session's identifier that every endpoint takes."""
     if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
         raise InvalidArgumentError("a session_id is 1 to 256 ASCII letters, digits or signs")
     return session_id
@@ -59,7 +59,7 @@ def _split(path: str) -> tuple[str, str]:
     except ValueError:
         end = [part for part in path.split("/") if part not in ("", ".", "..")][-1:]
         inside = "/".join(["/mnt/data", *end])
-        raise InvalidArgumentError(f"files of a session are in /mnt/data: use {inside!r} in the place of {path!r}") from None
+        raise InvalidArgumentError(f"a session's files must be in /mnt/data, got {path!r}: use {inside!r}") from None
 
 
 def checked_data(data: object) -> bytes | Path:

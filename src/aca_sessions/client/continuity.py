@@ -1,10 +1,10 @@
 """The ledgers of sessions at endpoints that keep none, Azure's among them. A marker variable in the session carries the position.
 
-Azure ends a session after its cool-down and begins an empty one under the same identifier without a word. So the first cell of a session
-there is preceded by a cell of the client, which sets the marker and prepares what our own server has from the start: /mnt/data as working
-directory and import path. After a pause, or an end in doubt, the marker is looked for. Only an answer that it is not there is a loss.
+Azure ends a session after its cool-down, and starts an empty one under the same identifier without saying so. So the client runs a cell of
+its own before the first one. It sets the marker, and makes /mnt/data the working directory and an import path, as in our own server. After
+a pause, or an end in doubt, the client looks for the marker. Only an answer without the marker is a loss.
 
-Answers may name the life of the session that they come from. Another one than before is a reason to look for the marker.
+Answers may name the life of the session that they come from. If it is another one than before, the client looks for the marker too.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ Run = Callable[[str, str], Awaitable[CodeExecutionResult]]
 
 @dataclass(slots=True)
 class _Life:
-    """A session as this client knows it. `mark` is the marker that was seen in it last."""
+    """Hold what this client knows of a session. `mark` is the marker that was seen in it last."""
 
     mark: str | None = None
     guid: str | None = None
@@ -44,7 +44,7 @@ class _Life:
 
 
 class Continuity:
-    """Keeps ledgers by markers."""
+    """Keep ledgers by markers."""
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Run the client's own cells by `run`. A session unused for `verify_after` seconds is looked at before it is used."""
@@ -108,7 +108,7 @@ class Continuity:
         life.guid = guid
 
     def forget(self, session_id: str) -> None:
-        """Forget a session that was ended on purpose: its end is no loss to callers that come later."""
+        """Forget a session that was ended on purpose. Later callers do not read that as a loss."""
         life = self._lives.get(session_id)
         if life is not None:
             self.note_lost(session_id, "terminated", with_files=True)
@@ -150,7 +150,7 @@ class Continuity:
         return format_position(uuid.uuid4().hex, life.ledger.position)
 
     def _learn(self, life: _Life, result: CodeExecutionResult) -> None:
-        """A cell that ended well proves its session; after any other end it is looked at before the next."""
+        """Note what a result says of the session. After any end but a good one, look for the marker before the next cell."""
         life.last_known = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             life.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")

@@ -10,9 +10,9 @@ _EXPIRED = State("lost", "lost", "ended", "expired")
 
 @dataclass(slots=True)
 class Delivered:
-    """A position, moved by results alone. Entries that the caller `asked` for, its resets and rollbacks, are not news to it.
+    """Hold a position, which only results move. Entries that the caller `asked` for (its resets and rollbacks) are not reported to it.
 
-    `first` is what had happened at the position already and was not reported: a branch inherits it.
+    `first` is what had happened before the position and was not reported: a branch inherits it.
     """
 
     ledger: str | None = None
@@ -50,11 +50,11 @@ class Delivered:
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> set[int]:
-        """What was asked for while the cell ran is news in its result: the cell did not ask."""
+        """Return which entries the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
         return {position for position in self.asked if position <= record.start}
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state that its caller is to read. The position moves: what it reports is not reported again."""
+        """Return the result with the state for its caller, and move the position: what it reports is not reported again."""
         if result.record is None:  # there was no answer, or none that says what happened
             return result
         record = result.record
@@ -74,7 +74,7 @@ class Delivered:
             self.asked = {position for position in self.asked if position > record.end}
 
     def go_back(self, record: Record) -> None:
-        """Take back a delivery: the caller did not get the result after all."""
+        """Take back a delivery whose result the caller did not get."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 

@@ -1,4 +1,4 @@
-"""A file of a session in parts, all of them of one version: its code may rewrite the file meanwhile."""
+"""Download a file of a session in parts of one version: code in the session may rewrite the file meanwhile."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +12,7 @@ _CHANGED = (412, 416)  # it is another version, or too short by now
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some bytes of a file, the size of all of it, and an HTTP entity tag of its version, if the endpoint sent one."""
+    """Hold some bytes of a file, the size of all of it, and the HTTP entity tag of its version, if the endpoint sent one."""
 
     data: bytes
     size: int
@@ -23,7 +23,7 @@ Read = Callable[[int | None, str | None], Awaitable[Part]]
 
 
 class _ChangedError(Exception):
-    """There is another version of the file by now."""
+    """The file has another version now."""
 
 
 async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
@@ -42,7 +42,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
             if pause is not None:
                 await asyncio.sleep(pause)
                 continue
-            raise ServiceError(412, "FileChanged", "the file went on changing while it was downloaded: download a copy of it") from None
+            raise ServiceError(412, "FileChanged", "the file kept changing during the download: download a copy of it") from None
         return
 
 

@@ -1,4 +1,4 @@
-"""A cell in the background, as its caller holds it: what it does is followed event by event, or waited for."""
+"""A cell in the background, as its caller holds it: followed event by event, or waited for."""
 
 import asyncio
 import inspect
@@ -23,7 +23,7 @@ async def _cannot(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """A cell being run. Dropping this object does not end it: `cancel` does."""
+    """Follow, wait for or cancel a cell that runs. Dropping this object does not end the cell: `cancel` does."""
 
     id: str
     session_id: str
@@ -38,7 +38,7 @@ class Execution:
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
-        """What it did, from its beginning, as it happens; the last one is its result. May be called again, by anybody who has its id."""
+        """Yield the cell's events from its beginning, as they happen; the last one is its result. It may be called again."""
         calls = Tasks()
         try:
             page = await self._page(0)
@@ -56,7 +56,7 @@ class Execution:
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
-        """What became of it."""
+        """Wait for the result and return it."""
         result = None
         if self._is_answered:
             async for event in self.events():
@@ -66,21 +66,21 @@ class Execution:
         return result if self._is_answered else self._amend(result)
 
     async def cancel(self) -> None:
-        """Interrupts it; what that did is in its result. One that is over stays as it is."""
+        """Interrupt the cell; its result says what that did. A cell that has ended stays as it is."""
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None) -> None:
-        """Answers what an `input` event asks; None refuses, which is an EOFError in the cell."""
+        """Answer an `input` event. None refuses, which is an EOFError in the cell."""
         if not (text is None or isinstance(text, str)):
             raise InvalidArgumentError("an answer to input() is text, or None")
         await self._reply(event.number, text)
 
     def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
-        """The same; what it asks is answered by functions while its events are read: calls at the same time, lines one by one."""
+        """Return the same with functions that answer while its events are read: calls at the same time, lines one by one."""
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """The same; its result goes through a function."""
+        """Return the same with a function that its result goes through."""
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
 

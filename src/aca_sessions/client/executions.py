@@ -27,7 +27,7 @@ _RICH = {extensions.RICH_REQUEST_HEADER: "1"}
 
 
 class Executions:
-    """Those that one client starts, in one api-version."""
+    """Start, follow and interrupt the executions of one client, in one api-version."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
         """Speaks through the given client."""
@@ -51,7 +51,7 @@ class Executions:
         return replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
-        """A cell that runs on by itself; NotSupportedError where the endpoint has no events."""
+        """Start a cell that runs by itself and return its execution. NotSupportedError is raised if the endpoint has no events."""
         id = str(uuid.uuid4())
         try:
             record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)), caller)
@@ -74,18 +74,18 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupts a cell, or the one that runs now; what that did is in its result."""
+        """Interrupt a cell, by default the one that runs now. Its result says what that did."""
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again while we say so."""
+        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
     async def close(self) -> None:
-        """Waits for what is on its way."""
+        """Wait for requests that are on their way."""
         await self._tasks.finish()
 
     def _checked(self, call: ExecutionCall) -> ExecutionCall:
@@ -94,7 +94,7 @@ class Executions:
         return replace(call, output_limit=_OUTPUT_LIMIT)
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered) -> Record:
-        """Sends a cell, once: what may have run is never sent again, and after a lost answer the service is asked what became of it."""
+        """Send a cell, once. A cell that may have run is never sent again: after a lost answer, ask the service for its execution."""
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         ours = {events.ANSWERED_HEADER: events.encode_answered(call.answered), timeline.TRANSACTIONAL_HEADER: "1" * call.transactional}
         headers = {flat.OPERATION_HEADER: id, **_rich(caller), **{name: said for name, said in ours.items() if said}}
@@ -108,7 +108,7 @@ class Executions:
         return self._record(response, session_id, id)
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Versions without executions have nobody to ask."""
+        """Ask for an execution whose answer was lost. Api-versions without executions cannot be asked."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError("this api-version has no executions to ask for")
@@ -117,7 +117,7 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Its server may end meanwhile: then nobody knows what became of it."""
+        """Ask until there is a result. If the server ends meanwhile, the result says that it is not known whether the cell ran."""
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -133,7 +133,7 @@ class Executions:
         return self._record(response, session_id, id)
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Endpoints without events are asked for the whole, again and again."""
+        """Return the next events. An endpoint without events is polled for the whole result."""
         try:
             if not await self._http.offers("events"):
                 result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
@@ -152,7 +152,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Both in one request; where that is not answered as hoped, reading is what can be done again."""
+        """Reply and read the next events in one request. If it fails, only read: that can be repeated."""
         query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
         path, wait = events.REPLIES_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -163,7 +163,7 @@ class Executions:
         return decoded(response, lambda body: self._decoded_page(body, session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
-        """An answer that comes too late is none."""
+        """Send a reply. One that comes too late is ignored."""
         try:
             await self._http.request("POST", events.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when the block succeeds. Otherwise `path` stays as it was, and nothing else is left.
+    """Open a file that replaces `path` when the block succeeds. Otherwise `path` stays as it was, and no other file is left.
 
     It has the permissions of the file that it replaces, or those of any new file. A device or a pipe is written to as it is.
     """

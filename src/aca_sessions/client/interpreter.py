@@ -1,4 +1,4 @@
-"""The request/result style: each call names its session. Failed code is a result; only what is not about the code is raised."""
+"""The request/result style: each call names its session. Failed code is a result; other failures are raised."""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -31,12 +31,15 @@ _REMEMBERED = 10_000
 
 
 class CodeInterpreter:
-    """Runs cells and moves files, in any session of an endpoint."""
+    """Run cells and move files in any session of an endpoint.
+
+    A loss of a session is reported until one result of it was received. All calls without a `Session` object count as one caller.
+    """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
-        """Speaks through the given client and closes it at the end.
+        """Use the given client, and close it at the end.
 
-        At an endpoint that does not tell when it began a session anew, one unused for `verify_after` seconds is looked at first.
+        At an endpoint that keeps no ledger, look first whether a session that was unused for `verify_after` seconds is still the same.
         """
         self._http = http
         self._version = version_named(http.api_version)
@@ -57,13 +60,13 @@ class CodeInterpreter:
     async def execute(
         self, request: CodeExecutionRequest | str, code: str = "", /, *, timeout: float | None = None, sanitize: bool = True
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. Cancelling the call interrupts the cell, and its session stays usable."""
+        """Run a cell and return its result. Cancelling the call interrupts the cell. Its session stays usable."""
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
         return await self.execute_for(self._delivered_of(request.session_id), request)
 
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
-        """Run a cell for one of several callers of a session, each of whom is told what it has not heard."""
+        """Run a cell for one of several callers of a session. The state of its result is for this caller."""
         checked_session_id(request.session_id)
         checked_timeout(request.timeout)
         refused = refusal(request.code)
@@ -88,14 +91,14 @@ class CodeInterpreter:
     async def execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
-        """Return the result of a user's cell that a function runs by cells of the client, with what its caller has not heard."""
+        """Run a user's cell by a function that uses cells of the client. Return its result with the state for this caller."""
         start = self._continuity.position(session_id)
         result = await run()
         result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Return the position of a new caller: what was delivered to earlier ones is no news to it."""
+        """Return the position of a new caller: it starts after what was delivered to earlier ones."""
         return self._delivered_of(session_id).copy()
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
@@ -107,7 +110,7 @@ class CodeInterpreter:
         return told
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
-        """Note that the caller did not get a result after all, so that what it reported is reported again."""
+        """Note that the caller did not get a result, so that what it reported is reported again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
                 one.go_back(result.record)
@@ -124,7 +127,7 @@ class CodeInterpreter:
     @overload
     async def upload_file(self, session_id: str, name: str, data: bytes | str | Path, /) -> RemoteFile: ...
     async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str | Path = b"", /) -> RemoteFile:
-        """Writes a file into the session's /mnt/data; the name may have folders in front. A Path is sent without being read whole."""
+        """Write a file into the session's /mnt/data. The name may have folders in front. A Path is sent without reading it whole."""
         if isinstance(request, FileUploadRequest):
             return await self._files.upload(request.session_id, request.file_name, request.file_content)
         return await self._files.upload(request, name, data)
@@ -134,11 +137,11 @@ class CodeInterpreter:
         return await self._files.list(session_id, folder)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
-        """Return a file's content, all of it of one version."""
+        """Return a file's content. Parts of a large file are of one version; one that keeps changing is a ServiceError (`FileChanged`)."""
         return await self._files.download(session_id, name)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all."""
+        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
         return await self._files.save(session_id, name, path)
 
     async def delete_file(self, session_id: str, name: str) -> None:
@@ -146,7 +149,7 @@ class CodeInterpreter:
         await self._files.delete(session_id, name)
 
     async def reset(self, session_id: str, *, caller: Delivered | None = None) -> None:
-        """Clear a session's variables; its files stay. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
+        """Clear a session's variables and keep its files. Our own server starts a fresh interpreter, even in the middle of a cell."""
         checked_session_id(session_id)
         if await self._http.offers("reset"):
             entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
@@ -155,7 +158,7 @@ class CodeInterpreter:
         self.note_asked(session_id, caller, *entry)
 
     def note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Note that the caller itself made an entry of the ledger: by a reset, or by a rollback."""
+        """Note that the caller itself made an entry of the ledger, by a reset or a rollback."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -172,7 +175,7 @@ class CodeInterpreter:
         on_call: AnswerCall | None = None,
         caller: Delivered | None = None,
     ) -> Execution:
-        """Start a cell in the background: followed live where the endpoint can, delivered at its end where it cannot."""
+        """Start a cell in the background and return its execution. At endpoints without events it delivers everything at its end."""
         checked_session_id(session_id)
         caller = caller or self._delivered_of(session_id)
         checked_timeout(timeout)
@@ -200,33 +203,33 @@ class CodeInterpreter:
         return execution.amending(partial(self.deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
-        """Interrupts a cell of a session, or the one that runs now; what that did is in the cell's result."""
+        """Interrupt a cell of a session, by default the one that runs now. The cell's result says what that did."""
         await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
+        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """What became of installing packages into a session; failed, it changed nothing."""
+        """Install packages into a session and return the result. If it failed, it changed nothing."""
         return await packages.install(self._http, session_id, requirements, timeout)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
-        """What became of taking installed packages away again."""
+        """Uninstall packages that a session installed and return the result."""
         return await packages.uninstall(self._http, session_id, names)
 
     async def packages(self, session_id: str) -> list[Package]:
-        """What a session has installed beside what its environment has."""
+        """Return the packages that a session installed, beside those of its environment."""
         return await packages.listed(self._http, session_id)
 
     async def isolation(self) -> dict[str, str] | None:
-        """What separates sessions from their host, part by part; None where the endpoint does not say."""
+        """Return what separates sessions from their host, part by part; None if the endpoint does not say."""
         if not await self._http.offers("isolation"):
             return None
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
-        """Whether the endpoint has what goes beyond Azure's API, by name."""
+        """Return whether the endpoint has an extension of Azure's API, by name."""
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
@@ -235,7 +238,7 @@ class CodeInterpreter:
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
-        """End a session at the service. Say so if it expired: whoever comes back to it is told then."""
+        """End a session at the service. With `expired` its next caller reads that it expired."""
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
         try:
@@ -253,7 +256,7 @@ class CodeInterpreter:
             self._delivered.pop(session_id, None)
 
     async def list_sessions(self) -> list[SessionInfo]:
-        """The sessions that the service keeps."""
+        """Return the sessions that the service keeps."""
         self._require_sessions()
         found: dict[str, SessionInfo] = {}
         while page := await self._sessions_after(len(found)):
@@ -269,20 +272,20 @@ class CodeInterpreter:
 
     @property
     def is_closed(self) -> bool:
-        """Whether its connections are closed, and with them an embedded server and its sessions."""
+        """Return whether its connections are closed, and with them an embedded server and its sessions."""
         return self._http.is_closed
 
     @property
     def can_end_sessions(self) -> bool:
-        """Whether the api-version has sessions to end; with earlier ones they only expire."""
+        """Return whether the api-version can end sessions. With earlier ones they only expire."""
         return self._version.has_sessions
 
     def _require_sessions(self) -> None:
         if not self._version.has_sessions:
-            raise NotSupportedError(f"{self._version.name} has no sessions to ask for or to end: use 2025-02-02-preview or later")
+            raise NotSupportedError(f"{self._version.name} cannot list or end sessions: use 2025-02-02-preview or later")
 
     async def close(self) -> None:
-        """Ends the connections; sessions go on at the service until they expire."""
+        """Close the connections. Sessions stay at the service until they expire; those of an embedded server end."""
         await self._tasks.cancel()
         await self._executions.close()
         await self._http.close()
@@ -294,7 +297,7 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute_knowingly(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
-        """Run a cell and return its result with the ledger's record: our own server keeps the ledger, elsewhere the client does."""
+        """Run a cell and return its result with the ledger's record. Our own server keeps the ledger; elsewhere the client does."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

@@ -1,7 +1,6 @@
-"""Leases sessions: who may use one now, and when an idle one ends.
+"""Leases sessions: which caller may use one now, and when an idle one ends.
 
-Not the server's hosting: that maps identifiers to processes. Decisions are made in `leases`, without an await in between; here they
-are carried out.
+This is not the server's hosting, which maps identifiers to processes. `leases` decides, without an await in between; this module acts.
 """
 
 import asyncio
@@ -33,14 +32,17 @@ DEFAULT_SESSIONS, DEFAULT_SESSION_SECONDS, DEFAULT_ACQUIRE_SECONDS = 10, 1800.0,
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something that the pool did with a session."""
+    """Describe something that the pool did with a session."""
 
     kind: Literal["leased", "released", "expired", "terminated"]
     session_id: str
 
 
 class SessionPool:
-    """Hands out sessions of one endpoint, at most so many at the same moment."""
+    """Lease sessions of one endpoint, at most so many at the same moment.
+
+    A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, and closing it does nothing.
+    """
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class SessionPool:
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
-        """Runs sessions through the given interpreter, which stays its owner's. Times are in seconds; events are told as they happen."""
+        """Use the given interpreter, and do not close it. Times are in seconds. `on_event` is called with each event."""
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
         self._owner = Owner("the pool")
@@ -67,7 +69,7 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
-        """Holds a session for the block: a named one is the same next time, an anonymous one ends with the block."""
+        """Lease a session for the block. A named one is the same next time, an anonymous one ends with the block."""
         session = await self.get_or_create(session_id)
         try:
             yield session
@@ -75,7 +77,7 @@ class SessionPool:
             await self.release(session.session_id)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
-        """Holds a session until it is released; waits where as many as allowed are held."""
+        """Lease a session until it is released. Wait if as many as allowed are leased."""
         self._check_usable()
         if session_id is not None:
             checked_session_id(session_id)
@@ -100,7 +102,7 @@ class SessionPool:
         await self._finish(self._end(self._leases.release(session_id)))
 
     async def terminate(self, session_id: str) -> None:
-        """End a session at once, whoever holds it."""
+        """End a session at once, even one that is leased. A caller that still uses it reads `lost: terminated` in its next result."""
         self._check_loop()
         ended = self._leases.terminate(session_id)
         for name in ended:
@@ -108,13 +110,13 @@ class SessionPool:
         await self._finish(self._end(ended))
 
     def active(self) -> list[SessionInfo]:
-        """All sessions that the pool keeps alive; those with `is_active` are held now."""
+        """Return all sessions that the pool keeps alive. Those with `is_active` are leased now."""
         self._owner.check()
         self._expire_idle()
         return self._leases.infos()
 
     async def close(self) -> None:
-        """End every session of the pool. In a forked process this does nothing: they are its parent's."""
+        """End every session of the pool. In a forked process this does nothing: the sessions are its parent's."""
         if not self._owner.is_here:
             return
         self._closed = True
@@ -128,7 +130,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark it as closed, where its event loop is: nothing can be awaited there, and what was embedded ends by itself."""
+        """Mark the pool as closed after its event loop was. Nothing can be awaited then; the embedded server ends its sessions itself."""
         self._closed = True
 
     def __repr__(self) -> str:
@@ -168,7 +170,7 @@ class SessionPool:
         self._end(self._leases.give_up(waiter))
 
     def _who_holds_what(self) -> str:
-        """Names are secrets, so it is told by their hash."""
+        """Return which sessions are leased for longest, by the hashes of their names, which are secrets."""
         now = datetime.now(UTC)
         held = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         held.sort(key=lambda one: one[1], reverse=True)
@@ -193,12 +195,12 @@ class SessionPool:
             del self._ending[session_id]
 
     async def _wait_for_earlier_life(self, session_id: str) -> None:
-        """A session that still ends under this name would otherwise take the new one with it."""
+        """Wait for a session of this name that still ends: it would take the new one with it."""
         if session_id in self._ending:
             await asyncio.wait({self._ending[session_id]})
 
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
-        """Waits for endings, which go on if the caller is cancelled meanwhile."""
+        """Wait for endings, which continue if the caller is cancelled meanwhile."""
         if endings:
             await asyncio.wait(endings)
 
@@ -229,7 +231,7 @@ class SessionPool:
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Does not keep the pool alive: one that was forgotten says so when it is collected."""
+    """Expire idle sessions again and again. Do not keep the pool alive: one that was forgotten warns when it is collected."""
     while True:
         await asyncio.sleep(every)
         alive = pool()

@@ -38,10 +38,13 @@ _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 
 
 class Session:
-    """A live interpreter with state, named by its `session_id`."""
+    """Run cells and move files in one session: an interpreter with state, named by its `session_id`.
+
+    Each object reports a loss of the session until its caller received one result. Two objects of one session report it each.
+    """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
-        """A handle; the session itself begins with its first use."""
+        """Refer to a session, which starts with its first use."""
         self._interpreter = interpreter
         self.session_id = session_id
         self.history = History()
@@ -56,10 +59,14 @@ class Session:
         sanitize: bool = True,
         transactional: bool = False,
     ) -> CodeExecutionResult:
-        """What became of a cell. Cancelling the call interrupts the cell and keeps the variables.
+        """Run a cell and return its result. Cancelling the call interrupts the cell and keeps its variables, unless it has to be killed.
 
-        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run. A
-        transactional cell that fails, runs too long or is killed leaves variables and files as they were.
+        Args:
+            code: The source text.
+            libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
+            timeout: The time limit in seconds.
+            sanitize: Take the code out of Markdown fences.
+            transactional: Undo the cell if it fails, runs too long or is killed. `state` says if that was not possible.
         """
         if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
@@ -70,7 +77,7 @@ class Session:
         return amend(await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
-        """What became of a cell that a function runs, by cells of ours: noted like any other. The function gets the code out of fences."""
+        """Run a cell by a function, which uses cells of the client, and return its result. It is noted in the history like any other."""
         refused = refusal(code)
         if refused is not None:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
@@ -80,16 +87,16 @@ class Session:
     async def run_own(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a cell of the client, by its name. A loss that it hears of is reported with the user's next cell."""
+        """Run a cell of the client, by its name. A loss that it detects is also reported with the user's next cell."""
         caller = caller or self._caller.copy()
         return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
-        """Return a caller of its own for cells of the client that follow each other: each hears what happened since the one before."""
+        """Return a position for cells of the client that follow each other: each reports what happened since the one before."""
         return self._caller.copy()
 
     def take_back(self, result: CodeExecutionResult) -> None:
-        """Note that the user did not get a result after all, so that a loss that it reported is reported again."""
+        """Note that the user did not get a result, so that a loss that it reported is reported again."""
         self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
@@ -102,9 +109,9 @@ class Session:
         on_call: AnswerCall | None = None,
         transactional: bool = False,
     ) -> Execution:
-        """A cell that runs in the background, until it ends or is cancelled.
+        """Start a cell in the background and return its execution.
 
-        `on_input` answers what it asks while its events are read, `on_call` what it calls outside: JSON in, JSON out.
+        While its events are read, `on_input` answers `input()`, and `on_call` answers calls to tools: JSON in, JSON out.
         """
         execution = await self._interpreter.start(
             self.session_id,
@@ -127,7 +134,7 @@ class Session:
         on_input: AnswerInput | None = None,
         transactional: bool = False,
     ) -> AsyncIterator[Event]:
-        """What a cell does, while it does it; the last event is its result. Leaving the loop early interrupts the cell."""
+        """Run a cell and yield its events while it runs; the last one is its result. Leaving the loop early interrupts the cell."""
         execution = await self.start(code, timeout=timeout, sanitize=sanitize, on_input=on_input, transactional=transactional)
         ended = False
         try:
@@ -139,71 +146,82 @@ class Session:
                 await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
-        """A cell that was started earlier, by its id, to go on with it after a pause or from another program."""
+        """Return an execution that was started earlier, by its id: from here or from another program.
+
+        The server keeps its result until it was fetched, and for some time after that.
+        """
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupts a cell that nobody follows any more, on the way out: even if the caller is cancelled again meanwhile."""
+        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
         await self._interpreter.cancel_quietly(execution)
 
     async def interrupt(self) -> None:
-        """Interrupts the cell that runs now, whoever started it; its result says what that did."""
+        """Interrupt the cell that runs now, also one of another caller. Its result says what that did."""
         await self._interpreter.interrupt(self.session_id)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
-        """Writes a file into /mnt/data. A Path is sent without being read whole."""
+        """Write a file into /mnt/data. A Path is sent without reading it whole. A name outside /mnt/data is an InvalidArgumentError."""
         uploaded_file = await self._interpreter.upload_file(self.session_id, name, data)
         self.history.note(await uploaded(name, checked_data(data)))
         return uploaded_file
 
     async def download_file(self, name: str) -> bytes:
-        """A file's content."""
+        """Return a file's content. Parts of a large file are of one version; one that keeps changing is a ServiceError (`FileChanged`)."""
         return await self._interpreter.download_file(self.session_id, name)
 
     async def save_file(self, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all."""
+        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
         return await self._interpreter.save_file(self.session_id, name, path)
 
     async def list_files(self, folder: str = "") -> list[RemoteFile]:
-        """The files in /mnt/data, or in a folder of it."""
+        """Return the files in /mnt/data, or in a folder of it."""
         return await self._interpreter.list_files(self.session_id, folder)
 
     async def delete_file(self, name: str) -> None:
-        """Deletes a file."""
+        """Delete a file."""
         await self._interpreter.delete_file(self.session_id, name)
         self.history.note(Deleted(name))
 
     async def reset(self) -> None:
-        """Clears the variables and keeps the files. Where the endpoint can, in a fresh interpreter: even in the middle of a cell."""
+        """Clear the variables and keep the files.
+
+        Our own server starts a fresh interpreter, even in the middle of a cell. It also ends background processes and removes all
+        checkpoints. Other endpoints clear the variables by a cell, after the one that runs.
+        """
         await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.note(Reset())
 
     def to_notebook(self) -> dict[str, Any]:
-        """What was done through this object, as a notebook of nbformat 4: cells with their outputs, and the files that were uploaded."""
+        """Return what was done through this object as a notebook of nbformat 4: cells with outputs, and the files that were uploaded."""
         return to_notebook(self.history)
 
     def write_notebook(self, path: str | Path) -> None:
-        """The same as an .ipynb file; `replay` does it again in any session."""
+        """Write what was done through this object as an .ipynb file. `replay` does it again in any session."""
         Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
 
     def write_script(self, path: str | Path) -> None:
-        """The cells as Python in the percent format, without outputs and files."""
+        """Write the cells as Python in the percent format, without outputs and files."""
         Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Keeps variables and files as they are now; SnapshotError says what is in the way. The oldest ones go first."""
+        """Keep variables and files in /mnt/data as they are now, and return the checkpoint. With too many, the oldest is removed.
+
+        SnapshotError says why a session cannot be kept.
+        """
         checkpoint = await self._interpreter.timeline.take(self.session_id, checked_moment(name))
         self.history.mark(checkpoint.id)
         return checkpoint
 
     async def checkpoints(self) -> list[Checkpoint]:
-        """What `rollback` can go back to, the oldest first."""
+        """Return the checkpoints, the oldest first."""
         return await self._interpreter.timeline.all(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Make variables and files what they were at a checkpoint, or at the latest one. The checkpoint stays.
+        """Return variables and all files in /mnt/data to a checkpoint, by default the latest, and end background processes.
 
-        A text is the name of a checkpoint, or else the id of one.
+        A text is taken as a checkpoint's name first, then as its id. The checkpoint stays. If the rollback fails, SnapshotError is raised
+        and the session continues as it was; what could not be kept so is in the state of the next result.
         """
         by_id = isinstance(checkpoint, Checkpoint)
         id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_moment(checkpoint)
@@ -214,15 +232,16 @@ class Session:
         return reached
 
     async def undo(self) -> Checkpoint:
-        """Back to the latest checkpoint, which is used up: once more goes further back."""
+        """Roll back to the latest checkpoint and remove it, so that the next call goes further back."""
         checkpoint = await self.rollback()
         await self._interpreter.timeline.drop(self.session_id, checkpoint.id)
         return checkpoint
 
     async def branch(self, count: int = 1, *, reseed: bool = True) -> "list[Branch]":
-        """So many sessions that go on from here, each with its own variables and files; with random numbers of their own, or the same.
+        """Return new sessions that continue from here, each with its own variables and files in /mnt/data, and with the same packages.
 
-        Together they have the limits of one session, and their cells take turns. Packages that were installed are there.
+        Together they have the limits of one session, and share /tmp. Their cells take turns: while one runs, processes of the others stand
+        still. With `reseed` each draws other random numbers. All branches are made, or none.
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
@@ -234,19 +253,19 @@ class Session:
         return branches
 
     async def variables(self) -> list[Variable]:
-        """The user's variables, by name; modules are none."""
+        """Return the user's variables, by name, without modules."""
         return variables_of(answer(await self.run_own("variables")))
 
     async def complete(self, code: str, cursor: int) -> Completions:
-        """What IPython would complete a text to, at a position in it."""
+        """Return IPython's completions of a text at a position in it."""
         return completions_of(answer(await self.run_own("complete", code, cursor)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
-        """What IPython shows of the name at a position in a text, with its source from `detail` 1 on; None where it is not known."""
+        """Return what IPython shows of the name at a position in a text, from `detail` 1 on with its source; None if it is not known."""
         return inspection_of(answer(await self.run_own("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
-        """How the session fares; it is not responsive if it does not answer in time, and its cells are left alone."""
+        """Return how the session fares. One that does not answer in time is not responsive; its cells are left alone."""
         isolation = await self._interpreter.isolation()
         started = time.perf_counter()
         try:
@@ -258,13 +277,16 @@ class Session:
         return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **told)
 
     async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
-        """What became of a command of the session's shell, in /mnt/data or wherever its code has gone."""
+        """Run a command in the session's shell, in the current directory of its code, and return its result."""
         if not isinstance(command, str) or not command.strip():
             raise InvalidArgumentError("a command is text for the shell, such as 'ls -la'")
         return command_result_of(await self.run_own("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """What became of installing packages; what is there already is left alone. NotSupportedError where no package index is reached."""
+        """Install packages and return the result. A requirement that is met installs nothing.
+
+        NotSupportedError is raised if the session reaches no package index.
+        """
         result = await self._install(*requirements, timeout=timeout)
         if result.success:
             self.history.note(Installed(requirements))
@@ -279,15 +301,15 @@ class Session:
         return await self.run_own("install", *requirements, timeout=timeout)
 
     async def uninstall(self, *names: str) -> CodeExecutionResult:
-        """What became of taking away what was installed here; what is imported of it stays until the session is reset."""
+        """Uninstall packages that were installed here and return the result. Imported modules stay until the session is reset."""
         return await self._interpreter.uninstall(self.session_id, *names)
 
     async def packages(self) -> list[Package]:
-        """What was installed here, beside what the session's environment has."""
+        """Return the packages that were installed here, beside those of the session's environment."""
         return await self._interpreter.packages(self.session_id)
 
     async def install_missing(self, *libraries: str) -> CodeExecutionResult:
-        """The same for what is not there yet: where all are, no package index is needed."""
+        """Install the libraries that are missing and return the result. If none is missing, no package index is needed."""
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
             missing = names_of(answer(await self.run_own("missing", *libraries)))
@@ -296,7 +318,7 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Whether this session has something that not every endpoint gives, by name; found out by trying where nothing says so."""
+        """Return whether this session has a capability, by name, that not every endpoint has. `install` may be found out by trying."""
         if capability in _FROM_PLAIN_CODE:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
@@ -304,7 +326,7 @@ class Session:
         return answer(await self.run_own("reach", _PACKAGE_INDEX)) is True
 
     def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
-        """Notes a cell as it is sent; what is called with its result notes that as well."""
+        """Note a cell as it is sent, and return a function that notes its result."""
         number = self.history.begin(take_out_of_fences(code) if sanitize and isinstance(code, str) else str(code))
         return lambda result: self.history.end(number, result)
 
@@ -313,10 +335,10 @@ class Session:
 
 
 class Branch(Session):
-    """A session that goes on from where another was; it ends with `close`, or with its block."""
+    """A session that continues from the state of another. It ends with `close`, or with its block."""
 
     async def close(self) -> None:
-        """End it, if it is still there; the session that it came from goes on."""
+        """End it, with its background processes, if it is still there. The session that it came from stays."""
         if not self._interpreter.is_closed:
             with contextlib.suppress(NotFoundError):
                 await self._interpreter.delete_session(self.session_id)

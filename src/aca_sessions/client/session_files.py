@@ -21,10 +21,10 @@ _RANGE = 8 << 20
 
 
 class SessionFiles:
-    """The files of all sessions of an endpoint, in one api-version."""
+    """List, upload, download and delete the files of all sessions of an endpoint, in one api-version."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
-        """Speaks through the given client."""
+        """Use the given client."""
         self._http = http
         self._dialect = version.dialect
 
@@ -50,7 +50,7 @@ class SessionFiles:
         return decoded(response, self._dialect.decode_files)
 
     async def download(self, session_id: str, name: str) -> bytes:
-        """Return a file's content, all of it of one version."""
+        """Return a file's content, whose parts are of one version."""
         parts: list[bytes] = []
         async for offset, data in self._parts(session_id, name):
             if offset == 0:

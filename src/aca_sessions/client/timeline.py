@@ -1,4 +1,4 @@
-"""Checkpoints and branches of an endpoint's sessions. Only ours has them."""
+"""Checkpoints and branches of an endpoint's sessions. Only our own server has them."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,19 @@ _WAIT = 250.0  # a cell may have to end before
 
 
 class Timeline:
-    """Speaks of what was, for one client."""
+    """Take, list, drop and return to checkpoints, and make branches, for one client."""
 
     def __init__(self, http: SessionsHttpClient) -> None:
-        """Speaks through the given client."""
+        """Use the given client."""
         self._http = http
 
     async def take(self, session_id: str, name: str | None) -> Checkpoint:
-        """Keeps a session as it is now."""
+        """Take a checkpoint of a session and return it."""
         answer = await self._ask("POST", timeline.CHECKPOINTS_PATH, session_id, {"name": name})
         return decoded(answer, timeline.decode_checkpoint)
 
     async def all(self, session_id: str) -> list[Checkpoint]:
-        """What a session can go back to, the oldest first."""
+        """Return a session's checkpoints, the oldest first."""
         return decoded(await self._ask("GET", timeline.CHECKPOINTS_PATH, session_id), timeline.decode_checkpoints)
 
     async def roll_back(self, session_id: str, id: str | None, name: str | None) -> tuple[Checkpoint, tuple[str, int]]:
@@ -33,7 +33,7 @@ class Timeline:
         return decoded(answer, timeline.decode_checkpoint), decoded(answer, decode_position)
 
     async def drop(self, session_id: str, id: str) -> None:
-        """Lets go of a checkpoint."""
+        """Remove a checkpoint."""
         await self._ask("DELETE", timeline.CHECKPOINT_PATH.format(id=id), session_id)
 
     async def branch(

@@ -61,10 +61,10 @@ def split_path(path: str) -> tuple[str, str]:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
         if parts[:2] != _ROOT:
-            raise ValueError("a path is relative to /mnt/data, or begins with /mnt/data/")
+            raise ValueError("a path must be relative to /mnt/data, or begin with /mnt/data/")
         del parts[:2]
     if ".." in parts:
-        raise ValueError("a path has no '..'")
+        raise ValueError("a path must not contain '..'")
     if not parts or path.rpartition("/")[2] in ("", "."):
         return "/".join(parts), ""
     return "/".join(parts[:-1]), parts[-1]

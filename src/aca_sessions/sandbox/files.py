@@ -39,7 +39,7 @@ class UnusableNameError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some bytes of a file, the size of all of it, and an HTTP entity tag of its version.
+    """Hold some bytes of a file, the size of all of it, and an HTTP entity tag of its version.
 
     The tag is weak when code may have been writing meanwhile: other parts of that version cannot be told from later ones. What is written
     through a mapping into memory changes no time, and so no tag.
@@ -228,10 +228,10 @@ def checked_folder(folder: str) -> str:
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     if folder.startswith("/") and parts:
         if parts[:2] != ["mnt", "data"]:
-            raise UnusableNameError("a path is relative to /mnt/data, or begins with /mnt/data/")
+            raise UnusableNameError("a path must be relative to /mnt/data, or begin with /mnt/data/")
         del parts[:2]
     if any(part == ".." or "\0" in part or _encoded_length(part) > _MAX_NAME for part in parts):
-        raise UnusableNameError("a path is relative to /mnt/data, and its components are usable names")
+        raise UnusableNameError("a path must be relative to /mnt/data, and its parts must be usable names")
     return "/".join(parts)
 
 

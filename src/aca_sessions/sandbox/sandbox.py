@@ -27,7 +27,7 @@ from .timeline import Moment, Timeline
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 
-_UNKNOWN_CUT_OFF = ("this host cannot tell which",)
+_UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
 
 
 @dataclass(slots=True)

@@ -31,7 +31,10 @@ OnText = Callable[[str], object]
 
 
 class InteractiveSession:
-    """A session with state, for `with`. Ctrl-C interrupts the cell that runs and keeps the variables."""
+    """Run cells and move files in one session without `await`, in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
+
+    In a process that is forked from the one that opened it, its methods raise ForkedProcessError, and closing it does nothing.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class InteractiveSession:
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Opens nothing yet. Cells without a time limit of their own get `timeout`, or else the endpoint's."""
+        """Prepare a session; `open` starts it. Cells without a time limit of their own get `timeout`, by default the endpoint's."""
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
         self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
         self._timeout = timeout
@@ -53,13 +56,13 @@ class InteractiveSession:
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
-        """One that may have begun before, and goes on at its endpoint when this object is closed."""
+        """Return an object for a session that may exist already, and that stays at its endpoint when this object is closed."""
         joined = cls(settings, endpoint=endpoint, timeout=timeout)
         joined._opening = partial(_joined, open_interpreter(settings, endpoint=endpoint), session_id)
         return joined
 
     def open(self) -> Self:
-        """Begins the session, where it has not begun."""
+        """Start the session, if it is not open."""
         if self._opened is None:
             with ExitStack() as stack:
                 portal = stack.enter_context(LoopThread())
@@ -69,7 +72,7 @@ class InteractiveSession:
         return self
 
     def close(self) -> None:
-        """End the session; cells that run in other threads are interrupted. In a forked process the session is its parent's and goes on."""
+        """End the session, and interrupt cells that run in other threads. In a forked process this does nothing."""
         self._opened = None
         if not self._owner.is_here:
             self._running.clear()
@@ -90,10 +93,16 @@ class InteractiveSession:
         on_input: OnInput | None = None,
         transactional: bool = False,
     ) -> CodeExecutionResult:
-        """What became of a cell. `on_stdout` and `on_stderr` get what it writes while it runs, in this thread; `on_input` answers it.
+        """Run a cell and return its result.
 
-        What is missing of the libraries is installed first; where that fails, its result is the answer and the cell is not run. A
-        transactional cell that fails, runs too long or is killed leaves variables and files as they were.
+        Args:
+            code: The source text.
+            libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
+            timeout: The time limit in seconds.
+            on_stdout: Called in this thread with what the cell writes while it runs.
+            on_stderr: The same for its standard error.
+            on_input: Called in this thread with the prompt of `input()`; returns the line.
+            transactional: Undo the cell if it fails, runs too long or is killed. `state` says if that was not possible.
         """
         if libraries and not (installed := self._call(lambda session: session.install_missing(*libraries))).success:
             return installed
@@ -110,54 +119,60 @@ class InteractiveSession:
         raise ACASessionsError("the session was closed while this cell ran")
 
     def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
-        """What a cell does, while it does it, for a `for` loop; the last event is its result. Leaving it early interrupts the cell."""
+        """Run a cell and return its events, for a `for` loop; the last one is its result. Leaving the loop early interrupts the cell."""
         limit = self._timeout if timeout is None else timeout
         cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional)
         self._track(cell.following)
         return cell
 
     def interrupt(self) -> None:
-        """Interrupts the cells that other threads run here; each gets its result, and the variables are kept where Python could stop it."""
+        """Interrupt the cell that another thread runs here. It gets its result; variables are kept if Python could stop it."""
         self._call(lambda session: session.interrupt())
 
     def reset(self) -> None:
-        """Clears the variables and keeps the files."""
+        """Clear the variables and keep the files. Our own server also ends background processes and removes all checkpoints."""
         self._call(lambda session: session.reset())
 
     def install(self, *requirements: str) -> CodeExecutionResult:
-        """What became of installing packages."""
+        """Install packages and return the result."""
         return self._call(lambda session: session.install(*requirements))
 
     def uninstall(self, *names: str) -> CodeExecutionResult:
-        """What became of taking away what was installed here."""
+        """Uninstall packages that were installed here and return the result."""
         return self._call(lambda session: session.uninstall(*names))
 
     def packages(self) -> list[Package]:
-        """What was installed here."""
+        """Return the packages that were installed here."""
         return self._call(lambda session: session.packages())
 
     def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
-        """What became of a command of the session's shell."""
+        """Run a command in the session's shell and return its result."""
         return self._call(lambda session: session.execute_command(command, timeout=timeout))
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Keeps variables and files as they are now; SnapshotError says what is in the way."""
+        """Keep variables and files in /mnt/data as they are now; SnapshotError says what is in the way."""
         return self._call(lambda session: session.checkpoint(name))
 
     def checkpoints(self) -> list[Checkpoint]:
-        """What `rollback` can go back to, the oldest first."""
+        """Return the checkpoints, the oldest first."""
         return self._call(lambda session: session.checkpoints())
 
     def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Variables and files are as they were at a checkpoint, or at the latest; it stays."""
+        """Return variables and files to a checkpoint, by default the latest, which stays. End background processes.
+
+        A text is taken as a checkpoint's name first, then as its id.
+        """
         return self._call(lambda session: session.rollback(checkpoint))
 
     def undo(self) -> Checkpoint:
-        """Back to the latest checkpoint, which is used up: once more goes further back."""
+        """Roll back to the latest checkpoint and remove it, so that the next call goes further back."""
         return self._call(lambda session: session.undo())
 
     def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
-        """So many sessions that go on from here, each with its own variables and files; each ends with its block, or with this session."""
+        """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
+
+        They share /tmp. Each ends with its block, or with this session.
+        """
         portal, _ = self._live()
         branches = []
         for session in self._call(lambda session: session.branch(count, reseed=reseed)):
@@ -169,48 +184,48 @@ class InteractiveSession:
         return branches
 
     def variables(self) -> list[Variable]:
-        """The user's variables, by name."""
+        """Return the user's variables, by name."""
         return self._call(lambda session: session.variables())
 
     def health(self) -> SessionHealth:
-        """How the session fares."""
+        """Return how the session fares."""
         return self._call(lambda session: session.health())
 
     def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
-        """Writes a file into /mnt/data."""
+        """Write a file into /mnt/data."""
         return self._call(lambda session: session.upload_file(name, data))
 
     def download_file(self, name: str) -> bytes:
-        """A file's content."""
+        """Return a file's content."""
         return self._call(lambda session: session.download_file(name))
 
     def save_file(self, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. What is there is replaced whole or not at all."""
+        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
         return self._call(lambda session: session.save_file(name, path))
 
     def list_files(self, folder: str = "") -> list[RemoteFile]:
-        """The files in /mnt/data, or in a folder of it."""
+        """Return the files in /mnt/data, or in a folder of it."""
         return self._call(lambda session: session.list_files(folder))
 
     def delete_file(self, name: str) -> None:
-        """Deletes a file."""
+        """Delete a file."""
         self._call(lambda session: session.delete_file(name))
 
     @property
     def history(self) -> History:
-        """What was done in this session, in order."""
+        """Return what was done in this session, in order."""
         return self._live()[1].history
 
     def write_notebook(self, path: str | Path) -> None:
-        """The same as an .ipynb file: cells with their outputs, and the files that were uploaded."""
+        """Write what was done here as an .ipynb file: cells with their outputs, and the files that were uploaded."""
         self._live()[1].write_notebook(path)
 
     def write_script(self, path: str | Path) -> None:
-        """The cells as Python in the percent format."""
+        """Write the cells as Python in the percent format."""
         self._live()[1].write_script(path)
 
     def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
-        """Runs a notebook's cells here, and tells what came out differently."""
+        """Run a notebook's cells here, and report what came out differently."""
         return self._call(lambda session: replay(notebook, session, timeout=timeout))
 
     def __enter__(self) -> Self:
@@ -228,7 +243,7 @@ class InteractiveSession:
         return f"<InteractiveSession {'open' if self._opened else 'closed'}>"
 
     def _call(self, act: Callable[[Session], Coroutine[Any, Any, Answer]]) -> Answer:
-        """Acts in the session's own thread, and takes an interrupt of the caller's on to it."""
+        """Act in the session's own thread, and pass an interrupt of the caller on to it."""
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(act, session))
         try:
@@ -241,7 +256,7 @@ class InteractiveSession:
             raise ACASessionsError("the session was closed while this call waited") from None
 
     def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
-        """Closing the session cancels it."""
+        """Have closing the session cancel this."""
         self._running.add(acting)
         acting.add_done_callback(self._running.discard)
         return acting

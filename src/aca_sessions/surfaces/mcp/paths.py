@@ -10,7 +10,7 @@ def checked(path: str) -> str:
     """Relative to /mnt/data; what leads out of it, or names nothing, is refused here and not at the endpoint."""
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
-        raise InvalidArgumentError("a path is relative to /mnt/data, such as 'folder/data.csv', and stays in it")
+        raise InvalidArgumentError("a path must be relative to /mnt/data, such as 'folder/data.csv', and must stay in it")
     checked_path(inside)
     return inside
 
