@@ -68,7 +68,7 @@ class Cell:
         self._places: dict[str, int] = {}  # of the latest display of each name
 
     def show(self, shown: wire.Shown) -> None:
-        """The guest keeps its own, smaller budget; who is over this one forged a frame."""
+        """Add a display. The guest keeps a smaller budget: exceeding this one means that it forged the frame."""
         size = sum(len(mime) + len(content) for mime, content in shown.data.items())
         place = self._places.get(shown.name) if shown.name and shown.update else None
         if place is None:
@@ -113,7 +113,7 @@ class Cell:
         return True
 
     def _turn(self) -> None:
-        """Whoever waits for its deadline looks again."""
+        """Wake the deadline loop so that it computes the time left again."""
         turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
         turned.set_result(None)
 
@@ -139,7 +139,7 @@ def error_of(cell: Cell, finished: wire.Finished | None, cause: str | None) -> C
 
 
 def check(finished: wire.Finished) -> None:
-    """What its types do not say, while the frame can still be refused."""
+    """Validate what the field types cannot express, while the frame can still be refused."""
     texts = (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback)
     if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
         raise wire.WireError("a text over the size limit")
@@ -149,7 +149,7 @@ def check(finished: wire.Finished) -> None:
 
 
 def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
-    """What the cell did to files."""
+    """Return what the cell did to files."""
     changes = []
     for told in finished.files:
         match told.split(" ", 2):
@@ -161,7 +161,7 @@ def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
 
 
 def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
-    """What goes on after the cell."""
+    """Return the processes that the cell left running."""
     found = []
     for told in finished.processes:
         match told.split(" ", 1):
@@ -173,7 +173,7 @@ def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
 
 
 def variables_of(finished: wire.Finished) -> tuple[VariableChange, ...]:
-    """What the cell did to the user's variables."""
+    """Return what the cell did to the user's variables."""
     changes = []
     for told in finished.variables:
         match told.split(" ", 4):

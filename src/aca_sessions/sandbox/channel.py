@@ -40,7 +40,7 @@ class Channel:
             self._listen_again(stream)
 
     def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Send a frame, with descriptors if need be. The future is done when it is written, or when nobody is there to read it.
+        """Send a frame, with descriptors if need be. The future is done when it is written, or when the guest is gone.
 
         Cancelling it drops a frame that was not begun; one that was begun is written to its end.
         """

@@ -13,7 +13,7 @@ from .trees import FOLDER, READ, link, opened, parent_of, read_link, set_attribu
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """How many bytes were copied, and how many pipes, sockets and the like were not."""
+    """Hold how many bytes were copied, and how many pipes, sockets and devices were not."""
 
     size: int
     left_out: int
@@ -29,7 +29,7 @@ def copy(source: Files, target: Files, *, most: int) -> Copied:
 
 
 class _Copying:
-    """One tree on its way into another."""
+    """Copy one tree into another."""
 
     def __init__(self, here: int, there: int, origins: dict[int, int]) -> None:
         self._here = here
@@ -41,7 +41,9 @@ class _Copying:
         entries = [*walk(self._here)]
         size = sum({status.st_ino: status.st_size for _, status in entries if stat.S_ISREG(status.st_mode)}.values())
         if size > most:
-            raise SnapshotError(f"the files have {size >> 20} MB and a checkpoint keeps {most >> 20} MB: delete some, or raise the limit")
+            raise SnapshotError(
+                f"the files have {size >> 20} MB, a checkpoint keeps at most {most >> 20} MB: delete some, or raise CheckpointMegabytes"
+            )
         left_out = sum(not self._copy_one(path, status) for path, status in entries[1:])
         for path, status in reversed(entries):  # making what is in a folder has changed its times; its mode may forbid it
             if stat.S_ISDIR(status.st_mode):

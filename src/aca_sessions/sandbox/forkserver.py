@@ -51,7 +51,7 @@ _END_SECONDS = 5
 
 
 class _Key(NamedTuple):
-    """Whoever agrees in these has the same fork server."""
+    """Compare policies: those with equal keys share one fork server."""
 
     process: int
     python: str

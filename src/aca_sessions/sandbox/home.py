@@ -118,7 +118,7 @@ class Home:
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
-        """Hold a turn in which nothing of the session and its branches runs. What is not ended meanwhile goes on afterwards."""
+        """Hold a turn in which nothing of the session and its branches runs. What is not ended meanwhile continues afterwards."""
         async with self._turn:
             self._stop_resting()
             await self._tasks.to_its_end(self._halt())
@@ -209,7 +209,9 @@ class Home:
             ended = await to_thread.run_sync(stop)
         except TimeoutError:
             self.kill("killed")
-            raise GuestDiedError("processes of the session could not be stopped for another's cell: all of it was ended") from None
+            raise GuestDiedError(
+                "processes of the session could not be stopped for a branch's cell: all interpreters and processes of both were ended"
+            ) from None
         if ended and left is not None:
             self._ended[left] = (*self._ended.get(left, ()), *ended)
 
@@ -220,7 +222,7 @@ class Home:
             return await to_thread.run_sync(self._processes.end, tree)
 
     async def _end_tree(self, tree: int) -> None:
-        """End what a tree without an interpreter has, and show the oldest tree that has one: its work goes on."""
+        """End what a tree without an interpreter has, and show the oldest tree that has one, so that its work continues."""
         await self._end(tree)
         async with self._moving:
             if self._processes is not None and self._trees and tree not in self._trees:
@@ -249,7 +251,7 @@ class Home:
             self._resting = None
 
     async def _rest(self) -> None:
-        """Let the oldest tree's work go on between cells, unless a branch left work of its own behind."""
+        """Let the oldest tree's work continue between cells, unless a branch left work of its own behind."""
         async with self._moving:
             processes = self._processes
             if processes is None or self._turn.locked() or self._closed or processes.shown == next(iter(self._trees), None):
@@ -293,7 +295,7 @@ class Home:
             self._watched = False
 
     def abandon(self, number: int) -> None:
-        """The same at once, where nobody can wait."""
+        """Let an interpreter go at once, if its event loop is closed."""
         member = self._members.pop(number, None)
         if not self._members:
             self.kill("killed")

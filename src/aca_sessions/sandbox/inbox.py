@@ -1,4 +1,4 @@
-"""The frames of a guest on their way to the host. However many it sends, other sessions get their turn and their room."""
+"""Read the frames of a guest in turns and within bounds, so that other sessions get their time and memory."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ class Unfinished:
 
     @property
     def size(self) -> int:
-        """The number of bytes that are counted now."""
+        """Return the number of bytes that are counted now."""
         with self._lock:
             return sum(self._held.values())
 
@@ -56,7 +56,7 @@ _unfinished = Unfinished()
 
 
 class _Pace:
-    """The work that a guest may cause: a burst, and then so much a second."""
+    """Limit the work that a guest may cause: a burst, and then so much a second."""
 
     def __init__(self) -> None:
         self._left = float(_BURST)
@@ -71,7 +71,7 @@ class _Pace:
 
 
 class Inbox:
-    """Read frames from the pipe of one guest, on the event loop of whoever listens."""
+    """Read frames from the pipe of one guest, on the event loop that calls `listen`."""
 
     def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
         """Take over the read end of a pipe."""

@@ -1,4 +1,4 @@
-"""The host's frames on their way into a guest, one whole frame after another."""
+"""Write the host's frames to a guest, one whole frame after another."""
 
 import asyncio
 import contextlib

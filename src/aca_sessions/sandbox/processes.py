@@ -25,7 +25,7 @@ _SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: l
 
 
 class Identity(NamedTuple):
-    """A process by its number in the session and the clock tick at which it started: a number alone may be another's by now."""
+    """Name a process by its number in the session and the clock tick at which it started: a number alone may be reused."""
 
     number: int
     start: int
@@ -49,14 +49,14 @@ class _Seen(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """What `Processes.end` did: the processes that ended, and those that live on although they were killed."""
+    """Hold what `Processes.end` did: the processes that ended, and those that are still alive although they were killed."""
 
     ended: tuple[RunningProcess, ...] = ()
     left: tuple[RunningProcess, ...] = ()
 
 
 class Processes:
-    """Those of one pid namespace. What signals (`switch` and `end`) must not overlap, nor outlast `close`."""
+    """Stop, continue and end the processes of one pid namespace. `switch` and `end` must not overlap, nor outlast `close`."""
 
     def __init__(self, proc: int, tree: int) -> None:
         """Take over a descriptor of the namespace's own /proc, and know which tree is shown.
@@ -188,7 +188,7 @@ class Processes:
         return Ended(tuple(told for one, told in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue what this stopped. Children first: a shell that is told of a child that stands takes it for a stopped job."""
+        """Continue what this stopped. Children first: a shell that learns of a stopped child takes it for a stopped job."""
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
                 with contextlib.suppress(OSError), self._opened(one.number) as process:
@@ -224,14 +224,14 @@ class Processes:
         return seen, gone
 
     def _numbers(self) -> list[int]:
-        """A descriptor of its own: the offset of the one that is kept would be shared by threads."""
+        """List the processes by a new descriptor: threads would share the offset of the one that is kept."""
         with contextlib.suppress(OSError), self._opened(".") as folder:
             return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
         return []
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """A folder of a process: it names no other one of its number later, and takes signals like a pidfd (pidfd_send_signal(2))."""
+        """Open the folder of a process: it never names a later one of that number, and takes signals like a pidfd: pidfd_send_signal(2)."""
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder
@@ -240,13 +240,13 @@ class Processes:
 
 
 def _all_stand(alive: list[_Seen]) -> bool:
-    """Whether none can run on. One that waits for its vfork child to start a program stops only then: it stands as long as the child."""
+    """Return whether none can run on. One that waits for its vfork child to start a program stops only then, and stands like the child."""
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
     return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
 
 
 def _look(process: int, number: int) -> _Seen:
-    """Its threads are looked at one by one: a process tells the state of its first thread only, which may have ended before the others."""
+    """Look at a process and each of its threads: it has only the state of its first thread, which may have ended before the others."""
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
     states = {fields[_STATE]} if threads == 1 else _states(process)

@@ -26,7 +26,7 @@ _LONGEST = 200
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """How many bytes the files have, and which open files of the restored interpreter lead to none of them (`cut_off`)."""
+    """Hold how many bytes the files have, and which open files of the restored interpreter lead to none of them (`cut_off`)."""
 
     size: int
     cut_off: tuple[str, ...] = ()
@@ -78,7 +78,7 @@ def _deleted_name(entry: str, tree: int) -> str | None:
 
 
 class _Restoration:
-    """One tree that becomes the same as another, by what is wanted (of the checkpoint) and found (of the live files), each by its path."""
+    """Make one tree the same as another, from what is wanted (the checkpoint's) and found (the live files), each by its path."""
 
     def __init__(self, source: int, target: int, origins: dict[int, int]) -> None:
         self._source = source
@@ -173,7 +173,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Where each found inode is; what has been moved too deep to be named is nowhere."""
+        """Return where each found inode is, without those that were moved too deep to be named."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -201,7 +201,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """The first path of each wanted file that has an inode already."""
+        """Return the first path of each wanted file that has an inode already."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -285,7 +285,7 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Whether the limits are wide enough once all has gone that has to. A tmpfs counts every name as an inode."""
+        """Return whether the files fit into the limits once others are removed. A tmpfs counts every name as an inode."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         return blocks * _BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
@@ -307,7 +307,7 @@ class _Restoration:
         self._at[inode] = self._made[path]
 
     def _trim(self, path: str) -> None:
-        """Take from a file what is not wanted of it, so that what is has its space."""
+        """Remove from a file what is not wanted of it, so that the rest has its space."""
         wanted = self._wanted[path]
         place = self._at[wanted.st_ino]
         add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)

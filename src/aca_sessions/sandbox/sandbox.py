@@ -1,4 +1,4 @@
-"""A sandbox is the tree, the limits and the files; an interpreter is one live process in it. Files outlive interpreters."""
+"""A sandbox: the tree, the limits and the files of a session. An interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,13 +32,13 @@ _UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
 
 @dataclass(slots=True)
 class Kin:
-    """How many sandboxes share a memory: one, and its branches."""
+    """Count the sandboxes that share a memory: one, and its branches."""
 
     count: int = 0
 
 
 class Sandbox:
-    """One session's isolated place, with an interpreter in it whenever one is asked for."""
+    """Isolate one session, and start an interpreter in it when a caller asks for one."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Sandbox:
         packages: Packages,
         kin: "Kin | None" = None,
     ) -> None:
-        """Takes over a tree; `Sandboxes.open` makes one, and `branch` makes one with the same memory."""
+        """Take over a tree. `Sandboxes.open` makes one, and `branch` makes one with the same memory."""
         self._all_packages = packages
         self._fork_server = fork_server
         self._tree = tree
@@ -73,12 +73,12 @@ class Sandbox:
 
     @property
     def usable(self) -> bool:
-        """Whether it can still have an interpreter; the fork server may have died."""
+        """Return whether it can still have an interpreter; the fork server may have died."""
         return not self._closed and self._fork_server.alive
 
     @property
     def running(self) -> Interpreter | None:
-        """The interpreter there is; asking starts none."""
+        """Return the current interpreter or None, without starting one."""
         return self._interpreter
 
     async def interpreter(self) -> Interpreter:
@@ -150,11 +150,11 @@ class Sandbox:
             self.timeline.use_up(moment, returned_to=moment.interpreter is self._interpreter)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
-        """Another sandbox with the same variables and files, on a share of the same limits. Their cells take turns."""
+        """Return another sandbox with the same variables and files, which shares the limits. Their cells take turns."""
         return await self._tasks.to_its_end(self._branch(reseed))
 
     async def warm_up(self) -> None:
-        """Starts the interpreter ahead of its first cell, and has it touch what a cell needs."""
+        """Start the interpreter before its first cell, and have it touch the memory that a cell needs."""
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
@@ -185,7 +185,7 @@ class Sandbox:
         interpreter.when_dead = self._on_death
 
     def abandon(self) -> None:
-        """End every process at once, where the event loop that this belongs to is closed."""
+        """End every process at once, if the event loop that this belongs to is closed."""
         self._closed = True
         self.timeline.abandon()
         if self._interpreter is not None:
@@ -224,12 +224,13 @@ class Sandbox:
             return await self._return_to(moment, cause, with_files=with_files)
 
     async def _return_to(self, moment: Moment, cause: str | None, *, with_files: bool) -> int:
-        """Make a checkpoint the session's state: completely, or not at all. Return the position of the entry.
+        """Make a checkpoint the session's state, and return the position of the entry.
 
-        What can fail comes first, while the live interpreter stands still and goes on if it does.
+        What can fail comes first, while the live interpreter stands still; it continues if something fails. If files were changed by then,
+        an entry says so.
         """
         if self._closed:
-            raise SnapshotError("the session was ended meanwhile")
+            raise SnapshotError("the session was ended meanwhile: the next call begins a new one")
         target, live = await self.timeline.prepare(moment), self._interpreter
         home = live.home if live is not None else target.home
         try:
@@ -241,7 +242,7 @@ class Sandbox:
                     cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if target.alive else ()
                 if not target.alive:
                     self._note_mixed(moment, with_files)
-                    raise SnapshotError("the checkpoint's interpreter died before it could take over")
+                    raise SnapshotError("the checkpoint's interpreter died before it could take over: roll back to another checkpoint")
                 # No await from here until the entry is written: the old state ends and the new one begins at once.
                 self._go_on_with(target)
                 position = self.ledger.append(
@@ -264,7 +265,7 @@ class Sandbox:
         return position
 
     def _note_processes(self, killed: Ended) -> None:
-        """Record whether processes were ended, and whether some live on although they were killed: those may still change files."""
+        """Record whether processes were ended, and whether some are still alive although they were killed: those may change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.left:
@@ -275,7 +276,7 @@ class Sandbox:
             self.ledger.append("rolled_back", files="rolled_back", to=moment.position)
 
     async def _roll_back_files(self, moment: Moment, cause: str | None) -> None:
-        """After a reset in the middle of a transactional cell: its variables are gone by request, its files are put back."""
+        """Put back only the files, after a reset in the middle of a transactional cell: its variables are gone by request."""
         async with self._turn:
             await self._restore_files(moment)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=moment.position)
@@ -288,7 +289,7 @@ class Sandbox:
             raise
 
     async def _after_death(self) -> None:
-        """Go on from the latest checkpoint, if there is one. If the fork server died as well, the workspace is lost."""
+        """Continue from the latest checkpoint, if there is one. If the fork server died as well, the workspace is lost."""
         async with self._turn:
             if self._closed or (self._interpreter is not None and self._interpreter.alive):
                 return

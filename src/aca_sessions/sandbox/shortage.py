@@ -1,4 +1,4 @@
-"""This process has no descriptor left: the one request that needs it fails, in words, and everything else goes on."""
+"""Report that this process has no descriptor left. Only the request that needs one fails, with advice."""
 
 import contextlib
 import errno

@@ -40,10 +40,12 @@ async def start(
 
 
 async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
-    """Another interpreter with the same variables, on a tree of the same owner; and what could not be taken along."""
+    """Return another interpreter with the same variables on a tree of the same owner, and what could not be taken along."""
     home = interpreter.home
     if not home.has_namespaces:
-        raise SnapshotError("that needs full isolation, and this session has no namespaces of its own")
+        raise SnapshotError(
+            "checkpoints and branches need full isolation, and this session has no namespaces: use `Sandbox:Isolation` full"
+        )
     with told_of("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
         ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
         on_failure.callback(ends.close)  # a fork whose link is closed ends

@@ -22,7 +22,7 @@ from .starting import fork
 
 @dataclass(slots=True)
 class Moment:
-    """A session as it was: the interpreter that waits since then, and a tree with its files. `position` is that of the ledger.
+    """Hold a checkpoint: the interpreter that waits since then, and a tree with its files. `position` is that of the ledger.
 
     A hidden one belongs to a transactional cell.
     """
@@ -39,12 +39,12 @@ class Moment:
     position: int = 0
 
     def told(self) -> Checkpoint:
-        """Return what its user knows of it."""
+        """Return the checkpoint as its user sees it."""
         return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
 
 
 class Timeline:
-    """The checkpoints of one session. They count towards its memory; the oldest go first."""
+    """Keep the checkpoints of one session. They count towards its memory; the oldest are removed first."""
 
     def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
         self._fork_server = fork_server
@@ -57,11 +57,11 @@ class Timeline:
 
     @property
     def moments(self) -> list[Moment]:
-        """The checkpoints that can be returned to, the oldest first; one may have been ended for its memory."""
+        """Return the checkpoints that can be returned to, the oldest first; one may have been ended for its memory."""
         return [moment for moment in self._moments if moment.interpreter.alive and not moment.hidden]
 
     def find(self, id: str | None, name: str | None = None) -> Moment:
-        """Return a checkpoint by its id or by its name, or the latest. The latest of a name counts, and names go before ids."""
+        """Return a checkpoint by name or by id, or the latest. A name is looked for first; of several, the latest is returned."""
         latest_first = self.moments[::-1]
         found = [moment for moment in latest_first if name is not None and moment.name == name]
         found += [moment for moment in latest_first if id is not None and moment.id == id]
@@ -70,7 +70,8 @@ class Timeline:
         if id is None and name is None and latest_first:
             return latest_first[0]
         asked = id is not None or name is not None
-        raise SnapshotError("there is no such checkpoint: it was dropped, or ended for its memory" if asked else "there is no checkpoint")
+        gone = "there is no such checkpoint: it was removed, or ended for its memory; `checkpoints()` lists those that are left"
+        raise SnapshotError(gone if asked else "there is no checkpoint to return to: take one first")
 
     async def take(self, live: Interpreter, name: str | None = None, *, hidden: bool = False) -> Moment:
         """Keep the session as it is now."""
@@ -99,10 +100,10 @@ class Timeline:
     async def prepare(self, moment: Moment) -> Interpreter:
         """Return an interpreter with the variables of a checkpoint, which has answered. The checkpoint stays as it is.
 
-        A hidden one is for a single return, so its own interpreter goes on.
+        A hidden one is for a single return, so its own interpreter takes over.
         """
         if moment not in self._moments:
-            raise SnapshotError("there is no such checkpoint any more: the session was reset or ended meanwhile")
+            raise SnapshotError("this checkpoint was removed: the session was reset or ended meanwhile")
         try:
             if moment.hidden:
                 await moment.interpreter.ping()
@@ -133,7 +134,7 @@ class Timeline:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Let go of all at once, where the event loop that they belong to is closed."""
+        """Drop all at once, if the event loop that they belong to is closed."""
         for moment in self._moments:
             moment.interpreter.abandon()
             moment.files.close()

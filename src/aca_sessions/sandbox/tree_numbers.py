@@ -7,7 +7,7 @@ from ..errors import IsolationError
 
 
 class Numbers:
-    """The numbers of trees and of the users that own them. A user belongs to one session and to what was kept or branched of it."""
+    """Give out numbers of trees and of the users that own them. A user belongs to one session, its checkpoints and its branches."""
 
     def __init__(self, most: int | None) -> None:
         """Give out `most` users at a time, or as many as are asked for."""
@@ -36,7 +36,7 @@ class Numbers:
                 del self._trees[user]
 
     def _free(self) -> int:
-        """The next one after the latest, so that a user that was in use a moment ago comes last."""
+        """Return the next free user after the latest, so that one that was just in use comes last."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
