@@ -95,6 +95,14 @@ def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dic
             "[state] rolled_back: exit, to the last checkpoint; variables are as at the last checkpoint, files are kept",
         ),
         (State("rolled_back", "rolled_back"), "[state] rolled_back; variables and files are as before the cell that failed"),
+        (
+            State("rolled_back", "rolled_back", reason="rollback", checkpoint="1"),
+            "[state] rolled_back: rollback; variables and files are as at an earlier checkpoint",
+        ),
+        (
+            State("lost", "rolled_back", reason="reset"),
+            "[state] lost: reset; variables from before are gone, files are as at an earlier moment",
+        ),
     ],
 )
 def test_a_state_that_is_not_kept_is_told(state: State, said: str) -> None:

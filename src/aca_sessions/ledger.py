@@ -71,7 +71,7 @@ def format_position(ledger: str, position: int) -> str:
 
 
 def parse_position(text: str, ledger: str) -> int | None:
-    """Return the number of a position, or None if it is one of another ledger: the session that the caller knew is gone."""
+    """Return the number of a position. Return None if it belongs to another ledger: the session that the caller knew is gone."""
     name, _, number = text.partition(":")
     return int(number) if name == ledger and number.isdecimal() and len(number) < _MAX_DIGITS else None
 

@@ -1,4 +1,4 @@
-"""What is written down of calls."""
+"""Keep records of calls."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """What became of a call: `digest` is the SHA-256 of its result as JSON, `error` names the exception of a tool that failed."""
+    """Describe a call: `digest` is the SHA-256 of its result as JSON, `error` names the exception of a tool that failed."""
 
     tool: str
     effect: Effect

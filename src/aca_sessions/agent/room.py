@@ -1,4 +1,4 @@
-"""Room for bytes: whoever needs more than is left waits."""
+"""Share a number of bytes: a caller that needs more than is left waits."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -113,7 +113,7 @@ class AgentSession(Kept):
 
     @property
     def calls(self) -> list[CallRecord]:
-        """What was called so far, whatever became of it; the latest ten thousand, and of the oldest perhaps without their arguments."""
+        """Return the latest 10,000 calls with their outcome. The oldest may be without their arguments."""
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:

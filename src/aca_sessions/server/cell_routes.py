@@ -44,7 +44,7 @@ class CellRoutes:
         ]
 
     async def execute(self, request: Request) -> Response:
-        """Runs a cell and waits for it, or not, as the caller wants."""
+        """Run a cell, and wait for it unless the call is asynchronous."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         call = self._decoded(version, await self._json(request))
@@ -57,25 +57,25 @@ class CellRoutes:
         return self._answer(request, version, await self._executed(request, identifier, id, call))
 
     async def execution(self, request: Request) -> Response:
-        """What became of an execution so far."""
+        """Return what is known of an execution now."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH, whole=False)
         return self._answer(request, version, self._sessions.find(identifier).executions.find(request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupts an execution; its result says what that did."""
+        """Interrupt an execution. Its result says what that did."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
 
     async def interrupt_session(self, request: Request) -> Response:
-        """Interrupts the execution that runs in a session, if one does."""
+        """Interrupt the execution that runs in a session, if there is one."""
         _, identifier = addressed(request, plain=False)
         self._sessions.find(identifier).executions.interrupt_running()
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """Ends a session's interpreter; its files stay, and its next cell gets a fresh one."""
+        """End a session's interpreter, processes and checkpoints. Its files stay, and its next cell gets a fresh interpreter."""
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
@@ -83,7 +83,7 @@ class CellRoutes:
         return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
     async def legacy_execute(self, request: Request) -> Response:
-        """Runs a cell in the words of the private preview."""
+        """Run a cell in the dialect of the private preview."""
         if self._hosting.shell:
             raise ProblemError(404, "NotFound", "a pool of shells has no python/execute")
         call, named = legacy.decode_call(await self._json(request))

@@ -1,4 +1,4 @@
-"""What an execution did so far, for readers who come and go. Bounded: the oldest output goes first, and who missed it is told so."""
+"""Keep an execution's events within bounds, for readers that come and go. The oldest output is dropped first, and readers learn of it."""
 
 import asyncio
 import contextlib
@@ -15,10 +15,10 @@ _EACH = 64
 
 
 class Events:
-    """An execution's events: written by it alone, read by anybody, from any number on."""
+    """Keep the events of one execution. It alone adds them; any reader may read them, from any number on."""
 
     def __init__(self) -> None:
-        """Starts with none."""
+        """Start without events."""
         self._events: deque[Event] = deque()
         self._first = 1
         self._read_to = 0
@@ -31,11 +31,11 @@ class Events:
 
     @property
     def size(self) -> int:
-        """About how many characters it keeps."""
+        """Return about how many characters are kept."""
         return self._written + self._shown
 
     def add(self, event: Event) -> None:
-        """Keep an event, and let go of the oldest ones when there is too much.
+        """Add an event, and drop the oldest ones if there is too much.
 
         While nobody has read it, an event takes the place of the one that it continues or replaces.
         """
@@ -57,12 +57,12 @@ class Events:
         self._news.set()
 
     def close(self) -> None:
-        """There will be no more."""
+        """Note that no more events will come."""
         self.closed = True
         self._news.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
-        """The events behind a number, as soon as there are any, and the number of the last."""
+        """Return the events after a number, as soon as there are any, and the number of the last."""
         await asyncio.sleep(0)  # in process, whoever reads again and again would leave nobody else a turn
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):

@@ -1,4 +1,4 @@
-"""The executions of one session: owned here, waited for by handlers. A caller that goes away changes nothing about its execution."""
+"""Own the executions of one session. Handlers wait for them; a caller that disconnects does not change its execution."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Home(Protocol):
-    """What executions need of the session they belong to."""
+    """Declare what executions need of their session."""
 
     identifier: str
     ledger: Ledger
@@ -43,7 +43,7 @@ class Home(Protocol):
 
 
 class RunningExecution:
-    """An execution from the moment it was accepted. `start` and `end` are positions of the session's ledger."""
+    """Hold an execution from the moment it was accepted. `start` and `end` are positions of the session's ledger."""
 
     def __init__(self, id: str, session: Home, call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
@@ -61,7 +61,7 @@ class RunningExecution:
 
     @property
     def result(self) -> CodeExecutionResult:
-        """The result, once it is done."""
+        """Return the result, once it is done."""
         if self._result is None:
             raise RuntimeError("asked for a result before there was one")
         return self._result
@@ -75,7 +75,7 @@ class RunningExecution:
         return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def note_fetched(self) -> None:
-        """Note that a caller got the result: at least, it was sent."""
+        """Note that a caller got the result, or that it was at least sent."""
         if self._result is not None:
             self.fetched = True
             self._ledger.fetched = max(self._ledger.fetched, self.end)
@@ -98,7 +98,7 @@ class RunningExecution:
 
 
 class Executions:
-    """The executions of one session, one at a time, in the order they came."""
+    """Run the cells of one session one at a time, in the order in which they came, and keep their results within bounds."""
 
     def __init__(self, session: Home, default_timeout: float, *, journal: Journal) -> None:
         self._session = session
@@ -112,16 +112,16 @@ class Executions:
 
     @property
     def unfinished(self) -> int:
-        """How many run or wait."""
+        """Return how many run or wait."""
         return sum(not execution.done.is_set() for execution in self._known.values())
 
     @property
     def running(self) -> str | None:
-        """The id of the one whose turn it is."""
+        """Return the id of the one whose turn it is."""
         return next((execution.id for execution in self._known.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell. The same id returns the same execution: none runs twice."""
+        """Accept a cell. The same id returns the same execution: none runs twice while the session lives."""
         self._check_not_forgotten(id)
         if id not in self._known:
             self._known[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
@@ -129,7 +129,7 @@ class Executions:
         return self._known[id]
 
     def find(self, id: str) -> RunningExecution:
-        """Return one of them."""
+        """Return an execution by its id."""
         self._check_not_forgotten(id)
         execution = self._known.get(id)
         if execution is None:
@@ -138,7 +138,11 @@ class Executions:
 
     def _check_not_forgotten(self, id: str) -> None:
         if id in self._forgotten:
-            raise ProblemError(410, "ExecutionResultGone", "this execution ran and ended; its result is not kept any more")
+            raise ProblemError(
+                410,
+                "ExecutionResultGone",
+                "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id",
+            )
 
     def interrupt(self, execution: RunningExecution) -> None:
         """Interrupt the cell, or keep it from starting; the result says what that did."""
@@ -156,7 +160,9 @@ class Executions:
         """Give a cell what it asked for."""
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
-            raise ProblemError(409, "QuestionNotOpen", "the execution does not wait for this answer: it has one, or went on without")
+            raise ProblemError(
+                409, "QuestionNotOpen", "the execution does not wait for this answer: it has one already, or continued without"
+            )
 
     async def finish(self) -> None:
         """Wait until all have their results."""
@@ -189,7 +195,7 @@ class Executions:
             self._forget_results()
 
     def _note_ended(self, execution: RunningExecution) -> None:
-        """Tell operators, with what happened to the session since its last cell: a death between two cells counts too."""
+        """Report the cell to operators, with what happened to the session since its last cell: a death between two cells counts too."""
         result = execution.result
         if result.state != NO_REPLY and self._journaled < execution.start:
             result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
@@ -262,7 +268,7 @@ class Executions:
 
 
 async def _started(sandbox: Sandbox) -> Interpreter:
-    """The interpreter; one that has to be forked first is a cold start."""
+    """Return the live interpreter. Count a cold start if it has to be forked first."""
     begun, running = time.perf_counter(), sandbox.running
     interpreter = await sandbox.interpreter()
     if interpreter is not running:

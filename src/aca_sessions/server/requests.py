@@ -57,11 +57,11 @@ def check_version(request: Request, version: str) -> None:
     """Raise a problem if the request wants another version of a file by If-Match; weak tags match nothing (RFC 9110, 13.1.1)."""
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
-        raise ProblemError(412, "FileChanged", "there is another version of the file by now: read it again from its beginning")
+        raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Whether If-Range makes a request for a part one for all of the file: that part would be of another version."""
+    """Return whether If-Range turns a request for a part into one for all of the file: that part would be of another version."""
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 

@@ -52,7 +52,7 @@ class SessionRoutes:
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. A pool says that it was idle too long, so that callers who come back are told that it expired."""
+        """End a session. A pool says if it was idle for too long, so that callers who come back read that it expired."""
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
         return Response(status_code=204)

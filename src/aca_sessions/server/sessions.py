@@ -36,7 +36,7 @@ Value = TypeVar("Value")
 
 
 class HostedSession:
-    """A session of this server: its sandbox, its ledger and its cells."""
+    """Hold a session of this server: its sandbox, its ledger and its cells."""
 
     def __init__(
         self,
@@ -76,25 +76,25 @@ class HostedSession:
 
     @property
     def in_use(self) -> bool:
-        """Whether a cell or a request is at work in it."""
+        """Return whether a cell or a request is at work in it."""
         return self._users > 0 or self.executions.unfinished > 0
 
     @property
     def usable(self) -> bool:
-        """Whether it can go on; a sandbox that could not be opened, or whose fork server died, cannot."""
+        """Return whether it can run cells: its sandbox could be opened, or is being opened, and the fork server is alive."""
         if not self._opening.done():
             return True
         return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
 
     @property
     def memory(self) -> Memory | None:
-        """Who counts its memory, once its sandbox is open."""
+        """Return what counts its memory, once its sandbox is open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Somebody uses it for the block: it is not the next to go."""
+        """Mark it as used for the block, so that it is not ended to make room."""
         self._users += 1
         self.touch()
         try:
@@ -109,7 +109,7 @@ class HostedSession:
         return {GUID_HEADER: self.etag, "x-ms-new-allocation": str(new).lower()}
 
     def touch(self) -> None:
-        """Its cool-down begins anew."""
+        """Restart its cool-down."""
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
@@ -128,7 +128,7 @@ class HostedSession:
 
 
 class Sessions:
-    """All sessions of a server."""
+    """Open, find and end the sessions of a server."""
 
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
         """Opens sandboxes from the given ones; cells without a time limit of their own get the default."""
@@ -166,7 +166,7 @@ class Sessions:
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """The session of an identifier: the one there is, or one that opens from now on."""
+        """Return the session of an identifier, or open one."""
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
             session.note_lost()
@@ -180,7 +180,7 @@ class Sessions:
         return session
 
     def find(self, identifier: str) -> HostedSession:
-        """The session of an identifier, if there is one; asking makes none."""
+        """Return the session of an identifier; raise a problem if there is none."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_is_ours()
@@ -188,12 +188,12 @@ class Sessions:
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accepts a cell."""
+        """Accept a cell."""
         forestalled = self._forestalled.pop((identifier, id), self) is None
         return self.get(identifier).executions.start(id, call, cancelled=forestalled)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupts a cell. Its caller may have gone while the cell itself is still on the way: then it is not to begin."""
+        """Interrupt a cell. If it has not arrived yet, keep it from starting: its caller was cancelled meanwhile."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -222,7 +222,7 @@ class Sessions:
 
     def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
         if any(identifier in self._sessions for identifier in identifiers):
-            raise ProblemError(409, "SessionExists", "there is a session of this identifier already: a branch needs one of its own")
+            raise ProblemError(409, "SessionExists", "there is a session with this identifier already: give the branch another one")
         reserved = []
         try:
             for identifier in identifiers:
@@ -243,14 +243,14 @@ class Sessions:
     async def _give_back(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
         for session, opened in reserved:
             if not opened.done():
-                opened.set_exception(GuestDiedError("the branch could not be made"))
+                opened.set_exception(GuestDiedError("the branch could not be made: make another one"))
                 opened.exception()  # it is looked at, whether or not a cell waits for it
             if not session.ended:
                 self._drop(session, "deleted", cause=None)
             await self._tasks.to_its_end(session.close())
 
     async def take_back(self, branches: Sequence[HostedSession]) -> None:
-        """End branches that nobody knows of."""
+        """End branches whose caller was cancelled and does not know them."""
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
@@ -287,7 +287,7 @@ class Sessions:
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """Ends all of them; cells that still run are told in their results."""
+        """End all sessions. Cells that still run get results that say so."""
         if self._reaper is not None:
             self._reaper.cancel()
         sessions = [*self._sessions.values()]
@@ -340,7 +340,7 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """The one to go; its owner is told when the identifier is used again."""
+        """Return the session to end for another. Its next caller reads that it expired."""
         idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
@@ -362,7 +362,7 @@ class Sessions:
         await self.close()
 
     async def _reap(self, cooldown: timedelta) -> None:
-        """Ends sessions that nobody used for the cool-down."""
+        """End sessions that were not used for the cool-down."""
         while True:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown

@@ -1,4 +1,4 @@
-"""Checkpoints and branches of sessions over HTTP: taken, and gone back to, between two cells, in the order of the requests."""
+"""Checkpoints, rollbacks and branches over HTTP: made between two cells, in the order of the requests."""
 
 import asyncio
 import contextlib
@@ -19,15 +19,15 @@ _MAX_REQUEST = 64 << 10
 
 
 class TimelineRoutes:
-    """The handlers of what was, over the sessions of one server."""
+    """Handle checkpoints, rollbacks and branches for the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """A plain server has none of this."""
+        """Offer nothing of this on a plain server."""
         self._sessions = sessions
         self._plain = hosting.plain or hosting.shell
 
     def table(self) -> Routes:
-        """Ours alone."""
+        """Return the routes, which only our own servers have."""
         if self._plain:
             return []
         return [
@@ -39,7 +39,7 @@ class TimelineRoutes:
         ]
 
     async def take(self, request: Request) -> Response:
-        """Keeps a session as it is now."""
+        """Take a checkpoint of a session."""
         name = timeline.decode_name(await _body(request), "name")
         session = self._session(request)
         with session.used():
@@ -47,21 +47,21 @@ class TimelineRoutes:
         return JSONResponse(timeline.encode_checkpoint(moment.told()))
 
     async def list(self, request: Request) -> Response:
-        """What a session can go back to."""
+        """List a session's checkpoints."""
         session = self._session(request)
         with session.used():
             moments = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
         return JSONResponse(timeline.encode_checkpoints([moment.told() for moment in moments]))
 
     async def drop(self, request: Request) -> Response:
-        """Lets go of a checkpoint."""
+        """Remove a checkpoint."""
         session, id = self._session(request), request.path_params["id"]
         with session.used():
             await session.executions.in_turn(lambda sandbox: sandbox.forget(id))
         return Response(status_code=204)
 
     async def roll_back(self, request: Request) -> Response:
-        """Takes a session back to a checkpoint, or to the latest."""
+        """Roll a session back to a checkpoint, by default the latest."""
         body = await _body(request)
         id, name = timeline.decode_name(body, "id"), timeline.decode_name(body, "name")
         session = self._session(request)
@@ -71,7 +71,7 @@ class TimelineRoutes:
         return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Make further sessions, which go on from where this one is: all of them or none."""
+        """Make further sessions, which continue from where this one is: all of them or none."""
         identifiers, reseed = timeline.decode_branches(await _body(request))
         session = self._session(request)
         branches: list[HostedSession] = []
@@ -82,7 +82,7 @@ class TimelineRoutes:
         with session.used():
             try:
                 await session.executions.in_turn(act)
-            except asyncio.CancelledError:  # they are made all the same, and nobody would end them
+            except asyncio.CancelledError:  # they are made nevertheless, and no caller would end them
                 with contextlib.suppress(Exception):
                     await session.executions.in_turn(lambda _sandbox: self._sessions.take_back(branches))
                 raise

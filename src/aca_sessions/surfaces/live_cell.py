@@ -61,7 +61,7 @@ class LiveCell:
                 self._take_back_unread()
 
     def _take_back_unread(self) -> None:
-        """A result that nobody reads any more reports nothing: what it would have reported is in the next one."""
+        """Take back a result that is not read any more, so that the next one reports the same."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()

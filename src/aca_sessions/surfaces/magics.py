@@ -118,7 +118,7 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: Owner) -> None:
-    """Close at the end of the process that opened it. One that was forked from it has none of its threads and would wait forever."""
+    """Close at the end of the process that opened it. A forked process has none of its threads and would wait forever."""
     if owner.is_here:
         stack.close()
 

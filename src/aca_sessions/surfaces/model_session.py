@@ -57,7 +57,7 @@ class ModelSession:
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
-        """What became of a cell, after its files were written. What a model got wrong is a result that says so."""
+        """Write the files, run the cell and return its result. A model's mistakes (a file outside /mnt/data, for example) are results."""
         checked = checked_files(files)
         refused = checked_code(code) or (checked if isinstance(checked, CodeError) else _refused_names(checked))
         if refused is not None or isinstance(checked, CodeError):

@@ -1,4 +1,4 @@
-"""A command's standard streams, whatever its caller did to them: closed, full, or without a reader."""
+"""Use a command's standard streams even if its caller closed them, or if they are full or without a reader."""
 
 import contextlib
 import io
@@ -38,7 +38,7 @@ def prepare() -> None:
         if name != "stdin":
             cast(io.TextIOWrapper, getattr(sys, name)).reconfigure(errors="backslashreplace")
     if "stdout" in _closed:
-        raise InvalidArgumentError("standard output is closed: send it to /dev/null (>/dev/null) if nobody reads it")
+        raise InvalidArgumentError("standard output is closed: send it to /dev/null (>/dev/null) if it is not read")
     output, is_own = sys.stdout, sys.stdout is sys.__stdout__
     if is_own:  # a program that calls `main` may have another
         output.flush()

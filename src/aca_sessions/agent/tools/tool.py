@@ -25,7 +25,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one agent session may use of a tool in all: calls, seconds, and bytes of results. None is no limit.
+    """Limit what one agent session may use of a tool in all: calls, seconds, and bytes of results. None is no limit.
 
     Calls at the same time wait for each other if they might use up more together: with a limit of seconds as many run as fit into it, and
     with one of bytes they run one after another. Of bytes, the answer that uses up the rest may be larger than the rest.

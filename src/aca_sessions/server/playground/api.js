@@ -64,7 +64,7 @@ export function beganAnew(session, answer) {
 }
 
 // Where each session's ledger was at the last result that this page showed. Cells of the page's own do not move it, so what they hear of
-// is told with the user's next cell.
+// is reported with the user's next cell.
 const positions = new Map();
 
 /** The header that names that position. */
@@ -75,7 +75,7 @@ export function moveTo(session, ledger, position) {
   if (ledger) positions.set(session, `${ledger}:${position}`);
 }
 
-/** Forgets a session that was ended on purpose: its end is no news. */
+/** Forgets a session that was ended on purpose: its end is not reported. */
 export function forgetLife(session) {
   lives.delete(session);
   positions.delete(session);

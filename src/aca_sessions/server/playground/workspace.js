@@ -61,7 +61,7 @@ export class Workspace {
     this.element.append(notice(text, mood));
   }
 
-  /** Runs a cell of the page's own and returns its answer. A loss that it hears of is told with the user's next cell. */
+  /** Runs a cell of the page's own and returns its answer. A loss that it detects is reported with the user's next cell. */
   async asked(name, ...values) {
     const [answer] = await ownCell(this.name, name, ...values);
     return answer;
