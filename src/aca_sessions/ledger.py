@@ -125,7 +125,7 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 
 
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return why the files are as they are now: once the variables are no news any more, they are the reason."""
+    """Return why the files are as they are now. It is the state's reason once nothing is left to report of the variables."""
     reason = None
     for _, state in reversed(states):
         if state.files != states[-1][1].files:

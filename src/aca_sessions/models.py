@@ -173,7 +173,8 @@ class CodeExecutionResult:
     """Hold the result of a cell. Failed code is a result, never an exception.
 
     `state` describes what happened to the session since the last result that this caller received. `variables`, `files` and `processes`
-    are what this cell changed and left running. `record` is the part of the session's ledger that `state` was computed from.
+    are what this cell changed and left running, at most 200, 1,000 and 100 of them; no files are listed if /mnt/data has over 2,000.
+    `record` is the part of the session's ledger that `state` was computed from.
     """
 
     session_id: str = ""

@@ -264,7 +264,7 @@ class Groups:
             return cls(version, together)
         except OSError as error:
             if is_shortage(error):
-                raise  # sessions would be counted less exactly, and nobody has chosen that
+                raise  # sessions would be counted less exactly, and no caller has chosen that
             _logger.info("control groups cannot be used here: %s", error.strerror)
             return None
 

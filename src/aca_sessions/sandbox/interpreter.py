@@ -117,12 +117,12 @@ class Interpreter:
             return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
 
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
-        """Has it find the packages in these folders; it refuses where one of the replaced modules is loaded."""
+        """Make the packages in these folders importable. The guest refuses if one of the replaced modules is loaded."""
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
 
     async def warm_up(self) -> None:
-        """Has it touch, and so copy, the memory that every first cell would wait for."""
+        """Have the guest touch, and so copy, the memory that every first cell would wait for."""
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
@@ -134,8 +134,9 @@ class Interpreter:
             raise GuestDiedError(f"the interpreter does not answer: {result.error}")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
-        """The number of another one like it, which takes over the given ends, and what could not be taken along; SnapshotError where it
-        cannot be.
+        """Fork it. Return the number of the fork, which takes over the given ends, and what could not be taken along.
+
+        SnapshotError is raised if it cannot be forked.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
@@ -173,14 +174,14 @@ class Interpreter:
             return self._result(cell, time.perf_counter() - started)
 
     def _follow(self, cell: Cell | None) -> None:
-        """Streams are told as they come only to those who listen."""
+        """Report streams as they come, if the cell has a listener."""
         if cell is None or cell.tell is not None:
             stdout, stderr = self._channel.streams
             stdout.follow(partial(cell.wrote, "stdout") if cell else None)
             stderr.follow(partial(cell.wrote, "stderr") if cell else None)
 
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
-        """Whoever was asked has a time of their own; then there is no answer, and the cell's clock goes on."""
+        """Wait for the end or the deadline. A question has a deadline of its own; after that it has no answer and the clock runs again."""
         while not (cell.finished.done() or self._death.done()):
             turned, asked = cell.turned, bool(cell.open)
             left = ANSWER_SECONDS if asked else timeout - cell.clock.used
@@ -192,7 +193,7 @@ class Interpreter:
                     self.answer(cell.execution, number, None)
 
     def answer(self, execution: str, number: int, text: str | None) -> bool:
-        """Gives a cell what it asked for, or None; False where it no longer waits for that."""
+        """Give a cell the answer to a question, or None. Return False if it no longer waits for that."""
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
             return False
@@ -203,7 +204,7 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """SIGINT for a cell, if it runs; where it has not ended after a grace period, SIGKILL for the session's processes."""
+        """Send SIGINT to a cell, if it runs. If it has not ended after a grace period, kill the session's processes."""
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
             return
@@ -322,7 +323,7 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Where others live with it they live on; else the session's first process ends, and so all of them."""
+        """Kill it. If it is the last interpreter, kill the session's first process and so all others."""
         self._killed_for = self._killed_for or reason
         if self.home.is_alone(self.number):
             self.home.kill(reason)
@@ -334,7 +335,7 @@ class Interpreter:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
-        """As the guest tells it, where it sees its processes; else as they are seen from here."""
+        """Return what a cell left running: as the guest reports it, or without namespaces as this host sees it."""
         if self.home.has_namespaces:
             own = (process for process in processes_of(finished) if not self.home.has_elsewhere(process.pid, self.tree))
             return tuple(islice(own, MOST_TOLD))

@@ -19,7 +19,7 @@ class _Outgoing:
 class Outbox:
     """Write frames to a socket in the order in which they came.
 
-    Several tasks send at the same time, and a frame may be larger than the socket's buffer. So nobody writes but this object: a frame
+    Several tasks send at the same time, and a frame may be larger than the socket's buffer. So only this object writes: a frame
     that was begun is written to its end, even if its sender was cancelled meanwhile. Waiting for a guest that does not read blocks no
     reader: the guest may itself wait until the host reads.
     """
@@ -61,7 +61,7 @@ class Outbox:
         while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
             self._drop()
         if self._waiting and not self._has_written(self._waiting[0]):
-            self.close()  # nobody reads there any more: the interpreter's death is noticed elsewhere
+            self.close()  # the reader is gone: the interpreter's death is noticed elsewhere
         self._watch(bool(self._waiting))
 
     def _has_written(self, frame: _Outgoing) -> bool:

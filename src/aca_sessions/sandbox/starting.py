@@ -62,7 +62,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
 
 @contextlib.contextmanager
 def _unheard_on_failure(channel: Channel) -> Iterator[None]:
-    """Stop listening to a channel if nobody takes it over: its ends are closed then."""
+    """Stop listening to a channel if the block fails: its ends are closed then."""
     try:
         yield
     except BaseException:
@@ -78,7 +78,7 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
         link.send(b"\0")
     await readable(link.fileno())
     data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, 8)
-    taken: set[int] = set()  # by somebody who closes them
+    taken: set[int] = set()  # by an owner that closes them
     with contextlib.ExitStack() as at_the_end:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)

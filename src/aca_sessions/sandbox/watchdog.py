@@ -102,7 +102,7 @@ class Watchdog:
             _kept[self] = self._bytes_of_files(None)
 
     def let_go(self, init: int) -> None:
-        """End the watch at once, if there is one; what lists the sockets is closed when nobody looks any more."""
+        """End the watch at once, if there is one; what lists the sockets is closed after the last look."""
         watch = self._watches.pop(init, None)
         if watch is not None:
             watch.cancel()

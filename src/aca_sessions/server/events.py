@@ -37,7 +37,7 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event, and drop the oldest ones if there is too much.
 
-        While nobody has read it, an event takes the place of the one that it continues or replaces.
+        An event takes the place of an unread one that it continues or replaces.
         """
         place = self._place_of(event)
         if place is None:

@@ -257,7 +257,7 @@ class Sessions:
         """End a session at its owner's request. `cause` is what callers that still hold it will read."""
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
-        if cause == "terminated":  # the end is no news for clients that come later
+        if cause == "terminated":  # clients that come later do not read of the end
             session.ledger.fetched = session.ledger.position
         await self._tasks.to_its_end(session.close(cause))
 
