@@ -288,6 +288,7 @@ class CodeInterpreter:
         """Close the connections. Sessions stay at the service until they expire; those of an embedded server end."""
         await self._tasks.cancel()
         await self._executions.close()
+        await self.timeline.close()
         await self._http.close()
 
     async def __aenter__(self) -> Self:

@@ -1,10 +1,13 @@
 """Checkpoints and branches of an endpoint's sessions. Only our own server has them."""
 
+import contextlib
 from collections.abc import Sequence
 
-from ..contract import timeline
+from ..contract import flat, timeline
 from ..contract.extensions import SINCE_HEADER, decode_position
+from ..errors import ACASessionsError
 from ..models import Checkpoint, Record
+from ..tasks import Tasks
 from .delivered import Delivered
 from .http import Response, SessionsHttpClient, decoded
 
@@ -17,6 +20,7 @@ class Timeline:
     def __init__(self, http: SessionsHttpClient) -> None:
         """Use the given client."""
         self._http = http
+        self._tasks = Tasks()
 
     async def take(self, session_id: str, name: str | None) -> Checkpoint:
         """Take a checkpoint of a session and return it."""
@@ -42,8 +46,24 @@ class Timeline:
         """Make further sessions, which continue from here. Return where their ledgers begin, and the origin's record for its caller."""
         headers = {SINCE_HEADER: caller.since} if caller.since else {}
         body = {"identifiers": list(identifiers), "reseed": reseed}
-        answer = await self._ask("POST", timeline.BRANCHES_PATH, session_id, body, headers)
-        return decoded(answer, timeline.decode_branched)
+        try:
+            answer = await self._ask("POST", timeline.BRANCHES_PATH, session_id, body, headers)
+            return decoded(answer, timeline.decode_branched)
+        except BaseException:
+            self._tasks.start(self._end_branches(session_id, identifiers))
+            raise
+
+    async def _end_branches(self, session_id: str, identifiers: Sequence[str]) -> None:
+        """End branches that no caller knows. The service may still be about to make them: what is asked for later waits for that."""
+        with contextlib.suppress(ACASessionsError):
+            await self.all(session_id)
+        for identifier in identifiers:
+            with contextlib.suppress(ACASessionsError):
+                await self._http.request("DELETE", flat.SESSION_PATH, identifier=identifier)
+
+    async def close(self) -> None:
+        """Stop what goes on in the background."""
+        await self._tasks.cancel()
 
     async def _ask(self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None) -> Response:
         await self._http.require("checkpoint", "keep what a session was")
