@@ -24,8 +24,10 @@ from .programs import (
     Ask,
     Branch,
     Cancelled,
+    CancelledCall,
     Checkpoint,
     Delete,
+    Flood,
     KillForkServer,
     Late,
     Mid,
@@ -46,6 +48,7 @@ from .reference import ALL, ANYWHERE, CHECKPOINTS, Claim, Ran, Shown, World
 # Another share of processes than other pools have makes it a fork server of its own.
 POLICY = Policy(preload=(), spares=0, together=Together(processes=29_000), limits=Limits(checkpoints=CHECKPOINTS))
 MOST_SESSIONS, MOST_HANDLES, MOST_PLACES = 6, 5, 3
+FLOOD = 55
 UNKNOWN = Claim("unknown", "unknown", "unknown", "no reply")
 # The file is closed by a call: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
 _WRITE = "(lambda file: (file.write('{n} '), file.close()))(open('f', 'a'))"
@@ -75,6 +78,11 @@ class Network(httpx.AsyncBaseTransport):
         self.fault: str | None = None
         self.path = ""
         self.silent = False
+        self.first: httpx.Request | None = None  # of those that may be sent once more
+
+    async def send_first_again(self) -> None:
+        assert self.first is not None
+        await self._inner.handle_async_request(again(self.first))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         fault, path = None, request.url.path
@@ -85,10 +93,19 @@ class Network(httpx.AsyncBaseTransport):
             fault = "before"
         if fault == "before":
             raise httpx.ReadError("lost on the way")
+        if request.method == "POST" and path.endswith("executions"):
+            await request.aread()
+            self.first = self.first or request
         answer = await self._inner.handle_async_request(request)
+        if fault == "twice":
+            answer = await self._inner.handle_async_request(again(request))
         if fault in ("after", "silent"):
             raise httpx.ReadError("lost on the way back")
         return httpx.Response(504) if fault == "504" else answer
+
+
+def again(request: httpx.Request) -> httpx.Request:
+    return httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
 
 
 class Machine:
@@ -241,6 +258,10 @@ class Player:
                 await self.queued(handle, step)
             case Cancelled() | Parallel():
                 await self.parallel(step.steps if isinstance(step, Parallel) else (step,))
+            case Flood():
+                await self.flood(handle)
+            case CancelledCall(_, what, turns):
+                await self.cancelled_call(handle, what, turns)
             case Checkpoint(_, name, lost):
                 await self.checkpoint(handle, name, lost)
             case Rollback(_, by, number, lost):
@@ -373,6 +394,19 @@ class Player:
         if step.how == "execution":
             self.delivered(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
 
+    async def flood(self, handle: Handle) -> None:
+        await self.run(handle, "ok", False, None)
+        self.number, self.machine.network.first = self.number + 1, None
+        executions = [await handle.session.start(cell(self.number, "ok"))]
+        executions += [await handle.session.start(f"{number}") for number in range(1, FLOOD)]
+        await self.settled(handle.place)
+        await self.machine.network.send_first_again()
+        await self.settled(handle.place)
+        self.delivered(handle, await executions[0].wait(), lambda world: reference.run(world, self.number, "ok"))
+        results = [await execution.wait() for execution in executions[1:]]
+        if (told := [(one.value, one.state.kind) for one in results]) != [(number, "kept") for number in range(1, FLOOD)]:
+            raise LieError(f"results of a flood are {told}")
+
     # --- steps at the same time ---
 
     async def parallel(self, steps: tuple[Step, ...]) -> None:
@@ -391,7 +425,7 @@ class Player:
             if not found:
                 raise LieError("no order explains " + "\n".join(map(described, own)) + f"\npossible were {place.worlds}")
             place.worlds = distinct(found)
-            place.taken |= {act.taken.id: act.taken for act in own if act.taken is not None}
+            place.taken |= {act.taken.id: act.taken for act in own if act.taken is not None}  # a rollback's is known
 
     async def act(self, act: Act, order: list[Act]) -> None:
         """Take a step. What came of it is noted in the order in which its callers heard of it."""
@@ -408,6 +442,8 @@ class Player:
                     await asyncio.wait({running})
                 case Checkpoint():
                     act.taken = await session.checkpoint()
+                case Rollback():
+                    act.taken = await session.rollback()
                 case Reset():
                     await session.reset()
                 case Ask(_, what):
@@ -532,6 +568,38 @@ class Player:
             ids = [checkpoint.id for checkpoint in await handle.session.checkpoints()]
             self.filter(place, lambda world, ids=ids: [mark.id for mark in world.marks] == ids, f"checkpoints are {ids}")
 
+    async def cancelled_call(self, handle: Handle, what: str, turns: int) -> None:
+        """What was asked for may have been done all the same, and then it is news."""
+        place, call = handle.place, asyncio.ensure_future(getattr(handle.session, what)())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait({call})
+        done = not call.cancelled() and call.exception() is None
+        if what == "branch":
+            for session in call.result() if done else ():
+                await session.close()
+            return
+        ids = [one.id for one in await handle.session.checkpoints()]  # it waits for its turn
+
+        def courses(world: World) -> Iterator[Ran]:
+            after, here = world.copy(), world.now
+            match what:
+                case "checkpoint":
+                    for id in [id for id in ids[-1:] if id not in place.taken]:
+                        after.checkpoint(id, None)
+                case "rollback" if after.marks:
+                    after.roll_back(after.marks[-1])
+                case "reset":
+                    after.reset()
+            if done and after.now > here:
+                after.asked_by(handle.name)
+            yield from () if done else [Ran(world, here, here, Shown(""))]
+            yield Ran(after, here, here, Shown(""))
+
+        self.went(place, courses)
+        place.taken |= {one.id: one for one in await handle.session.checkpoints()}
+
     def lose(self, path: str, lost: bool) -> None:
         """Lose the answer to the next request to a path."""
         if lost:
@@ -635,6 +703,10 @@ def _courses(world: World, act: Act) -> Iterator[Ran]:
         case Checkpoint() if act.taken is not None:
             after.checkpoint(act.taken.id, None)
             yield Ran(after, here, here, Shown(""))
+        case Rollback() if (act.taken and act.taken.id) == (after.marks[-1].id if after.marks else None):
+            if after.marks:
+                after.roll_back(after.marks[-1])
+            yield Ran(after, here, here, Shown(""), asked=after.now if after.marks else None)
         case Reset():
             after.reset()
             yield Ran(after, here, here, Shown(""), asked=after.now)
@@ -660,7 +732,7 @@ def _that_showed(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
 
 def _heard(world: World, act: Act, ran: Ran) -> bool:
     """Note what the act's caller heard, and return whether it was so."""
-    if isinstance(act.step, Reset):
+    if isinstance(act.step, Reset | Rollback) and ran.asked is not None:
         world.asked_by(act.handle.name, ran.asked)
     if act.result is None:
         return True

@@ -72,6 +72,22 @@ class Rollback:
 
 
 @dataclass(frozen=True)
+class CancelledCall:
+    """A call without a cell that is cancelled after so many turns of the event loop."""
+
+    handle: int
+    what: str
+    turns: int
+
+
+@dataclass(frozen=True)
+class Flood:
+    """More cells at once than a server keeps results of, whose results are asked for at the end. The first request arrives once more."""
+
+    handle: int
+
+
+@dataclass(frozen=True)
 class Undo:
     handle: int
 
@@ -127,7 +143,7 @@ class NewHandle:
 class Parallel:
     """Steps that are taken at the same time."""
 
-    steps: "tuple[Run | Cancelled | Checkpoint | Reset | Ask, ...]"
+    steps: "tuple[Run | Cancelled | Checkpoint | Rollback | Reset | Ask, ...]"
 
 
 Step = (
@@ -136,6 +152,8 @@ Step = (
     | Mid
     | Queued
     | Cancelled
+    | CancelledCall
+    | Flood
     | Checkpoint
     | Rollback
     | Undo
@@ -153,7 +171,7 @@ Step = (
 HANDLES = st.integers(0, 4)
 NAMES = st.sampled_from([None, "1", "2", "a"])
 ASKED = st.sampled_from(["variables", "health", "packages", "list_files", "checkpoints"])
-FAULTS = st.sampled_from(["before", "after", "504", "silent"])
+FAULTS = st.sampled_from(["before", "after", "504", "silent", "twice"])
 DEATHS = st.sampled_from(["exit", "sigkill", "killall"])
 SELDOM = st.integers(0, 9).map(lambda drawn: drawn == 9)
 VERY_SELDOM = st.integers(0, 59).map(lambda drawn: drawn == 59)  # a stubborn cell takes the two seconds until it is killed
@@ -189,12 +207,22 @@ STEPS = st.one_of(
     st.builds(
         Parallel,
         st.lists(
-            st.one_of(OK, ANY_RUN, CANCELLED, st.builds(Reset, HANDLES), st.builds(Checkpoint, HANDLES), st.builds(Ask, HANDLES, ASKED)),
+            st.one_of(
+                OK,
+                ANY_RUN,
+                CANCELLED,
+                st.builds(Reset, HANDLES),
+                st.builds(Checkpoint, HANDLES),
+                st.builds(Rollback, HANDLES, st.just("latest"), st.just(0)),
+                st.builds(Ask, HANDLES, ASKED),
+            ),
             min_size=2,
             max_size=4,
         ).map(tuple),
     ),
+    st.builds(CancelledCall, HANDLES, st.sampled_from(["checkpoint", "rollback", "reset", "branch"]), st.integers(0, 60)),
     st.builds(lambda seldom, handle: KillForkServer() if seldom else Run(handle), SELDOM, HANDLES),
+    st.builds(lambda seldom, handle: Flood(handle) if seldom else Run(handle), SELDOM, HANDLES),
 )
 
 
