@@ -66,6 +66,10 @@ _ENDINGS = {
 }
 
 
+# What IPython prints if it cannot make its traceback, as of an interrupt in a lambda.
+_IPYTHON_GIVES_UP = "Unexpected exception formatting exception. Falling back to standard exception\n"
+
+
 class LieError(AssertionError):
     """The product said what was not so."""
 
@@ -425,7 +429,7 @@ class Player:
             if not found:
                 raise LieError("no order explains " + "\n".join(map(described, own)) + f"\npossible were {place.worlds}")
             place.worlds = distinct(found)
-            place.taken |= {act.taken.id: act.taken for act in own if act.taken is not None}  # a rollback's is known
+            place.taken |= {key(act.taken): act.taken for act in own if act.taken is not None}  # a rollback's is known
 
     async def act(self, act: Act, order: list[Act]) -> None:
         """Take a step. What came of it is noted in the order in which its callers heard of it."""
@@ -465,8 +469,8 @@ class Player:
             taken = await handle.session.checkpoint(name)
         if lost:
             taken = (await handle.session.checkpoints())[-1]
-        handle.place.taken[taken.id] = taken
-        self.change(handle.place, lambda world: world.checkpoint(taken.id, name))
+        handle.place.taken[key(taken)] = taken
+        self.change(handle.place, lambda world: world.checkpoint(key(taken), name))
 
     async def roll_back(self, handle: Handle, by: str, number: int, lost: bool) -> None:
         """By its object, a checkpoint that was there once may be asked for as well."""
@@ -481,8 +485,8 @@ class Player:
         self.machine.network.fault = None
 
         def went(world: World) -> bool:
-            mark = world.mark_of(wanted.id if isinstance(wanted, Taken) else wanted, by_id=isinstance(wanted, Taken))
-            if not lost and (mark and mark.id) != (reached and reached.id):
+            mark = world.mark_of(key(wanted) if isinstance(wanted, Taken) else wanted, by_id=isinstance(wanted, Taken))
+            if not lost and (mark and mark.id) != (reached and key(reached)):
                 return False
             if mark is not None:
                 world.roll_back(mark)
@@ -498,7 +502,7 @@ class Player:
             reached = await handle.session.undo()
 
         def went(world: World) -> bool:
-            if (reached and reached.id) != (world.marks[-1].id if world.marks else None):
+            if (reached and key(reached)) != (world.marks[-1].id if world.marks else None):
                 return False
             if world.marks:
                 world.roll_back(world.marks.pop())
@@ -565,7 +569,7 @@ class Player:
     async def check_checkpoints(self) -> None:
         for place in self.places:
             handle = next(handle for handle in self.handles if handle.place is place)
-            ids = [checkpoint.id for checkpoint in await handle.session.checkpoints()]
+            ids = [*map(key, await handle.session.checkpoints())]
             self.filter(place, lambda world, ids=ids: [mark.id for mark in world.marks] == ids, f"checkpoints are {ids}")
 
     async def cancelled_call(self, handle: Handle, what: str, turns: int) -> None:
@@ -580,13 +584,13 @@ class Player:
             for session in call.result() if done else ():
                 await session.close()
             return
-        ids = [one.id for one in await handle.session.checkpoints()]  # it waits for its turn
+        ids = [*map(key, await handle.session.checkpoints())]  # it waits for its turn
 
         def courses(world: World) -> Iterator[Ran]:
             after, here = world.copy(), world.now
             match what:
                 case "checkpoint":
-                    for id in [id for id in ids[-1:] if id not in place.taken]:
+                    for id in {*ids[-1:]} - {mark.id for mark in after.marks}:
                         after.checkpoint(id, None)
                 case "rollback" if after.marks:
                     after.roll_back(after.marks[-1])
@@ -598,7 +602,7 @@ class Player:
             yield Ran(after, here, here, Shown(""))
 
         self.went(place, courses)
-        place.taken |= {one.id: one for one in await handle.session.checkpoints()}
+        place.taken |= {key(one): one for one in await handle.session.checkpoints()}
 
     def lose(self, path: str, lost: bool) -> None:
         """Lose the answer to the next request to a path."""
@@ -701,9 +705,9 @@ def _courses(world: World, act: Act) -> Iterator[Ran]:
                 yield from reference.not_run(world, "")
                 yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional)
         case Checkpoint() if act.taken is not None:
-            after.checkpoint(act.taken.id, None)
+            after.checkpoint(key(act.taken), None)
             yield Ran(after, here, here, Shown(""))
-        case Rollback() if (act.taken and act.taken.id) == (after.marks[-1].id if after.marks else None):
+        case Rollback() if (act.taken and key(act.taken)) == (after.marks[-1].id if after.marks else None):
             if after.marks:
                 after.roll_back(after.marks[-1])
             yield Ran(after, here, here, Shown(""), asked=after.now if after.marks else None)
@@ -759,7 +763,8 @@ def claim_of(result: CodeExecutionResult) -> Claim:
 
 def shown_by(result: CodeExecutionResult) -> Shown:
     names = tuple(sorted(one.name for one in result.variables)), tuple(sorted(one.path for one in result.files))
-    return Shown(result.stdout, result.error.name if result.error else None, *names)
+    output = result.stdout.replace(_IPYTHON_GIVES_UP, "")
+    return Shown(output, result.error.name if result.error else None, *names)
 
 
 def described(act: Act) -> str:
@@ -773,6 +778,10 @@ def distinct(worlds: list[World]) -> list[World]:
         if world not in found:
             found.append(world)
     return found
+
+
+def key(taken: Taken) -> str:
+    return f"{taken.id} {taken.created.isoformat()}"
 
 
 def cell(number: int, ending: str) -> str:

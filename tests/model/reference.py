@@ -27,7 +27,7 @@ class Happened:
 
 @dataclass(frozen=True)
 class Mark:
-    """A checkpoint."""
+    """A checkpoint; its id is followed by when it was taken: a session that begins anew may count from 1 again."""
 
     id: str
     name: str | None
@@ -70,6 +70,7 @@ class World:
     has_state: bool = False
     ran: bool = False  # whether the interpreter ran any cell: if not, nothing is lost with it
     root: int = field(default_factory=lambda: next(_roots))
+    moves: int = 0
     home: tuple[int, int] = (0, 0)  # processes that can kill each other have the same
 
     def __post_init__(self) -> None:
@@ -78,7 +79,8 @@ class World:
 
     def move(self) -> None:
         """The next interpreter is a new one, with processes of its own."""
-        self.home, self.ran = (self.root, self.now + 1), False
+        self.moves += 1
+        self.home, self.ran = (self.root, self.moves), False
 
     def copy(self) -> "World":
         return replace(self, marks=[*self.marks], log=[*self.log], told={**self.told})
@@ -207,7 +209,8 @@ class World:
         if text is None:
             return self.marks[-1] if self.marks else None
         named = [mark for mark in self.marks if mark.name == text and not by_id]
-        return next(reversed([mark for mark in self.marks if mark.id == text] + named), None)
+        ids = [mark for mark in self.marks if (mark.id if by_id else mark.id.partition(" ")[0]) == text]
+        return next(reversed(ids + named), None)
 
     def roll_back(self, mark: Mark, cause: str | None = "rollback") -> None:
         self.x, self.f, self.ran = mark.x, mark.f, mark.ran
