@@ -5,6 +5,7 @@ The state that a result reports is the difference between two positions: the las
 result's end. `state_between` computes it, and nothing else produces a verdict.
 """
 
+import itertools
 import uuid
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
@@ -25,6 +26,7 @@ class Ledger:
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
         self.fetched = 0  # where clients that name no position are: the end of the last execution whose result was fetched
+        self.checkpoint_numbers = itertools.count(1)  # branches take theirs from the same, so that none is taken for another's
         self._entries: list[Entry] = []
 
     @property

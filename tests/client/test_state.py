@@ -13,7 +13,7 @@ from aca_sessions import CodeExecutionResult, Policy, PythonTool, Session, Sessi
 from aca_sessions.client.http import SessionsHttpClient
 from aca_sessions.client.interpreter import CodeInterpreter
 from aca_sessions.client.replay import replay
-from aca_sessions.errors import NotFoundError
+from aca_sessions.errors import NotFoundError, SnapshotError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits, Together
@@ -218,6 +218,23 @@ async def test_names_of_checkpoints_are_not_taken_for_ids(session: Session) -> N
         assert (await session.rollback(mark)).id == mark.id
         assert (await session.run("x")).value == step
         assert (await session.rollback(str(step))).id == mark.id
+
+
+async def test_a_checkpoint_is_not_taken_for_one_of_another_life_or_of_a_branch(pool: SessionPool) -> None:
+    async with pool.session("a") as session:
+        await session.run("x = 1")
+        first = await session.checkpoint()
+        (branch,) = await session.branch()
+        async with branch:
+            await branch.checkpoint()
+            with pytest.raises(SnapshotError, match="no such checkpoint"):
+                await branch.rollback(first)
+        await pool.terminate("a")
+        await session.run("x = 2")
+        await session.checkpoint()
+        with pytest.raises(SnapshotError, match="no such checkpoint"):
+            await session.rollback(first)
+        assert (await session.run("x")).value == 2
 
 
 async def test_the_history_knows_which_cells_a_fall_back_undid(session: Session, pool: SessionPool) -> None:

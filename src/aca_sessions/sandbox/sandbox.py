@@ -210,7 +210,7 @@ class Sandbox:
     async def _take(self, name: str | None, *, hidden: bool = False) -> Moment:
         live = await self.interpreter()
         position = self.ledger.position  # what dies after this does not belong to the checkpoint
-        moment = await self.timeline.take(live, name, hidden=hidden)
+        moment = await self.timeline.take(live, name, self.ledger.checkpoint_numbers, hidden=hidden)
         moment.position = position
         self.ledger.append("checkpoint", checkpoint=None if hidden else moment.id)
         return moment

@@ -1,7 +1,7 @@
 """A session's checkpoints: its variables as a fork that waits, its files as a copy. Taken and returned to between two cells."""
 
 import asyncio
-import itertools
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,7 +52,6 @@ class Timeline:
         self._files = files
         self._limits = limits
         self._moments: list[Moment] = []
-        self._numbers = itertools.count(1)
         self._tasks = Tasks()
 
     @property
@@ -73,8 +72,8 @@ class Timeline:
         gone = "there is no such checkpoint: it was removed, or ended for its memory; `checkpoints()` lists those that are left"
         raise SnapshotError(gone if asked else "there is no checkpoint to return to: take one first")
 
-    async def take(self, live: Interpreter, name: str | None = None, *, hidden: bool = False) -> Moment:
-        """Keep the session as it is now."""
+    async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> Moment:
+        """Keep the session as it is now, under the next of the numbers."""
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user))
         files = Files(tree)
         copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=self._limits.checkpoint_files)))
@@ -92,7 +91,7 @@ class Timeline:
             raise
         if copied.left_out:
             left.append(f"{copied.left_out} pipes, sockets or devices among the files")
-        moment = Moment(str(next(self._numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden)
+        moment = Moment(str(next(numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden)
         self._moments.append(moment)
         await self._drop_oldest()
         return moment

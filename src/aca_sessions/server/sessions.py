@@ -214,6 +214,7 @@ class Sessions:
                 for session, opened in reserved:
                     branch = await sandbox.branch(reseed=reseed)
                     branch.ledger = session.ledger
+                    branch.ledger.checkpoint_numbers = sandbox.ledger.checkpoint_numbers
                     opened.set_result(branch)
             except BaseException:
                 await self._give_back(reserved)
