@@ -473,8 +473,8 @@ class Player:
         self.change(handle.place, lambda world: world.checkpoint(key(taken), name))
 
     async def roll_back(self, handle: Handle, by: str, number: int, lost: bool) -> None:
-        """By its object, a checkpoint that was there once may be asked for as well."""
-        taken = [*handle.place.taken.values()]
+        """By its object, a checkpoint that was there once may be asked for as well, and another session's."""
+        taken = [one for place in self.places for one in place.taken.values()]
         if by == "object" and not taken:
             return
         wanted = taken[number % len(taken)] if by == "object" else ["1", "2", "3", "a"][number] if by == "name" else None
