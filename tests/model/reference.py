@@ -172,7 +172,7 @@ class World:
             return
         mark = self.marks[-1]
         self.x, self.ran = mark.x, mark.ran
-        self.happen(variables="rolled_back", processes="ended", cause=f"{cause}, to the last checkpoint", to=mark.at)
+        self.happen(variables="rolled_back", cause=f"{cause}, to the last checkpoint", to=mark.at)
 
     def end(self, cause: str) -> None:
         """The session ends, and all that it had. A session that was never used had nothing."""
@@ -214,7 +214,7 @@ class World:
 
     def roll_back(self, mark: Mark, cause: str | None = "rollback") -> None:
         self.x, self.f, self.ran = mark.x, mark.f, mark.ran
-        self.happen(variables="rolled_back", files="rolled_back", processes="ended", cause=cause, to=mark.at)
+        self.happen(variables="rolled_back", files="rolled_back", cause=cause, to=mark.at)
 
     def branch(self, handle: str, branch: str) -> "World":
         """Return the world of a branch. It knows what the handle knew that made it, and other handles of it know as much."""
