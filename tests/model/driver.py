@@ -1,25 +1,18 @@
-"""Drives real sessions through programs, and holds what they say against the worlds that are possible."""
+"""Plays programs: drives real sessions, and holds what they say against the worlds that are possible."""
 
 import asyncio
-import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
 from aca_sessions import Checkpoint as Taken
-from aca_sessions import CodeExecutionResult, Policy, Session, SessionPool, open_server
-from aca_sessions.client.http import SessionsHttpClient
-from aca_sessions.client.interpreter import CodeInterpreter
+from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.errors import ACASessionsError, NotFoundError, ServiceUnavailableError, SnapshotError
-from aca_sessions.hosting import Hosting
-from aca_sessions.sandbox.policy import Limits, Together
 
-from ..conftest import descendants
 from . import reference
+from .machine import FLOOD, MOST_HANDLES, MOST_PLACES, MOST_SESSIONS, LieError, Machine, until, until_true
 from .programs import (
     Ask,
     Branch,
@@ -43,13 +36,9 @@ from .programs import (
     Undo,
     Upload,
 )
-from .reference import ALL, ANYWHERE, CHECKPOINTS, Claim, Ran, Shown, World
+from .reference import ALL, ANYWHERE, Ran, Shown, World
+from .told import UNKNOWN, Act, after_any_order, claim_of, described, distinct, key, shown_by, tell
 
-# Another share of processes than other pools have makes it a fork server of its own.
-POLICY = Policy(preload=(), spares=0, together=Together(processes=29_000), limits=Limits(checkpoints=CHECKPOINTS))
-MOST_SESSIONS, MOST_HANDLES, MOST_PLACES = 6, 5, 3
-FLOOD = 55
-UNKNOWN = Claim("unknown", "unknown", "unknown", "no reply")
 # The file is closed by a call: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
 _WRITE = "(lambda file: (file.write('{n} '), file.close()))(open('f', 'a'))"
 _CELL = "x = globals().get('x', ()) + ({n},); " + _WRITE + "; print(x, open('f').read(), flush=True)\n{ending}"
@@ -66,117 +55,20 @@ _ENDINGS = {
 }
 
 
-# What IPython prints if it cannot make its traceback, as of an interrupt in a lambda.
-_IPYTHON_GIVES_UP = "Unexpected exception formatting exception. Falling back to standard exception\n"
-
-
-class LieError(AssertionError):
-    """The product said what was not so."""
-
-
-class Network(httpx.AsyncBaseTransport):
-    """Loses or spoils the answer to the next request to a path."""
-
-    def __init__(self, app: object) -> None:
-        self._inner = httpx.ASGITransport(app)  # type: ignore[arg-type]
-        self.fault: str | None = None
-        self.path = ""
-        self.silent = False
-        self.first: httpx.Request | None = None  # of those that may be sent once more
-
-    async def send_first_again(self) -> None:
-        assert self.first is not None
-        await self._inner.handle_async_request(again(self.first))
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        fault, path = None, request.url.path
-        if self.fault is not None and request.method == "POST" and path.endswith(self.path):
-            fault, self.fault = self.fault, None
-            self.silent = fault == "silent"
-        elif self.silent and request.method == "GET" and "/executions/" in path:
-            fault = "before"
-        if fault == "before":
-            raise httpx.ReadError("lost on the way")
-        if request.method == "POST" and path.endswith("executions"):
-            await request.aread()
-            self.first = self.first or request
-        answer = await self._inner.handle_async_request(request)
-        if fault == "twice":
-            answer = await self._inner.handle_async_request(again(request))
-        if fault in ("after", "silent"):
-            raise httpx.ReadError("lost on the way back")
-        return httpx.Response(504) if fault == "504" else answer
-
-
-def again(request: httpx.Request) -> httpx.Request:
-    return httpx.Request(request.method, request.url, headers=request.headers, content=request.content)
-
-
-class Machine:
-    """A server, a client and a pool for many programs."""
-
-    def __init__(self, app: Any, network: Network, interpreter: CodeInterpreter, pool: SessionPool) -> None:
-        self.app = app
-        self.network = network
-        self.interpreter = interpreter
-        self.pool = pool
-        self.usual: dict[str, int] | None = None  # what is there between two programs
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls) -> AsyncIterator["Machine"]:
-        async with open_server(policy=POLICY, hosting=Hosting(max_sessions=MOST_SESSIONS, cooldown=None)) as app:
-            network = Network(app)
-            http = SessionsHttpClient(httpx.AsyncClient(transport=network, base_url="http://model"), patience=0.02)
-            async with CodeInterpreter(http) as interpreter, SessionPool(interpreter, max_concurrent_sessions=20) as pool:
-                async with pool.session():
-                    pass  # from now on the pool looks for idle sessions
-                yield cls(app, network, interpreter, pool)
-
-    async def play(self, program: Program) -> None:
-        """Take the steps of a program. LieError says what was not so."""
-        player, before = Player(self), asyncio.all_tasks()
-        try:
-            await player.begin()
-            for step in program.steps:
-                await player.take(step)
-                await player.check_checkpoints()
-            for number in range(len(player.handles)):
-                await player.take(Run(number))
-        finally:
-            self.network.fault, self.network.silent = None, False
-            await player.end()
-        await self.check_nothing_left(before)
-
-    async def check_nothing_left(self, before: "set[asyncio.Task[Any]]") -> None:
-        """Wait until all tasks, sessions, descriptors and processes of the program have ended."""
-
-        def left() -> dict[str, int]:
-            found = {"tasks": len(asyncio.all_tasks() - before), "sessions": len(self.app._sessions)}
-            return found | {"descriptors": len(os.listdir("/proc/self/fd")), "processes": len(descendants(os.getpid()))}
-
-        def is_clean() -> bool:
-            now = left()
-            self.usual = self.usual or (now if not now["tasks"] + now["sessions"] else None)
-            return self.usual is not None and all(now[what] <= self.usual[what] for what in now)
-
-        try:
-            async with asyncio.timeout(10):
-                await until(is_clean)
-        except TimeoutError:
-            raise LieError(f"left behind: {left()}, and usual is {self.usual}") from None
-
-    def hosted(self, name: str) -> Any:
-        return self.app._sessions._sessions.get(name)
-
-    def live(self, name: str) -> Any:
-        """The interpreter of a session, if it has one."""
-        session = self.hosted(name)
-        return session._opening.result().running if session is not None and session._opening.done() else None
-
-    def unfinished(self, name: str) -> int:
-        session = self.hosted(name)
-        return session.executions.unfinished if session is not None else 0
+async def play(program: Program, machine: Machine) -> None:
+    """Take the steps of a program. LieError says what was not so."""
+    player, before = Player(machine), asyncio.all_tasks()
+    try:
+        await player.begin()
+        for step in program.steps:
+            await player.take(step)
+            await player.check_checkpoints()
+        for number in range(len(player.handles)):
+            await player.take(Run(number))
+    finally:
+        machine.network.fault, machine.network.silent = None, False
+        await player.end()
+    await machine.check_nothing_left(before)
 
 
 @dataclass
@@ -196,18 +88,6 @@ class Handle:
     place: Place
     session: Session
     leased: bool = True
-
-
-@dataclass
-class Act:
-    """One of several steps that are taken at the same time, and what came of it."""
-
-    handle: Handle
-    step: Step
-    number: int
-    result: CodeExecutionResult | None = None
-    taken: Taken | None = None
-    error: BaseException | None = None
 
 
 class Player:
@@ -414,32 +294,31 @@ class Player:
     # --- steps at the same time ---
 
     async def parallel(self, steps: tuple[Step, ...]) -> None:
-        acts: list[Act] = []
+        order: list[Act] = []
+        handles, acts = {one.name: one for one in self.handles}, []
         for step in steps:
             self.number += 1
-            acts.append(Act(self.handle(step.handle), step, self.number))  # type: ignore[union-attr]
-        order: list[Act] = []
-        await asyncio.gather(*(self.act(act, order) for act in acts))
+            acts.append(Act(self.handle(step.handle).name, step, self.number))  # type: ignore[union-attr]
+        await asyncio.gather(*(self.act(act, handles[act.handle].session, order) for act in acts))
         for place in self.places:
-            own = [act for act in order if act.handle.place is place]
+            own = [act for act in order if handles[act.handle].place is place]
             if not own:
                 continue
             await self.settled(place)
-            found = [world for before in place.worlds for world in reference_orders(before, own)]
+            found = [world for before in place.worlds for world in after_any_order(before, own)]
             if not found:
                 raise LieError("no order explains " + "\n".join(map(described, own)) + f"\npossible were {place.worlds}")
             place.worlds = distinct(found)
             place.taken |= {key(act.taken): act.taken for act in own if act.taken is not None}  # a rollback's is known
 
-    async def act(self, act: Act, order: list[Act]) -> None:
+    async def act(self, act: Act, session: Session, order: list[Act]) -> None:
         """Take a step. What came of it is noted in the order in which its callers heard of it."""
-        session, step = act.handle.session, act.step
         try:
-            match step:
+            match act.step:
                 case Run(_, ending, transactional, _):
                     act.result = await session.run(cell(act.number, ending), transactional=transactional)
                 case Cancelled(_, turns, transactional):
-                    running = asyncio.ensure_future(self.note(act, transactional, order))
+                    running = asyncio.ensure_future(self.note(act, session, transactional, order))
                     for _ in range(turns):
                         await asyncio.sleep(0)
                     running.cancel()
@@ -457,8 +336,8 @@ class Player:
         if act not in order:
             order.append(act)
 
-    async def note(self, act: Act, transactional: bool, order: list[Act]) -> None:
-        act.result = await act.handle.session.run(cell(act.number, "ok"), transactional=transactional)
+    async def note(self, act: Act, session: Session, transactional: bool, order: list[Act]) -> None:
+        act.result = await session.run(cell(act.number, "ok"), transactional=transactional)
         order.append(act)
 
     # --- all else ---
@@ -666,124 +545,6 @@ class Player:
         await until(is_dead)
 
 
-def reference_orders(world: World, acts: list[Act]) -> Iterator[World]:
-    """Yield the worlds after all orders of the acts, and all courses of each, that agree with what came of them."""
-    for after, courses in _orders(world, acts):
-        told = after.copy()
-        if all(_heard(told, act, courses[id(act)]) for act in acts):
-            yield told
-
-
-_Courses = dict[int, Ran]
-
-
-def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
-    if not acts:
-        yield world, {}
-        return
-    for act in acts:
-        rest = [other for other in acts if other is not act]
-        for ran in _courses(world, act):
-            for after, courses in _orders(ran.world, rest):
-                yield after, {**courses, id(act): ran}
-        for reset in [other for other in rest if isinstance(other.step, Reset)] if isinstance(act.step, Run | Cancelled) else ():
-            for ran in _with_reset(world, act):
-                left = [other for other in rest if other is not reset]
-                for after, courses in _orders(ran.world, left):
-                    yield after, {**courses, id(act): ran, id(reset): ran}
-
-
-def _courses(world: World, act: Act) -> Iterator[Ran]:
-    """Yield how a step may have gone, of what agrees with what came of it."""
-    after, here = world.copy(), world.now
-    match act.step:
-        case Run(_, ending, transactional, _):
-            yield from _that_showed(act, reference.run(world, act.number, ending, transactional=transactional))
-        case Cancelled(_, _, transactional):
-            yield from _that_showed(act, reference.run(world, act.number, "ok", transactional=transactional))
-            if act.result is None:
-                yield from reference.not_run(world, "")
-                yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional)
-        case Checkpoint() if act.taken is not None:
-            after.checkpoint(key(act.taken), None)
-            yield Ran(after, here, here, Shown(""))
-        case Rollback() if (act.taken and key(act.taken)) == (after.marks[-1].id if after.marks else None):
-            if after.marks:
-                after.roll_back(after.marks[-1])
-            yield Ran(after, here, here, Shown(""), asked=after.now if after.marks else None)
-        case Reset():
-            after.reset()
-            yield Ran(after, here, here, Shown(""), asked=after.now)
-        case Ask(_, what) if act.error is None:
-            if what in ("variables", "health"):
-                after.ask()
-            yield Ran(after, here, here, Shown(""))
-
-
-def _with_reset(world: World, act: Act) -> Iterator[Ran]:
-    """Yield how a cell may have gone in whose midst there was a reset: after its turn had come, it may have run wholly after the reset."""
-    transactional = act.step.transactional  # type: ignore[union-attr]
-    after = world.copy()
-    after.reset()
-    for ran in _courses(after, act):
-        yield replace(ran, start=world.now, asked=after.now)
-    yield from _that_showed(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
-
-
-def _that_showed(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
-    yield from (ran for ran in courses if act.result is None or ran.showed(shown_by(act.result)))
-
-
-def _heard(world: World, act: Act, ran: Ran) -> bool:
-    """Note what the act's caller heard, and return whether it was so."""
-    if isinstance(act.step, Reset | Rollback) and ran.asked is not None:
-        world.asked_by(act.handle.name, ran.asked)
-    if act.result is None:
-        return True
-    return tell(Ran(world, ran.start, ran.end, ran.shown), act.handle.name, act.result)
-
-
-def tell(ran: Ran, handle: str, result: CodeExecutionResult) -> bool:
-    """Note that a handle got a result, and return whether it says what was so."""
-    right = any(agree(one, claim_of(result)) for one in ran.world.claims(handle, ran.start, ran.end))
-    ran.world.delivered(handle, ran.end)
-    return right
-
-
-def agree(expected: Claim, claim: Claim) -> bool:
-    """The reason counts if there is something to give a reason for."""
-    same = (expected.variables, expected.files, expected.processes) == (claim.variables, claim.files, claim.processes)
-    return same and (claim.reason in expected.reasons or claim.variables == claim.files == "kept")
-
-
-def claim_of(result: CodeExecutionResult) -> Claim:
-    state = result.state
-    return Claim(state.variables, state.files, state.processes, state.reason)
-
-
-def shown_by(result: CodeExecutionResult) -> Shown:
-    names = tuple(sorted(one.name for one in result.variables)), tuple(sorted(one.path for one in result.files))
-    output = result.stdout.replace(_IPYTHON_GIVES_UP, "")
-    return Shown(output, result.error.name if result.error else None, *names)
-
-
-def described(act: Act) -> str:
-    came = f"{claim_of(act.result)} {shown_by(act.result)}" if act.result is not None else act.taken or act.error
-    return f"{act.number} {act.step} by {act.handle.name}: {came}"
-
-
-def distinct(worlds: list[World]) -> list[World]:
-    found: list[World] = []
-    for world in worlds:
-        if world not in found:
-            found.append(world)
-    return found
-
-
-def key(taken: Taken) -> str:
-    return f"{taken.id} {taken.created.isoformat()}"
-
-
 def cell(number: int, ending: str) -> str:
     return _CELL.format(n=number, ending=_ENDINGS[ending])
 
@@ -795,13 +556,3 @@ async def cancelled(running: "asyncio.Future[Any] | None") -> None:
     await asyncio.wait({running})
     if not running.cancelled():
         raise LieError("a call that was cancelled returned")
-
-
-async def until(check: Callable[[], bool]) -> None:
-    await until_true(lambda: asyncio.sleep(0, check()))
-
-
-async def until_true(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await check():
-            await asyncio.sleep(0.002)

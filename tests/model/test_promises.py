@@ -7,8 +7,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 
-from .driver import Machine
+from .driver import play
 from .loop import ShuffledLoop
+from .machine import Machine
 from .programs import PROGRAMS, Program
 
 EXAMPLES = int(os.environ.get("ACA_TEST_EXAMPLES", "200"))
@@ -28,7 +29,7 @@ class Games:
             self._machine = self._loop.run_until_complete(self._opening.__aenter__())
         self._loop.shuffle(program.seed)
         try:
-            self._loop.run_until_complete(asyncio.wait_for(self._machine.play(program), 60))
+            self._loop.run_until_complete(asyncio.wait_for(play(program, self._machine), 60))
         except BaseException:
             self._loop.shuffle(None)
             self.close_machine()
@@ -52,7 +53,7 @@ def test_results_say_what_happened() -> None:
 
         @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, database=None, suppress_health_check=list(HealthCheck))
         @given(PROGRAMS)
-        def play(program: Program) -> None:
+        def played(program: Program) -> None:
             games.play(program)
 
-        play()
+        played()

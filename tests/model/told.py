@@ -1,0 +1,152 @@
+"""What results say, held against the worlds that are possible: one result after the other, or those of steps taken at the same time."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from aca_sessions import Checkpoint as Taken
+from aca_sessions import CodeExecutionResult
+
+from . import reference
+from .programs import Ask, Cancelled, Checkpoint, Reset, Rollback, Run, Step
+from .reference import ANYWHERE, Claim, Ran, Shown, World
+
+UNKNOWN = Claim("unknown", "unknown", "unknown", "no reply")
+# What IPython prints if it cannot make its traceback, as of an interrupt in a lambda.
+_IPYTHON_GIVES_UP = "Unexpected exception formatting exception. Falling back to standard exception\n"
+
+
+def tell(ran: Ran, handle: str, result: CodeExecutionResult) -> bool:
+    """Note that a handle got a result, and return whether it says what was so."""
+    right = any(agree(one, claim_of(result)) for one in ran.world.claims(handle, ran.start, ran.end))
+    ran.world.delivered(handle, ran.end)
+    return right
+
+
+def agree(expected: Claim, claim: Claim) -> bool:
+    """The reason counts if there is something to give a reason for."""
+    same = (expected.variables, expected.files, expected.processes) == (claim.variables, claim.files, claim.processes)
+    return same and (claim.reason in expected.reasons or claim.variables == claim.files == "kept")
+
+
+def claim_of(result: CodeExecutionResult) -> Claim:
+    state = result.state
+    return Claim(state.variables, state.files, state.processes, state.reason)
+
+
+def shown_by(result: CodeExecutionResult) -> Shown:
+    names = tuple(sorted(one.name for one in result.variables)), tuple(sorted(one.path for one in result.files))
+    output = result.stdout.replace(_IPYTHON_GIVES_UP, "")
+    return Shown(output, result.error.name if result.error else None, *names)
+
+
+@dataclass
+class Act:
+    """One of several steps that are taken at the same time, and what came of it."""
+
+    handle: str
+    step: Step
+    number: int
+    result: CodeExecutionResult | None = None
+    taken: Taken | None = None
+    error: BaseException | None = None
+
+
+def after_any_order(world: World, acts: list[Act]) -> Iterator[World]:
+    """Yield the worlds after all orders of the acts, and all courses of each, that agree with what came of them."""
+    for after, courses in _orders(world, acts):
+        told = after.copy()
+        if all(_heard(told, act, courses[id(act)]) for act in acts):
+            yield told
+
+
+_Courses = dict[int, Ran]
+
+
+def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
+    if not acts:
+        yield world, {}
+        return
+    for act in acts:
+        rest = [other for other in acts if other is not act]
+        for ran in _courses(world, act):
+            for after, courses in _orders(ran.world, rest):
+                yield after, {**courses, id(act): ran}
+        for reset in [other for other in rest if isinstance(other.step, Reset)] if not isinstance(act.step, Reset) else ():
+            for ran in _with_reset(world, act):
+                left = [other for other in rest if other is not reset]
+                for after, courses in _orders(ran.world, left):
+                    yield after, {**courses, id(act): ran, id(reset): ran}
+
+
+def _courses(world: World, act: Act) -> Iterator[Ran]:
+    """Yield how a step may have gone, of what agrees with what came of it."""
+    after, here = world.copy(), world.now
+    match act.step:
+        case Run(_, ending, transactional, _):
+            yield from _that_showed(act, reference.run(world, act.number, ending, transactional=transactional))
+        case Cancelled(_, _, transactional):
+            yield from _that_showed(act, reference.run(world, act.number, "ok", transactional=transactional))
+            if act.result is None:
+                yield from reference.not_run(world, "")
+                yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional)
+        case Checkpoint() if act.taken is not None:
+            after.checkpoint(key(act.taken), None)
+            yield Ran(after, here, here, Shown(""))
+        case Rollback() if (act.taken and key(act.taken)) == (after.marks[-1].id if after.marks else None):
+            if after.marks:
+                after.roll_back(after.marks[-1])
+            yield Ran(after, here, here, Shown(""), asked=after.now if after.marks else None)
+        case Reset():
+            after.reset()
+            yield Ran(after, here, here, Shown(""), asked=after.now)
+        case Ask(_, what) if act.error is None:
+            if what in ("variables", "health"):
+                after.ask()
+            yield Ran(after, here, here, Shown(""))
+
+
+def _with_reset(world: World, act: Act) -> Iterator[Ran]:
+    """Yield how a step may have gone in whose midst there was a reset: all but cells fail then, or are as if they came after it.
+
+    A cell whose turn had come may have run wholly after the reset, or have been cut short by it.
+    """
+    after = world.copy()
+    after.reset()
+    if not isinstance(act.step, Run | Cancelled):
+        if act.error is not None:
+            yield Ran(after, after.now, after.now, Shown(""), asked=after.now)
+        return
+    for ran in _courses(after, act):
+        yield replace(ran, start=world.now, asked=after.now)
+    transactional = act.step.transactional
+    yield from _that_showed(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
+
+
+def _that_showed(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
+    yield from (ran for ran in courses if act.result is None or ran.showed(shown_by(act.result)))
+
+
+def _heard(world: World, act: Act, ran: Ran) -> bool:
+    """Note what the act's caller heard, and return whether it was so."""
+    if isinstance(act.step, Reset | Rollback) and ran.asked is not None:
+        world.asked_by(act.handle, ran.asked)
+    if act.result is None:
+        return True
+    return tell(Ran(world, ran.start, ran.end, ran.shown), act.handle, act.result)
+
+
+def described(act: Act) -> str:
+    came = f"{claim_of(act.result)} {shown_by(act.result)}" if act.result is not None else act.taken or act.error
+    return f"{act.number} {act.step} by {act.handle}: {came}"
+
+
+def distinct(worlds: list[World]) -> list[World]:
+    found: list[World] = []
+    for world in worlds:
+        if world not in found:
+            found.append(world)
+    return found
+
+
+def key(taken: Taken) -> str:
+    return f"{taken.id} {taken.created.isoformat()}"
