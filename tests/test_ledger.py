@@ -54,6 +54,13 @@ def test_a_rollback_to_after_a_loss_brings_back_the_loss() -> None:
     assert ledger.between(0, 4) == State("lost", "rolled_back", "ended", "exit")
 
 
+def test_a_rollback_by_somebody_else_is_not_hidden_by_a_failed_cell_after_it() -> None:
+    ledger = ledger_of(
+        ("checkpoint", {}), ("checkpoint", {}), rolled_back(1, cause="rollback", checkpoint="1"), ("checkpoint", {}), rolled_back(4)
+    )
+    assert ledger.between(2, 5) == State("rolled_back", "rolled_back", "ended", "rollback", "1")
+
+
 def test_files_can_be_lost_while_variables_are_kept() -> None:
     state = ledger_of(("ended", {"files": "lost", "cause": "disk"})).between(0, 1)
     assert (state.variables, state.files, str(state)) == ("kept", "lost", "lost: disk")

@@ -142,8 +142,8 @@ def _returned(past: Any, asked: bool) -> Any:
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """A loss from before the checkpoint is still the reason."""
-    if past.kind in ("lost", "unknown"):
+    """What had happened before the checkpoint, and was not reported yet, is still the reason."""
+    if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)
 

@@ -397,6 +397,16 @@ async def test_an_operation_id_never_runs_twice(http: httpx.AsyncClient) -> None
     assert (await run("n", "last")).json()["result"]["executionResult"] == 1
 
 
+async def test_a_result_that_is_not_kept_any_more_is_not_taken_for_a_cell_that_may_not_have_run(session: Session) -> None:
+    first = await session.start("1")
+    await first.wait()
+    for _ in range(60):
+        await session.run("1")
+    result = await session.execution(first.id).wait()
+    assert result.error is not None
+    assert (result.error.name, str(result.state)) == ("ResultGone", "unknown: no reply")
+
+
 async def test_a_large_result_does_not_push_out_small_ones(http: httpx.AsyncClient) -> None:
     large = "from IPython.display import HTML, display; display(HTML('x' * (17 << 20)))"
     for code, id in (("'small'", "a"), (large, "b"), ("1", "c")):

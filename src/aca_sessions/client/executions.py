@@ -23,6 +23,7 @@ DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + ANSWER_MARGIN
 _CANCEL_SECONDS = 10.0
 _FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
 _GATEWAY = (502, 504)
+_GONE = 410
 _RICH = {extensions.RICH_REQUEST_HEADER: "1"}
 
 
@@ -113,8 +114,8 @@ class Executions:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError("this api-version has no executions to ask for")
             return await self._ask(session_id, id, caller)
-        except ACASessionsError:
-            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
+        except ACASessionsError as error:
+            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
         """Ask until there is a result. If the server ends meanwhile, the result says that it is not known whether the cell ran."""
@@ -123,8 +124,8 @@ class Executions:
             while (record := await self._ask(session_id, id, caller)).result is None:
                 await asyncio.sleep(wait)
                 wait = min(wait * 1.5, _SLOWEST_POLL)
-        except (ServiceUnavailableError, ServiceError):
-            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id))
+        except (ServiceUnavailableError, ServiceError) as error:
+            return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
         return record
 
     async def _ask(self, session_id: str, id: str, caller: Delivered) -> Record:
@@ -141,8 +142,8 @@ class Executions:
             query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
             path, wait = events.EVENTS_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
             response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_rich(caller), timeout=wait)
-        except (ServiceUnavailableError, ServiceError):
-            return [], after, _lost_answer(session_id)
+        except (ServiceUnavailableError, ServiceError) as error:
+            return [], after, _lost_answer(session_id, error)
         return decoded(response, lambda body: self._decoded_page(body, session_id))
 
     def _decoded_page(self, body: dict[str, object], session_id: str) -> Page:
@@ -190,6 +191,9 @@ def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
     return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 
-def _lost_answer(session_id: str) -> CodeExecutionResult:
-    lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
+def _lost_answer(session_id: str, error: ACASessionsError | None = None) -> CodeExecutionResult:
+    if isinstance(error, ServiceError) and error.status_code == _GONE:
+        lost = CodeError("ResultGone", "the cell ran, and its result is not kept any more: fetch results sooner")
+    else:
+        lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
     return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=NO_REPLY)

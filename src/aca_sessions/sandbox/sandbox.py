@@ -1,6 +1,7 @@
 """A sandbox: the tree, the limits and the files of a session. An interpreter is one live process in it. Files outlive interpreters."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -300,14 +301,13 @@ class Sandbox:
 
     async def _fall_back(self) -> None:
         """Replace a dead interpreter by the latest checkpoint that answers."""
-        dead = self._interpreter
+        died_of = self._interpreter.cause_of_death if self._interpreter is not None else "killed"
+        which = "the last"
         for moment in reversed(self.timeline.moments):
-            cause = f"{dead.cause_of_death if dead is not None else 'killed'}, to the last checkpoint"
-            try:
-                await self._return_to(moment, cause, with_files=False)
+            with contextlib.suppress(ACASessionsError):
+                await self._return_to(moment, f"{died_of}, to {which} checkpoint", with_files=False)
                 return
-            except ACASessionsError:
-                continue
+            which = "an earlier"
 
     async def _branch(self, reseed: bool) -> "Sandbox":
         live = await self.interpreter()
