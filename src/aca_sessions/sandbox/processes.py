@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ..models import RunningProcess
+from .shortage import is_shortage, told_of
 
 _INIT = 1
 _STATE, _PARENT, _THREADS, _START = 0, 1, 17, 19  # in /proc/PID/stat, counted from what stands behind the name
 _STOPPED, _DEAD, _BLOCKED = frozenset("Tt"), frozenset("ZX"), frozenset("D")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_DESCRIPTORS = 5  # that one look at a process has open, and one to spare
 _QUIET = 2  # looks in a row that find nothing new
 _CALM_LOOKS, _QUICK_LOOKS, _MOST_LOOKS = 3, 60, 400
 _SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: looking without a pause took five times as long
@@ -147,15 +149,25 @@ class Processes:
         A process may start another, or be continued by one that still runs, while the list is read: it is read until nothing has changed
         twice in a row. Other trees' processes are looked at as well, since code in the session may have continued one.
         """
-        others = self._of_others(self.shown)
+        _check_descriptors()
         found: dict[Identity, bool] = {}
+        try:
+            return self._stop_all(found)
+        except BaseException:
+            self._continue(found)
+            raise
+
+    def _stop_all(self, found: dict[Identity, bool]) -> tuple[dict[Identity, bool], bool]:
+        others = self._of_others(self.shown)
         earlier: set[Identity] = set()
         quiet = 0
         for look in range(_MOST_LOOKS):
             known = None if look < _CALM_LOOKS else {one.number for one in (*found, *others)}
             seen, gone = self._look_at_all(signal.SIGSTOP, lambda one: not one.stands, known)
             alive = [one for one in seen if one.states]
-            found = {one.identity: one.signalled or found.get(one.identity, False) for one in alive if one.identity not in others}
+            mine = {one.identity: one.signalled or found.get(one.identity, False) for one in alive if one.identity not in others}
+            found.clear()
+            found.update(mine)
             dead = {one.identity for one in seen if not one.states}
             quiet = 0 if gone or dead - earlier or not _all_stand(alive) else quiet + 1
             earlier = dead
@@ -219,15 +231,21 @@ class Processes:
                         _signal(process, number)
                         at_once = True
                     seen.append(one._replace(signalled=at_once))
-            except OSError:
+            except OSError as error:
+                if is_shortage(error):
+                    raise  # what cannot be looked at may run
                 gone = True
         return seen, gone
 
     def _numbers(self) -> list[int]:
         """List the processes by a new descriptor: threads would share the offset of the one that is kept."""
-        with contextlib.suppress(OSError), self._opened(".") as folder:
-            return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
-        return []
+        try:
+            with self._opened(".") as folder:
+                return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            return []  # the first process has ended, and all others with it
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
@@ -237,6 +255,13 @@ class Processes:
             yield folder
         finally:
             os.close(folder)
+
+
+def _check_descriptors() -> None:
+    """Raise GuestDiedError, before anything is stopped, if there are too few descriptors to look at processes."""
+    with told_of("stopping the session's processes"), contextlib.ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            opened.callback(os.close, os.open("/", _FOLDER))
 
 
 def _all_stand(alive: list[_Seen]) -> bool:
@@ -258,7 +283,7 @@ def _states(process: int) -> set[str]:
     states = set()
     try:
         for thread in os.listdir(folder):
-            with contextlib.suppress(OSError):  # it has ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 states.add(_stat(f"{thread}/stat", folder)[1][_STATE])
     finally:
         os.close(folder)
