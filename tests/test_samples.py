@@ -24,7 +24,7 @@ PRINTED = {
     "two_agents.py": "bob knows a secret: False\nalice's secret: 'plum'\n",
     "execute_with_files.py": "[stdout]\nSum: 15\n[value]\n10\n",
     "cancel_a_long_task.py": (
-        "([2, 3, 5, 7, 11], True) kept\nTimeoutError: the cell ran longer than 0.5 s and was interrupted; its variables are kept\n"
+        "([2, 3, 5, 7, 11], True) kept\nTimeoutError: the cell ran longer than 0.5 s and was interrupted; variables and files are kept\n"
     ),
     "agent_framework_agent.py": "and 22 makes 42\nanother conversation knows it: False\n",
     "langchain_tool.py": "['code', 'files']\n42\n",

@@ -132,7 +132,7 @@ async def test_a_zygote_that_dies_takes_its_cells_and_they_say_so() -> None:
         await asyncio.sleep(0.3)
         kill(("code",))
         result = await running
-        assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
+        assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: crash")
 
 
 def test_a_request_that_is_not_answered_ends_the_zygote() -> None:

@@ -38,12 +38,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def _create(temporary: Path, path: Path, mode: int) -> int:
     try:
-        return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None  # the caller does not know the other name
 
 
 def _give_rights(descriptor: int, earlier: os.stat_result) -> None:
+    if not hasattr(os, "fchown"):  # Windows
+        return
     with contextlib.suppress(PermissionError):  # only root gives files away
         os.fchown(descriptor, earlier.st_uid, earlier.st_gid)
     os.fchmod(descriptor, earlier.st_mode & 0o777)
