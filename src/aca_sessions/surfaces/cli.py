@@ -15,7 +15,7 @@ from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
 from . import environments, playground, remote_files, remote_sessions
 from .mcp import command as mcp_command
-from .standard_streams import output_problem, prepare, silence, tell
+from .standard_streams import flush, output_problem, prepare, silence, tell
 
 _FAILED, _UNUSABLE = 1, 2
 _BROKEN_PIPE = 128 + 13  # as shells say it; not every system has the signal
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, carries it out and exits with its status."""
     try:
         status = _act(arguments)
-        sys.stdout.flush()
+        flush()
     except ACASessionsError as error:
         tell(f"aca-sessions: {error}")
         status = _UNUSABLE

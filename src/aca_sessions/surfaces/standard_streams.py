@@ -94,6 +94,12 @@ def tell(text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
 
 
+def flush() -> None:
+    """Write what is left of the output; serving MCP closes the stream at its end."""
+    if not sys.stdout.closed:
+        sys.stdout.flush()
+
+
 def output_problem() -> OSError | None:
     """Return why standard output could not be written, if it could not."""
     return _Output.problem
@@ -103,7 +109,8 @@ def silence() -> None:
     """Drop what the streams cannot write, so that the interpreter does not fail on it at its own end."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if not stream.closed:
+                stream.flush()
         except OSError:
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
