@@ -39,9 +39,10 @@ from .programs import (
 from .reference import ALL, ANYWHERE, Ran, Shown, World
 from .told import UNKNOWN, Act, after_any_order, claim_of, described, distinct, key, shown_by, tell
 
-# The file is closed by a call: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
+# Files are closed by calls: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
 _WRITE = "(lambda file: (file.write('{n} '), file.close()))(open('f', 'a'))"
-_CELL = "x = globals().get('x', ()) + ({n},); " + _WRITE + "; print(x, open('f').read(), flush=True)\n{ending}"
+_READ = "(lambda file: (file.read(), file.close())[0])(open('f'))"
+_CELL = "x = globals().get('x', ()) + ({n},); " + _WRITE + "; print(x, " + _READ + ", flush=True)\n{ending}"
 _OS = "__import__('os')"
 _ENDINGS = {
     "ok": "None",
@@ -134,8 +135,9 @@ class Player:
             case Run(_, ending, transactional, fault):
                 await self.run(handle, ending, transactional, fault)
             case Late():
-                await self.run(handle, "late", False, None)
-                await self.dead(handle.place)
+                result = await self.run(handle, "late", False, None)
+                if result is not None and result.error is None:  # else it has died in its cell, and the session went on
+                    await self.dead(handle.place)
             case Mid():
                 await self.mid(handle, step)
             case Queued():
@@ -175,16 +177,16 @@ class Player:
 
     # --- cells ---
 
-    async def run(self, handle: Handle, ending: str, transactional: bool, fault: str | None) -> None:
+    async def run(self, handle: Handle, ending: str, transactional: bool, fault: str | None) -> CodeExecutionResult | None:
         kin = [one for one in self.places if one is not handle.place and self.may_share_home(one, handle.place)]
         if ending == "killall" and any(len(one.worlds) > 1 for one in (handle.place, *kin)):
-            return
+            return None
         self.machine.network.fault, self.machine.network.path = fault, "executions"
         result = await handle.session.run(cell(self.number, ending), transactional=transactional)
         self.machine.network.fault, self.machine.network.silent = None, False
         if fault in ("before", "silent"):
             await self.unanswered(handle, result, ending, transactional, ran=fault == "silent")
-            return
+            return result
 
         def courses(world: World) -> Iterator[Ran]:
             if ending != "late":
@@ -194,9 +196,13 @@ class Player:
             yield from reference.ended_late(world, self.number)
 
         self.delivered(handle, result, courses)
+        if ending == "killall":
+            await until(lambda: not self.machine.checkpoints(handle.place.name))
         for place in kin if ending == "killall" else ():
             await self.dead(place)
+            await until(lambda place=place: not self.machine.checkpoints(place.name))  # type: ignore[misc]
             self.change(place, lambda world: world.die("killed", marks_too=True) or world.fall_back("killed"))
+        return result
 
     async def unanswered(self, handle: Handle, result: CodeExecutionResult, ending: str, transactional: bool, *, ran: bool) -> None:
         if (claim_of(result), result.error and result.error.name) != (UNKNOWN, "ConnectionError"):
@@ -463,7 +469,8 @@ class Player:
             for session in call.result() if done else ():
                 await session.close()
             return
-        ids = [*map(key, await handle.session.checkpoints())]  # it waits for its turn
+        await self.settled(place)
+        ids = [*map(key, await handle.session.checkpoints())]
 
         def courses(world: World) -> Iterator[Ran]:
             after, here = world.copy(), world.now
@@ -532,8 +539,8 @@ class Player:
         await until_true(wrote)
 
     async def settled(self, place: Place) -> None:
-        """Wait until no cell runs."""
-        await until(lambda: self.machine.unfinished(place.name) == 0)
+        """Wait until no cell runs, and nothing that was asked for is still being done."""
+        await until(lambda: self.machine.is_settled(place.name))
 
     async def dead(self, place: Place) -> None:
         """Wait until the host knows that a session's interpreter has died, without asking the session to run anything."""

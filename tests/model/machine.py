@@ -112,6 +112,18 @@ class Machine:
         session = self.hosted(name)
         return session._opening.result().running if session is not None and session._opening.done() else None
 
+    def checkpoints(self, name: str) -> list[Any]:
+        """The checkpoints of a session that the host believes to be alive."""
+        session = self.hosted(name)
+        return session._opening.result().timeline.moments if session is not None and session._opening.done() else []
+
+    def is_settled(self, name: str) -> bool:
+        session = self.hosted(name)
+        if session is None:
+            return True
+        opened = session._opening.done()
+        return opened and not len(session.executions._tasks) + len(session._opening.result()._tasks)
+
     def unfinished(self, name: str) -> int:
         session = self.hosted(name)
         return session.executions.unfinished if session is not None else 0

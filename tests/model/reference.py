@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 CHECKPOINTS = 3  # as many as a session keeps
-UNSURE = -1  # how much a branch was told whose origin was told nothing
+UNSURE = -1  # how much a handle knows that got no result, and made a branch
 _roots = itertools.count()
 
 
@@ -217,10 +217,10 @@ class World:
         self.happen(variables="rolled_back", files="rolled_back", cause=cause, to=mark.at)
 
     def branch(self, handle: str, branch: str) -> "World":
-        """Return the world of a branch. It knows what the handle knew that made it, and other handles of it know as much."""
-        told = self.told[handle]
-        known = {branch: UNSURE if told is None else told, "client": self.now}
-        twin = replace(self.copy(), marks=[], has_state=True, root=next(_roots), told=known)
+        """Return the world of a branch, whose handle knows what the handle knew that made it."""
+        if self.told[handle] is None:
+            self.told[handle] = UNSURE  # the handle has asked where it is
+        twin = replace(self.copy(), marks=[], has_state=True, root=next(_roots), told={branch: self.told[handle]})
         twin.log = [replace(one, asked=one.asked | {branch}) if handle in one.asked else one for one in twin.log]
         return twin
 

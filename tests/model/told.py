@@ -108,7 +108,7 @@ def _courses(world: World, act: Act) -> Iterator[Ran]:
 def _with_reset(world: World, act: Act) -> Iterator[Ran]:
     """Yield how a step may have gone in whose midst there was a reset: all but cells fail then, or are as if they came after it.
 
-    A cell whose turn had come may have run wholly after the reset, or have been cut short by it.
+    A cell whose turn had come may have run wholly after the reset, or have been cut short by it, or its result was made after it.
     """
     after = world.copy()
     after.reset()
@@ -118,6 +118,9 @@ def _with_reset(world: World, act: Act) -> Iterator[Ran]:
         return
     for ran in _courses(after, act):
         yield replace(ran, start=world.now, asked=after.now)
+    for ran in _courses(world, act):
+        ran.world.reset()
+        yield replace(ran, end=ran.world.now, asked=ran.world.now)
     transactional = act.step.transactional
     yield from _that_showed(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
 
