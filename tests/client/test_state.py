@@ -269,6 +269,9 @@ async def test_a_cell_that_is_cancelled_while_a_sibling_runs_never_starts(sessio
         running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(1)"))
         await until(lambda: is_there(session, "started"))
         execution = await branch.start("open('ran', 'w').close()")
+        server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
+        waiting = server._sessions.find(branch.session_id).executions
+        await until(lambda: asyncio.sleep(0, waiting.running is not None))  # it has its own session's turn, and not its family's
         await execution.cancel()
         result = await execution.wait()
         assert result.error is not None
