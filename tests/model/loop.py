@@ -25,7 +25,7 @@ class ReadyTasks(deque):  # type: ignore[type-arg]
             return super().popleft()
         if len(self) > 1 and self.random.random() < _POSTPONED:
             self.append(super().popleft())
-        steps = next((place for place, handle in enumerate(self) if not _is_step(handle)), len(self))
+        steps = next((place for place, handle in enumerate(tuple(self)) if not _is_step(handle)), len(self))
         place = self.random.randrange(steps) if steps else 0
         chosen = self[place]
         del self[place]
