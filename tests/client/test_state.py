@@ -551,3 +551,19 @@ async def test_processes_that_a_rollback_ended_are_reported(session: Session) ->
     assert described(result) == ("rolled_back", "rolled_back", "ended")
     assert "variables and files are as before the cell that failed; background processes were ended" in str(result)
     assert described(await session.run("1/0", transactional=True)) == ("rolled_back", "rolled_back", "kept")
+
+
+async def test_a_cell_whose_interpreter_is_reset_while_it_waits_runs_in_a_fresh_one(session: Session) -> None:
+    await session.run("x = 1")
+    (branch,) = await session.branch()
+    async with branch:
+        running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(1)"))
+        await until(lambda: is_there(session, "started"))
+        waiting = asyncio.ensure_future(branch.run("'x' in globals()", transactional=False))
+        server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
+        executions = server._sessions.find(branch.session_id).executions
+        await until(lambda: asyncio.sleep(0, executions.running is not None))
+        await branch.reset()
+        result = await waiting
+        assert (result.value, result.error, str(result.state)) == (False, None, "lost: reset")
+        await running

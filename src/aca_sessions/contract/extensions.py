@@ -105,7 +105,16 @@ def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
 
 def _encode_state(state: State) -> dict[str, object]:
     """`kind` and `consequence` follow from the rest; pages and other clients need not know how."""
-    return {"kind": state.kind, **asdict(state), "consequence": state.consequence}
+    return {
+        "kind": state.kind,
+        "variables": state.variables,
+        "files": state.files,
+        "processes": state.processes,
+        "reason": state.reason,
+        "checkpoint": state.checkpoint,
+        "cut_off": list(state.cut_off),
+        "consequence": state.consequence,
+    }
 
 
 def _decode_state(body: Mapping[str, Any]) -> State:

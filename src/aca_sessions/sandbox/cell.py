@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from ..errors import GuestDiedError
 from ..models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
 from . import wire
 
@@ -24,6 +25,10 @@ _KINDS = ("input", "call")
 
 class CellNotStartedError(Exception):
     """The cell was cancelled before it was sent."""
+
+
+class CellNotSentError(GuestDiedError):
+    """The interpreter ended before the cell was sent: it can be run in another one."""
 
 
 class Clock:

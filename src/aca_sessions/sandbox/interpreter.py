@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import GuestDiedError, SnapshotError
 from ..models import CodeExecutionResult, Event, RunningProcess
 from . import wire
-from .cell import Cell, CellNotStartedError, check, processes_of, reason_of, result_of
+from .cell import Cell, CellNotSentError, CellNotStartedError, check, processes_of, reason_of, result_of
 from .channel import Channel
 from .ends import MOST_TOLD, exit_status, number_of, running_below
 from .home import Home, Member
@@ -149,7 +149,7 @@ class Interpreter:
     ) -> CodeExecutionResult:
         async with self.home.turn(self.tree):
             if not self.alive:
-                raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+                raise CellNotSentError("the interpreter has ended; the next cell gets a fresh one")
             if is_cancelled():  # while it waited for its turn; from here to the frame there is no await
                 raise CellNotStartedError
             self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)

@@ -1,6 +1,7 @@
 """Own the executions of one session. Handlers wait for them; a caller that disconnects does not change its execution."""
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
@@ -14,7 +15,7 @@ from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..ledger import Ledger, with_state
 from ..models import NO_REPLY, CodeError, CodeExecutionResult
-from ..sandbox.cell import CellNotStartedError
+from ..sandbox.cell import CellNotSentError, CellNotStartedError
 from ..sandbox.interpreter import Interpreter
 from ..sandbox.sandbox import Sandbox
 from ..tasks import Tasks
@@ -24,6 +25,7 @@ from .journal import Journal
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
 _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
 _REMEMBERED_IDS = 10_000
+_TRIES = 3
 Answer = TypeVar("Answer")
 _logger = logging.getLogger("aca_sessions")
 
@@ -204,12 +206,10 @@ class Executions:
 
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
         try:
-            sandbox = await self._ready_sandbox()
-            if execution.cancelled:
-                raise CellNotStartedError
-            execution.status = "Running"
-            self._session.has_state = True
-            return await sandbox.execute(lambda live: self._ran_by(live, execution), transactional=execution.call.transactional)
+            for _ in range(_TRIES - 1):
+                with contextlib.suppress(CellNotSentError):  # a reset, or a death, came first
+                    return await self._executed(execution)
+            return await self._executed(execution)
         except CellNotStartedError:
             return CodeExecutionResult(error=CodeError("KeyboardInterrupt", "the cell was cancelled before it began"))
         except SnapshotError as error:
@@ -217,6 +217,14 @@ class Executions:
             return CodeExecutionResult(error=told, stderr=str(told))
         except (GuestDiedError, IsolationError) as error:
             return _no_result(str(error))
+
+    async def _executed(self, execution: RunningExecution) -> CodeExecutionResult:
+        sandbox = await self._ready_sandbox()
+        if execution.cancelled:
+            raise CellNotStartedError
+        execution.status = "Running"
+        self._session.has_state = True
+        return await sandbox.execute(lambda live: self._ran_by(live, execution), transactional=execution.call.transactional)
 
     async def _ready_sandbox(self) -> Sandbox:
         """Return the sandbox with a live interpreter. A fork server that died before the session had any state costs nothing."""
