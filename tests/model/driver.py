@@ -9,6 +9,7 @@ from typing import Any
 
 from aca_sessions import Checkpoint as Taken
 from aca_sessions import CodeExecutionResult, Session
+from aca_sessions.client.session import Branch as Branched
 from aca_sessions.errors import ACASessionsError, NotFoundError, ServiceUnavailableError, SnapshotError
 
 from . import reference
@@ -265,12 +266,17 @@ class Player:
 
     async def queued(self, handle: Handle, step: Queued) -> None:
         """The other cell waits for the first one, is cancelled, and must not begin."""
-        other, first, second = self.handle(step.other), self.number, self.number + 1
+        first, second = self.number, self.number + 1
         self.number = second
-        if other.place is not handle.place and not self.may_share_home(other.place, handle.place, certainly=True):
-            return
+        if step.in_branch:
+            await self.branch(handle)
+            other = self.handles[-1]
+        else:
+            other = self.handle(step.other)
+            other = other if other.place is handle.place else handle
         running = asyncio.ensure_future(handle.session.run(cell(first, "hang")))
         await self.started(handle, first, running)
+        execution = None
         if step.how == "call":
             waiting = asyncio.ensure_future(other.session.run(cell(second, "ok"), transactional=step.transactional))
             await until(lambda: self.machine.unfinished(other.place.name) == 1 + (other.place is handle.place))
@@ -281,8 +287,11 @@ class Player:
         await handle.session.interrupt()
         self.delivered(handle, await running, lambda world: reference.cut_short(world, first, "KeyboardInterrupt", stages=(ALL,)))
         await self.settled(other.place)
-        if step.how == "execution":
+        if execution is not None:
             self.delivered(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
+        if step.in_branch:
+            await self.run(other, "ok", False, None)
+            await self.close(other)
 
     async def flood(self, handle: Handle) -> None:
         await self.run(handle, "ok", False, None)
@@ -413,13 +422,7 @@ class Player:
             for one in self.places:
                 self.change(one, lambda world: world.end("expired"))
         elif place is not self.places[0]:
-            await handle.session.close()  # type: ignore[attr-defined]
-            for one in [one for one in self.handles if one.place is place]:
-                self.handles.remove(one)
-                if one.leased:
-                    await self.machine.pool.release(place.name)
-            await self.machine.pool.terminate(place.name)
-            self.places.remove(place)
+            await self.close(handle)
         elif how == "expired":
             with suppress(NotFoundError):
                 await interpreter.delete_session(place.name, expired=True)
@@ -427,6 +430,17 @@ class Player:
         else:
             await self.machine.pool.terminate(place.name)
             self.change(place, lambda world: world.end("terminated") or world.told.update(client=None))
+
+    async def close(self, handle: Handle) -> None:
+        """Close a branch, and let go of all its handles."""
+        place = handle.place
+        await Branched.close(handle.session)  # type: ignore[arg-type]
+        for one in [one for one in self.handles if one.place is place]:
+            self.handles.remove(one)
+            if one.leased:
+                await self.machine.pool.release(place.name)
+        await self.machine.pool.terminate(place.name)
+        self.places.remove(place)
 
     async def kill_fork_server(self) -> None:
         server = self.machine.app._sessions._sandboxes._generations[-1].fork_server
@@ -520,9 +534,9 @@ class Player:
             raise LieError(f"{handle.name} was told {claim_of(result)} and {shown_by(result)}; possible were\n{possible}")
         handle.place.worlds = distinct(worlds)
 
-    def may_share_home(self, one: Place, other: Place, *, certainly: bool = False) -> bool:
+    def may_share_home(self, one: Place, other: Place) -> bool:
         homes = [{world.home for world in place.worlds} for place in (one, other)]
-        return bool(homes[0] & homes[1]) and not (certainly and max(map(len, homes)) > 1)
+        return bool(homes[0] & homes[1])
 
     # --- events of the host ---
 

@@ -37,12 +37,13 @@ class Mid:
 
 @dataclass(frozen=True)
 class Queued:
-    """A cell that is cancelled while another one runs."""
+    """A cell that is cancelled while another one runs, in the same session or in a branch that is made for it."""
 
     handle: int
     other: int
     how: str
     transactional: bool = False
+    in_branch: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,54 +177,47 @@ DEATHS = st.sampled_from(["exit", "sigkill", "killall"])
 SELDOM = st.integers(0, 9).map(lambda drawn: drawn == 9)
 VERY_SELDOM = st.integers(0, 59).map(lambda drawn: drawn == 59)  # a stubborn cell takes the two seconds until it is killed
 
+BOTH = st.booleans()
 OK = st.builds(Run, HANDLES)
-ANY_RUN = st.builds(Run, HANDLES, st.sampled_from(["ok", "fail", "exit", "sigkill"]), st.booleans())
-CANCELLED = st.builds(Cancelled, HANDLES, st.integers(0, 60), st.booleans())
-STEPS = st.one_of(
+ANY_RUN = st.builds(Run, HANDLES, st.sampled_from(["ok", "fail", "exit", "sigkill"]), BOTH)
+CANCELLED = st.builds(Cancelled, HANDLES, st.integers(0, 60), BOTH)
+CHECKPOINT = st.builds(Checkpoint, HANDLES, NAMES, SELDOM)
+AT_ONCE = [
     OK,
     ANY_RUN,
-    st.builds(Run, HANDLES, DEATHS, st.booleans()),
-    st.builds(Checkpoint, HANDLES, NAMES, SELDOM),
-    st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3), SELDOM),
-    st.builds(Undo, HANDLES),
-    st.builds(Late, HANDLES),
-    st.builds(Reset, HANDLES, SELDOM),
-    st.builds(Ask, HANDLES, ASKED),
-    st.builds(Branch, HANDLES),
-    st.builds(NewHandle, HANDLES),
-    st.builds(Terminate, HANDLES, st.sampled_from(["terminated", "expired", "evicted"])),
-    st.builds(Run, HANDLES, st.sampled_from(["ok", "fail", "exit"]), st.booleans(), FAULTS),
-    st.builds(
-        Mid,
-        HANDLES,
-        HANDLES,
-        st.sampled_from(["cancel", "interrupt", "timeout", "reset", "terminate", "leave"]),
-        st.booleans(),
-        VERY_SELDOM,
-    ),
-    st.builds(Queued, HANDLES, HANDLES, st.sampled_from(["call", "execution"]), st.booleans()),
     CANCELLED,
-    st.one_of(st.builds(Upload, HANDLES), st.builds(Delete, HANDLES)),
-    st.builds(
-        Parallel,
-        st.lists(
-            st.one_of(
-                OK,
-                ANY_RUN,
-                CANCELLED,
-                st.builds(Reset, HANDLES),
-                st.builds(Checkpoint, HANDLES),
-                st.builds(Rollback, HANDLES, st.just("latest"), st.just(0)),
-                st.builds(Ask, HANDLES, ASKED),
-            ),
-            min_size=2,
-            max_size=4,
-        ).map(tuple),
-    ),
-    st.builds(CancelledCall, HANDLES, st.sampled_from(["checkpoint", "rollback", "reset", "branch"]), st.integers(0, 60)),
-    st.builds(lambda seldom, handle: KillForkServer() if seldom else Run(handle), SELDOM, HANDLES),
-    st.builds(lambda seldom, handle: Flood(handle) if seldom else Run(handle), SELDOM, HANDLES),
-)
+    st.builds(Reset, HANDLES),
+    st.builds(Checkpoint, HANDLES),
+    st.builds(Rollback, HANDLES, st.just("latest"), st.just(0)),
+    st.builds(Ask, HANDLES, ASKED),
+]
+ACTIONS = st.sampled_from(["cancel", "interrupt", "timeout", "reset", "terminate", "leave"])
+# How often each is drawn, the simplest first: programs shrink to those.
+WEIGHTS = [
+    (3, OK),
+    (3, ANY_RUN),
+    (2, st.builds(Run, HANDLES, DEATHS, BOTH)),
+    (1, st.builds(Run, HANDLES, st.just("killall"), st.just(True))),
+    (4, CHECKPOINT),
+    (2, st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3), SELDOM)),
+    (1, st.builds(Undo, HANDLES)),
+    (2, st.builds(Late, HANDLES)),
+    (2, st.builds(Reset, HANDLES, SELDOM)),
+    (2, st.builds(Ask, HANDLES, ASKED)),
+    (1, st.builds(Branch, HANDLES)),
+    (1, st.builds(NewHandle, HANDLES)),
+    (1, st.builds(Terminate, HANDLES, st.sampled_from(["terminated", "expired", "evicted"]))),
+    (1, st.builds(Run, HANDLES, st.sampled_from(["ok", "fail", "exit"]), BOTH, FAULTS)),
+    (2, st.builds(Mid, HANDLES, HANDLES, ACTIONS, BOTH, VERY_SELDOM)),
+    (2, st.builds(Queued, HANDLES, HANDLES, st.sampled_from(["call", "execution"]), BOTH, BOTH)),
+    (2, CANCELLED),
+    (1, st.builds(CancelledCall, HANDLES, st.sampled_from(["checkpoint", "rollback", "reset", "branch"]), st.integers(0, 60))),
+    (1, st.one_of(st.builds(Upload, HANDLES), st.builds(Delete, HANDLES))),
+    (3, st.builds(Parallel, st.lists(st.one_of(AT_ONCE), min_size=2, max_size=4).map(tuple))),
+    (1, st.builds(lambda seldom, handle: KillForkServer() if seldom else Run(handle), SELDOM, HANDLES)),
+    (1, st.builds(lambda seldom, handle: Flood(handle) if seldom else Run(handle), SELDOM, HANDLES)),
+]
+STEPS = st.sampled_from([step for weight, step in WEIGHTS for _ in range(weight)]).flatmap(lambda step: step)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-CHECKPOINTS = 3  # as many as a session keeps
+CHECKPOINTS = 2  # as many as a session keeps
 UNSURE = -1  # how much a handle knows that got no result, and made a branch
 _roots = itertools.count()
 
