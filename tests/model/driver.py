@@ -371,7 +371,7 @@ class Player:
         taken = [one for place in self.places for one in place.taken.values()]
         if by == "object" and not taken:
             return
-        wanted = taken[number % len(taken)] if by == "object" else ["1", "2", "3", "a"][number] if by == "name" else None
+        wanted = taken[number % len(taken)] if by == "object" else ["1", "2", "1", "2"][number] if by == "name" else None
         reached = None
         self.lose("session/rollback", lost)
         with suppress(SnapshotError, ServiceUnavailableError):
