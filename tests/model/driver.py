@@ -21,6 +21,7 @@ from .programs import (
     CancelledCall,
     Checkpoint,
     Delete,
+    Fill,
     Flood,
     KillForkServer,
     Late,
@@ -37,7 +38,7 @@ from .programs import (
     Undo,
     Upload,
 )
-from .reference import ALL, ANYWHERE, Ran, Shown, World
+from .reference import ALL, ANYWHERE, CHECKPOINTS, Ran, Shown, World
 from .told import UNKNOWN, Act, after_any_order, claim_of, described, distinct, key, shown_by, tell
 
 # Files are closed by calls: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
@@ -145,6 +146,9 @@ class Player:
                 await self.queued(handle, step)
             case Cancelled() | Parallel():
                 await self.parallel(step.steps if isinstance(step, Parallel) else (step,))
+            case Fill():
+                for _ in range(CHECKPOINTS):
+                    await self.checkpoint(handle, "former", False)
             case Flood():
                 await self.flood(handle)
             case CancelledCall(_, what, turns):
@@ -290,6 +294,7 @@ class Player:
         if execution is not None:
             self.delivered(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
         if step.in_branch:
+            self.number += 1
             await self.run(other, "ok", False, None)
             await self.close(other)
 
@@ -358,6 +363,8 @@ class Player:
     # --- all else ---
 
     async def checkpoint(self, handle: Handle, name: str | None, lost: bool) -> None:
+        if name == "former":
+            name = next((one.id for one in reversed(handle.place.taken.values())), "1")
         self.lose("session/checkpoints", lost)
         with suppress(ServiceUnavailableError):
             taken = await handle.session.checkpoint(name)
@@ -371,7 +378,8 @@ class Player:
         taken = [one for place in self.places for one in place.taken.values()]
         if by == "object" and not taken:
             return
-        wanted = taken[number % len(taken)] if by == "object" else ["1", "2", "1", "2"][number] if by == "name" else None
+        texts = [text for mark in handle.place.worlds[0].marks for text in (mark.name, mark.id.partition(" ")[0]) if text] or ["1"]
+        wanted = taken[number % len(taken)] if by == "object" else texts[number % len(texts)] if by == "name" else None
         reached = None
         self.lose("session/rollback", lost)
         with suppress(SnapshotError, ServiceUnavailableError):

@@ -57,14 +57,23 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """`former` stands for a name that is the id of the checkpoint before."""
+
     handle: int
     name: str | None = None
     lost: bool = False  # the answer
 
 
 @dataclass(frozen=True)
+class Fill:
+    """As many checkpoints as a session keeps, each named by the id of the one before."""
+
+    handle: int
+
+
+@dataclass(frozen=True)
 class Rollback:
-    """To a checkpoint by its object, by its name, or to the latest."""
+    """To a checkpoint by its object, by a text that is a name or an id, or to the latest."""
 
     handle: int
     by: str
@@ -154,6 +163,7 @@ Step = (
     | Queued
     | Cancelled
     | CancelledCall
+    | Fill
     | Flood
     | Checkpoint
     | Rollback
@@ -170,7 +180,7 @@ Step = (
 )
 
 HANDLES = st.integers(0, 4)
-NAMES = st.sampled_from([None, "1", "2"])
+NAMES = st.sampled_from([None, "a", "former"])
 ASKED = st.sampled_from(["variables", "health", "packages", "list_files", "checkpoints"])
 FAULTS = st.sampled_from(["before", "after", "504", "silent", "twice"])
 DEATHS = st.sampled_from(["exit", "sigkill", "killall"])
@@ -198,8 +208,9 @@ WEIGHTS = [
     (3, ANY_RUN),
     (2, st.builds(Run, HANDLES, DEATHS, BOTH)),
     (1, st.builds(Run, HANDLES, st.just("killall"), st.just(True))),
-    (4, CHECKPOINT),
-    (2, st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3), SELDOM)),
+    (3, CHECKPOINT),
+    (2, st.builds(Fill, HANDLES)),
+    (3, st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3), SELDOM)),
     (1, st.builds(Undo, HANDLES)),
     (2, st.builds(Late, HANDLES)),
     (2, st.builds(Reset, HANDLES, SELDOM)),
