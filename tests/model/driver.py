@@ -310,6 +310,10 @@ class Player:
         results = [await execution.wait() for execution in executions[1:]]
         if (told := [(one.value, one.state.kind) for one in results]) != [(number, "kept") for number in range(1, FLOOD)]:
             raise LieError(f"results of a flood are {told}")
+        self.number += 1
+        await self.run(handle, "ok", False, None)  # now the first result is not kept any more
+        await self.machine.network.send_first_again()
+        await self.settled(handle.place)
 
     # --- steps at the same time ---
 
