@@ -99,7 +99,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("install_dependencies", {"packages": [1]}, "packages.0: Input should be a valid string"),
     ("save_script", {"name": "../x", "content": "1"}, "no folder"),
     ("save_script", {"name": ".hidden", "content": "1"}, "no folder"),
-    ("run_script", {"path": "../../etc/passwd"}, "stays in it"),
+    ("run_script", {"path": "../../etc/passwd"}, "must stay in it"),
     ("run_script", {"path": "nothing"}, "there is no such script"),
     ("check_kernel_responsiveness", {"timeout": 0}, "timeout: Input should be greater than 0"),
     ("no_such_tool", {}, "there is no tool of that name"),
@@ -124,7 +124,7 @@ async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) ->
         for path in ("report", "report.py", "scripts/report", "scripts/report.py", "/mnt/data/scripts/report.py"):
             ran = await ask(client, "run_script", path=path, args=["a b", "$HOME; ls"])
             assert (ran["returncode"], ran["stdout"].strip(), ran["success"]) == (3, "['a b', '$HOME; ls']", False)
-        assert "stays in it" in await refused(client, "run_script", path="/etc/passwd")
+        assert "must stay in it" in await refused(client, "run_script", path="/etc/passwd")
         assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
 
 
