@@ -1,6 +1,7 @@
 """What results say of a session's state, against what is really in it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -567,3 +568,41 @@ async def test_a_cell_whose_interpreter_is_reset_while_it_waits_runs_in_a_fresh_
         result = await waiting
         assert (result.value, result.error, str(result.state)) == (False, None, "lost: reset")
         await running
+
+
+# --- a rollback, hit by a death at every step ---
+
+WORLD = "globals().get('x'), open('a').read() if __import__('os').path.exists('a') else None"
+VICTIMS = {
+    "the checkpoint": lambda sandbox: sandbox.timeline.moments[0].interpreter.pidfd,
+    "the live interpreter": lambda sandbox: sandbox.running.pidfd,
+    "all of the session": lambda sandbox: sandbox.running.home.init,
+    "the fork server": lambda sandbox: os.pidfd_open(sandbox._fork_server._process.pid),
+}
+
+
+@pytest.mark.parametrize("turns", [0, 8, 16, 24, 32, 48])
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_a_rollback_that_is_hit_at_any_step_is_all_or_nothing_or_says_so(victim: str, turns: int) -> None:
+    async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
+        await session.run("x = 1; open('a', 'w').write('one')")
+        checkpoint = await session.checkpoint()
+        await session.run("x = 2; open('a', 'w').write('two')")
+        server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
+        sandbox = server._sessions.find(session.session_id)._opening.result()
+        pidfd = VICTIMS[victim](sandbox)
+        rolling = asyncio.ensure_future(session.rollback(checkpoint))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with contextlib.suppress(OSError):  # the rollback was faster, and has ended it
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        await asyncio.wait({rolling})
+        returned = rolling.exception() is None
+        x_then, a_then = (1, "one") if returned else (2, "two")
+        for _ in range(2):  # what dies while the first of these is on its way is reported by the second
+            result = await session.run(WORLD)
+            if result.error is None:
+                break
+        x, a = eval(result.text or "(None, None)")
+        assert x == {"kept": x_then, "rolled_back": 1, "lost": None, "unknown": x}[result.state.variables], (returned, result.state)
+        assert a == {"kept": a_then, "rolled_back": "one", "lost": None, "unknown": a}[result.state.files], (returned, result.state)

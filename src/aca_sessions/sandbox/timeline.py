@@ -108,7 +108,11 @@ class Timeline:
                 await moment.interpreter.ping()
                 return moment.interpreter
             interpreter, _ = await fork(moment.interpreter, self._tree, self._limits)
-            await interpreter.ping()
+            try:
+                await interpreter.ping()
+            except BaseException:
+                await interpreter.close()
+                raise
             return interpreter
         except ACASessionsError as error:
             raise SnapshotError(f"the checkpoint cannot be returned to: {error}") from None
