@@ -52,9 +52,9 @@ class Ledger:
         entries = [entry for entry in self._after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
 
-    def seen_from(self, since: str | None, start: int, end: int) -> tuple[State, Record]:
-        """Return the state and the record of an execution for a caller that names its position, or none."""
-        known = self.fetched if since is None else parse_position(since, self.id)
+    def seen_from(self, since: str | None, start: int, end: int, *, otherwise: int = 0) -> tuple[State, Record]:
+        """Return the state and the record of an execution for a caller that names its position, or is at `otherwise`."""
+        known = otherwise if since is None else parse_position(since, self.id)
         first = State("lost", "lost", "ended", "expired") if known is None else None
         record = self.record(known or 0, start, end)
         return state_between(record.entries, record.since, end, first=first), record

@@ -125,6 +125,13 @@ async def test_a_branch_inherits_a_loss_that_its_origin_was_not_told(session: Se
         assert [str((await one.run("1")).state) for one in (branch, branch, session)] == ["lost: exit", "kept", "lost: exit"]
 
 
+async def test_a_loss_is_reported_to_a_caller_whose_first_calls_run_beside_anothers(pool: SessionPool) -> None:
+    async with pool.session("s") as one, pool.session("s") as other:
+        first, died, second = await asyncio.gather(one.run("x = 1"), other.run("import os; os._exit(1)"), one.run("'x' in globals()"))
+        assert (str(first.state), str(died.state)) == ("kept", "lost: exit")
+        assert (second.value, str(second.state)) == (False, "lost: exit")
+
+
 async def test_parallel_results_agree_on_a_loss(session: Session) -> None:
     await session.run("x = 1")
     results = await asyncio.gather(session.run("import os; os._exit(1)"), *(session.run("'x' in globals()") for _ in range(5)))

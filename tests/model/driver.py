@@ -255,9 +255,9 @@ class Player:
                 error = "TimeoutError" if step.action == "timeout" else "KeyboardInterrupt"
                 stages = ANYWHERE if step.action == "timeout" else (ALL,)
                 yield from reference.cut_short(world, self.number, error, stages=stages, transactional=transactional)
-                if step.stubborn:
-                    error = "TimeoutError" if step.action == "timeout" else "InterpreterDied"
-                    yield from reference.cut_short(world, self.number, error, stages=(ALL,), transactional=transactional, killed=True)
+                # A machine that is busy for longer than the grace period kills what would have stopped.
+                error = "TimeoutError" if step.action == "timeout" else "InterpreterDied"
+                yield from reference.cut_short(world, self.number, error, stages=stages, transactional=transactional, killed=True)
 
         if result is None:
             self.went(handle.place, courses)
@@ -289,7 +289,7 @@ class Player:
             execution = await other.session.start(cell(second, "ok"), transactional=step.transactional)
             await execution.cancel()
         await handle.session.interrupt()
-        self.delivered(handle, await running, lambda world: reference.cut_short(world, first, "KeyboardInterrupt", stages=(ALL,)))
+        self.delivered(handle, await running, lambda world: interrupted(world, first))
         await self.settled(other.place)
         if execution is not None:
             self.delivered(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
@@ -589,3 +589,9 @@ async def cancelled(running: "asyncio.Future[Any] | None") -> None:
     await asyncio.wait({running})
     if not running.cancelled():
         raise LieError("a call that was cancelled returned")
+
+
+def interrupted(world: World, number: int) -> Iterator[Ran]:
+    """A cell that was interrupted, or killed since the machine was busy for longer than the grace period."""
+    yield from reference.cut_short(world, number, "KeyboardInterrupt", stages=(ALL,))
+    yield from reference.cut_short(world, number, "InterpreterDied", stages=(ALL,), killed=True)

@@ -209,6 +209,8 @@ class Interpreter:
         if cell is None or cell.execution != execution or not self.alive:
             return
         await _first_of(cell.started, self._death, within=INTERRUPT_GRACE)
+        if cell is not self._cell or cell.finished.done():
+            return  # it ended meanwhile, and the signal would hit the next one
         self._signal(signal.SIGINT)
         await _first_of(cell.finished, self._death, within=INTERRUPT_GRACE)
         if not cell.finished.done():

@@ -59,6 +59,8 @@ class RunningExecution:
         self._identifier = session.identifier
         self._ledger = session.ledger
         self.start = self.end = session.ledger.position
+        # Where a caller that names no position was when it asked: what others fetch before its answer is made is still news to it.
+        self._known = session.ledger.fetched
         self._result: CodeExecutionResult | None = None
 
     @property
@@ -72,7 +74,7 @@ class RunningExecution:
         """Return what is known now. The result's state is what happened since a position that the caller names, if it does."""
         result = self._result
         if result is not None and result.state != NO_REPLY:
-            state, record = self._ledger.seen_from(since, self.start, self.end)
+            state, record = self._ledger.seen_from(since, self.start, self.end, otherwise=self._known)
             result = replace(with_state(result, state), record=record)
         return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 

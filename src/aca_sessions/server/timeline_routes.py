@@ -87,7 +87,7 @@ class TimelineRoutes:
                     await session.executions.in_turn(lambda _sandbox: self._sessions.take_back(branches))
                 raise
         here = session.ledger.position
-        _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here)
+        _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here, otherwise=session.ledger.fetched)
         positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
         return JSONResponse(timeline.encode_branched(record, positions))
 
