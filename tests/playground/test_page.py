@@ -114,7 +114,7 @@ def test_what_became_of_the_state_is_told(playground: Playground) -> None:
     assert "NameError" in playground.run("x")
     assert playground.state() == "kept"
     playground.page.click("#transactional")
-    assert "as before this cell" in playground.run("y = 2; 1 / 0")
+    assert "as before the cell that failed" in playground.run("y = 2; 1 / 0")
     assert playground.state().startswith("rolled_back")
 
 

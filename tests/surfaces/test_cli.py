@@ -254,6 +254,7 @@ async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None
             await asyncio.sleep(0.3)
             server.process.send_signal(signal.SIGTERM)
             result = await running
+        await asyncio.to_thread(server.process.wait, 60)  # a second SIGTERM, from the end of the block, would wait for nothing
     assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
     assert server.process.returncode == 0
     assert "Traceback" not in server.rest[1]

@@ -219,14 +219,18 @@ class Interpreter:
     async def kill(self, cause: str = "killed") -> Ended:
         """Kill it and all processes of its tree but other interpreters; `close` is still to be called.
 
-        No code of it runs from here on. Return which processes ended, and which live on although they were killed.
+        No code of it runs from here on. Return which processes ended, and which live on although they were killed; if it is the last one of
+        its home, all end with it and none is named.
         """
-        if not self.home.is_alone(self.number):  # else its end takes everything with it, before it was named
-            self._killed_for = self._killed_for or cause
-            self._signal(signal.SIGKILL)  # without its children, which the next step ends and names
-        ended = await self.home.end_processes(self.tree)
-        self._kill(cause)
-        return ended
+        if self.home.is_alone(self.number):
+            self._kill(cause)
+            return Ended()
+        self._killed_for = self._killed_for or cause
+        self._signal(signal.SIGKILL)  # without its children, which the next step ends and names
+        try:
+            return await self.home.end_processes(self.tree)
+        finally:
+            self._kill(cause)
 
     async def close(self, cause: str = "killed") -> None:
         """End it and what it started, and close its descriptors even if the caller is cancelled. The last one ends its home."""

@@ -9,7 +9,7 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
-from ..models import CodeExecutionResult
+from ..models import CodeExecutionResult, RunningProcess
 from ..tasks import Tasks, made_in_thread
 from . import copies
 from .ends import Spawned, Tree, host_pid
@@ -256,7 +256,7 @@ class Sandbox:
                     cut_off=_UNKNOWN_CUT_OFF if cut is None else cut,
                 ).position
                 if live is not None:
-                    self._note_processes(await live.kill())
+                    await self._kill(live)
         except BaseException:
             if target not in (moment.interpreter, self._interpreter):
                 await target.close()
@@ -353,11 +353,19 @@ class Sandbox:
             live, self._interpreter = self._interpreter, None
             position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
             if live is not None:
-                self._note_processes(Ended(left=(await live.kill("reset")).left))  # that the others end is what a reset is for
+                await self._kill(live, "reset")
             await self.timeline.clear(hidden=False)
             if live is not None:
                 await live.close("reset")
             return position
+
+    async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
+        """Kill an interpreter that was replaced, and record what that did to processes. A reset is for ending them, which is no news."""
+        try:
+            killed = await live.kill(cause)
+        except ACASessionsError:  # there is no descriptor left to look at them
+            killed = Ended(left=(RunningProcess(0, "unknown"),))
+        self._note_processes(Ended(left=killed.left) if cause == "reset" else killed)
 
     async def _end(self, cause: str) -> None:
         await self.packages.close()
