@@ -157,6 +157,15 @@ def test_an_older_result_that_arrives_late_reports_its_own_time_and_moves_nothin
     assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"
 
 
+def test_a_result_that_arrives_late_still_says_what_its_own_cell_lost() -> None:
+    ledger, caller = ledger_of(("started", {})), Delivered()
+    caller.deliver(result_at(ledger, 0, 1))
+    ledger.append("died", cause="exit", **LOST)
+    died = result_at(ledger, 1, 1)
+    assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
+    assert str(caller.deliver(died).state) == "lost: exit"
+
+
 def test_a_reset_while_a_cell_ran_is_news_in_its_result() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
