@@ -175,8 +175,8 @@ class Sandbox:
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
-        """Record the death of the live interpreter. One that was replaced before has its entry already."""
-        if interpreter is self._interpreter and not self._closed:
+        """Record the death of the live interpreter. One that was replaced, or lost with its workspace, has its entry already."""
+        if interpreter is self._interpreter and not self._closed and not self._is_workspace_lost:
             variables = "lost" if interpreter.has_run_cells else "kept"
             kind = "killed" if cause in ("killed", "memory") else "died"
             self.ledger.append(kind, cause=cause, variables=variables, processes="ended")
