@@ -12,6 +12,7 @@ from ..ledger import Ledger
 from ..models import CodeExecutionResult, RunningProcess
 from ..tasks import Tasks, made_in_thread
 from . import copies
+from .cell import CellNotSentError
 from .ends import Spawned, Tree, host_pid
 from .files import Files
 from .forkserver import ForkServer
@@ -94,7 +95,10 @@ class Sandbox:
 
     async def checkpoint(self, name: str | None = None) -> Moment:
         """Keep variables and files as they are now; SnapshotError says what is in the way."""
-        return await self._tasks.to_its_end(self._take(name))
+        try:
+            return await self._tasks.to_its_end(self._take(name))
+        except CellNotSentError as error:
+            raise SnapshotError("the session was reset, or its interpreter ended, before the checkpoint: take it again") from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[Moment, int]:
         """Return to a checkpoint, or to the latest, which stays. Return it with the position of the ledger's entry."""
@@ -167,6 +171,10 @@ class Sandbox:
         if not self._closed:
             self._closed = True
             await self._tasks.to_its_end(self._end(cause))
+
+    async def fork_server_answers(self) -> bool:
+        """Return whether the fork server still answers: its death is seen here before its process has ended."""
+        return await to_thread.run_sync(self._fork_server.answers)
 
     def note_lost_workspace(self) -> None:
         """Record, once, that the fork server died, and with it the session's variables and files."""
@@ -294,7 +302,7 @@ class Sandbox:
         async with self._turn:
             if self._closed or (self._interpreter is not None and self._interpreter.alive):
                 return
-            if not await to_thread.run_sync(self._fork_server.answers):
+            if not await self.fork_server_answers():
                 self.note_lost_workspace()
                 return
             await self._fall_back()

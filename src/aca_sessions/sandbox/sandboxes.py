@@ -124,7 +124,7 @@ class Sandboxes:
             try:
                 return await self._open()
             except GuestDiedError:
-                if self.alive:
+                if await to_thread.run_sync(self._generations[-1].fork_server.answers):
                     raise
         return await self._open()
 

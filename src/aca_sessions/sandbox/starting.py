@@ -34,6 +34,8 @@ async def start(
     except BaseException as error:
         spawned.link.close()
         await home.leave(0)
+        if isinstance(error, ConnectionError):  # its end is seen here first
+            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause") from error
         if isinstance(error, TimeoutError):
             raise GuestDiedError("a session did not start within 30 s; the machine may be overloaded: try again") from None
         raise

@@ -67,11 +67,13 @@ class HostedSession:
 
     async def renew(self) -> bool:
         """Open another sandbox if this one died before anything could be lost, and return whether that was so."""
-        if self.has_state or self.ended or self.usable or self._open_again is None:
+        if self.has_state or self._open_again is None:
             return False
-        dead, self._opening = self._opening, self._open_again()
-        if dead.exception() is None:
-            await dead.result().close()
+        sandbox = await self.sandbox()
+        if await sandbox.fork_server_answers() or self.has_state or self.ended:
+            return False
+        self._opening = self._open_again()
+        await sandbox.close()
         return True
 
     @property
