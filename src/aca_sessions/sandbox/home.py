@@ -343,4 +343,6 @@ def _told_as_control_group() -> Iterator[None]:
     except OSError as error:
         if is_shortage(error):
             raise
+        if isinstance(error, ProcessLookupError):
+            raise GuestDiedError("a session ended before its memory could be counted") from error
         raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
