@@ -146,9 +146,10 @@ class Player:
                 await self.queued(handle, step)
             case Cancelled() | Parallel():
                 await self.parallel(step.steps if isinstance(step, Parallel) else (step,))
-            case Fill():
+            case Fill(_, text):
                 for _ in range(CHECKPOINTS):
                     await self.checkpoint(handle, "former", False)
+                await self.roll_back(handle, "name", text, False)
             case Flood():
                 await self.flood(handle)
             case CancelledCall(_, what, turns):

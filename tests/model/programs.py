@@ -66,9 +66,10 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Fill:
-    """As many checkpoints as a session keeps, each named by the id of the one before."""
+    """As many checkpoints as a session keeps, each named by the id of the one before; then back to one by a text."""
 
     handle: int
+    text: int
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ WEIGHTS = [
     (2, st.builds(Run, HANDLES, DEATHS, BOTH)),
     (1, st.builds(Run, HANDLES, st.just("killall"), st.just(True))),
     (3, CHECKPOINT),
-    (2, st.builds(Fill, HANDLES)),
+    (2, st.builds(Fill, HANDLES, st.integers(0, 3))),
     (3, st.builds(Rollback, HANDLES, st.sampled_from(["object", "name", "latest"]), st.integers(0, 3), SELDOM)),
     (1, st.builds(Undo, HANDLES)),
     (2, st.builds(Late, HANDLES)),
