@@ -613,3 +613,14 @@ async def test_a_rollback_that_is_hit_at_any_step_is_all_or_nothing_or_says_so(v
         x, a = eval(result.text or "(None, None)")
         assert x == {"kept": x_then, "rolled_back": 1, "lost": None, "unknown": x}[result.state.variables], (returned, result.state)
         assert a == {"kept": a_then, "rolled_back": "one", "lost": None, "unknown": a}[result.state.files], (returned, result.state)
+
+
+async def test_an_interrupt_that_comes_as_its_cell_ends_does_not_hit_the_next_cell(session: Session) -> None:
+    await session.run("import time; n = 0")
+    for turn in range(60):
+        execution = await session.start(f"time.sleep({turn % 6 / 1000})")
+        following = asyncio.ensure_future(session.run("n += 1\nfor _ in range(20): time.sleep(0.0005)\nn"))
+        await asyncio.sleep(turn % 7 / 1000)
+        await execution.cancel()
+        result = await following
+        assert (result.value, result.error) == (turn + 1, None)
