@@ -68,7 +68,8 @@ async def test_a_loss_by_a_cancelled_call_is_reported_with_the_next_result(sessi
 
 async def test_a_loss_by_an_abandoned_stream_is_reported_with_the_next_result(session: Session) -> None:
     await session.run("x = 1")
-    async for _ in session.stream("print(1, flush=True)\n" + STUBBORN):
+    stubborn = STUBBORN.replace("open('started', 'w').close()", "print(1, flush=True)")  # an interrupt before the `try` would end it
+    async for _ in session.stream(stubborn):
         break
     assert str((await session.run("1")).state) == "lost: killed"
 
