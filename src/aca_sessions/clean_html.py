@@ -1,0 +1,200 @@
+"""Write HTML that guests made anew, from elements, attributes and styles that run nothing and load nothing, for the page of a notebook.
+
+Nothing of the input is copied: tags are written from the lists below, balanced and at most 300 deep, and all else is escaped. Elements
+stand only where a browser leaves them: it closes a paragraph before a block, and moves what is no part of a table out of it. What we wrote
+as the end of such an element would end something around our box. Reading the input otherwise than a browser does changes how it looks, not
+what it can do. The notebook's style sheets apply to it, so that it has neither classes nor ids: with those it could look like a part of the
+notebook. The playground has the same lists in `clean.js`, for a frame.
+
+nh3 (Ammonia) was tried in the place of this: a guest's 40,000 nested elements took it 10 s, and it drops pandas' styles of single cells.
+"""
+
+import re
+from collections.abc import Iterator, Set
+from html import escape, unescape
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+KEPT = _words(
+    "a abbr article aside b bdi bdo big blockquote br caption center cite code col colgroup dd del details dfn div dl dt em figcaption "
+    "figure font footer h1 h2 h3 h4 h5 h6 header hr i img ins kbd li main mark meter ol p pre progress q s samp section small span strike "
+    "strong sub summary sup table tbody td tfoot th thead time tr tt u ul var wbr"
+)
+VOID = _words("br col hr img wbr")
+ATTRIBUTES = _words(
+    "align alt border colspan dir height high lang low max min open optimum rowspan scope span start title valign value width"
+)
+_TEXT_ONLY = _words("script style title textarea iframe noembed noframes noscript xmp plaintext")  # tags in them are text
+_DROPPED = _words("template object applet frameset math svg audio video select")  # with all that is in them
+_BLOCKS = _words(
+    "article aside blockquote center dd details div dl dt figcaption figure footer h1 h2 h3 h4 h5 h6 header hr li main ol p pre section "
+    "summary table ul"
+)
+_HEADINGS = _words("h1 h2 h3 h4 h5 h6")
+_PARENTS = dict.fromkeys(("caption", "colgroup", "thead", "tbody", "tfoot"), _words("table")) | {
+    "col": _words("colgroup table"),
+    "tr": _words("thead tbody tfoot table"),
+    "td": _words("tr"),
+    "th": _words("tr"),
+}
+_PARTS_ONLY = _words("table colgroup thead tbody tfoot tr")  # nothing but parts of a table may be in these
+_CELLS = _words("td th caption")
+_DEEPEST = 300
+
+_TAG = re.compile(r"""<(/?)([a-z][^\s/>]*+)((?:[^>"'=]++|=\s*+"[^"]*+"|=\s*+'[^']*+'|["'=])*+)>""", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"""([^\s"'>/=]++)(?:\s*+=\s*+("[^"]*+"|'[^']*+'|[^\s"'>]*+))?""")
+_PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp|svg\+xml)[;,]", re.IGNORECASE)
+_RULE = re.compile(r"([^{}]{1,1000})\{([^{}]{0,4000})\}")
+_BY_ID = re.compile(r"#([\w-]{1,100})", re.ASCII)
+_PROPERTIES = _words(
+    "background background-color border border-bottom border-collapse border-color border-left border-right border-top color font-style "
+    "font-weight max-width min-width padding text-align text-decoration vertical-align white-space width"
+)
+_VALUE = re.compile(r"(?:(?:rgba?|hsla?|linear-gradient)\(|[\w\s.,#%)+-])+", re.ASCII)  # no url(), no escape, nothing quoted
+_LONGEST_VALUE = 300
+_BOX = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto">{}</div>'
+
+
+def cleaned(html: str) -> str:
+    """Return what is left of HTML in a box of its own, outside of which the host speaks; empty if nothing is left to be seen."""
+    cleaner = _Cleaner()
+    cleaner.read(html)
+    content = cleaner.written()
+    return _BOX.format(content) if cleaner.shows_anything else ""
+
+
+class _Cleaner:
+    """Read HTML once, from its beginning to its end."""
+
+    def __init__(self) -> None:
+        self.shows_anything = False
+        self._parts: list[str] = []
+        self._open: list[str] = []
+        self._styles: dict[str, str] = {}  # by the id of an element, which is how pandas lays out single cells
+        self._dropping, self._depth = "", 0
+
+    def read(self, html: str) -> None:
+        """Read all of it. Like browsers, drop what comes after a tag or comment that has no end."""
+        place = 0
+        while (start := html.find("<", place)) >= 0:
+            self._text(html[place:start])
+            if tag := _TAG.match(html, start):
+                place = self._tag(html, tag)
+            elif html.startswith(("<!", "<?", "</"), start):
+                end = "-->" if html.startswith("<!--", start) else ">"
+                place = html.find(end, start) + len(end)
+                if place < start + len(end):
+                    return
+            elif html[start + 1 : start + 2].isalpha():
+                return
+            else:
+                self._text("<")
+                place = start + 1
+            if not place:
+                return
+        self._text(html[place:])
+
+    def written(self) -> str:
+        """Return what was written, with its elements closed."""
+        return "".join([*self._parts, *(f"</{name}>" for name in reversed(self._open))])
+
+    def _text(self, text: str) -> None:
+        if text and not self._dropping:
+            self._parts.append(escape(unescape(text)))
+            self.shows_anything = self.shows_anything or not text.isspace()
+
+    def _tag(self, html: str, tag: re.Match[str]) -> int:
+        """Take one tag, and return where to read on; 0 if nothing is left."""
+        closes, name = bool(tag[1]), tag[2].lower()
+        if name in _TEXT_ONLY and not closes:
+            end = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE).search(html, tag.end())
+            if name == "style" and end and not self._dropping:
+                self._styles.update(_rules(html[tag.end() : end.start()]))
+            return end.start() if end else 0
+        if self._dropping:
+            self._depth += 0 if name != self._dropping else -1 if closes else 1
+            self._dropping = self._dropping if self._depth else ""
+        elif name in _DROPPED and not closes:
+            self._dropping, self._depth = name, 1
+        elif name in KEPT:
+            self._close(name) if closes else self._begin(name, tag[3])
+        return tag.end()
+
+    def _begin(self, name: str, attributes: str) -> None:
+        if len(self._open) >= _DEEPEST or not self._make_room(name):
+            return
+        given: dict[str, str] = {}
+        for attribute, value in _ATTRIBUTE.findall(attributes):
+            given.setdefault(attribute.lower(), unescape(value[1:-1] if value[:1] in ("'", '"') else value))
+        kept = {key: value for key, value in given.items() if key in ATTRIBUTES}
+        if name == "img" and _PICTURE.match(given.get("src", "")):
+            kept["src"] = given["src"]
+            self.shows_anything = True
+        if style := "; ".join(filter(None, (self._styles.get(given.get("id", "")), _declarations(given.get("style", ""))))):
+            kept["style"] = style
+        self._parts.append("".join([f"<{name}", *(f' {key}="{escape(value)}"' for key, value in kept.items()), ">"]))
+        if name not in VOID:
+            self._open.append(name)
+
+    def _make_room(self, name: str) -> bool:
+        """Close what a browser closes before an element; return False if the element cannot stand here."""
+        if name in _PARENTS:
+            place = self._find(_PARENTS[name], until={"table"})
+            if place is not None:
+                self._close_to(place + 1)
+            return place is not None
+        if self._open and self._open[-1] in _PARTS_ONLY:
+            return False
+        for names, until in _closed_by(name):
+            while (place := self._find(names, until=_CELLS | until)) is not None:
+                self._close_to(place)
+        return True
+
+    def _close(self, name: str) -> None:
+        until = {"table"} if name in _PARENTS or name == "table" else _CELLS
+        if (place := self._find({name}, until=until)) is not None:
+            self._close_to(place)
+
+    def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
+        """Return the place of the innermost open element of some names, in no outer one than the first of `until`."""
+        for place in range(len(self._open) - 1, -1, -1):
+            if self._open[place] in names:
+                return place
+            if self._open[place] in until:
+                return None
+        return None
+
+    def _close_to(self, place: int) -> None:
+        while len(self._open) > place:
+            self._parts.append(f"</{self._open.pop()}>")
+
+
+def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
+    """Return names of elements that end where one begins, and of those that keep them."""
+    if name in _BLOCKS:
+        yield {"p"}, set()
+    if name == "li":
+        yield {"li"}, {"ul", "ol"}
+    elif name in ("dd", "dt"):
+        yield {"dd", "dt"}, {"dl"}
+    elif name == "a":
+        yield {"a"}, set()
+    elif name in _HEADINGS:
+        yield _HEADINGS, set()
+
+
+def _rules(sheet: str) -> Iterator[tuple[str, str]]:
+    for selectors, text in _RULE.findall(sheet):
+        if declarations := _declarations(text):
+            yield from ((found[1], declarations) for one in selectors.split(",") if (found := _BY_ID.fullmatch(one.strip())))
+
+
+def _declarations(text: str) -> str:
+    pairs = (part.partition(":")[::2] for part in text.split(";"))
+    kept = ((name.strip().lower(), " ".join(value.split())) for name, value in pairs)
+    return "; ".join(
+        f"{name}: {value}" for name, value in kept if name in _PROPERTIES and len(value) <= _LONGEST_VALUE and _VALUE.fullmatch(value)
+    )

@@ -1,0 +1,155 @@
+"""Show what guests chose where the host speaks: names, text that looks like a line of the host's, control sequences.
+
+The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins so gets
+`QUOTE` in front of it, so that a label without it is the host's. No list of letters that look alike is complete: a label counts in any case
+of its letters, with invisible characters and colours between them, and in no other letters.
+"""
+
+import re
+from functools import cache
+
+QUOTE = "(printed) "
+RESET = "\x1b[0m"
+
+_LONGEST_CAPTION = 200
+_LONGEST_HELD = 1000  # characters
+_PLAIN_NAME = re.compile(r"[\w.,/@%+=:~#-]+")
+_COLOUR = r"\x1b\[[\d;:]{0,64}m"
+_INVISIBLE = "\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef"
+# All of C0 but tab, newline and carriage return, DEL, all of C1, what ends a line or turns the direction of text, and lone surrogates.
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+_CONTROL_OR_COLOUR = re.compile(f"({_COLOUR})|{_CONTROL}")
+_TERMINAL_LABELS = ("[session state", "[image saved", "[image not saved", "[0 image(s) shown", "aca-sessions:")
+_MODEL_LABELS = (
+    *("[stdout]", "[stderr]", "[displayed]", "[value]", "[files]", "[processes]", "[images]", "[state]", "[outputs]", "(no output)"),
+    *("[0 frame in libraries]", "[0 frames in libraries]", "[… 0 characters cut", "[an HTML page of 0 characters", "[displayed:"),
+    *("[some output is not told", "[more output is not told", *_TERMINAL_LABELS),
+)
+
+
+def shown_name(name: str, longest: int = 200) -> str:
+    """Return a name as it is if it has only letters, digits and marks that separate nothing; otherwise quoted and escaped, as `repr` does.
+
+    Of a long one the beginning and the end are left.
+    """
+    if len(name) > longest:
+        half = longest // 2
+        name = f"{name[:half]}…{name[-half:]}"
+    return name if _PLAIN_NAME.fullmatch(name) else repr(name)
+
+
+def shown_caption(text: str) -> str:
+    """Return a description as one line; quoted, as `repr` does, if it could be taken for more than one item of a list."""
+    line = " ".join(text.split())[:_LONGEST_CAPTION]
+    return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
+
+
+def printable(text: str, *, colours: bool = True) -> str:
+    """Return text whose control characters are escaped, but for tabs and ends of lines. Colours are kept or left out."""
+    return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escaped(found[0]), text)
+
+
+def for_model(text: str) -> str:
+    """Return text of which no line begins with a label of the host's, without colours and control characters."""
+    return _model_line().sub(QUOTE, printable(text, colours=False))
+
+
+def for_terminal(text: str) -> str:
+    """Return text with no label of the host's and no control sequence but colours, which end with it."""
+    screen = Screen()
+    return screen.take(text) + screen.flush() + screen.reset()
+
+
+class Screen:
+    """Make guest text safe for one terminal, piece by piece, whatever streams it comes by.
+
+    A long line goes on in the terminal's next row, so that labels are looked for everywhere and not at beginnings of lines alone.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""  # may become a label or a control sequence with what follows
+        self._cut = ""  # went out by `flush` and may still become a label
+        self._coloured = False
+
+    def take(self, text: str) -> str:
+        """Return what can be written now."""
+        pending, before = self._held + text, ""
+        if self._cut:
+            whole = self._cut + pending
+            goes_on = (found := _unfinished().search(whole)) is not None and found.start() == 0
+            if goes_on and len(whole) <= _LONGEST_HELD:
+                self._held = pending
+                return ""
+            before = "\n" if goes_on or _terminal_label().match(whole) else ""
+            self._cut = ""
+        found = _unfinished().search(pending)
+        end = found.start() if found else len(pending)
+        self._held = pending[end:]
+        shown = before + self._safe(pending[:end])
+        return shown + QUOTE + self.flush() if len(self._held) > _LONGEST_HELD else shown
+
+    def flush(self) -> str:
+        """Return what was held back: somebody else writes, or the cell waits for input."""
+        shown, self._held = self._safe(self._held), ""
+        found = _unfinished().search(self._cut + shown)
+        self._cut = found[0] if found else ""
+        return shown
+
+    def reset(self) -> str:
+        """Return what ends the colours of guest text, before the host writes."""
+        coloured, self._coloured, self._cut = self._coloured, False, ""
+        return RESET if coloured else ""
+
+    def _safe(self, text: str) -> str:
+        shown = printable(_terminal_label().sub(lambda found: QUOTE + found[0], text))
+        self._coloured = self._coloured or "\x1b" in shown
+        return shown
+
+
+def _escaped(control: str) -> str:
+    return control.encode("unicode_escape").decode()
+
+
+def _letters(label: str, gap: str) -> list[str]:
+    patterns = {"0": rf"\d(?:{gap}\d)*", " ": r"[^\S\r\n]+"}
+    return [patterns.get(letter, re.escape(letter)) for letter in label]
+
+
+def _whole(labels: tuple[str, ...], gap: str) -> str:
+    return "|".join(gap.join(_letters(label, gap)) for label in labels)
+
+
+def _begun(label: str) -> str:
+    """Return a pattern of each beginning of a label that is not all of it."""
+    pattern = ""
+    for letter in reversed(_letters(label, _GAP)[:-1]):
+        pattern = f"(?:{letter}{_GAP}{pattern})?"
+    return pattern.removesuffix("?")
+
+
+_GAP = f"(?:{_COLOUR}|[{_INVISIBLE}])*"
+
+
+# Compiled by their first use: it takes longer than many a cell.
+@cache
+def _terminal_label() -> re.Pattern[str]:
+    return re.compile(_whole(_TERMINAL_LABELS, _GAP), re.IGNORECASE)
+
+
+@cache
+def _unfinished() -> re.Pattern[str]:
+    """Match the beginning of a label or of a control sequence at the end of a text."""
+    labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
+    return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
+
+
+@cache
+def _model_label() -> re.Pattern[str]:
+    return re.compile(_whole(_MODEL_LABELS, f"[{_INVISIBLE}]*"), re.IGNORECASE)
+
+
+@cache
+def _model_line() -> re.Pattern[str]:
+    """Match in front of each line that begins with a label. A carriage return begins one, too."""
+    indent = rf"(?:[^\S\r\n]|[{_INVISIBLE}])*"
+    return re.compile(rf"(?:^|(?<=\r))(?={indent}(?:{_model_label().pattern}))", re.IGNORECASE | re.MULTILINE)
