@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aca_sessions.contract import flat
-from aca_sessions.contract.records import Execution, ExecutionCall, ProblemError, decode_problem, encode_problem
+from aca_sessions.contract.records import (
+    Execution,
+    ExecutionCall,
+    MalformedBodyError,
+    ProblemError,
+    decode_problem,
+    encode_problem,
+    retry_after,
+)
 from aca_sessions.errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError
 from aca_sessions.models import (
     NO_REPLY,
@@ -118,6 +127,25 @@ def test_values_without_the_rich_header_are_azures(value: object, text: str | No
     assert plain(CodeExecutionResult(value=value, text=text))["result"]["executionResult"] == on_the_wire
 
 
+def test_a_value_of_none_is_null_and_our_client_reads_both_as_none() -> None:
+    for is_none, on_the_wire in ((True, None), (False, "")):
+        body = plain(CodeExecutionResult(value_is_none=is_none))
+        assert body["result"]["executionResult"] == on_the_wire
+        result = flat.decode_execution(through_json(body)).result
+        assert (result.value, result.text) == (None, None)
+
+
+def test_our_client_reads_what_a_malformed_body_is_answered_with_and_what_older_servers_say() -> None:
+    error = decode_problem(400, through_json(encode_problem(MalformedBodyError("$", "no JSON at 3"))), {})
+    assert isinstance(error, ServiceError)
+    assert (error.status_code, "no JSON at 3" in str(error)) == (400, True)
+    bare = decode_problem(400, {"title": "One or more validation errors occurred.", "status": 400}, {})
+    assert "validation errors" in str(bare)
+    older = decode_problem(400, {"error": {"code": "SessionRequestValidationFailed", "message": "the body is not JSON"}}, {})
+    assert isinstance(older, ServiceError)
+    assert older.code == "SessionRequestValidationFailed"
+
+
 def test_an_image_is_azures_object() -> None:
     body = plain(CodeExecutionResult(displays=(Display({"image/png": "iVBO"}),)))
     assert body["result"]["executionResult"] == {"type": "image", "format": "png", "base64_data": "iVBO"}
@@ -180,6 +208,8 @@ def test_a_traceback_without_the_rich_body_still_names_its_error() -> None:
         (403, {"error": {"code": "Forbidden", "message": "no"}}, AuthenticationError),
         (404, {"error": {"code": "FileNotFound", "message": "no"}}, NotFoundError),
         (429, {"code": "SessionsCountExceedsLimit", "message": "full"}, RateLimitedError),
+        (503, {"error": {"code": "TooManySessionsStarting", "message": "later"}}, RateLimitedError),
+        (503, {"error": {"code": "ServerDraining", "message": "elsewhere"}}, ServiceError),
         (400, {"title": "One or more validation errors occurred.", "status": 400}, ServiceError),
         (502, "<html>", ServiceError),
     ],
@@ -191,6 +221,14 @@ def test_each_error_form_becomes_its_exception(status: int, body: object, kind: 
         assert error.retry_after == 7
     if status == 403:
         assert "Azure ContainerApps Session Executor" in str(error)
+
+
+def test_a_service_may_ask_for_seconds_or_name_a_date() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    assert 3500 < retry_after({"retry-after": later}) <= 3600
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert [retry_after({"retry-after": said}) for said in ("0.5", "120", "-1", "nan", "soon", "")] == [0.5, 120] + [None] * 4
+    assert retry_after({}) is None
 
 
 def test_a_problem_arrives_as_it_was_meant() -> None:

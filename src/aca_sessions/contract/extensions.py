@@ -60,8 +60,8 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
 def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeExecutionResult:
     """The plain result with all that the extra member adds."""
     error, record = body.get("error"), cast(Mapping[str, Any] | None, body.get("ledger"))
-    return replace(
-        plain,
+    return CodeExecutionResult(
+        session_id=plain.session_id,
         stdout=str(body["stdout"]),
         stderr=str(body["stderr"]),
         value=_decode_scalar(body.get("value")),
@@ -72,6 +72,7 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
         variables=tuple(map(_decode_variable, cast(list[dict[str, Any]], body.get("variables", [])))),
         error=CodeError(**cast(dict[str, str], error)) if error else None,
         state=_decode_state(cast(Mapping[str, Any], body["state"])),
+        duration=plain.duration,
         record=decode_record(record) if record else None,
     )
 

@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from ..models import CodeExecutionResult, RemoteFile, SessionInfo, State
 from .extensions import RICH_MEMBER, decode_live, decode_rich, encode_rich
-from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall, ProblemError, Status
+from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
 from .values import (
     Body,
     checked_code,
+    checked_object,
     choice,
     decode_error,
     decode_time,
@@ -20,7 +21,6 @@ from .values import (
     encode_time,
     encode_value,
     guess_state,
-    invalid,
     number,
 )
 
@@ -138,12 +138,11 @@ def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     """What a client asks to run; ProblemError names what is wrong with it. A lenient server takes the older wrapper as well."""
-    if not isinstance(body, Mapping):
-        raise invalid("the body is not a JSON object")
+    body = checked_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
-        body = cast(Body, body["properties"])
+        body = checked_object(body["properties"])
     if "properties" in body:
-        raise ProblemError(400, "SessionPropertiesMissing", "this api-version takes the properties without a 'properties' wrapper")
+        raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties without a 'properties' wrapper")
     asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     return ExecutionCall(
         code=checked_code(body),

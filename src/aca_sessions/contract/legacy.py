@@ -4,15 +4,15 @@ from collections.abc import Mapping
 
 from ..models import CodeExecutionResult, RemoteFile
 from .nested import encode_properties
-from .records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
-from .values import checked_code, encode_time, invalid, number
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError
+from .values import checked_code, checked_object, encode_time, number
 
 
 def decode_call(body: object) -> tuple[ExecutionCall, str | None]:
     """What a client asks to run, and the session that its body names, if it does."""
-    properties = body.get("properties") if isinstance(body, Mapping) else None
+    properties = checked_object(body).get("properties")
     if not isinstance(properties, Mapping):
-        raise invalid("the body is not a JSON object with 'properties'")
+        raise ProblemError(400, PROPERTIES_MISSING, "python/execute takes the properties of a cell as an object 'properties'")
     call = ExecutionCall(
         code=checked_code(properties, "pythonCode"), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
     )

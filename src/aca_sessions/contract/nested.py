@@ -7,10 +7,11 @@ from urllib.parse import quote
 
 from ..models import CodeExecutionResult, RemoteFile, State
 from .extensions import RICH_MEMBER, decode_rich, encode_rich
-from .records import MAX_SYNCHRONOUS_SECONDS, Execution, ExecutionCall
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError
 from .values import (
     Body,
     checked_code,
+    checked_object,
     choice,
     decode_error,
     decode_time,
@@ -19,7 +20,6 @@ from .values import (
     encode_time,
     encode_value,
     guess_state,
-    invalid,
     number,
 )
 
@@ -96,11 +96,10 @@ def _decode_file(properties: Body) -> RemoteFile:
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     """What a client asks to run; ProblemError names what is wrong with it."""
     del lenient
-    properties = body.get("properties") if isinstance(body, Mapping) else None
+    properties = checked_object(body).get("properties")
     if not isinstance(properties, Mapping):
-        raise invalid("the body is not a JSON object with 'properties'")
+        raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties of a cell as an object 'properties'")
     choice(properties, "executionType", ("synchronous",))
-    choice(properties, "codeInputType", ("inline",))
     return ExecutionCall(code=checked_code(properties), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
 
 

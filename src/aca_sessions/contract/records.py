@@ -1,8 +1,11 @@
 """What every version of the API talks about, whatever its shapes."""
 
 import re
+import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Literal
 
 from ..errors import AuthenticationError, NotFoundError, RateLimitedError, ServiceError, SnapshotError
@@ -10,13 +13,17 @@ from ..models import CodeExecutionResult
 
 SNAPSHOT_REFUSED = "SnapshotRefused"
 DRAINING = "ServerDraining"
+TOO_MANY_STARTING = "TooManySessionsStarting"
 NO_SESSION = "SessionWithIdentifierNotFound"
+PROPERTIES_MISSING = "SessionPropertiesMissing"
 API_VERSION = "2025-10-02-preview"
 MAX_SYNCHRONOUS_SECONDS = 220.0
 MAX_ASYNCHRONOUS_SECONDS = 86_400.0
 
 IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.ASCII)
 
+_SECONDS = re.compile(r"\d{1,9}(\.\d+)?", re.ASCII)  # ours and some proxies' may be a fraction
+_MALFORMED = "One or more validation errors occurred."
 _ROOT = ["mnt", "data"]
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
@@ -81,8 +88,25 @@ class ProblemError(Exception):
         self.message = message
 
 
+class MalformedBodyError(ProblemError):
+    """A body that could not be read at all, which Azure's framework refuses in its own form."""
+
+    def __init__(self, key: str, message: str) -> None:
+        """Keep what is wrong with which key; `$` is the whole body."""
+        super().__init__(400, "RequestMalformed", message)
+        self.key = key
+
+
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Azure's normal error body; a full pool has one of its own."""
+    """Azure's normal error body; a full pool and a malformed body have their own."""
+    if isinstance(problem, MalformedBodyError):
+        return {
+            "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
+            "title": _MALFORMED,
+            "status": problem.status,
+            "errors": {problem.key: [problem.message]},
+            "traceId": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00",
+        }
     content = {"code": problem.code, "message": problem.message}
     return content if problem.status == 429 else {"error": content}  # type: ignore[return-value]
 
@@ -105,8 +129,8 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
             return NotFoundError(status, code, message)
         case 409 if code == SNAPSHOT_REFUSED:
             return SnapshotError(message)
-        case 429:
-            return RateLimitedError(status, code, message, retry_after=_seconds(headers.get("retry-after")))
+        case 429 | 503 if status == 429 or code == TOO_MANY_STARTING:
+            return RateLimitedError(status, code, message, retry_after=retry_after(headers))
     return ServiceError(status, code, message)
 
 
@@ -117,12 +141,24 @@ def _code_and_message(body: object) -> tuple[str, str]:
     content = body.get("error", body) if isinstance(body, Mapping) else None
     if not isinstance(content, Mapping):
         return "Unreadable", "the answer is not in the API's error form; is the endpoint a session pool?"
-    code, message = content.get("code"), content.get("message") or content.get("title")
+    code, message = content.get("code"), content.get("message") or _validation_message(content)
     return str(code or "Unknown"), str(message or "no message")
 
 
-def _seconds(header: str | None) -> float | None:
+def _validation_message(content: Mapping[str, object]) -> str | None:
+    """Return what application/problem+json says: its errors where it has them, else its title."""
+    errors = content.get("errors")
+    lines = [str(line) for of_key in errors.values() if isinstance(of_key, list) for line in of_key] if isinstance(errors, Mapping) else []
+    title = content.get("title")
+    return " ".join(lines) or (str(title) if title else None)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a service asks its callers to wait: Retry-After holds them, or a date (RFC 9110, 10.2.3)."""
+    header = headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(header):
+        return float(header)
     try:
-        return float(header) if header else None
-    except ValueError:
+        return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None

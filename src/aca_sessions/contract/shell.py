@@ -5,7 +5,7 @@ from typing import cast
 
 from ..models import CodeExecutionResult
 from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Command, Execution, ExecutionCall, ProblemError
-from .values import choice, encode_stderr, invalid, is_well_formed, number
+from .values import checked_object, choice, encode_stderr, invalid, is_well_formed, number
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"
@@ -15,8 +15,7 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
     """What a client asks to run; ProblemError names what is wrong with it."""
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
-    if not isinstance(body, Mapping):
-        raise invalid("the body is not a JSON object")
+    body = checked_object(body)
     asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     return ExecutionCall(
         code="",

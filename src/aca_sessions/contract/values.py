@@ -1,5 +1,6 @@
 """Azure's way of writing values, errors, times and requests down, the same in every version. Both directions of each side by side."""
 
+import base64
 import json
 import math
 import re
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
-from .records import ProblemError
+from .records import PROPERTIES_MISSING, MalformedBodyError, ProblemError
 
 Body = Mapping[str, object]
 
@@ -22,7 +23,7 @@ def encode_value(result: CodeExecutionResult) -> object:
     if images:
         return {"type": "image", "format": "png", "base64_data": images[0]}
     if result.text is None:
-        return ""
+        return None if result.value_is_none else ""
     if isinstance(result.value, float) and not math.isfinite(result.value):
         return str(result.value)
     return result.value
@@ -79,21 +80,49 @@ def decode_time(text: str) -> datetime:
 
 
 def parse(content: bytes) -> object:
-    """The JSON of a request."""
+    """Return the JSON of a request. Raise MalformedBodyError with the place of the mistake, counted from 0 as .NET does."""
+    if not content:
+        raise MalformedBodyError("", "A non-empty request body is required.")
     try:
         return json.loads(content)
+    except json.JSONDecodeError as error:
+        before = error.doc[: error.pos].rpartition("\n")[2].encode("utf-8", "replace")
+        place = f"Path: $ | LineNumber: {error.lineno - 1} | BytePositionInLine: {len(before)}."
+        raise MalformedBodyError("$", f"The body is not JSON: {error.msg}. {place}") from None
     except (ValueError, RecursionError):
-        raise invalid("the body is not JSON") from None
+        raise MalformedBodyError("$", "The body is not JSON in UTF-8, or is nested too deeply.") from None
+
+
+def checked_object(body: object) -> Body:
+    """Return the object that a request is. Raise SessionPropertiesMissing for one without properties."""
+    if not isinstance(body, Mapping):
+        raise MalformedBodyError("$", "The body must be a JSON object.")
+    if not body:
+        raise ProblemError(400, PROPERTIES_MISSING, "the body has no properties: it needs at least the code to run")
+    return body
 
 
 def checked_code(body: Body, name: str = "code") -> str:
-    """The source text in a request."""
+    """Return the source text of a request, which may be in base64.
+
+    An empty one is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
+    """
+    kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
-    if not isinstance(code, str) or not code.strip():
-        raise invalid(f"'{name}' is missing, empty or not a string")
+    if kind == "inlinebase64" and isinstance(code, str):
+        code = _from_base64(code, name)
+    if not isinstance(code, str):
+        raise invalid(f"'{name}' is missing or not a string")
     if not is_well_formed(code):
         raise invalid(f"'{name}' is not well-formed Unicode: it holds a lone surrogate")
     return code
+
+
+def _from_base64(code: str, name: str) -> str:
+    try:
+        return base64.b64decode("".join(code.split()), validate=True).decode()
+    except ValueError:
+        raise invalid(f"'{name}' is not UTF-8 text in base64, which its codeInputType InlineBase64 says") from None
 
 
 def is_well_formed(text: object) -> bool:
@@ -106,7 +135,9 @@ def is_well_formed(text: object) -> bool:
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
     """One of some words, in any case; the first where it is absent."""
-    value = body.get(name, choices[0])
+    value = body.get(name)
+    if value is None:
+        return choices[0]
     if not isinstance(value, str) or value.lower() not in choices:
         raise invalid(f"'{name}' is none of {', '.join(choices)}")
     return value.lower()
