@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from aca_sessions import FileStorage, RedisStorage
 from aca_sessions.agent.memory_storage import MemoryStorage
@@ -52,11 +53,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
-@pytest.fixture(params=["files", "memory", "redis"])
+@pytest.fixture(params=["files", "memory", "redis", "blocking client"])
 async def storage(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Storage]:
     if request.param == "redis":
-        opened = RedisStorage(f"redis://127.0.0.1:{request.getfixturevalue('redis_server').port}", prefix=tmp_path.name)
+        opened = RedisStorage(request.getfixturevalue("redis_server").url, prefix=tmp_path.name)
         yield opened
         await opened.close()
+    elif request.param == "blocking client":
+        with Redis.from_url(request.getfixturevalue("redis_server").url) as client:
+            yield RedisStorage(redis=client, prefix=tmp_path.name)
     else:
         yield FileStorage(tmp_path / "kept") if request.param == "files" else MemoryStorage()

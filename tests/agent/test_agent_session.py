@@ -97,7 +97,7 @@ async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> N
 async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
-        await agent.add_dep("humanize")
+        await agent.run("deps.add('humanize')")
         told = {"removed": [], "not_found": [], "failed": [], "removed_from_config": True, "pending": ["humanize"]}
         assert (await agent.run(f"deps.remove('humanize') == {told}")).text == "True"
         assert "No module named 'humanize'" in str((await agent.run("import humanize")).error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import pickle
 from pathlib import Path
 
@@ -37,8 +38,17 @@ async def test_a_table_is_kept_as_parquet_and_comes_back_on_either_side(pool: Se
 @pytest.mark.slow
 async def test_a_table_that_parquet_does_not_take_is_kept_as_json(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:
-        await agent.run("import pandas as pd\nartifacts.save('mixed', pd.DataFrame({'a': [{'b': 1}, [2]]}))")
-        assert (await agent.load_artifact("mixed")).a.tolist() == [{"b": 1}, [2]]
+        await agent.run("import pandas as pd\nartifacts.save('mixed', pd.DataFrame({'a': [{'b': 1}, [2]], 'x': [1 / 3, 1e-7 / 7]}))")
+        mixed = await agent.load_artifact("mixed")
+        assert mixed.a.tolist() == [{"b": 1}, [2]]
+        assert mixed.x.tolist() == pytest.approx([1 / 3, 1e-7 / 7], rel=1e-8, abs=1e-15)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow, which is installed here, takes any names of columns")
+async def test_a_table_that_no_form_takes_is_refused(pool: SessionPool) -> None:
+    async with AgentSession(pool) as agent:
+        await agent.run("import pandas as pd")
         refused = "artifacts.save('numbers', pd.DataFrame([[1, 2]]))"
         assert "columns that are named by text" in str((await agent.run(refused)).error)
         with pytest.raises(InvalidArgumentError, match="columns that are named by text"):

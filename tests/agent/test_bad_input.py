@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from aca_sessions import AgentSession, SessionPool, tool
-from aca_sessions.agent import live
 from aca_sessions.agent.approval import Call
 from aca_sessions.errors import InvalidArgumentError
 
@@ -75,11 +74,15 @@ async def test_a_skill_may_have_a_name_of_pythons(pool: SessionPool, name: str) 
         assert (await agent.run(f"skills.{name}()")).value == "ours"
 
 
+def with_example(body: str) -> str:
+    """A skill that has an example to try."""
+    return f'def run():\n    """Misbehaves.\n\n    >>> run()\n    """\n    {body}\n'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("while True: pass", "TimeoutError"),
         ("import os; os._exit(1)", "InterpreterDied"),
         ("import os; os.kill(os.getpid(), 9)", "InterpreterDied"),
         ("raise SystemExit", "SystemExit"),
@@ -88,16 +91,23 @@ async def test_a_skill_may_have_a_name_of_pythons(pool: SessionPool, name: str) 
         ("return bytes(10 ** 10)", "MemoryError"),
     ],
 )
-async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, monkeypatch: pytest.MonkeyPatch, body: str, said: str) -> None:
-    monkeypatch.setattr(live, "_TRIAL_SECONDS", 1.0)
+async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, body: str, said: str) -> None:
     send = tool(name="send", effect="irreversible")(lambda: "sent")
-    source = f'def run():\n    """Misbehaves.\n\n    >>> run()\n    """\n    {body}\n'
+    source = with_example(body)
     async with AgentSession(pool, tools=[send]) as agent:
         await agent.run("x = 1")
         with pytest.raises(InvalidArgumentError, match=said):
             await agent.add_skill("bad", source)
         assert said in str((await agent.run(f"skills.create('bad', {source!r})")).error)
         assert ((await agent.run("x")).value, await agent.list_skills()) == (1, [])
+
+
+@pytest.mark.slow
+async def test_examples_that_never_end_refuse_the_skill(pool: SessionPool) -> None:
+    async with AgentSession(pool) as agent:
+        with pytest.raises(InvalidArgumentError, match="longer than 10 s"):
+            await agent.add_skill("bad", with_example("while True: pass"))
+        assert await agent.list_skills() == []
 
 
 async def test_whoever_never_decides_is_not_waited_for_by_a_caller_who_leaves(pool: SessionPool) -> None:

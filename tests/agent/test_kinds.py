@@ -53,7 +53,11 @@ def show() -> Program:
         name="show",
         command=SHOW,
         options=(Option(name="loud", type="boolean", short="l"), Option(name="header", type="array"), Option(name="data", short="d")),
-        positional=(Parameter(name="url", schema={"type": "string"}), Parameter(name="more", schema={"type": "array"}, required=False)),
+        positional=(
+            Parameter(name="url", schema={"type": "string"}),
+            Parameter(name="more", schema={"type": "array"}, required=False),
+            Parameter(name="last", schema={"type": "string"}, required=False),
+        ),
     )
 
 
@@ -81,6 +85,10 @@ async def test_a_program_gets_words_and_never_a_line(pool: SessionPool, show: Pr
         ("tools.show('x', output='y')", "takes no output"),
         ("tools.show(5)", "url is of type string"),
         ("tools.show('x', header=[{}])", "text or a number"),
+        ("tools.show('x', last='y')", "more must be given"),
+        ("tools.show('x', more=[], last='y')", "more must be given"),
+        ("tools.show('x', data='')", "data must not be empty"),
+        ("tools.show('x', data='=')", "data must not be empty"),
     ],
 )
 async def test_what_a_program_does_not_take_is_refused(pool: SessionPool, show: Program, call: str, said: str) -> None:
@@ -103,8 +111,8 @@ async def test_a_program_that_fails_says_how(pool: SessionPool, code: str, said:
         assert said in str((await agent.run("tools.run()")).error)
 
 
-async def test_a_program_that_is_not_there_says_so(pool: SessionPool) -> None:
-    async with AgentSession(pool, tools=Program(name="none", command=["/nonexistent"]).tools()) as agent:
+async def test_a_program_that_is_not_there_says_so(pool: SessionPool, tmp_path: Path) -> None:
+    async with AgentSession(pool, tools=Program(name="none", command=[str(tmp_path / "none")]).tools()) as agent:
         assert "could not be started: No such file" in str((await agent.run("tools.none()")).error)
 
 
@@ -220,6 +228,18 @@ async def test_an_mcp_server_that_is_a_program_gives_its_tools(pool: SessionPool
         assert "no such number" in str((await agent.run("tools.numbers.fail()")).error)
         assert "irreversible" in str((await agent.run("tools.numbers.wipe()")).error)
         assert [one["effect"] for one in await agent.list_tools()] == ["read", "irreversible", "write"]
+
+
+@pytest.mark.slow
+async def test_tools_of_an_mcp_server_are_listed_and_found_before_the_start(pool: SessionPool, tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(MCP)
+    agent = AgentSession(pool, tools=[McpServer("numbers", command=[sys.executable, f"{tmp_path}/server.py"])])
+    before = await agent.list_tools()
+    assert [one["name"] for one in await agent.search_tools("add two numbers", limit=1)] == ["numbers.add"]
+    async with agent:
+        assert await agent.list_tools() == before
+        assert (await agent.run("tools.numbers.add(2, b=40)")).value == 42
+    assert await agent.list_tools() == before
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """How well tools and skills are found: a small labelled set, by words; and by meaning, where a caller gives vectors."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
 
 from aca_sessions import AgentSession, SessionPool, tool
-from aca_sessions.agent.search import Index, MeaningIndex
+from aca_sessions.agent.search import Index, MeaningIndex, words
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.surfaces.semantic_kernel import embed_by
 
@@ -42,9 +43,23 @@ def recall(at: int) -> float:
     return sum(name in index.best(query, at) for name, query in QUERIES) / len(QUERIES)
 
 
-@pytest.mark.parametrize("at", [1, 3])
-def test_words_find_what_was_meant_but_where_a_query_shares_none(at: int) -> None:
-    assert recall(at) >= 43 / 47
+@pytest.mark.parametrize(("at", "found"), [(1, 46), (3, 47)])
+def test_words_and_related_words_find_what_was_meant(at: int, found: int) -> None:
+    assert recall(at) >= found / 47
+
+
+@pytest.mark.parametrize("query", ["http get", "download a web page"])
+def test_fetching_from_a_url_is_found_by_words_that_it_does_not_share(query: str) -> None:
+    assert Index({"fetch_json": "Fetch and parse JSON from a URL"}).best(query, 5) == ["fetch_json"]
+    assert Index({name: text for name, (text, _) in LABELLED.items()}).best(query, 5)[0] == "fetch_json"
+
+
+def test_a_word_itself_counts_more_than_related_words() -> None:
+    assert Index({"a": "Load a picture", "b": "Load an image"}).best("image", 5) == ["b", "a"]
+
+
+def test_names_in_capitals_have_a_plural() -> None:
+    assert words("PDFs and URLs of HTTPServers") == words("pdf url http server")
 
 
 class Letters(EmbeddingGeneratorBase):
@@ -63,6 +78,20 @@ async def test_by_meaning_tools_and_skills_are_found_the_same_way(pool: SessionP
         assert (await agent.run(inside)).text == "['brush_cat', 'feed_cat']"
         assert [one["name"] for one in await agent.search_tools("my car")] == ["wash_car", "brush_cat"]
         assert [one["name"] for one in await agent.search_skills("my car")] == ["drive_car", "feed_cat"]
+
+
+async def test_a_function_without_await_may_make_the_vectors(pool: SessionPool) -> None:
+    threads = set[int]()
+
+    def embed(texts: Sequence[str]) -> list[list[float]]:
+        threads.add(threading.get_ident())
+        return [[float("cat" in text), float("car" in text)] for text in texts]
+
+    async with AgentSession(pool, embed=embed) as agent:
+        await agent.add_skill("feed_cat", "def run(): pass", "Feeds")
+        await agent.add_skill("drive_car", "def run(): pass", "Drives")
+        assert [one["name"] for one in await agent.search_skills("my car")] == ["drive_car", "feed_cat"]
+    assert threading.get_ident() not in threads
 
 
 async def test_each_text_becomes_a_vector_once_and_not_too_many_at_a_time() -> None:

@@ -5,14 +5,20 @@ import os
 from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 
-from aca_sessions import FileStorage
+from aca_sessions import FileStorage, RedisStorage
 from aca_sessions.agent.artifacts import Artifacts
 from aca_sessions.agent.deps import Deps
+from aca_sessions.agent.memory_storage import MemoryStorage
 from aca_sessions.agent.skills import Skills
 from aca_sessions.agent.storage import Storage
-from aca_sessions.errors import ACASessionsError, InvalidArgumentError, StorageError
+from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, StorageError
 
+from .conftest import RedisServer
+
+AnyStorage = FileStorage | MemoryStorage | RedisStorage
 HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", ".hidden", "a..b", "x" * 200, "a\n", " ", 5, None, "ä", "a."]
 DOUBLE = "def run(n):\n    return n * 2\n"
 
@@ -103,12 +109,63 @@ async def test_an_index_notices_what_others_write(storage: Storage) -> None:
     assert await one.search("double", 5) == []
 
 
+async def test_a_skill_may_be_named_in_camel_case(storage: Storage) -> None:
+    skills = Skills(storage)
+    assert (await skills.add("FetchJSON", DOUBLE))["name"] == "FetchJSON"
+    assert [told["name"] for told in await skills.list()] == ["FetchJSON"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def run(url):\n    """Fetch and parse JSON from a URL."""\n',
+        '"""Fetch and parse JSON from a URL."""\n\nasync def run(url: str, headers: dict = None) -> dict:\n    ...\n',
+    ],
+)
+async def test_a_skill_that_only_a_docstring_describes_is_found(storage: Storage, source: str) -> None:
+    await Skills(storage).add("one", source)
+    (told,) = await Skills(storage).search("parse JSON", 5)
+    assert told["description"] == "Fetch and parse JSON from a URL."
+
+
+async def test_what_a_docstring_adds_to_the_description_is_searched_as_well(storage: Storage) -> None:
+    await Skills(storage).add("one", '"""Measures rainfall."""\ndef run():\n    """From a gauge."""\n', "Weather")
+    for query in ("weather", "rainfall", "gauge"):
+        assert [told["description"] for told in await Skills(storage).search(query, 5)] == ["Weather"]
+
+
+async def test_a_library_reads_and_writes_skills_without_await(storage: AnyStorage) -> None:
+    library = storage.get_skill_library()
+    assert (len(library), library.list(), [*library], library.get("double")) == (0, [], [], None)
+    await Skills(storage).add("double", DOUBLE, "Two times a number")
+    library.add("half", "def run(n: int = 2):\n    return n / 2\n", "The half of a number")
+    library.refresh()
+    assert (len(library), [skill.name for skill in library], "half" in library) == (2, ["double", "half"], True)
+    assert library.list() == [*library]
+    (best,) = library.search("half of", limit=1)
+    assert (best.name, best.description, best.parameters[0]["type"]) == ("half", "The half of a number", "int")
+    found = await Skills(storage).get("half")
+    assert found is not None
+    assert found["source"] == best.source
+    assert [library.remove("half") for _ in range(2)] == [True, False]
+    assert len(library) == 1
+
+
+async def test_a_library_takes_the_skills_of_another(storage: AnyStorage, tmp_path: Path) -> None:
+    files = FileStorage(tmp_path / "others")
+    await Skills(files).add("double", DOUBLE, "Two times a number")
+    library = storage.get_skill_library()
+    for skill in files.get_skill_library():
+        library.add(skill)
+    assert [(skill.name, skill.source, skill.description) for skill in library] == [("double", DOUBLE, "Two times a number")]
+
+
 @pytest.mark.parametrize(
     ("name", "source", "said"),
     [
         ("list", DOUBLE, "none of create"),
         ("import", DOUBLE, "a Python name"),
-        ("Double", DOUBLE, "small letters"),
+        ("_double", DOUBLE, "begins with a letter"),
         ("__init__", DOUBLE, "a Python name"),
         ("../x", DOUBLE, "a Python name"),
         ("x", "def (", "no Python: invalid syntax"),
@@ -182,3 +239,65 @@ async def test_a_file_in_the_place_of_the_folder_says_so(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         await FileStorage(tmp_path / "file").write("skills", "x", b"")
+
+
+async def test_a_redis_client_that_was_given_is_used_and_left_open(redis_server: RedisServer, tmp_path: Path) -> None:
+    client = AsyncRedis.from_url(redis_server.url)
+    storage = RedisStorage(redis=client, prefix=tmp_path.name)
+    await Skills(storage).add("double", DOUBLE)
+    assert [skill.name for skill in storage.get_skill_library()] == ["double"]
+    await storage.close()
+    assert await client.hlen(f"{tmp_path.name}:skills") == 1
+    await client.aclose()
+
+
+async def test_closing_ends_the_connections_that_were_opened_and_no_others(redis_server: RedisServer, tmp_path: Path) -> None:
+    name = tmp_path.name.replace("_", "")
+    with Redis.from_url(redis_server.url) as server:
+
+        def connections() -> int:
+            return sum(client["name"] == name for client in server.client_list())
+
+        opened = RedisStorage(f"{redis_server.url}?client_name={name}", prefix=name)
+        await opened.write("skills", "double", DOUBLE.encode())
+        assert len(opened.get_skill_library()) == 1
+        assert connections() == 1
+        await opened.close()
+        async with asyncio.timeout(30):
+            while connections():  # the server notices later
+                await asyncio.sleep(0.01)
+        with Redis.from_url(redis_server.url, client_name=name) as client:
+            given = RedisStorage(redis=client, prefix=name)
+            assert len(given.get_skill_library()) == 1
+            await given.close()
+            assert connections() == 1
+
+
+async def test_a_redis_storage_takes_a_url_or_a_client_that_can_carry_bytes(redis_server: RedisServer) -> None:
+    with Redis.from_url(redis_server.url, decode_responses=True) as client:
+        with pytest.raises(ConfigurationError, match="without decode_responses=True"):
+            RedisStorage(redis=client)
+        with pytest.raises(ConfigurationError, match="either a URL"):
+            RedisStorage(redis_server.url, redis=client)
+    with pytest.raises(ConfigurationError, match="either a URL"):
+        RedisStorage()
+
+
+async def test_a_redis_lock_that_a_thread_gets_for_a_cancelled_caller_is_released(redis_server: RedisServer, tmp_path: Path) -> None:
+    with Redis.from_url(redis_server.url) as client:
+        storage = RedisStorage(redis=client, prefix=tmp_path.name)
+
+        async def hold() -> None:
+            async with storage.locked("deps"):
+                await asyncio.Event().wait()
+
+        holder = asyncio.create_task(hold())
+        waiting = asyncio.create_task(hold())
+        async with asyncio.timeout(30):
+            while not client.exists(f"{tmp_path.name}:deps:lock"):
+                await asyncio.sleep(0.01)
+        for task in (waiting, holder):
+            task.cancel()
+        await asyncio.gather(holder, waiting, return_exceptions=True)
+        async with asyncio.timeout(8), storage.locked("deps"):  # a lock that nobody releases ends after ten seconds
+            pass

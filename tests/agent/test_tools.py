@@ -156,14 +156,15 @@ async def test_other_things_are_awaited_as_ever(agent: AgentSession) -> None:
     assert await text(agent, code) == "['own', 'own']"
 
 
+@pytest.mark.slow
 async def test_the_clock_of_a_cell_stands_still_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(3)
         return "done"
 
     async with AgentSession(pool, tools=[slow]) as agent:
-        assert (await agent.run("tools.slow()", timeout=0.2)).value == "done"
+        assert (await agent.run("tools.slow()", timeout=2)).value == "done"
 
 
 @pytest.mark.slow
@@ -214,6 +215,17 @@ async def test_a_plain_session_has_no_tools(pool: SessionPool) -> None:
         result = await session.run("tools")
     assert result.error is not None
     assert result.error.name == "NameError"
+
+
+async def test_what_earlier_cells_left_computing_takes_no_time_of_a_cell_that_waits(pool: SessionPool) -> None:
+    @tool(effect="read")
+    async def wait() -> str:
+        await asyncio.sleep(4)
+        return "done"
+
+    async with AgentSession(pool, tools=[wait]) as agent:
+        await agent.run("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'while True: pass'])")
+        assert (await agent.run("tools.wait()", timeout=3)).value == "done"
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a b", "list", "search", "a..b", "../x", "x" * 80])

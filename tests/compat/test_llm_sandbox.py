@@ -1,12 +1,26 @@
 """Every example of llm-sandbox's page on interactive sessions runs after a change of its import."""
 
+import dataclasses
+import gc
+import inspect
+import pydoc
+import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aca_sessions.compat.llm_sandbox import ConsoleOutput, InteractiveSandboxSession, InteractiveSettings, KernelType, SandboxSession
-from aca_sessions.errors import InvalidArgumentError, NotSupportedError
+from aca_sessions.compat.llm_sandbox import (
+    ConsoleOutput,
+    InteractiveSandboxSession,
+    InteractiveSettings,
+    KernelType,
+    Options,
+    SandboxSession,
+)
+from aca_sessions.errors import ACASessionsError, InvalidArgumentError, NotSupportedError
 
 
 @pytest.fixture
@@ -59,6 +73,47 @@ def test_settings_as_one_object() -> None:
         assert session.run("6 * 7").stdout == "42\n"
 
 
+@pytest.mark.parametrize("settings", [{"max_memory": "4GB", "timeout": 600, "history_size": 100}, {"timeout": 900}, {"max_memory": "8GB"}])
+def test_settings_for_more_memory_and_time(settings: dict[str, Any]) -> None:
+    with InteractiveSandboxSession(lang="python", interactive_settings=InteractiveSettings(**settings)) as session:
+        assert session.run("6 * 7").stdout == "42\n"
+
+
+def test_the_language_in_capitals_and_memory_without_a_limit_of_its_own() -> None:
+    with InteractiveSandboxSession(lang="PYTHON", max_memory=None) as session:
+        assert session.settings.max_memory is None
+        assert session.run("6 * 7").stdout == "42\n"
+
+
+@pytest.mark.parametrize("kind", [InteractiveSandboxSession, SandboxSession])
+def test_errors_and_warnings_name_the_class_that_the_user_has(kind: type[InteractiveSandboxSession]) -> None:
+    with pytest.raises(ACASessionsError, match=f"use 'with {kind.__name__}"):
+        kind().run("1")
+    with pytest.warns(ResourceWarning, match=f"<{kind.__name__} open> made at {re.escape(__file__)}"):
+        _forget(kind)
+
+
+def _forget(kind: type[InteractiveSandboxSession]) -> None:
+    session = kind()
+    session.open()
+    del session
+    gc.collect()
+
+
+@pytest.mark.parametrize("kind", [InteractiveSandboxSession, SandboxSession])
+def test_every_argument_and_method_is_shown_by_help_and_type_checkers(kind: type[InteractiveSandboxSession]) -> None:
+    settings = {field.name for field in dataclasses.fields(InteractiveSettings)}
+    assert settings | {"libraries", "image", "backend"} <= typing.get_type_hints(Options).keys()
+    shown = pydoc.render_doc(kind, renderer=pydoc.plaintext)
+    for name in ("open", "close", "run", "install", "execute_command", "execute_commands", "copy_to_runtime", "copy_from_runtime"):
+        assert inspect.getdoc(inspect.getattr_static(kind, name))
+        assert f" {name}(self" in shown
+
+
+def test_both_time_limits_of_llm_sandbox_are_taken() -> None:
+    InteractiveSandboxSession(execution_timeout=5.0, default_timeout=6.0)
+
+
 def test_the_documented_defaults() -> None:
     assert InteractiveSettings() == InteractiveSettings(
         kernel_type=KernelType.IPYTHON, max_memory="1GB", history_size=1000, timeout=300, poll_interval=0.1
@@ -66,12 +121,34 @@ def test_the_documented_defaults() -> None:
 
 
 def test_magic_commands(session: InteractiveSandboxSession) -> None:
-    session.run("found = 1")
-    assert "found" in session.run("%who").stdout
-    assert session.run("%pwd").stdout == "'/mnt/data'\n"
+    session.run("found = 1; open('here.txt', 'w').close()")
+    result = session.run("%who")
+    assert "found" in result.stdout
+    result = session.run("%pwd")
+    assert result.stdout == "'/sandbox'\n"
+    result = session.run("!ls -la /sandbox")
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == ["0", ".", "..", "here.txt"]
+    result = session.run("""
+%%timeit
+sum(range(1000))
+""")
+    assert "loop" in result.stdout
+
+
+def test_the_working_directory_has_its_name_wherever_it_is_shown(session: InteractiveSandboxSession) -> None:
+    assert session.run("!pwd").stdout == "/sandbox\n"
+    assert session.execute_command("pwd; ls -ld /sandbox").stdout.splitlines()[1].startswith("drwx")
+    session.run("import os; os.mkdir('below')\n%cd -q below")
+    assert session.run("%pwd").stdout == "'/sandbox/below'\n"
+    session.run("%cd -q /tmp")
+    assert (session.run("%pwd").stdout, session.run("!pwd").stdout) == ("'/tmp'\n", "/tmp\n")
+
+
+def test_the_working_directory_keeps_its_name_when_the_interpreter_is_replaced(session: InteractiveSandboxSession) -> None:
     session.run("open('here.txt', 'w').close()")
-    assert "here.txt" in session.run("!ls -la /sandbox/").stdout
-    assert "loop" in session.run("\n%%timeit -n 5 -r 2\nsum(range(1000))\n").stdout
+    session.run("import os; os._exit(1)")
+    assert session.run("%pwd").stdout == "'/sandbox'\n"
+    assert "here.txt" in session.run("!ls -la /sandbox").stdout
 
 
 def test_multi_step_data_analysis(session: InteractiveSandboxSession) -> None:
@@ -90,6 +167,7 @@ data = pd.DataFrame({
     )
     assert created.success(), created.stderr
     session.run("""
+# Remove outliers
 q1 = data['value'].quantile(0.25)
 q3 = data['value'].quantile(0.75)
 iqr = q3 - q1
@@ -153,14 +231,23 @@ print(f"Mean: {stats['mean']}")
 
 def test_an_agent_explores(session: InteractiveSandboxSession) -> None:
     current_dir = session.run("%pwd").stdout.strip()
-    session.run(f"""
+    assert "/sandbox" in current_dir
+    created = session.run(f"""
 import os
 print(f"Working in: {current_dir}")
 
+# Create some data
 data = [1, 2, 3, 4, 5]
 print(f"Created data: {{data}}")
 """)
-    result = session.run('\ntotal = sum(data)\navg = total / len(data)\nprint(f"Total: {total}")\nprint(f"Average: {avg}")\n')
+    assert created.stdout == f"Working in: {current_dir}\nCreated data: [1, 2, 3, 4, 5]\n"
+    result = session.run("""
+# Analyze the data
+total = sum(data)
+avg = total / len(data)
+print(f"Total: {total}")
+print(f"Average: {avg}")
+""")
     assert result.stdout == "Total: 15\nAverage: 3.0\n"
 
 
@@ -198,7 +285,7 @@ def test_memory_is_limited_as_the_settings_say() -> None:
 
 
 def test_a_cell_ends_at_the_time_of_the_settings_and_the_state_is_kept() -> None:
-    with InteractiveSandboxSession(timeout=0.3) as session:
+    with InteractiveSandboxSession(timeout=2) as session:
         session.run("x = 1")
         assert "TimeoutError" in session.run("while True: pass").stderr
         assert session.run("print(x)").stdout == "1\n"
@@ -245,7 +332,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(NotSupportedError, match="not java"):
         InteractiveSandboxSession(lang="java")
     with pytest.raises(TypeError, match="colour"):
-        InteractiveSandboxSession(colour="red")
+        InteractiveSandboxSession(colour="red")  # type: ignore[call-arg]
     with pytest.raises(InvalidArgumentError, match="max_memory"):
         InteractiveSandboxSession(max_memory="much")
     with pytest.raises(ValueError, match="xeus"):

@@ -1,7 +1,9 @@
 """Every example of py-code-mode's page about sessions, with another import and nothing else changed but the address that is asked."""
 
 import http.server
+import inspect
 import json
+import pydoc
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,10 +15,12 @@ from aca_sessions.compat.py_code_mode import (
     ContainerExecutor,
     FileStorage,
     InProcessExecutor,
+    MemoryStorage,
     Session,
     SubprocessConfig,
     SubprocessExecutor,
 )
+from aca_sessions.errors import ACASessionsError
 
 from ..wheels import make_wheel
 
@@ -156,9 +160,11 @@ async def test_dependencies_are_installed_listed_and_removed(session: Session) -
 
 
 async def test_the_storage_has_a_skill_library(session: Session) -> None:
-    library = session.storage.get_skill_library()  # type: ignore[union-attr]
-    await library.add("one", "def run(): return 1")
+    skill_library = session.storage.get_skill_library()
+    skill_library.add("one", "def run(): return 1")
     assert (await session.run("skills.one()")).value == 1
+    await session.run("skills.create('two', 'def run(): return 2')")
+    assert [skill.name for skill in skill_library] == ["one", "two"]
 
 
 async def test_a_session_without_a_block_is_started_and_closed(tmp_path: Path) -> None:
@@ -186,3 +192,50 @@ async def test_a_folder_is_a_session(tmp_path: Path, github: str) -> None:
     (tmp_path / "skills" / "fetch.py").write_text(FETCH.replace("def run", "async def run"))
     async with Session.from_base(tmp_path, timeout=20) as session:
         assert (await session.run(f"await skills.fetch(url='{github}/users/ada')")).value == {"login": "ada", "public_repos": 8}
+
+
+async def test_tools_are_listed_and_found_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "curl.yaml").write_text(CURL)
+    session = Session(storage=FileStorage(tmp_path), executor=SubprocessExecutor(config=SubprocessConfig(tools_path=tmp_path)))
+    tools = await session.list_tools()
+    assert [tool["name"] for tool in tools] == ["curl", "curl.get"]
+    assert (await session.search_tools("make HTTP requests"))[0]["name"] == "curl"
+
+
+async def test_an_error_names_the_class_that_the_user_has(tmp_path: Path) -> None:
+    session = Session(storage=FileStorage(tmp_path))
+    with pytest.raises(ACASessionsError, match=r"use 'async with Session\("):
+        await session.run("1")
+
+
+@pytest.mark.parametrize("query", ["http get", "download a web page", "fetch GitHub repository data"])
+async def test_a_skill_is_found_by_what_it_is_for(tmp_path: Path, query: str) -> None:
+    session = Session(storage=FileStorage(tmp_path))
+    await session.add_skill(name="fetch_json", source=FETCH, description="Fetch and parse JSON from a URL")
+    assert [skill["name"] for skill in await session.search_skills(query)] == ["fetch_json"]
+
+
+async def test_a_function_of_the_caller_may_find_skills_by_meaning(tmp_path: Path) -> None:
+    session = Session(storage=FileStorage(tmp_path), embed=lambda texts: [[float("cat" in text), float("car" in text)] for text in texts])
+    for name in ("feed_cat", "drive_car"):
+        await session.add_skill(name=name, source="def run(): pass", description="")
+    assert [skill["name"] for skill in await session.search_skills("my car", limit=1)] == ["drive_car"]
+
+
+@pytest.mark.parametrize("kind", [FileStorage, MemoryStorage])
+async def test_every_storage_of_a_session_has_a_skill_library(tmp_path: Path, kind: type[FileStorage | MemoryStorage]) -> None:
+    session = Session(storage=FileStorage(tmp_path) if kind is FileStorage else MemoryStorage())
+    await session.add_skill(name="FetchJSON", source=FETCH, description="Fetch and parse JSON from a URL")
+    skill_library = session.storage.get_skill_library()
+    skill_library.refresh()
+    assert (len(skill_library), [skill.name for skill in skill_library.list()]) == (1, ["FetchJSON"])
+
+
+def test_every_documented_method_is_a_real_one() -> None:
+    page = """start close reset run supports supported_capabilities list_tools search_tools list_skills search_skills get_skill add_skill
+    remove_skill list_artifacts save_artifact load_artifact delete_artifact list_deps add_dep remove_dep sync_deps storage"""
+    shown = pydoc.render_doc(Session, renderer=pydoc.plaintext)
+    for name in page.split():
+        assert inspect.getdoc(inspect.getattr_static(Session, name)), name
+        assert name in shown
+    assert not hasattr(Session, "__getattr__")

@@ -49,11 +49,11 @@ async def pool(endpoint: str) -> AsyncIterator[SessionPool]:
         "[" * 100_000,
         "1" * 5000,
         '{"cell": "runs"}',
-        '{"cell": "runs", "calls": [[-1, ""]], "waited": 0.0}',
-        '{"cell": "runs", "calls": [[true, ""]], "waited": 0.0}',
-        '{"cell": "runs", "calls": [["1", ""]], "waited": 0.0}',
-        '{"cell": "runs", "calls": [], "waited": "0"}',
-        json.dumps({"cell": "runs", "calls": [[1, "x" * 2_000_000]], "waited": 0.0}),
+        '{"cell": "runs", "calls": [[-1, ""]], "waited": 0.0, "computed": 0.0}',
+        '{"cell": "runs", "calls": [[true, ""]], "waited": 0.0, "computed": 0.0}',
+        '{"cell": "runs", "calls": [["1", ""]], "waited": 0.0, "computed": 0.0}',
+        '{"cell": "runs", "calls": [], "waited": "0", "computed": 0.0}',
+        json.dumps({"cell": "runs", "calls": [[1, "x" * 2_000_000]], "waited": 0.0, "computed": 0.0}),
         '{"cell": "over", "result": {}}',
         over(stdout=1),
         over(value=[]),
@@ -101,7 +101,7 @@ async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) ->
     made = []
     count = tool(name="count", effect="read")(lambda: made.append(1))
     call = json.dumps({"name": "tools.call", "arguments": {"name": "count", "arguments": {}}})
-    line = json.dumps({"cell": "runs", "calls": [[7, call]] * 1000, "waited": 0.0})
+    line = json.dumps({"cell": "runs", "calls": [[7, call]] * 1000, "waited": 0.0, "computed": 0.0})
     async with AgentSession(pool, tools=[count]) as agent:
         result = await agent.run(f"{BY_HAND}\nforge({line!r})", timeout=1)
     assert (made, str(result.state)) == ([1], "unknown: still running")
@@ -121,7 +121,7 @@ async def test_calls_that_nobody_can_answer_in_time_are_not_taken_without_end(po
 import itertools, time
 numbers, met = itertools.count(1), itertools.count(1)
 def tell(marker, said):
-    line = json.dumps({{"cell": "runs", "calls": [[next(numbers), {call!r}] for _ in range(60)], "waited": 0.0}})
+    line = json.dumps({{"cell": "runs", "calls": [[next(numbers), {call!r}] for _ in range(60)], "waited": 0.0, "computed": 0.0}})
     meeting.write_past(chr(10) + marker + line + chr(10))
     open("/mnt/data/met", "w").write(str(next(met)))
 meeting.meet = tell
@@ -136,3 +136,16 @@ time.sleep(60)
         running.cancel()
         await asyncio.wait([running])
     assert len(begun) == 64
+
+
+THREAD = "import threading\ndef burn():\n    while True: pass\nthreading.Thread(target=burn, daemon=True).start()\ntools.wait()"
+THREAD_AND_CALLS = THREAD.replace("tools.wait()", "while True: tools.list()")
+
+
+@pytest.mark.parametrize("code", [THREAD, THREAD_AND_CALLS], ids=["one call", "many calls"])
+async def test_a_cell_in_a_thread_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, code: str) -> None:
+    """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session tells it."""
+    wait = tool(name="wait", effect="read")(asyncio.Event().wait)
+    async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:
+        result = await agent.run(code, timeout=1)
+    assert (result.error.name, "longer than 1 s" in result.error.message) == ("TimeoutError", True)

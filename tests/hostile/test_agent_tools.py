@@ -2,13 +2,17 @@
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from aca_sessions import AgentSession, SessionPool, tool
-from aca_sessions.agent.tools.command import Program
+from aca_sessions import AgentSession, PackageSource, Policy, SessionPool, open_pool, tool
+from aca_sessions.agent.approval import Call
+from aca_sessions.agent.tools.command import Option, Program, Recipe
 from aca_sessions.agent.tools.tool import Parameter
+
+from ..wheels import make_wheel
 
 BY_HAND = """
 import importlib, json
@@ -191,3 +195,81 @@ async def test_nothing_that_a_session_sends_is_unpickled(pool: SessionPool, kind
     assert len(taken) == (1 if kind == "table" else 2)
     assert all(isinstance(one, str | bytes) for one in taken)
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "call", ["ignore=''", "ignore='='", "ignore='-a'", "ignore='x\\0'", "hide=''", "path='/'", "ignore=['']", "ignore=None"]
+)
+async def test_no_argument_takes_away_what_a_recipe_set(pool: SessionPool, tmp_path: Path, call: str) -> None:
+    """What a recipe sets for a program stays set, whatever a session gives for the rest: empty values, options and missing ones."""
+    for name in ("secret", "public"):
+        (tmp_path / name).touch()
+    program = Program(
+        name="ls",
+        command=["/bin/ls", "-1"],
+        options=(Option(name="ignore", short="I"), Option(name="hide")),
+        positional=(Parameter(name="path", schema={"type": "string"}),),
+        recipes=(Recipe(name="public", preset={"hide": "secret*", "path": str(tmp_path)}, parameters=("ignore",)),),
+        effect="read",
+    )
+    async with AgentSession(pool, tools=program.tools()) as agent:
+        result = await agent.run(f"tools.ls.public({call})")
+    assert result.text is None or "secret" not in result.text
+
+
+async def test_a_session_changes_no_dependency_of_its_owner(tmp_path: Path) -> None:
+    """Code in a session removes and replaces no dependency that its owner added, and adds none that was not allowed like a call."""
+    make_wheel(tmp_path / "wheels", "alpha")
+    make_wheel(tmp_path / "wheels", "beta")
+    asked: list[Call] = []
+
+    def approve(calls: Sequence[Call]) -> bool:
+        asked.extend(calls)
+        return len(asked) > 2
+
+    async with open_pool(policy=Policy(packages=PackageSource(wheels=str(tmp_path / "wheels")), preload=(), spares=0)) as pool:
+        async with AgentSession(pool, approve=approve) as agent:
+            await agent.add_dep("alpha")
+            assert "was not allowed" in str((await agent.run("deps.add('beta')")).error)
+            assert "was not allowed" in str((await agent.run("deps.remove('alpha')")).error)
+            for call in ("remove('alpha')", "remove('Alpha>=0')", "add('alpha==0.1')"):
+                assert "session's owner added" in str((await agent.run(f"deps.{call}")).error)
+            assert (await agent.run("import alpha; deps.list()")).text == "['alpha']"
+            await agent.run("deps.add('beta')")
+            assert await agent.list_deps() == ["alpha", "beta"]
+            assert (await agent.run("import beta; deps.remove('beta')['removed_from_config']")).value is True
+            await agent.run("deps.add('beta')")
+            await agent.add_dep("beta")
+            assert "session's owner added" in str((await agent.run("deps.remove('beta')")).error)
+        assert [(call.tool, call.effect, call.arguments) for call in asked[:1]] == [("deps.add", "write", {"package": "beta"})]
+
+
+IN_A_THREAD = """
+import threading
+def burn():
+    while True: pass
+threading.Thread(target=burn, daemon=True).start()
+"""
+IN_A_PROCESS = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "while True: pass"])
+"""
+IN_ORPHANS = """
+import os
+child = os.fork()
+if child == 0:
+    if os.fork() == 0:
+        while True: pass
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("burn", [IN_A_THREAD, IN_A_PROCESS, IN_ORPHANS], ids=["thread", "process", "orphan"])
+@pytest.mark.parametrize("calls", ["tools.wait()", "while True: tools.list()"], ids=["one call", "many calls"])
+async def test_a_cell_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, burn: str, calls: str) -> None:
+    """What a cell's threads and processes compute while its calls are made counts: calls without an end give no time without one."""
+    wait = tool(name="wait", effect="read")(asyncio.Event().wait)
+    async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:
+        result = await agent.run(burn + calls, timeout=1)
+    assert (result.error.name, "longer than 1 s" in result.error.message) == ("TimeoutError", True)

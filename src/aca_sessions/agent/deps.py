@@ -13,6 +13,7 @@ from ..errors import InvalidArgumentError, NotSupportedError
 from .storage import Storage
 
 _RECORD = "requirements"
+_BY_SESSIONS = "by-sessions"  # the names of those that code in a session added; all others are their owner's
 Texts = list[str]
 
 
@@ -39,24 +40,48 @@ class Deps:
         lines = (line.partition("#")[0].strip() for line in self._first.read_text().splitlines())
         return [line for line in lines if line]
 
-    async def remember(self, package: str) -> str:
-        """Keeps a requirement in the place of an earlier one for the same package."""
+    async def remember(self, package: str, *, origin: str = "host") -> str:
+        """Keep a requirement in the place of an earlier one for the same package. A session cannot replace its owner's."""
         self.check_unlocked()
         wanted = _name(package)
         async with self._storage.locked("deps"):
-            kept = [one for one in await self.list() if _name(one) != wanted]
+            before, by_sessions = await self.list(), await self._by_sessions()
+            if origin == "host":
+                await self._note_by_sessions(by_sessions - {wanted})
+            elif package not in before:
+                self._check_is_of_sessions(wanted, before, by_sessions)
+            kept = [one for one in before if _name(one) != wanted]
             await self._storage.write("deps", _RECORD, json.dumps([*kept, package], indent=1).encode())
+            if origin != "host" and package not in before:  # last: if this fails, it is taken for the owner's
+                await self._note_by_sessions(by_sessions | {wanted})
         return package
 
-    async def forget(self, package: str) -> bool:
-        """Whether there was one to take away."""
+    async def forget(self, package: str, *, origin: str = "host") -> bool:
+        """Forget a requirement, and return whether there was one. A session cannot remove its owner's."""
         self.check_unlocked()
         unwanted = _name(package)
         async with self._storage.locked("deps"):
-            before = await self.list()
+            before, by_sessions = await self.list(), await self._by_sessions()
+            if origin != "host":
+                self._check_is_of_sessions(unwanted, before, by_sessions)
             kept = [one for one in before if _name(one) != unwanted]
             await self._storage.write("deps", _RECORD, json.dumps(kept, indent=1).encode())
+            await self._note_by_sessions(by_sessions - {unwanted})
         return len(kept) < len(before)
+
+    def _check_is_of_sessions(self, name: str, requirements: Texts, by_sessions: set[str]) -> None:
+        if name not in by_sessions and any(_name(one) == name for one in requirements):
+            raise InvalidArgumentError(
+                f"{name} is a dependency that the session's owner added: code in a session cannot change or remove it"
+            )
+
+    async def _by_sessions(self) -> set[str]:
+        data = await self._storage.read("deps", _BY_SESSIONS)
+        return set() if data is None else {str(one) for one in json.loads(data)}
+
+    async def _note_by_sessions(self, names: set[str]) -> None:
+        if names != await self._by_sessions():
+            await self._storage.write("deps", _BY_SESSIONS, json.dumps(sorted(names)).encode())
 
     def check_unlocked(self) -> None:
         """NotSupportedError where they are locked."""

@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..client.arguments import checked_timeout
@@ -26,6 +27,7 @@ _DEFAULT_SECONDS = 100.0
 _MARGIN = 10.0  # an execution of ours may last this much longer than it waits
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # in the session, for calls or the end
 _LEAST = 0.001  # seconds that a cell is taken to have used from an answer to its next call, whatever the session tells
+_STILL_SECONDS = 3600.0  # that the clock of one cell stands still in all, as where events leave a cell
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # outside, while calls are answered
 _INTERRUPTS, _INTERRUPT_WAIT = 3, 1.0
 _TRIES, _TRY_AGAIN = 3, 0.5
@@ -47,7 +49,10 @@ class Exchange:
         self._turn = asyncio.Lock()
 
     async def run(self, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
-        """What became of a cell. While all that it waits for is outside, its clock stands still; cancelling the call interrupts it."""
+        """Run a cell and return its result. Cancelling the call interrupts it.
+
+        While all that it waits for is outside, its clock stands still, but for what its process computes and for at most an hour in all.
+        """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
             return await self._session.run_by(lambda source: _Cell(self._session, outside, seconds).run(source), code)
@@ -72,6 +77,36 @@ class _SilentError(Exception):
         self.state = state
 
 
+class Clock:
+    """The seconds that a cell has used, by what its session tells each time that it is met.
+
+    What the process computes beside the cell's waiting counts as well, at most a second in a second. The session tells it, and code in it
+    could tell less: so the time that is not counted is limited, an hour in all.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._began = self._met = now()
+        self._used = self._computed = 0.0
+
+    @property
+    def used(self) -> float:
+        """Return the seconds used until now."""
+        return max(self._used, self._now() - self._began - _STILL_SECONDS)
+
+    def count(self, ran: float, computed: float | None) -> None:
+        """Count the time since the cell was met last.
+
+        Args:
+            ran: The seconds in which it did not wait for the host.
+            computed: The processor time of its process since the cell began, None if the session did not tell.
+        """
+        now = self._now()
+        busy = computed - self._computed if computed is not None else 0.0
+        self._used += max(ran, min(busy, now - self._met))
+        self._met, self._computed = now, self._computed if computed is None else computed
+
+
 class _Cell:
     """One cell, from the moment it is sent."""
 
@@ -83,7 +118,7 @@ class _Cell:
         self._id = uuid.uuid4().hex
         self._is_sent = False
         self._is_gone = False  # whether the interpreter that ran it is another by now
-        self._used = 0.0
+        self._clock = Clock()
         self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
         self._latest = 0  # the number of the latest call that was taken: none is taken twice
         self._open: dict[int, asyncio.Task[str]] = {}
@@ -106,10 +141,10 @@ class _Cell:
 
     async def _run(self, code: str) -> CodeExecutionResult:
         now = await self._begun(code)
-        while now.stage == "runs" and self._used < self._timeout:
+        while now.stage == "runs" and self._clock.used < self._timeout:
             self._take(now)
             await self._until_answered()
-            wait = 0.0 if self._open else min(self._wait, self._timeout - self._used)
+            wait = 0.0 if self._open else min(self._wait, max(self._timeout - self._clock.used, 0.0))
             self._wait = min(self._wait * 2, _LONGEST_WAIT)
             now = self._going_on(await self._met(wait=wait))
         overran = now.stage == "runs"
@@ -212,8 +247,8 @@ class _Cell:
             now = await told.read(self._session, line) if line is not None else None
         except ACASessionsError:
             now = None
-        if not stood_still:
-            self._used += elapsed if now is None or not now.calls else min(max(now.waited, _LEAST), elapsed)
+        ran = 0.0 if stood_still else elapsed if now is None or not now.calls else min(max(now.waited, _LEAST), elapsed)
+        self._clock.count(ran, now.computed if now is not None else None)
         if now is None:
             raise _SilentError(NO_REPLY if result.state.kind == "kept" or line is not None else result.state)
         return now

@@ -3,9 +3,14 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from .storage import Kind, checked_name
+
+if TYPE_CHECKING:
+    from .search import Embed
+    from .skill_library import SkillLibrary
 
 
 class MemoryStorage:
@@ -48,3 +53,9 @@ class MemoryStorage:
     def path(self, kind: Kind, name: str) -> str:
         """There is no place to look at."""
         return f"memory:{kind}/{name}"
+
+    def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
+        """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
+        from .skill_library import SkillLibrary
+
+        return SkillLibrary(lambda: nullcontext(self), embed)

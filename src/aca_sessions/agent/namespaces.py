@@ -1,6 +1,6 @@
 """The calls that code in a session may make, by name: what stands here and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from .artifacts import Artifacts
@@ -9,12 +9,12 @@ from .live import Live
 from .outside import Answer
 from .skills import Skills
 from .toolbox import ToolBox
-from .tools.tool import ToolFailedError
+from .tools.tool import Parameter, Tool, ToolFailedError
 
 
 def table(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, live: Live) -> dict[str, Answer]:
     """All four namespaces."""
-    return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(deps, live)}
+    return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, live)}
 
 
 def _tools(toolbox: ToolBox) -> dict[str, Answer]:
@@ -71,15 +71,20 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
     }
 
 
-def _deps(deps: Deps, live: Live) -> dict[str, Answer]:
-    """While a cell runs nothing is installed into its session and nothing taken away: it waits for the cell's end."""
+def _deps(toolbox: ToolBox, deps: Deps, live: Live) -> dict[str, Answer]:
+    """While a cell runs nothing is installed into its session and nothing taken away: it waits for the cell's end.
 
-    async def add(package: str) -> object:
-        live.packages.add(await deps.remember(package))
+    What a session adds is installed and kept for later ones, so it is decided like a tool's call. `sync` installs what was decided before.
+    """
+
+    async def add(arguments: dict[str, Any]) -> object:
+        package = arguments["package"]
+        live.packages.add(await deps.remember(package, origin="session"))
         return {"installed": [], "already_present": [], "failed": [], "pending": [package]}
 
-    async def remove(package: str) -> object:
-        configured, there = await deps.forget(package), await is_installed(live.session, package)
+    async def remove(arguments: dict[str, Any]) -> object:
+        package = arguments["package"]
+        configured, there = await deps.forget(package, origin="session"), await is_installed(live.session, package)
         live.packages.remove(package)
         told = {"removed": [], "not_found": [] if there else [package], "failed": [], "removed_from_config": configured}
         return told | {"pending": [package] if there else []}
@@ -90,7 +95,17 @@ def _deps(deps: Deps, live: Live) -> dict[str, Answer]:
             live.packages.add(requirement)
         return {"installed": [], "already_present": [], "failed": [], "pending": wanted}
 
-    return {"deps.list": deps.list, "deps.add": add, "deps.remove": remove, "deps.sync": sync}
+    def decided(name: str, act: Callable[[dict[str, Any]], Awaitable[object]]) -> Answer:
+        tool = Tool(name=name, act=act, parameters=(Parameter(name="package", schema={"type": "string"}),))
+
+        async def answer(package: object) -> object:
+            deps.check_unlocked()
+            tool.check({"package": package})
+            return await toolbox.make(tool, {"package": package})
+
+        return answer
+
+    return {"deps.list": deps.list, "deps.add": decided("deps.add", add), "deps.remove": decided("deps.remove", remove), "deps.sync": sync}
 
 
 def _call(one: object) -> tuple[str, Mapping[str, Any]]:

@@ -1,98 +1,163 @@
 """The same records in Redis: one hash for each kind, so that a write is one command."""
 
+import asyncio
 import contextlib
+import inspect
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from redis.asyncio import Redis
+from redis import Redis as BlockingRedis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import AuthenticationError, ExecAbortError, LockError, NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..errors import StorageError
+from ..errors import ConfigurationError, StorageError
+from ..tasks import made_in_thread
 from .storage import Kind, checked_name
+
+if TYPE_CHECKING:
+    from .search import Embed
+    from .skill_library import SkillLibrary
 
 _LOCK_SECONDS = 10.0  # a holder that was killed keeps others out for so long
 _PATIENCE_SECONDS = 15.0
 _ANSWER_SECONDS = 10.0
 _ATTEMPTS = 6  # with the pauses between them about two seconds: a server that restarts is back by then
 _LOST = (RedisConnectionError, RedisTimeoutError)
-Result = TypeVar("Result")
 
 
 class RedisStorage:
     """Records under a prefix; many processes may use them at once."""
 
-    def __init__(self, url: str, prefix: str = "aca-sessions") -> None:
-        """Connects when it is used; a connection that breaks is made anew."""
-        retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), _ATTEMPTS)
-        limits: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": _ANSWER_SECONDS}
-        self._redis: Redis = Redis.from_url(url, retry=retry, retry_on_error=[*_LOST], **limits)
+    def __init__(self, url: str | None = None, prefix: str = "aca-sessions", *, redis: "Redis | BlockingRedis | None" = None) -> None:
+        """Connect when it is used, to a URL or with a client of yours. A connection to the URL that breaks is made anew.
+
+        Args:
+            url: The server, as in `redis://localhost:6379`.
+            prefix: The beginning of all keys.
+            redis: A client instead of the URL, from `redis` or `redis.asyncio`. `close` leaves it open.
+        """
+        if (url is None) == (redis is None):
+            raise ConfigurationError("give either a URL, RedisStorage('redis://localhost:6379'), or a client, RedisStorage(redis=client)")
+        if redis is not None and redis.get_connection_kwargs().get("decode_responses"):
+            raise ConfigurationError("artifacts may be bytes: make the Redis client without decode_responses=True")
+        self._redis: Any = redis if url is None else _connected(url)
+        self._is_own = redis is None
         self._prefix = prefix
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
         """A record; None where there is none."""
-        return cast(bytes | None, await _asked(self._redis.hget(self._key(kind), checked_name(name))))
+        field = checked_name(name)
+        return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
         """Replaces a record, and its kind has another stamp."""
-        async with self._redis.pipeline(transaction=True) as both:
-            both.hset(self._key(kind), checked_name(name), data)
-            both.set(f"{self._key(kind)}:stamp", uuid.uuid4().hex)
-            await _asked(both.execute())
+        field = checked_name(name)
+
+        def both(redis: Any) -> Any:
+            commands = redis.pipeline(transaction=True)
+            commands.hset(self._key(kind), field, data)
+            commands.set(f"{self._key(kind)}:stamp", uuid.uuid4().hex)
+            return commands.execute()
+
+        await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
         """Whether there was one to delete. A Redis that is full deletes as well, and takes no new stamp."""
-        stamp = f"{self._key(kind)}:stamp"
-        async with self._redis.pipeline(transaction=False) as each:  # a full Redis takes no command into a transaction
-            each.delete(stamp)
-            each.hdel(self._key(kind), checked_name(name))
-            each.set(stamp, uuid.uuid4().hex)
-            _, deleted, _ = await _asked(each.execute(raise_on_error=False))
+        field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
+
+        def each(redis: Any) -> Any:
+            commands = redis.pipeline(transaction=False)  # a full Redis takes no command into a transaction
+            commands.delete(stamp)
+            commands.hdel(self._key(kind), field)
+            commands.set(stamp, uuid.uuid4().hex)
+            return commands.execute(raise_on_error=False)
+
+        _, deleted, _ = await self._asked(each)
         if isinstance(deleted, RedisError):
             raise _storage_error(deleted)
         return bool(deleted)
 
     async def names(self, kind: Kind) -> list[str]:
         """The names of all records of a kind, sorted."""
-        return sorted(name.decode() for name in await _asked(self._redis.hkeys(self._key(kind))) if isinstance(name, bytes))
+        return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
         """What the last change drew by chance; None where it could not be kept."""
-        drawn = await _asked(self._redis.get(f"{self._key(kind)}:stamp"))
+        drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
         """Holds a lock that ends by itself, whatever became of its holder."""
-        lock = self._redis.lock(f"{self._key(kind)}:lock", timeout=_LOCK_SECONDS, blocking_timeout=_PATIENCE_SECONDS)
-        if not await _asked(lock.acquire()):
+        options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
+        lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
+        if not await self._acquired(lock):
             raise StorageError(f"{kind} of the storage are locked by another process for {_PATIENCE_SECONDS:g} s: end that process")
         try:
             yield
         finally:
-            with contextlib.suppress(LockError, RedisError):
-                await lock.release()
+            with contextlib.suppress(LockError, StorageError):
+                await self._asked(lambda _: lock.release())
 
     def path(self, kind: Kind, name: str) -> str:
         """The key and the field."""
         return f"{self._key(kind)}/{name}"
 
+    def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
+        """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
+        from .skill_library import SkillLibrary
+
+        return SkillLibrary(self._for_this_loop, embed)
+
     async def close(self) -> None:
-        """Ends the connections."""
-        await self._redis.aclose()
+        """End the connections to the URL. A client that was given stays open: it belongs to whoever made it."""
+        if self._is_own:
+            await self._redis.aclose()
+
+    @asynccontextmanager
+    async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
+        """Yield the same records in another event loop: connections with `await` belong to the loop that opened them."""
+        if isinstance(self._redis, BlockingRedis):
+            yield self
+            return
+        pool = self._redis.connection_pool
+        async with Redis.from_pool(ConnectionPool(pool.connection_class, **pool.connection_kwargs)) as client:
+            yield RedisStorage(redis=client, prefix=self._prefix)
 
     def _key(self, kind: Kind) -> str:
         return f"{self._prefix}:{kind}"
 
+    async def _acquired(self, lock: Any) -> bool:
+        if not isinstance(self._redis, BlockingRedis):
+            return bool(await self._asked(lambda _: lock.acquire()))
+        with _errors():  # a lock that a thread gets for a caller who was cancelled is released
+            return bool(await made_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
-async def _asked(answer: "Awaitable[Result]") -> Result:
+    async def _asked(self, command: Callable[[Any], Any]) -> Any:
+        """Send a command and return its answer; a client without `await` waits in a thread."""
+        with _errors():
+            if isinstance(self._redis, BlockingRedis):
+                return await asyncio.to_thread(command, self._redis)
+            answer = command(self._redis)
+            return await answer if inspect.isawaitable(answer) else answer
+
+
+def _connected(url: str) -> Redis:
+    retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), _ATTEMPTS)
+    limits: dict[str, Any] = {"socket_connect_timeout": 5, "socket_timeout": _ANSWER_SECONDS}
+    return Redis.from_url(url, retry=retry, retry_on_error=[*_LOST], **limits)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
     try:
-        return await answer
+        yield
     except RedisError as error:
         raise _storage_error(error) from None
 

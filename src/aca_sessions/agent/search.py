@@ -1,7 +1,10 @@
-"""Search by words, BM25 over names and descriptions without a model or network, or by meaning where a caller gives vectors."""
+"""Search by words and related words, BM25 over names and descriptions without a model or network, or by vectors that a caller makes."""
 
+import asyncio
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError
@@ -10,16 +13,86 @@ if TYPE_CHECKING:
     import bm25s
     import numpy as np
 
-Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
+Vectors = Sequence[Sequence[float]]
+Embed = Callable[[Sequence[str]], Vectors | Awaitable[Vectors]]
 _SATURATION, _LENGTH_WEIGHT = 1.2, 0.75
 _NAME_WEIGHT = 3
 _AT_ONCE = 256  # texts in one call: services take no more than some thousands
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
+_RELATED_WEIGHT = 0.4  # of a word that only means about the same: with 0.5 it outdoes the word itself in a query of the tests
+_WORD = re.compile(r"[A-Z]{2,}s?(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "s", "e", "y")
 _SHORTEST_STEM = 3
 _EMPTY = frozenset(
     "a an and any are as at be by for from get how i in into is it its of on or that the this to use want what with you".split()  # noqa: SIM905
 )
+
+# Words that ask for about the same in names and descriptions of tools and skills. A word may stand in several lines.
+_RELATED = """
+api endpoint request rest
+web url http https link site website page webpage html internet online address api request
+fetch download load retrieve read request curl pull http
+upload send push post put
+crawl scrape browse fetch web
+json parse decode deserialize
+search find lookup query locate seek
+save store write keep persist
+delete remove erase drop clear
+create make add new build generate
+update change edit modify set
+list show display enumerate
+run execute call invoke start launch
+stop end kill cancel terminate
+convert transform change translate turn
+compare diff difference
+merge join combine concatenate
+split divide separate
+sort order rank
+filter select choose
+count number total sum frequency
+average mean statistics median
+calculate compute evaluate math arithmetic
+plot chart graph draw visualize figure diagram
+trend series time history
+image picture photo
+resize scale shrink enlarge smaller larger crop
+table spreadsheet excel csv xlsx dataframe sheet
+database sql query postgres sqlite
+file document
+folder directory path
+text string word
+summary summarize summarise shorten abstract digest
+translate language german french spanish english chinese
+email mail message send
+chat message slack notify notification
+invoice bill payment charge
+customer client buyer
+money currency price cost amount
+weather forecast rain temperature
+calendar event meeting appointment schedule
+date time day clock
+map location place coordinate geocode latitude longitude
+compress zip archive tar gzip
+encrypt hash cipher
+password secret credential login
+user account person member
+error exception failure bug
+log trace
+test check verify validate
+train fit learn
+model classifier predict classify
+outlier anomaly
+clean tidy normalize
+repository repo git github
+commit branch git
+issue ticket bug
+code source program script
+package library dependency module
+network host port scan ping
+ip dns domain host
+audio sound speech voice
+video movie film
+pdf document page
+"""
 
 
 class Index:
@@ -35,9 +108,17 @@ class Index:
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
-        scores = self._ranking.get_scores(wanted)
+        import numpy as np
+
+        scores = np.sum([self._scores(self._ranking, word) for word in wanted], axis=0)
         ranked = (-scores).argsort(kind="stable")[: max(limit, 0)]
         return [self._names[place] for place in ranked if scores[place] > 0]
+
+    def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
+        """Return how well each text fits a word: by the word itself, or by related words, whichever is more."""
+        scores: np.ndarray = ranking.get_scores([word])
+        related = _related().get(word)
+        return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
 
 
 def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
@@ -87,7 +168,7 @@ class MeaningIndex:
         """Of length one, so that their product is how near they are."""
         import numpy as np  # semantic-kernel brings it; who searches by words does not wait for it
 
-        answered = await self._embed(texts)
+        answered = await _answer(self._embed, texts)
         try:
             made = np.asarray(answered, dtype=float)
         except (ValueError, TypeError):
@@ -121,10 +202,30 @@ class Search:
         return await self._meaning.best(self._texts, query, limit)
 
 
+async def _answer(embed: Embed, texts: list[str]) -> Vectors:
+    """Call a function of the caller's; one without `await` computes in a thread, so that cells and tools go on meanwhile."""
+    if inspect.iscoroutinefunction(embed) or inspect.iscoroutinefunction(getattr(embed, "__call__", None)):  # noqa: B004
+        answered = embed(texts)
+    else:
+        answered = await asyncio.to_thread(embed, texts)
+    return await answered if inspect.isawaitable(answered) else answered
+
+
 def words(text: str) -> list[str]:
     """The words of a text, cut at case and underscores, without endings and without those that say nothing."""
     found = [word.lower() for word in _WORD.findall(text)]
     return [_stem(word) for word in found if word not in _EMPTY]
+
+
+@cache
+def _related() -> dict[str, list[str]]:
+    """Return the words related to each word, all as `words` leaves them."""
+    related: dict[str, list[str]] = {}
+    for line in _RELATED.strip().splitlines():
+        group = [*dict.fromkeys(words(line))]
+        for word in group:
+            related[word] = [*dict.fromkeys([*related.get(word, []), *(other for other in group if other != word)])]
+    return related
 
 
 def _stem(word: str) -> str:

@@ -1,8 +1,8 @@
 """A session for an agent: its cells call tools of the host, and what it makes outlives it."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,7 +55,7 @@ class AgentSession(Kept):
         self._skills = Skills(self._storage, lambda name, source: self._live.attempt(name, source), embed)
         self._artifacts = Artifacts(self._storage)
         self._deps = Deps(self._storage, locked=not allow_runtime_deps)
-        self._toolbox = ToolBox([], self._approval)
+        self._toolbox = ToolBox([], self._approval)  # until the start
         self._opened: Live | None = None
         self._stack = AsyncExitStack()
         self._starting = asyncio.Lock()
@@ -117,12 +117,22 @@ class AgentSession(Kept):
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """All tools, each with name, description, tags."""
-        return self._toolbox.list()
+        """Return all tools, each with name, description, tags. Before the start, tools that are servers are opened for this call."""
+        async with self._tools() as toolbox:
+            return toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
-        """The tools that fit a description best."""
-        return await self._toolbox.search(query, limit)
+        """Return the tools that fit a description, the best first. It needs no start either."""
+        async with self._tools() as toolbox:
+            return await toolbox.search(query, limit)
+
+    @asynccontextmanager
+    async def _tools(self) -> AsyncIterator[ToolBox]:
+        if self._opened is not None:
+            yield self._toolbox
+            return
+        async with self._starting, AsyncExitStack() as stack:  # a start meanwhile would open the same servers
+            yield ToolBox(await _opened(self._given, stack), self._approval, self._embed)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -134,7 +144,8 @@ class AgentSession(Kept):
     @property
     def _live(self) -> Live:  # type: ignore[override]
         if self._opened is None:
-            raise ACASessionsError("the session is not started: use 'async with AgentSession(...) as agent', or await start()")
+            name = type(self).__name__
+            raise ACASessionsError(f"the session is not started: use 'async with {name}(...) as session', or await start()")
         return self._opened
 
 

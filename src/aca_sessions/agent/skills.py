@@ -18,7 +18,7 @@ from ..errors import InvalidArgumentError, NotSupportedError, StorageError
 from .search import Embed, Search
 from .storage import Storage
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _OWN_NAMES = frozenset({"create", "invoke", "search", "list", "get", "delete"})
 _HEADER = "# aca-sessions: "
 _MOST_SOURCE = 64 << 10
@@ -40,18 +40,31 @@ class Skill:
     tested: bool = False
     earlier: tuple[str, ...] = ()
 
+    @property
+    def parameters(self) -> list[dict[str, Any]]:
+        """What `run` takes: `name`, `type`, `required`, `default`."""
+        return parameters(self.source)
+
+    @property
+    def searched(self) -> str:
+        """The text that searches look at: the description, and what docstrings say."""
+        return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
+
     def told(self, uses: int = 0) -> dict[str, Any]:
         """As it is listed: without the source."""
         return {
             "name": self.name,
             "description": self.description,
-            "parameters": parameters(self.source),
+            "parameters": self.parameters,
             "version": self.version,
             "origin": self.origin,
             "created_at": self.created,
             "tested": self.tested,
             "uses": uses,
         }
+
+
+Found = list[Skill]
 
 
 class Skills:
@@ -67,13 +80,16 @@ class Skills:
 
     async def list(self) -> Described:
         """All, without their sources."""
-        return [skill.told(await self._uses(skill.name)) for skill in (await self._read_all()).values()]
+        return [skill.told(await self._uses(skill.name)) for skill in (await self.all()).values()]
 
     async def search(self, query: str, limit: int = 5) -> Described:
         """Those that fit a description, the best first."""
-        skills = await self._read_all()
-        names = [name for name in await self._search.best(query, limit) if name in skills]
-        return [skills[name].told(await self._uses(name)) for name in names]
+        return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
+
+    async def best(self, query: str, limit: int) -> "Found":
+        """Return the skills that fit a description, the best first."""
+        skills = await self.all()
+        return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 
     async def get(self, name: str) -> dict[str, Any] | None:
         """One with its source; None where there is none."""
@@ -96,11 +112,10 @@ class Skills:
 
     async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
         """Keeps a skill, once its examples were run; the one that it replaces stays among its earlier versions."""
-        function = entry(source)
-        documentation = ast.get_docstring(function) or ""
+        documented = _documentation(source)
         now = datetime.now(UTC).isoformat()
-        skill = Skill(name=checked(name), source=source, description=description or _first(documentation), origin=origin, created=now)
-        tested = await self._try(skill) if ">>>" in documentation else False
+        skill = Skill(name=checked(name), source=source, description=description or documented[0], origin=origin, created=now)
+        tested = await self._try(skill) if ">>>" in (ast.get_docstring(entry(source)) or "") else False
         async with self._storage.locked("skills"):
             before = await self._read(name)
             _check_owner(before, origin)
@@ -128,13 +143,13 @@ class Skills:
         data = await self._storage.read("skills", checked(name))
         return None if data is None else _decode(name, data)
 
-    async def _read_all(self) -> dict[str, Skill]:
-        """Again only where something was written since."""
+    async def all(self) -> dict[str, Skill]:
+        """Return all skills by name. They are read again only if something was written since."""
         stamp = await self._storage.stamp("skills")
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
             self._all = {skill.name: skill for skill in found if skill is not None}
-            self._search.over({skill.name: skill.description for skill in self._all.values()})
+            self._search.over({skill.name: skill.searched for skill in self._all.values()})
             self._stamp = stamp
         return self._all
 
@@ -146,7 +161,8 @@ class Skills:
 def checked(name: object) -> str:
     """The name, if code can call a skill by it."""
     if not _is_name(name):
-        raise InvalidArgumentError(f"a skill's name is a Python name in small letters and none of {', '.join(sorted(_OWN_NAMES))}")
+        form = "a Python name of up to 64 letters, digits and '_' that begins with a letter"
+        raise InvalidArgumentError(f"a skill's name must be {form}, and none of {', '.join(sorted(_OWN_NAMES))}: got {str(name)[:80]!r}")
     return str(name)
 
 
@@ -190,6 +206,13 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
         raise InvalidArgumentError(f"the skill {skill.name} was given from outside, and stays as it is: use another name")
 
 
+def _documentation(source: str) -> tuple[str, ...]:
+    """Return the first paragraphs of the docstrings of `run` and of its file, without those that are empty; ("",) if there are none."""
+    function = entry(source)
+    firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
+    return tuple(filter(None, firsts)) or ("",)
+
+
 def _first(documentation: str) -> str:
     """Its first paragraph."""
     return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
@@ -215,7 +238,7 @@ def _decode(name: str, data: bytes) -> Skill | None:
             told["earlier"] = tuple(told["earlier"])
         else:
             source = data.decode("utf-8", "replace")
-        documentation = ast.get_docstring(entry(source)) or ""
+        description = _documentation(source)[0]
     except (ValueError, TypeError, KeyError):
         return None
-    return Skill(name=name, source=source, **{"description": _first(documentation), **told})
+    return Skill(name=name, source=source, **{**told, "description": told.get("description") or description})

@@ -12,10 +12,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..errors import InvalidArgumentError, StorageError
 from ..tasks import made_in_thread
+
+if TYPE_CHECKING:
+    from .search import Embed
+    from .skill_library import SkillLibrary
 
 Kind = Literal["skills", "uses", "artifacts", "content", "deps"]
 Result = TypeVar("Result")
@@ -107,6 +111,12 @@ class FileStorage:
     def path(self, kind: Kind, name: str) -> str:
         """The file."""
         return str(self._file(kind, name))
+
+    def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
+        """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
+        from .skill_library import SkillLibrary
+
+        return SkillLibrary(lambda: contextlib.nullcontext(self), embed)
 
     def _file(self, kind: Kind, name: str) -> Path:
         return self.base_path / kind / (f"{name}.py" if kind == "skills" else name)

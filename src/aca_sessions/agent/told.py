@@ -38,6 +38,7 @@ class Told:
     stage: Stage
     calls: tuple[tuple[int, str], ...] = ()
     waited: float = 0.0  # seconds in the session until they came
+    computed: float | None = None  # seconds of the processor since the cell began, without those of the executions that met it
     outcome: Outcome | None = None
 
 
@@ -73,8 +74,8 @@ async def _content(session: Session, name: str) -> str:
 
 def _told(said: object) -> Told:
     match said:
-        case {"cell": "runs", "calls": [*calls], "waited": float(waited)}:
-            return Told("runs", tuple(_call(one) for one in calls[:_MOST_CALLS]), waited)
+        case {"cell": "runs", "calls": [*calls], "waited": float(waited), "computed": float(computed)}:
+            return Told("runs", tuple(_call(one) for one in calls[:_MOST_CALLS]), waited, computed)
         case {"cell": "over", "result": dict(result)}:
             return Told("over", outcome=_outcome(result))
         case {"cell": "unknown" | "no module" as stage}:

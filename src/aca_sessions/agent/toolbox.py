@@ -54,7 +54,10 @@ class ToolBox:
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
         """What the tool answers; ToolFailedError where it may not be called."""
-        tool = self._checked(name, arguments)
+        return await self.make(self._checked(name, arguments), arguments)
+
+    async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
+        """Decide a call, make it and write it down."""
         (decision,) = await self._approval.decide([(tool, arguments)])
         return await self._made(tool, arguments, decision)
 

@@ -1,13 +1,16 @@
 """Values between host and session: JSON, with bytes, long texts and tables in files beside it. Nothing is ever unpickled."""
 
+import contextlib
 import importlib
 import io
 import json
 import math
 import re
 import sys
+import threading
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -20,6 +23,7 @@ _MOST_TEXT = 8 << 20
 _TOO_LARGE = f"the value is larger than a call may answer: {_MOST_TEXT >> 20} MB of JSON, {MOST_ATTACHED >> 20} MB of bytes"
 _PARQUET = b"PAR1"
 _SAFE_PYARROW = (14, 0, 1)
+_filtering = threading.Lock()
 _FILE = re.compile(r"\.call-[0-9a-f]{32}")
 
 
@@ -71,9 +75,10 @@ def table(data: bytes) -> Any:
     if parquet:
         _check_parquet_library()
     try:
-        return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
+        with _without_deprecations():
+            return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
     except ImportError:
-        raise ConfigurationError("this table is parquet: pip install fastparquet, or load it in a session") from None
+        raise ConfigurationError("this table is parquet: pip install pyarrow or fastparquet, or load it in a session") from None
     except Exception as error:  # of whichever library; a session may have written anything
         raise StorageError(f"this table cannot be read ({type(error).__name__}): save it again") from None
 
@@ -82,15 +87,26 @@ def table_bytes(frame: Any) -> bytes:
     """A DataFrame as JSON with its types."""
     if not all(isinstance(name, str) for name in frame.columns):
         raise ToolFailedError("a DataFrame goes with columns that are named by text: frame.columns = frame.columns.map(str)")
-    return str(frame.to_json(orient="table")).encode()
+    return str(frame.to_json(orient="table", double_precision=15)).encode()
 
 
 def kept_table(frame: Any) -> Table:
     """A DataFrame to be kept: as parquet where a library for it is here and takes the frame, else as JSON."""
     try:
-        return Table(frame.to_parquet())
+        with _without_deprecations():
+            return Table(frame.to_parquet())
     except (ImportError, ValueError, TypeError, NotImplementedError):
         return Table(table_bytes(frame))
+
+
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Pass over deprecations in the block. fastparquet uses what pandas 4 and a later numpy will not have: where a program turns warnings
+    into errors, no table could be read. One thread at a time, since the filters are the process's.
+    """
+    with _filtering, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def is_table(value: object) -> bool:

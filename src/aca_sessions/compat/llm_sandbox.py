@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict, Unpack
 
 from .. import Limits, Policy
 from ..errors import InvalidArgumentError, NotSupportedError
@@ -21,29 +21,9 @@ OnText = Callable[[str], object]
 
 _WORKDIR = "/sandbox"
 _DATA = "/mnt/data"
+_LS = 'ls() { command ls -H "$@"; }; '  # /sandbox is a link, which `ls -l` would show instead of the files
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
-# Arguments of theirs about containers, images and their pool.
-_WITHOUT_MEANING = frozenset(
-    [
-        "backend",
-        "client",
-        "image",
-        "dockerfile",
-        "container_id",
-        "keep_template",
-        "commit_container",
-        "commit_image_tag",
-        "verbose",
-        "stream",
-        "runtime_configs",
-        "skip_environment_setup",
-        "encoding_errors",
-        "workdir",
-        "session_timeout",
-        "security_policy",
-    ]
-)
 
 
 class KernelType(StrEnum):
@@ -57,10 +37,44 @@ class InteractiveSettings:
     """How an interactive session is set up. Nothing is polled for, so `poll_interval` has no effect."""
 
     kernel_type: KernelType | str = KernelType.IPYTHON
-    max_memory: str = "1GB"
+    max_memory: str | None = "1GB"  # None is the default of sessions, 2 GB
     history_size: int = 1000
     timeout: float | None = 300
     poll_interval: float = 0.1
+
+
+class _OfContainers(TypedDict, total=False):
+    """llm-sandbox's arguments about containers, images and its pool, which have no effect."""
+
+    backend: Any
+    client: Any
+    image: Any
+    dockerfile: Any
+    container_id: Any
+    keep_template: Any
+    commit_container: Any
+    commit_image_tag: Any
+    verbose: Any
+    stream: Any
+    runtime_configs: Any
+    skip_environment_setup: Any
+    encoding_errors: Any
+    workdir: Any
+    session_timeout: Any
+    security_policy: Any
+
+
+class Options(_OfContainers, total=False):
+    """The keyword arguments of a session: its settings, libraries to install at the start, and llm-sandbox's other arguments."""
+
+    kernel_type: KernelType | str
+    max_memory: str | None
+    history_size: int
+    timeout: float | None
+    poll_interval: float
+    libraries: Sequence[str] | None
+    execution_timeout: float | None
+    default_timeout: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +98,53 @@ class ConsoleOutput:
         return json.dumps(asdict(self), **options)
 
 
+class _Session(InteractiveSession):
+    """The session inside, whose working directory is shown as llm-sandbox's."""
+
+    def __init__(self, name: str, policy: Policy, timeout: float | None) -> None:
+        super().__init__(policy=policy, timeout=timeout)
+        self._name = name
+        self._is_prepared = False
+
+    def open(self) -> Self:
+        """Start the session."""
+        super().open()
+        self._prepare()
+        return self
+
+    def reset(self) -> None:
+        """Clear the variables and keep the files."""
+        super().reset()
+        self._prepare()
+
+    def run(self, code: str, **options: Any) -> CodeExecutionResult:
+        """Run a cell and return its result. An interpreter that took the place of another is prepared first."""
+        if not self._is_prepared:
+            self._prepare()
+        result = super().run(code, **options)
+        self._is_prepared = result.state.kind == "kept"
+        return result
+
+    def _prepare(self) -> None:
+        self._call(lambda session: session.run_own("workdir", _WORKDIR))
+        self._is_prepared = True
+
+
 class InteractiveSandboxSession:
     """A session whose variables stay from run to run, for `with`."""
 
-    def __init__(self, *, lang: str = "python", interactive_settings: InteractiveSettings | None = None, **options: Any) -> None:
+    def __init__(
+        self, *, lang: str = "python", interactive_settings: InteractiveSettings | None = None, **options: Unpack[Options]
+    ) -> None:
         """Settings are taken as one object or as keyword arguments; the latter win. Starts nothing yet."""
-        if lang != "python":
+        if str(lang).lower() != "python":
             raise NotSupportedError(f"sessions run Python, and not {lang}: leave lang out")
-        self.settings = replace(interactive_settings or InteractiveSettings(), **_settings_among(options))
-        self._libraries = _list(options.pop("libraries", None))
-        default = options.pop("execution_timeout", None) or options.pop("default_timeout", None)
-        _refuse_unknown(options)
-        self._session = InteractiveSession(policy=_policy(self.settings), timeout=default or self.settings.timeout)
+        given: dict[str, Any] = {**options}
+        self.settings = replace(interactive_settings or InteractiveSettings(), **_settings_among(given))
+        self._libraries = _list(given.pop("libraries", None))
+        limits = given.pop("execution_timeout", None), given.pop("default_timeout", None)
+        _refuse_unknown(given)
+        self._session = _Session(type(self).__name__, _policy(self.settings), limits[0] or limits[1] or self.settings.timeout)
 
     def open(self) -> None:
         """Starts the session."""
@@ -127,7 +176,7 @@ class InteractiveSandboxSession:
     def execute_command(self, command: str, workdir: str | None = None) -> ConsoleOutput:
         """What became of a command of the session's shell."""
         folder = f"cd {_quoted(workdir)} && " if workdir else ""
-        done = self._session.execute_command(folder + command)
+        done = self._session.execute_command(_LS + folder + command)
         return ConsoleOutput(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
     def execute_commands(self, commands: Sequence[str | tuple[str, str | None]], workdir: str | None = None) -> ConsoleOutput:
@@ -182,7 +231,7 @@ def _settings_among(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unknown(options: dict[str, Any]) -> None:
-    unknown = sorted(options.keys() - _WITHOUT_MEANING)
+    unknown = sorted(options.keys() - _OfContainers.__annotations__.keys())
     if unknown:
         raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
     if options:
@@ -191,7 +240,8 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
 
 def _policy(settings: InteractiveSettings) -> Policy:
     KernelType(settings.kernel_type)
-    return Policy(limits=replace(Limits(), memory=_bytes(settings.max_memory), history=settings.history_size), spares=0)
+    limits = Limits(history=settings.history_size)
+    return Policy(limits=limits if settings.max_memory is None else replace(limits, memory=_bytes(settings.max_memory)), spares=0)
 
 
 def _bytes(size: str | int) -> int:

@@ -1,4 +1,4 @@
-"""py-code-mode's spellings: `Session(storage=…, executor=…)` over an agent session. What an executor isolates is here always isolated."""
+"""py-code-mode's spellings: `Session(storage=…, executor=…)` is an agent session. What an executor isolates is here always isolated."""
 
 import ast
 from collections.abc import Sequence
@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from ..agent.redis_storage import RedisStorage as _RedisStorage
+from ..agent.memory_storage import MemoryStorage
+from ..agent.redis_storage import RedisStorage
+from ..agent.search import Embed
 from ..agent.session import AgentSession
-from ..agent.skills import Skills
-from ..agent.storage import FileStorage as _FileStorage
+from ..agent.storage import FileStorage
 from ..agent.tools.tool import Tool, ToolSource
 from ..models import CodeExecutionResult
 
+StorageBackend = FileStorage | MemoryStorage | RedisStorage
 __all__ = [
     "ContainerConfig",
     "ContainerExecutor",
@@ -20,27 +22,13 @@ __all__ = [
     "FileStorage",
     "InProcessConfig",
     "InProcessExecutor",
+    "MemoryStorage",
     "RedisStorage",
     "Session",
+    "StorageBackend",
     "SubprocessConfig",
     "SubprocessExecutor",
 ]
-
-
-class FileStorage(_FileStorage):
-    """A folder that outlives sessions."""
-
-    def get_skill_library(self) -> Skills:
-        """The skills in it."""
-        return Skills(self)
-
-
-class RedisStorage(_RedisStorage):
-    """Keys of a Redis that outlive sessions."""
-
-    def get_skill_library(self) -> Skills:
-        """The skills in it."""
-        return Skills(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,82 +87,72 @@ class ContainerExecutor(SubprocessExecutor):
     """The same."""
 
 
-class Session:
-    """py-code-mode's session: its methods and their answers, over an `AgentSession`, whose other abilities `agent` has."""
+class Session(AgentSession):
+    """py-code-mode's session: an `AgentSession` whose `run` returns py-code-mode's result."""
 
     def __init__(
-        self, storage: _FileStorage | _RedisStorage, executor: SubprocessExecutor | None = None, sync_deps_on_start: bool = False
+        self,
+        storage: StorageBackend,
+        executor: SubprocessExecutor | None = None,
+        sync_deps_on_start: bool = False,
+        *,
+        embed: Embed | None = None,
     ) -> None:
-        """Opens nothing yet."""
+        """Open nothing yet.
+
+        Args:
+            storage: Where skills, artifacts and dependencies are kept.
+            executor: Its configuration has the tools, the dependencies and the time limit of a cell. Cells are isolated with any executor.
+            sync_deps_on_start: Install the dependencies at the start.
+            embed: A function or coroutine function from texts to vectors, for a search by meaning; otherwise by words and related words.
+        """
         config = executor.config if executor is not None else SubprocessConfig()
+        super().__init__(
+            storage=storage,
+            tools=_tools_of(config),
+            embed=embed,
+            sync_deps_on_start=sync_deps_on_start,
+            allow_runtime_deps=config.allow_runtime_deps,
+        )
         self._timeout = (config.timeout if isinstance(config, ContainerConfig) else None) or config.default_timeout
-        self._first = _requirements(config)
-        self._sync = sync_deps_on_start
-        self.agent = AgentSession(storage=storage, tools=_tools_of(config), allow_runtime_deps=config.allow_runtime_deps)
-        self._storage = storage
+        self._configured = _requirements(config)
+        self._backend = storage
 
     @classmethod
-    def from_base(cls, path: Path | str, timeout: float = 30.0, *, sync_deps_on_start: bool = False, **options: Any) -> Self:
-        """Over a folder with `tools/`, `skills/`, `artifacts/` and `requirements.txt`."""
+    def from_base(  # type: ignore[override]  # py-code-mode's own arguments
+        cls, path: Path | str, timeout: float = 30.0, *, sync_deps_on_start: bool = False, embed: Embed | None = None, **options: Any
+    ) -> Self:
+        """Return a session over a folder with `tools/`, `skills/`, `artifacts/` and `requirements.txt`."""
         base = Path(path)
         given = SubprocessConfig(default_timeout=timeout, tools_path=base / "tools", deps_file=base / "requirements.txt")
         config = replace(given, deps=options.pop("extra_deps", ()), **options)
-        return cls(FileStorage(base), SubprocessExecutor(config), sync_deps_on_start)
+        return cls(FileStorage(base), SubprocessExecutor(config), sync_deps_on_start, embed=embed)
 
-    async def start(self) -> None:
-        """Begins the session; `async with` does it."""
-        await self.agent.start()
-        if self._sync:
-            await self.sync_deps()
-
-    async def close(self) -> None:
-        """Ends the session; what was kept is in the storage."""
-        await self.agent.close()
-
-    async def reset(self) -> None:
-        """Clears the variables and keeps the namespaces."""
-        await self.agent.reset()
-
-    async def run(self, code: str, timeout: float | None = None) -> ExecutionResult:
-        """What became of a cell. One that takes too long is interrupted, and the next one does not wait for it."""
-        result = await self.agent.run(code, timeout=self._timeout if timeout is None else timeout)
-        error = None if result.error is None else str(result.error)
-        told = {"state": str(result.state)}
+    async def run(self, code: str, timeout: float | None = None) -> ExecutionResult:  # type: ignore[override]  # py-code-mode's own result
+        """Run a cell and return its result. One that takes too long is interrupted, and the next one does not wait for it."""
+        result = await super().run(code, timeout=self._timeout if timeout is None else timeout)
         return ExecutionResult(
             value=_value(result),
             stdout=result.stdout,
-            error=error,
+            error=None if result.error is None else str(result.error),
             execution_time_ms=result.duration * 1000,
-            backend_info=told,
+            backend_info={"state": str(result.state)},
             result=result,
         )
 
     @property
-    def storage(self) -> _FileStorage | _RedisStorage:
+    def storage(self) -> StorageBackend:
         """What outlives the session."""
-        return self._storage
+        return self._backend
 
     async def list_deps(self) -> list[str]:
-        """The requirements, with those that the executor was configured with."""
-        kept = await self.agent.list_deps()
-        return [*(one for one in self._first if one not in kept), *kept]
+        """Return the requirements: those that the executor was configured with, and those that were added."""
+        kept = await super().list_deps()
+        return [*(one for one in self._configured if one not in kept), *kept]
 
     async def sync_deps(self) -> dict[str, Any]:
-        """Installs all requirements: `installed`, `already_present`, `failed`."""
-        return await self.agent.install_all(await self.list_deps())
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else has the same name and answer there."""
-        if name.startswith("_") or name == "agent":
-            raise AttributeError(name)
-        return getattr(self.agent, name)
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        """Install all requirements: `installed`, `already_present`, `failed`."""
+        return await self.install_all(await self.list_deps())
 
 
 def _tools_of(config: SubprocessConfig) -> list[Tool | ToolSource]:

@@ -34,6 +34,7 @@ class _Meeting:
         self.open: dict[int, str] = {}
         self.answers: dict[int, str] = {}
         self.file = ""
+        self.computed_before = 0.0
 
 
 _now = _Meeting()
@@ -71,7 +72,7 @@ def _met(cell: str, begin: str | None, answers: dict[str, str], known: list[int]
         if running.told is not None:
             return {"cell": "over", "result": running.told}
         calls = [[number, _now.open[number]] for number in _asked()]
-        return {"cell": "runs", "calls": calls, "waited": time.perf_counter() - started}
+        return {"cell": "runs", "calls": calls, "waited": time.perf_counter() - started, "computed": _computed() - _now.computed_before}
 
 
 def _begin(id: str, code: str) -> None:
@@ -80,9 +81,15 @@ def _begin(id: str, code: str) -> None:
         _now.cell.leave()
     transformers: list[Any] = []
     bridge.begin(transformers, _ask)
-    _now.cell = ThreadedCell(shell, code, transformers, _wake)
+    _now.cell, _now.computed_before = ThreadedCell(shell, code, transformers, _wake), _computed()
     _now.id, _now.interrupted, _now.open, _now.answers = id, False, {}, {}
     _now.cell.start()
+
+
+def _computed() -> float:
+    """Return the processor time of this process and of children that ended, without this thread, which is where cells are met."""
+    times = os.times()
+    return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
 
 def _asked() -> list[int]:

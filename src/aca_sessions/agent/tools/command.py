@@ -29,8 +29,10 @@ class Option:
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
             return [flag] if value else []
-        each = value if isinstance(value, list) else [value]
-        return [f"{flag}{'' if self.short else '='}{_word(one)}" for one in each]
+        words = [_word(one) for one in (value if isinstance(value, list) else [value])]
+        if self.short and any(word in ("", "=") for word in words):  # getopt takes the next word then, which may be another option
+            raise ToolFailedError(f"{self.name} must not be empty: its program would take the next argument in its place")
+        return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
     def parameter(self) -> Parameter:
         """As a tool's parameter."""
@@ -81,12 +83,26 @@ class Program:
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
         """The whole call, word by word."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
-        values = [arguments[one.name] for one in self.positional if arguments.get(one.name) is not None]
+        values = self._positional(arguments)
         plain = [_word(item) for value in values for item in (value if isinstance(value, list) else [value])]
         for word in plain:
             if word.startswith("-"):
                 raise ToolFailedError("a value that begins with '-' would be read as an option: give it another way")
         return [*self.command, *options, *plain]
+
+    def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
+        """Return the values in their order. One that is left out would give its place to the next, which a recipe may have set."""
+        values: list[object] = []
+        missing = ""
+        for one in self.positional:
+            value = arguments.get(one.name)
+            if value is None or value == []:
+                missing = missing or one.name
+            elif missing:
+                raise ToolFailedError(f"{missing} must be given: {self.name} would take {one.name} for it")
+            else:
+                values.append(value)
+        return values
 
     async def _run(self, arguments: Mapping[str, Any]) -> str:
         words = self.words(arguments)
