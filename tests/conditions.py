@@ -46,7 +46,7 @@ def landlock_not_booted() -> None:
 
 def no_seccomp() -> None:
     """As a kernel that was built without filters."""
-    by_prctl = [seccomp._argument(0), seccomp._jump(seccomp._EQUAL, _PR_SET_SECCOMP, 0, 1), seccomp._refuse(errno.EINVAL)]
+    by_prctl = [*seccomp._argument(0), seccomp._jump(seccomp._EQUAL, _PR_SET_SECCOMP, 0, 1), seccomp._refuse(errno.EINVAL)]
     rule = b"".join(seccomp._rule(_PRCTL, [*by_prctl, seccomp._return(seccomp._ALLOW)]))
     refuse(call(_SECCOMP, errno.ENOSYS), rule)
 
@@ -101,7 +101,7 @@ def ubuntu() -> None:
 def ubuntu_as_root() -> None:
     """The same for root, who gives its power away before: nobody becomes the namespace's root."""
     _switch("apparmor_restrict_unprivileged_userns", "1")
-    to_root = [seccomp._argument(0), seccomp._jump(seccomp._EQUAL, 0, 0, 1), seccomp._refuse(errno.EPERM), seccomp._return(seccomp._ALLOW)]
+    to_root = [*seccomp._argument(0), seccomp._jump(seccomp._EQUAL, 0, 0, 1), seccomp._refuse(errno.EPERM), seccomp._return(seccomp._ALLOW)]
     refuse(b"".join(seccomp._rule(_SETRESGID, to_root)))
 
 

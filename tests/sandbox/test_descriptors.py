@@ -3,6 +3,8 @@
 import contextlib
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Policy, Session, SessionPool, open_pool
-from aca_sessions.errors import ACASessionsError
+from aca_sessions.errors import ACASessionsError, GuestDiedError
 from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.sandboxes import Sandboxes
 
-from ..conftest import descendants
+from ..conftest import descendants, mostly_long
 
 pytestmark = pytest.mark.slow
+POLICY = Policy(preload=(), spares=0)
 FEW = range(21)
 _CEILING = 512
 
@@ -63,18 +67,18 @@ def _read(path: Path) -> str:
 
 @pytest.fixture
 async def few() -> AsyncIterator[SessionPool]:
-    async with open_pool(policy=Policy(preload=(), spares=0), max_concurrent_sessions=60) as pool:
+    async with open_pool(policy=POLICY, max_concurrent_sessions=60) as pool:
         yield pool
 
 
 async def open_another(pool: SessionPool, session: Session) -> None:
-    name = "another"
-    try:
-        result = await (await pool.get_or_create(name)).run("1")
-        if result.error is not None:
-            raise ACASessionsError(result.error.message)
-    finally:
-        await pool.terminate(name)
+    """As a server does it that did not see the shortage coming."""
+    async with Sandboxes(POLICY) as sandboxes:
+        sandbox = await sandboxes.open()
+        try:
+            await sandbox.interpreter()
+        finally:
+            await sandbox.close()
 
 
 async def take_checkpoint(pool: SessionPool, session: Session) -> None:
@@ -103,7 +107,7 @@ OPERATIONS: dict[str, Callable[[SessionPool, Session], Awaitable[None]]] = {
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", mostly_long(OPERATIONS, "open_another", "branch"))
 async def test_whatever_fails_for_a_descriptor_leaves_nothing_open(few: SessionPool, operation: str) -> None:
     act, failed = OPERATIONS[operation], []
     beside = await few.get_or_create("beside")
@@ -137,9 +141,28 @@ async def test_a_session_that_finds_no_descriptor_costs_no_other_its_state(few: 
     await first.run("x = 1")
     await second.run("y = 2")
     with descriptors_left(count):
-        result = await (await few.get_or_create("one more")).run("1")
-        assert "no descriptor left" in result.error.message
+        with pytest.raises(GuestDiedError, match="no descriptor left"):
+            await open_another(few, first)
         assert (await first.run("x")).value == 1
     assert fork_server.alive
     assert [(await first.run("x")).value, (await second.run("y")).value] == [1, 2]
     assert (await (await few.get_or_create("one more")).run("6 * 7")).value == 42
+
+
+MANY = """
+import asyncio
+from aca_sessions import Policy, open_pool
+
+async def main():
+    async with open_pool(policy=Policy(spares=0, preload=()), max_concurrent_sessions=30) as pool:
+        sessions = [await pool.get_or_create(str(number)) for number in range(30)]
+        print([(await session.run("6 * 7")).value for session in sessions] == [42] * 30)
+
+asyncio.run(main())
+"""
+
+
+def test_a_low_limit_of_a_shell_is_raised_when_a_pool_opens() -> None:
+    limited = f"ulimit -Sn 100; exec {sys.executable} -c '{MANY}'"
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -8,6 +8,7 @@ from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.sandbox import wire
 from aca_sessions.sandbox.cell import Cell
 
+pytestmark = pytest.mark.preloaded
 TABLE = "application/vnd.dataresource+json"
 
 

@@ -135,3 +135,22 @@ async def test_a_process_that_has_ended_has_no_number(fork_server: ForkServer) -
         host_pid(spawned.init)
     spawned.close()
     fork_server.drop_place(place)
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_two_closes_at_once_take_no_reader_from_others(fork_server: ForkServer) -> None:
+    spawned, place = spawned_by(fork_server)
+    interpreter = await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
+    number, heard = spawned.init, asyncio.Event()
+    closing = [asyncio.create_task(interpreter.close()) for _ in range(2)]
+    await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
+    end, other_end = os.pipe()
+    os.dup2(end, number)  # stands for the next thing that is opened and gets the number
+    asyncio.get_running_loop().add_reader(number, heard.set)
+    await asyncio.wait(closing)
+    os.write(other_end, b"x")
+    await asyncio.wait_for(heard.wait(), 10)
+    asyncio.get_running_loop().remove_reader(number)
+    for descriptor in (number, end, other_end):
+        os.close(descriptor)
+    fork_server.drop_place(place)

@@ -1,5 +1,7 @@
 """/mnt/data from the host's side, with a guest that lays traps in it."""
 
+import contextlib
+import os
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,8 @@ from aca_sessions.sandbox.files import Files, UnusableNameError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, Limits
 
+from ..conftest import uncharged
+
 
 @pytest.fixture
 def files(fork_server: ForkServer):
@@ -19,31 +23,47 @@ def files(fork_server: ForkServer):
     fork_server.drop_tree(tree)
 
 
+def content_of(files: Files, name: str, start: int = 0, length: int = 1 << 20) -> bytes:
+    with contextlib.closing(files.open(name)) as reading:
+        return reading.chunk(start, length)
+
+
 def test_what_is_written_is_read(files: Files) -> None:
-    written = files.write("a.txt", [b"hel", b"lo"])
+    written = files.write("a.txt", [b"hel", b"lo"], "", uncharged)
     assert (written.name, written.size, written.content_type) == ("a.txt", 5, "text/plain")
-    assert files.read("a.txt").data == b"hello"
+    assert content_of(files, "a.txt") == b"hello"
     assert [file.name for file in files.listing()] == ["a.txt"]
 
 
 def test_a_part_of_a_file_is_read(files: Files) -> None:
-    files.write("a.txt", [b"0123456789"])
-    part = files.read("a.txt", start=3, length=4)
-    assert (part.data, part.size) == (b"3456", 10)
+    files.write("a.txt", [b"0123456789"], "", uncharged)
+    assert content_of(files, "a.txt", 3, 4) == b"3456"
+    assert content_of(files, "a.txt", 8, 4) == b"89"
+
+
+def test_what_is_open_for_reading_does_not_outlive_its_session(files: Files) -> None:
+    files.write("a.txt", [b"0123456789"], "", uncharged)
+    reading = files.open("a.txt")
+    before = len(os.listdir("/proc/self/fd"))
+    files.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    with pytest.raises(FileNotFoundError):
+        reading.chunk(0, 1)
+    reading.close()
 
 
 def test_a_full_disk_leaves_the_old_file(files: Files) -> None:
-    files.write("a.txt", [b"old"])
+    files.write("a.txt", [b"old"], "", uncharged)
     with pytest.raises(OSError, match="No space left"):
-        files.write("a.txt", [b"x" * 32 * KB, b"x" * 64 * KB])
-    assert files.read("a.txt").data == b"old"
+        files.write("a.txt", [b"x" * 32 * KB, b"x" * 64 * KB], "", uncharged)
+    assert content_of(files, "a.txt") == b"old"
     assert [file.name for file in files.listing()] == ["a.txt"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", "x" * 300, "\ud800"])
 def test_a_name_is_one_usable_component(files: Files, name: str) -> None:
     with pytest.raises(UnusableNameError):
-        files.write(name, [b""])
+        files.write(name, [b""], "", uncharged)
 
 
 @pytest.mark.parametrize("folder", ["..", "a/../..", "/../etc"])

@@ -91,6 +91,38 @@ def test_the_last_release_ends_it() -> None:
     assert not server.alive
 
 
+def test_a_release_while_it_loads_libraries_leaves_no_process() -> None:
+    for processes in (1, 2, 3, 3, 3, 3, 3, 3):
+        server = ForkServer.shared(Policy(preload=("numpy", "pandas")))
+        own = server._process.pid
+        while len(below := descendants(own)) + 1 < processes:
+            assert server.alive
+        server.release()
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in below | {own})
+
+
+def test_a_release_while_a_thread_waits_for_it_leaves_no_process() -> None:
+    for _ in range(8):
+        server = ForkServer.shared(Policy(preload=("numpy", "pandas")))
+        own, failures = server._process.pid, []
+        waiting = threading.Thread(target=lambda server=server, failures=failures: failures.append(failure_of(server)))
+        waiting.start()
+        while len(below := descendants(own)) < 2:
+            assert server.alive
+        server.release()
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in below | {own})
+        waiting.join()
+        assert failures == [GuestDiedError]
+
+
+def failure_of(server: ForkServer) -> type[Exception] | None:
+    try:
+        server.wait_until_ready()
+    except Exception as error:
+        return type(error)
+    return None
+
+
 async def test_preloaded_modules_are_there() -> None:
     async with open_pool(policy=Policy(preload=("colorsys",))) as pool, pool.session() as session:
         assert (await session.run("import sys; 'colorsys' in sys.modules")).value is True
@@ -128,10 +160,11 @@ async def test_a_dead_zygote_is_replaced_and_the_loss_is_told() -> None:
 
 async def test_a_zygote_that_dies_takes_its_cells_and_they_say_so() -> None:
     async with open_pool(policy=Policy(preload=("code",))) as pool, pool.session() as session:
-        running = asyncio.create_task(session.run("print('before', flush=True)\nwhile True: pass"))
-        await asyncio.sleep(0.3)
-        kill(("code",))
-        result = await running
+        async for event in session.stream("print('before', flush=True)\nwhile True: pass"):
+            if event.kind == "stdout":
+                kill(("code",))
+            elif event.kind == "result":
+                result = event.result
         assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: crash")
 
 
@@ -166,7 +199,12 @@ def test_a_request_to_a_dead_zygote_says_so() -> None:
     server.wait_until_ready()
     server._process.kill()
     server._process.wait()
-    time.sleep(0.1)
+
+    def ask() -> None:
+        for _ in range(1000):  # what it has started ends a moment later
+            server.drop_tree(server.make_tree(Limits()))
+            time.sleep(0.01)
+
     with pytest.raises(GuestDiedError):
-        server.make_tree(Limits())
+        ask()
     server.release()

@@ -1,11 +1,13 @@
 """What ACASessions:ContainerImage may name."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from aca_sessions import Policy, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
+from aca_sessions.sandbox import supply
 from aca_sessions.sandbox.images import root_of
 
 
@@ -27,18 +29,18 @@ def test_the_hosts_own_root_is_refused() -> None:
 
 def test_without_an_engine_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="neither podman nor docker"):
+    with pytest.raises(ConfigurationError, match=r"needs podman or docker, and this host has neither: install one, name a root folder"):
         root_of("python:3.12-slim")
 
 
-def test_an_image_that_the_engine_lacks_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_the_engine_lacks_is_pulled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tmp_path / "docker"
-    engine.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nexit 1\n')
+    engine.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "Error: no such host" >&2\nexit 1\n')
     engine.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigurationError, match="docker of this user have no such image: docker pull python"):
+    with pytest.raises(ConfigurationError, match=r"cannot pull it \(Error: no such host\)\. Run `docker pull python:3.12-slim`"):
         root_of("python:3.12-slim")
-    assert (tmp_path / "asked").read_text() == "image inspect python:3.12-slim\n"
+    assert (tmp_path / "asked").read_text() == "image inspect python:3.12-slim\npull --quiet python:3.12-slim\n"
 
 
 def test_a_file_that_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +49,17 @@ def test_a_file_that_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, mon
     with pytest.raises(ConfigurationError, match="its root cannot be unpacked: it is no tar"):
         root_of(str(tmp_path / "image.tar"))
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.name not in ("aca-sessions", "images")] == []
+
+
+def test_what_images_without_ipython_get_holds_packages_of_ipythons_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (folder,) = supply.shown("/srv/root").values()
+    names = {entry.name.partition("-")[0].removesuffix(".py") for entry in Path(folder).iterdir()}
+    assert {"IPython", "ipython", "traitlets", "matplotlib_inline"} <= names
+    assert not {"numpy", "pandas", "httpx", "aca_sessions", "bin"} & names
+    assert [path for path in Path(folder).rglob("*") if path.is_symlink() or (path.is_file() and os.access(path, os.X_OK))] == []
+    assert supply.shown("/srv/root") == {supply.SUPPLY: folder}
+    assert supply.shown(None) == {}
 
 
 def test_sessions_without_namespaces_have_no_image() -> None:

@@ -1,5 +1,6 @@
 """Sessions whose root and Python come from a container image."""
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -134,6 +135,83 @@ def linked_copy(root: str, folder: Path) -> Path:
     """A root whose files are those of another: what is taken away here stays there."""
     subprocess.run(["cp", "-al", root, str(folder)], check=True)
     return folder
+
+
+@pytest.fixture(params=["bookworm", "trixie"])
+def bare_python(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A root with Python 3.11 or 3.13 and none of its packages, as images of Python alone are."""
+    image = linked_copy(root_of(str(root_tar(request.param))), Path(os.environ["XDG_CACHE_HOME"], "bare"))
+    shutil.rmtree(image / "usr/lib/python3/dist-packages")
+    yield image
+    shutil.rmtree(image)
+
+
+async def test_an_image_without_ipython_gets_this_hosts_and_nothing_else_of_it(bare_python: Path) -> None:
+    async with session_of(str(bare_python)) as session:
+        assert (await session.run("import IPython; IPython.__version__, IPython.__file__")).text == str(
+            (importlib.metadata.version("ipython"), "/.ipython/IPython/__init__.py")
+        )
+        assert (await session.run("x = 20; await __import__('asyncio').sleep(0); x + 22")).value == 42
+        missing = (
+            "import importlib.util as u; [n for n in ('numpy', 'pandas', 'httpx', 'pydantic', 'aca_sessions.server') if u.find_spec(n)]"
+        )
+        assert (await session.run(missing)).text == "[]"
+        refused = await session.run("open('/.ipython/IPython/__init__.py', 'a')")
+        assert refused.error is not None
+        assert refused.error.name in ("OSError", "PermissionError")
+        packages = await session.run("import importlib.metadata as m; m.version('ipython'), 'numpy' in {d.name for d in m.distributions()}")
+        assert packages.text == str((importlib.metadata.version("ipython"), False))
+
+
+async def test_an_older_python_without_ipython_is_told_which_one_this_hosts_needs(tmp_path: Path) -> None:
+    image = linked_copy(root_of(str(root_tar("bullseye"))), Path(os.environ["XDG_CACHE_HOME"], "older"))
+    shutil.rmtree(image / "usr/lib/python3/dist-packages/IPython")
+    with pytest.raises(
+        ConfigurationError, match=r"lacks IPython \(this host's needs Python 3\.\d+ or newer, the image has 3\.9\)\. Add it with"
+    ):
+        async with session_of(str(image)):
+            pass
+    shutil.rmtree(image)
+
+
+async def test_packages_of_the_image_that_ipython_cannot_use_are_named(bookworm: str) -> None:
+    image = linked_copy(bookworm, Path(os.environ["XDG_CACHE_HOME"], "mixed"))
+    shutil.rmtree(image / "usr/lib/python3/dist-packages/IPython")
+    (image / "usr/lib/python3/dist-packages/traitlets/__init__.py").unlink()
+    (image / "usr/lib/python3/dist-packages/traitlets/__init__.py").write_text("raise ImportError('too old')")
+    with pytest.raises(
+        ConfigurationError, match=r"lacks IPython \(this host's does not work with the image's packages: ImportError: too old\)"
+    ):
+        async with session_of(str(image)):
+            pass
+    shutil.rmtree(image)
+
+
+@pytest.fixture
+def slim(bare_python: Path, tmp_path: Path) -> Iterator[str]:
+    """An image as the registry has it, in podman's own store."""
+    if ENGINE is None or os.geteuid() != 0:
+        pytest.skip("needs root and podman: sudo apt install podman")
+    name = "localhost/aca-sessions-test-python:3.11-slim"
+    subprocess.run(["tar", "-C", str(bare_python), "-cf", str(tmp_path / "root.tar"), "."], check=True)
+    subprocess.run([ENGINE, "import", "--quiet", str(tmp_path / "root.tar"), name], check=True, capture_output=True)
+    yield name
+    subprocess.run([ENGINE, "rmi", "--force", name], check=True, capture_output=True)
+
+
+async def test_an_image_of_python_alone_runs_by_its_name(slim: str) -> None:
+    settings = Settings(ContainerImage=slim.removeprefix("localhost/"), Sandbox={"Preload": [], "Spares": 0})
+    async with open_pool(settings) as pool, pool.session() as session:
+        assert (await session.run("6 * 7")).value == 42
+
+
+async def test_an_image_that_cannot_be_pulled_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    if ENGINE is None or os.geteuid() != 0:
+        pytest.skip("needs root and podman: sudo apt install podman")
+    name = "localhost:1/nobody/python:3.11-slim"  # nothing listens there
+    with pytest.raises(ConfigurationError, match=f"has no image {name} and cannot pull it .*Run `podman pull {name}` where its registry"):
+        async with open_pool(Settings(ContainerImage=name)):
+            pass
 
 
 async def test_what_an_image_lacks_is_named_at_once_with_the_lines_that_add_it(bookworm: str, tmp_path: Path) -> None:

@@ -1,11 +1,17 @@
 """Limits that count for a whole session, and for all of them together, whoever counts."""
 
+import asyncio
 import contextlib
 import glob
 import os
+import socket
+import stat
+import statistics
+import struct
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +19,13 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Limits, Policy, Session, open_pool
-from aca_sessions.sandbox.cgroup import GroupLimits, Groups, VersionOne, VersionTwo
+from aca_sessions.sandbox.cgroup import GroupLimits, Groups, VersionOne, VersionTwo, kills_in
+from aca_sessions.sandbox.ends import host_pid
 from aca_sessions.sandbox.policy import MB, Together
+from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.watchdog import Watchdog
 
-from ..conftest import ROOT
+from ..conftest import ROOT, descendants
 
 pytestmark = pytest.mark.slow
 SMALL = Policy(limits=replace(Limits(), memory=512 * MB, disk=32 * MB, temporary=16 * MB), preload=(), spares=0)
@@ -95,14 +104,64 @@ count
 
 
 def already_there() -> int:
-    """Threads that the kernel counts with ours: of nobody and of sessions where the host is root, else of this user."""
+    """Threads that the kernel counts with ours: all of this user. A root's fork server has a user of its own."""
+    if os.geteuid() == 0:
+        return 0
     found = 0
     for status in glob.glob("/proc/[0-9]*/status"):
         with contextlib.suppress(OSError):
             told = dict(line.split(":", 1) for line in Path(status).read_text().splitlines() if ":" in line)
             uid = int(told["Uid"].split()[0])
-            found += int(told["Threads"]) * (uid >= 65534 if os.geteuid() == 0 else uid == os.getuid())
+            found += int(told["Threads"]) * (uid == os.getuid())
     return found
+
+
+async def test_resets_and_branches_leave_no_control_group() -> None:
+    def groups() -> int:
+        tops = [top for groups in Groups._shared.values() for top in groups._tops]
+        return sum(len(folders) for top in tops for _, folders, _ in os.walk(top))
+
+    async with open_pool(policy=SMALL) as pool, pool.session() as session:
+        await session.run("1")
+        before = groups()
+        for _ in range(3):
+            (branch,) = await session.branch()
+            await branch.run("1")
+            await branch.close()
+            await session.reset()
+            await session.run("1")
+        assert groups() == before
+
+
+@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+async def test_a_group_goes_a_moment_after_its_last_process() -> None:
+    groups = Groups.shared(Together())
+    group = groups.make(Limits())
+    with subprocess.Popen(["sleep", "60"]) as process:
+        await group.take_in(process.pid)
+        group.remove()
+        assert all(folder.exists() for folder in group._folders)
+        process.kill()
+    async with asyncio.timeout(60):
+        while any(folder.exists() for folder in group._folders):
+            await asyncio.sleep(0.05)
+    groups.release()
+
+
+@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+async def test_groups_that_go_together_are_waited_for_by_one_thread() -> None:
+    groups = Groups.shared(Together())
+    made = [groups.make(Limits()) for _ in range(20)]
+    with subprocess.Popen(["sleep", "60"]) as process:
+        for group in made:
+            await group.take_in(process.pid)
+            group.remove()
+        assert sum(isinstance(thread, threading.Timer) for thread in threading.enumerate()) <= 2  # one, and the one before it
+        process.kill()
+    async with asyncio.timeout(60):
+        while any(folder.exists() for group in made for folder in group._folders):
+            await asyncio.sleep(0.05)
+    groups.release()
 
 
 async def test_all_sessions_together_have_no_more_processes_than_they_may() -> None:
@@ -116,12 +175,94 @@ async def test_all_sessions_together_have_no_more_processes_than_they_may() -> N
             assert (await third.run("6 * 7")).value == 42
 
 
+@pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at the memory of a session's processes here")
+async def test_what_an_idle_session_has_for_itself_is_counted() -> None:
+    async with open_pool(policy=SMALL) as pool:
+        before = descendants(os.getpid())
+        sessions = [await pool.get_or_create(f"idle-{number}") for number in range(10)]
+        for session in sessions:
+            await session.run("x = 1")
+        private = sum(kilobytes(pid, "Private_Dirty") + kilobytes(pid, "Private_Clean") for pid in descendants(os.getpid()) - before) << 10
+        counted = sum(info.memory for info in await pool._interpreter.list_sessions())
+    assert private <= 1.3 * counted
+    assert counted <= 3 * private
+
+
+def kilobytes(pid: int, name: str) -> int:
+    """What the kernel says of a process's memory."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith(f"{name}:"))
+
+
+def computed(pid: int) -> int:
+    """How many nanoseconds a process had a processor."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+
+
+@pytest.mark.skipif("cpu" not in getattr(VersionOne.find(), "_controllers", ()), reason="no control group of version 1 for processors here")
+async def test_the_weight_of_sessions_counts_on_each_processor() -> None:
+    """One busy session of a host with two processors has as much as any other process, if all sessions weigh 0.5 on each of them."""
+    busy = (
+        "import time; end, start = time.time() + 4, time.process_time_ns()\nwhile time.time() < end: pass\ntime.process_time_ns() - start"
+    )
+    policy = replace(SMALL, together=Together(cpu_weight=1 / os.cpu_count()))
+    async with open_pool(policy=policy) as pool, pool.session() as session:
+        await session.run("1")
+        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(3 * os.cpu_count())]
+        try:
+            before = [computed(other.pid) for other in others]
+            result = await session.run(busy, timeout=60)
+            theirs = statistics.median(computed(other.pid) - earlier for other, earlier in zip(others, before, strict=True))
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+    assert result.value > theirs / 2
+
+
+async def gives_way() -> bool:
+    """Whether a session and its branch get the weight that their policy says while their cells run, in the words of the kernel."""
+    async with Sandboxes(SMALL) as sandboxes:
+        sandbox = await sandboxes.open()
+        branch = await sandbox.branch()
+        wanted = sandbox.memory.nice
+        other = subprocess.Popen(["sleep", "60"], start_new_session=True)  # a session of its own has an autogroup; ours may have none
+        given = []
+        for interpreter in (sandbox.running, branch.running):
+            weight = Path(f"/proc/{host_pid(interpreter.pidfd)}/autogroup")
+            cell = asyncio.create_task(interpreter.run("cell", "import time; time.sleep(10)", 20))
+            for _ in range(100):  # the kernel takes no other of an ordinary user meanwhile
+                with contextlib.suppress(BlockingIOError):
+                    Path(f"/proc/{other.pid}/autogroup").write_text("0")
+                await asyncio.sleep(0.005)
+            while weight.read_text().split()[-1] != str(wanted) and not cell.done():
+                await asyncio.sleep(0.01)
+            given.append(not cell.done())
+            await interpreter.interrupt("cell")
+            await cell
+        other.kill()
+        other.wait()
+        await branch.close()
+        await sandbox.close()
+    return given == [True] * 2
+
+
+@pytest.mark.skipif(
+    VersionOne.find() is not None or VersionTwo.find() is not None,
+    reason="only for hosts without control groups, which have a share of their own",
+)
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel has no autogroups")
+async def test_without_control_groups_sessions_give_way_to_the_host() -> None:
+    assert await gives_way()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make and hide control groups here")
 def test_without_control_groups_somebody_looks() -> None:
     """The same attempts in a mount namespace that shows no control group."""
     hidden = f"umount -a -t cgroup,cgroup2; exec {sys.executable} -c '{textwrap.dedent(_LOOKED_AT)}'"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", hidden], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
-    assert done.stdout.splitlines() == ["None", "lost: memory", "PermissionError", "42"], done.stderr
+    assert done.stdout.splitlines() == ["None", "lost: memory", "PermissionError", "42", "True"], done.stderr
 
 
 _LOOKED_AT = """
@@ -129,7 +270,7 @@ import asyncio
 from aca_sessions import open_pool
 from aca_sessions.sandbox.cgroup import Groups
 from aca_sessions.sandbox.policy import Together
-from tests.sandbox.test_memory import FOUR_HOGS, SMALL
+from tests.sandbox.test_memory import FOUR_HOGS, SMALL, gives_way
 
 async def main():
     print(Groups.shared(Together()))
@@ -137,6 +278,7 @@ async def main():
         print((await session.run(FOUR_HOGS)).state)
         print((await session.run("import os; os.memfd_create(str(1))")).error.name)
         print((await session.run("6 * 7")).value)
+    print(await gives_way())
 
 asyncio.run(main())
 """
@@ -179,5 +321,42 @@ def test_the_second_version_of_control_groups_is_written_to_in_its_own_words(tmp
         "memory.max": str(512 * MB), "memory.swap.max": "0", "memory.oom.group": "1",
         "pids.max": "64", "cpu.max": "150000 100000", "cpu.weight": "50",
     }  # fmt: skip
-    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\n")
-    assert VersionTwo(tmp_path.parent).kills([tmp_path]) == 3
+    assert VersionTwo(tmp_path.parent).events([tmp_path]) == str(tmp_path / "memory.events")
+    assert kills_in("low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\noom_group_kill 1\n") == 3
+
+
+async def asked(kernel: socket.socket) -> int:
+    """Return the number of the next request to list sockets: netlink(7)."""
+    return int(struct.unpack_from("=I", await asyncio.get_running_loop().sock_recv(kernel, 1 << 12), 8)[0])
+
+
+def answer(kernel: socket.socket, request: int) -> None:
+    """There are none."""
+    kernel.send(struct.pack("=IHHIIi", 20, 3, 0, request, 0, 0))
+
+
+@pytest.mark.parametrize("earlier", [0, 5], ids=["first", "later"])
+async def test_what_lists_sockets_is_closed_after_the_last_look(earlier: int) -> None:
+    kernel, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    kernel.setblocking(False)
+    descriptor = asking.detach()
+    watchdog = Watchdog(Limits(), Together(), lists_sockets=True)
+    with kernel:
+        beginning = ending = asyncio.create_task(watchdog.begin(os.getpid(), lambda: None, descriptor))
+        for _ in range(earlier):
+            answer(kernel, await asked(kernel))
+        request = await asked(kernel)
+        if earlier:
+            await beginning
+            ending = asyncio.create_task(watchdog.end(os.getpid()))
+        else:
+            beginning.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert stat.S_ISSOCK(os.fstat(descriptor).st_mode)  # a thread waits for an answer
+        answer(kernel, request)
+        for _ in range(4):
+            answer(kernel, await asked(kernel))
+        await asyncio.wait({ending})
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -23,7 +23,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 async def test_a_mount_is_read_and_not_written(folder: Path) -> None:
-    async with open_pool(policy=Policy(mounts=(Mount(str(folder), "/mnt/models"),), spares=0)) as pool, pool.session() as session:
+    async with (
+        open_pool(policy=Policy(mounts=(Mount(str(folder), "/mnt/models"),), preload=(), spares=0)) as pool,
+        pool.session() as session,
+    ):
         assert (await session.run("open('/mnt/models/model.txt').read()")).value == "weights"
         assert "Errno 30" in str((await session.run("open('/mnt/models/new.txt', 'w')")).error)
         assert "Errno 30" in str((await session.run("import os; os.chmod('/mnt/models', 0o777)")).error)
@@ -31,7 +34,7 @@ async def test_a_mount_is_read_and_not_written(folder: Path) -> None:
 
 async def test_a_writable_mount_is_shared_by_sessions_and_host(folder: Path) -> None:
     folder.chmod(0o777)
-    policy = Policy(mounts=(Mount(str(folder), "/mnt/shared", "writable"),), spares=0)
+    policy = Policy(mounts=(Mount(str(folder), "/mnt/shared", "writable"),), preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as one, pool.session() as other:
         await one.run("open('/mnt/shared/new.txt', 'w').write('hello')")
         assert (await other.run("open('/mnt/shared/new.txt').read()")).value == "hello"
@@ -41,7 +44,7 @@ async def test_a_writable_mount_is_shared_by_sessions_and_host(folder: Path) -> 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sessions run as that user")
 async def test_where_the_host_is_root_a_session_has_the_rights_of_everybody(folder: Path) -> None:
-    policy = Policy(mounts=(Mount(str(folder), "/mnt/shared", "writable"),), spares=0)
+    policy = Policy(mounts=(Mount(str(folder), "/mnt/shared", "writable"),), preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as session:
         assert "Errno 13" in str((await session.run("open('/mnt/shared/secret.txt').read()")).error)
         assert "Errno 13" in str((await session.run("open('/mnt/shared/new.txt', 'w')")).error)

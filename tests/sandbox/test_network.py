@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from aca_sessions import Policy, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.models import CodeExecutionResult
+from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy, Serving, _is_public
@@ -31,6 +33,7 @@ NAMES = {
     "translated.test": "64:ff9b::7f00:1",
     "self.test": "127.0.0.1",
 }
+LIGHT = Policy(network=Network.allow("target.test"), preload=(), spares=0)
 GET = "import urllib.request as u; u.urlopen('{url}', timeout=5).read().decode()"
 
 
@@ -61,6 +64,14 @@ def target() -> Iterator[int]:
     server.server_close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fork_server_for_domains(fork_server: ForkServer) -> Iterator[None]:
+    """Keep the fork server of sessions behind a proxy for the tests of this file."""
+    server = ForkServer.shared(LIGHT)
+    yield
+    server.release()
+
+
 @asynccontextmanager
 async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
     """A session behind a proxy whose names are ours, and whose public address leads to the target."""
@@ -78,7 +89,7 @@ async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
         return await asyncio.open_connection("127.0.0.1", target)
 
     proxy = Proxy(network, resolve=resolve, connect=connect)
-    async with Sandboxes(Policy(network=network), proxy) as sandboxes:
+    async with Sandboxes(replace(LIGHT, network=network), proxy) as sandboxes:
         sandbox = await sandboxes.open()
         try:
             yield await sandbox.interpreter()
@@ -167,10 +178,10 @@ READ = "data = b''\nwhile part := s.recv(1 << 16): data += part\ndata.decode()"
         (b"CONNECT target.test:99999999 HTTP/1.1\r\n\r\n", "403"),
         (b"CONNECT [::1]:443 HTTP/1.1\r\n\r\n", "403"),
         (b"\x00\xff\r\n\r\n", "403"),
-        (b"POST http://target.test/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "403"),
-        (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "403"),
-        (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\nabcde", "403"),
-        (b"GET http://target.test/ HTTP/1.1\r\nX: y\nHost: private.test\r\n\r\n", "403"),
+        (b"POST http://target.test/ HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400"),
+        (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: -1\r\n\r\n", "400"),
+        (b"POST http://target.test/ HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\nabcde", "400"),
+        (b"GET http://target.test/ HTTP/1.1\r\nX: y\nHost: private.test\r\n\r\n", "400"),
         (b"GET http://target.test/ HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "502"),
     ],
 )
@@ -249,7 +260,7 @@ def test_a_domain_that_is_none_is_refused(domain: str) -> None:
 
 
 async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
-    async with open_pool(policy=Policy(network=Network.host())) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(network=Network.host(), preload=(), spares=0)) as pool, pool.session() as session:
         assert (await session.run(GET.format(url=f"http://127.0.0.1:{target}/"))).value == f"GET / 127.0.0.1:{target} None"
         assert "Errno 97" in str((await session.run("import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)")).error)
     async with open_pool() as pool, pool.session() as session:
@@ -259,7 +270,7 @@ async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
 async def test_a_session_that_reaches_an_index_may_ask_it_itself(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "tiny-package", files={"tiny_package.py": "answer = 42"})
     with index_of(tmp_path / "wheels") as address:
-        async with open_interpreter(policy=Policy(network=Network.host())) as interpreter:
+        async with open_interpreter(policy=Policy(network=Network.host(), preload=(), spares=0)) as interpreter:
             await interpreter.execute("s", f"import os; os.environ['PIP_INDEX_URL'] = '{address}'")
             assert (await interpreter.execute_own("s", "reach", "https://nowhere.invalid/")).stdout == "true\n"
             assert (await interpreter.execute_own("s", "install", "tiny-package==1.0")).success

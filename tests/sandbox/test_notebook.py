@@ -6,6 +6,8 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Limits, Policy, Session, open_pool
 
+from ..conftest import until
+
 
 async def run(session: Session, code: str, **options: object) -> CodeExecutionResult:
     return await session.run(textwrap.dedent(code).strip("\n"), sanitize=False, **options)
@@ -79,7 +81,7 @@ async def test_earlier_cells_and_values_are_at_hand(session: Session) -> None:
 
 
 async def test_a_history_of_a_set_size_lets_go_of_the_oldest() -> None:
-    async with open_pool(policy=Policy(limits=Limits(history=3))) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(limits=Limits(history=3), preload=(), spares=0)) as pool, pool.session() as session:
         for number in range(6):
             await session.run(f"{number}")
         kept = await session.run("sorted(Out), In[1:-1], [name for name in ('_1', '_6', '_i1', '_i6') if name in globals()]")
@@ -143,8 +145,11 @@ async def test_tasks_go_on_between_cells(session: Session) -> None:
         seen = []; task = asyncio.create_task(count())
         """,
     )
-    while not (await session.list_files()) or int(await session.download_file("seen") or b"0") < 10:
-        pass
+
+    async def seen() -> bool:
+        return bool(await session.list_files()) and int(await session.download_file("seen") or b"0") >= 10
+
+    await until(seen)
     assert (await session.run("len(seen) >= 10")).value is True
 
 
@@ -160,8 +165,7 @@ async def test_a_task_that_would_end_the_interpreter_ends_alone(session: Session
         task = asyncio.create_task(leave())
         """,
     )
-    while not await session.list_files():
-        pass
+    await until(session.list_files)
     result = await session.run("task.done()")
     assert (result.value, str(result.state)) == (True, "kept")
     assert "SystemExit: 3" in began.stderr + result.stderr  # it may be quicker than the first result

@@ -91,7 +91,7 @@ async def test_open_files_that_were_deleted_are_named(sandbox: Sandbox) -> None:
     await sandbox.checkpoint()
     await run(sandbox, "import shutil; shutil.rmtree('folder'); os.unlink(b'\\xff\\x1b[2J'); os.unlink('db'); os.unlink('/tmp/elsewhere')")
     await sandbox.roll_back()
-    assert await named(sandbox) == ("\\xff\\x1b[2J", "db", "folder/log")
+    assert await named(sandbox) == ("'\\udcff\\x1b[2J'", "db", "folder/log")
     assert (await run(sandbox, "open('folder/log').read(), sorted(os.listdir())")).text == (
         "('before\\n', ['db', 'folder', 'kept', '\\udcff\\x1b[2J'])"
     )

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..wheels import index_of, make_wheel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def policy_of(wheels: Path) -> Policy:
-    return Policy(packages=PackageSource(wheels=str(wheels)))
+    return Policy(packages=PackageSource(wheels=str(wheels)), preload=(), spares=0)
 
 
 @pytest.fixture
@@ -59,17 +58,13 @@ async def test_what_is_there_is_not_installed_again(session: Session) -> None:
     assert await session.packages() == [Package(name="alpha", version="1.0"), Package(name="beta", version="1.0")]
 
 
-async def test_a_second_session_has_the_same_set_at_once_and_without_an_index(pool: SessionPool, wheels: Path) -> None:
+async def test_a_second_session_has_the_same_set_without_an_index(pool: SessionPool, wheels: Path) -> None:
     async with pool.session() as one, pool.session() as other:
         await other.run("1")
         await one.install("beta")
         for wheel in wheels.iterdir():
             wheel.unlink()
-        started = time.perf_counter()
-        installed = await other.install("beta")
-        seconds = time.perf_counter() - started
-        assert installed.success
-        assert seconds < 0.5
+        assert (await other.install("beta")).success
         assert (await other.run("import beta; beta.__file__")).value == (await one.run("import beta; beta.__file__")).value
 
 
@@ -97,7 +92,7 @@ async def test_a_loss_before_an_install_is_told_with_the_next_cell(session: Sess
 async def test_a_file_larger_than_the_cache_is_refused(wheels: Path, tmp_path: Path) -> None:
     make_wheel(wheels, "large", files={"large.py": "#" * (3 << 20)})
     source = PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache"), cache_size=1 << 20)
-    async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(packages=source, preload=(), spares=0)) as pool, pool.session() as session:
         assert kind(await session.install("large")) == "PackageTooLargeError"
         assert (await session.install("alpha")).success
 
@@ -186,14 +181,17 @@ _FAILURES = {
 
 async def test_an_index_is_asked_where_one_is_named(wheels: Path) -> None:
     with index_of(wheels) as address:
-        async with open_pool(policy=Policy(packages=PackageSource(index_url=address))) as pool, pool.session() as session:
+        async with (
+            open_pool(policy=Policy(packages=PackageSource(index_url=address), preload=(), spares=0)) as pool,
+            pool.session() as session,
+        ):
             assert (await session.install("beta")).stdout == "installed alpha 2.0\ninstalled beta 1.0\n"
 
 
 async def test_an_index_that_is_not_reached_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_RETRIES", "0")
     source = PackageSource(index_url="http://127.0.0.1:9/simple/")
-    async with open_pool(policy=Policy(packages=source)) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(packages=source, preload=(), spares=0)) as pool, pool.session() as session:
         assert kind(await session.install("alpha")) == "IndexUnreachableError"
 
 
@@ -223,7 +221,7 @@ async def test_installing_waits_for_the_cell_that_runs(session: Session) -> None
 async def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     source = PackageSource(cache=str(tmp_path / "file" / "cache"))
-    async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(packages=source, preload=(), spares=0)) as pool, pool.session() as session:
         assert "ACASessions:Packages:CacheFolder" in str((await session.install("alpha")).error)
         assert (await session.run("6 * 7")).value == 42
 
@@ -250,7 +248,7 @@ async def test_how_far_an_install_is_can_be_followed(wheels: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the users that root's sessions run as may not read everybody's Python")
 async def test_sessions_without_namespaces_have_packages_as_well(wheels: Path) -> None:
-    policy = Policy(packages=PackageSource(wheels=str(wheels)), isolation="no-namespaces", preload=())
+    policy = Policy(packages=PackageSource(wheels=str(wheels)), isolation="no-namespaces", preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as session:
         assert (await session.install("beta")).success
         script = "import beta, alpha; print(alpha.version)"
@@ -268,7 +266,7 @@ async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> N
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(disk)], check=True)
     try:
         source = PackageSource(wheels=str(wheels), cache=str(disk))
-        async with open_pool(policy=Policy(packages=source, preload=())) as pool, pool.session() as session:
+        async with open_pool(policy=Policy(packages=source, preload=(), spares=0)) as pool, pool.session() as session:
             full = await session.install("large")
             assert (kind(full), str(full.state)) == ("DiskFullError", "kept")
             assert (await session.install("alpha")).success
@@ -279,7 +277,7 @@ async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> N
 async def test_an_older_answer_stands_while_no_index_is_reached(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_RETRIES", "0")
     with index_of(wheels) as address:
-        policy = Policy(packages=PackageSource(index_url=address, cache=str(tmp_path / "cache")), preload=())
+        policy = Policy(packages=PackageSource(index_url=address, cache=str(tmp_path / "cache")), preload=(), spares=0)
         async with open_pool(policy=policy) as pool, pool.session() as session:
             await session.install("alpha")
     for answer in (tmp_path / "cache" / "answers").iterdir():
@@ -290,7 +288,7 @@ async def test_an_older_answer_stands_while_no_index_is_reached(wheels: Path, tm
 
 
 async def test_a_newer_version_is_found_after_a_day_unless_one_was_named(wheels: Path, tmp_path: Path) -> None:
-    policy = Policy(packages=PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache")), preload=())
+    policy = Policy(packages=PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache")), preload=(), spares=0)
     async with open_pool(policy=policy) as pool:
         for text in ("alpha", "alpha==2.0"):
             async with pool.session() as session:
@@ -322,7 +320,7 @@ _INSTALL = """
 import asyncio, sys
 from aca_sessions import PackageSource, Policy, open_pool
 async def main():
-    policy = Policy(packages=PackageSource(wheels=sys.argv[1], cache=sys.argv[2]), preload=())
+    policy = Policy(packages=PackageSource(wheels=sys.argv[1], cache=sys.argv[2]), preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as session:
         (await session.install("beta")).raise_for_error()
         print((await session.run("import alpha, beta; alpha.version")).raise_for_error().value)

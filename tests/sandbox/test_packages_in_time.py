@@ -9,13 +9,16 @@ from aca_sessions import PackageSource, Policy, Session, open_pool
 
 from ..wheels import make_wheel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture
 async def session(tmp_path: Path) -> AsyncIterator[Session]:
     make_wheel(tmp_path / "wheels", "alpha")
-    async with open_pool(policy=Policy(packages=PackageSource(wheels=str(tmp_path / "wheels")))) as pool, pool.session() as leased:
+    async with (
+        open_pool(policy=Policy(packages=PackageSource(wheels=str(tmp_path / "wheels")), preload=(), spares=0)) as pool,
+        pool.session() as leased,
+    ):
         yield leased
 
 

@@ -22,6 +22,8 @@ from aca_sessions.sandbox.policy import KB, MB, Limits
 from aca_sessions.sandbox.restore import Restored, restore
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
+from ..conftest import uncharged
+
 SMALL = Limits(disk=MB, files=40)
 MakePlace = Callable[[Limits], "Place"]
 
@@ -38,7 +40,7 @@ class Place(NamedTuple):
             yield self.path
 
     def kept_in(self, other: "Place") -> None:
-        copies.copy(self.files, other.files, most=64 * MB)
+        copies.copy(self.files, other.files, most=64 * MB, allocate=uncharged)
 
     def seen(self) -> dict[str, tuple[Any, ...]]:
         """What has to be the same again: kinds, modes, times, contents, and which names share an inode."""
@@ -111,7 +113,7 @@ def fill(place: Place, **files: bytes) -> None:
 
 def goes_back(checkpoint: Place, live: Place) -> Restored:
     wanted = checkpoint.seen()
-    restored = restore(checkpoint.files, live.files)
+    restored = restore(checkpoint.files, live.files, uncharged)
     assert live.seen() == wanted
     return restored
 
@@ -341,7 +343,7 @@ def test_what_cannot_be_put_back_changes_nothing(make_place: MakePlace, live: Pl
         top.chmod(0o300)
     before, inodes, free = live.seen(), live.inodes(), os.statvfs(live.path)
     with pytest.raises(SnapshotError, match="unchanged") as raised:
-        restore(checkpoint.files, live.files)
+        restore(checkpoint.files, live.files, uncharged)
     assert not isinstance(raised.value, PartlyRestoredError)
     assert ("limits" in str(raised.value)) == (damage in LIMITS)
     assert (live.seen(), live.inodes()) == (before, inodes)
@@ -351,7 +353,7 @@ def test_what_cannot_be_put_back_changes_nothing(make_place: MakePlace, live: Pl
 def test_a_session_that_was_ended_is_not_gone_back_to(live: Place, checkpoint: Place) -> None:
     checkpoint.files.close()
     with pytest.raises(SnapshotError, match="ended"):
-        restore(checkpoint.files, live.files)
+        restore(checkpoint.files, live.files, uncharged)
 
 
 # No space beside what has to go
@@ -444,7 +446,7 @@ def test_what_was_put_back_in_part_is_told(live: Place, checkpoint: Place, few_d
         (top / Path(*"0123456789")).mkdir(parents=True)
         few_descriptors(6)  # enough for all but this
         with pytest.raises(PartlyRestoredError, match=r"^the files are neither as they were nor as at the checkpoint: Too many open files"):
-            restore(checkpoint.files, live.files)
+            restore(checkpoint.files, live.files, uncharged)
     seen = {name: value for name, value in live.seen().items() if not name.startswith("/0")}
     wanted = checkpoint.seen()
     assert seen.keys() == wanted.keys()
@@ -547,7 +549,7 @@ def test_any_files_go_back_to_what_they_were(fork_server: ForkServer, earlier: l
         assert checkpoint.seen() == before
         do_all(live, later)
         still_there = {*regular_files(live).values()}
-        restore(checkpoint.files, live.files)
+        restore(checkpoint.files, live.files, uncharged)
         assert live.seen() == before
         now = regular_files(live)
         assert [name for name, inode in inodes.items() if inode in still_there and now[name] != inode] == []

@@ -1,14 +1,23 @@
 """Generations of the fork server, and sessions kept ready."""
 
 import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
 
 import pytest
 
 from aca_sessions import Policy
+from aca_sessions.models import State
+from aca_sessions.sandbox import environment
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
+from .test_descriptors import trees_of_sessions
+
 pytestmark = pytest.mark.slow
+ALONE = Policy(spares=0, tenant="of its own")  # so that its fork servers are shared with no other test
 IMPORTED = "import sys; 'pandas' in sys.modules"
 
 
@@ -30,6 +39,110 @@ async def test_the_light_generation_serves_at_once_and_the_heavy_one_takes_over(
         assert await value(first, "6 * 7") == 42, "a session of the earlier generation goes on"
         await first.close()
     assert fork_server.alive, "others use it as well"
+
+
+async def coming(sandboxes: Sandboxes, after: ForkServer | None = None) -> ForkServer:
+    """The fork server with the heavy libraries, while it boots."""
+    while sandboxes._coming in (None, after):
+        await asyncio.sleep(0.01)
+    assert not sandboxes._coming._ready
+    return sandboxes._coming
+
+
+async def test_a_heavy_fork_server_that_dies_while_it_boots_is_tried_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
+    async with Sandboxes(ALONE) as sandboxes:
+        first = await coming(sandboxes)
+        first._process.kill()
+        await coming(sandboxes, first)
+        assert await value(await sandboxes.open(), "6 * 7") == 42, "the light one serves meanwhile"
+        while sandboxes._coming is not None:
+            await asyncio.sleep(0.02)
+        assert await value(await sandboxes.open(), IMPORTED) is True
+        await asyncio.gather(*(sandbox.close() for generation in sandboxes._generations for sandbox in [*generation._sandboxes]))
+    assert "without preloaded" not in caplog.text
+
+
+async def test_a_heavy_fork_server_that_dies_twice_is_not_tried_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
+    async with Sandboxes(ALONE) as sandboxes:
+        first = await coming(sandboxes)
+        first._process.kill()
+        (await coming(sandboxes, first))._process.kill()
+        while not caplog.records:
+            await asyncio.sleep(0.02)
+        assert [record.message for record in caplog.records] == ["sessions start without preloaded libraries: GuestDiedError"]
+        assert sandboxes._coming is None
+        sandbox = await sandboxes.open()
+        assert await value(sandbox, IMPORTED) is False
+        await sandbox.close()
+
+
+async def test_closing_while_a_heavy_fork_server_is_tried_again_leaves_nothing(nothing_left: None) -> None:
+    for pause in (0.0, 0.05, 0.3):
+        async with Sandboxes(ALONE) as sandboxes:
+            first = await coming(sandboxes)
+            first._process.kill()
+            await asyncio.sleep(pause)
+
+
+async def test_at_the_end_of_all_sessions_nothing_is_given_back_one_by_one(nothing_left: None) -> None:
+    async with Sandboxes(replace(ALONE, preload=())) as sandboxes:
+        opened = [await sandboxes.open() for _ in range(3)]
+        trees = trees_of_sessions()
+        sandboxes.retire()
+        await asyncio.gather(*(sandbox.close() for sandbox in opened))
+        assert trees_of_sessions() == trees
+        another = await sandboxes.open()  # one that comes late is a session like any other
+        assert await value(another, "6 * 7") == 42
+        await another.close()
+
+
+async def test_a_fork_server_that_others_use_gets_everything_back(nothing_left: None) -> None:
+    async with Sandboxes(replace(ALONE, preload=())) as others, Sandboxes(replace(ALONE, preload=())) as sandboxes:
+        theirs = await others.open()
+        await value(theirs, "x = 42")
+        trees = trees_of_sessions()
+        opened = [await sandboxes.open() for _ in range(3)]
+        sandboxes.retire()
+        await asyncio.gather(*(sandbox.close() for sandbox in opened))
+        assert trees_of_sessions() == trees
+        await sandboxes.close()
+        assert await value(theirs, "x") == 42
+        await theirs.close()
+
+
+async def test_a_fork_server_that_was_left_for_another_is_not_ended_for_others(nothing_left: None) -> None:
+    async with Sandboxes(replace(ALONE, preload=())) as others, Sandboxes(ALONE) as sandboxes:
+        while len(sandboxes._generations) < 2:
+            await asyncio.sleep(0.05)
+        await sandboxes._generations[0].finish()
+        sandboxes.retire()
+        await others.wait_until_ready()
+        trees = trees_of_sessions()
+        await (await others.open()).close()
+        assert trees_of_sessions() == trees
+
+
+async def test_a_heavy_fork_server_that_is_ready_first_is_waited_for(nothing_left: None) -> None:
+    modules = environment.worth_preloading(sys.executable)
+    async with Sandboxes(replace(ALONE, preload=modules)) as ready:
+        await ready.wait_until_ready()
+        async with Sandboxes(ALONE) as sandboxes, asyncio.timeout(60):
+            os.kill(sandboxes._generations[0].fork_server._process.pid, signal.SIGSTOP)
+            await sandboxes.wait_until_ready()
+            sandbox = await sandboxes.open()
+            assert await value(sandbox, IMPORTED) is True
+            await sandbox.close()
+
+
+async def test_who_comes_after_a_fork_server_was_retired_gets_another_one(nothing_left: None) -> None:
+    async with Sandboxes(replace(ALONE, preload=())) as sandboxes:
+        sandboxes.retire()
+        async with Sandboxes(replace(ALONE, preload=())) as others:
+            assert others._generations[-1].fork_server is not sandboxes._generations[-1].fork_server
+            sandbox = await others.open()
+            await sandboxes.close()
+            assert await value(sandbox, "6 * 7") == 42
+            await sandbox.close()
 
 
 async def test_a_spare_is_a_session_like_any_other(nothing_left: None) -> None:
@@ -96,3 +209,15 @@ async def test_many_sessions_leave_nothing(nothing_left: None) -> None:
                 await sandbox.close()
 
         await asyncio.gather(*(one() for _ in range(8)))
+
+
+async def test_the_death_of_an_interpreter_that_ran_no_cell_is_no_loss_of_anything(nothing_left: None) -> None:
+    async with Sandboxes(Policy(preload=())) as sandboxes:
+        sandbox = await sandboxes.open()
+        interpreter = await sandbox.interpreter()
+        signal.pidfd_send_signal(interpreter.pidfd, signal.SIGKILL)
+        while interpreter.alive:
+            await asyncio.sleep(0.02)
+        assert sandbox.ledger.contains("died", since=0) or sandbox.ledger.contains("killed", since=0)
+        assert sandbox.ledger.between(0, sandbox.ledger.position) == State()
+        await sandbox.close()

@@ -22,7 +22,7 @@ from aca_sessions.sandbox import forkserver
 from aca_sessions.sandbox.policy import MB, Mount, Network
 from aca_sessions.settings import Settings
 
-from ..conftest import COMMAND, ROOT, descendants
+from ..conftest import COMMAND, ROOT, descendants, until
 from ..wheels import make_wheel
 from ..without_namespaces import BARE
 from ..without_namespaces import COMMAND as REFUSING
@@ -218,8 +218,11 @@ async def test_one_that_kills_its_init_from_outside_leaves_nothing_to_the_next(b
     os.kill(init, signal.SIGKILL)
     while _lives(parent):
         await asyncio.sleep(0.01)
-    while str((await bare.run("1")).state) != "kept":
-        pass
+
+    async def goes_on() -> bool:
+        return str((await bare.run("1")).state) == "kept"
+
+    await until(goes_on)
     assert not _lives(left)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from ..errors import GuestDiedError
 from ..models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
 from . import wire
+from .policy import STILL_SECONDS
 
 _MAX_DISPLAYS = 1000
 _MAX_DISPLAYED = 32 << 20
@@ -32,24 +33,52 @@ class CellNotSentError(GuestDiedError):
 
 
 class Clock:
-    """The seconds that a cell has used. It stands still until the cell starts, and while the host works for the cell."""
+    """The seconds that a cell has used. It stands still until the cell starts, and while the cell waits for answers of the host.
 
-    def __init__(self) -> None:
+    Other threads and processes of the cell may go on meanwhile: what they compute counts then, at most a second in a second. The time that
+    the clock stands still in all is limited, or a cell that asks again and again would have no deadline.
+    """
+
+    def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
+        """Stand still.
+
+        Args:
+            computed: Returns the processor time of the cell's processes in seconds.
+            now: Returns the time in seconds.
+        """
+        self._computed = computed
+        self._now = now
         self._used = 0.0
         self._since: float | None = None
+        self._stopped: tuple[float, float] | None = None  # when, and what the process had computed by then
+        self._still = 0.0
 
     @property
     def used(self) -> float:
         """So many until now."""
-        return self._used + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        running = self._now() - self._since if self._since is not None else 0.0
+        busy, idle = self._while_stopped()
+        return self._used + running + busy + max(0.0, self._still + idle - STILL_SECONDS)
 
     def stop(self) -> None:
-        """Stands still."""
-        self._used, self._since = self.used, None
+        """Stand still from now on, but for what the process computes."""
+        if self._since is not None:
+            self._used += self._now() - self._since
+            self._since, self._stopped = None, (self._now(), self._computed())
 
     def go_on(self) -> None:
-        """Runs again."""
-        self._since = time.perf_counter()
+        """Run again."""
+        busy, idle = self._while_stopped()
+        self._used, self._still, self._stopped = self._used + busy, self._still + idle, None
+        self._since = self._now()
+
+    def _while_stopped(self) -> tuple[float, float]:
+        """Return how long the process computed and how long it waited since the clock was stopped."""
+        if self._stopped is None:
+            return 0.0, 0.0
+        waited = self._now() - self._stopped[0]
+        busy = min(max(self._computed() - self._stopped[1], 0.0), waited)
+        return busy, waited - busy
 
 
 class Cell:
@@ -203,8 +232,16 @@ def reason_of(status: int | None) -> str:
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
 
 
-def result_of(cell: Cell, finished: wire.Finished | None, cause: str | None, streams: tuple[str, str]) -> CodeExecutionResult:
-    """Return a cell's result without its processes and duration. `cause` is why the interpreter died, if it did."""
+def result_of(
+    cell: Cell,
+    finished: wire.Finished | None,
+    cause: str | None,
+    *,
+    streams: tuple[str, str],
+    processes: tuple[RunningProcess, ...],
+    duration: float,
+) -> CodeExecutionResult:
+    """Return a cell's result. `cause` is why the interpreter died, if it did."""
     stdout, stderr = streams
     error = error_of(cell, finished, cause)
     told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
@@ -213,9 +250,12 @@ def result_of(cell: Cell, finished: wire.Finished | None, cause: str | None, str
         stderr=told,
         value=finished.value if finished else None,
         text=finished.text if finished else None,
+        value_is_none=finished is not None and finished.value_is_none,
         displays=tuple(cell.displays),
         files=changes_of(finished) if finished else (),
+        processes=processes,
         variables=variables_of(finished) if finished else (),
         error=error,
         state=State() if finished else State(variables="lost", processes="ended", reason=cause),
+        duration=duration,
     )

@@ -24,13 +24,16 @@ from .shortage import is_shortage, with_reserve
 
 _logger = logging.getLogger("aca_sessions")
 _CONTROLLERS: tuple[str, ...] = ("memory", "pids", "cpu")
+_TREES = "trees"
 _TCP, _TCP_PART = "memory.kmem.tcp.limit_in_bytes", 4
 _REPORT_SECONDS = 0.1
+_REMOVAL_SECONDS, _REMOVALS = 0.2, 50
+_KERNELS_SHARE = 64  # for a page of each file, an entry in a tree of 64 pages, and an inode
 _PERIOD = 100_000  # microseconds over which a share of the processors is given out
 # Waits for the host's end, whatever ends it, and removes what the kernel would keep: emptied groups. A shell is small and starts at once.
 _JANITOR = (
     "read _; n=0; while [ $n -lt 25 ]; do left=; "
-    'for top in "$@"; do rmdir "$top"/* "$top" 2>/dev/null; [ -d "$top" ] && left=1; done; '
+    'for top in "$@"; do rmdir "$top"/*/*/* "$top"/*/* "$top"/* "$top" 2>/dev/null; [ -d "$top" ] && left=1; done; '
     '[ -z "$left" ] && exit; n=$((n+1)); sleep 0.1; done'
 )
 
@@ -44,7 +47,8 @@ class Version(Protocol):
     def tops(self, name: str) -> list[Path]: ...  # noqa: D102
     def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
     def used(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
-    def kills(self, folders: Sequence[Path]) -> int: ...  # noqa: D102
+    def events(self, folders: Sequence[Path]) -> str: ...  # noqa: D102
+    def trees(self, folders: Sequence[Path]) -> Path | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class GroupLimits:
     memory: int | None = None
     processes: int | None = None
     cpu: float | None = None
-    weight: float | None = None  # of its processors' time, where 1 is everybody else's
+    weight: float | None = None  # on each processor, where 1 is another process
 
 
 class VersionOne:
@@ -76,6 +80,11 @@ class VersionOne:
         own = dict(_own_groups())
         parents = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
         usable = {"memory", "pids"} <= parents.keys() and all(os.access(path, os.W_OK) for path in parents.values())
+        # Many hosts with version 1 mount version 2 beside it, without controllers: processes are frozen there.
+        for mount in _mounts("cgroup2")[:1]:
+            beside = Path(mount[1]) / own.get("", "/").lstrip("/")
+            if os.access(beside / "cgroup.procs", os.W_OK):
+                parents[_TREES] = beside
         return cls(parents) if usable else None
 
     def tops(self, name: str) -> list[Path]:
@@ -97,15 +106,20 @@ class VersionOne:
             _write(folder["cpu"] / "cpu.cfs_period_us", _PERIOD)
             _write(folder["cpu"] / "cpu.cfs_quota_us", int(limits.cpu * _PERIOD))
         if "cpu" in folder and limits.weight is not None:
-            _write(folder["cpu"] / "cpu.shares", int(limits.weight * 1024))
+            # The kernel divides a group's shares among the processors, while each process or autogroup beside it has 1024 on its own.
+            _write(folder["cpu"] / "cpu.shares", max(2, int(limits.weight * 1024 * len(os.sched_getaffinity(0)))))
 
     def used(self, folders: Sequence[Path]) -> int:
         """Bytes that a group's processes and files have now."""
         return int(_read(folders[self._controllers.index("memory")] / "memory.usage_in_bytes") or 0)
 
-    def kills(self, folders: Sequence[Path]) -> int:
-        """How many processes the group's own limit has cost."""
-        return _count(folders[self._controllers.index("memory")] / "memory.oom_control", "oom_kill")
+    def events(self, folders: Sequence[Path]) -> str:
+        """Return the path of the file that counts the processes which the group's own limit has cost."""
+        return str(folders[self._controllers.index("memory")] / "memory.oom_control")
+
+    def trees(self, folders: Sequence[Path]) -> Path | None:
+        """Return the folder of a group below which the processes of its trees can be frozen, if this host has one."""
+        return _freezable(folders[self._controllers.index(_TREES)]) if _TREES in self._controllers else None
 
 
 class VersionTwo:
@@ -157,41 +171,62 @@ class VersionTwo:
         """Bytes that a group's processes and files have now."""
         return int(_read(folders[0] / "memory.current") or 0)
 
-    def kills(self, folders: Sequence[Path]) -> int:
-        """How many processes the group's own limit has cost."""
-        return _count(folders[0] / "memory.events", "oom_kill")
+    def events(self, folders: Sequence[Path]) -> str:
+        """Return the path of the file that counts the processes which the group's own limit has cost."""
+        return str(folders[0] / "memory.events")
+
+    def trees(self, folders: Sequence[Path]) -> Path | None:
+        """Return the folder of a group below which the processes of its trees can be frozen, if this kernel (5.2) can do that."""
+        return _freezable(folders[0])
 
 
 class Group:
     """One session's group."""
 
-    def __init__(self, version: Version, folders: Sequence[Path], memory: int) -> None:
+    def __init__(self, version: Version, folders: Sequence[Path], memory: int, leftovers: "Leftovers") -> None:
         """Takes over folders that were made and limited."""
+        self._leftovers = leftovers
         self.how = (
-            f"{memory >> 20} MB of its processes, files and sockets together, counted by {version.name}{version.apart}; not counted: files "
-            "that the host writes (uploads, checkpoints), which have limits of their own"
+            f"{memory >> 20} MB of its processes, sockets and files together, those of its branches and checkpoints included, counted by "
+            f"{version.name}{version.apart}"
         )
+        self.is_charged = True  # for what its processes allocate
         self.lists_sockets = False  # the kernel counts their buffers
+        self.nice = None  # the group of all sessions has its share of the processors
+        self._limit = memory
         self._version = version
         self._folders = folders
+        self._trees = version.trees(folders)
+        self.freezes = self._trees is not None
+        self._numbers = itertools.count(1)
+        self._events: int | None = None  # the file that counts kills, kept open: it is read twice for each cell
         self._kills = self._kills_before = 0
         self._since = 0.0
 
-    async def take_in(self, init: int) -> None:
-        """Take in a session's first process before it has made its namespaces, and with it all that it will fork."""
-        self._kills = self._kills_before = self._version.kills(self._folders)
-        await to_thread.run_sync(self._add, init)
+    async def take_in(self, init: int) -> Path | None:
+        """Take in a session's first process before it has made its namespaces, and with it all that it will fork.
+
+        Return the group of its own in which all of them can be frozen, if this host has such. A session may have several first processes.
+        """
+        if self._events is None:
+            self._events = os.open(self._version.events(self._folders), os.O_RDONLY | os.O_CLOEXEC)
+        self._kills = self._kills_before = self._count_kills()
+        return await to_thread.run_sync(self._add, init)
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
         """Do nothing: the kernel counts already, and kills."""
 
     def cell_runs(self, running: bool) -> None:
         """Note how many processes the limit has cost until a cell begins or ends: an interpreter that dies later was none of them."""
-        self._kills_before, self._kills, self._since = self._kills, self._version.kills(self._folders), time.monotonic()
+        self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
     def used(self) -> int:
         """In bytes, now; 0 where the group is gone."""
         return self._version.used(self._folders)
+
+    def room(self) -> int:
+        """Return how many bytes of files fit. The kernel needs some of its own for them, and would end the session for the last one."""
+        return self._limit - self._limit // _KERNELS_SHARE - self.used()
 
     def was_exceeded(self) -> bool:
         """Return whether the limit has cost a process since the latest cell began or ended.
@@ -199,7 +234,7 @@ class Group:
         A death is reported a moment after the kill: what was counted just before that may have been this one.
         """
         before = self._kills if time.monotonic() - self._since > _REPORT_SECONDS else self._kills_before
-        return self._version.kills(self._folders) > before
+        return self._count_kills() > before
 
     def let_go(self, init: int) -> None:
         """Do nothing: the group is there until `remove`."""
@@ -208,14 +243,56 @@ class Group:
         """The processes have ended."""
 
     def remove(self) -> None:
-        """Lets go of it. One with a process that is still being reaped is left to the end of all."""
-        for folder in self._folders:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        """Lets go of it: in a moment, if processes of it are still being reaped."""
+        events, self._events = self._events, None
+        if events is not None:
+            os.close(events)
+        self._leftovers.remove(self._folders)
 
-    def _add(self, pid: int) -> None:
+    def _count_kills(self) -> int:
+        if self._events is None:
+            return 0
+        try:
+            return kills_in(os.pread(self._events, 1 << 12, 0).decode())
+        except OSError:  # somebody else has removed the group
+            return 0
+
+    def _add(self, pid: int) -> Path | None:
+        own = self._trees / f"first-{next(self._numbers)}" if self._trees is not None else None
+        if own is not None:
+            own.mkdir()
         for folder in self._folders:
-            _write(folder / "cgroup.procs", pid)
+            _write((own if own is not None and folder == self._trees else folder) / "cgroup.procs", pid)
+        return own
+
+
+class Leftovers:
+    """Remove groups, and try again a moment later if some have processes yet. The janitor removes what is left in the end.
+
+    One thread tries for all: with one for each, 1,000 sessions that ended together took 30 s for it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._left: dict[Path, int] = {}  # how often to try again
+
+    def remove(self, folders: Sequence[Path]) -> None:
+        """Remove groups, now or later."""
+        self._try_later({folder: _REMOVALS for folder in folders if not _is_removed(folder)})
+
+    def _try_later(self, left: dict[Path, int]) -> None:
+        with self._lock:
+            is_first = bool(left) and not self._left
+            self._left |= left
+        if is_first:
+            again = threading.Timer(_REMOVAL_SECONDS, self._try_again)
+            again.daemon = True
+            again.start()
+
+    def _try_again(self) -> None:
+        with self._lock:
+            left, self._left = self._left, {}
+        self._try_later({folder: tries - 1 for folder, tries in left.items() if tries > 1 and not _is_removed(folder)})
 
 
 class Groups:
@@ -229,6 +306,7 @@ class Groups:
         self.version = version
         self._users = 0
         self._numbers = itertools.count(1)
+        self._leftovers = Leftovers()
         self._tops = version.tops(f"aca-sessions-{secrets.token_hex(8)}")
         with contextlib.ExitStack() as on_failure:
             for top in self._tops:
@@ -272,14 +350,14 @@ class Groups:
         """A session's group, for all of its memory: that of its processes and that of its files."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._tops]
-        memory = limits.memory + limits.folders
+        memory = limits.memory + limits.family + 2 * limits.temporary
         with contextlib.ExitStack() as on_failure:
             for folder in folders:
                 folder.mkdir()
                 on_failure.callback(folder.rmdir)
             self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
             on_failure.pop_all()
-        return Group(self.version, folders, memory)
+        return Group(self.version, folders, memory, self._leftovers)
 
     def release(self) -> None:
         """Removes the group when the last user lets go."""
@@ -304,20 +382,23 @@ def _own_groups() -> list[tuple[str, str]]:
     return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
 
 
+def _freezable(folder: Path) -> Path | None:
+    return folder if (folder / "cgroup.freeze").exists() else None
+
+
+def _is_removed(folder: Path) -> bool:
+    """Remove a group if it has no process any more, and return whether it is gone."""
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+    return not folder.exists()
+
+
 def _read(path: Path) -> str:
     try:
-        return with_reserve(lambda: _content(path))
+        return with_reserve(path.read_text)
     except OSError:
         return ""
-
-
-def _content(path: Path) -> str:
-    """Read a small file, twice for each cell: this costs a fifth of what `read_text` does."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(descriptor, 1 << 16).decode()
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, value: object) -> None:
@@ -328,6 +409,7 @@ def _write(path: Path, value: object) -> None:
         os.close(descriptor)
 
 
-def _count(path: Path, name: str) -> int:
-    found = [line.split()[1] for line in _read(path).splitlines() if line.startswith(f"{name} ")]
-    return int(found[0]) if found else 0
+def kills_in(events: str) -> int:
+    """Return how many processes a group's own limit has cost, by the text of the file that counts them."""
+    count = events.partition("oom_kill ")[2].partition("\n")[0]
+    return int(count or 0)

@@ -8,29 +8,40 @@ from collections.abc import Iterator
 
 from ..errors import SnapshotError
 from . import syscalls
+from .memory import Allocate
 from .trees import CHANGING, set_attributes
 
 _AT_ONCE = 1 << 16  # malloc gets larger buffers from the kernel, page by page: comparing takes three times as long
 _SENT_AT_ONCE = 1 << 20
 
 
-def copy(source: int, folder: int, name: str, most: int) -> int:
-    """Make a new file the same as an open one, of which it takes at most so many bytes. Return its inode's number."""
-    status = os.fstat(source)
-    if not stat.S_ISREG(status.st_mode):
-        raise SnapshotError(CHANGING)
-    size = min(status.st_size, most)  # a process of the session may go on writing
-    target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    try:
-        for start, end in _data(source, size):
-            os.lseek(target, start, os.SEEK_SET)
-            while start < end and (sent := os.sendfile(target, source, start, min(end - start, _SENT_AT_ONCE))):
+class Copy:
+    """A new file that becomes the same as an open one: made here, then given its memory, then filled."""
+
+    def __init__(self, source: int, folder: int, name: str, most: int) -> None:
+        """Make it, and decide which parts of the other it gets: at most so many bytes."""
+        self._source = source
+        self._status = os.fstat(source)
+        if not stat.S_ISREG(self._status.st_mode):
+            raise SnapshotError(CHANGING)
+        self._size = min(self._status.st_size, most)  # a process of the session may go on writing
+        self._data = [*_data(source, self._size)]
+        self._target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        self.inode = os.fstat(self._target).st_ino
+        self.parts = [(self._target, start, end - start) for start, end in self._data]
+
+    def fill(self) -> None:
+        """Write what it gets, and leave the holes."""
+        for start, end in self._data:
+            os.lseek(self._target, start, os.SEEK_SET)
+            while start < end and (sent := os.sendfile(self._target, self._source, start, min(end - start, _SENT_AT_ONCE))):
                 start += sent
-        os.ftruncate(target, size)
-        set_attributes(target, status)
-        return os.fstat(target).st_ino
-    finally:
-        os.close(target)
+        os.ftruncate(self._target, self._size)
+        set_attributes(self._target, self._status)
+
+    def close(self) -> None:
+        """Let go of the new file."""
+        os.close(self._target)
 
 
 def equal(source: int, target: int) -> bool:
@@ -41,11 +52,13 @@ def equal(source: int, target: int) -> bool:
     return all(os.pread(source, _AT_ONCE, start) == os.pread(target, _AT_ONCE, start) for start in range(0, size, _AT_ONCE))
 
 
-def reserve(source: int, target: int, size: int) -> list[tuple[int, int]]:
+def reserve(source: int, target: int, size: int, allocate: Allocate) -> list[tuple[int, int]]:
     """Take the space that a file needs to become the same as another. Return the holes that it had, for `release`."""
     holes = _holes(target, os.fstat(target).st_size)
-    for start, end in _data(source, size):
-        syscalls.reserve(target, start, end - start)
+    parts = [(target, start, end - start) for start, end in _data(source, size)]
+    allocate(parts)
+    for part in parts:
+        syscalls.reserve(*part)  # all of it, even where no session is charged
     return holes
 
 

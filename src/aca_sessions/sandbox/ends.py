@@ -1,13 +1,14 @@
 """What the host holds of a session: descriptors that name its folder, its link and its processes."""
 
-import asyncio
 import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import GuestDiedError
 from ..models import RunningProcess
@@ -18,6 +19,9 @@ from .watchdog import family
 MOST_TOLD = 100
 _LOOKS = 3
 _EXIT_CODE = 49  # of what stands behind the name in /proc/PID/stat
+_TIMES, _ENDED_TIMES, _BEGAN = slice(11, 13), slice(13, 15), 19  # the same, in ticks: its own, of children it waited for, its start
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PROCESS_CLOCK = 2  # CPUCLOCK_SCHED of the kernel: with a process's number it is the clock that clock_getcpuclockid(3) returns
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,10 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """A new session's ends: its socket, its init's report of deaths, its init's pidfd, and whether a namespace ends with its init."""
+    """A new session's ends: its socket, that of its init, its init's pidfd, and whether a namespace ends with its init."""
 
     link: socket.socket
-    report: int
+    report: socket.socket
     init: int
     namespaces: bool = True
 
@@ -51,7 +55,7 @@ class Spawned:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init, self.ending)
         self.link.close()
-        os.close(self.report)
+        self.report.close()
         os.close(self.init)
 
 
@@ -74,6 +78,29 @@ def number_of(pidfd: int) -> int:
     return number
 
 
+def gives_way(process: int, nice: int | None) -> bool:
+    """Have an interpreter and what it starts give way to the host's own processes where both want the processors. Return whether they do.
+
+    Linux shares processors out between autogroups (sched(7)): setsid(2) makes one, so each interpreter has one, a new fork in a moment. It
+    takes ten weights a second from all ordinary users together, and refuses others. After False, ask again.
+    """
+    if nice is None:
+        return True
+    try:
+        pid = host_pid(process)
+        autogroup = Path(f"/proc/{pid}/autogroup")
+        if os.getsid(pid) != pid:
+            return False
+        if autogroup.read_text().split()[-1:] == [str(nice)]:
+            return True
+        autogroup.write_text(str(nice))
+    except FileNotFoundError:
+        return True  # this kernel has none
+    except (OSError, GuestDiedError):
+        pass
+    return False
+
+
 def open_member(init: int, number: int) -> int:
     """Return a pidfd of a process below an init, by its number there, which the guest reported: it can name none but its own."""
     for _ in range(_LOOKS):  # one look may miss it, where processes beside it come and go
@@ -90,11 +117,42 @@ def open_member(init: int, number: int) -> int:
 def exit_status(pidfd: int) -> int | None:
     """How a process ended that nobody collected yet."""
     try:
-        with open(f"/proc/{host_pid(pidfd)}/stat", errors="backslashreplace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
         return None
     return int(fields[_EXIT_CODE]) if fields[0] == "Z" else None
+
+
+def processor_time(init: int, interpreter: int, since: float) -> float:
+    """Return the seconds that an interpreter computed, with its children that ended, and that later processes of its session did.
+
+    A process that ends without its parent waiting for it takes its time with it.
+
+    Args:
+        init: The pidfd of the session's first process, below which orphans are found.
+        interpreter: The pidfd of the interpreter.
+        since: Earlier processes do not count: when they began, by CLOCK_BOOTTIME.
+    """
+    own = host_pid(interpreter)
+    computed = time.clock_gettime((~own << 3) | _PROCESS_CLOCK)
+    for pid in descendants(host_pid(init)):
+        with contextlib.suppress(OSError):
+            fields = _fields(pid)
+            if pid == own:
+                computed += _seconds(fields[_ENDED_TIMES])
+            elif int(fields[_BEGAN]) >= int(since * _TICKS):
+                computed += _seconds(fields[_TIMES]) + _seconds(fields[_ENDED_TIMES])
+    return computed
+
+
+def _fields(pid: int) -> list[str]:
+    """Return what stands behind the name in /proc/PID/stat."""
+    with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def _seconds(ticks: Sequence[str]) -> float:
+    return sum(map(int, ticks)) / _TICKS
 
 
 def descendants(pid: int) -> list[int]:
@@ -164,17 +222,6 @@ def _as_user(owner: int | None) -> Iterator[None]:
         yield
     finally:
         syscalls.set_filesystem_ids(0, 0)
-
-
-async def readable(descriptor: int) -> None:
-    """Waits until there is something to read, or a process has ended."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
 
 
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:

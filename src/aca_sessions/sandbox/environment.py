@@ -1,5 +1,6 @@
 """Which paths of a Python environment guests see, and which uids they run under."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -26,7 +27,8 @@ _FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {HEAVY}
 _FIND_PACKAGES = "import site; site.addpackage = lambda *_: None; site.execsitecustomize = lambda: None; site.main(); "
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
 # No account, container range or dynamic user lies here (systemd's list of uid ranges); each fork server draws a part of its own.
-_FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW = 0x7000_0000, 0x1_0000, 4000
+_FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW, _DRAWS = 0x7000_0000, 0x4000, 16_000, 20
+_FEW_UIDS, _FEW_PARTS = 2000, 20  # in containers, which have ids up to 65,535
 
 
 def visible_roots(python: str) -> dict[str, str]:
@@ -66,13 +68,28 @@ def worth_preloading(python: str) -> tuple[str, ...]:
 
 
 def uid_range() -> tuple[int, int]:
-    """The first uid for sessions, and how many; (0, 0) where this process is no root that could give them away."""
+    """The fork server's own uid, and how many from there on are for it and its sessions; (0, 0) where this process is no root that could
+    give them away.
+    """
     if os.geteuid() != 0:
         return 0, 0
-    wanted = _FIRST_UID + secrets.randbelow(_PARTS_TO_DRAW) * _UIDS_EACH
-    if _is_mapped(wanted, _UIDS_EACH):
-        return wanted, _UIDS_EACH
-    return (20_000, 40_000) if _is_mapped(20_000, 45_535) else (0, 0)
+    taken = _uids_in_use()
+    ranges = [(_FIRST_UID + secrets.randbelow(_PARTS_TO_DRAW) * _UIDS_EACH, _UIDS_EACH) for _ in range(_DRAWS)]
+    ranges += [(20_000 + part * _FEW_UIDS, _FEW_UIDS) for part in secrets.SystemRandom().sample(range(_FEW_PARTS), _FEW_PARTS)]
+    free = (
+        (first, count) for first, count in ranges if _is_mapped(first, count) and not any(first <= uid < first + count for uid in taken)
+    )
+    return next(free, (0, 0))
+
+
+def _uids_in_use() -> set[int]:
+    """Of all processes in sight: a fork server of another process may have drawn the same."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                found.add(os.stat(f"/proc/{name}").st_uid)
+    return found
 
 
 def _prefixes(python: str) -> list[str]:

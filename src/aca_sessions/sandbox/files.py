@@ -10,17 +10,18 @@ import mimetypes
 import os
 import secrets
 import stat
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
 from ..models import RemoteFile
 from . import syscalls
 from .ends import Tree
+from .memory import Allocate
 from .syscalls import Resolve
 
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
@@ -37,28 +38,60 @@ class UnusableNameError(ValueError):
     """A file name or folder that no file of a session can have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Hold some bytes of a file, the size of all of it, and an HTTP entity tag of its version.
+class Reading:
+    """Read one file from its beginning as it was opened; `version` is an HTTP entity tag of that version.
 
     The tag is weak when code may have been writing meanwhile: other parts of that version cannot be told from later ones. What is written
     through a mapping into memory changes no time, and so no tag.
     """
 
-    data: bytes
-    size: int
-    version: str
+    def __init__(self, files: "Files", descriptor: int) -> None:
+        self._files = files
+        self._descriptor = descriptor
+        self._turn = threading.Lock()
+        now, status = time.clock_gettime_ns(_COARSE), os.fstat(descriptor)
+        self.size = status.st_size
+        self._version = _version(status)
+        # The kernel stamps changes by that coarse clock: one that follows in the same tick would leave the same time.
+        self.is_settled = not 0 <= status.st_ctime_ns - now < _SET_BACK
+
+    @property
+    def version(self) -> str:
+        """Return its tag, by what is known so far."""
+        return self._version if self.is_settled else f"W/{self._version}"
+
+    def chunk(self, start: int, length: int) -> bytes:
+        """Return what is there, up to so many bytes; FileNotFoundError once the session or the reading was closed."""
+        with self._files.working(), self._turn:
+            if self._descriptor < 0:
+                raise FileNotFoundError(errno.ENOENT, "the file is closed")
+            data = _read(self._descriptor, start, length)
+            self.is_settled = self.is_settled and _version(os.fstat(self._descriptor)) == self._version
+            return data
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._files.let_go(self)
+
+    def close_now(self) -> None:
+        """Close its descriptor, if it is open."""
+        with self._turn:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class Files:
     """Lists, reads, writes and deletes in one tree."""
 
-    def __init__(self, tree: Tree) -> None:
-        """Keeps the descriptor that every look-up starts from."""
+    def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
+        """Keeps the descriptor that every look-up starts from. `room` returns how many bytes may still be written."""
         self._tree = tree
+        self.room = room
         self._change = threading.Condition()
         self._at_work = 0
         self._closed = False
+        self._readings: set[Reading] = set()
         # For a copy: the inode that each of its own was copied from. By these a restore finds files that were renamed since.
         self.origins: dict[int, int] = {}
 
@@ -76,26 +109,28 @@ class Files:
             finally:
                 os.close(descriptor)
 
-    def read(self, name: str, folder: str = "", *, start: int = 0, length: int | None = None) -> Part:
-        """Return a part of a file, from an offset on."""
+    def open(self, name: str, folder: str = "") -> Reading:
+        """Open a file for reading."""
         with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
-        try:
-            now, status = time.clock_gettime_ns(_COARSE), os.fstat(descriptor)
-            data = _read(descriptor, start, status.st_size if length is None else length)
-            # The kernel stamps changes by that coarse clock: one that follows in the same tick would leave the same time.
-            settled = not 0 <= status.st_ctime_ns - now < _SET_BACK and _version(os.fstat(descriptor)) == _version(status)
-            return Part(data, status.st_size, _version(status) if settled else f"W/{_version(status)}")
-        finally:
-            os.close(descriptor)
+            reading = Reading(self, descriptor)
+            with self._change:
+                self._readings.add(reading)
+            return reading
 
-    def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
+    def let_go(self, reading: Reading) -> None:
+        """Close a file that was opened for reading."""
+        with self._change:
+            self._readings.discard(reading)
+        reading.close_now()
+
+    def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
         """Writes a file whole or not at all, and makes its folders; the old one stands until the new one is complete."""
         checked_name(name)
         with self.as_guest():
             parent = self._make_folder(checked_folder(folder))
             try:
-                return self._replace(parent, name, chunks, checked_folder(folder))
+                return self._replace(parent, name, chunks, checked_folder(folder), allocate)
             finally:
                 os.close(parent)
 
@@ -113,10 +148,15 @@ class Files:
                 os.close(parent)
 
     def close(self) -> None:
-        """Waits for what is at work and lets nothing more begin: the number of a closed descriptor may be another session's next."""
+        """Waits for what is at work and lets nothing more begin: the number of a closed descriptor may be another session's next.
+
+        What is open for reading is closed: it would keep the memory of a session that is gone.
+        """
         with self._change:
             self._closed = True
             self._change.wait_for(lambda: self._at_work == 0)
+            while self._readings:
+                self._readings.pop().close_now()
 
     def capacity(self) -> int:
         """How many bytes fit in all."""
@@ -128,7 +168,7 @@ class Files:
         """Acts as the guest's user, on a descriptor of the tree: a root host could not even create here, and would be above the guest's
         rights.
         """
-        with self._working():
+        with self.working():
             if self._tree.owner is None:
                 yield self._tree.directory
                 return
@@ -139,7 +179,8 @@ class Files:
                 syscalls.set_filesystem_ids(0, 0)
 
     @contextmanager
-    def _working(self) -> Iterator[None]:
+    def working(self) -> Iterator[None]:
+        """Hold off `close` for the block; FileNotFoundError once it was called."""
         with self._change:
             if self._closed:
                 raise FileNotFoundError(errno.ENOENT, "the session was ended")
@@ -200,12 +241,18 @@ class Files:
             os.close(descriptor)
         return [(name, status) for name, status in found if status and stat.S_IFMT(status.st_mode) in (stat.S_IFREG, stat.S_IFDIR)]
 
-    def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str) -> RemoteFile:
+    def _replace(self, parent: int, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
         temporary = f"{HIDDEN}{secrets.token_hex(8)}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        room, size = self.room(), 0
         try:
             for chunk in chunks:
+                if size + len(chunk) > room:
+                    raise OSError(errno.EDQUOT, "a session, its branches and its checkpoints have no more room for files")
+                if chunk:
+                    allocate([(descriptor, size, len(chunk))])
                 _write(descriptor, chunk)
+                size += len(chunk)
             status = os.fstat(descriptor)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:

@@ -17,19 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
 from ..errors import ConfigurationError, GuestDiedError, IsolationError
 from ..owner import Owner
-from . import environment, wire
+from . import environment, supply, wire
 from .cgroup import Groups
-from .ends import Spawned, Tree
+from .ends import Spawned, Tree, kill
 from .folder import Folder
 from .memory import Memory
 from .package_cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import IMAGE, lines_for_image, remedy_for
-from .shortage import no_descriptor, reserve, told_of
+from .shortage import allow_many, no_descriptor, reserve, told_of
 from .tree_numbers import Numbers
-from .watchdog import Watchdog, bytes_in
+from .watchdog import Watchdog, bytes_in, family
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read what the zygote was started with: nothing of the host's environment is in it.
@@ -48,6 +51,20 @@ _logger = logging.getLogger("aca_sessions")
 _NOTHING_WAS_SENT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
+_THREADS = 8  # a fork server answers one request at a time
+_KILLS = 100
+
+
+_threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
+
+
+def limiter() -> CapacityLimiter:
+    """Return what limits the threads that wait for fork servers: however long those take, other work has threads of its own."""
+    try:
+        return _threads.get()
+    except LookupError:
+        _threads.set(made := CapacityLimiter(_THREADS))
+        return made
 
 
 class _Key(NamedTuple):
@@ -86,15 +103,16 @@ class ForkServer:
         self._trees: set[Tree] = set()
         self._users = 0
         self._ready = False
-        self._broken = False
+        self._broken = self._ending = self._retired = False
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
-        self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first number is 1
+        self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
         self._network = policy.network.kind
         self._together = policy.together
         python = sys.executable if policy.image else policy.python or sys.executable
         roots = ({} if policy.image else environment.visible_roots(python)) | (environment.NAME_LOOKUP if self._network == "host" else {})
         with contextlib.ExitStack() as on_failure:
+            allow_many()
             reserve.hold()
             self._folder = _folder_for(policy)
             if self._folder is not None:
@@ -110,7 +128,9 @@ class ForkServer:
             roots=roots,
             first_uid=self._first_uid,
             uid_count=self._uid_count,
-            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts} | shown(policy.packages),
+            mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts}
+            | shown(policy.packages)
+            | supply.shown(policy.image),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
@@ -133,6 +153,13 @@ class ForkServer:
             server._users += 1
             return server
 
+    def retire(self) -> None:
+        """Have it end with its only user: no other user gets it, and what sessions have is not given back one by one."""
+        with self._sharing:
+            if self._users == 1:
+                self._retired = True
+                self._forget()
+
     def release(self) -> None:
         """Ends the zygote, and all its sessions with it, when the last user lets go."""
         if not self._owner.is_here:
@@ -141,9 +168,12 @@ class ForkServer:
             self._users -= 1
             if self._users > 0:
                 return
-            for key in [key for key, server in self._shared.items() if server is self]:
-                del self._shared[key]
+            self._forget()
         self._end()
+
+    def _forget(self) -> None:
+        for key in [key for key, server in self._shared.items() if server is self]:
+            del self._shared[key]
 
     @property
     def alive(self) -> bool:
@@ -181,6 +211,10 @@ class ForkServer:
         files = partial(self._bytes_of, tree.user) if in_memory else None
         return Watchdog(limits, self._together, files=files, lists_sockets=in_memory and self._network != "host")
 
+    def room_for(self, tree: Tree, limits: Limits) -> int:
+        """Return how many bytes of files a session, its branches and its checkpoints may still be given. Files on a disk have no limit."""
+        return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
+
     def _bytes_of(self, user: int) -> int:
         """Return the bytes in all the trees of a session: its own and those of its checkpoints and branches."""
         with self._counting_trees:
@@ -202,7 +236,7 @@ class ForkServer:
         except BaseException:
             self._numbers.give_back(user)
             raise
-        tree = Tree(number, directory, self._first_uid + user - 1 if self._uid_count else None, user)
+        tree = Tree(number, directory, self._first_uid + user if self._uid_count else None, user)
         with self._counting_trees:
             self._trees.add(tree)
         return tree
@@ -212,11 +246,14 @@ class ForkServer:
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Let go of a tree and its memory. If the fork server refuses, its user stays in use."""
+        """Let go of a tree and its memory. If the fork server refuses, its user stays in use.
+
+        To unmount one takes the kernel milliseconds, and a fork server does one thing at a time: at its end all are unmounted at once.
+        """
         with self._counting_trees:
             self._trees.discard(tree)
             os.close(tree.directory)
-        if self.alive:
+        if self.alive and not self._retired:
             self._ask(wire.DropTree(tree.number))
             self._numbers.give_back(tree.user)
 
@@ -236,13 +273,10 @@ class ForkServer:
         )
         with told_of("another session"), contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
-            report, report_end = os.pipe()
-            on_failure.callback(os.close, report)
-            try:
-                init = self._ask_for_one(request, theirs.fileno(), report_end)
-            finally:
-                os.close(report_end)
+            report, report_end = (on_failure.enter_context(end) for end in socket.socketpair())
+            init = self._ask_for_one(request, theirs.fileno(), report_end.fileno())
             theirs.close()
+            report_end.close()
             on_failure.pop_all()
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
@@ -300,16 +334,18 @@ class ForkServer:
 
     def _give_up(self) -> GuestDiedError:
         self._broken = True
-        self._process.kill()
+        if not self._ending:  # else a thread that waited was woken by `_end`, which ends the processes in their order
+            self._process.kill()
         return GuestDiedError("the fork server of the embedded sandbox ended, and its sessions with it; the next session starts another")
 
     def _end(self) -> None:
         """A process that this one forked may hold the socket open as well: closing it alone might not be seen."""
+        self._ending = True
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
-        if not self._ready:
-            self._process.kill()  # it loads libraries, and would look here only after that
+        if not self._ready:  # it loads libraries, and would look here only after that
+            self._kill_from_inside()
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -319,6 +355,14 @@ class ForkServer:
             self._folder.remove()
         if self.groups is not None:
             self.groups.release()
+
+    def _kill_from_inside(self) -> None:
+        """Kill the innermost of its processes, for which the others wait: when the outermost has ended, all have."""
+        for _ in range(_KILLS):  # it may be about to start another
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                kill(family(self._process.pid)[-1])
+                self._process.wait(_END_SECONDS / _KILLS)
+                return
 
 
 def _folder_for(policy: Policy) -> Folder | None:

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import select
 import signal
-import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from anyio import to_thread
 
@@ -17,15 +20,18 @@ from ..errors import ACASessionsError, GuestDiedError, IsolationError
 from ..models import RunningProcess
 from ..owner import Owner
 from ..tasks import Tasks
-from .ends import Spawned, descendants, host_pid, kill, readable
-from .memory import Memory
+from .ends import Spawned, descendants, host_pid, kill
+from .forkserver import limiter
+from .memory import Memory, Part
 from .processes import Ended, Processes
 from .proxy import Serving
 from .remedy import remedy_for
 from .shortage import is_shortage
+from .tree_groups import TreeGroups
+from .wire import ALLOCATION, MOST_PARTS, REPORT
 
-_REPORT = struct.Struct("<ii")  # number in the session, wait status
 _REPORTS_AT_ONCE = 512
+_ALLOCATION_SECONDS = 10.0
 _END_SECONDS = 1.0
 _REST_SECONDS = 0.05  # cells of branches that follow each other closely do not wait for the original's work
 
@@ -54,7 +60,8 @@ class Home:
         self._ending = spawned.ending
         self._show = show
         self._first = tree
-        self._processes: Processes | None = None
+        self._group: Path | None = None
+        self._processes: Processes | TreeGroups | None = None
         self._turn = asyncio.Lock()
         self._moving = asyncio.Lock()  # while processes are stopped, ended or continued; a turn lasts as long as its cell
         self._resting: asyncio.TimerHandle | None = None
@@ -63,14 +70,16 @@ class Home:
         self._trees: dict[int, None] = {}  # the oldest first
         self._members: dict[int, Member] = {}
         self._counted: int | None = None
+        self._gone: asyncio.Future[None] | None = None
         self._watched = False
         self._closed = False
+        self._allocating = threading.Lock()  # as long as a thread has it, the ends stay open
 
     async def take_in_memory(self) -> int:
         """Have the memory of all that will live here counted: the init, whose number is returned, has not forked yet."""
         self._counted = init = host_pid(self.init)
         with _told_as_control_group():
-            await self.memory.take_in(init)
+            self._group = await self.memory.take_in(init)
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
@@ -80,21 +89,62 @@ class Home:
 
     def see_processes(self, proc: int) -> None:
         """Take over a descriptor of the session's own /proc, which a session without namespaces does not have."""
-        self._processes = Processes(proc, self._first)
+        if self._group is None:
+            self._processes = Processes(proc, self._first)
+        else:
+            self._processes = TreeGroups(self._group, self.init, self._first)
+            os.close(proc)
+
+    def allocate(self, parts: Sequence[Part]) -> None:
+        """Have the session's control group charged for parts of files that the host is about to write. Blocking.
+
+        The kernel charges the group of the process that allocates, so the session's first process allocates. Do nothing if that process has
+        ended, if the session has no control group, or if its files are on a disk.
+        """
+        if self.memory.is_charged and self.has_namespaces:
+            for start in range(0, len(parts), MOST_PARTS):
+                self._allocate(parts[start : start + MOST_PARTS])
+
+    def _allocate(self, parts: Sequence[Part]) -> None:
+        with self._allocating:
+            if self._closed:
+                return
+            answer = os.eventfd(0, os.EFD_CLOEXEC)
+            try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError, ProcessLookupError):
+                    request = b"".join(ALLOCATION.pack(start, length) for _, start, length in parts)
+                    socket.send_fds(self._report, [request], [answer, *(descriptor for descriptor, _, _ in parts)])
+                    signal.pidfd_send_signal(self.init, signal.SIGUSR1)
+                    self._await_allocation(answer)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:  # guests that are this user have too many descriptors on their way
+                    raise
+            finally:
+                os.close(answer)
+
+    def _await_allocation(self, answer: int) -> None:
+        poll = select.poll()
+        poll.register(answer, select.POLLIN)
+        poll.register(self.init, select.POLLIN)
+        ready = [descriptor for descriptor, _ in poll.poll(_ALLOCATION_SECONDS * 1000)]
+        if not ready:
+            raise TimeoutError(errno.ETIMEDOUT, "the session's first process does not answer")
+        if answer in ready and (number := os.eventfd_read(answer) - 1):
+            raise OSError(number, os.strerror(number))
 
     def take_in(self, number: int, member: "Member") -> None:
         """Take in an interpreter, by its number here. If its tree is not shown, it stands still until it is."""
         self._members[number] = member
         self._trees.setdefault(member.tree)
         if self._processes is not None:
-            self._processes.take_in(number, member.tree)
+            self._processes.take_in(number, member.tree, member.process)
         if not self._watched and not self._closed:
             asyncio.get_running_loop().add_reader(self._report, self._on_report)
             self._watched = True
 
-    def has_elsewhere(self, number: int, tree: int) -> bool:
-        """Return whether a process is an interpreter, or belongs to another tree than this one."""
-        return number in self._members or (self._processes is not None and self._processes.has_elsewhere(number, tree))
+    def elsewhere(self, tree: int) -> set[int]:
+        """Return the numbers of interpreters, and of all processes that belong to another tree than this one."""
+        return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
 
     def is_alone(self, number: int) -> bool:
         """Return whether an interpreter is the only one."""
@@ -206,7 +256,7 @@ class Home:
             return
         left = self._processes.shown
         try:
-            ended = await to_thread.run_sync(stop)
+            ended = await to_thread.run_sync(stop, limiter=limiter())
         except TimeoutError:
             self.kill("killed")
             raise GuestDiedError(
@@ -265,8 +315,10 @@ class Home:
             await self._switch(next(iter(self._trees)))
 
     def _on_report(self) -> None:
-        reports = os.read(self._report, _REPORT.size * _REPORTS_AT_ONCE)
-        for number, status in _REPORT.iter_unpack(reports[: len(reports) - len(reports) % _REPORT.size]):
+        reports = b""
+        with contextlib.suppress(ConnectionResetError):  # it died before it had read a request
+            reports = self._report.recv(REPORT.size * _REPORTS_AT_ONCE)
+        for number, status in REPORT.iter_unpack(reports[: len(reports) - len(reports) % REPORT.size]):
             if (member := self._members.get(number)) is not None:
                 member.told(status)
         if not reports:
@@ -285,9 +337,15 @@ class Home:
 
     async def _last_one_gone(self) -> None:
         """The first process of a pid namespace outlives all others: when its pidfd is readable, there is none left."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_SECONDS):
-                await readable(self.init)
+        if self._gone is None:  # one reader for all callers: a second one would replace it, and later remove whatever has its number then
+            self._gone = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().add_reader(self.init, self._stop_waiting)
+        await asyncio.wait([self._gone], timeout=_END_SECONDS)
+
+    def _stop_waiting(self) -> None:
+        if self._gone is not None and not self._gone.done():
+            asyncio.get_running_loop().remove_reader(self.init)
+            self._gone.set_result(None)
 
     def _unwatch(self) -> None:
         if self._watched:
@@ -311,12 +369,14 @@ class Home:
             ended = select.poll()
             ended.register(self.init, select.POLLIN)
             ended.poll(_END_SECONDS * 1000)
+            self._gone = None  # no task waits in a loop that is closed
             self._let_go()
 
     def _let_go(self) -> None:
         if not self._closed:
             self._closed = True
             self._unwatch()
+            self._stop_waiting()
             if self._counted is not None:
                 self.memory.let_go(self._counted)
             self._stop_resting()
@@ -332,8 +392,9 @@ class Home:
     def _close_ends(self) -> None:
         if self._processes is not None:
             self._processes.close()
-        os.close(self._report)
-        os.close(self.init)
+        with self._allocating:  # the first process has been killed, so a thread that waits for its answer returns at once
+            self._report.close()
+            os.close(self.init)
 
 
 @contextlib.contextmanager

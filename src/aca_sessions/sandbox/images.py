@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,10 +17,11 @@ from ..errors import ConfigurationError
 from .policy import user_folder
 from .unpacking import UnpackingError, unpack
 
+_logger = logging.getLogger("aca_sessions")
 _KEY = "ACASessions:ContainerImage"
 _ENGINES = ("podman", "docker")
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
-_ASK_SECONDS, _EXPORT_SECONDS = 30, 900
+_ASK_SECONDS, _EXPORT_SECONDS = 30, 900  # the second is for pulling as well
 _WORD = "true"  # of a container that is made to be exported, and never started
 
 
@@ -29,11 +31,11 @@ def root_of(image: str) -> str:
     if os.path.isdir(path):
         return _apart(os.path.realpath(path))
     if os.path.isfile(path):
-        return _kept(_identity(path), lambda folder: _unpack_file(path, folder))
+        return kept(_identity(path), lambda folder: _unpack_file(path, folder))
     if image.startswith(("/", ".", "~")) or not _NAME.fullmatch(image):
         raise ConfigurationError(f"{_KEY}: no folder, file or image can be called so: name a root folder, the tar of one, or an image")
     engine, digest = _known(image)
-    return _kept(digest, lambda folder: _export(engine, digest, folder))
+    return kept(digest, lambda folder: _export(engine, digest, folder))
 
 
 def _apart(folder: str) -> str:
@@ -50,8 +52,8 @@ def _identity(path: str) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
-def _kept(key: str, fill: Callable[[str], None]) -> str:
-    """The folder for a key, filled by the first who asks; others wait for it. Half a root is never seen."""
+def kept(key: str, fill: Callable[[str], None]) -> str:
+    """Return the folder for a key, which the first caller fills; others wait for it. Half a root is never seen."""
     images = _folder()
     root = images / key
     with _alone(images / f"{key}.lock"):
@@ -100,15 +102,45 @@ def _unpack_file(path: str, folder: str) -> None:
 
 
 def _known(image: str) -> tuple[str, str]:
-    """The first engine that has an image, and the image's digest. None is asked to fetch one."""
+    """Return the first engine that has an image, and the image's digest. If none has it, the first one pulls it."""
     engines = [engine for engine in _ENGINES if shutil.which(engine)]
-    for engine in engines:
-        answer = _ask(engine, "image", "inspect", image)
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            return engine, _digest(json.loads(answer)[0]["Id"])
     if not engines:
-        raise ConfigurationError(f"{_KEY}: this host has neither podman nor docker: install one, or name a root folder or the tar of one")
-    raise ConfigurationError(f"{_KEY}: {' and '.join(engines)} of this user have no such image: {engines[0]} pull {image}")
+        raise ConfigurationError(
+            f"{_KEY}: {image} needs podman or docker, and this host has neither: install one, name a root folder or the tar of one, "
+            "or leave the key out for this host's own Python"
+        )
+    for engine in engines:
+        if digest := _digest_of(engine, image):
+            return engine, digest
+    _pull(engines[0], image)
+    if digest := _digest_of(engines[0], image):
+        return engines[0], digest
+    raise ConfigurationError(f"{_KEY}: {engines[0]} pulled {image} and does not find it: try {engines[0]} image inspect {image}")
+
+
+def _digest_of(engine: str, image: str) -> str | None:
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return _digest(json.loads(_ask(engine, "image", "inspect", image))[0]["Id"])
+    return None
+
+
+def _pull(engine: str, image: str) -> None:
+    _logger.info("ACASessions:ContainerImage: %s pulls %s, once", engine, image)
+    try:
+        command = [engine, "pull", "--quiet", image]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_EXPORT_SECONDS, check=True)
+    except subprocess.TimeoutExpired:
+        why = f"it took longer than {_EXPORT_SECONDS} s"
+    except subprocess.CalledProcessError as error:
+        why = next((line for line in reversed(error.stderr.splitlines()) if line.strip()), f"it ended with status {error.returncode}")
+    except OSError as error:
+        why = str(error.strerror)
+    else:
+        return
+    raise ConfigurationError(
+        f"{_KEY}: {engine} of this user has no image {image} and cannot pull it ({why.strip()[:400]}). "
+        f"Run `{engine} pull {image}` where its registry can be reached, or name a root folder or the tar of one"
+    )
 
 
 def _digest(told: object) -> str:

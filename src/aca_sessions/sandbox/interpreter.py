@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,18 +18,20 @@ from typing import Any
 from ..errors import GuestDiedError, SnapshotError
 from ..models import CodeExecutionResult, Event, RunningProcess
 from . import wire
-from .cell import Cell, CellNotSentError, CellNotStartedError, check, processes_of, reason_of, result_of
+from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, check, processes_of, reason_of, result_of
 from .channel import Channel
-from .ends import MOST_TOLD, exit_status, number_of, running_below
+from .ends import MOST_TOLD, exit_status, gives_way, number_of, processor_time, running_below
 from .home import Home, Member
 from .policy import ANSWER_SECONDS, INTERRUPT_GRACE
 from .processes import Ended
 
 _OWN_SECONDS = 30.0  # for what is no cell of the user's
+_ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0
 _REPORT_SECONDS = 1.0
 _MOST_NAMED = 10
 _MAX_UNREAD = 256  # answers on their way to a guest that does not read them
 _MAX_UNREAD_BYTES = 256 << 20  # the same; an honest guest waits for at most 32 answers of up to 8 MB
+_LOOK_SECONDS = 0.05  # between two looks at what a cell computes that waits for an answer
 _MAX_IDLE = 2 << 20  # bytes of a frame while no cell runs: only questions may come then
 
 
@@ -53,6 +54,8 @@ class Interpreter:
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._killed_for: str | None = None
         self.has_run_cells = has_run_cells  # else its death loses nothing
+        self._gives_way = False
+        self._asking: asyncio.TimerHandle | None = None
         self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
         self._busy = asyncio.Lock()
         channel.listen(self._take, most=self._most, forged=lambda: self._kill("crash"), silent=self._fell_silent)
@@ -154,11 +157,13 @@ class Interpreter:
                 raise CellNotStartedError
             self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
             started = time.perf_counter()
+            cell.clock = Clock(partial(self._computed, time.clock_gettime(time.CLOCK_BOOTTIME)))
             cell.clock.go_on()
             self._cell = cell
             self._follow(cell)
             sending = asyncio.ensure_future(self._channel.send(message, bring))
             self.home.memory.cell_runs(True)
+            self._give_way()
             try:
                 await self._until_deadline(cell, timeout)
                 if not cell.finished.done() and self.alive:
@@ -167,11 +172,19 @@ class Interpreter:
                 await _first_of(cell.finished, self._death)
             finally:
                 sending.cancel()
+                if self._asking is not None:
+                    self._asking.cancel()
                 self.home.memory.cell_runs(False)
                 self._cell = None
             self._channel.drain()
             self._follow(None)
             return self._result(cell, time.perf_counter() - started)
+
+    def _give_way(self, pause: float = _ASK_SECONDS) -> None:
+        """Have it give way to the host. The kernel refuses all but ten such requests a second: ask again while the cell runs."""
+        self._gives_way = self._gives_way or self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
+        if not self._gives_way:
+            self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
 
     def _follow(self, cell: Cell | None) -> None:
         """Report streams as they come, if the cell has a listener."""
@@ -182,15 +195,27 @@ class Interpreter:
 
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
         """Wait for the end or the deadline. A question has a deadline of its own; after that it has no answer and the clock runs again."""
+        turned, since = cell.turned, time.perf_counter()
         while not (cell.finished.done() or self._death.done()):
-            turned, asked = cell.turned, bool(cell.open)
-            left = ANSWER_SECONDS if asked else timeout - cell.clock.used
+            if cell.turned is not turned:
+                turned, since = cell.turned, time.perf_counter()
+            left = timeout - cell.clock.used
             if left <= 0:
                 return
-            await _first_of(cell.finished, self._death, turned, within=left)
-            if asked and not turned.done():
+            if not cell.open:
+                await _first_of(cell.finished, self._death, turned, within=left)
+                continue
+            unanswered = since + ANSWER_SECONDS - time.perf_counter()
+            await _first_of(cell.finished, self._death, turned, within=min(max(left, _LOOK_SECONDS), max(unanswered, 0.0)))
+            if unanswered <= 0 and not turned.done():
                 for number in [*cell.open]:
                     self.answer(cell.execution, number, None)
+
+    def _computed(self, since: float) -> float:
+        """Return the processor time in seconds of the interpreter, and of the processes that the cell, which began then, has started."""
+        with contextlib.suppress(OSError, GuestDiedError):
+            return processor_time(self.home.init, self.pidfd, since)
+        return 0.0
 
     def answer(self, execution: str, number: int, text: str | None) -> bool:
         """Give a cell the answer to a question, or None. Return False if it no longer waits for that."""
@@ -343,16 +368,17 @@ class Interpreter:
     def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
         """Return what a cell left running: as the guest reports it, or without namespaces as this host sees it."""
         if self.home.has_namespaces:
-            own = (process for process in processes_of(finished) if not self.home.has_elsewhere(process.pid, self.tree))
-            return tuple(islice(own, MOST_TOLD))
+            reported = processes_of(finished)
+            elsewhere = self.home.elsewhere(self.tree) if reported else set()
+            return tuple(islice((process for process in reported if process.pid not in elsewhere), MOST_TOLD))
         return running_below(self.home.init, besides=self.pidfd)
 
     def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
         stdout, stderr = (stream.take() for stream in self._channel.streams)
         stderr += ended_for_others(self.home.take_ended(self.tree))
         finished = cell.finished.result() if cell.finished.done() else None
-        result = result_of(cell, finished, None if finished else self._death.result(), (stdout, stderr))
-        return replace(result, processes=self._left_running(finished) if finished else (), duration=duration)
+        left, cause = (self._left_running(finished), None) if finished else ((), self._death.result())
+        return result_of(cell, finished, cause, streams=(stdout, stderr), processes=left, duration=duration)
 
 
 def ended_for_others(ended: Sequence[RunningProcess]) -> str:
@@ -362,4 +388,5 @@ def ended_for_others(ended: Sequence[RunningProcess]) -> str:
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
-    await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    if not any(future.done() for future in futures):  # else waiting would cost a turn of the event loop
+        await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)

@@ -4,12 +4,16 @@ Without the second, a wheel whose metadata names a source at some address would 
 guests' Python as a program, with the standard library alone.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import resource
 import runpy
+import socket
 import struct
 import sys
+import zipfile
 
 from . import syscalls
 
@@ -17,6 +21,12 @@ _READ = 4 | 8  # files and folders; not EXECUTE, which is handled and granted no
 _FIRST_RIGHTS = (1 << 13) - 1
 _RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14}  # refer, truncate
 _EXECUTE = 1
+_MEMORY = 2 << 30
+_MOST_FILES = 500_000  # of all wheels together; the largest of PyPI have some 30,000
+_MOST_ABOUT = 64 << 20  # bytes of one file that pip reads whole: metadata, or the record of all files
+TOO_LARGE = "wheels hold more than the whole cache may"
+TOO_MUCH_FETCHED = "more was fetched than the whole cache may hold"
+TOO_MUCH_ABOUT = "the metadata of a wheel is larger than 64 MB"
 
 
 def main() -> None:
@@ -30,17 +40,65 @@ def main() -> None:
     else:
         find_packages()
     sys.path.append(known)
-    limit_files(int(largest))
+    limit(resource.RLIMIT_FSIZE, int(largest))  # no file grows larger
+    limit(resource.RLIMIT_DATA, _MEMORY)  # a wheel's directory is read whole, before it can be looked at
+    limit_received(int(largest))
+    limit_wheels(int(largest), together="--dry-run" not in arguments)
     confine(folder)
     sys.argv = ["pip", *arguments]
     runpy.run_path(runner, run_name="__main__")
 
 
-def limit_files(size: int) -> None:
-    """No file grows larger; a limit that is lower already stays."""
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+def limit(kind: int, size: int) -> None:
+    """Set a limit of this process; one that is lower already stays."""
+    _, hard = resource.getrlimit(kind)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    resource.setrlimit(kind, (most, most))
+
+
+def limit_received(size: int) -> None:
+    """End pip once it has received more than this: it fetches as many files as an index and their metadata lead it to."""
+    left, read = size, socket.SocketIO.readinto  # all that http.client reads goes by it, over TLS as well
+
+    def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
+        nonlocal left
+        received = read(self, buffer)
+        left -= received or 0
+        if left < 0:
+            refuse_wheel(TOO_MUCH_FETCHED)
+        return received
+
+    socket.SocketIO.readinto = readinto  # type: ignore[assignment, method-assign]
+
+
+def limit_wheels(size: int, *, together: bool) -> None:
+    """Refuse a wheel by what its directory says, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
+
+    zipfile reads no more of a member than the directory says. While pip looks for versions, it opens wheels that it will not install:
+    then each counts for itself, not all of them together.
+    """
+    seen: dict[str, tuple[int, int]] = {}
+
+    class Checked(zipfile.ZipFile):
+        def __init__(self, file, mode="r", *arguments, **options):  # type: ignore[no-untyped-def]
+            super().__init__(file, mode, *arguments, **options)
+            if mode == "r":
+                entries = self.infolist()
+                seen[str(self.filename)] = sum(entry.file_size for entry in entries), len(entries)
+                counted = [*seen.values()] if together else [seen[str(self.filename)]]
+                about = (entry.file_size for entry in entries if ".dist-info/" in entry.filename)
+                if sum(total for total, _ in counted) > size or sum(count for _, count in counted) > _MOST_FILES:
+                    refuse_wheel(TOO_LARGE)
+                if max(about, default=0) > _MOST_ABOUT:
+                    refuse_wheel(TOO_MUCH_ABOUT)
+
+    zipfile.ZipFile = Checked  # type: ignore[misc]
+
+
+def refuse_wheel(reason: str) -> None:
+    """End pip, whatever it would make of an exception."""
+    print(f"ERROR: {reason}", flush=True)
+    os._exit(1)
 
 
 def answer_for_another(markers: dict[str, str], runner: str) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from urllib.parse import unquote, urlsplit
 
+from .pip_launcher import TOO_LARGE, TOO_MUCH_ABOUT, TOO_MUCH_FETCHED
 from .requirements import PackageError
 
 Tell = Callable[[str], None]
@@ -21,6 +22,15 @@ _BY_SIGN = {
         "DiskFullError",
         "the host's disk is full: free some of it, or name another place in ACASessions:Packages:CacheFolder",
     ),
+    TOO_LARGE: (
+        "PackageTooLargeError",
+        "what is in its wheels is larger than the whole cache, or more than 500,000 files: raise ACASessions:Packages:CacheMegabytes",
+    ),
+    TOO_MUCH_FETCHED: (
+        "PackageTooLargeError",
+        "what was fetched for it is larger than the whole cache: name exact versions, or raise ACASessions:Packages:CacheMegabytes",
+    ),
+    rf"{TOO_MUCH_ABOUT}|MemoryError": ("UnsafeWheelError", "a wheel has metadata or a directory that is too large to be read"),
     r"\[Errno 27\]": ("PackageTooLargeError", "a file in it is larger than the whole cache: raise ACASessions:Packages:CacheMegabytes"),
     r"outside the target directory": ("UnsafeWheelError", "a wheel has files that would lie outside their place; nothing was installed"),
     r"while executing command|No permission to execute|Cannot find command": (

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
+from ..tasks import in_thread
+from .capacity import capacity
 from .ends import host_pid
 from .interpreter import Interpreter
 from .policy import Limits, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
+from .watchdog import private_memory
 
 _MEGABYTE = 1 << 20
 _NAMESPACES = {
@@ -91,7 +94,9 @@ async def examine(sandboxes: Sandboxes) -> IsolationReport:
         sandbox = await sandboxes.open()
         try:
             interpreter = await sandbox.interpreter()
+            idle = max(sandbox.memory.used(), await in_thread(private_memory, host_pid(interpreter.home.init)))
             findings = (
+                Finding("sessions that fit", True, capacity(policy, idle)),
                 *_seen_from_outside(interpreter, policy),
                 *await _tried_from_inside(interpreter, policy),
                 *await _limits(sandbox, interpreter, policy),
@@ -167,12 +172,25 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
             f"{limits.memory >> 20} MB a process: a megabyte more ended with {over.error.name if over.error else 'success'}",
         ),
         Finding("memory of a session", True, f"{sandbox.memory.how}{elsewhere}"),
-        *([_processes(processes, limits), _disk(sandbox, limits)] if policy.isolation == "full" else [_bare_processes(processes)]),
+        *(
+            [_processes(processes, limits), _branches(sandbox), _disk(sandbox, limits)]
+            if policy.isolation == "full"
+            else [_bare_processes(processes)]
+        ),
     ]
 
 
 def _processes(most: str, limits: Limits) -> Finding:
     return Finding("processes", most.isdecimal() and int(most) <= limits.processes, f"{most}, in the session's own user namespace")
+
+
+def _branches(sandbox: Sandbox) -> Finding:
+    """How the processes of a branch are kept from running while another one's files are shown."""
+    return Finding(
+        "processes of branches",
+        True,
+        "frozen by control groups" if sandbox.memory.freezes else "stopped by signals, until none of them moves",
+    )
 
 
 def _bare_processes(most: str) -> Finding:

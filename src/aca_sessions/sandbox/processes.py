@@ -72,10 +72,10 @@ class Processes:
         self._members: dict[int, Identity] = {}
         self._frozen: dict[int, dict[Identity, bool]] = {}  # of each tree that is not shown: whether it has to be continued
 
-    def take_in(self, number: int, tree: int) -> None:
+    def take_in(self, number: int, tree: int, process: int) -> None:
         """Know an interpreter from what its cells start. One whose tree is not shown stands still until it is."""
-        with contextlib.suppress(OSError), self._opened(number) as process:
-            seen = _look(process, number)
+        with contextlib.suppress(OSError), self._opened(number) as folder:
+            seen = _look(folder, number)
             self._members[number] = seen.identity
             if tree != self.shown:
                 self._frozen[tree] = {**self._frozen.get(tree, {}), seen.identity: not seen.stands}
@@ -89,9 +89,9 @@ class Processes:
         """Forget a tree that has ended."""
         self._frozen.pop(tree, None)
 
-    def has_elsewhere(self, number: int, tree: int) -> bool:
-        """Return whether a process is an interpreter, or belongs to another tree than this one."""
-        return number in self._members or any(one.number == number for one in self._of_others(tree))
+    def elsewhere(self, tree: int) -> set[int]:
+        """Return the numbers of interpreters, and of all processes that belong to another tree than this one."""
+        return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
         """Stop all that runs, have `show` show another tree, and continue what belongs to it. Return what ended since it would not stop.

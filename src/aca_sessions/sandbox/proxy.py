@@ -24,6 +24,8 @@ _HEAD_SECONDS, _CONNECT_SECONDS, _IDLE_SECONDS = 10.0, 20.0, 300.0
 _CHUNK = 1 << 16
 _PORTS = (80, 443)
 _REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]", re.ASCII)
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")  # RFC 9112, 5: no space before the colon, no folding
+_FRAMING = (b"host", b"connection", b"content-length", b"transfer-encoding")
 _PLAIN_URL = re.compile(r"http://([^/?#@]+)(/[^#]*|\?[^#]*)?(?:#.*)?", re.ASCII)
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.ASCII)
 _NUMBER_LIKE = re.compile(r"(?:.*\.)?(?:\d+|0x[0-9a-f]*)", re.ASCII)
@@ -32,6 +34,10 @@ _logger = logging.getLogger("aca_sessions")
 
 class DeniedError(Exception):
     """The policy does not let this through; the message says why, to the session as well."""
+
+
+class MalformedError(DeniedError):
+    """The request is not one that every server reads in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,8 @@ class Proxy:
                 there = await self._connect(address, head.port)
         except DeniedError as denied:
             _logger.info("network: refused, %s", denied)
-            writer.write(_refusal(str(denied)))
+            malformed = isinstance(denied, MalformedError)
+            writer.write(_refusal(str(denied), status="400 Bad Request" if malformed else "403 Forbidden"))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             writer.write(_refusal("the target cannot be reached, or the request is none", status="502 Bad Gateway"))
         else:
@@ -153,6 +160,7 @@ def _parse(head: bytes) -> _Head:
     request = _REQUEST.fullmatch(lines[0])
     if request is None:
         raise DeniedError("no request to a proxy: CONNECT host:port, or a whole http:// URL, is needed")
+    kept, body = _headers(lines[1:])
     method, target = request[1].decode(), request[2].decode("ascii", "replace")
     if method == "CONNECT":
         return _Head(*_host_and_port(target, 0))
@@ -162,7 +170,6 @@ def _parse(head: bytes) -> _Head:
     host, port = _host_and_port(url[1], 80)
     path = url[2] or "/"
     path = path if path.startswith("/") else f"/{path}"
-    kept, body = _headers(lines[1:])
     first = f"{method} {path} HTTP/1.1\r\nHost: {url[1]}\r\nConnection: close\r\n".encode()
     return _Head(host, port, first + b"".join(kept) + b"\r\n", body)
 
@@ -172,16 +179,19 @@ def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     kept: list[bytes] = []
     body: int | None = None
     for line in lines:
-        if any(mark in line for mark in b"\r\n\0"):
-            raise DeniedError("a header that another server might read as two")
-        name, _, value = line.partition(b":")
-        match name.strip().lower():
-            case b"host" | b"connection" | b"keep-alive":
+        header = _HEADER.fullmatch(line)
+        if header is None:
+            raise MalformedError("a header line that is not 'name: value', or that continues the one before")
+        name, value = header[1].lower(), line[len(header[1]) + 1 :].strip()
+        if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers take '_' for '-'
+            raise MalformedError("a header that another server might read as Host, Connection, Content-Length or Transfer-Encoding")
+        match name:
+            case b"host" | b"connection" | b"keep-alive" | b"upgrade" | b"te" | b"trailer":
                 continue
             case b"transfer-encoding":
-                raise DeniedError("a body without a Content-Length")
-            case b"content-length" if body is not None or not value.strip().isdigit() or len(value) > 16:
-                raise DeniedError("a Content-Length that is no number, or a second one")
+                raise MalformedError("a body without a Content-Length")
+            case b"content-length" if body is not None or not value.isdigit() or len(value) > 16:
+                raise MalformedError("a Content-Length that is no number, or a second one")
             case b"content-length":
                 body = int(value)
             case hidden if hidden.startswith(b"proxy-"):
@@ -275,6 +285,6 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left
         target.write_eof()
 
 
-def _refusal(reason: str, *, status: str = "403 Forbidden") -> bytes:
+def _refusal(reason: str, *, status: str) -> bytes:
     text = f"{reason}\n".encode()
     return f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n".encode() + text

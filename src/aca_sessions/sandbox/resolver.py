@@ -24,6 +24,8 @@ _BOOT = "import sys; sys.path.append(sys.argv[1]); from aca_sessions.sandbox.pip
 _CODE = Path(__file__).parents[2]
 _ALWAYS = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--only-binary=:all:", "--root-user-action=ignore", "-vv")
 _OUTPUT_KEPT = 4 << 20
+_MOST_REPORT = 64 << 20  # bytes: it holds the metadata of all wheels, and is read whole
+_MOST_WHEELS = 1000  # of one resolution; the largest applications have some 500
 # What of the host's own configuration of pip says how to reach an index; nothing else in it counts here.
 _SETTING = re.compile(r"(?:global|install|:env:)\.([\w-]+)=(.+)")
 _REACH = frozenset({"cert", "client-cert", "proxy", "timeout", "default-timeout", "retries", "trusted-host"})
@@ -59,6 +61,8 @@ class Resolver:
         if self.image is not None:
             self.image.write_metadata(folder / "known")
         await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), tell)
+        if report.stat().st_size > _MOST_REPORT:
+            raise PackageError("UnsafeWheelError", f"the metadata of its wheels is larger than {_MOST_REPORT >> 20} MB together")
         return _wheels(json.loads(report.read_text()))
 
     async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
@@ -160,8 +164,10 @@ async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, s
 
 
 def _wheels(report: dict[str, object]) -> list[Wheel]:
-    wheels = []
+    wheels: list[Wheel] = []
     for item in report["install"]:  # type: ignore[attr-defined]
+        if len(wheels) == _MOST_WHEELS:
+            raise PackageError("PackageTooLargeError", f"it needs more than {_MOST_WHEELS:,} packages: install fewer at once")
         info, about = item["download_info"], item["metadata"]
         if item["is_direct"]:
             name = canonicalize_name(about["name"])

@@ -10,18 +10,34 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 
 from ..errors import PartlyRestoredError, SnapshotError
+from ..guest_text import shown_name
 from . import contents
+from .contents import Copy
 from .files import HIDDEN, Files
-from .trees import FOLDER, READ, WRITE, add_rights, folder_of, link, opened, parent_of, read_link, remove, set_attributes, set_mode, walk
+from .memory import Allocate
+from .trees import (
+    BLOCK,
+    FOLDER,
+    READ,
+    WRITE,
+    add_rights,
+    folder_of,
+    link,
+    opened,
+    parent_of,
+    read_link,
+    remove,
+    set_attributes,
+    set_mode,
+    walk,
+)
 
-_BLOCK = 512  # bytes, the unit of st_blocks in stat(2)
 _MAX_PATH = 4096  # bytes, with the NUL at the end
 _MOST_NAMED = 20
-_LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +48,7 @@ class Restored:
     cut_off: tuple[str, ...] = ()
 
 
-def restore(checkpoint: Files, live: Files) -> Restored:
+def restore(checkpoint: Files, live: Files, allocate: Allocate) -> Restored:
     """Make the live files the same as the checkpoint's, while no process of the session runs.
 
     Raise SnapshotError if that cannot be: the live files are then as they were, each with its inode. Raise PartlyRestoredError if it failed
@@ -40,7 +56,7 @@ def restore(checkpoint: Files, live: Files) -> Restored:
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
-            restoration = _Restoration(source, target, checkpoint.origins)
+            restoration = _Restoration(source, target, checkpoint.origins, allocate)
             restoration.prepare()
             restoration.commit()
             return Restored(restoration.size)
@@ -72,18 +88,18 @@ def _deleted_name(entry: str, tree: int) -> str | None:
         return None  # it was closed meanwhile
     if status.st_dev != tree or status.st_nlink:
         return None
-    name = path.removesuffix(" (deleted)").removeprefix("/mnt/data").lstrip("/")[:_LONGEST]
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    name = path.removesuffix(" (deleted)").removeprefix("/mnt/data").lstrip("/")
+    return shown_name(name)
 
 
 class _Restoration:
     """Make one tree the same as another, from what is wanted (the checkpoint's) and found (the live files), each by its path."""
 
-    def __init__(self, source: int, target: int, origins: dict[int, int]) -> None:
+    def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._source = source
         self._target = target
         self._origins = origins
+        self._allocate = allocate
         self._wanted: dict[str, os.stat_result] = {}
         self._found: dict[str, os.stat_result] = {}
         self._inodes: dict[int, int] = {}  # which found inode becomes a wanted one
@@ -246,7 +262,7 @@ class _Restoration:
         self._open_up(place, stat.S_IRUSR | stat.S_IWUSR)
         with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
             status = os.fstat(target)
-            undo.callback(self._release, place, contents.reserve(source, target, self._wanted[path].st_size), status)
+            undo.callback(self._release, place, contents.reserve(source, target, self._wanted[path].st_size, self._allocate), status)
 
     def _release(self, place: str, holes: list[tuple[int, int]], status: os.stat_result) -> None:
         with opened(self._target, place, WRITE) as target:
@@ -263,8 +279,9 @@ class _Restoration:
             elif stat.S_ISLNK(wanted.st_mode):
                 os.symlink(read_link(self._source, path), hidden, dir_fd=self._target)
             else:
-                with opened(self._source, path, READ) as source:
-                    contents.copy(source, self._target, hidden, wanted.st_size)
+                with opened(self._source, path, READ) as source, closing(Copy(source, self._target, hidden, wanted.st_size)) as copy:
+                    self._allocate(copy.parts)
+                    copy.fill()
         except BaseException:
             self._unmake(path)
             raise
@@ -288,7 +305,7 @@ class _Restoration:
         """Return whether the files fit into the limits once others are removed. A tmpfs counts every name as an inode."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
-        return blocks * _BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
+        return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
 
     def _drop_contents(self) -> None:
         """Empty the files that have to go: those that another checkpoint's interpreter has open would keep their space."""

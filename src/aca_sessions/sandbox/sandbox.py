@@ -2,20 +2,21 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
-from ..models import CodeExecutionResult, RunningProcess
+from ..models import CodeExecutionResult, RemoteFile, RunningProcess
 from ..tasks import Tasks, made_in_thread
 from . import copies
 from .cell import CellNotSentError
 from .ends import Spawned, Tree, host_pid
 from .files import Files
-from .forkserver import ForkServer
+from .forkserver import ForkServer, limiter
+from .home import Home
 from .interpreter import Interpreter
 from .memory import Memory
 from .packages import Packages
@@ -69,7 +70,7 @@ class Sandbox:
         self._adopt: Callable[[Sandbox], Sandbox] = lambda branch: branch
         self._kin = kin or Kin()
         self._kin.count += 1
-        self.files = Files(tree)
+        self.files = Files(tree, lambda: min(fork_server.room_for(tree, limits), memory.room()))
         self.timeline = Timeline(fork_server, tree, self.files, limits)
         self.packages = SessionPackages(packages, self._show)
 
@@ -88,6 +89,11 @@ class Sandbox:
         if self._interpreter is not None and self._interpreter.alive and not self._turn.locked():
             return self._interpreter
         return await self._tasks.to_its_end(self._ensure_interpreter())
+
+    async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
+        """Write a file. The interpreter is started before, if there is none: its control group is charged for the file's memory."""
+        home = (await self.interpreter()).home
+        return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
 
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
         """Call `tell` once it is closed, and `adopt` with each of its branches."""
@@ -174,7 +180,7 @@ class Sandbox:
 
     async def fork_server_answers(self) -> bool:
         """Return whether the fork server still answers: its death is seen here before its process has ended."""
-        return await to_thread.run_sync(self._fork_server.answers)
+        return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
 
     def note_lost_workspace(self) -> None:
         """Record, once, that the fork server died, and with it the session's variables and files."""
@@ -185,9 +191,9 @@ class Sandbox:
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
         """Record the death of the live interpreter. One that was replaced, or lost with its workspace, has its entry already."""
         if interpreter is self._interpreter and not self._closed and not self._is_workspace_lost:
-            variables = "lost" if interpreter.has_run_cells else "kept"
+            variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
             kind = "killed" if cause in ("killed", "memory") else "died"
-            self.ledger.append(kind, cause=cause, variables=variables, processes="ended")
+            self.ledger.append(kind, cause=cause, variables=variables, processes=processes)
 
     def _go_on_with(self, interpreter: Interpreter) -> None:
         self._interpreter = interpreter
@@ -247,7 +253,7 @@ class Sandbox:
             async with home.standstill(self._tree.number):
                 cut: tuple[str, ...] | None = ()
                 if with_files:
-                    await self._restore_files(moment)
+                    await self._restore_files(moment, home)
                     cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if target.alive else ()
                 if not target.alive:
                     self._note_mixed(moment, with_files)
@@ -287,12 +293,12 @@ class Sandbox:
     async def _roll_back_files(self, moment: Moment, cause: str | None) -> None:
         """Put back only the files, after a reset in the middle of a transactional cell: its variables are gone by request."""
         async with self._turn:
-            await self._restore_files(moment)
+            await self._restore_files(moment, moment.interpreter.home)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=moment.position)
 
-    async def _restore_files(self, moment: Moment) -> None:
+    async def _restore_files(self, moment: Moment, home: Home) -> None:
         try:
-            await to_thread.run_sync(restore, moment.files, self.files)
+            await to_thread.run_sync(restore, moment.files, self.files, home.allocate)
         except PartlyRestoredError:
             self.ledger.append("not_undone", cause="not undone", files="unknown")
             raise
@@ -320,11 +326,12 @@ class Sandbox:
     async def _branch(self, reseed: bool) -> "Sandbox":
         live = await self.interpreter()
         server, limits = self._fork_server, self._limits
-        tree = await made_in_thread(lambda: server.make_tree(limits, user=self._tree.user), server.drop_tree)
+        tree = await made_in_thread(lambda: server.make_tree(limits, user=self._tree.user), server.drop_tree, limiter())
         options = {"memory": self.memory, "proxy": self._proxy, "packages": self._all_packages, "kin": self._kin}
         branch = self._adopt(Sandbox(server, tree, limits, **options))  # type: ignore[arg-type]
         try:
-            await to_thread.run_sync(lambda: copies.copy(self.files, branch.files, most=limits.checkpoint_files))
+            most, allocate = limits.checkpoint_files, live.home.allocate
+            await to_thread.run_sync(lambda: copies.copy(self.files, branch.files, most=most, allocate=allocate))
             branch.packages.inherit(self.packages)
             twin, _ = await fork(live, tree, limits, reseed=reseed)
             branch._go_on_with(twin)
@@ -349,7 +356,7 @@ class Sandbox:
             return self._interpreter
 
     async def _start_interpreter(self) -> Interpreter:
-        spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close)
+        spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close, limiter())
         interpreter = await start(
             spawned, self._limits, tree=self._tree.number, memory=self.memory, proxy=self._proxy, show=self._fork_server.show_tree
         )
@@ -383,7 +390,7 @@ class Sandbox:
             await to_thread.run_sync(self.files.close)
             self._kin.count -= 1
             try:
-                await to_thread.run_sync(self._fork_server.drop_tree, self._tree)
+                await to_thread.run_sync(self._fork_server.drop_tree, self._tree, limiter=limiter())
             finally:
                 if self._kin.count == 0:
                     self.memory.remove()

@@ -13,9 +13,9 @@ from typing import Self
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
-from ..tasks import Tasks, made_in_thread
+from ..tasks import Tasks, in_thread, made_in_thread
 from . import environment, images
-from .forkserver import ForkServer
+from .forkserver import ForkServer, limiter
 from .image_python import ASK, ImagePython
 from .packages import Packages
 from .policy import Policy
@@ -51,6 +51,11 @@ class Generation:
         self._superseded = True
         self._release_if_done()
 
+    def retire(self) -> None:
+        """Have the fork server end with its sandboxes, if no one else uses it."""
+        if not self._released:
+            self.fork_server.retire()
+
     async def finish(self) -> None:
         """Waits until the fork server was let go of."""
         await self._tasks.finish()
@@ -70,7 +75,7 @@ class Generation:
     def _release_if_done(self) -> None:
         if self._superseded and not self._sandboxes and not self._released:
             self._released = True
-            self._tasks.start(to_thread.run_sync(self.fork_server.release))
+            self._tasks.start(to_thread.run_sync(self.fork_server.release, limiter=limiter()))
 
 
 class Sandboxes:
@@ -101,7 +106,7 @@ class Sandboxes:
         if self.policy.image is not None:
             told = await self._image_python()
             return told.version, [*told.packages.items()]
-        found = await to_thread.run_sync(environment.survey, self.policy.python or sys.executable)
+        found = await in_thread(environment.survey, self.policy.python or sys.executable)
         return found.version, found.packages
 
     async def start(self) -> None:
@@ -115,8 +120,14 @@ class Sandboxes:
             self._background.start(self._begin_heavy())
 
     async def wait_until_ready(self) -> None:
-        """IsolationError where this host does not let it."""
-        await to_thread.run_sync(self._generations[-1].fork_server.wait_until_ready)
+        """Wait until sandboxes can be opened; raise IsolationError if this host does not let it."""
+        while True:
+            latest = self._generations[-1]
+            try:
+                return await to_thread.run_sync(latest.fork_server.wait_until_ready, limiter=limiter())
+            except GuestDiedError:
+                if latest is self._generations[-1]:  # else another one was quicker, and this one ended before it was ready
+                    raise
 
     async def open(self) -> Sandbox:
         """Return a new, empty sandbox: a spare one, or one that is forked now. A fork server that turns out to be dead is replaced."""
@@ -124,7 +135,7 @@ class Sandboxes:
             try:
                 return await self._open()
             except GuestDiedError:
-                if await to_thread.run_sync(self._generations[-1].fork_server.answers):
+                if await to_thread.run_sync(self._generations[-1].fork_server.answers, limiter=limiter()):
                     raise
         return await self._open()
 
@@ -138,13 +149,18 @@ class Sandboxes:
             await self._tasks.to_its_end(sandbox.close())
         return await self._tasks.to_its_end(self._fork())
 
+    def retire(self) -> None:
+        """Prepare for the end of all sandboxes, which are closed one by one: their fork servers end with them."""
+        for generation in self._generations:
+            generation.retire()
+
     async def close(self) -> None:
         """Lets go of the fork servers; sandboxes are closed before."""
         self._closed = True
         await self._background.cancel()
         await self._starting.finish()
         if self._coming is not None:  # first of all: somebody may still wait for it to be ready
-            await to_thread.run_sync(self._coming.release)
+            await to_thread.run_sync(self._coming.release, limiter=limiter())
         await self._discard_spares()
         await self._tasks.finish()
         for generation in self._generations:
@@ -171,19 +187,32 @@ class Sandboxes:
         modules = await self._worth_preloading()
         if not modules:
             return
-        heavy = await self._starting.to_its_end(self._start_heavy(modules))
-        try:
-            await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready))
-        except ACASessionsError as error:
-            _logger.warning("sessions start without preloaded libraries: %s", type(error).__name__)
-            return
+        for is_last_try in (False, True):
+            try:
+                heavy = await self._ready_heavy(modules)
+                break
+            except ACASessionsError as error:
+                if is_last_try or not isinstance(error, GuestDiedError):  # one that died may have found too little memory for a moment
+                    _logger.warning("sessions start without preloaded libraries: %s", type(error).__name__)
+                    return
         self._coming = None
         self._begin(heavy)
         await self._discard_spares()
 
+    async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
+        """Start a fork server that preloads modules, and return it once it is ready. One that fails is let go of."""
+        heavy = await self._starting.to_its_end(self._start_heavy(modules))
+        try:
+            await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
+        except ACASessionsError:
+            self._coming = None
+            self._tasks.start(to_thread.run_sync(heavy.release, limiter=limiter()))
+            raise
+        return heavy
+
     async def _worth_preloading(self) -> tuple[str, ...]:
         if self.policy.image is None:
-            return await to_thread.run_sync(environment.worth_preloading, self.policy.python or sys.executable)
+            return await in_thread(environment.worth_preloading, self.policy.python or sys.executable)
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
@@ -204,7 +233,7 @@ class Sandboxes:
     async def _fork(self) -> Sandbox:
         generation, limits = self._generations[-1], self.policy.limits
         server = generation.fork_server
-        tree, memory = await made_in_thread(lambda: server.make_place(limits), server.drop_place)
+        tree, memory = await made_in_thread(lambda: server.make_place(limits), server.drop_place, limiter())
         return generation.adopt(Sandbox(server, tree, limits, memory=memory, proxy=self._proxy, packages=self._packages))
 
     def _refill(self) -> None:
@@ -250,4 +279,4 @@ class Sandboxes:
 
 
 async def _shared_fork_server(policy: Policy) -> ForkServer:
-    return await made_in_thread(lambda: ForkServer.shared(policy), ForkServer.release)
+    return await made_in_thread(lambda: ForkServer.shared(policy), ForkServer.release, limiter())

@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import functools
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,11 @@ from typing import TypeVar
 from ..errors import ACASessionsError, GuestDiedError
 
 Result = TypeVar("Result")
+# Of a session: its /mnt/data, its link, its first process and that one's reports, its interpreter, three pipes, and what counts its memory
+# (root: the group's file of events; others: the session's /proc and its list of sockets). One that starts has two more for a moment.
+DESCRIPTORS = 10
+_OPEN = "/proc/self/fd"
+_SHARE, _MOST_KEPT = 4, 4096  # a quarter of all descriptors, at most 4096, is kept for connections and files
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
@@ -33,6 +40,26 @@ def told_of(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterato
         if not is_shortage(error):
             raise
         raise no_descriptor(what, kind) from error
+
+
+@functools.cache
+def allow_many() -> None:
+    """Raise this process's limit of descriptors to the most that it may have, once. A session takes several; shells give 1,024 to all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def open_descriptors() -> int:
+    """Return how many descriptors this process has open. Linux says so as the size of their folder from 6.2 on."""
+    return os.stat(_OPEN).st_size or len(with_reserve(lambda: os.listdir(_OPEN)))
+
+
+def room_for_sessions() -> int:
+    """Return for how many more sessions there are descriptors, beside those that are kept for connections, files and other requests."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 
 
 class _Reserve:

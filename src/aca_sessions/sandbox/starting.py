@@ -10,7 +10,7 @@ from ..errors import GuestDiedError, SnapshotError
 from ..tasks import made_in_thread
 from . import wire
 from .channel import Channel
-from .ends import ForkEnds, Spawned, Tree, open_member, readable
+from .ends import ForkEnds, Spawned, Tree, open_member
 from .forkserver import refusal
 from .home import Home
 from .interpreter import Interpreter
@@ -78,7 +78,7 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
     init = await home.take_in_memory()
     with contextlib.suppress(OSError):  # one that has died is told from what it sent
         link.send(b"\0")
-    await readable(link.fileno())
+    await _readable(link.fileno())
     data, descriptors, flags, _ = socket.recv_fds(link, 1 << 16, 8)
     taken: set[int] = set()  # by an owner that closes them
     with contextlib.ExitStack() as at_the_end:
@@ -102,6 +102,17 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
             interpreter = Interpreter(home, channel, process, tree=tree)
         taken |= {process, said, stdout, stderr}
         return interpreter
+
+
+async def _readable(descriptor: int) -> None:
+    """Waits until there is something to read."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
 
 
 def _close_unless(taken: set[int], descriptor: int) -> None:

@@ -129,9 +129,9 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def set_dumpable() -> None:
-    """Gives this process's own /proc entries back to it after a change of uid."""
-    _prctl(_PR_SET_DUMPABLE, 1)
+def set_dumpable(wanted: bool) -> None:
+    """Whether processes of the same user may trace this one; if not, its entries in /proc belong to root. A change of uid takes it away."""
+    _prctl(_PR_SET_DUMPABLE, int(wanted))
 
 
 def no_new_privileges() -> None:

@@ -14,7 +14,7 @@ from ..tasks import Tasks
 from . import copies
 from .ends import Tree
 from .files import Files
-from .forkserver import ForkServer
+from .forkserver import ForkServer, limiter
 from .interpreter import Interpreter
 from .policy import Limits
 from .starting import fork
@@ -74,9 +74,10 @@ class Timeline:
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> Moment:
         """Keep the session as it is now, under the next of the numbers."""
-        tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user))
-        files = Files(tree)
-        copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=self._limits.checkpoint_files)))
+        tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
+        files = Files(tree, self._files.room)
+        most, allocate = self._limits.checkpoint_files, live.home.allocate
+        copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=most, allocate=allocate)))
         try:
             interpreter, left = await fork(live, self._tree, self._limits)
         except BaseException:
@@ -158,4 +159,4 @@ class Timeline:
     async def _drop_tree(self, tree: Tree, files: Files) -> None:
         await to_thread.run_sync(files.close)
         with suppress(GuestDiedError):  # its memory ended with the fork server
-            await to_thread.run_sync(self._fork_server.drop_tree, tree)
+            await to_thread.run_sync(self._fork_server.drop_tree, tree, limiter=limiter())

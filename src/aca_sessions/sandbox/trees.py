@@ -15,6 +15,7 @@ from . import syscalls
 from .files import HIDDEN
 from .syscalls import Resolve
 
+BLOCK = 512  # bytes, the unit of st_blocks in stat(2)
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe that took the place of a file must not hang the host
 WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK

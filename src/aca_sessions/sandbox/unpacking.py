@@ -6,7 +6,7 @@ import shutil
 import stat
 import tarfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from . import syscalls
 from .syscalls import Resolve
@@ -17,17 +17,76 @@ _RIGHTS = 0o777  # neither set-user-id nor set-group-id nor sticky
 _LAYERS = frozenset(("manifest.json", "oci-layout"))
 
 
+_MOST_HEADER = 1 << 20  # bytes that say what one member is called and may do; a name has at most 4,096
+_MOST_ENTRIES = 2_000_000  # files, links and folders; Debian with a desktop has 300,000
+_MOST_BYTES = 64 << 30
+_FREE_SHARE = 2  # of the free disk an image may take a half
+
+
 class UnpackingError(Exception):
     """An archive that is no root file system, or one that would leave its folder."""
 
 
-def unpack(archive: IO[bytes], folder: str) -> None:
+class _Allowance:
+    """What is left of the room that an archive may take. A few kilobytes can claim to be terabytes."""
+
+    def __init__(self, folder: int, most_entries: int) -> None:
+        free = os.fstatvfs(folder)
+        self._bytes = min(_MOST_BYTES, free.f_bavail * free.f_frsize // _FREE_SHARE)
+        self._entries = self._most_entries = most_entries
+
+    def take(self, size: int) -> None:
+        """Take the room for one more entry, before it is made."""
+        self._entries -= 1
+        self._bytes -= size
+        if self._bytes < 0:
+            raise UnpackingError("it is larger than 64 GB, or than half of the free disk: name a smaller one, or free some disk")
+        if self._entries < 0:
+            raise UnpackingError(f"it holds more than {self._most_entries:,} files and folders")
+
+
+class _Headers:
+    """Lets tarfile read the headers of one member, up to a limit: it reads long names, attributes and maps of holes whole."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._left = _MOST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise UnpackingError("a member's name or attributes are larger than 1 MB")
+        data: bytes = self._stream.read(size)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose headers are read within a limit."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
+        """Read the next one."""
+        stream = tarfile.fileobj
+        tarfile.fileobj = _Headers(stream)
+        try:
+            return super().fromtarfile(tarfile)
+        finally:
+            tarfile.fileobj = stream
+
+
+def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
     """Unpacks into an empty folder. All of it belongs to this process's user, whatever the archive says; devices are left out."""
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with tarfile.open(fileobj=archive, mode="r|*") as members:
-            for member in members:
-                _Place(root, member.name).put(members, member)
+        allowance = _Allowance(root, most_entries)
+        with tarfile.open(fileobj=archive, mode="r|*", tarinfo=_Member) as members:
+            while (member := members.next()) is not None:
+                members.members.clear()  # type: ignore[attr-defined]  # it would keep every one
+                allowance.take(member.size if member.isreg() else 0)
+                _Place(root, member.name, allowance).put(members, member)
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise UnpackingError(f"it is no tar that can be read: {error}") from None
     finally:
@@ -37,9 +96,10 @@ def unpack(archive: IO[bytes], folder: str) -> None:
 class _Place:
     """Where one member goes: the folder that it lies in, by a way without links, and its name there."""
 
-    def __init__(self, root: int, path: str) -> None:
+    def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
         self._path = _inside(path)
+        self._allowance = allowance
 
     def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         """Makes what a member says, in the place of what an earlier one said."""
@@ -62,7 +122,7 @@ class _Place:
     @contextlib.contextmanager
     def _parent(self) -> Iterator[tuple[int, str]]:
         folder, _, name = self._path.rpartition("/")
-        descriptor = _open_folder(self._root, folder)
+        descriptor = _open_folder(self._root, folder, self._allowance)
         try:
             yield descriptor, name
         finally:
@@ -71,7 +131,7 @@ class _Place:
     def _link(self, target: str, parent: int, name: str) -> None:
         """A second name of a file that was unpacked before."""
         folder, _, file = _inside(target).rpartition("/")
-        source = _open_folder(self._root, folder)
+        source = _open_folder(self._root, folder, self._allowance)
         try:
             os.link(file, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
@@ -87,7 +147,7 @@ def _inside(path: str) -> str:
     return "/".join(parts)
 
 
-def _open_folder(root: int, path: str) -> int:
+def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
     """A folder below the root; one that the archive has not named so far is made."""
     try:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
@@ -96,12 +156,13 @@ def _open_folder(root: int, path: str) -> int:
     except OSError:
         raise UnpackingError("a name in it leads through a link") from None
     outer, _, name = path.rpartition("/")
-    parent = _open_folder(root, outer)
+    parent = _open_folder(root, outer, allowance)
+    allowance.take(0)
     try:
         _make_folder(parent, name, 0o755)
     finally:
         os.close(parent)
-    return _open_folder(root, path)
+    return _open_folder(root, path, allowance)
 
 
 def _clear(parent: int, name: str) -> None:

@@ -5,13 +5,13 @@ What a process shares with the fork server is nobody's; what processes of one se
 
 import asyncio
 import contextlib
+import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 
-from anyio import to_thread
-
-from ..tasks import Tasks
+from ..tasks import Tasks, in_thread
 from .hosts import NO_CGROUPS
 from .policy import Limits, Together
 from .shortage import is_shortage, with_reserve
@@ -19,10 +19,12 @@ from .socket_memory import SocketMemory
 
 _WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
 _KB = 1024
+_NICE_STEP = 1.25  # of weight, from one nice value to the next: sched(7)
 _SUMMED = {
     "status": re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE),
     "smaps_rollup": re.compile(r"^(?:Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+) kB", re.MULTILINE),
 }
+_PRIVATE = re.compile(r"^Private_(?:Dirty|Clean):\s+(\d+) kB", re.MULTILINE)
 _NEVER_COUNTED = "buffers of pipes, and what the kernel itself needs for files, processes and watches"
 _used: "dict[Watchdog, int]" = {}  # by sessions that are watched
 _kept: "dict[Watchdog, int]" = {}  # by the files of sessions that have no process
@@ -42,10 +44,13 @@ class Watchdog:
             lists_sockets: whether what lists the session's sockets comes with `begin`.
         """
         self.lists_sockets = lists_sockets
+        self.freezes = False
+        self.is_charged = False
         self._limit = limits.memory
         self._limits = limits
         self._files = files
         self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
+        self.nice = min(max(round(-math.log(together.cpu_weight, _NICE_STEP)), 0), 19)
         self._tasks = Tasks()
         self._watches: dict[int, asyncio.Task[None]] = {}
         self._busy = asyncio.Event()
@@ -70,8 +75,8 @@ class Watchdog:
         """Watch a session's processes; `kill` ends them for their memory. Takes over what lists their sockets."""
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
-            self._shared = await to_thread.run_sync(_at_most, init)
-            self._unlisted = await to_thread.run_sync(memory.missing) if memory is not None else ["all"]
+            self._shared = await in_thread(_at_most, init)
+            self._unlisted = await in_thread(memory.missing) if memory is not None else ["all"]
         except BaseException:
             if memory is not None:
                 memory.close()
@@ -87,6 +92,10 @@ class Watchdog:
     def used(self) -> int:
         """Return the bytes of files now, and of processes and sockets when last looked at. A file that is mapped counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
+
+    def room(self) -> int:
+        """Return no bound: files have limits of their own."""
+        return sys.maxsize
 
     def was_exceeded(self) -> bool:
         """It says so itself when it kills."""
@@ -113,7 +122,7 @@ class Watchdog:
 
     async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
         try:
-            while not await to_thread.run_sync(self._looked_over, init, sockets):
+            while not await in_thread(self._looked_over, init, sockets):
                 await self._pause()
             kill()
         finally:
@@ -172,6 +181,12 @@ def _in_folder(path: str, most: int) -> int:
         return 0  # the session has ended
 
 
+def private_memory(init: int) -> int:
+    """Return the bytes that each of a session's processes shares with no other; 0 if this process may not look."""
+    told = [_told(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
+    return sum(map(sum, told)) * _KB
+
+
 def _at_most(init: int) -> int:
     return _sum(init, "status")
 
@@ -208,9 +223,9 @@ def _threads(pid: int) -> list[str]:
 
 def _kilobytes(pid: int, file: str) -> int:
     """A process whose first thread has ended tells nothing of its memory, though it goes on: then its other threads do."""
-    told = _told(f"/proc/{pid}/{file}", file)
+    told = _told(f"/proc/{pid}/{file}", _SUMMED[file])
     if not told:
-        told = next(filter(None, (_told(f"/proc/{pid}/task/{thread}/{file}", file) for thread in _threads(pid))), told)
+        told = next(filter(None, (_told(f"/proc/{pid}/task/{thread}/{file}", _SUMMED[file]) for thread in _threads(pid))), told)
     if not told and file != "status":
         return _kilobytes(
             pid, "status"
@@ -218,9 +233,9 @@ def _kilobytes(pid: int, file: str) -> int:
     return sum(told)
 
 
-def _told(path: str, file: str) -> list[int]:
+def _told(path: str, numbers: "re.Pattern[str]") -> list[int]:
     with _if_there(), open(path) as text:
-        return [int(number) for number in _SUMMED[file].findall(text.read())]
+        return [int(number) for number in numbers.findall(text.read())]
     return []
 
 

@@ -8,15 +8,21 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Optional, TypeVar, Union, get_args, get_origin
+from functools import cache
+from typing import Any, Optional, TypeVar, Union, get_args, get_origin
 
 MAX_FROM_GUEST = 32 << 20
 BROKEN_EXIT = 71  # an interpreter whose own loop failed
+REPORT = struct.Struct("<ii")  # from a session's first process: a process's number in the session, and its wait status
+ALLOCATION = struct.Struct("<qq")  # to it: where a part starts in the file that is sent with it, and its length
+MOST_PARTS = 200  # in one request: the kernel sends at most 253 descriptors with a message
 _MAX_HEADER = 256 << 10
 _LENGTH = struct.Struct("<I")
 _IN_THE_HEADER = 128  # characters; a longer text goes behind it
 
 # The guests' Python may be 3.9, which knows no `X | Y` where a type is a value, as in fields of dataclasses.
+SUPPLY = "/.ipython"  # where an image that has no IPython finds the host's
+SUPPLY_NEEDS = ".needs"  # a file in it: the oldest Python that it is for
 Scalar = Union[str, int, float, bool, None]
 Expected = TypeVar("Expected", bound="Message")
 
@@ -165,6 +171,7 @@ class Finished(Message):
     files: list[str]
     processes: list[str]
     variables: list[str] = field(default_factory=list)
+    value_is_none: bool = False  # its last expression is no call, and its value is None
 
 
 # --- host → guest ---
@@ -317,20 +324,29 @@ def _split(payload: bytes) -> tuple[dict[str, object], list[bytes]]:
 
 
 def _build(kind: type[Expected], content: dict[str, object], texts: dict[int, bytes]) -> Expected:
-    declared = fields(kind)
-    if content.keys() != {field.name for field in declared}:
+    declared = _declared(kind)  # type: ignore[arg-type]  # classes are hashable
+    if content.keys() != declared.keys():
         raise WireError("a frame with other fields than its kind has")
-    return kind(**{field.name: _value(content[field.name], field.type, texts) for field in declared})
+    return kind(**{name: _value(content[name], *declared[name], texts) for name in declared})
 
 
-def _value(value: object, annotation: object, texts: dict[int, bytes]) -> object:
+@cache
+def _declared(kind: type[Any]) -> dict[str, tuple[object, tuple[object, ...]]]:
+    """The fields of a kind, by their names: of a dict or list what it is and the kinds of its values, of a scalar None and its kinds."""
+    found: dict[str, tuple[object, tuple[object, ...]]] = {}
+    for declared in fields(kind):
+        origin, parts = get_origin(declared.type), get_args(declared.type)
+        found[declared.name] = (origin, parts[-1:]) if origin in (dict, list) else (None, parts or (declared.type,))
+    return found
+
+
+def _value(value: object, origin: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
     """A field's value, if it is of its type: a scalar, or a flat dict or list of them."""
-    origin, parts = get_origin(annotation), get_args(annotation)
     if origin is dict and isinstance(value, dict):
-        return {_well_formed(key): _scalar(item, (parts[1],), texts) for key, item in value.items()}
+        return {_well_formed(key): _scalar(item, kinds, texts) for key, item in value.items()}
     if origin is list and isinstance(value, list):
-        return [_scalar(item, (parts[0],), texts) for item in value]
-    return _scalar(value, parts or (annotation,), texts)
+        return [_scalar(item, kinds, texts) for item in value]
+    return _scalar(value, kinds, texts)
 
 
 def _scalar(value: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:

@@ -169,7 +169,7 @@ class Bare:
         return f"{self._base}/{tree}"
 
     def _uid(self, tree: int) -> int:
-        return self._first_uid + tree - 1 if self._first_uid else 0
+        return self._first_uid + tree if self._first_uid else 0
 
     def _sweep(self, tree: int) -> None:
         self._inits = {init: of for init, of in self._inits.items() if of != tree}

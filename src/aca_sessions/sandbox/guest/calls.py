@@ -113,7 +113,7 @@ def _packed_of_a_library(value: Any) -> Any:
     if pandas is not None and isinstance(value, pandas.DataFrame):
         if not all(isinstance(name, str) for name in value.columns):
             raise TypeError("a DataFrame goes with columns that are named by text: frame.columns = frame.columns.map(str)")
-        return {"$": "table", "file": written(value.to_json(orient="table").encode())}
+        return {"$": "table", "file": written(value.to_json(orient="table", double_precision=15).encode())}
     raise TypeError(f"a {type(value).__name__} cannot be sent: numbers, texts, bytes, lists, dicts by text, and DataFrames can")
 
 

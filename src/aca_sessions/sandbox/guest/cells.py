@@ -74,6 +74,7 @@ def _environment() -> dict[str, str]:
         "PLOTLY_RENDERER": "plotly_mimetype",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": packages.CHILDREN,
         # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
         "JE_ARROW_MALLOC_CONF": "background_thread:false",

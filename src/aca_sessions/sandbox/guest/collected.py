@@ -38,6 +38,7 @@ class Collected:
         self.execution = execution
         self.value: Scalar = None
         self.text: str | None = None
+        self.value_is_none = False
         self.error: tuple[str, str, str] | None = None
         self.code_has_run = False
         self._send = send
@@ -95,7 +96,8 @@ class Collected:
         with self._turn:
             self._finished = True
         name, message, traceback = self.error or (None, "", "")
-        return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes.others(), variables)
+        others, is_none = processes.others(), self.value_is_none
+        return Finished(self.execution, self.value, self.text, name, message, traceback, files, others, variables, is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
         """Figures that are open at the end of a cell are shown then, unless they were, as they are."""

@@ -1,11 +1,14 @@
-"""A program in a session: its output goes the way of a cell's, its exit code is the value."""
+"""Programs in a session: in the place of a cell, where the exit code is the value, and as a line of one (`!ls`)."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 
 from ..wire import Command, Finished, Message, Started
@@ -15,6 +18,7 @@ from .place import place
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _BY_SIGNAL = 128
+_INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:install|add|sync)\b")  # pip itself refuses, see children
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
@@ -46,3 +50,36 @@ def _exit_code(command: Command) -> int:
         process.wait()
         raise
     return process.returncode if process.returncode >= 0 else _BY_SIGNAL - process.returncode
+
+
+class ShellCommand:
+    """The last `!` command of a cell."""
+
+    def __init__(self) -> None:
+        self._command = ""
+        self._status = 0
+
+    def run(self, command: str) -> int:
+        """Run it in the shell and return its exit status, below 0 for a signal, as IPython does."""
+        self._command = command
+        if _INSTALLER.match(command):
+            status = subprocess.call([sys.executable, "-m", "pip", "install"])  # it says what to use
+        else:
+            status = subprocess.call(command, shell=True, executable=os.environ.get("SHELL"))  # noqa: S602
+        self._status = status if status <= _BY_SIGNAL else _BY_SIGNAL - status
+        return self._status
+
+    def failure(self, source: str) -> subprocess.CalledProcessError | None:
+        """Return the error if it failed and is the last statement of a cell. Elsewhere a status other than 0 may be meant, as grep's is."""
+        if self._status == 0 or not _is_command(ast.parse(source).body[-1]):
+            return None
+        return subprocess.CalledProcessError(self._status, self._command)
+
+
+def _is_command(statement: ast.stmt) -> bool:
+    """Return whether a statement is what IPython makes of a line with `!` or `%`."""
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    function = call.func if isinstance(call, ast.Call) else None
+    if not isinstance(function, ast.Attribute) or function.attr not in ("system", "run_line_magic"):
+        return False
+    return ast.unparse(function.value) == "get_ipython()"

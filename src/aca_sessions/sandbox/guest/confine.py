@@ -6,6 +6,7 @@ everything mounted so far; limits, Landlock and seccomp come last, since they re
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -27,11 +28,25 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 # default, can have all of theirs at once and leave half to the host.
 _INOTIFY = {"max_inotify_instances": 6, "max_inotify_watches": 4096}
 _PENDING_SIGNALS = 256  # POSIX timers count as well
-# Files of /proc that no namespace limits to the session: they tell what else runs on the host, or how it was started.
-_HIDDEN = (
-    *("cgroups", "cmdline", "diskstats", "interrupts", "key-users", "keys", "kpagecgroup", "latency_stats", "locks", "partitions"),
-    *("sched_debug", "schedstat", "softirqs", "swaps", "timer_list"),
-)
+# What of /proc is seen besides processes: programs ask it how large the machine is, and how busy. No namespace limits all else to the
+# session: it tells what else runs on the host, which devices that has, or how it was started.
+_SHOWN = {
+    "cpuinfo",
+    "filesystems",
+    "loadavg",
+    "meminfo",
+    "mounts",
+    "net",
+    "self",
+    "stat",
+    "sys",
+    "thread-self",
+    "uptime",
+    "version",
+    "vmstat",
+}
+_HIDDEN_SETTINGS = ("fs/dentry-state", "fs/file-nr", "fs/inode-nr", "fs/inode-state", "kernel/random/boot_id")
+_EMPTY = "/sys"
 _TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
 
 
@@ -112,11 +127,18 @@ def _mount_session(spawn: Spawn) -> None:
     if spawn.network != "host":
         for name in ("tcp_rmem", "tcp_wmem"):  # what sockets hold counts to no limit of a session's
             write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
-    for name in _HIDDEN:
-        if os.path.exists(f"/proc/{name}"):
-            syscalls.mount("/dev/null", f"/proc/{name}", None, Mount.BIND)
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() and name not in _SHOWN:
+            _hide(f"/proc/{name}")
+    for name in _HIDDEN_SETTINGS:
+        _hide(f"/proc/sys/{name}")
     syscalls.mount(f"{root.SESSIONS}/{spawn.tree}", DATA, None, Mount.BIND)
     syscalls.unmount(root.SESSIONS)
+
+
+def _hide(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # not every kernel has it
+        syscalls.mount(_EMPTY if os.path.isdir(path) else "/dev/null", path, None, Mount.BIND)
 
 
 def _become_guest(uid: int) -> None:
@@ -124,7 +146,7 @@ def _become_guest(uid: int) -> None:
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-        syscalls.set_dumpable()
+    syscalls.set_dumpable(True)  # the zygote is not; a session's own entries in /proc are its own
     syscalls.unshare(Namespace.USER)
     map_ids(GUEST_ID, uid, uid)
     for name, most in _INOTIFY.items():

@@ -25,6 +25,12 @@ class Hook(DisplayHook):
 
     stock: ClassVar[dict[type, Any]] = {}  # how a shell that nobody changed shows plain values
 
+    def __call__(self, result: Any = None) -> None:
+        """Note a last value that is None: a notebook shows nothing, but Azure tells `x` from `print(x)` or `x = None`."""
+        if result is None:
+            self.shell.collected.value_is_none = not (self.shell.ends_with_call or self.quiet())
+        super().__call__(result)
+
     def quiet(self) -> bool:
         """Whether the cell ends with a semicolon; without one in it, it need not be taken apart to know."""
         parsed = self.shell.history_manager.input_hist_parsed

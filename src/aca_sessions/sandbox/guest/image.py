@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import subprocess
+import sys
 
+from ..wire import SUPPLY, SUPPLY_NEEDS
 from .mounts import bind
 from .refusal import RefusalError
 
@@ -19,14 +22,27 @@ import sys
 sys.version_info < (3, 9) and sys.exit('Python 3.9 or newer (it has %d.%d)\\n' % sys.version_info[:2])
 import importlib.util, site
 site.main()
+supply, needs = sys.argv[1:]
+lacks = []
 for name in ('asyncio', 'ctypes', 'fcntl', 'json', 'resource', 'socket'):
     try:
         __import__(name)
     except ImportError:
-        sys.stderr.write('the module %s of the standard library\\n' % name)
+        lacks.append('the module %s of the standard library' % name)
 has = lambda name: importlib.util.find_spec(name) is not None
-has('IPython') or sys.stderr.write('IPython\\n')
-has('matplotlib') and not has('matplotlib_inline') and sys.stderr.write('matplotlib-inline\\n')
+if not has('IPython'):
+    if not supply or lacks:
+        lacks.append('IPython')
+    elif sys.version_info < tuple(map(int, needs.split('.'))):
+        lacks.append("IPython (this host's needs Python %s or newer, the image has %d.%d)" % ((needs,) + sys.version_info[:2]))
+    else:
+        sys.path.append(supply)
+        try:
+            import IPython.core.interactiveshell
+        except Exception as error:
+            lacks.append("IPython (this host's does not work with the image's packages: %s: %s)" % (type(error).__name__, error))
+has('matplotlib') and not has('matplotlib_inline') and lacks.append('matplotlib-inline')
+sys.stderr.write('\\n'.join(lacks))
 """
 
 
@@ -64,7 +80,7 @@ def python(named: str) -> str:
         raise refused(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
     try:
         check = subprocess.run(
-            [program, "-I", "-S", "-B", "-c", _CHECK], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
+            [program, "-I", "-S", "-B", "-c", _CHECK, *_supply()], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
         )
     except OSError as error:
         other = " (is it for another processor, or a script?)" if error.errno == errno.ENOEXEC else ""
@@ -73,6 +89,20 @@ def python(named: str) -> str:
     if check.returncode or missing:
         raise refused(", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode}")
     return program
+
+
+def add_supply() -> None:
+    """Let the host's IPython be found, after all that the image has, if the image has no IPython."""
+    if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
+        sys.path.append(SUPPLY)
+
+
+def _supply() -> tuple[str, str]:
+    try:
+        with open(f"{SUPPLY}/{SUPPLY_NEEDS}") as needs:
+            return SUPPLY, needs.read()
+    except OSError:
+        return "", ""
 
 
 def refused(missing: str) -> RefusalError:

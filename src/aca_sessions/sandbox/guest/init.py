@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import socket
-import struct
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from ..wire import BROKEN_EXIT, Ready, Refused, Spawn, frame
+from .. import syscalls
+from ..wire import ALLOCATION, BROKEN_EXIT, MOST_PARTS, REPORT, Ready, Refused, Spawn, frame
 from . import confine, streams
 from .place import place
 from .refusal import RefusalError, part
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 PROXY = ("127.0.0.1", 3128)
 _NETLINK_SOCK_DIAG = 4
-REPORT = struct.Struct("<ii")  # pid, wait status
+_AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a death, and the host's request
 
 
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
@@ -47,18 +48,51 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
 
 
 def _reap(world: "World", report: int) -> NoReturn:
-    """Collects the dead and reports how they died."""
+    """Collect the dead and report how they died. Allocate memory for files that the host writes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_all_but(report)
-    os.set_blocking(report, False)
+    host = socket.socket(fileno=report)
+    host.setblocking(False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     world.begin_to_reap()
     while True:
+        _report_deaths(host)
+        _answer_requests(host)
+        signal.sigwaitinfo(_AWAITED)
+
+
+def _report_deaths(host: socket.socket) -> None:
+    while True:
         try:
-            pid, status = os.waitpid(-1, 0)
+            pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             os._exit(0)
-        with contextlib.suppress(BlockingIOError):  # orphans that a session made to die in masses: nobody waits for news of those
-            os.write(report, REPORT.pack(pid, status))
+        if pid == 0:
+            return
+        with contextlib.suppress(OSError):  # orphans that a session made to die in masses: nobody waits for news of those
+            host.send(REPORT.pack(pid, status))
+
+
+def _answer_requests(host: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(host, ALLOCATION.size * MOST_PARTS, 1 + MOST_PARTS)
+            if not request:
+                return  # the host let go of this session, and is about to end it
+            answer, *files = descriptors
+            os.write(answer, (1 + _allocate(files, request)).to_bytes(8, sys.byteorder))
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _allocate(files: "list[int]", request: bytes) -> int:
+    """Allocate the memory of parts of files, and return the number of the error, if any. This process's control group is charged."""
+    try:
+        for file, (start, length) in zip(files, ALLOCATION.iter_unpack(request)):
+            syscalls.reserve(file, start, length)
+    except OSError as error:
+        return error.errno or 0
+    return 0
 
 
 def _listen_for_proxy() -> int:
@@ -78,7 +112,7 @@ def _interpret(spawn: Spawn, world: "World", link: socket.socket, of_the_network
     try:
         from . import cells
         from .link import Link
-        from .shell import settle
+        from .modules import settle
 
         os.setsid()
         os.chdir(place.data)

@@ -86,6 +86,7 @@ class Namespaced:
 
     def begin_to_reap(self) -> None:
         """Signals from inside cannot touch a first process without handlers, and its end is everybody's."""
+        syscalls.set_dumpable(False)
         confine.give_up_power()
 
     def end(self) -> None:
@@ -109,4 +110,4 @@ def _owner(tree: int) -> int:
 
 def _distinct_uids() -> bool:
     with open("/proc/self/uid_map") as lines:
-        return len(lines.readlines()) > 1
+        return any(int(line.split()[2]) > 1 for line in lines)

@@ -14,7 +14,7 @@ from . import processes, root
 from .link import interrupts
 
 _OWN_CODE = str(Path(__file__).parents[3])
-_CHILDREN = f"{_OWN_CODE}/{root.CHILDREN}"
+CHILDREN = f"{_OWN_CODE}/{root.CHILDREN}"
 _shown: list[str] = []
 
 
@@ -56,8 +56,8 @@ def _show_to_programs(paths: Sequence[str]) -> None:
     earlier = {f"{path}/bin" for path in _shown}
     kept = [path for path in os.environ.get("PATH", "").split(os.pathsep) if path not in earlier]
     os.environ["PATH"] = os.pathsep.join([*kept, *(f"{path}/bin" for path in paths)])
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != _CHILDREN]
-    os.environ["PYTHONPATH"] = os.pathsep.join([*others, _CHILDREN])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHILDREN]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*others, CHILDREN])
     os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)
 
 

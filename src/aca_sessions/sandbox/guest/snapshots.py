@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import random
@@ -43,7 +44,8 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
             seeds.differ() if request.reseed else random.setstate(drawn)  # Python itself has reseeded it in the fork
             return None
     except OSError as error:
-        return _finished(request, error=f"the session cannot be forked: {error.strerror}")
+        too_many = "it has as many processes as it may: end some, or reset it"
+        return _finished(request, error=f"the session cannot be forked: {too_many if error.errno == errno.EAGAIN else error.strerror}")
     finally:
         for end in ends:
             os.close(end)

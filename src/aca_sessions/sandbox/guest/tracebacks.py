@@ -1,19 +1,121 @@
-"""Tracebacks of the user's code: without the frames of what runs it."""
+"""Tracebacks of the user's code: by the names of cells, short, and without the frames of what runs it."""
 
 from __future__ import annotations
 
 import builtins
 import os
 import traceback as standard
-from types import TracebackType
+from collections import Counter
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
 
 import IPython
+from IPython.core import ultratb
+from IPython.core.compilerop import CachingCompiler
+from stack_data.core import RepeatedFrames
 
 from .place import DATA, place
 
 _OWN_CODE = os.path.join(os.path.dirname(__file__), "")
 _GROUP = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
 _IPYTHON = os.path.dirname(IPython.__file__) + os.sep
+
+
+_FRAME_INFO: Any = vars(ultratb)["FrameInfo"]
+_MOST_FRAMES = 40  # that are formatted: IPython looks through all modules for each, which takes a millisecond and more
+_MOST_NAMED = 3
+_MOST_CHAINED = 8
+
+
+class Compiler(CachingCompiler):
+    """Compile cells under the names that tracebacks show: warnings and Python's own tracebacks show them, too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._compiled = 0
+
+    def begin_cell(self) -> None:
+        """Give the next source the name of its cell alone. What that one runs with `run_cell` has the same number."""
+        self._compiled = 0
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Return a name in angle brackets: debuggers take any other for a file's, and look for it in a folder."""
+        self._compiled += 1
+        return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
+
+
+class Skipped(RepeatedFrames):
+    """Frames that are left out."""
+
+    @property
+    def description(self) -> str:
+        """Return which they are, the most frequent ones first."""
+        counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
+        named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
+        rest = sum(count for _, count in counts[_MOST_NAMED:])
+        return ", ".join(named) + (f" and {rest} more" if rest else "")
+
+
+class NotShownError(Exception):
+    """Stands for the errors in the middle of a long chain."""
+
+
+def shorten(formatting: Any) -> None:
+    """Have IPython format few frames of a long traceback and few errors of a long chain, whose number is in `formatting.chained`.
+
+    Of each line it shows the first two calls and the last one anyway.
+    """
+    records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
+
+    def get_records(traceback: TracebackType, *options: Any) -> list[Any]:
+        short, skipped = _shortened(traceback)
+        found = []
+        for record in records_of(short, *options):
+            found.append(record)
+            if (left_out := skipped.pop(record.frame, None)) is not None:
+                found.append(_FRAME_INFO._from_stack_data_FrameInfo(left_out))
+        return found
+
+    def get_cause(error: BaseException) -> Any:
+        cause = cause_of(error)
+        formatting.chained += 1
+        if formatting.chained != _MOST_CHAINED or cause is None:
+            return cause
+        rest = list(chain(cause[1]))
+        if len(rest) == 1:
+            return cause
+        left_out = NotShownError(f"{len(rest) - 1} errors came here, one while another was handled")
+        left_out.__context__ = rest[-1]
+        return type(left_out), left_out, None
+
+    formatting.chained = 0
+    formatting.get_records, formatting.get_parts_of_chained_exception = get_records, get_cause
+
+
+def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
+    """Return a copy of a traceback without most of its frames, and what is left out behind which frame. The exception keeps its own."""
+    steps: list[TracebackType] = []
+    step: TracebackType | None = traceback
+    while step is not None:
+        steps.append(step)
+        step = step.tb_next
+    if len(steps) <= _MOST_FRAMES:
+        return traceback, {}
+    keys = [(step.tb_frame.f_code, step.tb_lineno) for step in steps]
+    places: dict[Any, list[int]] = {}
+    for place_of, key in enumerate(keys):
+        places.setdefault(key, []).append(place_of)
+    kept = sorted({number for found in places.values() for number in (*found[:2], found[-1])})
+    if len(kept) > _MOST_FRAMES:
+        kept = kept[: _MOST_FRAMES // 2] + kept[-_MOST_FRAMES // 2 :]
+    short, skipped = None, {}
+    for number, following in zip(reversed(kept), reversed([*kept[1:], len(steps)])):
+        step = steps[number]
+        if following > number + 1:
+            skipped[step.tb_frame] = Skipped([one.tb_frame for one in steps[number + 1 : following]], keys[number + 1 : following])
+        short = TracebackType(short, step.tb_frame, step.tb_lasti, step.tb_lineno)
+    return short or traceback, skipped
 
 
 def cut_own(traceback: TracebackType | None) -> None:
@@ -36,13 +138,21 @@ def explain(error: BaseException) -> None:
 
 def holds_group(error: BaseException | None) -> bool:
     """Whether an exception group is in its chain: IPython leaves those to Python's own layout, and prints them past us."""
+    return any(isinstance(one, _GROUP) for one in chain(error))
+
+
+def is_long(error: BaseException | None) -> bool:
+    """Return whether not all errors of its chain are shown."""
+    return any(number >= _MOST_CHAINED for number, _ in enumerate(chain(error)))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came after."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, _GROUP):
-            return True
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
 
 
 def native(error: BaseException, traceback: TracebackType | None) -> str:

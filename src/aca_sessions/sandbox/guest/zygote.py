@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 World = Union[Bare, Namespaced]
 
-_NOBODY = 65534
 _BROUGHT = {ShowTree: 1, Spawn: 2}  # descriptors
 _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
 
@@ -71,6 +70,7 @@ def go_on() -> None:
     world, preload = _world(sys.argv[3], sys.argv[4:])
     code = sys.path.pop()
     site.main()
+    image.add_supply()
     sys.path.append(code)
     preload_and_serve(socket.socket(fileno=control), host, world, preload)
 
@@ -78,6 +78,7 @@ def go_on() -> None:
 def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
     """Builds the shell before any session needs it, then forks on request until the host is gone."""
     try:
+        from . import cells, init, packages, seeds  # noqa: F401 - what every session needs
         from .shell import build_shell
 
         shell = build_shell(preload)
@@ -105,6 +106,7 @@ def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
+        syscalls.set_dumpable(False)  # from here on no other process of this user may read or trace it
         return Namespaced(int(first)), rest
     return Bare.told(first), rest
 
@@ -241,7 +243,7 @@ def _as_root(plan: Plan, code: str) -> str:
     if child:
         _map_and_wait(plan, child, told, mapped)
     syscalls.die_with_parent()
-    _become_nobody()
+    _become(plan.first_uid)
     syscalls.die_with_parent()  # each change of user has cleared it
     with part("user namespace"):
         syscalls.unshare(Namespace.USER)
@@ -269,13 +271,18 @@ def _is_root_outside() -> bool:
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
     """Only real root may map more than one id."""
     os.close(told[1])
-    if not os.read(told[0], 1):
-        sys.exit(1)  # the child said why
-    with part("uid range"):
-        for name in ("uid_map", "gid_map"):
-            confine.write_file(f"/proc/{child}/{name}", f"0 {_NOBODY} 1\n1 {plan.first_uid} {plan.uid_count}")
-    _become_nobody()
-    os.write(mapped[1], b"m")
+    try:
+        if not os.read(told[0], 1):
+            sys.exit(1)  # the child said why
+        with part("uid range"):
+            for name in ("uid_map", "gid_map"):
+                confine.write_file(f"/proc/{child}/{name}", f"0 {plan.first_uid} {plan.uid_count}")
+        _become(plan.first_uid)
+        os.write(mapped[1], b"m")
+    except BaseException:
+        os.close(mapped[1])
+        os.waitpid(child, 0)
+        raise
     _wait_for(child)
 
 
@@ -296,11 +303,12 @@ def _as_user(plan: Plan, code: str) -> str:
         return root.build(plan, code)
 
 
-def _become_nobody() -> None:
+def _become(uid: int) -> None:
+    """Become a uid that no other process of the host has: it owns the user namespace, and so every session in it."""
     os.setgroups([])
-    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    syscalls.set_dumpable()
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    syscalls.set_dumpable(True)
 
 
 def _fork_first_process() -> None:

@@ -1,0 +1,55 @@
+"""`pip install` in a session, which cannot change its environment: what is met is told, all else is refused at once.
+
+Without this pip asks an index that a session rarely reaches, for eight seconds, to fail on a read-only folder at last.
+"""
+
+import os
+import sys
+import sysconfig
+import tempfile
+
+INSTEAD = (
+    "a cell cannot install packages: the host does, between cells. Use session.install('NAME') in the program that runs the cell, the MCP "
+    "tool install_dependencies, or deps.add('NAME') in a cell of an agent; then run the cell again"
+)
+_PLACES = ("-t", "--target", "--prefix", "--root", "--user", "--python", "--dry-run", "--help", "-h")
+_ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
+
+
+def refuse(arguments: "list[str]") -> None:
+    """End this program if it is pip that would install into the environment."""
+    if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
+        return
+    if _can_write(sysconfig.get_path("purelib")):  # a virtual environment of the session's own
+        return
+    wanted = [one for one in arguments[1:] if not one.startswith("-")]
+    is_met = bool(wanted) and not any(one in _ALWAYS for one in arguments) and all(map(_is_met, wanted))
+    if is_met:
+        for one in wanted:
+            print("Requirement already satisfied: " + one)
+    else:
+        sys.stderr.write(INSTEAD + "\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if is_met else 1)
+
+
+def _can_write(folder: str) -> bool:
+    """Return whether a file can be made there. access(2) does not know what Landlock denies."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _is_met(text: str) -> bool:
+    try:
+        from importlib.metadata import version
+
+        from pip._vendor.packaging.requirements import Requirement
+
+        requirement = Requirement(text)
+        return not requirement.url and requirement.specifier.contains(version(requirement.name), prereleases=True)
+    except Exception:
+        return False

@@ -1,0 +1,56 @@
+"""The time that a cell has used, with clocks that tests turn by hand."""
+
+from aca_sessions.sandbox.cell import Clock
+from aca_sessions.sandbox.policy import STILL_SECONDS
+
+
+class Times:
+    def __init__(self) -> None:
+        self.now = self.computed = 0.0
+        self.clock = Clock(lambda: self.computed, lambda: self.now)
+
+    def pass_by(self, seconds: float, *, computing: float = 0.0) -> float:
+        self.now += seconds
+        self.computed += computing
+        return self.clock.used
+
+
+def test_time_counts_while_it_runs_whatever_is_computed() -> None:
+    times = Times()
+    assert times.pass_by(5) == 0
+    times.clock.go_on()
+    assert [times.pass_by(2), times.pass_by(1, computing=4)] == [2, 3]
+
+
+def test_while_it_stands_still_only_what_is_computed_counts() -> None:
+    times = Times()
+    times.clock.go_on()
+    times.clock.stop()
+    assert [times.pass_by(10), times.pass_by(10, computing=1), times.pass_by(1, computing=0.5)] == [0, 1, 1.5]
+    times.clock.go_on()
+    assert times.pass_by(1) == 2.5
+
+
+def test_several_threads_compute_no_more_than_a_second_in_a_second() -> None:
+    times = Times()
+    times.clock.go_on()
+    times.clock.stop()
+    assert times.pass_by(10, computing=40) == 10
+
+
+def test_it_does_not_stand_still_without_end() -> None:
+    times = Times()
+    for _ in range(4):
+        times.clock.go_on()
+        times.clock.stop()
+        times.pass_by(STILL_SECONDS / 2)
+    assert times.clock.used == STILL_SECONDS
+
+
+def test_a_second_question_stops_it_no_further() -> None:
+    times = Times()
+    times.clock.go_on()
+    times.clock.stop()
+    times.pass_by(1, computing=1)
+    times.clock.stop()
+    assert times.pass_by(1, computing=1) == 2

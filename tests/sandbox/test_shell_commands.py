@@ -1,0 +1,99 @@
+"""`!` and `%` commands in a cell: pip says what to use instead of it, and a command that fails at the end of a cell fails the cell."""
+
+import pytest
+
+from aca_sessions import Policy, Session, open_pool
+from aca_sessions.rendering import render
+from aca_sessions.sandbox.policy import Network
+
+INSTEAD = "a cell cannot install packages: the host does, between cells. Use session.install('NAME')"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "!pip install humanize",
+        "!pip3 install -q humanize==4.9.0",
+        "%pip install humanize",
+        "!python -m pip install -U pip",
+        "!uv pip install humanize",
+        "%pip install -r requirements.txt",
+        "!{__import__('sys').executable} -m pip install humanize",
+    ],
+)
+async def test_pip_in_a_cell_is_refused_with_one_line_that_says_what_to_use(session: Session, line: str) -> None:
+    result = await session.run(line)
+    assert (result.success, result.error.name) == (False, "CalledProcessError")
+    refusal, ended = result.stderr.splitlines()
+    assert refusal.startswith(INSTEAD)
+    assert ended == str(result.error)
+    assert INSTEAD in render(result)
+    assert result.stdout == ""
+
+
+async def test_programs_that_run_pip_read_the_same_line(session: Session) -> None:
+    code = (
+        "import subprocess, sys\nran = subprocess.run([sys.executable, '-m', 'pip', 'install', 'humanize'], capture_output=True, text=True)"
+    )
+    assert (await session.run(code)).success
+    assert (await session.run("ran.returncode, ran.stderr.count('\\n')")).text == "(1, 1)"
+    assert (await session.run("ran.stderr")).value.startswith(INSTEAD)
+
+
+async def test_without_namespaces_it_is_refused_as_well(bare: Session) -> None:
+    assert INSTEAD in (await bare.run("!python -m pip install humanize")).stderr
+
+
+async def test_it_makes_no_difference_what_a_session_reaches() -> None:
+    async with open_pool(policy=Policy(network=Network.host(), preload=(), spares=0)) as pool, pool.session() as session:
+        assert INSTEAD in (await session.run("%pip install humanize")).stderr
+
+
+@pytest.mark.long
+async def test_what_is_installed_is_met_and_the_rest_of_pip_works(session: Session) -> None:
+    result = await session.run("!pip install 'ipython>=7' traitlets")
+    assert (result.success, result.stderr) == (True, "")
+    assert result.stdout == "Requirement already satisfied: ipython>=7\nRequirement already satisfied: traitlets\n"
+    assert not (await session.run("!pip install 'ipython<1'")).success
+    assert "ipython" in (await session.run("%pip list")).stdout
+    assert INSTEAD not in (await session.run("!pip install --no-index --target lib humanize")).stderr
+    await session.run("!python -m venv own")
+    assert INSTEAD not in (await session.run("!own/bin/pip install --no-index humanize")).stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("!exit 3", "returned non-zero exit status 3."),
+        ("x = 1\n!grep nothing /etc/passwd", "returned non-zero exit status 1."),
+        ("!kill -9 $$", "died with <Signals.SIGKILL: 9>."),
+        ("!nosuchcommand", "returned non-zero exit status 127."),
+    ],
+)
+async def test_a_command_that_fails_as_the_last_statement_fails_the_cell(session: Session, code: str, status: str) -> None:
+    result = await session.run(code)
+    assert (result.success, result.error.name) == (False, "CalledProcessError")
+    assert result.error.message.endswith(status)
+    assert status in render(result)
+    assert str(result.state) == "kept"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "!grep nothing /etc/passwd\n1 + 1",
+        "found = !grep nothing /etc/passwd",
+        "for word in ('a', 'b'):\n    !grep nothing /etc/passwd",
+        "!grep nothing /etc/passwd\n!true",
+        "!grep root /etc/passwd",
+    ],
+)
+async def test_a_command_that_fails_elsewhere_does_not(session: Session, code: str) -> None:
+    result = await session.run(code)
+    assert (result.success, result.stderr) == (True, "")
+
+
+async def test_the_status_of_a_command_is_there_and_names_are_expanded(session: Session) -> None:
+    result = await session.run("x = 5\ndef f(y):\n    !echo {y} $x $$HOME; exit 4\nf(7)")
+    assert (result.success, result.stdout) == (True, "7 5 /mnt/data\n")
+    assert (await session.run("_exit_code")).value == 4
