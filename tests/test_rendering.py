@@ -72,7 +72,12 @@ def test_a_value_that_has_more_forms_is_told_once() -> None:
         ({"image/jpeg": "/9j/"}, '<img src="data:image/jpeg;base64,/9j/">'),
         ({"image/png": '"><script>alert(1)</script>'}, ""),
         ({"application/vnd.jupyter.widget-view+json": '{"model_id": "x"}'}, ""),
-        ({"text/html": "<script>"}, '<iframe sandbox="allow-scripts"'),
+        ({"text/html": "<script>alert(1)</script>", "text/plain": "Figure"}, "<pre>Figure</pre><p><i>Scripts of this output do not run"),
+        (
+            {"text/html": "<b onclick=alert(1)>bold"},
+            '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow: auto"><b>bold</b>',
+        ),
+        ({"text/plain": "hi\x1b]0;title\x07"}, "<pre>hi\\x1b]0;title\\x07</pre>"),
     ],
 )
 def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dict[str, str], shown: str) -> None:
@@ -80,6 +85,7 @@ def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dic
     assert html.startswith(shown)
     assert "<script>" not in html
     assert "onload" not in html
+    assert "onclick" not in html
     assert "<img src=x" not in html
 
 

@@ -1,15 +1,20 @@
 """The ACASessions section: where it comes from, and what is said of mistakes in it."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aca_sessions import Settings, open_interpreter, open_pool
+from aca_sessions import PackageSource, Policy, Settings, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import Hosting
+from aca_sessions.policies import policy_of
 
 from .conftest import ROOT
+
+pytestmark = pytest.mark.defaults
 
 
 def write(section: dict, name: str = "appsettings.json") -> None:
@@ -63,6 +68,105 @@ def test_flat_names_are_accepted_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.SessionsHttpClient.Endpoint == "https://pool.example"
     assert settings.SessionPool.SessionTimeoutMinutes == 12
     assert settings.SessionPool.MaxConcurrentSessions == 7
+    assert (settings.Endpoint, settings.SessionTimeoutMinutes, settings.MaxConcurrentSessions) == ("https://pool.example", 12, 7)
+    assert settings.ApiKey is not None
+    assert settings.ApiKey.get_secret_value() == "k"
+
+
+def test_what_is_in_force_reads_back() -> None:
+    settings = Settings()
+    assert (settings.MaxConcurrentSessions, settings.SessionTimeoutMinutes) == (10, 30)
+    assert settings.SessionPool.model_dump() == {"MaxConcurrentSessions": 10, "SessionTimeoutMinutes": 30, "AcquireTimeoutSeconds": 60}
+    assert settings.AzureTokenProvider.Scopes == ("https://dynamicsessions.io/.default",)
+    assert settings.Sandbox.Network == ("none",)
+    assert policy_of(settings) == replace(Policy(), packages=PackageSource(cache=PackageSource().folder))
+    unset = {name for name, value in _leaves(settings.model_dump()) if value is None}
+    assert unset == {
+        "Endpoint",
+        "ApiKey",
+        "Cpu",
+        "Preload",
+        "Python",
+        "Tenant",
+        "Environment",
+        "IndexUrl",
+        "WheelFolder",
+        "File",
+        "ContainerImage",
+    }
+
+
+def _leaves(values: dict) -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        yield from _leaves(value) if isinstance(value, dict) else [(name, value)]
+
+
+def test_limits_read_back_as_the_memory_allows() -> None:
+    limits = Settings(Sandbox={"Limits": {"MemoryMegabytes": 128}}).Sandbox.Limits
+    assert (limits.MemoryMegabytes, limits.DiskMegabytes, limits.TemporaryMegabytes) == (128, 64, 32)
+
+
+def test_null_is_unset_as_in_dotnet() -> None:
+    write({"SessionPool": {"MaxConcurrentSessions": None}, "MaxConcurrentSessions": 3, "Sandbox": {"Limits": {"Processes": None}}})
+    assert Settings().MaxConcurrentSessions == 3
+    assert Settings().Sandbox.Limits.Processes == 128
+
+
+def test_comments_and_trailing_commas_are_read_as_dotnet_reads_them() -> None:
+    Path("appsettings.json").write_text("""// the pool
+    {
+        "ACASessions": {  /* at most
+                             so many, */
+            "Endpoint": "https://pool.example", // "ApiKey": "no",
+            "ApiKey": "a//b/*c*/,}",
+            "AzureTokenProvider": {"Scopes": ["a", "b", ] /* two */, },
+        },
+    }
+    """)
+    settings = Settings()
+    assert settings.Endpoint == "https://pool.example"
+    assert settings.ApiKey is not None
+    assert settings.ApiKey.get_secret_value() == "a//b/*c*/,}"
+    assert settings.AzureTokenProvider.Scopes == ("a", "b")
+
+
+MISTAKES = [
+    ('{\n"ACASessions": {\n// x\n"Endpoint": nonsense\n}}', "line 4: cannot be read as JSON"),
+    (
+        '{"ACASessions": {\n/* a\ncomment */ "SessionPool": {\n"MaxConcurrentSessions": 0}}}',
+        "line 4: ACASessions:SessionPool:MaxConcurrentSessions:",
+    ),
+    ('{"ACASessions": {\n"SessionPol": {}}}', "line 2: ACASessions:SessionPol is no setting: did you mean SessionPool?"),
+    ('{"ACASessions": {\n"SessionPool": {},\n"SessionTimeoutMinutes": -1,}}', "line 3: ACASessions:SessionPool:SessionTimeoutMinutes:"),
+    (
+        '{"ACASessions": {"Sandbox": {"Mounts": [\n{"Host": "/usr", "Guest": "/mnt/a"},\n{"Host": "/usr"}]}}}',
+        "line 3: ACASessions:Sandbox:Mounts:1:",
+    ),
+    (
+        '{"ACASessions": {"Endpoint": "https://a.example",\n"SessionsHttpClient": {"Endpoint": "https://b.example"}}}',
+        "line 1: ACASessions:Endpoint and",
+    ),
+    ('{\n"ACASession": {}}', "line 2: ACASession is no section"),
+    ('{"ACASessions": [,]}', "line 1: cannot be read as JSON"),
+    ('{\n"ACASessions": 3}', "line 2: ACASessions must be an object"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES)
+def test_a_mistake_in_a_file_names_its_line(text: str, message: str) -> None:
+    Path("appsettings.json").write_text(text)
+    with pytest.raises(ConfigurationError) as raised:
+        Settings()
+    assert str(raised.value).startswith(f"appsettings.json, {message}")
+
+
+def test_a_mistake_in_a_variable_is_not_taken_for_one_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    write({"SessionPool": {"MaxConcurrentSessions": 3}})
+    monkeypatch.setenv("ACASessions__MaxConcurrentSessions", "0")
+    with pytest.raises(ConfigurationError, match=r"^the environment: ACASessions:SessionPool:MaxConcurrentSessions"):
+        Settings()
+    with pytest.raises(ConfigurationError, match=r"^ACASessions:SessionPool:MaxConcurrentSessions"):
+        Settings(MaxConcurrentSessions=-1)
 
 
 @pytest.mark.parametrize("scopes", ["a b", "a,b", "a; b", '["a", "b"]'])
@@ -104,7 +208,7 @@ def test_a_socket_file_is_an_endpoint() -> None:
             "contradict",
         ),
         ({"endpoint": "https://pool.example"}, "ACASessions:endpoint", "did you mean Endpoint?"),
-        ({"SessionsHttpClient": 5, "Endpoint": "https://pool.example"}, "ACASessions:SessionsHttpClient", "not an object"),
+        ({"SessionsHttpClient": 5, "Endpoint": "https://pool.example"}, "ACASessions:SessionsHttpClient", "must be an object"),
         ({"Endpoint": "http://host:port"}, "ACASessions:SessionsHttpClient:Endpoint", "port as a number"),
         ({"Endpoint": "http://[::1"}, "ACASessions:SessionsHttpClient:Endpoint", "is no URL"),
         ({"ApiKey": "ke\ny"}, "ACASessions:SessionsHttpClient:ApiKey", "copy the key alone"),
@@ -244,7 +348,8 @@ async def test_an_endpoint_that_is_not_azures_needs_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [("none", ("none",)), ("host", ("host",)), ("pypi.org, *.example.org", ("pypi.org", "*.example.org")), (None, None)]
+    ("value", "words"),
+    [("none", ("none",)), ("host", ("host",)), ("pypi.org, *.example.org", ("pypi.org", "*.example.org")), (None, ("none",))],
 )
 def test_the_network_is_none_or_the_hosts_or_a_list_of_domains(value: object, words: object) -> None:
     assert Settings(Sandbox={"Network": value}).Sandbox.Network == words

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .surfaces.interactive import InteractiveSession
     from .surfaces.python_tool import PythonTool
-    from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin
+    from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin, add_aca_sessions
 
 _HOMES = {
     "ACASessionsError": "errors",
@@ -81,6 +81,7 @@ _HOMES = {
     "SessionsHttpClient": "client.http",
     "Settings": "settings",
     "Variable": "models",
+    "add_aca_sessions": "surfaces.semantic_kernel",
     "isolation_report": "connect",
     "open_interpreter": "connect",
     "open_pool": "connect",
@@ -120,6 +121,7 @@ __all__ = [
     "SessionsHttpClient",
     "Settings",
     "Variable",
+    "add_aca_sessions",
     "isolation_report",
     "open_interpreter",
     "open_pool",

@@ -13,12 +13,12 @@ from anyio import to_thread
 
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
-from .client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS, PoolEvent, SessionPool
+from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
 from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
 from .owner import Owner
-from .policies import given_ones, packages_of, policy_of
+from .policies import packages_of, policy_of
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def open_pool(
 
     async def open_on(stack: Stack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
-        limit = chosen.SessionPool.MaxConcurrentSessions or DEFAULT_SESSIONS
+        limit = chosen.SessionPool.MaxConcurrentSessions
         # The pool alone ends idle sessions: one that it keeps must never make room for another at the embedded server.
         hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * limit, cooldown=None, evicts=False)
         embedded = replace(policy or policy_of(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
@@ -181,7 +181,7 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
 
 def _audited(hosting: Hosting, settings: Settings) -> Hosting:
     file = hosting.audit or settings.Audit.File
-    return replace(hosting, audit=file, audit_code=hosting.audit_code or bool(settings.Audit.Code))
+    return replace(hosting, audit=file, audit_code=hosting.audit_code or settings.Audit.Code)
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
@@ -230,6 +230,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
+    hosting = replace(hosting, max_starting=hosting.max_sessions)  # its callers are in this process, and can wait
     opening = _open_server(settings, policy, hosting, alone=False)
     app = await stack.enter_async_context(opening)
     stack.at_once.append(opening.abandon)
@@ -269,39 +270,34 @@ async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
 async def _azure_tokens(settings: Settings, stack: Stack) -> "AzureTokenProvider":
     from azure.identity.aio import DefaultAzureCredential
 
-    from .client.auth import DEFAULT_SCOPE, AzureTokenProvider
+    from .client.auth import AzureTokenProvider
 
     credential = await stack.enter_async_context(DefaultAzureCredential())
     options = settings.AzureTokenProvider
-    scopes = options.Scopes or (DEFAULT_SCOPE,)
-    if options.RefreshBeforeMinutes is None:
-        return AzureTokenProvider(credential, scopes=scopes)
-    return AzureTokenProvider(credential, scopes=scopes, refresh_before=60 * options.RefreshBeforeMinutes)
+    return AzureTokenProvider(credential, scopes=options.Scopes, refresh_before=60 * options.RefreshBeforeMinutes)
 
 
 def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[PoolEvent], None] | None) -> SessionPool:
     return SessionPool(
         interpreter,
-        max_concurrent_sessions=settings.SessionPool.MaxConcurrentSessions or DEFAULT_SESSIONS,
+        max_concurrent_sessions=settings.SessionPool.MaxConcurrentSessions,
         session_timeout=_session_seconds(settings),
-        acquire_timeout=settings.SessionPool.AcquireTimeoutSeconds or DEFAULT_ACQUIRE_SECONDS,
+        acquire_timeout=settings.SessionPool.AcquireTimeoutSeconds,
         on_event=on_event,
     )
 
 
 def _session_seconds(settings: Settings) -> float:
-    minutes = settings.SessionPool.SessionTimeoutMinutes
-    return 60 * minutes if minutes else DEFAULT_SESSION_SECONDS
+    return 60 * settings.SessionPool.SessionTimeoutMinutes
 
 
 def _timeouts(settings: Settings) -> dict[str, float]:
     options = settings.SessionsHttpClient
-    given = {
+    return {
         "connect_timeout": options.ConnectTimeoutSeconds,
         "request_timeout": options.RequestTimeoutSeconds,
         "patience": options.PatienceSeconds,
     }
-    return given_ones(given)
 
 
 def _require_linux() -> None:

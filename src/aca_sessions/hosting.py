@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+KNOWS_KEY = "knows_key"  # in the state of a request that brought the key
+
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
     """What is the server's own, and not each sandbox's. An unset cool-down means that whoever uses the server ends its sessions."""
 
     max_sessions: int = 100
+    max_starting: int = 64  # of them, those whose first interpreter is still to start; further ones are refused with 503
     evicts: bool = True  # the longest unused session ends where a new one finds no room; else the new one is refused
     cooldown: float | None = 300.0
     max_upload: int = 128 << 20

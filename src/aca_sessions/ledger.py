@@ -18,6 +18,7 @@ from .models import CodeError, CodeExecutionResult, Entry, Record, State
 _KEPT = 1000
 _SENT = 100
 _MAX_DIGITS = 19
+_UNCHANGED = State()
 
 
 class Ledger:
@@ -88,27 +89,27 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
         first: What had happened at `since` already and was not reported.
         asked: Positions of entries that the caller asked for: its own resets and rollbacks are not news.
     """
-    states = [(since, first or State())]
+    states = [(since, first or _UNCHANGED)]
     for entry in entries:
         if since < entry.position <= until:
             states.append((entry.position, _after(entry, states, entry.position in asked)))
     return states[-1][1]
 
 
-def with_state(result: CodeExecutionResult, state: State) -> CodeExecutionResult:
-    """Return the result with a state, which errors of the host also say in words."""
+def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
+    """Return the result with a state, which errors of the host also say in words, and with other changes."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
-        return result if state == result.state else replace(result, state=state)
+        return result if state == result.state and not others else replace(result, state=state, **others)
     message = f"{error.message.removesuffix(f'; {result.state.consequence}')}; {state.consequence}"
     told = CodeError(error.name, message)
-    return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told))
+    return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told), **others)
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
     """Apply one entry. A rollback brings back the state at its checkpoint, including a loss that happened before that."""
     now = states[-1][1]
-    past = State() if entry.to is None else next((state for position, state in reversed(states) if position <= entry.to), State())
+    past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
     state = now
     if entry.variables == "rolled_back":
         state = _with_reason(replace(state, variables=_returned(past.variables, asked)), past, entry)

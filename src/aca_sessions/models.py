@@ -191,6 +191,7 @@ class CodeExecutionResult:
     duration: float = 0.0
     record: Record | None = field(default=None, repr=False, compare=False)
     max_output: int = field(default=10_000, repr=False, compare=False)
+    value_is_none: bool = field(default=False, repr=False, compare=False)  # tells `x` from `x = None`; servers of Azure's API send it
 
     @property
     def success(self) -> bool:

@@ -1,9 +1,15 @@
-"""What a model reads of a result: compact, told apart, within a budget, and no image data."""
+"""What a model reads of a result: compact, told apart, within a budget, and no image data.
+
+A line that begins with a label (`[state] …`) is the host's: guest text passes through `for_model`, names through `shown_name`.
+"""
 
 import base64
 import re
 from html import escape
+from typing import Literal
 
+from .clean_html import cleaned
+from .guest_text import for_model, for_terminal, shown_caption, shown_name
 from .models import CodeExecutionResult, Display, FileChange, State
 
 _FRAME = re.compile(r"\n(?=Cell In\[|File )")
@@ -13,12 +19,19 @@ _OBJECT = re.compile(r"<IPython\.core\.display\.\w+ object>")
 _IMAGES = frozenset(("image/png", "image/jpeg", "image/gif"))
 _SOURCES = ("text/markdown", "text/latex", "application/json")  # what can be read as it is
 _MAX_NAMED = 10
+_NO_SCRIPTS = "<p><i>Scripts of this output do not run here; <code>html=raw</code> runs them.</i></p>"
+Html = Literal["clean", "raw"]
 
 
 def render(result: CodeExecutionResult) -> str:
     """The text. Headings appear only where there is more than one thing to tell apart."""
     error = _error(result)
-    streams = {"stdout": result.stdout, "stderr": _stderr_alone(result), "displayed": _displayed(result), "value": result.text or ""}
+    streams = {
+        "stdout": for_model(result.stdout),
+        "stderr": for_model(_stderr_alone(result)),
+        "displayed": _displayed(result),
+        "value": for_model(result.text or ""),
+    }
     shown = {name: text.strip("\n") for name, text in streams.items() if text.strip()}
     room = max(200, (result.max_output - len(error)) // max(1, len(shown)))
     parts = [_section(name, clip(text, room), headed=len(shown) > 1 or name == "stderr") for name, text in shown.items()]
@@ -32,7 +45,8 @@ def clip(text: str, room: int) -> str:
         return text
     half = room // 2
     cut = len(text) - 2 * half
-    return f"{text[:half]}\n[… {cut} characters cut; to read them, write them to a file and print a part of it …]\n{text[-half:]}"
+    rest = "" if text[-half - 1] in "\r\n" else "…"  # the middle of a line is not to look like the beginning of one
+    return f"{text[:half]}\n[… {cut} characters cut; to read them, write them to a file and print a part of it …]\n{rest}{text[-half:]}"
 
 
 def _section(name: str, text: str, *, headed: bool) -> str:
@@ -42,7 +56,7 @@ def _section(name: str, text: str, *, headed: bool) -> str:
 def _error(result: CodeExecutionResult) -> str:
     if result.error is None:
         return ""
-    return _users_part(result.error.traceback) or str(result.error)
+    return _users_part(for_model(result.error.traceback)) or for_model(str(result.error))
 
 
 def _users_part(traceback: str) -> str:
@@ -69,7 +83,8 @@ def _stderr_alone(result: CodeExecutionResult) -> str:
 def _displayed(result: CodeExecutionResult) -> str:
     """In words, what was displayed besides images and the last value."""
     texts = [_in_words(display) for display in result.displays if not _is_image(display)]
-    return "\n".join(text for text in texts if text and text != result.text)
+    value = for_model(result.text or "")
+    return "\n".join(text for text in texts if text and text != value)
 
 
 def _is_image(display: Display) -> bool:
@@ -80,12 +95,12 @@ def _in_words(display: Display) -> str:
     """The text that it came with, unless that names a Python object only."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
-        return text
+        return for_model(text)
     for mime in _SOURCES:
         if isinstance(source := display.data.get(mime), str):
-            return source
+            return for_model(source)
     html = display.data.get("text/html")
-    return f"[an HTML page of {len(html)} characters was shown to the user]" if isinstance(html, str) else str(text or "")
+    return f"[an HTML page of {len(html)} characters was shown to the user]" if isinstance(html, str) else for_model(str(text or ""))
 
 
 def _notes(result: CodeExecutionResult) -> list[str]:
@@ -93,19 +108,19 @@ def _notes(result: CodeExecutionResult) -> list[str]:
     if result.files:
         notes.append(f"[files] {_listed([_file(file) for file in result.files])}")
     if result.processes:
-        running = _listed([f"{process.name} ({process.pid})" for process in result.processes])
+        running = _listed([f"{shown_name(process.name)} ({process.pid})" for process in result.processes])
         notes.append(f"[processes] {len(result.processes)} still running: {running}")
     if images := [display for display in result.displays if _is_image(display)]:
-        described = [" ".join(str(display.data.get("text/plain", "")).split()) for display in images]
+        described = [shown_caption(str(display.data.get("text/plain", ""))) for display in images]
         count = f"{len(images)} image{'s' if len(images) > 1 else ''} shown to the user"
-        notes.append(f"[images] {count}: {_listed([text[:200] for text in described if text])}".rstrip(": "))
+        notes.append(f"[images] {count}: {_listed([text for text in described if text])}".rstrip(": "))
     if result.state != State():
         notes.append(f"[state] {result.state}; {result.state.consequence}")
     return notes
 
 
 def _file(file: FileChange) -> str:
-    return f"{file.path} {file.kind}" + (f" ({_size(file.size)})" if file.kind != "deleted" else "")
+    return f"{shown_name(file.path)} {file.kind}" + (f" ({_size(file.size)})" if file.kind != "deleted" else "")
 
 
 def _listed(items: list[str]) -> str:
@@ -117,24 +132,28 @@ def _size(size: int) -> str:
     return f"{size} bytes" if size < 10_000 else f"{size / 1000:.0f} kB" if size < 10_000_000 else f"{size / 1_000_000:.0f} MB"
 
 
-def mimebundle(result: CodeExecutionResult) -> dict[str, str]:
-    """What a notebook shows of a result: its text, and beside it the displays, of which nothing can reach the page."""
-    parts = [f"<pre>{escape(text)}</pre>" for text in (result.output, result.stderr) if text]
+def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
+    """What a notebook shows of a result: its text, and beside it the displays; what the host says of the session comes last."""
+    parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
-        parts += _as_html(trusted(display))
+        parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
     if result.state != State():
         parts.append(f"<pre>{escape(f'[session state {result.state}; {result.state.consequence}]')}</pre>")
     return {"text/plain": render(result), "text/html": "\n".join(parts)}
 
 
-def trusted(display: Display) -> dict[str, str]:
-    """What a page may be given of a display, by MIME type: images, text, and HTML of which nothing runs outside a frame of its own."""
+def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
+    """Return what a page may be given of a display, by MIME type: images, text, and HTML of which nothing runs and nothing is loaded.
+
+    Whatever else there is runs code or loads what it names: widgets, charts of plotly and Vega, maps. With `html="raw"` HTML is shown as it
+    is, in a frame with an origin of its own: its scripts cannot reach the page, and have the network of the reader.
+    """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
     if "text/plain" in data:
-        shown["text/plain"] = data["text/plain"]
+        shown["text/plain"] = for_terminal(data["text/plain"])
     if "text/html" in data:
-        shown["text/html"] = sandboxed(data["text/html"])
+        shown |= _html(data["text/html"], shown.get("text/plain", ""), html)
     elif "image/svg+xml" in data and not shown.keys() & _IMAGES:
         encoded = base64.b64encode(data["image/svg+xml"].encode("utf-8", "replace")).decode()
         shown["text/html"] = f'<img src="data:image/svg+xml;base64,{encoded}">'  # an image runs no scripts
@@ -143,11 +162,23 @@ def trusted(display: Display) -> dict[str, str]:
     return shown
 
 
-def _as_html(shown: dict[str, str]) -> list[str]:
+def _html(source: str, text: str, html: Html) -> dict[str, str]:
+    """HTML in its form for a page; the text in its place if scripts would have made all of it."""
+    if html == "raw":
+        return {"text/html": sandboxed(source)}
+    written = cleaned(source)
+    if "<script" in source.lower():
+        return {"text/html": (written or f"<pre>{escape(text)}</pre>") + _NO_SCRIPTS}
+    return {"text/html": written} if written else {}
+
+
+def _as_html(shown: dict[str, str], *, is_told: bool) -> list[str]:
     for mime in _IMAGES:
         if mime in shown:
             return [f'<img src="data:{mime};base64,{escape(shown[mime])}">']
-    return [shown["text/html"]] if "text/html" in shown else []
+    if "text/html" in shown:
+        return [shown["text/html"]]
+    return [] if is_told or "text/plain" not in shown else [f"<pre>{escape(shown['text/plain'])}</pre>"]
 
 
 def _is_base64(text: str) -> bool:

@@ -1,19 +1,20 @@
 """The ACASessions section of appsettings.json and of the environment.
 
 Order: arguments, environment (`ACASessions__SessionPool__MaxConcurrentSessions`, any case), `appsettings.{ACA_ENVIRONMENT}.json`,
-`appsettings.json`. What is unset here has its default elsewhere, where it is used: no default is written twice.
+`appsettings.json`. What is unset or null has its default, which is taken from where it is used: no default is written twice.
 """
 
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -25,7 +26,12 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from .client.auth import DEFAULT_REFRESH_SECONDS, DEFAULT_SCOPE
+from .client.http import DEFAULT_CONNECT_SECONDS, DEFAULT_PATIENCE_SECONDS, DEFAULT_REQUEST_SECONDS
+from .client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS
 from .errors import ConfigurationError
+from .json_file import JsonFile
+from .sandbox.policy import KB, MB, Limits, PackageSource, Policy, Together
 from .variables import check_variables, suggestion
 
 SECTION = "ACASessions"
@@ -39,10 +45,17 @@ _PLACEHOLDER = re.compile(r"[<>{}]|\[[^\]:]*\]|YOUR[_-]?[A-Z]")  # in brackets w
 Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year of seconds, and more of minutes than anyone waits
 Count = Annotated[int, Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode]
+_LIMITS, _TOGETHER, _POLICY = Limits(), Together(), Policy()
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, values: object) -> object:
+        """Null is unset, as in .NET."""
+        return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
 
 
 def _is_web_address(endpoint: str) -> bool:
@@ -73,9 +86,9 @@ class SessionsHttpClientSettings(_Section):
         "2025-10-02-preview"
     )
     ApiKey: SecretStr | None = None
-    ConnectTimeoutSeconds: Positive | None = None
-    RequestTimeoutSeconds: Positive | None = None
-    PatienceSeconds: Annotated[float, Field(ge=0, le=3600)] | None = None
+    ConnectTimeoutSeconds: Positive = DEFAULT_CONNECT_SECONDS
+    RequestTimeoutSeconds: Positive = DEFAULT_REQUEST_SECONDS
+    PatienceSeconds: Annotated[float, Field(ge=0, le=3600)] = DEFAULT_PATIENCE_SECONDS
 
     @field_validator("Endpoint")
     @classmethod
@@ -105,8 +118,8 @@ class SessionsHttpClientSettings(_Section):
 class AzureTokenProviderSettings(_Section):
     """Which tokens are asked for, and how early they are renewed."""
 
-    RefreshBeforeMinutes: Annotated[float, Field(ge=0)] | None = None
-    Scopes: Words | None = None
+    RefreshBeforeMinutes: Annotated[float, Field(ge=0)] = DEFAULT_REFRESH_SECONDS / 60
+    Scopes: Words = (DEFAULT_SCOPE,)
 
     _split_scopes = field_validator("Scopes", mode="before")(_split)
 
@@ -114,33 +127,42 @@ class AzureTokenProviderSettings(_Section):
 class SessionPoolSettings(_Section):
     """How many sessions are held at the same moment, and for how long an idle one lives."""
 
-    MaxConcurrentSessions: Count | None = None
-    SessionTimeoutMinutes: Positive | None = None
-    AcquireTimeoutSeconds: Positive | None = None
+    MaxConcurrentSessions: Count = DEFAULT_SESSIONS
+    SessionTimeoutMinutes: Positive = DEFAULT_SESSION_SECONDS / 60
+    AcquireTimeoutSeconds: Positive = DEFAULT_ACQUIRE_SECONDS
 
 
 class LimitsSettings(_Section):
-    """What one embedded session may use; see `sandbox/policy.py` for the defaults."""
+    """What one embedded session may use. Files are in memory, so `Limits` lowers what they may have to what the memory allows."""
 
-    MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] | None = None
-    DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
-    TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
-    Processes: Annotated[int, Field(ge=8, le=1 << 20)] | None = None
-    OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] | None = None
+    MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
+    DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
+    TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.temporary // MB
+    Processes: Annotated[int, Field(ge=8, le=1 << 20)] = _LIMITS.processes
+    OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] = _LIMITS.open_files
+    # Processors' worth of time.
     Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
-    CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] | None = None
-    OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] | None = None
-    History: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
-    Checkpoints: Annotated[int, Field(gt=0, le=1000)] | None = None
-    CheckpointMegabytes: Annotated[int, Field(gt=0, le=1 << 20)] | None = None
+    # Time by the clock, not of the processor: a cell that waits for a processor uses it up, one that waits for its host does not.
+    CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] = _LIMITS.cell_timeout
+    OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] = _LIMITS.output // KB
+    History: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.history
+    Checkpoints: Annotated[int, Field(gt=0, le=1000)] = _LIMITS.checkpoints
+    CheckpointMegabytes: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.checkpoint_files // MB
+
+    @model_validator(mode="after")
+    def _lower(self) -> Self:
+        given = Limits(memory=self.MemoryMegabytes * MB, disk=self.DiskMegabytes * MB, temporary=self.TemporaryMegabytes * MB)
+        self.__dict__.update(DiskMegabytes=given.disk // MB, TemporaryMegabytes=given.temporary // MB)  # frozen to its users only
+        return self
 
 
 class TogetherSettings(_Section):
-    """What all embedded sessions of this process may use together; see `sandbox/policy.py` for the defaults."""
+    """What all embedded sessions of this process may use together."""
 
-    MemoryShare: Annotated[float, Field(gt=0, le=1)] | None = None
-    Processes: Annotated[int, Field(ge=32, le=1 << 22)] | None = None
-    CpuWeight: Annotated[float, Field(gt=0, le=100)] | None = None
+    MemoryShare: Annotated[float, Field(gt=0, le=1)] = _TOGETHER.memory_share
+    Processes: Annotated[int, Field(ge=32, le=1 << 22)] = _TOGETHER.processes
+    # On each processor, against another process's 1; without control groups it is each session's.
+    CpuWeight: Annotated[float, Field(gt=0, le=100)] = _TOGETHER.cpu_weight
 
 
 class MountSettings(_Section):
@@ -152,12 +174,12 @@ class MountSettings(_Section):
 
 
 class PackagesSettings(_Section):
-    """Where packages that embedded sessions ask for come from, and where this host keeps them; see `sandbox/policy.py` for the defaults."""
+    """Where packages that embedded sessions ask for come from, and where this host keeps them."""
 
     IndexUrl: SecretStr | None = None  # it may hold a password; unset, the host's own configuration of pip says which index
     WheelFolder: str | None = None  # without an IndexUrl the only source: nothing is fetched from anywhere
-    CacheFolder: str | None = None
-    CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] | None = None
+    CacheFolder: str | None = Field(default_factory=lambda: PackageSource().folder or None)
+    CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = PackageSource().cache_size // MB
 
     @field_validator("IndexUrl")
     @classmethod
@@ -180,12 +202,12 @@ class SandboxSettings(_Section):
 
     Limits: LimitsSettings = LimitsSettings()
     Together: TogetherSettings = TogetherSettings()
-    Network: Words | None = None  # none, host, or the domains that are allowed
+    Network: Words = ("none",)  # none, host, or the domains that are allowed
     Mounts: tuple[MountSettings, ...] = ()
-    Preload: Words | None = None  # an empty list preloads nothing
-    Spares: Annotated[int, Field(ge=0, le=1000)] | None = None
+    Preload: Words | None = None  # None is numpy, pandas and matplotlib where they are installed; an empty list preloads nothing
+    Spares: Annotated[int, Field(ge=0, le=1000)] = _POLICY.spares
     Python: str | None = None
-    Isolation: Literal["full", "no-namespaces"] | None = None
+    Isolation: Literal["full", "no-namespaces"] = _POLICY.isolation
     Tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     Environment: str | None = None  # the name of one that `aca-sessions env create` made; in the place of Python
 
@@ -193,28 +215,28 @@ class SandboxSettings(_Section):
 
     @field_validator("Network")
     @classmethod
-    def _one_kind(cls, words: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        alone = words in (None, (), ("none",), ("host",))
-        if not alone and not all("." in word or word == "*" for word in words or ()):
+    def _one_kind(cls, words: tuple[str, ...]) -> tuple[str, ...]:
+        alone = words in (("none",), ("host",))
+        if not alone and not all("." in word or word == "*" for word in words):
             raise ValueError("is none, host, or a list of domains such as example.org and *.example.org")
-        return words
+        return words or ("none",)
 
 
 class McpSettings(_Section):
-    """What MCP clients may have; see `surfaces/mcp/options.py` for the defaults."""
+    """What MCP clients may have."""
 
-    SessionsPerClient: Count | None = None
-    Clients: Count | None = None
-    ClientIdleMinutes: Positive | None = None
-    KeepShared: bool | None = None
-    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] | None = None
+    SessionsPerClient: Count = 20
+    Clients: Count = 100  # connections over HTTP
+    ClientIdleMinutes: Positive = 30  # after so long without a request a client over HTTP counts as gone
+    KeepShared: bool = True  # sessions that were made to be shared outlive their maker, until they are idle for too long
+    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] = 64  # of what a client's sessions hand on through outputs/
 
 
 class AuditSettings(_Section):
     """What of embedded sessions is written down for their operator."""
 
     File: str | None = None  # none is written
-    Code: bool | None = None  # cells as they are; only their sizes otherwise
+    Code: bool = False  # cells as they are; only their sizes otherwise
 
 
 _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox", "Packages", "Mcp", "Audit")
@@ -229,32 +251,38 @@ class Settings(BaseSettings):
         case_sensitive=False,
         extra="forbid",
         frozen=True,
-        nested_model_default_partial_update=True,
     )
 
     SessionsHttpClient: SessionsHttpClientSettings = SessionsHttpClientSettings()
     AzureTokenProvider: AzureTokenProviderSettings = AzureTokenProviderSettings()
     SessionPool: SessionPoolSettings = SessionPoolSettings()
     Sandbox: SandboxSettings = SandboxSettings()
-    Packages: PackagesSettings = PackagesSettings()
+    Packages: PackagesSettings = Field(default_factory=PackagesSettings)
     Mcp: McpSettings = McpSettings()
     Audit: AuditSettings = AuditSettings()
     ContainerImage: str | None = None
 
-    # Accepted at the top as well, and moved to where they belong.
+    # Accepted at the top as well, moved to where they belong, and read back here.
     Endpoint: str | None = Field(None, exclude=True, repr=False)
     ApiKey: SecretStr | None = Field(None, exclude=True, repr=False)
-    MaxConcurrentSessions: int | None = Field(None, exclude=True, repr=False)
-    SessionTimeoutMinutes: float | None = Field(None, exclude=True, repr=False)
+    MaxConcurrentSessions: int = Field(DEFAULT_SESSIONS, exclude=True, repr=False)
+    SessionTimeoutMinutes: float = Field(DEFAULT_SESSION_SECONDS / 60, exclude=True, repr=False)
 
     def __init__(self, **values: Any) -> None:
         """Reads all sources; ConfigurationError names the key that is wrong."""
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError("; ".join(_told(problem) for problem in error.errors())) from None
+            sources = _sources(values, EnvSettingsSource(type(self))())
+            raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in error.errors())) from None
         except SettingsError as error:
             raise ConfigurationError(f"{SECTION}: a section in the environment is not JSON ({error})") from None
+
+    @model_validator(mode="after")
+    def _read_back(self) -> Self:
+        for flat, (section, key) in _FLAT.items():
+            self.__dict__[flat] = getattr(getattr(self, section), key)
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -270,8 +298,35 @@ class Settings(BaseSettings):
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
         environment = cast(EnvSettingsSource, env_settings)()
-        sources = [("arguments", given), ("environment", environment), *((str(path), _read(path)) for path in _paths())]
-        return tuple(InitSettingsSource(settings_cls, _into_sections(values, origin)) for origin, values in sources)
+        return tuple(InitSettingsSource(settings_cls, _into_sections(source)) for source in _sources(given, environment))
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Values from one place, and how messages name it."""
+
+    values: Mapping[str, Any]
+    name: str = ""
+    file: JsonFile | None = None
+
+    def depth(self, keys: Sequence[str | int]) -> int:
+        """Return how many of the keys lead to something here."""
+        value: Any = self.values
+        for number, key in enumerate(keys):
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):  # TypeError: it is no object and no list
+                return number
+        return len(keys)
+
+    def place_of(self, *keys: str | int) -> str:
+        """Return the beginning of a message about a key."""
+        return f"{self.name}, line {self.file.line_of([SECTION, *keys])}: " if self.file else self.name and f"{self.name}: "
+
+
+def _sources(given: Mapping[str, Any], environment: Mapping[str, Any]) -> list[_Source]:
+    """Return everything that settings are read from; the first has the last word."""
+    return [_Source(given), _Source(environment, "the environment"), *(_read(path) for path in _paths())]
 
 
 def _paths() -> Iterator[Path]:
@@ -285,24 +340,21 @@ def _paths() -> Iterator[Path]:
         yield Path("appsettings.json")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
-    section = content.get(SECTION, {}) if isinstance(content, dict) else None
+def _read(path: Path) -> _Source:
+    file = JsonFile.read(path)
+    section = file.content.get(SECTION, {}) if isinstance(file.content, dict) else None
     if not isinstance(section, dict):
-        raise ConfigurationError(f"{path}: {SECTION} is not an object of settings")
-    for key in content.keys() - {SECTION}:
+        raise ConfigurationError(f"{path}, line {file.line_of([SECTION])}: {SECTION} must be an object of settings")
+    for key in file.content.keys() - {SECTION}:
         if difflib.get_close_matches(key.lower(), [SECTION.lower()], cutoff=0.85):
-            raise ConfigurationError(f"{path}: {key} is no section: did you mean {SECTION}?")
-    return section
+            raise ConfigurationError(f"{path}, line {file.line_of([key])}: {key} is no section: did you mean {SECTION}?")
+    return _Source(section, str(path), file)
 
 
-def _into_sections(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    for key in values.keys() - Settings.model_fields.keys():
-        raise ConfigurationError(f"{SECTION}:{key} in the {origin} is no setting{suggestion(key, Settings.model_fields)}")
-    result = dict(values)
+def _into_sections(source: _Source) -> dict[str, Any]:
+    for key in source.values.keys() - Settings.model_fields.keys():
+        raise ConfigurationError(f"{source.place_of(key)}{SECTION}:{key} is no setting{suggestion(key, Settings.model_fields)}")
+    result = dict(source.values)
     for flat, (section, key) in _FLAT.items():
         value = result.pop(flat, None)
         if value is None:
@@ -311,9 +363,10 @@ def _into_sections(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
         if isinstance(own, BaseModel):
             own = own.model_dump(exclude_unset=True)
         if not isinstance(own, Mapping):
-            raise ConfigurationError(f"{SECTION}:{section} in the {origin} is not an object of settings")
-        if own.get(key, value) != value:
-            raise ConfigurationError(f"{SECTION}:{flat} and {SECTION}:{section}:{key} contradict each other in the {origin}: keep one")
+            raise ConfigurationError(f"{source.place_of(section)}{SECTION}:{section} must be an object of settings")
+        if own.get(key) not in (None, value):
+            message = f"{SECTION}:{flat} and {SECTION}:{section}:{key} contradict each other: keep one"
+            raise ConfigurationError(source.place_of(flat) + message)
         result[section] = {**own, key: value}
     return {key: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value for key, value in result.items()}
 
@@ -323,13 +376,20 @@ def _variables() -> dict[str, list[str]]:
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
-def _told(problem: ErrorDetails) -> str:
-    """What is wrong with a key. Its value is not repeated: it may be a secret."""
+def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
+    """Return where a key is wrong and why. Its value is not repeated: it may be a secret."""
     location = [str(part) for part in problem["loc"]]
-    key = ":".join([SECTION, *location])
+    key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
         return f"{key} is no setting{suggestion(location[-1], _keys_at(location[:-1]))}"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
+    """Return the beginning of a message about a key, which may have been given by its flat name."""
+    flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
+    found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
+    return found[0].place_of(*found[1])
 
 
 def _keys_at(location: list[str]) -> Iterable[str]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 _logger = logging.getLogger("aca_sessions")
 Result = TypeVar("Result")
@@ -53,11 +53,30 @@ class Tasks:
         return task
 
 
-async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
+async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
+    """Run a function in a worker thread, and return or raise once it has ended, even if the caller is cancelled.
+
+    If asyncio cancels a task that waits for anyio's `run_sync`, the task goes on at once and so does the thread. What both use must not be
+    closed then: the number of a descriptor would be the next one's.
+    """
+    running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
+    running.add_done_callback(_look_at)
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait({running})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return running.result()
+
+
+async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
     """What a worker thread makes; it goes on where its caller is cancelled, and what it makes for nobody is undone."""
     handover = _Handover(make, undo)
     try:
-        await to_thread.run_sync(handover.make)
+        await to_thread.run_sync(handover.make, limiter=limiter)
         return handover.take()
     except BaseException:
         handover.abandon()

@@ -78,9 +78,9 @@ def acquiring(session_id: str | None) -> Iterator[None]:
     _leases.add(1)
 
 
-def released() -> None:
-    """A lease ended."""
-    _leases.add(-1)
+def released(count: int = 1) -> None:
+    """Count leases that ended."""
+    _leases.add(-count)
 
 
 def executed(current: Span, result: CodeExecutionResult) -> None:

@@ -10,6 +10,7 @@ Fault = str | bytes
 ANSWERS = {
     "401": b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
     "429": b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 0.05\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+    "429 for long": b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 3600\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
     "500": b'HTTP/1.1 500 Error\r\ncontent-length: 37\r\nconnection: close\r\n\r\n{"error":{"code":"X","message":"bad"}}',
     "503": b"HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
     "html": b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 13\r\nconnection: close\r\n\r\n<h1>Hello</h1"[:-1] + b"1",

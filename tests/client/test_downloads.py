@@ -14,6 +14,8 @@ from aca_sessions import Session
 from aca_sessions.errors import InvalidArgumentError, NotFoundError, ServiceError
 from aca_sessions.surfaces.local_files import write_below
 
+from ..ports import KEY, QUERY, TARGET, cell, serving
+
 Content = TypeVar("Content")
 LARGE = 20 << 20  # more than two parts
 
@@ -171,3 +173,32 @@ while not os.path.exists("stop"):
     await session.upload_file("stop", b"")
     await execution.wait()
     assert len(await session.download_file("data")) == LARGE // 2
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [({}, True), ({"range": f"bytes=1-{64 << 20}"}, False), ({"if-match": "*"}, False)])
+async def test_a_large_file_that_changes_while_it_is_sent_does_not_pass_for_one_version(wanted: dict[str, str], kept: bool) -> None:
+    """Parts of a version end early; without a wish for one, all is sent, with a tag that matches no part."""
+    size = 64 << 20
+    async with serving() as (_, port):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+            await client.post("/executions", json=cell(f"open('z', 'wb').truncate({size}); import time; time.sleep(0.1)"))
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 12)
+            lines = "".join(f"{name}: {value}\r\n" for name, value in wanted.items())
+            writer.write(f"GET /files/z/content{TARGET}{lines}Connection: close\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert (b'etag: w/"' in head.lower()) == kept
+            await client.post("/executions", json=cell("open('z', 'r+b').write(b'new')"))
+        received = 0
+        while data := await reader.read(1 << 20):
+            received += len(data)
+        assert (received == size) == kept
+        writer.close()
+
+
+async def test_a_large_file_that_is_cut_short_while_it_is_sent_is_not_taken_for_whole() -> None:
+    async with serving() as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        await client.post("/executions", json=cell(f"open('z', 'wb').truncate({64 << 20})"))
+        async with client.stream("GET", "/files/z/content") as answer:
+            await client.post("/executions", json=cell("open('z', 'wb').truncate(5)"))
+            with pytest.raises(httpx.RemoteProtocolError):
+                await answer.aread()

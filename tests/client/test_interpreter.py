@@ -19,7 +19,7 @@ async def test_without_sanitizing_a_fence_is_a_syntax_error(interpreter: CodeInt
     assert result.error.name == "SyntaxError"
 
 
-@pytest.mark.parametrize("code", ["", "  \n", None, 3, b"1", "'\ud800'"])
+@pytest.mark.parametrize("code", [None, 3, b"1", "'\ud800'"])
 async def test_what_is_no_code_is_a_failed_result(interpreter: CodeInterpreter, code: object) -> None:
     result = await interpreter.execute("s1", code)  # type: ignore[arg-type]
     assert not result.success

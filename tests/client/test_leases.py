@@ -120,3 +120,23 @@ def test_infos_say_who_is_held() -> None:
     state.acquire("bob", woken([]))
     state.release("bob")
     assert {info.session_id: info.is_active for info in state.infos()} == {"alice": True, "bob": False}
+
+
+def test_a_terminated_session_frees_its_place_and_the_next_in_the_queue_gets_it() -> None:
+    state, order = leases(limit=1), []
+    first = state.acquire("alice", woken([]))
+    state.acquire("bob", woken(order))
+    assert state.terminate("alice") == ["alice"]
+    assert (order, state.release(first), state.leased) == ([Granted("bob")], [], 1)
+    assert [info.session_id for info in state.infos()] == ["bob"]
+
+
+def test_the_lease_of_a_terminated_session_does_not_end_one_of_the_session_that_has_its_name_now() -> None:
+    state = leases()
+    first = state.acquire("alice", woken([]))
+    state.terminate("alice")
+    second = state.acquire("alice", woken([]))
+    state.release(first)
+    assert state.is_held("alice")
+    state.release(second)
+    assert not state.is_held("alice")

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from aca_sessions import Session, SessionPool, open_pool, replay
-from aca_sessions.client import history, notebook
+from aca_sessions.client import notebook
 from aca_sessions.client.history import Deleted, History, Installed, Ran, Reset, Uploaded
 from aca_sessions.errors import InvalidArgumentError
 
@@ -44,6 +44,7 @@ async def again(pool: SessionPool, source: object) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.preloaded
 async def test_a_notebook_is_valid_and_comes_out_the_same_in_a_fresh_session(pool: SessionPool, session: Session, tmp_path: Path) -> None:
     written = await recorded(session, *STEADY)
     nbformat.validate(nbformat.from_dict(written))
@@ -56,7 +57,8 @@ async def test_a_notebook_is_valid_and_comes_out_the_same_in_a_fresh_session(poo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("endpoint", ["plain", "tls"])
+@pytest.mark.parametrize("endpoint", ["plain", pytest.param("tls", marks=pytest.mark.long)])
+@pytest.mark.preloaded
 async def test_a_notebook_goes_to_another_endpoint_and_back(pool: SessionPool, session: Session, endpoint: str, tmp_path: Path) -> None:
     there = await recorded(session, FIGURE, "figure = 1\nprint('out')", "[1, 2]", "1 / 0", "import warnings; warnings.warn('careful')")
     with settings_of(endpoint, tmp_path) as settings, pytest.MonkeyPatch.context() as patch:
@@ -96,6 +98,7 @@ async def test_what_differs_is_told(pool: SessionPool, session: Session, before:
 
 
 @pytest.mark.slow
+@pytest.mark.preloaded
 async def test_of_an_image_its_size_counts(pool: SessionPool, session: Session) -> None:
     await session.run("import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)); plt.plot([1, 2])")
     written = session.to_notebook()
@@ -144,11 +147,13 @@ async def test_cells_that_are_followed_are_in_the_history(session: Session) -> N
     assert [(cell.code, cell.result.output) for cell in session.history.cells] == [("print(1)", "1\n"), ("2", "2")]
 
 
-async def test_the_history_holds_what_ran_and_lets_go_of_the_oldest(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
-    monkeypatch.setattr(history, "_MOST_STEPS", 2)
-    for number in range(4):
-        await session.run(f"```python\n{number}\n```")
-    assert [cell.code for cell in session.history.cells] == ["2", "3"]
+async def test_the_history_holds_what_ran_and_lets_go_of_the_oldest(session: Session) -> None:
+    for number in range(999):
+        session.history.note(Ran(str(number)))
+    for code in ("first", "second", "third"):
+        await session.run(f"```python\n{code!r}\n```")
+    codes = [cell.code for cell in session.history.cells]
+    assert (len(codes), codes[0], codes[-3:]) == (1000, "2", ["'first'", "'second'", "'third'"])
     assert session.history.left_out == 2
     assert session.to_notebook()["metadata"]["aca_sessions"] == {"left_out": 2}
 

@@ -9,20 +9,22 @@ from aca_sessions import Session, SessionPool
 from aca_sessions.errors import ExecutionError
 
 pytestmark = pytest.mark.slow
-DIES_LATER = "x = 1; import threading, os; threading.Timer(0.1, os._exit, [1]).start()"
 
 
-async def test_a_loss_that_a_cell_of_ours_heard_of_is_told_with_the_next_of_the_users(session: Session) -> None:
-    await session.run(DIES_LATER)
-    await asyncio.sleep(0.5)
-    assert await session.variables() == []
-    assert str((await session.run("'x' in globals()")).state) == "lost: exit"
-    assert str((await session.run("1")).state) == "kept"
+@pytest.mark.parametrize("code", ["", " \n\t", "# nothing", "```python\n```"])
+async def test_an_empty_cell_succeeds_and_changes_nothing(session: Session, code: str) -> None:
+    await session.run("x = 20; x + 22")
+    result = await session.run(code)
+    assert (result.success, result.output, result.stderr, result.value, str(result.state)) == (True, "", "", None, "kept")
+    assert (await session.run("x, _")).text == "(20, 42)"
+    assert (await (await session.start(code)).wait()).success
 
 
 async def test_reset_ends_a_cell_that_does_not_end(session: Session) -> None:
-    endless = asyncio.create_task(session.run("print('on'); import signal; signal.pthread_sigmask(0, [2])\nwhile True: pass"))
-    await asyncio.sleep(0.3)
+    code = "import signal; signal.pthread_sigmask(0, [2])\nopen('begun', 'w')\nwhile True: pass"
+    endless = asyncio.create_task(session.run(code))
+    while not await session.list_files():
+        await asyncio.sleep(0.01)
     await session.reset()
     assert str((await endless).state) == "lost: reset"
     assert str((await session.run("1")).state) == "kept"

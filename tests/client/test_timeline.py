@@ -71,7 +71,7 @@ async def test_checkpoints_are_listed_and_named(begun: Session) -> None:
 
 
 async def test_the_oldest_go_first() -> None:
-    async with open_pool(policy=Policy(limits=Limits(checkpoints=2))) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(limits=Limits(checkpoints=2), preload=(), spares=0)) as pool, pool.session() as session:
         for name in ("a", "b", "c"):
             await session.checkpoint(name)
         assert [one.name for one in await session.checkpoints()] == ["b", "c"]
@@ -159,7 +159,7 @@ async def test_a_session_with_threads_cannot_be_kept(begun: Session) -> None:
 
 
 async def test_more_files_than_a_checkpoint_keeps_are_refused() -> None:
-    async with open_pool(policy=Policy(limits=Limits(checkpoint_files=1000))) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(limits=Limits(checkpoint_files=1000), preload=(), spares=0)) as pool, pool.session() as session:
         await session.run("open('big', 'wb').write(bytes(2000))")
         with pytest.raises(SnapshotError, match="the files have"):
             await session.checkpoint()
@@ -221,7 +221,7 @@ async def test_however_a_transactional_cell_ends_its_result_says_so(begun: Sessi
 
 @pytest.mark.slow
 async def test_memory_that_ran_out_leaves_no_trace_in_a_transaction() -> None:
-    async with open_pool(policy=Policy(limits=Limits(memory=200 << 20))) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(limits=Limits(memory=200 << 20), preload=(), spares=0)) as pool, pool.session() as session:
         await session.run("x = 1; open('a', 'w').write('one')")
         code = "import os\nheld = b'x' * (170 << 20)\nif os.fork() == 0:\n    more = b'x' * (120 << 20)\nos.wait()\nwhile True: pass"
         result = await session.run(f"{FAILING}{code}", timeout=5, transactional=True)
@@ -323,6 +323,7 @@ async def test_an_endpoint_without_time_travel_says_so() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 async def test_a_failing_transactional_cell_over_half_a_gigabyte_leaves_it_alone(session: Session) -> None:
     await session.run("import numpy, pandas\nframe = pandas.DataFrame({'a': numpy.ones(62_500_000)})")
     result = await session.run("frame['a'] = 0.0\nframe['b'] = 1.0\n1 / 0", transactional=True)
@@ -332,7 +333,7 @@ async def test_a_failing_transactional_cell_over_half_a_gigabyte_leaves_it_alone
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_nothing_is_left_of_checkpoints_and_branches() -> None:
-    async with open_pool(policy=Policy(spares=0)) as pool, pool.session() as session:
+    async with open_pool(policy=Policy(preload=(), spares=0)) as pool, pool.session() as session:
         await session.run("x = 1")
         await session.checkpoint()
         await session.rollback()

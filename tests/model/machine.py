@@ -20,6 +20,7 @@ from .reference import CHECKPOINTS
 # Another share of processes than other pools have makes it a fork server of its own.
 POLICY = Policy(preload=(), spares=0, together=Together(processes=29_000), limits=Limits(checkpoints=CHECKPOINTS))
 MOST_SESSIONS, MOST_HANDLES, MOST_PLACES = 6, 5, 3
+MOST_WORLDS = 100
 FLOOD = 55
 
 

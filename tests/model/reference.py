@@ -77,6 +77,12 @@ class World:
         if self.home == (0, 0):
             self.move()
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Equal for equal worlds."""
+        lists = (tuple(self.marks), tuple(self.log), frozenset(self.told.items()))
+        return (self.x, self.f, *lists, self.has_state, self.ran, self.root, self.moves, self.home)
+
     def move(self) -> None:
         """The next interpreter is a new one, with processes of its own."""
         self.moves += 1
@@ -162,7 +168,8 @@ class World:
 
     def die(self, cause: str, *, marks_too: bool = False) -> None:
         """The interpreter dies, and with it what processes of its home can reach: checkpoints are such."""
-        self.happen(variables="lost" if self.ran else "kept", processes="ended", cause=cause)
+        variables, processes = ("lost", "ended") if self.ran else ("kept", "kept")
+        self.happen(variables=variables, processes=processes, cause=cause)
         self.x, self.marks = None, [] if marks_too else self.marks
 
     def fall_back(self, cause: str) -> None:

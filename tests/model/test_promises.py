@@ -5,14 +5,16 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
+from ..conftest import mostly_long
 from .driver import play
 from .loop import ShuffledLoop
 from .machine import Machine
 from .programs import PROGRAMS, Program
 
-EXAMPLES = int(os.environ.get("ACA_TEST_EXAMPLES", "200"))
+MANY = int(os.environ.get("ACA_TEST_EXAMPLES", "2000"))
 
 
 class Games:
@@ -46,12 +48,14 @@ class Games:
         self._loop.close()
 
 
-def test_results_say_what_happened() -> None:
+@pytest.mark.timeout(0)  # with many examples it takes half an hour
+@pytest.mark.parametrize("examples", mostly_long([200, MANY], 200))
+def test_results_say_what_happened(examples: int) -> None:
     games = Games()
     with ExitStack() as stack:
         stack.callback(games.close)
 
-        @settings(max_examples=EXAMPLES, deadline=None, print_blob=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, deadline=None, print_blob=True, database=None, suppress_health_check=list(HealthCheck))
         @given(PROGRAMS)
         def played(program: Program) -> None:
             games.play(program)

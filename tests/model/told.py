@@ -55,27 +55,42 @@ def after_any_order(world: World, acts: list[Act]) -> Iterator[World]:
     """Yield the worlds after all orders of the acts, and all courses of each, that agree with what came of them."""
     for after, courses in _orders(world, acts):
         told = after.copy()
-        if all(_heard(told, act, courses[id(act)]) for act in acts):
+        if all(_heard(told, act, courses[act.number]) for act in acts):
             yield told
 
 
 _Courses = dict[int, Ran]
+_NOTHING = Shown("")
 
 
 def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
-    if not acts:
-        yield world, {}
-        return
-    for act in acts:
-        rest = [other for other in acts if other is not act]
-        for ran in _courses(world, act):
-            for after, courses in _orders(ran.world, rest):
-                yield after, {**courses, id(act): ran}
-        for reset in [other for other in rest if isinstance(other.step, Reset)] if not isinstance(act.step, Reset) else ():
-            for ran in _with_reset(world, act):
+    """Yield the worlds at the end of each order, and how each act went. What two orders have led to alike is followed once."""
+    seen: set[object] = set()
+    pending: list[tuple[World, list[Act], _Courses]] = [(world, acts, {})]
+    while pending:
+        world, acts, courses = pending.pop()
+        done = frozenset((number, ran.start, ran.end, ran.shown, ran.asked) for number, ran in courses.items())
+        here = (world.identity, done, len(acts))
+        if here in seen:
+            continue
+        seen.add(here)
+        if not acts:
+            yield world, courses
+        for act in acts:
+            rest = [other for other in acts if other is not act]
+            pending += [(ran.world, rest, {**courses, act.number: _heard_of(act, ran)}) for ran in _courses(world, act)]
+            for reset in [other for other in rest if isinstance(other.step, Reset)] if not isinstance(act.step, Reset) else ():
                 left = [other for other in rest if other is not reset]
-                for after, courses in _orders(ran.world, left):
-                    yield after, {**courses, id(act): ran, id(reset): ran}
+                for ran in _with_reset(world, act):
+                    both = {act.number: _heard_of(act, ran), reset.number: _heard_of(reset, ran)}
+                    pending.append((ran.world, left, {**courses, **both}))
+
+
+def _heard_of(act: Act, ran: Ran) -> Ran:
+    """Return of a course what its caller heard of; the rest makes no difference between two orders."""
+    asked = ran.asked if isinstance(act.step, Reset | Rollback) else None
+    start, end, shown = (ran.start, ran.end, ran.shown) if act.result is not None else (0, 0, _NOTHING)
+    return Ran(ran.world, start, end, shown, asked=asked)
 
 
 def _courses(world: World, act: Act) -> Iterator[Ran]:
@@ -143,12 +158,9 @@ def described(act: Act) -> str:
     return f"{act.number} {act.step} by {act.handle}: {came}"
 
 
-def distinct(worlds: list[World]) -> list[World]:
-    found: list[World] = []
-    for world in worlds:
-        if world not in found:
-            found.append(world)
-    return found
+def distinct(worlds: Iterable[World]) -> list[World]:
+    """Return each world once: there may be a hundred thousand orders of steps that were taken at the same time."""
+    return [*{world.identity: world for world in worlds}.values()]
 
 
 def key(taken: Taken) -> str:

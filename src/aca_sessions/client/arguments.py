@@ -118,8 +118,6 @@ def refusal(code: object) -> CodeError | None:
     """Why something cannot be a cell, if it cannot. A model may have sent it, so this is a result and no exception."""
     if not isinstance(code, str):
         return CodeError("TypeError", f"code is a {type(code).__name__}, not a string: send the Python source text")
-    if not code.strip():
-        return CodeError("ValueError", "the code is empty: send at least one statement")
     if not _is_well_formed(code):
         return CodeError("ValueError", "the code is not well-formed Unicode: it holds a lone surrogate")
     return None

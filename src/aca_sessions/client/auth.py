@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
 
 DEFAULT_SCOPE = "https://dynamicsessions.io/.default"
+DEFAULT_REFRESH_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class AzureTokenProvider:
         credential: "TokenCredential | AsyncTokenCredential",
         *,
         scopes: Sequence[str] = (DEFAULT_SCOPE,),
-        refresh_before: float = 300.0,
+        refresh_before: float = DEFAULT_REFRESH_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Asks the credential for tokens; whoever made it closes it."""

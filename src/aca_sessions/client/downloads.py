@@ -47,11 +47,11 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
 
 
 async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
-    first = await read(0 if ranged else None, None)
+    first = await _unless_changed(read, 0 if ranged else None, None)
     yield 0, first.data
     done = len(first.data)
     if done < first.size and first.version is None:
-        yield 0, (await read(None, None)).data  # nothing would show that the next part is of another version
+        yield 0, (await _unless_changed(read, None, None)).data  # nothing would show that the next part is of another version
         return
     while done < first.size:
         part = await _next(read, done, first)
@@ -62,12 +62,17 @@ async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, byt
 async def _next(read: Read, offset: int, first: Part) -> Part:
     if first.version is None or first.version.startswith("W/"):
         raise _ChangedError  # a weak tag: code was at work on it, and no later part can match it
+    part = await _unless_changed(read, offset, first.version)
+    if not part.data or (part.version, part.size) != (first.version, first.size):
+        raise _ChangedError
+    return part
+
+
+async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
+    """Read a part. In process a server that breaks an answer off raises here."""
     try:
-        part = await read(offset, first.version)
+        return await read(offset, version)
     except ServiceError as error:
         if error.status_code in _CHANGED:
             raise _ChangedError from None
         raise
-    if not part.data or (part.version, part.size) != (first.version, first.size):
-        raise _ChangedError
-    return part

@@ -41,7 +41,7 @@ class Executions:
         """Run a cell and return its result, for a caller at a position of the ledger. Cancelling the call interrupts the cell."""
         caller = caller or Delivered()
         id = str(uuid.uuid4())
-        call = self._checked(replace(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS))
+        call = self._checked(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS)
         try:
             record = await self._send(session_id, id, call, caller)
             while record.result is None:
@@ -49,13 +49,13 @@ class Executions:
         except asyncio.CancelledError:
             await self.cancel_quietly(self.followed(session_id, id, caller))
             raise
-        return replace(record.result, session_id=session_id)
+        return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
         """Start a cell that runs by itself and return its execution. NotSupportedError is raised if the endpoint has no events."""
         id = str(uuid.uuid4())
         try:
-            record = await self._send(session_id, id, self._checked(replace(call, asynchronous=True)), caller)
+            record = await self._send(session_id, id, self._checked(call, asynchronous=True), caller)
         except asyncio.CancelledError:
             await self.cancel_quietly(self.followed(session_id, id, caller))
             raise
@@ -89,10 +89,10 @@ class Executions:
         """Wait for requests that are on their way."""
         await self._tasks.finish()
 
-    def _checked(self, call: ExecutionCall) -> ExecutionCall:
-        if call.asynchronous and not self._dialect.HAS_EXECUTIONS:
+    def _checked(self, call: ExecutionCall, *, asynchronous: bool) -> ExecutionCall:
+        if asynchronous and not self._dialect.HAS_EXECUTIONS:
             raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
-        return replace(call, output_limit=_OUTPUT_LIMIT)
+        return replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered) -> Record:
         """Send a cell, once. A cell that may have run is never sent again: after a lost answer, ask the service for its execution."""

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import IO, Self, TypeVar
+from urllib.parse import urlencode
 
 import httpx
 
 from ..contract import extensions, flat
-from ..contract.records import API_VERSION, decode_problem
+from ..contract.records import API_VERSION, TOO_MANY_STARTING, decode_problem, retry_after
 from ..errors import NotSupportedError, ServiceUnavailableError
 from ..owner import Owner
 from .arguments import checked_session_id
@@ -19,6 +20,7 @@ _CONNECTS = 3  # an address where nobody answers is wrong, or down for longer th
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
 Seen = Callable[[str, str], None]
+DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.0, 60.0, 10.0
 
 
 class SessionsHttpClient:
@@ -29,13 +31,14 @@ class SessionsHttpClient:
         client: httpx.AsyncClient,
         *,
         api_version: str = API_VERSION,
-        connect_timeout: float = 10.0,
-        request_timeout: float = 60.0,
-        patience: float = 10.0,
+        connect_timeout: float = DEFAULT_CONNECT_SECONDS,
+        request_timeout: float = DEFAULT_REQUEST_SECONDS,
+        patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
         """Takes over an httpx client whose base URL is the endpoint."""
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
+        self._base = str(client.base_url).rstrip("/") + "/"
         self._owner = Owner("the connection to this endpoint")
         self._connect_timeout = connect_timeout
         self._request_timeout = request_timeout
@@ -63,9 +66,10 @@ class SessionsHttpClient:
         params = {"api-version": self.api_version, **(query or {})}
         if identifier is not None:
             params["identifier"] = checked_session_id(identifier)
+        url = f"{self._base}{path}?{urlencode(params)}"  # httpx parses a relative one, or one with `params`, two times more
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
-        request = self._client.build_request(method, path, params=params, headers=headers, json=json, files=files, timeout=limits)
+        request = self._client.build_request(method, url, headers=headers, json=json, files=files, timeout=limits)
         response = await self._patiently(request)
         if response.is_success or extensions.OFFER_HEADER in response.headers:
             self._offered = _offered(response)  # an error page of a proxy says nothing of what is behind it
@@ -87,7 +91,7 @@ class SessionsHttpClient:
                 if not may or (wait := patience.wait(None)) is None:
                     raise
             else:
-                if not _is_refused_for_now(request, response) or (wait := patience.wait(_retry_after(response))) is None:
+                if not _is_refused_for_now(request, response) or (wait := patience.wait(retry_after(response.headers))) is None:
                     return response
             await asyncio.sleep(wait)
 
@@ -150,15 +154,13 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 
 
 def _is_refused_for_now(request: httpx.Request, response: httpx.Response) -> bool:
-    """429 refuses before anything is begun. 503 and a gateway's 502 and 504 say nothing of that, so only reads are repeated."""
-    return response.status_code == 429 or (request.method == "GET" and response.status_code in (502, 503, 504))
+    """Return whether the service did not begin on a request, or whether it was a read.
 
-
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
+    429 says so, and of our server's 503 the one for a queue of new sessions. A gateway's 502, 503 and 504 do not: only reads are repeated.
+    """
+    if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
+        return True
+    return request.method == "GET" and response.status_code in (502, 503, 504)
 
 
 def _json(response: httpx.Response) -> object:

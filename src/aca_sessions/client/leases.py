@@ -24,9 +24,10 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease."""
+    """A lease. It ends with its session: one that begins later under the same name is another's."""
 
     session_id: str
+    held: _Held | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -59,10 +60,22 @@ class Leases:
         """How many callers wait."""
         return len(self._waiting)
 
+    def leases_of(self, session_id: str) -> int:
+        """Return how many leases the session of this name has."""
+        held = self._sessions.get(session_id)
+        return held.leases if held else 0
+
     def is_held(self, session_id: str | None) -> bool:
-        """Whether anybody holds a session of this name."""
-        held = self._sessions.get(session_id) if session_id is not None else None
-        return held is not None and held.leases > 0
+        """Return whether the session of this name is leased."""
+        return session_id is not None and self.leases_of(session_id) > 0
+
+    def knows(self, session_id: str) -> bool:
+        """Return whether a session of this name is kept, leased or not."""
+        return session_id in self._sessions
+
+    def has_ended(self, lease: Granted) -> bool:
+        """Return whether the session of a lease was terminated."""
+        return self._sessions.get(lease.session_id) is not lease.held
 
     def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
         """A lease, or a place in the queue. Nobody overtakes, except into a session that is held already."""
@@ -75,15 +88,16 @@ class Leases:
     def give_up(self, waiter: Waiter) -> list[str]:
         """Takes a waiter out of the queue; one that was granted a lease in the meantime gives it back."""
         if waiter.granted is not None:
-            return self.release(waiter.granted.session_id)
+            return self.release(waiter.granted)
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         return []
 
-    def release(self, session_id: str) -> list[str]:
-        """Ends one lease. An anonymous session ends with it: its state reaches nobody else."""
+    def release(self, lease: Granted | str) -> list[str]:
+        """End a lease, or one of the leases of a name. An anonymous session ends with it: its state reaches nobody else."""
+        session_id = lease if isinstance(lease, str) else lease.session_id
         held = self._sessions.get(session_id)
-        if held is None or held.leases == 0:
+        if held is None or held.leases == 0 or (isinstance(lease, Granted) and self.has_ended(lease)):
             return []
         held.leases -= 1
         held.last_used = self._clock()
@@ -96,12 +110,10 @@ class Leases:
         return ended
 
     def terminate(self, session_id: str) -> list[str]:
-        """Ends a session whoever holds it; what they hold is a fresh one from now on."""
-        held = self._sessions.get(session_id)
-        if held is None:
+        """End a session and all leases of it."""
+        if self._sessions.pop(session_id, None) is None:
             return []
-        if held.leases == 0:
-            del self._sessions[session_id]
+        self._serve_queue()
         return [session_id]
 
     def expire(self) -> list[str]:
@@ -140,7 +152,7 @@ class Leases:
         held.leases += 1
         held.last_used = now
         held.leased_since = held.leased_since or now
-        return Granted(name)
+        return Granted(name, held)
 
     def _serve_queue(self) -> None:
         for waiter in [*self._waiting]:

@@ -1,14 +1,29 @@
 """Where in the user's program something was made, for the warning that it was never closed."""
 
 import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 _OURS = str(Path(__file__).parents[1])
 
 
-def caller() -> str:
-    """File and line of the innermost frame that is neither ours nor the standard library's context managers."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the user's program."""
+
+    file: str
+    number: int
+
+    def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
+        """Warn at this line, which made what was forgotten. A stack level cannot name it: it left the stack long before."""
+        message = f"{what} made at {self.file}:{self.number} was never closed: use '{remedy}'"
+        warnings.warn_explicit(message, ResourceWarning, self.file, self.number, source=source)
+
+
+def caller() -> Line:
+    """Return the innermost line that is neither ours nor the standard library's context managers."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_filename.endswith("contextlib.py")):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return Line(frame.f_code.co_filename, frame.f_lineno)

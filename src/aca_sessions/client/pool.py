@@ -5,7 +5,6 @@ This is not the server's hosting, which maps identifiers to processes. `leases` 
 
 import asyncio
 import contextlib
-import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -70,14 +69,17 @@ class SessionPool:
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
         """Lease a session for the block. A named one is the same next time, an anonymous one ends with the block."""
-        session = await self.get_or_create(session_id)
+        lease = await self._lease(session_id)
         try:
-            yield session
+            yield Session(self._interpreter, lease.session_id)
         finally:
-            await self.release(session.session_id)
+            await self._give_back(lease)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
         """Lease a session until it is released. Wait if as many as allowed are leased."""
+        return Session(self._interpreter, (await self._lease(session_id)).session_id)
+
+    async def _lease(self, session_id: str | None) -> Granted:
         self._check_usable()
         if session_id is not None:
             checked_session_id(session_id)
@@ -87,10 +89,10 @@ class SessionPool:
         try:
             await self._wait_for_earlier_life(granted.session_id)
         except BaseException:
-            self._end(self._leases.release(granted.session_id))
+            self._end(self._leases.release(granted))
             raise
         self._tell("leased", granted.session_id)
-        return Session(self._interpreter, granted.session_id)
+        return granted
 
     async def release(self, session_id: str) -> None:
         """Give a session back. An anonymous one ends, and its state with it. In a forked process this does nothing."""
@@ -101,13 +103,26 @@ class SessionPool:
             self._tell("released", session_id)
         await self._finish(self._end(self._leases.release(session_id)))
 
+    async def _give_back(self, lease: Granted) -> None:
+        """Release a lease. If its session was terminated, end what its holder began under the name since, unless it is another's by now."""
+        if not self._owner.is_here or not self._leases.has_ended(lease):
+            await self.release(lease.session_id)
+        elif not self._closed and not self._leases.knows(lease.session_id):
+            await self._finish(self._end([lease.session_id]))
+
     async def terminate(self, session_id: str) -> None:
-        """End a session at once, even one that is leased. A caller that still uses it reads `lost: terminated` in its next result."""
+        """End a session at once and free its place, even if it is leased.
+
+        A caller that still uses it reads `lost: terminated` in its next result, and has a new session, which the pool does not count and
+        which ends with the caller's block.
+        """
         self._check_loop()
-        ended = self._leases.terminate(session_id)
-        for name in ended:
+        leases = self._leases.leases_of(session_id)
+        for name in self._leases.terminate(session_id):
+            telemetry.released(leases)
             self._tell("terminated", name)
-        await self._finish(self._end(ended))
+        # Also if the pool does not know the name: a caller whose lease was terminated may have started the session again.
+        await self._finish(self._end([session_id]))
 
     def active(self) -> list[SessionInfo]:
         """Return all sessions that the pool keeps alive. Those with `is_active` are leased now."""
@@ -139,9 +154,7 @@ class SessionPool:
 
     def __del__(self) -> None:
         if self._expiring is not None and not self._closed and self._owner.is_here:
-            warnings.warn(
-                f"{self!r} made at {self._made_at} was never closed: use 'async with'", ResourceWarning, source=self, stacklevel=2
-            )
+            self._made_at.warn_unclosed(repr(self), "async with", source=self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -186,7 +199,7 @@ class SessionPool:
 
     def _end(self, session_ids: Collection[str], *, expired: bool = False) -> list["asyncio.Task[None]"]:
         for session_id in session_ids:
-            self._ending[session_id] = task = self._tasks.start(self._delete(session_id, expired=expired))
+            self._ending[session_id] = task = self._tasks.start(_delete(self._interpreter, session_id, expired=expired))
             task.add_done_callback(lambda done, name=session_id: self._ended(name, done))  # type: ignore[misc]
         return [self._ending[session_id] for session_id in session_ids]
 
@@ -203,11 +216,6 @@ class SessionPool:
         """Wait for endings, which continue if the caller is cancelled meanwhile."""
         if endings:
             await asyncio.wait(endings)
-
-    async def _delete(self, session_id: str, *, expired: bool) -> None:
-        """End a session. One that was never used does not exist at the service; one that cannot be ended expires there by itself."""
-        with contextlib.suppress(ACASessionsError):
-            await self._interpreter.delete_session(session_id, expired=expired)
 
     def _check_usable(self) -> None:
         self._owner.check()
@@ -228,6 +236,15 @@ class SessionPool:
         for name in expired:
             self._tell("expired", name)
         self._end(expired, expired=True)
+
+
+async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
+    """End a session. One that was never used does not exist at the service; one that cannot be ended expires there by itself.
+
+    No method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten pool must not wait.
+    """
+    with contextlib.suppress(ACASessionsError):
+        await interpreter.delete_session(session_id, expired=expired)
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:

@@ -23,7 +23,7 @@ from .session import Session
 
 _VARYING = (
     (re.compile(r"\b0x[0-9a-fA-F]{6,16}\b"), "0x…"),
-    (re.compile(r"<ipython-input-\d+-[0-9a-f]+>|\bCell In ?\[\d+\]"), "<cell>"),
+    (re.compile(r"<ipython-input-\d+-[0-9a-f]+>|<Cell In\[\d+\](?:, \d+)?>|\bCell In ?\[\d+\]"), "<cell>"),
 )
 _IMAGES = ("image/png", "image/jpeg", "image/svg+xml", "image/gif")
 _SHOWN = 60

@@ -1,29 +1,66 @@
-"""Takes code out of Markdown, and does nothing else to it: code without a fence around the whole is not touched."""
+"""Takes code out of Markdown, and does nothing else to it: code without a fence is not touched."""
 
+import ast
 import re
 import textwrap
 
 # Possessive, and the end is found from the end: a model chooses this text, so it must never be scanned more than once.
 _OPENING = re.compile(r"\s*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+[\w+.-]*+[ \t]*+\n")
 _QUOTED = re.compile(r"\A\s*+`(?P<code>[^`\n]++)`\s*+\Z")
+# No line of Python, unless it is in a string of several lines. (A line of tildes may be one: it inverts what follows.)
+_FENCE = re.compile(r"^[ \t]*+`{3,}+[ \t]*+(?P<language>[\w+.-]*+)[ \t]*+$", re.MULTILINE)
+_LANGUAGE_LINE = re.compile(r"\s*+(?:python3?|py)[ \t]*+\n(?=(?:[ \t]*+(?:#[^\n]*+)?\n)*+[ \t]*+[^\s#\\])", re.IGNORECASE)
+_CELL_MAGIC = re.compile(r"\s*+%%")
 _MARK = "\ufeff"
+_MOST_PROSE = 2000  # characters that are parsed to see that they are no code: so few cannot exhaust Python's parser
 
 
 def sanitize(code: str) -> str:
-    """Return the code that a model meant: without a fence or backticks around the whole, a byte order mark and Windows line ends."""
+    """Return the code that a model meant: out of a Markdown fence or backticks, without a byte order mark and Windows line ends.
+
+    A first line that only names the language is dropped if a statement follows: as Python it has no effect. Text around a fence is
+    dropped if it is no code. Text with several fences, and one in which a fence may be in a string, is left as it is.
+    """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
     fenced = _fenced(text)
     if fenced is not None:
         return textwrap.dedent(fenced)
-    quoted = _QUOTED.match(text)
-    return quoted["code"] if quoted else text
+    if quoted := _QUOTED.match(text):
+        return quoted["code"]
+    named = _LANGUAGE_LINE.match(text)
+    return text[named.end() :] if named else text
 
 
 def _fenced(text: str) -> str | None:
-    """Return what is between an opening fence and the same one at the end, or None."""
+    """Return what is in the one fence of a text, or None."""
     opening = _OPENING.match(text)
-    rest = text[opening.end() :].rstrip() if opening else ""
-    if opening is None or not rest.endswith(opening["fence"]):
+    if opening is not None:
+        rest, fence = text[opening.end() :].rstrip(), opening["fence"]
+        # Python may begin with three tildes, and end with them in a comment. It has no backticks, and no line of tildes alone at its end.
+        if rest.endswith(fence) and (fence[0] == "`" or rest.rpartition("\n")[2].strip() == fence):
+            return rest.removesuffix(fence).rstrip(" \t").removesuffix("\n")
+    return _in_prose(text)
+
+
+def _in_prose(text: str) -> str | None:
+    """Return what is between a fence and the next one, or the end, if all around it is prose."""
+    fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
+    if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
         return None
-    return rest.removesuffix(opening["fence"]).rstrip(" \t").removesuffix("\n")
+    before, end = text[: fences[0].start()], fences[1] if len(fences) > 1 else None
+    after = text[end.end() :] if end else ""
+    if '"""' in before or "'''" in before or _is_code(before) or _is_code(after) or len(text) == fences[0].end():
+        return None
+    return text[fences[0].end() + 1 : end.start() if end else None].removesuffix("\n")
+
+
+def _is_code(text: str) -> bool:
+    """Return whether a text holds statements that do something. A single word is prose, and so is what cannot be parsed."""
+    if len(text) > _MOST_PROSE:
+        return True
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Name)) for one in statements)
