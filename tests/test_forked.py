@@ -6,13 +6,14 @@ import sys
 import pytest
 
 HEAD = """
-import asyncio, gc, multiprocessing, os, sys
+import asyncio, gc, multiprocessing, os, sys, warnings
 import httpx
 from aca_sessions import InteractiveSession, Policy, open_pool, open_server
 from aca_sessions.errors import ForkedProcessError
 
 POLICY = Policy(preload=(), spares=0)
 FORK = multiprocessing.get_context("fork")
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # from 3.12 on: it is what is tested here
 
 def refused(*uses):
     for use in uses:

@@ -46,11 +46,13 @@ class Browser:
 
     def send(self, method: str, session: str | None = None, **parameters: object) -> dict[str, Any]:
         """The answer to a command."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
-        os.write(self._writing, json.dumps(message).encode() + b"\0")
-        while (answer := self._received()).get("id") != self._number:
-            self.events.append(answer)
+        self._write(method, session, **parameters)
+        number = self._number
+        while (answer := self._received()).get("id") != number:
+            if "method" in answer:
+                self.events.append(answer)
+            if answer.get("method") == "Page.javascriptDialogOpening":  # until it is closed, the page answers nothing
+                self._write("Page.handleJavaScriptDialog", answer["sessionId"], accept=True)
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
@@ -64,6 +66,11 @@ class Browser:
         page.size(**({"width": 1280, "height": 800} | device))
         page.go(address)
         return page
+
+    def _write(self, method: str, session: str | None, **parameters: object) -> None:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        os.write(self._writing, json.dumps(message).encode() + b"\0")
 
     def _received(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:

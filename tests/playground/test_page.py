@@ -12,22 +12,12 @@ from ..surfaces.test_cli import Server
 from .browser import Browser
 from .conftest import KEY, Playground, opened
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 _CHART = """chart = cities.plot.barh("city", "people", legend=False, figsize=(7.4, 2))
 chart.set_title("People, in thousands", fontsize=11)
 chart.spines[["top", "right"]].set_visible(False)"""
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('people')\nplt.show()"
 UNTIL_GO = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go.txt'): time.sleep(0.02)\nprint('gone on')"
-
-
-def test_a_cell_that_plots_shows_its_figure(playground: Playground) -> None:
-    playground.run(PLOT)
-    source, width, described = playground.page.wait(
-        "(() => { const one = document.querySelector('.cell img'); return one?.naturalWidth && [one.src, one.naturalWidth, one.alt]; })()"
-    )
-    assert source.startswith("data:image/png;base64,")
-    assert (width > 300, described) == (True, "Figure people")
-    assert playground.state() == "kept"
 
 
 def test_output_appears_while_the_cell_runs_and_a_dropped_file_reaches_it(playground: Playground, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from aca_sessions.contract.versions import VERSIONS
 
 from .cluster import Cluster, Member, needs_nginx
 
-pytestmark = [pytest.mark.slow, needs_nginx]
+pytestmark = [pytest.mark.slow, pytest.mark.long, needs_nginx]
 SESSIONS = 200
 AT_ONCE = 24
 BEGUN = "import time; open('/mnt/data/begun', 'w').write('1'); "

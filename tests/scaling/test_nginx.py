@@ -1,6 +1,6 @@
 """Three servers behind nginx are one: what goes through it, and what does not."""
 
-import re
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote
 
@@ -8,13 +8,15 @@ import httpx
 import pytest
 
 from aca_sessions import CodeInterpreter, Session, open_interpreter
-from aca_sessions.contract.records import MAX_ASYNCHRONOUS_SECONDS
+from aca_sessions.contract.records import TOO_MANY_STARTING
 from aca_sessions.errors import ServiceError
 from aca_sessions.hosting import Hosting
 
-from .cluster import CONFIGURATION, KEY, Cluster, Member, needs_nginx
+from ..conftest import descendants
+from ..server.test_openings import stopped
+from .cluster import KEY, Cluster, Member, needs_nginx
 
-pytestmark = [pytest.mark.slow, needs_nginx]
+pytestmark = [pytest.mark.slow, pytest.mark.long, needs_nginx]
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 QUERY = "api-version=2025-10-02-preview"
 CELL = {"codeInputType": "Inline", "executionType": "Synchronous", "code": "6 * 7"}
@@ -63,23 +65,6 @@ async def test_a_spelling_reaches_the_session_that_another_one_began(client: htt
     assert (began.status_code, found.json()["result"]["executionResult"]) == (200, 42)
 
 
-def test_both_lists_of_servers_are_the_same() -> None:
-    lists = re.findall(r"upstream (?:sessions|elsewhere) \{(.*?)\}", CONFIGURATION.read_text(), re.DOTALL)
-    first, second = [re.findall(r"server (\S+) ", listed) for listed in lists]
-    assert first == second != []
-
-
-async def test_a_whole_session_works_through_it(interpreter: CodeInterpreter) -> None:
-    session = Session(interpreter, "whole session/1")
-    await session.upload_file("folder/a b.csv", b"n\n1\n2\n")
-    assert (await session.run("import os; os.listdir('/mnt/data/folder')")).text == "['a b.csv']"
-    assert await session.download_file("folder/a b.csv") == b"n\n1\n2\n"
-    checkpoint = await session.checkpoint()
-    await session.run("x = 1")
-    await session.rollback(checkpoint)
-    assert (await session.run("'x' in globals()")).value is False
-
-
 async def test_output_comes_while_a_cell_runs_and_questions_are_answered(interpreter: CodeInterpreter) -> None:
     code = "print('begun', flush=True); name = input('who? '); print('hello', name)"
     events = [event async for event in Session(interpreter, "live").stream(code, on_input=lambda _: "Ada")]
@@ -104,12 +89,6 @@ async def test_the_largest_file_is_taken_and_a_larger_one_refused(interpreter: C
     assert (await interpreter.execute("files", "import os; os.path.getsize('/mnt/data/large.bin')")).value == most
     with pytest.raises(ServiceError, match="413"):
         await interpreter.upload_file("files", "larger.bin", b"x" * (most + (1 << 17)))
-
-
-def test_it_waits_as_long_as_a_cell_may_run() -> None:
-    unit = {"s": 1, "m": 60, "h": 3600}
-    value = re.search(r"proxy_read_timeout (\d+)([smh]);", CONFIGURATION.read_text())
-    assert int(value[1]) * unit[value[2]] >= MAX_ASYNCHRONOUS_SECONDS
 
 
 async def test_a_cell_that_outlasts_the_proxys_patience_is_asked_for_and_its_server_stays_in_use(cluster: Cluster) -> None:
@@ -198,3 +177,20 @@ async def test_no_log_holds_an_identifier_or_a_file(cluster: Cluster, interprete
     cluster.reload()
     assert "502" in cluster.logs()
     assert "secret" not in cluster.logs()
+
+
+async def test_a_server_with_too_many_sessions_to_start_keeps_its_own(cluster: Cluster) -> None:
+    member, *others = cluster.members
+    names = cluster.of(member, Hosting().max_starting + 1, "starting")
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=cluster.endpoint, headers=AUTHORIZED, timeout=60, limits=limits) as client:
+        with stopped(descendants(member.process.pid)):
+            pending = [asyncio.create_task(client.post(f"/executions?{QUERY}&identifier={name}", json=CELL)) for name in names]
+            async with asyncio.timeout(60):
+                refused = await next(asyncio.as_completed(pending))
+        answers = await asyncio.gather(*pending)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json()["error"]["code"] == refused.headers["x-ms-error-code"] == TOO_MANY_STARTING
+    assert sum(answer.status_code == 200 for answer in answers) == len(names) - 1
+    for other in others:
+        assert not {*names} & await other.names()

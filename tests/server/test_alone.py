@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import open_pool, open_server
-from aca_sessions.errors import ConfigurationError
 
 from ..conftest import aca_sessions
 
@@ -50,14 +49,23 @@ def test_uvicorn_with_several_workers_is_told(tmp_path: Path) -> None:
     assert "--workers asks for 2 workers, and each would have sessions of its own" in said
 
 
-@pytest.mark.parametrize(
-    "command", [["/usr/bin/gunicorn", "-w", "4", "mine:app"], ["/usr/bin/gunicorn", "--workers=4"], ["gunicorn", "-w4"]]
-)
-async def test_gunicorn_with_several_workers_is_told(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(ConfigurationError, match="--workers asks for 4 workers"):
-        async with open_server():
-            pass
+OPEN = """
+import asyncio
+from aca_sessions import open_server
+async def main():
+    async with open_server():
+        pass
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["-w", "4", "mine:app"], ["--workers=4"], ["-w4"]])
+def test_gunicorn_with_several_workers_is_told(tmp_path: Path, arguments: list[str]) -> None:
+    program = tmp_path / "gunicorn"
+    program.write_text(OPEN)
+    run = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, check=False)
+    assert "ConfigurationError: --workers asks for 4 workers" in run.stderr
 
 
 @pytest.mark.parametrize("count", ["1", "", "many"])

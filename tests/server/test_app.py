@@ -1,6 +1,7 @@
 """The service over HTTP: Azure's routes and shapes, and every kind of bad request."""
 
 import asyncio
+import re
 
 import httpx
 import pytest
@@ -102,9 +103,27 @@ async def test_deleting_a_session_ends_its_running_cell(http: httpx.AsyncClient)
     assert (await run(http, "1"))["result"]["executionResult"] == 1
 
 
+@pytest.mark.parametrize("code", ["", " ", "\n\n", "# nothing"])
+@pytest.mark.parametrize("plain", [False, True])
+async def test_an_empty_cell_succeeds_in_every_dialect(code: str, plain: bool) -> None:
+    """AutoGen's executor sends one after `restart()`."""
+    answers = []
+    async with open_server(hosting=Hosting(plain=plain)) as app:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", params={"identifier": "test"}) as http:
+            for version, path, properties in (
+                ("2025-10-02-preview", "executions", {"code": code}),
+                ("2024-02-02-preview", "code/execute", {"properties": {"code": code}}),
+                ("2024-02-02-preview", "python/execute", {"properties": {"pythonCode": code}}),
+            ):
+                response = await http.post(f"/{path}", json=properties, params={"api-version": version})
+                body = response.json()
+                answers.append((response.status_code, body.get("properties", body)["status"]))
+    assert answers == [(200, "Succeeded"), (200, "Success"), (200, "Success")]
+
+
 BAD_BODIES = [
-    b"", b"{", b"[]", b"null", b"3", b'"code"', b"{}", b"[" * 100_000, b"\xff\xfe",
-    b'{"code": ""}', b'{"code": "   "}', b'{"code": 3}', b'{"code": null}', b'{"code": ["1"]}', b'{"code": "\\ud800"}',
+    b"{}", b'{"code": 3}', b'{"code": null}', b'{"code": ["1"]}', b'{"code": "\\ud800"}',
     b'{"code": "1", "executionType": "Sometimes"}', b'{"code": "1", "executionType": 3}',
     b'{"code": "1", "timeoutInSeconds": 0}', b'{"code": "1", "timeoutInSeconds": 221}', b'{"code": "1", "timeoutInSeconds": "9"}',
     b'{"code": "1", "timeoutInSeconds": true}', b'{"code": "1", "timeoutInSeconds": NaN}', b'{"code": "1", "outputStreamsMaxLength": -1}',
@@ -208,7 +227,45 @@ async def test_a_server_whose_sessions_all_run_is_full() -> None:
         await asyncio.sleep(0.2)
         response = await http.post("/executions", json=CODE, params={"identifier": "b"})
         assert (response.status_code, response.json()["code"]) == (429, "SessionsCountExceedsLimit")
+        assert response.headers["retry-after"] == "1"
         await running
+
+
+async def test_a_plain_server_that_is_full_ends_nobodys_session() -> None:
+    async with open_server(hosting=Hosting(max_sessions=1, plain=True)) as app, client(app) as http:
+        await http.post("/executions", json={"code": "x = 42"}, params={"identifier": "first"})
+        refused = await http.post("/executions", json=CODE, params={"identifier": "second"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        count = "There are already '1' active sessions and the maximum active sessions count is '1'."
+        assert refused.json() == {"code": "SessionsCountExceedsLimit", "message": f"The request sessions count is '1'. {count}"}
+        kept = await http.post("/executions", json={"code": "x"}, params={"identifier": "first"})
+        assert kept.json()["result"]["executionResult"] == 42
+
+
+async def test_an_execution_is_not_found_under_another_identifier(http: httpx.AsyncClient) -> None:
+    await http.post("/executions", json=CODE, headers={"operation-id": "mine"})
+    assert (await http.get("/executions/mine")).json()["status"] == "Succeeded"
+    await http.post("/executions", json=CODE, params={"identifier": "neighbour"})
+    answers = [await http.get("/executions/mine", params={"identifier": name}) for name in ("neighbour", "nobody")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert answers[0].json() == answers[1].json()
+    assert answers[0].json()["error"]["code"] == "ExecutionNotFound"
+
+
+async def test_malformed_json_is_refused_as_aspnet_refuses_it(http: httpx.AsyncClient) -> None:
+    refused = await http.post("/executions", content=b'{"code":\n "1", secret}', headers={"content-type": "application/json"})
+    assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+    body = refused.json()
+    assert set(body) == {"type", "title", "status", "errors", "traceId"}
+    assert (body["type"], body["status"]) == ("https://tools.ietf.org/html/rfc9110#section-15.5.1", 400)
+    assert body["title"] == "One or more validation errors occurred."
+    assert "LineNumber: 1 | BytePositionInLine: 6" in body["errors"]["$"][0]
+    assert "secret" not in refused.text
+    assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", body["traceId"])
+    for content in (b"", b"{", b"[]", b"null", b"3", b'"code"', b"[" * 100_000, b"\xff\xfe"):
+        refused = await http.post("/executions", content=content)
+        assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json"), content[:5]
+    assert (await http.post("/executions", json=CODE)).status_code == 200
 
 
 async def nobody_left(http: httpx.AsyncClient) -> None:
@@ -261,8 +318,9 @@ async def test_many_sessions_at_once_keep_apart(http: httpx.AsyncClient) -> None
 
 
 async def test_a_session_deleted_in_mid_cell_still_tells_what_the_cell_wrote(http: httpx.AsyncClient) -> None:
-    running = asyncio.create_task(rich(http, "print('before', flush=True)\nwhile True: pass"))
-    await asyncio.sleep(0.2)
+    running = asyncio.create_task(rich(http, "print('before', flush=True)\nopen('begun', 'w')\nwhile True: pass"))
+    while (await http.get("/files/begun")).status_code != 200:
+        await asyncio.sleep(0.01)
     await http.delete("/session")
     body = await running
     assert body["acaSessions"]["stdout"] == "before\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from aca_sessions import Settings, open_interpreter, open_server
 from aca_sessions.server.app import Service
+from aca_sessions.surfaces.serving import GRACE_SECONDS
 
 from ..surfaces.test_cli import Server
 
@@ -100,11 +102,36 @@ async def test_a_cell_that_outlasts_the_drain_is_told_what_became_of_it() -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("drain", [(), ("--drain-seconds", "0.2")], ids=["at once", "after a drain"])
+async def test_cells_that_still_run_then_get_five_seconds_more(drain: tuple[str, ...]) -> None:
+    assert GRACE_SECONDS == 5
+    with Server("--port", "0", "--api-key", "key", *drain) as server:
+        async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
+            await interpreter.execute("mine", "x = 42")
+            running = await interpreter.start("mine", "import time; print('begun', flush=True); time.sleep(1); x")
+            await anext(running.events())
+            server.process.send_signal(signal.SIGTERM)
+            result = await running.wait()
+        assert (result.value, str(result.state)) == (42, "kept")
+        assert server.process.wait(60) == 0
+
+
+@pytest.mark.slow
+async def test_an_idle_session_keeps_a_server_for_as_long_as_the_drain_and_no_longer() -> None:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "2") as server:
+        httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
+        begun = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert time.monotonic() - begun >= 2
+
+
+@pytest.mark.slow
 def test_a_second_signal_waits_for_nobody() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
         server.process.send_signal(signal.SIGTERM)
         while httpx.get(f"{server.endpoint}/health").json()["status"] != "draining":
-            pass
+            time.sleep(0.02)
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 0

@@ -86,11 +86,12 @@ async def test_the_sdks_client_finds_and_uses_the_tools() -> None:
 
 
 @pytest.mark.slow
-async def test_its_key_opens_nothing_else() -> None:
+async def test_a_key_in_the_pools_own_header_opens_every_path_and_a_wrong_one_none() -> None:
+    body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     with Server("--port", "0", "--api-key", "key") as server:
-        headers = {"x-ms-apikey": "key"}
-        for path, status in (("/mcp", 200), ("/listSessions?api-version=2025-10-02-preview", 401)):
-            body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-            method = "POST" if path == "/mcp" else "GET"
-            assert httpx.request(method, server.endpoint + path, json=body, headers=headers).status_code == status
-        assert httpx.post(server.endpoint + "/mcp", json=body, headers={"x-ms-apikey": "other"}).status_code == 401
+        for method, path in (("POST", "/mcp"), ("GET", "/listSessions?api-version=2025-10-02-preview")):
+            for header, status in (("key", 200), ("other", 401), ("ke", 401), ("", 401), ("k\u00e9y", 401)):
+                headers = {"x-ms-apikey": header.encode()}
+                assert httpx.request(method, server.endpoint + path, json=body, headers=headers).status_code == status
+            headers = {"x-ms-apikey": "key", "authorization": "Bearer a-token-of-azure"}
+            assert httpx.request(method, server.endpoint + path, json=body, headers=headers).status_code == 200

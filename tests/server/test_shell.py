@@ -1,6 +1,6 @@
 """Pools of shells: a command in, its exit code out, in the same sandbox as a cell."""
 
-import time
+import asyncio
 
 import pytest
 
@@ -52,9 +52,8 @@ async def test_files_are_kept_between_commands() -> None:
 
 async def test_a_command_over_its_time_is_ended_with_all_it_started() -> None:
     async with speaking(VERSION, shell=True) as http:
-        started = time.monotonic()
-        assert (await ran(http, shellCommand="sleep 50 & sleep 60", timeoutInSeconds=0.3))[0] == "-1"
-        assert time.monotonic() - started < 10
+        async with asyncio.timeout(100):
+            assert (await ran(http, shellCommand="sleep 500 & sleep 600", timeoutInSeconds=0.3))[0] == "-1"
         assert (await ran(http, shellCommand="pgrep sleep | wc -l"))[1] == "0\n"
 
 
@@ -77,7 +76,6 @@ async def test_the_wall_holds_for_commands_as_well() -> None:
         {"execCommandAndArgs": ["true", 1]},
         {"shellCommand": "true", "stdin": 1},
         {"shellCommand": "true", "timeoutInSeconds": -1},
-        [],
     ],
 )
 async def test_what_is_no_command_is_refused(body: object) -> None:

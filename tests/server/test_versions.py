@@ -1,5 +1,6 @@
 """Every api-version with its own routes and shapes."""
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -62,6 +63,48 @@ async def test_the_second_generation(version: str) -> None:
         for route in ("/code/execute", "/files/upload"):
             assert (await http.post(route, json={"code": "1"})).status_code == 404
         assert (await http.get("/session")).status_code == (200 if version in WITH_SESSIONS else 404)
+
+
+@pytest.mark.parametrize("version", OLD + NEW)
+async def test_an_object_without_properties_misses_them(version: str) -> None:
+    async with speaking(version) as http:
+        refused = await http.post("/code/execute" if version in OLD else "/executions", json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "SessionPropertiesMissing")
+    assert refused.headers["x-ms-error-code"] == "SessionPropertiesMissing"
+
+
+async def test_code_in_base64_is_decoded_and_enums_are_taken_in_any_case() -> None:
+    code = base64.b64encode("x = 'größe'\nx".encode()).decode()
+    async with speaking(NEW[-1]) as http:
+        for kind in ("InlineBase64", "inlinebase64", "INLINEBASE64"):
+            body = {"codeInputType": kind, "executionType": "synchronous", "code": code}
+            assert (await http.post("/executions", json=body)).json()["result"]["executionResult"] == "größe"
+        for kind in ("Inline", "inlineText", "INLINE", None):
+            body = {"codeInputType": kind, "executionType": "SYNCHRONOUS", "code": "6 * 7"}
+            assert (await http.post("/executions", json=body)).json()["result"]["executionResult"] == 42
+        for kind, text in (("InlineBase64", "6 * 7"), ("InlineBase64", "/w=="), ("InlineFile", "1"), (5, "1")):
+            refused = await http.post("/executions", json={"codeInputType": kind, "code": text})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "SessionRequestValidationFailed")
+    async with speaking(OLD[0]) as http:
+        body = {"properties": {"codeInputType": "InlineBase64", "executionType": "Synchronous", "code": code}}
+        assert (await http.post("/code/execute", json=body)).json()["properties"]["result"] == "größe"
+
+
+NONE_AND_NOTHING = [
+    ("a = None;a", None), ("None", None), ("x = {}\nx.get\nx['k'] if 'k' in x else None", None),
+    ("print(7*9)", ""), ("x = None", ""), ("[].sort()", ""), ("None;", ""), ("if True: None", ""), ("5", 5), ("%pwd", "/mnt/data"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", [OLD[0], NEW[-1]])
+async def test_a_value_of_none_is_null_and_no_value_is_empty(version: str) -> None:
+    async with speaking(version) as http:
+        for code, expected in NONE_AND_NOTHING:
+            if version in OLD:
+                found = (await http.post("/code/execute", json=wrapped(code))).json()["properties"]["result"]
+            else:
+                found = (await http.post("/executions", json={"code": code})).json()["result"]["executionResult"]
+            assert found == expected, code
 
 
 async def test_files_whose_names_look_like_routes() -> None:

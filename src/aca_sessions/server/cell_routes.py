@@ -60,7 +60,7 @@ class CellRoutes:
         """Return what is known of an execution now."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH, whole=False)
-        return self._answer(request, version, self._sessions.find(identifier).executions.find(request.path_params["id"]))
+        return self._answer(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
         """Interrupt an execution. Its result says what that did."""

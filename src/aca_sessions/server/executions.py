@@ -75,7 +75,7 @@ class RunningExecution:
         result = self._result
         if result is not None and result.state != NO_REPLY:
             state, record = self._ledger.seen_from(since, self.start, self.end, otherwise=self._known)
-            result = replace(with_state(result, state), record=record)
+            result = with_state(result, state, record=record)
         return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def note_fetched(self) -> None:
@@ -91,9 +91,10 @@ class RunningExecution:
     def finish(self, result: CodeExecutionResult) -> None:
         """Give the result to all who wait. Its state is what happened from the execution's start to this moment."""
         self.end = self._ledger.position
-        if result.state != NO_REPLY:
-            result = with_state(result, self._ledger.between(self.start, self.end))
-        self._result = replace(result, session_id=self._identifier)
+        if result.state == NO_REPLY:
+            self._result = replace(result, session_id=self._identifier)
+        else:
+            self._result = with_state(result, self._ledger.between(self.start, self.end), session_id=self._identifier)
         self.status = "Succeeded" if result.success else "Failed"
         shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
         self.size += len(result.stdout) + len(result.stderr) + shown + self.events.size
@@ -137,7 +138,7 @@ class Executions:
         self._check_not_forgotten(id)
         execution = self._known.get(id)
         if execution is None:
-            raise ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
+            raise no_execution()
         return execution
 
     def _check_not_forgotten(self, id: str) -> None:
@@ -261,8 +262,11 @@ class Executions:
     def _forget_results(self) -> None:
         """Keep results within bounds, and longer if they were not fetched. The last one is always kept: its answer may have been lost."""
         done = [execution for execution in self._known.values() if execution.done.is_set()][:-1]
-        self._forget_some([execution for execution in done if execution.fetched], _FETCHED_RESULTS, _FETCHED_BYTES)
-        self._forget_some([execution for execution in done if execution.id in self._known], _KEPT_RESULTS, _KEPT_BYTES)
+        fetched = [execution for execution in done if execution.fetched]
+        are_all_fetched = len(fetched) == len(done)
+        self._forget_some(fetched, _FETCHED_RESULTS, _FETCHED_BYTES)
+        if not are_all_fetched:
+            self._forget_some([execution for execution in done if execution.id in self._known], _KEPT_RESULTS, _KEPT_BYTES)
 
     def _forget_some(self, done: list[RunningExecution], most: int, most_bytes: int) -> None:
         """Forget the oldest if there are too many, and the largest if they are too large. Their ids are remembered for longer."""
@@ -275,6 +279,11 @@ class Executions:
             self._forgotten[gone.id] = None
         while len(self._forgotten) > _REMEMBERED_IDS:
             self._forgotten.popitem(last=False)
+
+
+def no_execution() -> ProblemError:
+    """Return the problem of an id that no execution of the session has."""
+    return ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
 
 
 async def _started(sandbox: Sandbox) -> Interpreter:

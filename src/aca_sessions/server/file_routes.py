@@ -1,7 +1,7 @@
-"""Files over HTTP, in every version's words. Their content is streamed to disk and read in ranges."""
+"""Files over HTTP, in every version's words. Their content is streamed both ways."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -12,6 +12,8 @@ from ..contract.records import ProblemError, split_path
 from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.files import Files
+from ..sandbox.sandbox import Sandbox
+from .downloads import Download, Downloads, Sending, close
 from .requests import addressed, check_route, check_version, checked_identifier, range_of, wants_whole
 from .sessions import Sessions
 from .table import Routes, note
@@ -27,6 +29,7 @@ class FileRoutes:
         """Uploads are limited by the hosting."""
         self._sessions = sessions
         self._hosting = hosting
+        self._downloads = Downloads()
 
     def table(self) -> Routes:
         """Azure's paths."""
@@ -93,34 +96,43 @@ class FileRoutes:
         """Return a file's content, or the range asked for; of the version asked for, if any."""
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
-        async with self._file(request) as (files, folder, name):
-            part = await to_thread.run_sync(lambda: files.read(name, folder, start=start, length=length))
+        is_part = (start, length) != (0, None)
+        async with AsyncExitStack() as held:
+            files, folder, name = await held.enter_async_context(self._file(request))
+            reading = await to_thread.run_sync(files.open, name, folder)
+            held.push_async_callback(close, reading)
+            exact = is_part or (not plain and "if-match" in request.headers)
+            download = await self._downloads.begin(reading, start, length, exact=exact, held=held)
             if not plain:
-                check_version(request, part.version)
-            if not plain and (start, length) != (0, None) and wants_whole(request, part.version):
+                check_version(request, download.version)
+            if is_part and wants_whole(request, download.version):
                 start, length = 0, None
-                part = await to_thread.run_sync(lambda: files.read(name, folder))
-        note(request, "download", bytes=len(part.data))
-        headers = {} if plain else {"etag": part.version}
-        if part.size == 0 or (length is None and start == 0):
-            return Response(part.data, media_type=_BINARY, headers=headers)
-        headers["content-range"] = f"bytes {start}-{start + len(part.data) - 1}/{part.size}" if part.data else f"bytes */{part.size}"
-        return Response(part.data, 206 if part.data else 416, media_type=_BINARY, headers=headers)
+                download = await self._downloads.begin(reading, start, length, exact=False, held=held)
+            note(request, "download", bytes=download.length)
+            status, headers = _described(start, length, download, reading.size)
+            if not plain:
+                headers["etag"] = download.version
+            return Sending(download.chunks, status, headers, media_type=_BINARY, held=held.pop_all())
 
     async def _uploaded(self, request: Request) -> RemoteFile:
-        async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._files(request) as (files, folder):
+        async with uploaded(request, self._hosting.max_upload) as (name, chunks), self._sandbox(request) as (sandbox, folder):
             request.state.session.has_state = True
-            file = await to_thread.run_sync(files.write, name, chunks, folder)
+            file = await sandbox.write(name, chunks, folder)
         note(request, "upload", bytes=file.size)
         return file
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
         """The files of the request's session, and the folder that it names."""
+        async with self._sandbox(request) as (sandbox, folder):
+            yield sandbox.files, folder
+
+    @asynccontextmanager
+    async def _sandbox(self, request: Request) -> AsyncIterator[tuple[Sandbox, str]]:
         identifier = checked_identifier(request.query_params.get("identifier", ""))
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
-            yield (await session.sandbox()).files, request.query_params.get("path", "")
+            yield await session.sandbox(), request.query_params.get("path", "")
 
     @asynccontextmanager
     async def _file(self, request: Request) -> AsyncIterator[tuple[Files, str, str]]:
@@ -131,3 +143,13 @@ class FileRoutes:
             except ValueError as error:
                 raise ProblemError(400, "FilePathInvalid", str(error)) from None
             yield files, "/".join(filter(None, (folder, below))), name
+
+
+def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
+    """Return the status and the headers that say which part of a file an answer holds."""
+    headers = {"content-length": str(download.length)}
+    if size == 0 or (length is None and start == 0):
+        return 200, headers
+    if not download.length:
+        return 416, headers | {"content-range": f"bytes */{size}"}
+    return 206, headers | {"content-range": f"bytes {start}-{start + download.length - 1}/{size}"}

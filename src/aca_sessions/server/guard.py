@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import mcp
 from ..contract.records import ProblemError, encode_problem
-from ..hosting import Hosting
+from ..hosting import KNOWS_KEY, Hosting
 from . import metrics_route
 from .journal import Journal
 
@@ -44,18 +44,18 @@ class Guard:
             return ProblemError(403, "OriginNotAllowed", "the Origin header names a page that is none of this server's")
         if scope["path"] in self._open_paths or not self._key:
             return None
-        key, own = _key(scope["path"], headers).encode("utf-8", "replace"), self._keys_of_paths.get(scope["path"], self._key)
-        if not (hmac.compare_digest(key, self._key) or hmac.compare_digest(key, own)):
-            return ProblemError(401, "Unauthorized", "a Bearer token with this server's key is needed")
+        accepted = (self._key, self._keys_of_paths.get(scope["path"], self._key))
+        if not any(hmac.compare_digest(given, key) for given in _keys(headers) for key in accepted):
+            return ProblemError(401, "Unauthorized", f"this server's key is needed, as a Bearer token or in the header {mcp.KEY_HEADER}")
+        scope.setdefault("state", {})[KNOWS_KEY] = True
         return None
 
 
-def _key(path: str, headers: Headers) -> str:
-    """The key that a request brings; MCP clients have a header of their own for it."""
-    if path.endswith(f"/{mcp.PATH}") and mcp.KEY_HEADER in headers:
-        return headers[mcp.KEY_HEADER]
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""
+def _keys(headers: Headers) -> list[bytes]:
+    """Return the keys that a request brings: pools have a header of their own for them beside tokens."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = [headers.get(mcp.KEY_HEADER, ""), token.strip() if scheme.lower() == "bearer" else ""]
+    return [key.encode("utf-8", "replace") for key in given]
 
 
 def _host_name(header: str) -> str:

@@ -24,6 +24,12 @@ _BY_ERRNO = {
         "this process has no descriptor left: end some sessions or raise `ulimit -n`",
     ),
     errno.ENFILE: (500, "SandboxUnavailable", "this host has no descriptor left: end some programs"),
+    errno.EDQUOT: (
+        507,
+        "SessionStorageFull",
+        "the session, its branches and its checkpoints have as many files as they may have together, or as much memory; "
+        "delete files, branches, checkpoints or variables",
+    ),
     errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full; delete files first"),
 }
 

@@ -13,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Self, TypeVar
+from weakref import WeakSet
 
 from .. import telemetry
 from ..contract.flat import GUID_HEADER
-from ..contract.records import DRAINING, NO_SESSION, ExecutionCall, ProblemError
+from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionCall, ProblemError
 from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
@@ -25,10 +26,12 @@ from ..sandbox.memory import Memory
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
+from ..sandbox.shortage import open_descriptors, room_for_sessions
 from ..tasks import Tasks
-from .executions import Executions, RunningExecution
+from .executions import Executions, RunningExecution, no_execution
 from .journal import Journal
 
+_FULL = "SessionsCountExceedsLimit"
 _REMEMBERED = 10_000
 _REAP_EVERY = 5.0
 Key = TypeVar("Key")
@@ -89,6 +92,13 @@ class HostedSession:
         return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
 
     @property
+    def is_starting(self) -> bool:
+        """Return whether a request waits until its sandbox is open or its first interpreter is there."""
+        if not self._opening.done():
+            return True
+        return self.usable and self.in_use and self._opening.result().running is None
+
+    @property
     def memory(self) -> Memory | None:
         """Return what counts its memory, once its sandbox is open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
@@ -136,11 +146,14 @@ class Sessions:
         """Opens sandboxes from the given ones; cells without a time limit of their own get the default."""
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
-        self._evicts = hosting.evicts
+        self._most_starting = hosting.max_starting
+        self._plain = hosting.plain
+        self._evicts = hosting.evicts and not hosting.plain  # Azure ends nobody's session for another
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
         self._default_timeout = default_timeout
         self.journal = Journal(hosting)
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
+        self._starting: WeakSet[HostedSession] = WeakSet()  # some of them have started
         self._ledgers: OrderedDict[str, Ledger] = OrderedDict()  # of sessions that ended
         self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._since = datetime.now(UTC)
@@ -193,6 +206,14 @@ class Sessions:
         """Accept a cell."""
         forestalled = self._forestalled.pop((identifier, id), self) is None
         return self.get(identifier).executions.start(id, call, cancelled=forestalled)
+
+    def execution(self, identifier: str, id: str) -> RunningExecution:
+        """Return an execution of a session. One of another session is not found, whether or not this session exists."""
+        session = self._sessions.get(identifier)
+        if session is None:
+            self._check_is_ours()
+            raise no_execution()
+        return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
         """Interrupt a cell. If it has not arrived yet, keep it from starting: its caller was cancelled meanwhile."""
@@ -293,6 +314,7 @@ class Sessions:
         """End all sessions. Cells that still run get results that say so."""
         if self._reaper is not None:
             self._reaper.cancel()
+        self._sandboxes.retire()
         sessions = [*self._sessions.values()]
         for session in sessions:
             self._drop(session, "closed", cause="killed")
@@ -302,6 +324,8 @@ class Sessions:
 
     def _add(self, identifier: str) -> HostedSession:
         self._check_is_ours()
+        self._check_not_too_many_start()
+        self._check_descriptors()
         self._make_room()
         ledger = self._ledgers.pop(identifier, None) or Ledger()
 
@@ -309,6 +333,7 @@ class Sessions:
             return self._tasks.own(self._open(ledger))
 
         session = HostedSession(identifier, ledger, open_sandbox(), self._default_timeout, journal=self.journal, open_again=open_sandbox)
+        self._starting.add(session)
         return self._keep(session)
 
     async def _open(self, ledger: Ledger) -> Sandbox:
@@ -338,6 +363,19 @@ class Sessions:
         if self.draining:
             raise ProblemError(503, DRAINING, "this server is about to stop and takes no new sessions: ask again, or another one")
 
+    def _check_not_too_many_start(self) -> None:
+        """Refuse a new session if it would only wait: fork servers start one after the other."""
+        self._starting = WeakSet(session for session in self._starting if session.is_starting)
+        if len(self._starting) >= self._most_starting:
+            waiting = f"{len(self._starting)} new sessions wait to be started, as many as this server lets wait"
+            raise ProblemError(503, TOO_MANY_STARTING, f"{waiting}: try again in a second")
+
+    def _check_descriptors(self) -> None:
+        """Refuse a new session while those that exist can still do everything: none of them is to meet a shortage."""
+        if room_for_sessions() <= len(self._starting):
+            full = f"{open_descriptors()} descriptors are open on the server, and the rest is kept for connections and files"
+            raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and start it again")
+
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
             self._expire(self._least_recently_used(), "expired")
@@ -347,8 +385,12 @@ class Sessions:
         idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
-            advice = "" if self._evicts else " End those that are not needed, or raise ACASessions:SessionPool:MaxConcurrentSessions."
-            raise ProblemError(429, "SessionsCountExceedsLimit", f"The request sessions count is '1'. {there_are}{advice}")
+            advice = (
+                ""
+                if self._evicts or self._plain
+                else " End those that are not needed, or raise ACASessions:SessionPool:MaxConcurrentSessions."
+            )
+            raise ProblemError(429, _FULL, f"The request sessions count is '1'. {there_are}{advice}")
         return idle
 
     def _expire(self, session: HostedSession, cause: str) -> None:

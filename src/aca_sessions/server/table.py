@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..contract.records import DRAINING, encode_problem
+from ..contract.records import DRAINING, TOO_MANY_STARTING, MalformedBodyError, encode_problem
 from ..telemetry import hashed
 from .journal import Journal
 from .problems import problem_of
@@ -73,5 +73,9 @@ def problem_answer(error: Exception) -> Response:
     if problem.status == 500:
         where = traceback.extract_tb(error.__traceback__)[-1]
         _logger.error("a request failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
-    asked_later = {"retry-after": "1"} if problem.code == DRAINING else {}
+    asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in (DRAINING, TOO_MANY_STARTING) else {}
+    if isinstance(problem, MalformedBodyError):  # refused before the service itself, which alone names a code
+        body = encode_problem(problem)
+        _logger.debug("a body was refused as malformed, trace %s", body["traceId"])
+        return JSONResponse(body, problem.status, media_type="application/problem+json")
     return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code} | asked_later)

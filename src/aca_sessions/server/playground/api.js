@@ -103,5 +103,5 @@ async function sent(url, options) {
 async function problemOf(answer) {
   const body = await answer.json().catch(() => ({}));
   const content = body.error ?? body;
-  return new Problem(answer.status, content.code ?? "Unknown", content.message ?? `the server answered ${answer.status}`);
+  return new Problem(answer.status, content.code ?? "Unknown", content.message ?? content.title ?? `the server answered ${answer.status}`);
 }

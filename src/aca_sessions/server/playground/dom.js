@@ -45,6 +45,12 @@ export function enable(made, reason = "") {
   else made.removeAttribute("aria-description");
 }
 
+/** A name that code chose: quoted and escaped if it has more than letters, digits and marks that separate nothing. */
+export function shownName(name) {
+  if (/^[\p{L}\p{N}_.,/@%+=:~#-]+$/u.test(name)) return name;
+  return JSON.stringify(name).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (letter) => `\\u{${letter.codePointAt(0).toString(16)}}`);
+}
+
 /** Bytes, for people. */
 export function size(bytes) {
   const units = ["B", "kB", "MB", "GB"];

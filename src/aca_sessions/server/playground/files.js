@@ -1,7 +1,7 @@
 /** The files of a session: listed, dropped here, downloaded, deleted. */
 
 import { asked, request } from "./api.js";
-import { button, element, size } from "./dom.js";
+import { button, element, shownName, size } from "./dom.js";
 
 const MOST = 300;
 
@@ -49,7 +49,7 @@ export function takeDrops(target, take) {
 }
 
 function fileRow(session, file, changed, failed) {
-  const path = file.folder ? `${file.folder}/${file.name}` : file.name;
+  const path = shownName(file.folder ? `${file.folder}/${file.name}` : file.name);
   const get = () => download(session, file).catch(failed);
   const remove = () => request("DELETE", `files/${encodeURIComponent(file.name)}`, at(session, file)).then(changed, failed);
   return element(

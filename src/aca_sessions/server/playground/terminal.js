@@ -5,6 +5,9 @@ import { element } from "./dom.js";
 const CODES = /\x1b(?:\[([0-9;]*)m|\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])/g;
 const UNSHOWN = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]/g;
 const MOST = 400_000; // characters of one stream that stay on the page; the oldest go first
+const LONGEST_LINE = 20_000; // that may still be written over: all of it is laid out anew with each piece
+const LONGEST_CODE = 100;
+const MOST_COLOURED = 4000; // elements of one stream; what is behind them has no colour
 
 /** A stream's text, piece by piece. */
 export class Terminal {
@@ -17,23 +20,25 @@ export class Terminal {
     this.style = [];
     this.pieces = [];
     this.length = 0;
+    this.coloured = 0;
   }
 
   /** Adds a piece: lines that are complete stay, the last one may still be written over. */
   write(text) {
     const lines = (this.unfinished + text).replaceAll("\r\n", "\n").split("\n");
     const all = lines.map(overwritten).join("\n");
-    const end = all.lastIndexOf("\n") + 1;
+    const end = Math.max(all.lastIndexOf("\n") + 1, beforeCode(all, all.length - LONGEST_LINE));
     if (end) this.keep(all.slice(0, end));
-    this.unfinished = all.slice(end).slice(-MOST);
-    this.line.replaceChildren(...this.coloured(this.unfinished, [...this.style]));
+    this.unfinished = all.slice(end);
+    this.line.replaceChildren(...this.laidOut(this.unfinished, [...this.style]));
   }
 
   keep(text) {
-    const piece = element("span", {}, ...this.coloured(text.slice(-MOST), this.style));
+    const piece = element("span", {}, ...this.laidOut(text.slice(beforeCode(text, text.length - MOST)), this.style));
     this.line.before(piece);
     this.pieces.push([piece, text.length]);
     this.length += text.length;
+    this.coloured += piece.childElementCount;
     while (this.length > MOST && this.pieces.length > 1) this.dropOldest();
   }
 
@@ -41,20 +46,35 @@ export class Terminal {
     const [piece, length] = this.pieces.shift();
     piece.remove();
     this.length -= length;
+    this.coloured -= piece.childElementCount;
     this.note ??= element("span", { class: "note" }, "[earlier output is not shown here]\n");
     this.element.prepend(this.note);
   }
 
-  /** Text and coloured spans; `style` goes on from piece to piece. */
-  coloured(text, style) {
+  /** Text and coloured spans, no more than there is room for; `style` goes on from piece to piece. */
+  laidOut(text, style) {
     const parts = [];
-    let from = 0;
+    let [run, from, room] = ["", 0, MOST_COLOURED - this.coloured];
+    const end = () => {
+      const clean = run.replace(UNSHOWN, "");
+      run = "";
+      if (!clean) return;
+      const isColoured = style.length > 0 && room > 0;
+      if (isColoured) room -= 1;
+      parts.push(isColoured ? element("span", { class: style.join(" ") }, clean) : clean);
+    };
     for (const code of text.matchAll(CODES)) {
-      parts.push(styled(text.slice(from, code.index), style));
+      run += text.slice(from, code.index);
       from = code.index + code[0].length;
-      if (code[1] !== undefined) apply(code[1], style);
+      if (code[1] === undefined) continue;
+      const next = applied(code[1], style);
+      if (next.join() === style.join()) continue;
+      if (room > 0) end(); // else all that follows is one text
+      style.splice(0, style.length, ...next);
     }
-    return [...parts, styled(text.slice(from), style)];
+    run += text.slice(from);
+    end();
+    return parts;
   }
 }
 
@@ -65,6 +85,12 @@ export function shown(text, kind) {
   return terminal.element;
 }
 
+/** A place in a text, or the beginning of the code that it would cut in two. */
+function beforeCode(text, place) {
+  const code = place > 0 ? text.lastIndexOf("\x1b", place) : -1;
+  return code >= 0 && place - code < LONGEST_CODE ? code : Math.max(0, place);
+}
+
 /** What is left of a line after its last return to the beginning; one at its very end has overwritten nothing yet. */
 function overwritten(line) {
   let end = line.length;
@@ -72,18 +98,16 @@ function overwritten(line) {
   return line.slice(end > 0 ? line.lastIndexOf("\r", end - 1) + 1 : 0);
 }
 
-function styled(text, style) {
-  const clean = text.replace(UNSHOWN, "");
-  return style.length && clean ? element("span", { class: style.join(" ") }, clean) : clean;
-}
-
-function apply(codes, style) {
+/** The names of a style after some codes: each once, and one colour at most. */
+function applied(codes, style) {
+  let next = style;
   for (const code of codes.split(";").map(Number)) {
-    if (code === 0) style.length = 0;
-    else if (code === 1 || code === 4) style.push(code === 1 ? "bold" : "underlined");
-    else if (code === 39) style.splice(0, style.length, ...style.filter((name) => !name.startsWith("ansi")));
-    else if ((code >= 30 && code <= 37) || (code >= 90 && code <= 97)) {
-      style.splice(0, style.length, ...style.filter((name) => !name.startsWith("ansi")), `ansi-${code % 10}`);
-    }
+    const without = (other) => next.filter((name) => !name.startsWith(other));
+    if (code === 0) next = [];
+    else if (code === 1) next = [...without("bold"), "bold"];
+    else if (code === 4) next = [...without("underlined"), "underlined"];
+    else if (code === 39) next = without("ansi");
+    else if ((code >= 30 && code <= 37) || (code >= 90 && code <= 97)) next = [...without("ansi"), `ansi-${code % 10}`];
   }
+  return next;
 }

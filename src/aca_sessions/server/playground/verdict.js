@@ -1,6 +1,6 @@
 /** What became of a cell and of the session's state, in words. */
 
-import { element, size, span } from "./dom.js";
+import { element, shownName, size, span } from "./dom.js";
 
 const MOST_NAMED = 8;
 
@@ -31,9 +31,9 @@ export function told(state) {
 }
 
 function variable({ name, kind, type, shape, size: bytes }) {
-  if (kind === "deleted") return `${name} deleted`;
-  return [`${name} ${kind}:`, type, shape?.length ? shape.join("×") : "", bytes > 100_000 ? size(bytes) : ""].filter(Boolean).join(" ");
+  if (kind === "deleted") return `${shownName(name)} deleted`;
+  return [`${shownName(name)} ${kind}:`, type, shape?.length ? shape.join("×") : "", bytes > 100_000 ? size(bytes) : ""].filter(Boolean).join(" ");
 }
 
-const file = ({ path, kind, size: bytes }) => `${path} ${kind}${kind === "deleted" ? "" : ` (${size(bytes)})`}`;
-const process = ({ pid, name }) => `${name} (${pid}) goes on`;
+const file = ({ path, kind, size: bytes }) => `${shownName(path)} ${kind}${kind === "deleted" ? "" : ` (${size(bytes)})`}`;
+const process = ({ pid, name }) => `${shownName(name)} (${pid}) goes on`;
