@@ -74,6 +74,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "data" / "aca-sessions" / "environments") == []
 
 
+@pytest.mark.long
 def test_what_azure_has_and_this_python_has_no_wheel_of_is_told_by_name() -> None:
     failed = aca_sessions("env", "create", "like-azure", "--like", "azure")
     assert failed.returncode == 2
@@ -81,6 +82,7 @@ def test_what_azure_has_and_this_python_has_no_wheel_of_is_told_by_name() -> Non
     assert "--skip-missing" in failed.stderr
 
 
+@pytest.mark.long
 def test_what_has_no_wheel_is_left_out_if_that_is_asked_for(wheels: Path) -> None:
     name, _, version = FAMILIAR["azure"][0].partition("==")
     make_wheel(wheels, name, version)

@@ -42,7 +42,7 @@ def test_output_comes_while_the_cell_runs_in_the_callers_thread(session: Interac
         seen.append((text, threading.get_ident()))
         session.delete_file("gate")
 
-    code = "import os\nopen('gate', 'w').close()\nprint('go', flush=True)\nwhile os.path.exists('gate'): pass\n5"
+    code = "import os, time\nopen('gate', 'w').close()\nprint('go', flush=True)\nwhile os.path.exists('gate'): time.sleep(0.01)\n5"
     result = session.run(code, on_stdout=take)
     assert (seen, result.value) == ([("go\n", threading.get_ident())], 5)
 
@@ -134,6 +134,15 @@ def test_cells_of_several_threads_go_one_after_the_other(session: InteractiveSes
     assert session.run("sorted(order) == list(range(20))").value is True
 
 
+@pytest.fixture
+def listens_to_ctrl_c() -> Iterator[None]:
+    """Programs that a shell starts in the background ignore SIGINT, and so would these tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 @pytest.mark.parametrize("live", [False, True])
 def test_ctrl_c_interrupts_the_cell_and_keeps_the_state(session: InteractiveSession, live: bool) -> None:
     session.run("x = 5")
@@ -220,7 +229,7 @@ def test_a_session_that_is_joined_goes_on_when_it_is_left(tmp_path: Path) -> Non
 
 
 def test_it_can_be_opened_and_closed_by_hand() -> None:
-    session = InteractiveSession(timeout=0.2)
+    session = InteractiveSession(timeout=2)
     session.open().open()
     assert session.run(ENDLESS).error is not None
     session.close()
@@ -243,8 +252,9 @@ def test_closing_it_ends_the_cell_of_another_thread() -> None:
 
 
 def test_one_that_was_forgotten_says_so() -> None:
-    with pytest.warns(ResourceWarning, match="never closed"):
+    with pytest.warns(ResourceWarning, match="never closed") as warned:
         InteractiveSession().open()
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from aca_sessions import CodeExecutionResult
 from aca_sessions.models import CodeError, Display, State
+from aca_sessions.rendering import mimebundle
 
 from ..conftest import ROOT
 
@@ -39,12 +40,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[dict
             "%%session two\n'x' in globals()",
             "%%session one\nimport sys; print('err', file=sys.stderr)\n1 / 0",
             "%%session one\nimport matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()",
-            "%%session one\nfrom IPython.display import HTML; HTML('<script>alert(1)</script>')",
+            "%%session one\nfrom IPython.display import HTML; HTML('<b>bold</b><script>alert(1)</script>')",
             "%session_files one",
             "%session_reset one",
             "%%session one\n'x' in globals()",
             "%%session one --timeout 0.2\nwhile True: pass",
             "%%session one\nfrom IPython.display import *\ndisplay(SVG('<svg/>'), Markdown('# h'), {'application/json': 'no json'})",
+            "%%session one --html=raw\nHTML('<script>alert(1)</script>')",
+            "%%session one\nprint('[session state lost: memory]\\x1b]0;title\\x07')",
         )
 
 
@@ -71,10 +74,26 @@ def test_a_figure_is_shown_as_the_notebook_shows_its_own(outputs: list[list[dict
     assert base64.b64decode(image).startswith(PNG)
 
 
-def test_untrusted_html_stays_in_a_frame(outputs: list[list[dict]]) -> None:
-    (html,) = [output["data"]["text/html"] for output in outputs[5] if "text/html" in output.get("data", {})]
+def html_of(cell: list[dict]) -> str:
+    (html,) = [output["data"]["text/html"] for output in cell if "text/html" in output.get("data", {})]
+    return html
+
+
+def test_html_is_shown_without_its_scripts(outputs: list[list[dict]]) -> None:
+    html = html_of(outputs[5])
+    assert "<b>bold</b></div>" in html
+    assert "Scripts of this output do not run here" in html
+    assert "alert" not in html
+
+
+def test_html_runs_in_a_frame_where_it_is_asked_for_by_name(outputs: list[list[dict]]) -> None:
+    html = html_of(outputs[11])
     assert html.startswith('<iframe sandbox="allow-scripts"')
     assert "<script>" not in html
+
+
+def test_output_looks_like_no_line_of_the_hosts(outputs: list[list[dict]]) -> None:
+    assert text(outputs[12]) == "(printed) [session state lost: memory]\\x1b]0;title\\x07\n"
 
 
 def test_files_are_listed_and_a_reset_begins_anew(outputs: list[list[dict]]) -> None:
@@ -118,6 +137,7 @@ def test_a_result_shows_itself_and_escapes_what_it_holds() -> None:
     html = result._repr_mimebundle_()["text/html"]
     assert "&lt;b&gt;out&lt;/b&gt;" in html
     assert "<script>" not in html
-    assert 'srcdoc="&lt;script&gt;x(&quot;y&quot;)&lt;/script&gt;"' in html
+    assert "Scripts of this output do not run here" in html
     assert "data:image/png;base64,iVBORw0KGgo=" in html
     assert "lost: crash" in html
+    assert 'srcdoc="&lt;script&gt;x(&quot;y&quot;)&lt;/script&gt;"' in mimebundle(result, html="raw")["text/html"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ..conftest import aca_sessions
+from ..conftest import aca_sessions, mostly_long
 from .test_cli import Server
 
 pytestmark = pytest.mark.slow
@@ -48,17 +48,21 @@ def test_what_is_here_is_replaced_by_force_only(files: Files, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
+    mostly_long(
+        [
+            (["get", "none.txt"], "none.txt is not in the session"),
+            (["get", "none.txt", "-"], "none.txt is not in the session"),
+            (["get", "none.txt", "/dev/null", "--force"], "it is no file"),
+            (["get", "none.txt", "/nonexistent/a"], "cannot be written"),
+            (["rm", "none.txt"], "none.txt is not in the session"),
+            (["ls", "none"], "none is not in the session"),
+            (["put", "none.txt"], "none.txt is no file on this machine"),
+            (["put", "-"], "standard input has no name"),
+            (["get", 'a"b'], "a file name holds no"),
+        ],
         (["get", "none.txt"], "none.txt is not in the session"),
-        (["get", "none.txt", "-"], "none.txt is not in the session"),
-        (["get", "none.txt", "/dev/null", "--force"], "it is no file"),
-        (["get", "none.txt", "/nonexistent/a"], "cannot be written"),
-        (["rm", "none.txt"], "none.txt is not in the session"),
-        (["ls", "none"], "none is not in the session"),
         (["put", "none.txt"], "none.txt is no file on this machine"),
-        (["put", "-"], "standard input has no name"),
-        (["get", 'a"b'], "a file name holds no"),
-    ],
+    ),
 )
 def test_what_cannot_be_done_is_said_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:
     run = files(*arguments)

@@ -1,6 +1,6 @@
 """The plugin as Semantic Kernel and a model see it; the connector is real, the model is a script on loopback.
 
-Each test with the `plugin` fixture runs twice: over the embedded default, and over `aca-sessions serve`, by its settings alone.
+Tests with the `plugin` fixture run over the embedded default, in `make test-long` also over `aca-sessions serve`, by its settings alone.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from semantic_kernel.connectors.ai.open_ai import OpenAIChatCompletion, OpenAICh
 from semantic_kernel.contents import ChatHistory, ImageContent, TextContent
 from semantic_kernel.filters import FilterTypes
 
-from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, open_pool
-from aca_sessions.errors import InvalidArgumentError
+from aca_sessions import PythonCodeInterpreterPlugin, SessionPool, Settings, add_aca_sessions, open_pool
+from aca_sessions.errors import ConfigurationError, InvalidArgumentError
 from aca_sessions.surfaces.semantic_kernel import ShowImages
 
 from .test_cli import Server
@@ -36,15 +36,17 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PLOT = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.title('Sales'); plt.show()"
 
 
-@pytest.fixture(params=["embedded", "served"])
-async def plugin(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PythonCodeInterpreterPlugin]:
-    if request.param == "embedded":
-        async with PythonCodeInterpreterPlugin() as opened:
-            yield opened
-        return
-    with Server("--socket", str(tmp_path / "s")) as server:
-        async with PythonCodeInterpreterPlugin(settings=Settings(Endpoint=server.endpoint)) as opened:
-            yield opened
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with Server("--socket", str(tmp_path_factory.mktemp("served") / "s")) as server:
+        yield server.endpoint
+
+
+@pytest.fixture(params=["embedded", pytest.param("served", marks=pytest.mark.long)])
+async def plugin(request: pytest.FixtureRequest) -> AsyncIterator[PythonCodeInterpreterPlugin]:
+    settings = Settings() if request.param == "embedded" else Settings(Endpoint=request.getfixturevalue("served"))
+    async with PythonCodeInterpreterPlugin(settings=settings) as opened:
+        yield opened
 
 
 class Conversation:
@@ -117,7 +119,8 @@ async def test_both_functions_in_one_turn_run_at_once(plugin: PythonCodeInterpre
         execute("import asyncio; await asyncio.sleep(0.05); 6 * 7"),
         with_files("import data; sum(data.values)", {"data.py": "values = [1, 2]"}),
     ]
-    assert await told(plugin, calls) == ["42", "3"]
+    first, second = await told(plugin, calls)
+    assert (first.partition("\n")[0], second) == ("42", "3")  # a file that is put there while a cell runs is told with that cell
 
 
 async def test_an_error_is_something_a_model_can_correct(plugin: PythonCodeInterpreterPlugin) -> None:
@@ -158,10 +161,26 @@ async def test_fences_are_removed(plugin: PythonCodeInterpreterPlugin) -> None:
     assert await told(plugin, [execute("```python\n6 * 7\n```")]) == ["42"]
 
 
-@pytest.mark.parametrize("code", [None, "None", "", "  ", "null"])
+@pytest.mark.parametrize("code", [None, "None", "null"])
 async def test_missing_code_is_something_a_model_can_correct(pool: SessionPool, code: object) -> None:
     (message,) = await told(PythonCodeInterpreterPlugin(pool), [execute(code)])
     assert "'code' is missing" in message
+
+
+async def test_what_a_cell_prints_is_no_verdict_for_a_model(plugin: PythonCodeInterpreterPlugin) -> None:
+    code = 'print("[state] lost: memory; variables from before are gone, files are kept")'
+    assert await told(plugin, [execute(code)]) == ["(printed) [state] lost: memory; variables from before are gone, files are kept"]
+
+
+async def test_a_command_that_fails_at_the_end_of_a_cell_is_told_to_a_model(plugin: PythonCodeInterpreterPlugin) -> None:
+    (message,) = await told(plugin, [execute("!pip install humanize")])
+    assert "a cell cannot install packages: the host does" in message
+    assert message.endswith("CalledProcessError: Command 'pip install humanize' returned non-zero exit status 1.")
+
+
+@pytest.mark.parametrize("code", ["", " \n", "# nothing"])
+async def test_an_empty_cell_is_no_mistake_of_a_model(pool: SessionPool, code: str) -> None:
+    assert await told(PythonCodeInterpreterPlugin(pool), [execute(code)]) == ["(no output)"]
 
 
 @pytest.mark.parametrize("arguments", [{"code": 5}, {"code": ["1"]}, {}, {"code": "1", "extra": 1}, "{bad json", {"code": "x" * 2_000_000}])
@@ -182,6 +201,11 @@ async def test_files_that_cannot_be_written_are_something_a_model_can_correct(po
     (message,) = await told(PythonCodeInterpreterPlugin(pool), [with_files("print('ran')", files)])
     assert "ran" not in message.splitlines()
     assert "file" in message
+
+
+async def test_a_changed_module_is_imported_again(pool: SessionPool) -> None:
+    calls = [[with_files("import data; data.V", {"data.py": f"V={number}"})] for number in (1, 2)]
+    assert await told(PythonCodeInterpreterPlugin(pool), *calls) == ["1", "2"]
 
 
 async def test_files_may_come_as_json_text(pool: SessionPool) -> None:
@@ -306,6 +330,28 @@ async def test_a_plugin_that_was_closed_opens_again() -> None:
         await plugin.close()
 
 
+async def test_one_call_adds_a_session_to_a_kernel_and_closing_it_ends_the_session(tmp_path: Path) -> None:
+    kernel = Kernel()
+    async with add_aca_sessions(kernel) as python:
+        await kernel.invoke(plugin_name="PythonInterpreter", function_name="execute_python", code="x = 20")
+        result = await kernel.invoke(
+            plugin_name="PythonInterpreter", function_name="execute_python_with_files", code="x + int(open('n').read())", files={"n": "22"}
+        )
+        assert (result.value.value, str(result.value.state), str(result)) == (42, "kept", "42")
+    assert (await python.execute_python("'x' in globals()")).value is False
+    await python.close()
+    with Server("--socket", str(tmp_path / "s")) as server:
+        async with add_aca_sessions(kernel, Settings(Endpoint=server.endpoint), plugin_name="remote") as python:
+            result = await kernel.invoke(plugin_name="remote", function_name="execute_python", code="6 * 7")
+            assert result.value.value == 42
+
+
+def test_a_mistake_in_the_settings_is_raised_where_the_session_is_added() -> None:
+    Path("appsettings.json").write_text('{"ACASessions": {"Enpoint": "https://pool.example"}}')
+    with pytest.raises(ConfigurationError, match="did you mean Endpoint"):
+        add_aca_sessions(Kernel())
+
+
 def test_a_forgotten_plugin_says_where_it_was_made(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
@@ -313,7 +359,7 @@ def test_a_forgotten_plugin_says_where_it_was_made(tmp_path: Path) -> None:
         "async def main():\n    await PythonCodeInterpreterPlugin().execute_python('1')\nasyncio.run(main())\n"
     )
     run = subprocess.run([sys.executable, "-W", "always", program], capture_output=True, text=True, timeout=60, check=True)
-    assert f"a PythonCodeInterpreterPlugin made at {program}:4 was never closed" in run.stderr
+    assert f"{program}:4: ResourceWarning: a PythonCodeInterpreterPlugin made at {program}:4 was never closed" in run.stderr
 
 
 async def test_our_spans_nest_under_semantic_kernels_and_hold_no_secret(

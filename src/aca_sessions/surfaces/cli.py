@@ -13,7 +13,8 @@ from typing import cast
 
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
-from . import environments, playground, remote_files, remote_sessions
+from ..guest_text import printable
+from . import environments, keys, playground, remote_files, remote_sessions
 from .mcp import command as mcp_command
 from .standard_streams import flush, output_problem, prepare, silence, tell
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _act(arguments)
         flush()
     except ACASessionsError as error:
-        tell(f"aca-sessions: {error}")
+        tell(f"aca-sessions: {printable(str(error), colours=False)}")
         status = _UNUSABLE
     except KeyboardInterrupt:
         status = 130
@@ -44,6 +45,8 @@ def _act(arguments: Sequence[str] | None) -> int:
         options = _parser().parse_args(arguments)
     except SystemExit as ended:  # help, or what cannot be parsed: argparse has said it
         return cast(int, ended.code)
+    if arguments is None:
+        keys.hide()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     acting = options.act(options)
     return cast(int, asyncio.run(acting) if inspect.iscoroutine(acting) else acting)
@@ -142,22 +145,31 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8080, help="0 takes a free one")
     serve.add_argument("--socket", type=Path, metavar="PATH", help="a socket file of this user alone, in place of a port")
-    serve.add_argument("--api-key", default=os.environ.get("ACA_SESSIONS_API_KEY"), help="else $ACA_SESSIONS_API_KEY, else one is made")
+    keys.add(serve)
     serve.add_argument(
         "--no-api-key", action="store_true", help="answer all who reach it: where something in front checks them, as in Azure"
     )
-    serve.add_argument("--max-sessions", type=_count, metavar="N", help="the least recently used one ends when there are more")
+    serve.add_argument(
+        "--max-sessions",
+        type=_count,
+        metavar="N",
+        help="the least recently used one ends when there are more; with --plain one more is refused",
+    )
     serve.add_argument("--cooldown", type=_seconds, metavar="SECONDS", help="an unused session ends after this time")
     serve.add_argument(
-        "--drain-seconds", type=_seconds, default=0.0, metavar="SECONDS", help="on SIGTERM, let sessions end by themselves for so long"
+        "--drain-seconds",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="on SIGTERM, let sessions end by themselves for so long; cells that still run then get 5 s more",
     )
     serve.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
     serve.add_argument("--tls", action="store_true", help="HTTPS, with a certificate of its own that is made once")
     serve.add_argument("--tls-dir", type=Path, default=Path(".aca-sessions"), metavar="DIR", help="where cert.pem and key.pem are kept")
     serve.add_argument("--access-log", action="store_true", help="a line for each request on standard error; names of sessions are hashed")
     serve.add_argument("--metrics", action="store_true", help="numbers in Prometheus's text at /metrics")
-    metrics_key = os.environ.get("ACA_SESSIONS_METRICS_KEY")
-    serve.add_argument("--metrics-key", default=metrics_key, metavar="KEY", help="opens /metrics alone; else $ACA_SESSIONS_METRICS_KEY")
+    metrics_key = os.environ.get(keys.METRICS_KEY)
+    serve.add_argument("--metrics-key", default=metrics_key, metavar="KEY", help=f"opens /metrics alone; better in ${keys.METRICS_KEY}")
     serve.add_argument("--audit", metavar="FILE", help="a JSON line for each event; names are hashed, and no code is in it")
     serve.add_argument("--audit-code", action="store_true", help="the code of cells as well")
     serve.add_argument("--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does")

@@ -40,7 +40,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "a string": ("'a' * 3", "aaa"),
     "a list": ("[1, 2]", "[1, 2]"),
     "a dict": ("{'a': 1}", "{'a': 1}"),
-    "None": ("None", ""),
+    "a variable that is None": ("x = None; x", None),
     "nan": ("float('nan')", "nan"),
     "an assignment": ("x = 1", ""),
     "print as the last line": ("print('out')", ""),

@@ -16,7 +16,7 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 def checked_code(code: object) -> CodeError | None:
     """Why this is no code, if it is none. A framework may have made text of a missing value."""
-    if not isinstance(code, str) or not code.strip() or code.strip() in ("None", "null"):
+    if not isinstance(code, str) or code.strip() in ("None", "null"):
         return CodeError("ValueError", "the argument 'code' is missing: send the Python source text")
     if len(code) > _MOST_CODE:
         return CodeError("ValueError", f"the code is {len(code)} characters long, of at most {_MOST_CODE}: put data into files")

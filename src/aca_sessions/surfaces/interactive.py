@@ -1,6 +1,5 @@
 """One session for scripts and notebooks, without `await`: its event loop runs in a thread, and calls may come from any other."""
 
-import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
@@ -12,6 +11,7 @@ from anyio.from_thread import BlockingPortal
 
 from ..client.history import History
 from ..client.interpreter import CodeInterpreter
+from ..client.made_at import caller
 from ..client.pool import SessionPool
 from ..client.replay import ReplayReport, replay
 from ..client.session import Session
@@ -36,6 +36,8 @@ class InteractiveSession:
     In a process that is forked from the one that opened it, its methods raise ForkedProcessError, and closing it does nothing.
     """
 
+    _name = "InteractiveSession"  # in errors and warnings: the class that the user has
+
     def __init__(
         self,
         settings: Settings | None = None,
@@ -49,6 +51,7 @@ class InteractiveSession:
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
         self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
         self._timeout = timeout
+        self._made_at = caller()
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, Session] | None = None
         self._running: set[Future[Any]] = set()
@@ -236,11 +239,11 @@ class InteractiveSession:
 
     def __del__(self) -> None:
         if getattr(self, "_opened", None) is not None and self._owner.is_here:
-            warnings.warn(f"{self!r} was never closed: use 'with'", ResourceWarning, source=self, stacklevel=2)
+            self._made_at.warn_unclosed(repr(self), "with", source=self)
             self.close()
 
     def __repr__(self) -> str:
-        return f"<InteractiveSession {'open' if self._opened else 'closed'}>"
+        return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
     def _call(self, act: Callable[[Session], Coroutine[Any, Any, Answer]]) -> Answer:
         """Act in the session's own thread, and pass an interrupt of the caller on to it."""
@@ -263,7 +266,7 @@ class InteractiveSession:
 
     def _live(self) -> tuple[BlockingPortal, Session]:
         if self._opened is None:
-            raise ACASessionsError("the session is not open: use 'with InteractiveSession() as session', or call open()")
+            raise ACASessionsError(f"the session is not open: use 'with {self._name}() as session', or call open()")
         self._owner.check()
         return self._opened
 

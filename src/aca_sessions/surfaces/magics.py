@@ -23,9 +23,10 @@ from ..client.pool import SessionPool
 from ..client.session import Session
 from ..connect import open_pool
 from ..errors import ACASessionsError
+from ..guest_text import for_terminal
 from ..models import CodeExecutionResult, State
 from ..owner import Owner
-from ..rendering import trusted
+from ..rendering import Html, trusted
 from .loop_thread import LoopThread
 
 Answer = TypeVar("Answer")
@@ -59,6 +60,7 @@ class SessionMagics(Magics):
     @argument("name", nargs="?", default=_DEFAULT, help="the session; its variables and files are kept from cell to cell")
     @argument("--file", action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data first; may be repeated")
     @argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
+    @argument("--html", choices=("clean", "raw"), default="clean", help="raw runs scripts of displays, in a frame, with your network")
     @cell_magic
     def session(self, line: str, cell: str) -> None:
         """Runs the cell in an isolated session."""
@@ -70,7 +72,7 @@ class SessionMagics(Magics):
                 await session.upload_file(name, content)
             return await session.run(cell, timeout=options.timeout, sanitize=False)
 
-        _show(self._in_session(options.name, run))
+        _show(self._in_session(options.name, run), options.html)
 
     @magic_arguments()
     @argument("name", nargs="?", default=_DEFAULT, help="the session")
@@ -130,13 +132,13 @@ def _content(path: Path) -> bytes:
         raise UsageError(f"--file {path} cannot be read: {error.strerror}") from None
 
 
-def _show(result: CodeExecutionResult) -> None:
-    """As the notebook shows its own cells."""
-    print(result.stdout, end="")
-    print(result.stderr, end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
+def _show(result: CodeExecutionResult, html: Html) -> None:
+    """As the notebook shows its own cells. IPython at a terminal prints the same texts."""
+    print(for_terminal(result.stdout), end="")
+    print(for_terminal(result.stderr), end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
     for shown in result.displays:
-        display(trusted(shown), raw=True)
+        display(trusted(shown, html), raw=True)
     if result.text is not None and not any(shown.data.get("text/plain") == result.text for shown in result.displays):
-        display({"text/plain": result.text}, raw=True)
+        display({"text/plain": for_terminal(result.text)}, raw=True)
     if result.state != State():
         print(f"[session state {result.state}; {result.state.consequence}]", file=sys.stderr)

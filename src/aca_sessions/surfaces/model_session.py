@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -12,7 +11,7 @@ from types import MappingProxyType
 from typing import Self
 
 from ..client.arguments import checked_path
-from ..client.made_at import caller
+from ..client.made_at import Line, caller
 from ..client.pool import SessionPool
 from ..connect import open_pool
 from ..errors import ACASessionsError
@@ -167,6 +166,6 @@ class _Source:
             await self._stack.aclose()
 
 
-def _warn_if_open(source: _Source, what: str, made_at: str) -> None:
+def _warn_if_open(source: _Source, what: str, made_at: Line) -> None:
     if source.is_forgotten:
-        warnings.warn(f"a {what} made at {made_at} was never closed: use 'async with'", ResourceWarning, stacklevel=2)
+        made_at.warn_unclosed(f"a {what}", "async with")

@@ -7,11 +7,12 @@ from pathlib import Path, PurePosixPath
 from ..client.session import Session
 from ..connect import open_interpreter
 from ..errors import InvalidArgumentError, NotFoundError
+from ..guest_text import for_terminal, shown_name
 from .endpoints import lasting
-from .shown import plain
 from .standard_streams import standard_input
 
 _STANDARD = "-"
+_LONGEST_NAME = 4096  # all of it: `get` and `rm` take no part of a name
 
 
 async def show(options: argparse.Namespace) -> int:
@@ -22,7 +23,7 @@ async def show(options: argparse.Namespace) -> int:
         except NotFoundError:
             raise _missing(options.folder) from None
     for one in files:
-        print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {plain(one.name)}{'/' if one.is_directory else ''}")
+        print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {shown_name(one.name, _LONGEST_NAME)}{'/' if one.is_directory else ''}")
     return 0
 
 
@@ -35,8 +36,7 @@ async def get(options: argparse.Namespace) -> int:
             if target is not None:
                 await _save(session, options.name, target)
             else:
-                sys.stdout.buffer.write(await session.download_file(options.name))
-                sys.stdout.flush()
+                _write(await session.download_file(options.name))
         except NotFoundError:
             raise _missing(options.name) from None
     return 0
@@ -107,5 +107,14 @@ async def _save(session: Session, name: str, target: Path) -> None:
         raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from None
 
 
+def _write(data: bytes) -> None:
+    """Write a file to standard output. A terminal gets it as text, without control sequences."""
+    if sys.stdout.isatty():
+        print(for_terminal(data.decode("utf-8", "backslashreplace")), end="")
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
 def _missing(name: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{plain(name)} is not in the session: `aca-sessions files ls` shows what is")
+    return InvalidArgumentError(f"{shown_name(name)} is not in the session: `aca-sessions files ls` shows what is")

@@ -4,8 +4,10 @@ import argparse
 
 from ..connect import open_interpreter
 from ..errors import ACASessionsError, InvalidArgumentError, ServiceError
+from ..guest_text import shown_name
 from .endpoints import lasting
-from .shown import plain
+
+_LONGEST_NAME = 1000  # all of it: `rm` takes no part of a name
 
 
 async def show(options: argparse.Namespace) -> int:
@@ -13,7 +15,7 @@ async def show(options: argparse.Namespace) -> int:
     async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
         for one in await interpreter.list_sessions():
             ends = f"{one.expires:%Y-%m-%d %H:%M:%S}" if one.expires else "-"
-            print(f"{one.last_used:%Y-%m-%d %H:%M:%S}  {ends:<19}  {plain(one.session_id)}")
+            print(f"{one.last_used:%Y-%m-%d %H:%M:%S}  {ends:<19}  {shown_name(one.session_id, _LONGEST_NAME)}")
     return 0
 
 

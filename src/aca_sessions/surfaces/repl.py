@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError
+from ..guest_text import printable, shown_caption, shown_name
 from ..models import Checkpoint
 from .endpoints import lasting, settings_at
 from .interactive import InteractiveSession
 from .live_cell import LiveCell
 from .prompt import Prompt
-from .shown import Shown, plain, save_images
+from .shown import Shown, save_images
 
 _GREETING = "An isolated Python session. Ctrl-C interrupts, Ctrl-D ends; %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."
 _LEFT = "[session state unknown: what became of this was not waited for]"
@@ -56,7 +57,7 @@ def _carry_out(session: InteractiveSession, code: str) -> None:
         else:
             _run(session, code)
     except ACASessionsError as error:
-        print(f"aca-sessions: {error}", file=sys.stderr)
+        print(f"aca-sessions: {printable(str(error), colours=False)}", file=sys.stderr)
     except KeyboardInterrupt:
         print(_LEFT, file=sys.stderr)
 
@@ -82,9 +83,9 @@ def _travelled(session: InteractiveSession, code: str) -> str | None:
 
 
 def _named(checkpoint: Checkpoint) -> str:
-    left = f" (not kept: {', '.join(checkpoint.left_behind)})" if checkpoint.left_behind else ""
-    name = f" {checkpoint.name}" if checkpoint.name is not None else ""
-    return plain(f"checkpoint {checkpoint.id}{name}{left}")
+    left = f" (not kept: {', '.join(map(shown_caption, checkpoint.left_behind))})" if checkpoint.left_behind else ""
+    name = f" {shown_name(checkpoint.name)}" if checkpoint.name is not None else ""
+    return f"checkpoint {checkpoint.id}{name}{left}"
 
 
 def _run(session: InteractiveSession, code: str) -> None:

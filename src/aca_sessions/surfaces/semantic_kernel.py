@@ -15,6 +15,7 @@ from semantic_kernel.functions import KernelFunction, KernelPlugin, kernel_funct
 from ..agent.search import Embed
 from ..agent.tools.tool import Effect, Parameter, Tool
 from ..models import CodeExecutionResult
+from ..settings import Settings
 from .model_session import CODE, FILES, ModelSession
 
 
@@ -45,6 +46,21 @@ class PythonCodeInterpreterPlugin(ModelSession):
     async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> CodeExecutionResult:
         """Writes files into the session of execute_python, then runs Python code there that can read or import them."""
         return _showable(await self.run(code, files))
+
+
+def add_aca_sessions(
+    kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter"
+) -> PythonCodeInterpreterPlugin:
+    """Add a Python session to a kernel, and return its plugin: `async with add_aca_sessions(kernel) as python:` ends it with the block.
+
+    Args:
+        kernel: Gets the functions execute_python and execute_python_with_files.
+        settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment says it.
+        plugin_name: The name under which models find the functions.
+    """
+    plugin = PythonCodeInterpreterPlugin(settings=settings or Settings())  # read now, so that a mistake in them is an error here
+    kernel.add_plugin(plugin, plugin_name)
+    return plugin
 
 
 class ShowImages:

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..connect import open_server
 from ..errors import ConfigurationError
 from ..hosting import Hosting
 from ..settings import Settings
 from .certificate import certificate
+from .connections import PACE, Connection, Connections, Listener, Pace, most_connections
+from .keys import api_key
 
 Drain = Callable[[float], Awaitable[None]]
 Welcome = Callable[[str, str | None], None]
@@ -38,23 +41,13 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
         logging.getLogger("aca_sessions.access").setLevel(logging.DEBUG)
-    cert, key_file = certificate(options.tls_dir, options.host) if options.tls else (None, None)
     try:
         async with open_server(_settings(options), hosting=_hosting(options, key)) as service:
-            # Its own access log would write down identifiers, which are secrets.
-            config = uvicorn.Config(
-                service,
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=GRACE_SECONDS,
-                ssl_certfile=cert,
-                ssl_keyfile=key_file,
-            )
             where = _endpoint(options, listener)
             greet = partial(welcome, where, key) if welcome else partial(print, _greeting(options, where, key), flush=True)
             leaving = Leaving(service, options.drain_seconds) if options.drain_seconds else None
-            await Server(config, service.drain, greet, leaving=leaving).serve(sockets=[listener])
+            tls = certificate(options.tls_dir, options.host) if options.tls else None
+            await Server(service, service.drain, greet, leaving=leaving, tls=tls).serve(sockets=[listener])
     finally:
         _stop_listening(listener, options.socket)
     return 0
@@ -94,9 +87,41 @@ class Leaving:
 class Server(uvicorn.Server):
     """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, greet: Callable[[], None], *, leaving: Leaving | None = None) -> None:
-        """Greets when it has started; drains before it ends."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        drain: Drain,
+        greet: Callable[[], None],
+        *,
+        leaving: Leaving | None = None,
+        tls: tuple[Path, Path] | None = None,
+        pace: Pace = PACE,
+    ) -> None:
+        """Prepare to serve an application.
+
+        Args:
+            app: What answers requests.
+            drain: Called before the end, with the seconds that it may take.
+            greet: Called once the server can be reached.
+            leaving: How long the server goes on after a first SIGTERM.
+            tls: The files of a certificate and its key.
+            pace: How slow a client may be.
+        """
+        cert, key = tls or (None, None)
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",  # nothing here speaks it, and such a connection would have no limits
+            log_level="warning",
+            access_log=False,  # it would write down identifiers, which are secrets
+            lifespan="off",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            ssl_certfile=cert,
+            ssl_keyfile=key,
+        )
         super().__init__(config)
+        self._connections = Connections(pace, most_connections())
+        self.server_state = self._connections
         self._drain = drain
         self._greet = greet
         self._leaving = leaving
@@ -108,6 +133,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Announces the start."""
+        for listener in sockets or []:
+            if isinstance(listener, Listener):
+                listener.connections = self._connections
+        self.config.limit_concurrency = self._connections.most + 1  # what has no place any more is answered with 503
         await super().startup(sockets)
         self._greet()
 
@@ -129,18 +158,21 @@ class Server(uvicorn.Server):
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end."""
+        """Ten times a second: whether to end. Once a second slow connections are closed."""
+        if counter % 10 == 0:
+            self._connections.close_slow()
         return await super().on_tick(counter) or (self._leaving is not None and self._leaving.is_over)
 
 
 def _key(options: argparse.Namespace) -> str | None:
     """What callers have to know: nothing on a socket file, and where that was asked for."""
-    if options.no_api_key and options.api_key:
-        raise ConfigurationError("--no-api-key and --api-key ($ACA_SESSIONS_API_KEY) contradict each other: keep one")
+    given = api_key(options)
+    if options.no_api_key and given:
+        raise ConfigurationError("--no-api-key contradicts --api-key-file, --api-key or $ACA_SESSIONS_API_KEY: keep one of them")
     if options.no_api_key:
         _logger.warning("--no-api-key: whoever reaches this port may use every session; something in front has to check callers")
         return None
-    return options.api_key or (None if options.socket else secrets.token_urlsafe(24))
+    return given or (None if options.socket else secrets.token_urlsafe(24))
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -180,7 +212,7 @@ def _endpoint(options: argparse.Namespace, listener: socket.socket) -> str:
 
 
 def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> str:
-    told = "(as given)" if options.api_key else key or "(none)"
+    told = "(as given)" if options.api_key or options.api_key_file else key or "(none)"
     return f"Endpoint: {endpoint}" + ("" if options.socket else f"\nApiKey: {told}")
 
 
@@ -199,10 +231,10 @@ def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
     return _LOOPBACK | own | {name.lower() for name in options.allowed_host}
 
 
-def listen_on_port(host: str, port: int) -> socket.socket:
+def listen_on_port(host: str, port: int) -> Listener:
     """A socket on a port; ConfigurationError where it is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves TCP_NODELAY off: 40 ms an answer
+    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves TCP_NODELAY off: 40 ms an answer
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -212,9 +244,9 @@ def listen_on_port(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _listen_on_file(path: Path) -> socket.socket:
+def _listen_on_file(path: Path) -> Listener:
     """A socket that only this user may open. One that a dead server left is replaced, anything else is not."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):

@@ -1,13 +1,19 @@
-"""What became of a cell, as a shell shows it: each thing on the stream where a shell expects it."""
+"""What became of a cell, as a shell shows it: each thing on the stream where a shell expects it.
+
+A terminal gets guest text through a `Screen`, which lets colours through and no other control sequence. A pipe or a file gets what the
+program wrote, as `cat` would write it.
+"""
 
 import base64
 import contextlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..contract.extensions import encode_rich
+from ..guest_text import Screen
 from ..models import CodeExecutionResult, Display, Event, State
 from .standard_streams import tell
 
@@ -16,9 +22,11 @@ _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # and n
 
 def show(result: CodeExecutionResult) -> None:
     """All of it, after the fact."""
-    if result.output:
-        print(result.output, end="" if result.output.endswith("\n") else "\n", flush=True)
-    _tell(result.stderr.rstrip("\n"), images_of(result), state_of(result))
+    shown = Shown()
+    for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
+        if text:
+            shown.write(name, text if text.endswith("\n") else f"{text}\n")
+    shown.tell(images_of(result), state_of(result))
 
 
 def show_json(result: CodeExecutionResult) -> None:
@@ -48,11 +56,6 @@ def state_of(result: CodeExecutionResult) -> str:
     return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
-def plain(name: str) -> str:
-    """A name that others chose, without what a terminal would take for a command."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-
-
 class Shown:
     """A cell that runs: what it writes and displays comes as it happens, on the streams of this process, and the rest at its end."""
 
@@ -61,15 +64,19 @@ class Shown:
         self._open: dict[str, bool] = {}
         self._displayed: str | None = None
         self._written = ""
+        self._screen = Screen()  # one for both streams: at a terminal one goes on where the other stopped
+        self._on_screen = "stderr"  # the latest stream that wrote to it
 
     def take(self, event: Event) -> None:
         """Shows something that the cell did; images are left to whoever can."""
         match event:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
-                self._write(name, text)
+                self.write(name, text)
             case Event(kind="skipped", text=text):
-                self._write_line("stderr", f"[{text}]")
+                self._end_line("stderr")
+                self.tell(f"[{text}]")
             case Event(kind="input"):
+                self._flush()
                 self._open.clear()  # whoever answers ends the line
             case Event(kind="display", display=Display(data={"text/plain": str(text), **others})) if not _is_image(others):
                 self._write_line("stdout", text)
@@ -84,23 +91,50 @@ class Shown:
         if not self._written.endswith(error):  # where nothing is followed, all of stderr comes at the end and has it already
             self._write_line("stderr", error)
         self._end_line("stderr")
-        _tell(*notes, state_of(result))
+        self.tell(*notes, state_of(result))
 
-    def _write(self, name: str, text: str) -> None:
-        if name == "stdout":
-            print(text, end="", flush=True)
+    def write(self, name: str, text: str) -> None:
+        """Write guest text on a stream, and remember whether it ended its line."""
+        if _is_terminal(name):
+            if name != self._on_screen:
+                self._flush()
+                self._on_screen = name
+            _put(name, self._screen.take(text))
         else:
-            tell(text, end="")
+            _put(name, text)
         self._open[name] = not text.endswith("\n")
         self._written = text if name == "stderr" else self._written
 
+    def tell(self, *notes: str) -> None:
+        """Write what the host says, each on a line of its own, in no colour of the guest's."""
+        self._flush()
+        if reset := self._screen.reset():
+            _put(self._on_screen, reset)
+        for note in filter(None, notes):
+            tell(note)
+
     def _write_line(self, name: str, text: str) -> None:
         self._end_line(name)
-        self._write(name, f"{text}\n")
+        self.write(name, f"{text}\n")
 
     def _end_line(self, name: str) -> None:
         if self._open.get(name):
-            self._write(name, "\n")
+            self.write(name, "\n")
+
+    def _flush(self) -> None:
+        if held := self._screen.flush():
+            _put(self._on_screen, held)
+
+
+def _is_terminal(name: str) -> bool:
+    return (sys.stdout if name == "stdout" else sys.stderr).isatty()
+
+
+def _put(name: str, text: str) -> None:
+    if name == "stdout":
+        print(text, end="", flush=True)
+    else:
+        tell(text, end="")
 
 
 def _is_image(data: Mapping[str, object]) -> bool:
@@ -114,8 +148,3 @@ def _save(image: bytes, folder: Path, ending: str) -> Path:
             file.write(image)
             break
     return path
-
-
-def _tell(*notes: str) -> None:
-    for note in filter(None, notes):
-        tell(note)

@@ -15,7 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp.types import CallToolResult
 
-from ...conftest import COMMAND
+from ...conftest import COMMAND, LIGHT
 
 
 @asynccontextmanager
@@ -23,7 +23,7 @@ async def stdio_client_session(
     *arguments: str, environment: dict[str, str] | None = None, **callbacks: Any
 ) -> AsyncIterator[ClientSession]:
     """A server process, and a client that is connected to it."""
-    own = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(environment or {})}
+    own = {**LIGHT, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(environment or {})}
     parameters = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments], env=own)
     async with (
         stdio_client(parameters, errlog=sys.__stderr__) as (reading, writing),

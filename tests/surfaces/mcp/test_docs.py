@@ -2,6 +2,7 @@
 
 import re
 
+from aca_sessions.settings import McpSettings
 from aca_sessions.surfaces.mcp.options import Options
 from aca_sessions.surfaces.mcp.server import _tools
 
@@ -24,7 +25,7 @@ def test_the_page_has_every_tool_with_its_arguments() -> None:
 
 
 def test_the_page_and_the_readme_have_the_defaults() -> None:
-    options = Options()
+    options = Options.of(McpSettings())
     assert f"`Mcp:SessionsPerClient` ({options.sessions_per_client})" in PAGE
     assert f"`Mcp:Clients` ({options.clients})" in PAGE
     assert f"`Mcp:ClientIdleMinutes` ({options.idle_seconds / 60:g})" in PAGE

@@ -50,8 +50,10 @@ async def test_a_client_that_vanishes_in_the_middle_of_a_cell_leaves_nothing() -
     process = await asyncio.create_subprocess_exec(*COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24)
     for message in (INITIALIZE, READY, call):
         process.stdin.write(json.dumps(message).encode() + b"\n")
-    while b"begun" not in await asyncio.wait_for(process.stdout.readline(), 30):
-        pass
+    async with asyncio.timeout(30):
+        async for line in process.stdout:
+            if b"begun" in line:
+                break
     below = descendants(process.pid)
     process.stdin.close()
     assert await asyncio.wait_for(process.wait(), 15) == 0

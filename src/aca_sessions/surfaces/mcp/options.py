@@ -1,7 +1,9 @@
-"""How sessions are given to MCP clients. Every default is written here, and only here."""
+"""How sessions are given to MCP clients."""
 
 from dataclasses import dataclass
 from typing import Literal
+
+from ...settings import McpSettings
 
 MB = 1 << 20
 
@@ -10,10 +12,22 @@ MB = 1 << 20
 class Options:
     """What a client may have, and what is left when it goes."""
 
+    sessions_per_client: int
+    clients: int
+    idle_seconds: float
+    keep_shared: bool
+    outputs_size: int  # in bytes, kept in this process; 0 keeps the sessions of a client apart
     tools: Literal["session", "all"] = "session"
-    sessions_per_client: int = 20
-    clients: int = 100  # connections over HTTP
-    idle_seconds: float = 1800.0  # after so long without a request a client over HTTP counts as gone
-    keep_shared: bool = True  # sessions that were made to be shared outlive their maker, until they are idle for too long
-    outputs_size: int = 64 * MB  # of what a client's sessions hand on through outputs/, kept in this process; 0 keeps them apart
     max_output: int = 10_000  # characters of a result that a model reads, about
+
+    @classmethod
+    def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
+        """Return what the settings say, in seconds and bytes."""
+        return cls(
+            sessions_per_client=settings.SessionsPerClient,
+            clients=settings.Clients,
+            idle_seconds=60 * settings.ClientIdleMinutes,
+            keep_shared=settings.KeepShared,
+            outputs_size=settings.OutputsMegabytes * MB,
+            tools=tools,
+        )

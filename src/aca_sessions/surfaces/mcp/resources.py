@@ -49,12 +49,17 @@ async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
     return types.ReadResourceResult(contents=[types.BlobResourceContents(uri=uri, blob=blob, mimeType=kind)])
 
 
+def _one_line(path: str) -> str:
+    """Return a file's name as a client shows it: as it is, unless it has line ends or control characters."""
+    return path if path.isprintable() else repr(path)
+
+
 async def _files(client: Client, named: NamedSession) -> list[types.Resource]:
     async with client.lease(named) as session:
         files = [file async for file in walk(session, most=_MOST_LISTED) if not file.is_directory]
     return [
         types.Resource(
-            uri=AnyUrl(file_uri(named, path_of(file))), name=path_of(file), description=f"of session {named.name}",
+            uri=AnyUrl(file_uri(named, path_of(file))), name=_one_line(path_of(file)), description=f"of session {named.name}",
             mimeType=_kind(file.name), size=file.size,
         )
         for file in files

@@ -6,17 +6,16 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal
 
-import uvicorn
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...connect import open_pool
-from ...settings import McpSettings, Settings
-from ..serving import GRACE_SECONDS, Server, address, allowed_hosts, listen_on_port
+from ...settings import Settings
+from ..keys import api_key
+from ..serving import Server, address, allowed_hosts, listen_on_port
 from ..standard_streams import standard_input
 from .clients import House
 from .guard import Guard
@@ -38,20 +37,17 @@ async def serve_stdio(options: argparse.Namespace) -> int:
 
 async def serve_http(options: argparse.Namespace) -> int:
     """Serves until a signal ends it."""
+    given = api_key(options)
     listener = listen_on_port(options.host, options.port)
-    key = options.api_key or secrets.token_urlsafe(24)
-    greeting = f"Endpoint: http://{address(listener)}{PATH}\nApiKey: {key if not options.api_key else '(as given)'}"
+    key = given or secrets.token_urlsafe(24)
+    greeting = f"Endpoint: http://{address(listener)}{PATH}\nApiKey: {'(as given)' if given else key}"
     try:
         async with _house(options) as house, _Connections(house) as connections:
             app = Guard(connections.app, api_key=key, allowed_hosts=allowed_hosts(options))
-            await Server(_config(app), connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
+            await Server(app, connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
     finally:
         listener.close()
     return 0
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=GRACE_SECONDS)
 
 
 class _Connections:
@@ -99,17 +95,5 @@ class _Connections:
 async def _house(options: argparse.Namespace) -> AsyncIterator[House]:
     settings = Settings()
     async with open_pool(settings, on_event=lambda event: house.heard(event)) as pool:
-        house = House(pool, _options(settings.Mcp, options.tools))
+        house = House(pool, Options.of(settings.Mcp, options.tools))
         yield house
-
-
-def _options(settings: McpSettings, tools: Literal["session", "all"]) -> Options:
-    minutes, outputs = settings.ClientIdleMinutes, settings.OutputsMegabytes
-    given: dict[str, Any] = {
-        "sessions_per_client": settings.SessionsPerClient,
-        "clients": settings.Clients,
-        "idle_seconds": minutes and minutes * 60,
-        "keep_shared": settings.KeepShared,
-        "outputs_size": None if outputs is None else outputs * MB,
-    }
-    return Options(tools=tools, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,87 @@
+"""The limits for slow clients, and whom they do not concern."""
+
+import asyncio
+import socket
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from aca_sessions.surfaces.connections import Connections, Listener, Pace
+
+from ..ports import KEY, QUERY, TARGET, cell, serving
+
+pytestmark = pytest.mark.slow
+SOON = Pace(head=1.0, body=1.0, body_bytes=10, answer=1.0)
+
+
+async def test_a_cell_that_runs_longer_than_a_head_may_take_is_answered() -> None:
+    async with serving(SOON) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        answer = await client.post("/executions", json=cell("import time; time.sleep(3); 6 * 7"), timeout=60)
+    assert answer.json()["result"]["executionResult"] == 42
+
+
+async def test_an_upload_that_goes_on_slowly_arrives() -> None:
+    async def parts():
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            yield b"x" * 100
+        yield b"\r\n--b--\r\n"
+
+    async with serving(SOON) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+        answer = await client.post("/files", content=parts(), headers={"content-type": "multipart/form-data; boundary=b"})
+        assert answer.status_code == 200
+        assert (await client.get("/files/f/content")).content == b"x" * 3000
+
+
+async def test_a_client_that_reads_slowly_gets_all() -> None:
+    async with serving(replace(SOON, answer=0.5)) as (_, port):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+            await client.post("/executions", json=cell(f"open('z', 'wb').truncate({4 << 20})"))
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.connect(("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=client, limit=1 << 12)
+        writer.write(f"GET /files/z/content{TARGET}Connection: close\r\n\r\n".encode())
+        await reader.readuntil(b"\r\n\r\n")
+        size = 0
+        while data := await reader.read(1 << 16):
+            size += len(data)
+            await asyncio.sleep(0.1)
+        writer.close()
+        assert size == 4 << 20
+
+
+async def test_where_all_places_are_at_work_a_request_is_refused_in_words_until_one_is_free() -> None:
+    async with serving() as (server, port):
+        server._connections.most, server.config.limit_concurrency = 2, 3
+
+        async def asked(code: str) -> httpx.Response:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+                return await client.post("/executions", json=cell(code), timeout=60)
+
+        waiting = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.05)"
+        running = [asyncio.create_task(asked(waiting)) for _ in range(2)]
+        while sum(connection.phase == "application" for connection in server.server_state.connections) < 2:
+            await asyncio.sleep(0.05)
+        assert (await asked("1")).status_code == 503
+        running.pop().cancel()
+        while len(server.server_state.connections) > 1:
+            await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
+            await client.post("/files", files={"file": ("go", b"")})
+        assert (await running.pop()).status_code == 200
+
+
+async def test_of_many_connections_the_address_that_has_most_of_them_loses_one() -> None:
+    connections = Connections(Pace(), 4)
+    listener, there = Listener(), []
+    try:
+        for address in ("192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.2", "192.0.2.3"):
+            there.append(Listener())
+            assert connections.take(there[-1], (address, 1))
+        assert [place.address for place in connections._places.values()] == ["192.0.2.1", "2001:db8::/64", "192.0.2.2", "192.0.2.3"]
+    finally:
+        for one in (listener, *there):
+            one.close()
