@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,16 @@ MAY_IMPORT = {
     "": {"models", "errors", "client", "server", "sandbox", "sandbox.policy", "settings", "connect", "surfaces", "contract", "hosting"},
     "models": {"errors", "rendering"},
     "ledger": {"models"},
-    "rendering": {"models"},
+    "rendering": {"models", "clean_html"},
+    "guest_text": set(),
+    "clean_html": set(),
     "telemetry": {"models"},
     "tasks": set(),
     "hosting": set(),
     "errors": set(),
     "owner": {"errors"},
-    "settings": {"errors", "variables"},
+    "settings": {"client", "errors", "json_file", "sandbox.policy", "variables"},  # the defaults of each
+    "json_file": {"errors"},
     "variables": {"errors"},
     "contract": {"contract", "models", "errors"},
     "client": {"client", "contract", "ledger", "models", "errors", "telemetry", "tasks", "owner"},
@@ -41,6 +45,8 @@ MAY_IMPORT = {
 }
 for _row in ("", "surfaces"):
     MAY_IMPORT[_row] |= {"agent", "owner"}
+for _row in ("rendering", "sandbox", "surfaces"):
+    MAY_IMPORT[_row] |= {"guest_text"}
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
     "redis": {"agent.redis_storage"},
@@ -52,12 +58,12 @@ ONLY_IN = {
     "ctypes": {"sandbox.syscalls", "agent.cells.threaded"},
     "azure": {"connect", "client.auth"},
     "IPython": {
-        *("sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.tracebacks"),
+        *("sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.modules", "sandbox.guest.tracebacks"),
         *("client.cells.inspect", "surfaces.magics", "surfaces.prompt"),
     },
     "prompt_toolkit": {"surfaces.prompt"},
 }
-GUEST_LIBRARIES = {"IPython", "traitlets"}
+GUEST_LIBRARIES = {"IPython", "traitlets", "stack_data"}  # IPython needs the others
 
 
 def module_name(file: Path) -> str:
@@ -71,6 +77,7 @@ def room(module: str) -> str:
     return max(rows, key=len, default="")
 
 
+@cache
 def imports(file: Path) -> list[str]:
     """Every module that a file imports, wherever in it; ours without the package's name in front of a dot."""
     found = []
@@ -147,3 +154,31 @@ def test_every_public_name_can_be_imported() -> None:
 async def test_a_session_finds_nothing_of_the_host_program_loaded(session) -> None:
     result = await session.run("import sys; {'httpx', 'pydantic', 'azure', 'starlette', 'semantic_kernel'} & set(sys.modules)")
     assert result.text == "set()"
+
+
+# Files whose functions touch what a guest owns. Whatever they do there starts from a descriptor: a name may lead elsewhere by then.
+OF_GUESTS = ("files", "copies", "trees", "contents", "restore")
+BY_NAME = {"chmod", "chown", "lchown", "link", "listdir", "lstat", "makedirs", "mkdir", "mkfifo", "mknod", "open", "readlink", "remove"} | {
+    *("removedirs", "rename", "renames", "replace", "rmdir", "scandir", "setxattr", "stat", "statvfs", "symlink", "truncate", "unlink"),
+    *("utime", "walk"),
+}
+FROM_A_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
+DESCRIPTORS = {"descriptor", "inside", "target"}  # what such a function is given in the place of a name
+OWN_ENTRIES = {"entry", "f'/proc/self/fd/{place}'", "f'/proc/{pid}/fd'"}  # entries of /proc, which lead to what is open
+
+
+@pytest.mark.parametrize("name", OF_GUESTS)
+def test_what_touches_a_guests_files_starts_from_a_descriptor(name: str) -> None:
+    tree = ast.parse((PACKAGE / "sandbox" / f"{name}.py").read_text())
+    found = [
+        ast.unparse(call)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and ast.unparse(call.func.value) in ("os", "shutil", "os.path")
+        and (call.func.attr in BY_NAME or ast.unparse(call.func.value) != "os")
+        and not {keyword.arg for keyword in call.keywords} & FROM_A_DESCRIPTOR
+        and ast.unparse(call.args[0]) not in DESCRIPTORS | OWN_ENTRIES
+    ]
+    assert found == []
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in ("open", "Path")]

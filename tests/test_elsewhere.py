@@ -18,7 +18,7 @@ from .conftest import ROOT
 from .surfaces.test_cli import Server
 from .test_architecture import FILES, module_name
 
-SYSTEMS = ["darwin", "win32"]
+SYSTEMS = ["win32", pytest.param("darwin", marks=pytest.mark.long)]
 PLUGIN = """
 import asyncio
 from semantic_kernel import Kernel

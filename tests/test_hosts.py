@@ -17,20 +17,20 @@ pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs" / "hosts.md").read_text()
 ROWS = {anchor: (name, line) for anchor, name, line in re.findall(r'^\| <a id="([\w-]+)"></a>(.*?) \|.*?\| `(.*?)` \|', PAGE, re.MULTILINE)}
-only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has what is taken away here")
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has the rights that this condition takes away")
 REFUSED = [
     pytest.param("no_user_namespaces", hosts.NO_USER_NAMESPACES, id="no user namespaces"),
     pytest.param("debian+ordinary_user", hosts.DEBIAN, id="Debian's switch"),
     pytest.param("ubuntu+ordinary_user", hosts.UBUNTU, id="Ubuntu's switch"),
-    pytest.param("debian", hosts.DEBIAN, id="Debian's switch, as root", marks=only_root),
-    pytest.param("ubuntu_as_root", hosts.UBUNTU, id="Ubuntu's switch, as root", marks=only_root),
+    pytest.param("debian", hosts.DEBIAN, id="Debian's switch, as root", marks=[only_root, pytest.mark.long]),
+    pytest.param("ubuntu_as_root", hosts.UBUNTU, id="Ubuntu's switch, as root", marks=[only_root, pytest.mark.long]),
     pytest.param("refuse_namespaces", hosts.FILTERED, id="a container's filter"),
-    pytest.param("masked_proc", hosts.MASKED_PROC, id="masked /proc"),
-    pytest.param("podman", hosts.PODMAN, id="Podman"),
-    pytest.param("no_capabilities", hosts.NO_CAPABILITIES, id="no capabilities", marks=only_root),
-    pytest.param("lone_root", hosts.LONE_ROOT, id="one uid", marks=only_root),
+    pytest.param("masked_proc", hosts.MASKED_PROC, id="masked /proc", marks=pytest.mark.long),
+    pytest.param("podman", hosts.PODMAN, id="Podman", marks=pytest.mark.long),
+    pytest.param("no_capabilities", hosts.NO_CAPABILITIES, id="no capabilities", marks=[only_root, pytest.mark.long]),
+    pytest.param("lone_root", hosts.LONE_ROOT, id="one uid", marks=[only_root, pytest.mark.long]),
     pytest.param("no_landlock", hosts.NO_LANDLOCK, id="no Landlock"),
-    pytest.param("landlock_not_booted", hosts.NO_LANDLOCK, id="Landlock is not booted"),
+    pytest.param("landlock_not_booted", hosts.NO_LANDLOCK, id="Landlock is not booted", marks=pytest.mark.long),
     pytest.param("no_seccomp", hosts.NO_SECCOMP, id="no seccomp"),
 ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.defaults]
 
 README = (ROOT / "README.md").read_text()
 PLUGIN_PAGE = (ROOT / "docs" / "semantic-kernel.md").read_text()

@@ -14,9 +14,9 @@ import pytest
 from aca_sessions import Settings
 from aca_sessions.errors import ConfigurationError
 
-from .conftest import ROOT
+from .conftest import ROOT, mostly_long
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.defaults]
 
 SAMPLES = ROOT / "samples"
 PRINTED = {
@@ -40,7 +40,7 @@ def run(sample: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("sample", PRINTED)
+@pytest.mark.parametrize("sample", mostly_long(PRINTED, "quickstart.py", "agent_with_tools.py"))
 def test_a_sample_prints_what_it_is_for(sample: str) -> None:
     assert run(sample) == PRINTED[sample]
 

@@ -79,6 +79,7 @@ WRITES = {
     "change the mode of a device": "os.chmod('/dev/null', 0)",
     "take a device away": "os.unlink('/dev/null')",
 }
+REFUSALS = ("EROFS", "EACCES", "EPERM", "EXDEV", "EBUSY", "ENOTSUP")
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ async def test_what_the_host_shows_is_read_only(session: Session, write: str) ->
     watched = [Path(path) for path in ("/usr/bin/true", "/usr/bin", os.__file__, os.path.realpath(sys.executable), "/dev/null")]
     before = [_looks(path) for path in watched]
     ended = await outcome(session, WRITES[write], prelude=PRELUDE)
-    assert ended in ("EROFS", "EACCES", "EPERM", "EXDEV", "EBUSY")
+    assert ended in REFUSALS
     assert [_looks(path) for path in watched] == before
 
 
@@ -136,7 +137,7 @@ async def test_its_own_program_is_no_way_to_the_hosts_mount(tmp_path: Path) -> N
     async with open_pool(policy=Policy(python=str(python), preload=(), spares=0)) as pool, pool.session() as session:
         assert await outcome(session, "import os; os.path.samefile('/proc/self/exe', __import__('sys').executable)") == "got: True"
         for change in ("os.chmod(exe, 0o4777)", "os.utime(exe)", "os.setxattr(exe, 'user.evil', b'1')", "os.chown(exe, 1000, 1000)"):
-            assert await outcome(session, f"import os; exe = '/proc/self/exe'; {change}") == "EROFS"
+            assert await outcome(session, f"import os; exe = '/proc/self/exe'; {change}") in ("EROFS", "ENOTSUP")
         for change in ("open(exe, 'r+b')", "open(exe, 'wb')", "os.truncate(exe, 0)"):
             assert await outcome(session, f"import os; exe = '/proc/self/exe'; {change}") in ("EACCES", "EROFS", "ETXTBSY")
     assert _looks(python) == before

@@ -120,6 +120,58 @@ async def test_no_allowed_name_leads_to_a_platform() -> None:
     assert dialled == []
 
 
+MALFORMED = {
+    "a folded length": b"Content-Length: 5\r\n 0",
+    "a folded host": b"X: a\r\n\tHost: private.test",
+    "a folded first line": b" X: a",
+    "no colon": b"garbage",
+    "a space before the colon": b"Content-Length : 5",
+    "a tab before the colon": b"Transfer-Encoding\t: chunked",
+    "a control character before the colon": b"Transfer-Encoding\x0b: chunked",
+    "a space of another alphabet before the colon": b"Transfer-Encoding\xa0: chunked",
+    "a control character in a value": b"X: a\x0bTransfer-Encoding: chunked",
+    "an underscore": b"Transfer_Encoding: chunked\r\nContent-Length: 3",
+    "an underscore in a length": b"Content_Length: 30",
+    "chunks": b"Transfer-Encoding: chunked",
+    "chunks by another name": b"transfer-encoding: xchunked",
+    "no encoding": b"Transfer-Encoding:",
+    "chunks and a length": b"Content-Length: 3\r\nTransfer-Encoding: identity",
+    "two lengths": b"Content-Length: 3\r\nContent-Length: 3",
+    "a length with a sign": b"Content-Length: +3",
+    "a list of lengths": b"Content-Length: 3, 3",
+    "a bare line feed": b"X: a\nHost: private.test",
+    "a bare carriage return": b"X: a\rHost: private.test",
+    "a null": b"X: a\0",
+    "no name": b": x",
+}
+
+
+@pytest.mark.parametrize("method", ["GET http://a.any.test/", "CONNECT a.any.test:443"])
+@pytest.mark.parametrize("malformed", MALFORMED)
+async def test_a_request_that_servers_read_differently_is_not_carried(malformed: str, method: str) -> None:
+    """The proxy carries no request whose headers or length another server might read in another way, and answers it with 400."""
+    dialled: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["8.8.8.8"]
+
+    async def connect(address: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        dialled.append(address)
+        raise OSError("nobody is there")
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    serving = await Proxy(Network.allow("*"), resolve=resolve, connect=connect).serve(listener)
+    try:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(f"{method} HTTP/1.1\r\n".encode() + MALFORMED[malformed] + b"\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        await serving.close()
+    assert dialled == []
+
+
 @pytest.mark.parametrize("address", LOCAL_ADDRESSES)
 async def test_the_hosts_loopback_is_another(session: Session, visits: list[int], address: str) -> None:
     """A session's loopback is its own: the host's services there are not reached."""

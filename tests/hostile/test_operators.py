@@ -1,6 +1,10 @@
 """What operators see of sessions is for operators: nothing of a session's name or contents is in it, and nobody writes into it."""
 
+import contextlib
 import json
+import os
+import stat
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,6 +14,8 @@ import pytest
 
 from aca_sessions import Policy, open_server
 from aca_sessions.hosting import Hosting
+
+from ..conftest import COMMAND, descendants, mostly_long
 
 pytestmark = pytest.mark.slow
 
@@ -105,3 +111,35 @@ async def test_a_full_disk_stops_no_session(client: httpx.AsyncClient) -> None:
 def lost(numbers: str) -> float:
     (line,) = [line for line in numbers.splitlines() if line.startswith("aca_sessions_server_audit_lost_total")]
     return float(line.split()[-1])
+
+
+@pytest.mark.parametrize("command", [["serve"], ["serve", "--metrics"], ["mcp", "--http"]])
+@pytest.mark.parametrize("way", mostly_long(["file", "environment", "option", "option="], "option"))
+def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a server can be reached, its key is in no command line, however it was given, and only its user reads its variables."""
+    (tmp_path / "key").write_text("the-key\n")
+    options = {"file": ["--api-key-file", str(tmp_path / "key")], "option": ["--api-key", "the-key"], "option=": ["--api-key=the-key"]}
+    given = options.get(way, [])
+    if way == "environment":
+        monkeypatch.setenv("ACA_SESSIONS_API_KEY", "the-key")
+    if "--metrics" in command:
+        given = [*given, "--metrics-key", "the-scrapers-key"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*COMMAND, *command, "--port", "0", *given], stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            endpoint = process.stdout.readline().removeprefix("Endpoint: ").strip()
+            assert process.stdout.readline() == "ApiKey: (as given)\n"
+            for pid in (process.pid, *descendants(process.pid)):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    assert b"the-key" not in line
+                    assert b"the-scrapers-key" not in line
+            assert stat.S_IMODE(os.stat(f"/proc/{process.pid}/environ").st_mode) == 0o400
+            url = endpoint if "mcp" in command else f"{endpoint}/files?api-version=2025-10-02-preview&identifier=a"
+            codes = [httpx.get(url, headers={"authorization": f"Bearer {key}"}).status_code for key in ("the-key", "the-scrapers-key", "x")]
+            assert (codes[0] == 401, codes[1:]) == (False, [401, 401])
+        finally:
+            process.terminate()
+            _, said = process.communicate()
+    assert ("others on this machine could read the key" in said) == ("option" in way or "--metrics" in command)
+    assert "the-key" not in said

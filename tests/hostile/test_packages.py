@@ -28,13 +28,13 @@ def wheels(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def pool(wheels: Path) -> AsyncIterator[SessionPool]:
-    async with open_pool(policy=Policy(image=IMAGE, packages=PackageSource(wheels=str(wheels)))) as opened:
+    async with open_pool(policy=Policy(image=IMAGE, packages=PackageSource(wheels=str(wheels)), preload=(), spares=0)) as opened:
         yield opened
 
 
 @pytest.fixture
 async def interpreter(wheels: Path) -> AsyncIterator[CodeInterpreter]:
-    async with open_interpreter(policy=Policy(image=IMAGE, packages=PackageSource(wheels=str(wheels)))) as opened:
+    async with open_interpreter(policy=Policy(image=IMAGE, packages=PackageSource(wheels=str(wheels)), preload=(), spares=0)) as opened:
         yield opened
 
 
@@ -122,7 +122,10 @@ async def test_the_password_of_an_index_is_told_nobody(wheels: Path, caplog: pyt
     with index_of(wheels, password="s3cret-word") as address:
         wrong = address.replace("s3cret-word", "another-word")
         for url in (address, wrong):
-            async with open_pool(policy=Policy(image=IMAGE, packages=PackageSource(index_url=url))) as pool, pool.session() as session:
+            async with (
+                open_pool(policy=Policy(image=IMAGE, packages=PackageSource(index_url=url), preload=(), spares=0)) as pool,
+                pool.session() as session,
+            ):
                 results += [await session.install(name) for name in ("alpha", "no-such-package")]
                 results.append(await session.run("import os; dict(os.environ), os.listdir('/.guest')"))
     assert [result.success for result in results] == [True, False, True, False, False, True]

@@ -81,6 +81,31 @@ def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: P
 
 
 @needs_chromium
+def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
+    """However many colours and lines code prints, the playground lays out a bounded number of elements, and goes on."""
+    floods = {  # what code prints, and what is to be read of it
+        "'\\x1b[1ma' * 25_000": "a" * 25_000,
+        "'\\x1b[31ma\\x1b[32mb' * 10_000": "ab" * 10_000,
+        "'\\x1b[1ma\\x1b[0mb\\n' * 10_000": "ab\n" * 10_000,
+        "'\\x1b]' * 50_000 + 'ab'": None,
+        "'\\x1b[' + '1;' * 50_000 + '1mab' * 2": None,
+    }
+    with ExitStack() as stack:
+        server = stack.enter_context(Server("--port", "0", "--api-key", KEY))
+        with opened(stack.enter_context(Browser(tmp_path)), server) as playground:
+            for flood, expected in floods.items():
+                playground.run(f"import sys; sys.stdout.write({flood}); sys.stdout.flush(); raise ValueError({flood})")
+                last = "[...document.querySelectorAll('.cell')].at(-1)"
+                counted = f"[{last}.querySelectorAll('.stream.stdout *').length, {last}.querySelectorAll('*').length]"
+                stream, cell = playground.page.tell(counted)
+                assert 0 < stream < 5000
+                assert cell < 10_000
+                shown = playground.page.tell(f"{last}.querySelector('.stream.stdout').textContent")
+                assert shown == expected or (expected is None and "ab" in shown)
+            assert "42" in playground.run("6 * 7")
+
+
+@needs_chromium
 def test_the_key_stays_in_the_memory_of_the_page(tmp_path: Path) -> None:
     """The playground keeps its key in memory and sends it in a header, to its own server: no address, storage or element holds it."""
     with ExitStack() as stack:

@@ -1,6 +1,7 @@
 """Power over the system: mounts, namespaces, capabilities, set-user-id programs, devices, limits."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -60,6 +61,11 @@ LIMITS = {
     "read and write before everybody": "call(IOPRIO_SET, 1, 0, 1 << 13)",
 }
 
+REACH = """
+readlink /proc/{pid}/ns/user /proc/{pid}/root; cat /proc/{pid}/maps /proc/{pid}/environ; ls /proc/{pid}/fd /proc/{pid}/root/
+head -c 1 /proc/{pid}/mem && echo memory; kill -0 {pid} && echo signal
+"""
+
 
 @pytest.mark.parametrize("attempt", MOUNTS)
 async def test_nothing_is_mounted(session: Session, attempt: str) -> None:
@@ -85,7 +91,7 @@ async def test_no_namespace_is_made_or_entered(session: Session, name: str) -> N
 @pytest.mark.parametrize("attempt", CAPABILITIES)
 async def test_no_capability_and_no_other_user_is_had(session: Session, attempt: str) -> None:
     """A session has no capability in any set, gets none, and becomes no other user or group."""
-    assert await outcome(session, CAPABILITIES[attempt], prelude=NUMBERED) in ("EPERM", "EINVAL")
+    assert await outcome(session, CAPABILITIES[attempt], prelude=NUMBERED) in ("EPERM", "EINVAL", "ENOTSUP")
     status = "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith(('Cap', 'NoNewPrivs', 'Seccomp:'))))"
     assert (await session.run(status)).stdout.split() == ["0" * 16] * 5 + ["1", "2"]
     assert await outcome(session, "import os; os.getresuid() + os.getresgid()") == f"got: {(1000,) * 6}"
@@ -103,6 +109,20 @@ async def test_a_session_is_nobody_on_the_host(pool: SessionPool) -> None:
             uids.append(os.stat(f"/proc/{started}").st_uid)
     assert 0 not in uids
     assert len(set(uids)) == (2 if os.geteuid() == 0 else 1)
+
+
+async def test_no_other_account_of_the_host_reaches_a_session(pool: SessionPool) -> None:
+    """Where the host is root, no other account of the host, `nobody` included, reads, enters or signals a fork server or session."""
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user's sessions belong to that user")
+    async with pool.session() as session:
+        await session.run("1")
+        ours = [pid for pid in descendants(os.getpid()) if os.stat(f"/proc/{pid}").st_uid]  # root's are janitors, and who waits
+        assert len(ours) > 2
+        for pid in ours:
+            for uid in (65534, 54321):
+                reached = subprocess.run(["sh", "-c", REACH.format(pid=pid)], capture_output=True, user=uid, group=uid, extra_groups=[])
+                assert reached.stdout == b""
 
 
 async def test_set_user_id_programs_give_nothing(session: Session) -> None:

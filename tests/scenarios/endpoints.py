@@ -14,7 +14,7 @@ from ..surfaces.test_cli import Server
 from ..wheels import make_wheel
 
 LIVE = os.environ.get("ACA_TEST_ENDPOINT")
-NAMES = ["embedded", "tls", "plain", *(["azure"] if LIVE else [])]
+NAMES = ["embedded", pytest.param("tls", marks=pytest.mark.long), "plain", *(["azure"] if LIVE else [])]
 _FLAGS = {"tls": ("--tls",), "plain": ("--plain",)}
 
 
