@@ -465,13 +465,14 @@ async def test_a_branch_that_is_gone_already_can_be_closed(session: Session, poo
 @pytest.mark.parametrize("turns", [0, 500])
 async def test_a_branch_whose_call_was_cancelled_is_ended(session: Session, pool: SessionPool, turns: int) -> None:
     await session.run("x = 1")
-    running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(60)"))
+    running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(600)"))
     await until(lambda: is_there(session, "started"))
     branching = asyncio.ensure_future(session.branch())
     for _ in range(turns):  # then it waits for the cell
         await asyncio.sleep(0)
     branching.cancel()
     await asyncio.wait({branching})
+    assert not running.done()  # a call that is cancelled does not wait for the cell before it
     await session.interrupt()
     await running
     await session.checkpoints()  # it comes after the branch

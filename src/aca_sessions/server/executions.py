@@ -177,6 +177,10 @@ class Executions:
         """Act between two cells, in the order in which they and this were asked for. It completes even if its caller does not wait."""
         return await self._tasks.to_its_end(self._in_turn(act))
 
+    def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
+        """Act in turn as well, for a caller who was cancelled and must not wait."""
+        self._tasks.start(self._in_turn(act))
+
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
         async with self._turn:
             return await act(await self._session.sandbox())

@@ -1,7 +1,6 @@
 """Checkpoints, rollbacks and branches over HTTP: made between two cells, in the order of the requests."""
 
 import asyncio
-import contextlib
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -83,8 +82,7 @@ class TimelineRoutes:
             try:
                 await session.executions.in_turn(act)
             except asyncio.CancelledError:  # they are made nevertheless, and no caller would end them
-                with contextlib.suppress(Exception):
-                    await session.executions.in_turn(lambda _sandbox: self._sessions.take_back(branches))
+                session.executions.later_in_turn(lambda _sandbox: self._sessions.take_back(branches))
                 raise
         here = session.ledger.position
         _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here, otherwise=session.ledger.fetched)
