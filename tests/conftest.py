@@ -145,10 +145,11 @@ async def until(check: Callable[[], Awaitable[object]]) -> None:
             await asyncio.sleep(0.02)
 
 
-def mostly_long(cases: Iterable[object], *kept: object) -> list[object]:
-    """Return the cases of a test as its parameters, of which `make test` runs those that are kept and `make test-long` the others."""
+def mostly_long(cases: Iterable[object], *kept: object, every: int = 0) -> list[object]:
+    """Return the cases of a test as parameters: `make test` runs those that are kept and every n-th, and `make test-long` the others."""
     cases = [*cases]
     assert all(case in cases for case in kept)
+    kept = (*kept, *(cases[::every] if every else ()))
     return [
         case if case in kept else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.long) for case in cases
     ]

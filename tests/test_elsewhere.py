@@ -50,7 +50,7 @@ def on(system: str, *arguments: str, stdin: str = "", **environment: str) -> "su
     return subprocess.run(command, input=stdin, env=os.environ | environment, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_command_line_works_against_an_endpoint(endpoint: dict[str, str], system: str) -> None:
     put = on(system, "files", "put", "-", "a.txt", "--session", system, stdin="words", **endpoint)
@@ -67,7 +67,7 @@ def test_the_plugin_works_against_an_endpoint(endpoint: dict[str, str], system: 
     assert done.stdout == "42 ['execute_python', 'execute_python_with_files'] set()\n", done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("system", SYSTEMS)
 async def test_the_mcp_server_works_against_an_endpoint(endpoint: dict[str, str], system: str) -> None:
     parameters = StdioServerParameters(command=sys.executable, args=["-m", "tests.elsewhere", system, "mcp"], env=endpoint, cwd=ROOT)

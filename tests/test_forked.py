@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from .conftest import mostly_long
+
 HEAD = """
 import asyncio, gc, multiprocessing, os, sys, warnings
 import httpx
@@ -112,7 +114,7 @@ def run(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("program", [POOL, INTERACTIVE, SERVER], ids=["pool", "interactive", "server"])
+@pytest.mark.parametrize("program", mostly_long([POOL, INTERACTIVE, SERVER], POOL), ids=["pool", "interactive", "server"])
 def test_a_forked_process_is_refused_and_ends_nothing(program: str) -> None:
     advice = "refused: open another one here, or start processes with multiprocessing's 'spawn'\n"
     text = run(program)

@@ -11,7 +11,7 @@ import pytest
 from aca_sessions.sandbox import hosts
 from aca_sessions.sandbox.hosts import Host
 
-from .conftest import COMMAND, ROOT
+from .conftest import COMMAND, ROOT, mostly_long
 
 pytestmark = pytest.mark.slow
 
@@ -20,16 +20,16 @@ ROWS = {anchor: (name, line) for anchor, name, line in re.findall(r'^\| <a id="(
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has the rights that this condition takes away")
 REFUSED = [
     pytest.param("no_user_namespaces", hosts.NO_USER_NAMESPACES, id="no user namespaces"),
-    pytest.param("debian+ordinary_user", hosts.DEBIAN, id="Debian's switch"),
+    pytest.param("debian+ordinary_user", hosts.DEBIAN, id="Debian's switch", marks=pytest.mark.long),
     pytest.param("ubuntu+ordinary_user", hosts.UBUNTU, id="Ubuntu's switch"),
     pytest.param("debian", hosts.DEBIAN, id="Debian's switch, as root", marks=[only_root, pytest.mark.long]),
     pytest.param("ubuntu_as_root", hosts.UBUNTU, id="Ubuntu's switch, as root", marks=[only_root, pytest.mark.long]),
-    pytest.param("refuse_namespaces", hosts.FILTERED, id="a container's filter"),
+    pytest.param("refuse_namespaces", hosts.FILTERED, id="a container's filter", marks=pytest.mark.long),
     pytest.param("masked_proc", hosts.MASKED_PROC, id="masked /proc", marks=pytest.mark.long),
     pytest.param("podman", hosts.PODMAN, id="Podman", marks=pytest.mark.long),
     pytest.param("no_capabilities", hosts.NO_CAPABILITIES, id="no capabilities", marks=[only_root, pytest.mark.long]),
     pytest.param("lone_root", hosts.LONE_ROOT, id="one uid", marks=[only_root, pytest.mark.long]),
-    pytest.param("no_landlock", hosts.NO_LANDLOCK, id="no Landlock"),
+    pytest.param("no_landlock", hosts.NO_LANDLOCK, id="no Landlock", marks=pytest.mark.long),
     pytest.param("landlock_not_booted", hosts.NO_LANDLOCK, id="Landlock is not booted", marks=pytest.mark.long),
     pytest.param("no_seccomp", hosts.NO_SECCOMP, id="no seccomp"),
 ]
@@ -69,7 +69,7 @@ def test_without_control_groups_isolation_is_full_and_memory_is_looked_at() -> N
     assert hosts.NO_CGROUPS.row in doctor.stdout
 
 
-@pytest.mark.parametrize("condition", ["refuse_namespaces", "masked_proc", "ubuntu+ordinary_user"])
+@pytest.mark.parametrize("condition", mostly_long(["refuse_namespaces", "masked_proc", "ubuntu+ordinary_user"], "ubuntu+ordinary_user"))
 def test_the_lesser_level_works_by_its_name_where_namespaces_are_refused(condition: str, public_python: str) -> None:
     chosen = {"ACASessions__Sandbox__Isolation": "no-namespaces", "ACASessions__Sandbox__Python": public_python}
     run = where(condition, "run", "1 + 1", **chosen)

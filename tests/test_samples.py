@@ -40,7 +40,7 @@ def run(sample: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("sample", mostly_long(PRINTED, "quickstart.py", "agent_with_tools.py"))
+@pytest.mark.parametrize("sample", mostly_long(PRINTED, "quickstart.py"))
 def test_a_sample_prints_what_it_is_for(sample: str) -> None:
     assert run(sample) == PRINTED[sample]
 

@@ -17,7 +17,7 @@ from ..wheels import make_wheel
 DOUBLE = 'def run(n):\n    """Doubles a number.\n\n    >>> run(21)\n    {said}\n    """\n    return n * 2\n'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_later_session_finds_what_an_earlier_one_made(pool: SessionPool, tmp_path: Path) -> None:
     asked = list[int]()
 
@@ -84,7 +84,7 @@ artifacts.exists('file'), artifacts.exists('nothing'), int(artifacts.load('table
         assert (await agent.load_artifact("table")).a.tolist() == [1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
@@ -93,7 +93,7 @@ async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> N
         assert "there-is-none could not be installed" in (await agent.run("deps.add('there-is-none')")).stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
@@ -104,7 +104,7 @@ async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next(tmp_path: P
         assert (await agent.run("deps.list(), deps.remove('humanize')['not_found']")).text == "([], ['humanize'])"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_of_what_a_cell_wants_of_a_package_its_last_word_counts(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:

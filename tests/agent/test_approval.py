@@ -9,6 +9,8 @@ from aca_sessions import AgentSession, SessionPool, tool
 from aca_sessions.agent.approval import Call
 from aca_sessions.agent.tools.tool import Budget, Effect, Tool
 
+from ..conftest import mostly_long
+
 SENDS = "for name in ['Ada', 'Grace', 'Mary']:\n    tools.send(to=name)\n"
 
 
@@ -82,7 +84,7 @@ async def test_a_batch_that_fails_makes_no_call(pool: SessionPool) -> None:
     assert (str(result.error), mail.sent) == ("ZeroDivisionError: division by zero", [])
 
 
-@pytest.mark.parametrize("answer", [None, 1, "yes", [], [True, True], [1], {"ok": True}])
+@pytest.mark.parametrize("answer", mostly_long([None, 1, "yes", [], [True, True], [1], {"ok": True}], every=3))
 async def test_only_a_clear_yes_allows(pool: SessionPool, answer: object) -> None:
     mail = Mail()
     async with AgentSession(pool, tools=mail.tools, approve=lambda calls: answer) as agent:  # type: ignore[arg-type, return-value]
@@ -101,6 +103,7 @@ async def test_whoever_fails_to_decide_has_not_allowed(pool: SessionPool) -> Non
     assert mail.sent == []
 
 
+@pytest.mark.long
 async def test_the_clock_of_a_cell_stands_still_while_a_person_decides(pool: SessionPool) -> None:
     async def approve(calls: Sequence[Call]) -> bool:
         await asyncio.sleep(3)
@@ -122,6 +125,7 @@ async def test_a_budget_ends(pool: SessionPool, budget: Budget, said: str) -> No
 
 AT_ONCE = """
 import asyncio
+from ..conftest import mostly_long
 async def go(n): return await tools.{tool}(n)
 out = await asyncio.gather(*(go(n) for n in range(20)), return_exceptions=True)
 [one for one in out if not isinstance(one, ToolError)]

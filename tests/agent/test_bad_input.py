@@ -10,6 +10,8 @@ from aca_sessions import AgentSession, SessionPool, tool
 from aca_sessions.agent.approval import Call
 from aca_sessions.errors import InvalidArgumentError
 
+from ..conftest import mostly_long
+
 
 class Unspeakable(Exception):
     def __str__(self) -> str:
@@ -59,7 +61,9 @@ async def test_whatever_a_tool_does_the_session_goes_on(pool: SessionPool, act: 
         assert len(agent.calls) == 1
 
 
-@pytest.mark.parametrize("name", ["print", "open", "type", "import", "class", "None", "self", "tools", "mro", "items"])
+@pytest.mark.parametrize(
+    "name", mostly_long(["print", "open", "type", "import", "class", "None", "self", "tools", "mro", "items"], every=4)
+)
 async def test_a_tool_named_as_something_of_pythons_shadows_nothing(pool: SessionPool, name: str) -> None:
     async with AgentSession(pool, tools=[tool(name=name, effect="read")(lambda: "ours")]) as agent:
         assert (await agent.run(f"getattr(tools, {name!r})()")).value == "ours"
@@ -67,7 +71,7 @@ async def test_a_tool_named_as_something_of_pythons_shadows_nothing(pool: Sessio
         assert (await agent.run("[one['name'] for one in tools.list()]")).text == repr([name])
 
 
-@pytest.mark.parametrize("name", ["print", "tools", "run", "mro", "items"])
+@pytest.mark.parametrize("name", mostly_long(["print", "tools", "run", "mro", "items"], "run"))
 async def test_a_skill_may_have_a_name_of_pythons(pool: SessionPool, name: str) -> None:
     async with AgentSession(pool) as agent:
         await agent.add_skill(name, "def run(): return 'ours'")
@@ -102,7 +106,7 @@ async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, body:
         assert ((await agent.run("x")).value, await agent.list_skills()) == (1, [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_examples_that_never_end_refuse_the_skill(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:
         with pytest.raises(InvalidArgumentError, match="longer than 10 s"):

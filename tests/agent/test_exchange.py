@@ -13,6 +13,7 @@ from aca_sessions.agent.placed import place
 from aca_sessions.errors import NotSupportedError, ServiceError
 
 from ..client.faults import FaultyProxy
+from ..conftest import mostly_long
 from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
@@ -110,7 +111,8 @@ async def test_a_cell_that_never_ends_is_interrupted(agent: AgentSession) -> Non
     assert (await agent.run("x, tools.weather('Oslo')")).text == "(1, 'sunny in Oslo')"
 
 
-@pytest.mark.parametrize("code", ["import time\ntime.sleep(30)", "import threading\nthreading.Event().wait()"])
+@pytest.mark.long
+@pytest.mark.parametrize("code", mostly_long(["import time\ntime.sleep(30)", "import threading\nthreading.Event().wait()"], every=2))
 async def test_a_cell_that_cannot_be_interrupted_is_told_as_it_is(agent: AgentSession, code: str) -> None:
     result = await agent.run(code, timeout=0.3)
     assert (result.error and result.error.name, str(result.state)) == ("TimeoutError", "unknown: still running")
@@ -187,7 +189,7 @@ async def test_a_session_that_ended_between_two_cells_is_told_with_the_later_one
 
 
 @pytest.mark.parametrize("fault", ["drop after", "drop before", "500"])
-@pytest.mark.parametrize("answered_before", range(3, 8))
+@pytest.mark.parametrize("answered_before", mostly_long(range(3, 8), 4, 5))
 async def test_a_lost_reply_neither_runs_a_cell_twice_nor_a_tool(endpoint: str, fault: str, answered_before: int) -> None:
     ran = []
     note = tool(name="note", effect="write")(lambda number: ran.append(number))
@@ -260,6 +262,7 @@ async def test_a_session_that_lacks_something_is_known_by_it(pool: SessionPool, 
         assert await place(session) == said
 
 
+@pytest.mark.long
 async def test_where_calls_cannot_be_answered_the_refusal_says_why(tmp_path: Path) -> None:
     with Server("--port", "0", "--api-key", "key", "--plain", "--shell") as server:
         async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool:

@@ -96,6 +96,7 @@ async def test_what_a_program_does_not_take_is_refused(pool: SessionPool, show: 
         assert said in str((await agent.run(call)).error)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("code", "said"),
     [

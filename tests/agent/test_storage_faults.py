@@ -15,6 +15,7 @@ from aca_sessions.agent.skills import Skills
 from aca_sessions.agent.storage import Storage
 from aca_sessions.errors import StorageError
 
+from ..conftest import mostly_long
 from .conftest import RedisServer
 from .writers import opened
 
@@ -26,7 +27,7 @@ mount -t tmpfs -o size=512k,nr_inodes=64 tmpfs "$1" && python="$2" writers="$3" 
 """
 
 
-@pytest.fixture(params=["files", "redis"])
+@pytest.fixture(params=mostly_long(["files", "redis"], "files"))
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where other processes find the storage."""
     if request.param == "files":
@@ -49,6 +50,7 @@ async def test_of_two_processes_that_write_at_once_both_are_heard(place: str) ->
     await closed(storage)
 
 
+@pytest.mark.long
 async def test_a_writer_that_is_killed_at_any_moment_leaves_nothing_half_written(place: str) -> None:
     assert await asyncio.to_thread(subprocess.call, [*WRITERS, "crash", place]) == 0
     storage = opened(place)
@@ -98,6 +100,7 @@ async def test_a_full_redis_says_so_and_is_read_and_deleted_from(pool: SessionPo
     await storage.close()
 
 
+@pytest.mark.long
 async def test_redis_may_go_and_come_back_in_the_middle_of_a_cell(pool: SessionPool, redis_server: RedisServer, tmp_path: Path) -> None:
     storage = RedisStorage(redis_server.url, prefix=tmp_path.name)
     tools = [tool(name=name)(act) for name, act in (("stop", redis_server.stop), ("start", redis_server.start))]
@@ -122,6 +125,7 @@ async def test_redis_may_restart_in_between(redis_server: RedisServer) -> None:
     await storage.close()
 
 
+@pytest.mark.long
 async def test_a_redis_that_is_not_there_says_so() -> None:
     storage = RedisStorage("redis://127.0.0.1:1")
     with pytest.raises(StorageError, match="look whether the server runs"):

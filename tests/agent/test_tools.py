@@ -217,6 +217,7 @@ async def test_a_plain_session_has_no_tools(pool: SessionPool) -> None:
     assert result.error.name == "NameError"
 
 
+@pytest.mark.long
 async def test_what_earlier_cells_left_computing_takes_no_time_of_a_cell_that_waits(pool: SessionPool) -> None:
     @tool(effect="read")
     async def wait() -> str:

@@ -18,6 +18,7 @@ from semantic_kernel.functions import kernel_function
 from aca_sessions import AgentSession, FileStorage, SessionPool, open_pool, tool
 from aca_sessions.agent.approval import Call
 
+from ..conftest import mostly_long
 from ..scenarios.endpoints import settings_of, trusted
 
 pytestmark = pytest.mark.slow
@@ -73,7 +74,7 @@ class Python:
         return str(await self._agent.run(code))
 
 
-@pytest.fixture(params=ENDPOINTS)
+@pytest.fixture(params=mostly_long(ENDPOINTS, ENDPOINTS[0]))
 async def leased(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SessionPool]:
     with settings_of(request.param, tmp_path) as settings, trusted(tmp_path / "cert.pem"):
         async with open_pool(settings) as pool:

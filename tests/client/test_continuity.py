@@ -9,11 +9,13 @@ import pytest
 from aca_sessions import CodeInterpreter, SessionPool, SessionsHttpClient, open_server
 from aca_sessions.hosting import Hosting
 
+from ..conftest import mostly_long
+
 pytestmark = pytest.mark.slow
 VERSIONS = ["2024-02-02-preview", "2025-10-02-preview"]
 
 
-@pytest.fixture(params=VERSIONS)
+@pytest.fixture(params=mostly_long(VERSIONS, VERSIONS[-1]))
 async def plain(request: pytest.FixtureRequest) -> AsyncIterator[CodeInterpreter]:
     async with open_server(hosting=Hosting(plain=True, cooldown=1.5)) as app:
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
@@ -21,6 +23,7 @@ async def plain(request: pytest.FixtureRequest) -> AsyncIterator[CodeInterpreter
             yield interpreter
 
 
+@pytest.mark.long
 async def test_a_session_that_was_begun_anew_is_noticed(plain: CodeInterpreter) -> None:
     assert str((await plain.execute("alice", "x = 1")).state) == "kept"
     await asyncio.sleep(3.3)

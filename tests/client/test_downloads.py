@@ -111,6 +111,7 @@ async def whole_or_refused(download: Awaitable[Content]) -> Content | None:
         return None
 
 
+@pytest.mark.long
 async def test_no_download_mixes_two_versions(session: Session, tmp_path: Path) -> None:
     """It succeeds with one of them, or says that the file went on changing."""
     saved = tmp_path / "saved"

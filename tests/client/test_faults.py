@@ -102,6 +102,7 @@ async def test_a_lost_answer_of_the_older_generation_is_not_known(port: int) -> 
     assert count == 1
 
 
+@pytest.mark.long
 async def test_a_lost_answer_is_asked_for_at_a_plain_endpoint_too(plain_port: int) -> None:
     got, count = await through(plain_port, "plain-lost", ["drop after"])
     assert (got.value, count) == (1, 1)

@@ -155,6 +155,7 @@ async def test_threads_of_a_cell_ask_each_for_its_own(session: Session) -> None:
     assert (await session.run(f"answers == {asked}")).value is True
 
 
+@pytest.mark.long
 async def test_the_clock_of_a_cell_stands_still_while_it_is_answered(session: Session) -> None:
     async def slowly(prompt: str) -> str:
         await asyncio.sleep(3)
@@ -193,7 +194,7 @@ async def test_the_end_of_a_session_ends_its_executions(pool: SessionPool) -> No
     assert str((await waiting).state) == "lost: terminated"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_an_endpoint_without_events_delivers_at_the_end() -> None:
     with Server("--port", "0", "--api-key", "key", "--plain") as server:
         settings = Settings(Endpoint=server.endpoint, ApiKey="key")

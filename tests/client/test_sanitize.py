@@ -156,6 +156,7 @@ def test_no_module_of_pythons_library_is_changed() -> None:
     assert [source[:80] for source in sources if sanitize(source) != source and is_python(source)] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", LONG)
 def test_a_long_text_takes_no_more_than_one_look(text: str) -> None:
     code = f"from aca_sessions.client.sanitize import sanitize; n = 1_000_000; text = {text}; assert sanitize(text).strip() in text"

@@ -224,7 +224,7 @@ async def test_memory_that_ran_out_leaves_no_trace_in_a_transaction() -> None:
     async with open_pool(policy=Policy(limits=Limits(memory=200 << 20), preload=(), spares=0)) as pool, pool.session() as session:
         await session.run("x = 1; open('a', 'w').write('one')")
         code = "import os\nheld = b'x' * (170 << 20)\nif os.fork() == 0:\n    more = b'x' * (120 << 20)\nos.wait()\nwhile True: pass"
-        result = await session.run(f"{FAILING}{code}", timeout=5, transactional=True)
+        result = await session.run(f"{FAILING}{code}", timeout=2, transactional=True)
         assert (result.success, result.state.kind) == (False, "rolled_back")
         assert await world(session) == "(1, ['a'], 'one')"
 

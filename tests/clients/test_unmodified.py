@@ -112,6 +112,7 @@ async def test_our_own_client_trusts_what_it_is_told_to(endpoint: str, folder: P
         assert (await session.run("6 * 7")).value == 42
 
 
+@pytest.mark.long
 def test_langchains_bash_tool_runs_commands_in_a_pool_of_shells(tmp_path: Path) -> None:
     with Server("--port", "0", "--plain", "--shell", "--api-key", "key") as server:
         bash = SessionsBashTool(pool_management_endpoint=server.endpoint + BASE, access_token_provider=lambda: "key")

@@ -52,6 +52,7 @@ print(f"Mean of y: {data['y'].mean():.2f}")
     assert result.stdout.startswith("Shape: (100, 2)\nMean of x: ")
 
 
+@pytest.mark.long
 def test_installing_libraries(session: InteractiveSandboxSession) -> None:
     code = """
 import matplotlib.pyplot as plt
@@ -128,6 +129,10 @@ def test_magic_commands(session: InteractiveSandboxSession) -> None:
     assert result.stdout == "'/sandbox'\n"
     result = session.run("!ls -la /sandbox")
     assert [line.split()[-1] for line in result.stdout.splitlines()] == ["0", ".", "..", "here.txt"]
+
+
+@pytest.mark.long  # timeit looks at the clock for up to ten seconds
+def test_a_cell_is_timed(session: InteractiveSandboxSession) -> None:
     result = session.run("""
 %%timeit
 sum(range(1000))

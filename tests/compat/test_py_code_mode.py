@@ -146,6 +146,7 @@ async def test_artifacts_are_kept(session: Session) -> None:
     assert await session.list_artifacts() == []
 
 
+@pytest.mark.long
 async def test_dependencies_are_installed_listed_and_removed(session: Session) -> None:
     assert await session.add_dep("humanize>=1.0") == {"installed": ["humanize>=1.0"], "already_present": [], "failed": []}
     assert (await session.run("import humanize; humanize.intcomma(1000)")).value == "1,000"
@@ -176,6 +177,7 @@ async def test_a_session_without_a_block_is_started_and_closed(tmp_path: Path) -
         await session.close()
 
 
+@pytest.mark.long
 async def test_configured_dependencies_are_installed_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     monkeypatch.setenv("ACASessions__Packages__WheelFolder", str(tmp_path / "wheels"))

@@ -8,6 +8,7 @@ import pytest
 
 from aca_sessions import AgentSession, SessionPool, Settings, open_pool, tool
 
+from ..conftest import mostly_long
 from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
@@ -43,26 +44,29 @@ async def pool(endpoint: str) -> AsyncIterator[SessionPool]:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "nothing",
-        "{}",
-        "[" * 100_000,
-        "1" * 5000,
-        '{"cell": "runs"}',
-        '{"cell": "runs", "calls": [[-1, ""]], "waited": 0.0, "computed": 0.0}',
-        '{"cell": "runs", "calls": [[true, ""]], "waited": 0.0, "computed": 0.0}',
-        '{"cell": "runs", "calls": [["1", ""]], "waited": 0.0, "computed": 0.0}',
-        '{"cell": "runs", "calls": [], "waited": "0", "computed": 0.0}',
-        json.dumps({"cell": "runs", "calls": [[1, "x" * 2_000_000]], "waited": 0.0, "computed": 0.0}),
-        '{"cell": "over", "result": {}}',
-        over(stdout=1),
-        over(value=[]),
-        over(error=[1, 2, 3]),
-        over(displays=[[{"a": 1}, None]]),
-        over(text="x" * 3_000_000),
-        '{"file": "../../etc/passwd"}',
-        '{"file": ".call-00000000000000000000000000000000"}',
-    ],
+    mostly_long(
+        [
+            "nothing",
+            "{}",
+            "[" * 100_000,
+            "1" * 5000,
+            '{"cell": "runs"}',
+            '{"cell": "runs", "calls": [[-1, ""]], "waited": 0.0, "computed": 0.0}',
+            '{"cell": "runs", "calls": [[true, ""]], "waited": 0.0, "computed": 0.0}',
+            '{"cell": "runs", "calls": [["1", ""]], "waited": 0.0, "computed": 0.0}',
+            '{"cell": "runs", "calls": [], "waited": "0", "computed": 0.0}',
+            json.dumps({"cell": "runs", "calls": [[1, "x" * 2_000_000]], "waited": 0.0, "computed": 0.0}),
+            '{"cell": "over", "result": {}}',
+            over(stdout=1),
+            over(value=[]),
+            over(error=[1, 2, 3]),
+            over(displays=[[{"a": 1}, None]]),
+            over(text="x" * 3_000_000),
+            '{"file": "../../etc/passwd"}',
+            '{"file": ".call-00000000000000000000000000000000"}',
+        ],
+        every=6,
+    ),
     ids=lambda line: line[:60],
 )
 async def test_what_a_session_tells_of_a_cell_in_a_thread_is_checked(pool: SessionPool, line: str) -> None:
@@ -142,7 +146,7 @@ THREAD = "import threading\ndef burn():\n    while True: pass\nthreading.Thread(
 THREAD_AND_CALLS = THREAD.replace("tools.wait()", "while True: tools.list()")
 
 
-@pytest.mark.parametrize("code", [THREAD, THREAD_AND_CALLS], ids=["one call", "many calls"])
+@pytest.mark.parametrize("code", mostly_long([THREAD, THREAD_AND_CALLS], THREAD_AND_CALLS), ids=["one call", "many calls"])
 async def test_a_cell_in_a_thread_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, code: str) -> None:
     """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session tells it."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)

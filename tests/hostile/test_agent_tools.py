@@ -12,6 +12,7 @@ from aca_sessions.agent.approval import Call
 from aca_sessions.agent.tools.command import Option, Program, Recipe
 from aca_sessions.agent.tools.tool import Parameter
 
+from ..conftest import mostly_long
 from ..wheels import make_wheel
 
 BY_HAND = """
@@ -146,9 +147,10 @@ sum('"value"' in one for one in answers)
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "text", "made", "most"), [(ONE_FILE, "(1, 59)", 1, 1), (MANY_FILES, "11", 11, 8), (LARGE_TEXTS, "4", 4, 2)]
-)
+ARGUMENTS = [(ONE_FILE, "(1, 59)", 1, 1), (MANY_FILES, "11", 11, 8), (LARGE_TEXTS, "4", 4, 2)]
+
+
+@pytest.mark.parametrize(("code", "text", "made", "most"), mostly_long(ARGUMENTS, ARGUMENTS[1]))
 async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: str, text: str, made: int, most: int) -> None:
     """However many calls a session makes at a time, their arguments take bounded memory of the host, and a file is read once."""
     sizes, running = list[int](), list[int]()
@@ -265,8 +267,10 @@ os.waitpid(child, 0)
 """
 
 
-@pytest.mark.parametrize("burn", [IN_A_THREAD, IN_A_PROCESS, IN_ORPHANS], ids=["thread", "process", "orphan"])
-@pytest.mark.parametrize("calls", ["tools.wait()", "while True: tools.list()"], ids=["one call", "many calls"])
+@pytest.mark.parametrize(
+    "burn", mostly_long([IN_A_THREAD, IN_A_PROCESS, IN_ORPHANS], IN_A_THREAD, IN_ORPHANS), ids=["thread", "process", "orphan"]
+)
+@pytest.mark.parametrize("calls", mostly_long(["tools.wait()", "while True: tools.list()"], "tools.wait()"), ids=["one call", "many calls"])
 async def test_a_cell_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, burn: str, calls: str) -> None:
     """What a cell's threads and processes compute while its calls are made counts: calls without an end give no time without one."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)

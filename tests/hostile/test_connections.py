@@ -24,6 +24,7 @@ UPLOAD = (
     "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 900000\r\n\r\n"
     '--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
 )
+HALF_A_HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: "
 SOON = Pace(head=0.5, body=0.5, body_bytes=1000, answer=0.5)
 
 
@@ -31,7 +32,7 @@ def limit_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-a: ", UNREAD], ids=["nothing", "half a head", "unread"])
+@pytest.mark.parametrize("sent", mostly_long([b"", HALF_A_HEAD, UNREAD], HALF_A_HEAD), ids=["nothing", "half a head", "unread"])
 @pytest.mark.parametrize("scheme", mostly_long(["http", "https", "http without a key"], "http"))
 def test_connections_of_strangers_keep_no_caller_out(scheme: str, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without a key that opens more connections than a server has descriptors keeps no caller out, not even of one with no key."""
@@ -80,7 +81,7 @@ TOO_SLOW: dict[str, tuple[str, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("slow", [*TOO_SLOW, "an answer that is not read"])
+@pytest.mark.parametrize("slow", mostly_long([*TOO_SLOW, "an answer that is not read"], "a body in drops", "an answer that is not read"))
 async def test_a_client_that_makes_no_progress_loses_its_connection(slow: str, tmp_path: Path) -> None:
     """A connection whose head or body comes too slowly, or whose client takes nothing of an answer, is closed, key or no key."""
     tls = certificate(tmp_path, "localhost") if "TLS" in slow else None

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ..conftest import ROOT
+from ..conftest import ROOT, mostly_long
 
 pytestmark = pytest.mark.slow
-EACH = pytest.mark.parametrize("groups", [True, False], ids=["as it is", "without groups"])
+EACH = pytest.mark.parametrize("groups", mostly_long([True, False], False), ids=["as it is", "without groups"])
 _PROGRAM = '''
 import asyncio, json, os
 from aca_sessions import Limits, Policy, open_pool
@@ -101,7 +101,7 @@ def told(*, groups: bool) -> dict[str, Any]:
 
 
 @EACH
-@pytest.mark.parametrize("kind", ["unix", "tcp", "udp"])
+@pytest.mark.parametrize("kind", mostly_long(["unix", "tcp", "udp"], "unix"))
 def test_what_sockets_hold_is_memory_of_the_session(kind: str, groups: bool) -> None:
     """What a session's sockets hold is bounded by its memory, whoever counts it: beyond, it ends, or sends wait; others notice nothing."""
     state, held, *others = told(groups=groups)[kind]

@@ -14,7 +14,7 @@ from aca_sessions.sandbox.proxy import Proxy
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.syscalls import landlock_version
 
-from ..conftest import IMAGE
+from ..conftest import IMAGE, mostly_long
 from .attempts import PRELUDE, outcome
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ async def visits() -> AsyncIterator[list[int]]:
     await server.wait_closed()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_long(FAMILIES, every=3))
 async def test_sockets_of_other_families_are_not_made(session: Session, family: str) -> None:
     """Of all families of sockets a session has Unix and the two of the internet; others are not made, not even in pairs."""
     for kind in (1, 2, 3, 5):

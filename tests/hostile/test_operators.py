@@ -113,7 +113,7 @@ def lost(numbers: str) -> float:
     return float(line.split()[-1])
 
 
-@pytest.mark.parametrize("command", [["serve"], ["serve", "--metrics"], ["mcp", "--http"]])
+@pytest.mark.parametrize("command", mostly_long([["serve"], ["serve", "--metrics"], ["mcp", "--http"]], ["serve", "--metrics"]))
 @pytest.mark.parametrize("way", mostly_long(["file", "environment", "option", "option="], "option"))
 def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a server can be reached, its key is in no command line, however it was given, and only its user reads its variables."""

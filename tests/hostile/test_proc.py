@@ -7,6 +7,7 @@ import pytest
 
 from aca_sessions import Session, SessionPool
 
+from ..conftest import mostly_long
 from .attempts import PRELUDE, outcome
 
 pytestmark = pytest.mark.slow
@@ -84,7 +85,7 @@ async def test_nothing_is_taken_from_the_first_process(session: Session, thing: 
     assert await outcome(session, OF_THE_FIRST_PROCESS[thing], prelude=PRELUDE) in ("EACCES", "EPERM")
 
 
-@pytest.mark.parametrize("file", WRITES)
+@pytest.mark.parametrize("file", mostly_long(WRITES, every=2))
 async def test_nothing_below_proc_is_written(session: Session, file: str) -> None:
     """A session writes to no file below /proc, neither the kernel's settings nor its own process's."""
     path = Path(WRITES[file])

@@ -40,7 +40,7 @@ def kill(depth: int, server: ForkServer) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("depth", [0, 2, 3, 4])
+@pytest.mark.parametrize("depth", mostly_long([0, 2, 3, 4], 0, 3))
 @pytest.mark.parametrize("step", mostly_long(STEPS, "a second cell"))
 async def test_each_part_may_die_before_each_step(depth: int, step: str) -> None:
     """Whatever of the sandbox dies before whatever step, each later step succeeds, says truthfully what was lost, or fails clearly."""

@@ -129,7 +129,7 @@ def secret(tmp_path: Path) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("way", READS)
+@pytest.mark.parametrize("way", mostly_long(READS, every=3))
 async def test_the_hosts_contents_are_not_read(bare: Session, secret: str, way: str) -> None:
     """Without namespaces too, a session reads no file and lists no folder of the host but /usr, a few settings and its environment."""
     result = await bare.run(f"{PRELUDE}\nSECRET = {secret!r}\n{READS[way]}")
@@ -138,7 +138,7 @@ async def test_the_hosts_contents_are_not_read(bare: Session, secret: str, way: 
     assert SECRET not in repr(result)
 
 
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", mostly_long(WRITES, every=4))
 async def test_nothing_outside_is_changed(bare: Session, secret: str, write: str) -> None:
     """Without namespaces too, a session writes to no file outside its own folders, nor changes its mode, time, owner or name."""
     watched = [Path(path) for path in (secret, os.path.dirname(secret), os.__file__, "/usr/bin/true", sys.executable)]
@@ -148,7 +148,7 @@ async def test_nothing_outside_is_changed(bare: Session, secret: str, write: str
     assert [_looks(path) for path in watched] == before
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "unix", "internet", "internet 6"])
+@pytest.mark.parametrize("family", mostly_long([*FAMILIES, "unix", "internet", "internet 6"], "unix", "internet", every=5))
 async def test_no_socket_is_made(bare: Session, family: str) -> None:
     """Without namespaces a session makes no socket of any family, and of pairs only connected streams of Unix sockets."""
     number = {"unix": 1, "internet": 2, "internet 6": 10}.get(family) or FAMILIES[family]
@@ -184,7 +184,7 @@ async def test_no_unix_socket_of_the_host_is_reached(bare: Session, secret: str,
 
 
 @pytest.mark.parametrize("pid", PIDS)
-@pytest.mark.parametrize("way", REACHES)
+@pytest.mark.parametrize("way", mostly_long(REACHES, every=4))
 async def test_no_other_process_is_reached(bare: Session, way: str, pid: str) -> None:
     """Without namespaces a session signals, limits, binds, slows, traces and reads no process but its own."""
     limits, priority = Path("/proc/self/limits").read_text(), os.getpriority(os.PRIO_PROCESS, 0)
@@ -209,7 +209,7 @@ async def test_no_descriptor_sends_a_signal(bare: Session) -> None:
     assert seen == []
 
 
-@pytest.mark.parametrize("attempt", MOUNTS)
+@pytest.mark.parametrize("attempt", mostly_long(MOUNTS, every=4))
 async def test_nothing_is_mounted(bare: Session, attempt: str) -> None:
     """Without namespaces too, a session mounts nothing, unmounts nothing and exchanges no root."""
     before = Path("/proc/self/mounts").read_text()
@@ -255,7 +255,7 @@ async def test_set_user_id_programs_give_nothing(bare: Session) -> None:
     assert "root" not in (await bare.run("subprocess.run(['su', '-c', 'whoami'], capture_output=True, text=True, input='').stdout")).output
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", mostly_long(REFUSED, every=5))
 async def test_a_call_that_is_not_on_the_list_is_refused(bare: Session, name: str) -> None:
     """Without namespaces too, the filter refuses calls that trace, load, mount or share rings, handles, keys or queues with the kernel."""
     assert await outcome(bare, f"call({REFUSED[name]}, 0, 0, 0, 0, 0, 0)", prelude=PRELUDE) == refusal(REFUSED[name])

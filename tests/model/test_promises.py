@@ -49,7 +49,7 @@ class Games:
 
 
 @pytest.mark.timeout(0)  # with many examples it takes half an hour
-@pytest.mark.parametrize("examples", mostly_long([200, MANY], 200))
+@pytest.mark.parametrize("examples", mostly_long([60, MANY], 60))
 def test_results_say_what_happened(examples: int) -> None:
     games = Games()
     with ExitStack() as stack:

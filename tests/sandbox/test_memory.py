@@ -200,6 +200,7 @@ def computed(pid: int) -> int:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
+@pytest.mark.long
 @pytest.mark.skipif("cpu" not in getattr(VersionOne.find(), "_controllers", ()), reason="no control group of version 1 for processors here")
 async def test_the_weight_of_sessions_counts_on_each_processor() -> None:
     """One busy session of a host with two processors has as much as any other process, if all sessions weigh 0.5 on each of them."""
@@ -257,6 +258,7 @@ async def test_without_control_groups_sessions_give_way_to_the_host() -> None:
     assert await gives_way()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make and hide control groups here")
 def test_without_control_groups_somebody_looks() -> None:
     """The same attempts in a mount namespace that shows no control group."""

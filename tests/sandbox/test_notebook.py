@@ -116,7 +116,7 @@ async def test_functions_of_a_cell_go_to_forked_processes(session: Session) -> N
     assert result.stdout == "[1, 4, 9]\n" * 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_functions_of_a_cell_cannot_go_to_spawned_processes_and_the_session_goes_on(session: Session) -> None:
     await session.run("import multiprocessing\ndef square(x): return x * x")
     result = await session.run("with multiprocessing.get_context('spawn').Pool(1) as p: p.map(square, [3])", timeout=2)

@@ -10,6 +10,8 @@ from aca_sessions.sandbox.restore import cut_off
 from aca_sessions.sandbox.sandbox import Sandbox
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
+from ..conftest import mostly_long
+
 pytestmark = pytest.mark.slow
 
 OPEN = """import os, sqlite3
@@ -47,7 +49,7 @@ async def named(sandbox: Sandbox) -> tuple[str, ...] | None:
     return cut_off(host_pid((await sandbox.interpreter()).pidfd), sandbox.files)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", mostly_long(CHANGES, every=3))
 @pytest.mark.parametrize("way", ["rollback", "failing cell"])
 async def test_an_open_log_and_a_database_go_on(sandbox: Sandbox, way: str, change: str) -> None:
     assert (await run(sandbox, OPEN)).success

@@ -62,6 +62,7 @@ async def test_a_heavy_fork_server_that_dies_while_it_boots_is_tried_again(nothi
     assert "without preloaded" not in caplog.text
 
 
+@pytest.mark.long
 async def test_a_heavy_fork_server_that_dies_twice_is_not_tried_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         first = await coming(sandboxes)
@@ -76,6 +77,7 @@ async def test_a_heavy_fork_server_that_dies_twice_is_not_tried_again(nothing_le
         await sandbox.close()
 
 
+@pytest.mark.long
 async def test_closing_while_a_heavy_fork_server_is_tried_again_leaves_nothing(nothing_left: None) -> None:
     for pause in (0.0, 0.05, 0.3):
         async with Sandboxes(ALONE) as sandboxes:
@@ -110,6 +112,7 @@ async def test_a_fork_server_that_others_use_gets_everything_back(nothing_left: 
         await theirs.close()
 
 
+@pytest.mark.long
 async def test_a_fork_server_that_was_left_for_another_is_not_ended_for_others(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as others, Sandboxes(ALONE) as sandboxes:
         while len(sandboxes._generations) < 2:
@@ -122,6 +125,7 @@ async def test_a_fork_server_that_was_left_for_another_is_not_ended_for_others(n
         assert trees_of_sessions() == trees
 
 
+@pytest.mark.long
 async def test_a_heavy_fork_server_that_is_ready_first_is_waited_for(nothing_left: None) -> None:
     modules = environment.worth_preloading(sys.executable)
     async with Sandboxes(replace(ALONE, preload=modules)) as ready:
@@ -199,6 +203,7 @@ async def test_closing_at_the_moment_when_a_spare_is_ready_leaves_nothing(nothin
             await asyncio.sleep(0)
 
 
+@pytest.mark.long
 async def test_many_sessions_leave_nothing(nothing_left: None) -> None:
     async with Sandboxes(Policy(preload=())) as sandboxes:
 

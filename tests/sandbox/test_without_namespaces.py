@@ -187,6 +187,7 @@ def host(public_python: str) -> "Iterator[subprocess.Popen[str]]":
         process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", ["host", "host and fork server"])
 def test_killing_the_host_leaves_no_process_and_no_folder(host: "subprocess.Popen[str]", killed: str) -> None:
     folder = Path(host.stdout.readline().strip()).parents[1]
@@ -226,6 +227,7 @@ async def test_one_that_kills_its_init_from_outside_leaves_nothing_to_the_next(b
     assert not _lives(left)
 
 
+@pytest.mark.long
 async def test_packages_come_from_a_folder_that_sessions_may_enter(public_python: str, tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "alpha")
     with tempfile.TemporaryDirectory(dir="/tmp") as public:

@@ -10,7 +10,7 @@ from aca_sessions.contract.records import MAX_ASYNCHRONOUS_SECONDS
 from .cluster import CONFIGURATION, Cluster, needs_nginx
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_nginx
 async def test_a_whole_session_works_through_it() -> None:
     with Cluster(2) as cluster:

@@ -38,7 +38,7 @@ def test_serve_has_no_option_for_workers() -> None:
     assert (run.returncode, "--workers" in run.stderr) == (2, True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_uvicorn_with_several_workers_is_told(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(APP)
     command = [sys.executable, "-m", "uvicorn", "mine:app", "--workers", "2", "--port", "0"]
@@ -59,7 +59,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["-w", "4", "mine:app"], ["--workers=4"], ["-w4"]])
 def test_gunicorn_with_several_workers_is_told(tmp_path: Path, arguments: list[str]) -> None:
     program = tmp_path / "gunicorn"

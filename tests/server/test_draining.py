@@ -88,7 +88,7 @@ async def test_a_first_signal_leaves_sessions_their_time_and_the_server_ends_wit
         assert server.process.wait(5) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_cell_that_outlasts_the_drain_is_told_what_became_of_it() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "0.2") as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
@@ -102,7 +102,7 @@ async def test_a_cell_that_outlasts_the_drain_is_told_what_became_of_it() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("drain", [(), ("--drain-seconds", "0.2")], ids=["at once", "after a drain"])
+@pytest.mark.parametrize("drain", [pytest.param((), marks=pytest.mark.long), ("--drain-seconds", "0.2")], ids=["at once", "after a drain"])
 async def test_cells_that_still_run_then_get_five_seconds_more(drain: tuple[str, ...]) -> None:
     assert GRACE_SECONDS == 5
     with Server("--port", "0", "--api-key", "key", *drain) as server:
@@ -118,12 +118,12 @@ async def test_cells_that_still_run_then_get_five_seconds_more(drain: tuple[str,
 
 @pytest.mark.slow
 async def test_an_idle_session_keeps_a_server_for_as_long_as_the_drain_and_no_longer() -> None:
-    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "2") as server:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "1") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
         begun = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
-        assert time.monotonic() - begun >= 2
+        assert time.monotonic() - begun >= 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from ..conftest import mostly_long
+
 pytestmark = pytest.mark.slow
 
 POOL = """
@@ -39,7 +41,9 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("limit", ["ulimit -n 256", "ulimit -Sn 100; ulimit -Hn 200"], ids=["both limits", "a lower soft limit"])
+@pytest.mark.parametrize(
+    "limit", mostly_long(["ulimit -n 256", "ulimit -Sn 100; ulimit -Hn 200"], "ulimit -n 256"), ids=["both limits", "a lower soft limit"]
+)
 def test_a_session_is_refused_before_descriptors_run_out(limit: str) -> None:
     done = subprocess.run(
         ["sh", "-c", f"{limit}; exec {sys.executable} -c '{POOL}'"], capture_output=True, text=True, timeout=300, check=False

@@ -70,7 +70,7 @@ REQUESTS = st.tuples(st.sampled_from(["GET", "POST", "DELETE", "PUT"]), st.sampl
 
 @pytest.mark.parametrize("shell", [False, True])
 @given(requests=st.lists(REQUESTS, min_size=20, max_size=20))
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_request_is_answered_in_form(requests: list[tuple], shell: bool) -> None:
     asyncio.run(_send_all(requests, Hosting(shell=shell)))
 

@@ -115,6 +115,7 @@ def test_the_dashboard_shows_every_number_of_a_server() -> None:
     assert [name for name in page if name.replace(".", "_") not in shown] == []
 
 
+@pytest.mark.long
 def test_a_server_without_it_has_no_such_path() -> None:
     with Server("--port", "0", "--api-key", "key") as plain:
         assert httpx.get(f"{plain.endpoint}/metrics", headers={"authorization": "Bearer key"}).status_code == 404

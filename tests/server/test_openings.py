@@ -111,6 +111,7 @@ async def test_sessions_that_are_deleted_while_they_wait_to_start_still_count(ht
     assert (await run(http, "one-more", "6 * 7")).json()["result"]["executionResult"] == 42
 
 
+@pytest.mark.long
 async def test_a_client_waits_until_a_new_session_can_start() -> None:
     policy, hosting = Policy(preload=(), spares=0), Hosting(max_starting=1)
     async with open_server(policy=policy, hosting=hosting) as app:

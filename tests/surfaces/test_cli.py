@@ -39,16 +39,19 @@ def test_a_failed_cell_is_exit_code_1_with_its_traceback_on_stderr() -> None:
     assert run.stderr.rstrip().endswith("ZeroDivisionError: division by zero")
 
 
+@pytest.mark.long
 def test_json_holds_everything() -> None:
     result = json.loads(aca_sessions("run", "--json", "print('out'); 6 * 7").stdout)
     assert (result["success"], result["stdout"], result["value"], result["state"]) == (True, "out\n", 42, "kept")
 
 
+@pytest.mark.long
 def test_a_file_is_there_for_the_cell(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("content")
     assert aca_sessions("run", "--file", str(tmp_path / "data.txt"), "open('data.txt').read()").stdout == "'content'\n"
 
 
+@pytest.mark.long
 def test_a_cell_over_its_time_says_so() -> None:
     run = aca_sessions("run", "--timeout", "0.2", "while True: pass")
     assert run.returncode == 1
@@ -89,7 +92,7 @@ def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) 
     assert "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("arguments", [[""], ["--live", "  "], ["# nothing"]])
+@pytest.mark.parametrize("arguments", mostly_long([[""], ["--live", "  "], ["# nothing"]], [""]))
 def test_an_empty_cell_succeeds_and_prints_nothing(arguments: list[str]) -> None:
     run = aca_sessions("run", *arguments)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -101,6 +104,7 @@ def test_a_reader_that_goes_is_no_traceback() -> None:
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.long
 def test_output_that_the_terminal_cannot_show_is_spelled_out() -> None:
     assert aca_sessions("run", "print('é')", env=os.environ | {"PYTHONIOENCODING": "ascii"}).stdout == "\\xe9\n"
 
@@ -116,6 +120,7 @@ def test_nothing_of_the_host_is_shown() -> None:
     assert "hunter2" not in environment.stdout + environment.stderr
 
 
+@pytest.mark.long
 def test_an_interrupted_command_ends_quietly() -> None:
     code = "print('ready', flush=True)\nwhile True: pass"
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background may ignore it
@@ -166,6 +171,7 @@ def test_doctor_looks_at_an_endpoint_step_by_step() -> None:
     assert (gone.returncode, "cannot be reached" in gone.stdout) == (1, True)
 
 
+@pytest.mark.long
 def test_conformance_says_what_an_endpoint_answers(tmp_path: Path) -> None:
     with Server("--port", "0", "--api-key", "key", "--plain") as server:
         environment = os.environ | {"ACASessions__ApiKey": "key"}
@@ -199,6 +205,7 @@ class Server:
         return self._said("ApiKey: ")
 
 
+@pytest.mark.long
 async def test_serve_makes_a_key_and_a_session_outlives_its_client() -> None:
     with Server("--port", "0") as server:
         settings = Settings(Endpoint=server.endpoint, ApiKey=server.key())
@@ -233,6 +240,7 @@ async def test_an_answer_on_an_open_connection_does_not_wait_for_the_kernel() ->
         writer.close()
 
 
+@pytest.mark.long
 async def test_serve_on_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> None:
     path = tmp_path / "sessions.sock"
     with Server("--socket", str(path)) as server:
@@ -243,6 +251,7 @@ async def test_serve_on_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> 
     assert not path.exists()
 
 
+@pytest.mark.long
 async def test_a_served_cell_is_interrupted_when_its_caller_goes(tmp_path: Path) -> None:
     import asyncio
 
@@ -257,6 +266,7 @@ async def test_a_served_cell_is_interrupted_when_its_caller_goes(tmp_path: Path)
             assert (result.value, str(result.state)) == (5, "kept")
 
 
+@pytest.mark.long
 def test_serve_checks_the_host_header() -> None:
     with Server("--port", "0", "--api-key", "k", "--allowed-host", "friend.example") as server:
 
@@ -266,6 +276,7 @@ def test_serve_checks_the_host_header() -> None:
         assert [status(host) for host in ("localhost", "127.0.0.1:99", "friend.example", "evil.example")] == [200, 200, 200, 403]
 
 
+@pytest.mark.long
 def test_serve_answers_without_a_key_where_that_is_asked_for_but_still_to_known_hosts_only() -> None:
     with Server("--port", "0", "--no-api-key") as server:
         files, query = f"{server.endpoint}/files", {"api-version": "2025-10-02-preview", "identifier": "some-session"}
@@ -274,6 +285,7 @@ def test_serve_answers_without_a_key_where_that_is_asked_for_but_still_to_known_
         assert httpx.get(files, params=query, headers={"host": "evil.example"}).status_code == 403
 
 
+@pytest.mark.long
 async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None:
     import asyncio
 
@@ -290,6 +302,7 @@ async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None
     assert "Traceback" not in server.rest[1]
 
 
+@pytest.mark.long
 def test_a_second_server_does_not_take_a_socket_file_over(tmp_path: Path) -> None:
     with Server("--socket", str(tmp_path / "s")):
         second = aca_sessions("serve", "--socket", str(tmp_path / "s"))
@@ -302,6 +315,7 @@ def test_the_module_and_the_script_are_the_same() -> None:
     assert subprocess.run([script, "run", "6 * 7"], capture_output=True, text=True, check=True).stdout == "42\n"
 
 
+@pytest.mark.long
 def test_the_access_log_names_routes_and_nothing_that_is_secret() -> None:
     with Server("--port", "0", "--api-key", "the-key", "--access-log") as server:
         params = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}

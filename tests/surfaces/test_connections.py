@@ -21,6 +21,7 @@ async def test_a_cell_that_runs_longer_than_a_head_may_take_is_answered() -> Non
     assert answer.json()["result"]["executionResult"] == 42
 
 
+@pytest.mark.long
 async def test_an_upload_that_goes_on_slowly_arrives() -> None:
     async def parts():
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
@@ -35,6 +36,7 @@ async def test_an_upload_that_goes_on_slowly_arrives() -> None:
         assert (await client.get("/files/f/content")).content == b"x" * 3000
 
 
+@pytest.mark.long
 async def test_a_client_that_reads_slowly_gets_all() -> None:
     async with serving(replace(SOON, answer=0.5)) as (_, port):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:

@@ -54,6 +54,7 @@ def pack_again(folder: Path, distribution: importlib.metadata.Distribution) -> N
                 wheel.write(str(file.locate()), str(file))
 
 
+@pytest.mark.long
 async def test_a_session_in_an_environment_of_its_own_sees_no_package_of_the_host_program() -> None:
     made = aca_sessions("env", "create", "small", "-r", "requirements.txt")
     assert (made.returncode, '"Environment": "small"' in made.stdout) == (0, True)
@@ -66,6 +67,7 @@ async def test_a_session_in_an_environment_of_its_own_sees_no_package_of_the_hos
     assert aca_sessions("env", "list").stdout == ""
 
 
+@pytest.mark.long
 def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("no-such-package\n")
     failed = aca_sessions("env", "create", "broken", "-r", "requirements.txt")

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from ..conftest import COMMAND, aca_sessions
+from ..conftest import COMMAND, aca_sessions, mostly_long
 from .test_cli import Server
 
 pytestmark = pytest.mark.slow
@@ -45,6 +45,7 @@ def test_a_cell_shows_the_same_as_without() -> None:
     assert (run.stdout, run.stderr, run.returncode) == ("out\n42\n", "err\n", 0)
 
 
+@pytest.mark.long
 def test_what_is_displayed_is_shown_once_and_images_are_counted() -> None:
     image = "Image(b'\\x89PNG\\r\\n\\x1a\\n', format='png')"
     code = f"from IPython.display import Image\ndisplay('one')\ndisplay({image})\n'three'"
@@ -52,6 +53,7 @@ def test_what_is_displayed_is_shown_once_and_images_are_counted() -> None:
     assert (run.stdout, "1 image(s)" in run.stderr) == ("'one'\n'three'\n", True)
 
 
+@pytest.mark.long
 def test_a_failed_cell_ends_with_its_traceback_once() -> None:
     run = aca_sessions("run", "--live", "print('out')\n1 / 0")
     assert (run.stdout, run.returncode) == ("out\n", 1)
@@ -73,6 +75,7 @@ def test_ctrl_c_interrupts_the_cell_and_its_result_is_told() -> None:
     assert "surfaces/running.py" not in stderr
 
 
+@pytest.mark.long
 def test_a_cell_that_had_to_be_killed_says_so() -> None:
     with Live(STUBBORN) as live:
         live.line()
@@ -81,6 +84,7 @@ def test_a_cell_that_had_to_be_killed_says_so() -> None:
     assert ("[session state lost: killed; variables from before are gone, files are kept]" in stderr, status) == (True, 130)
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_does_not_wait_for_the_result() -> None:
     with Live(STUBBORN) as live:
         live.line()
@@ -91,7 +95,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_result() -> None:
     assert ("Traceback" in stderr, status) == (False, 130)
 
 
-@pytest.mark.parametrize("option", ["--access-log", "--plain"])
+@pytest.mark.parametrize("option", mostly_long(["--access-log", "--plain"], "--plain"))
 def test_it_is_the_same_at_every_endpoint(option: str) -> None:
     with Server("--port", "0", "--api-key", "key", option) as server:
         environment = os.environ | {"ACASessions__Endpoint": server.endpoint, "ACASessions__ApiKey": "key"}

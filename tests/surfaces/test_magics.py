@@ -14,7 +14,7 @@ from aca_sessions import CodeExecutionResult
 from aca_sessions.models import CodeError, Display, State
 from aca_sessions.rendering import mimebundle
 
-from ..conftest import ROOT
+from ..conftest import ROOT, mostly_long
 
 pytestmark = pytest.mark.slow
 
@@ -110,13 +110,14 @@ def test_what_has_no_safe_form_of_its_own_is_shown_in_one(outputs: list[list[dic
     assert [html[:24] for html in shown] == ['<img src="data:image/svg', "<pre># h</pre>", ""]
 
 
-@pytest.mark.parametrize("line", ["--file nothing.txt", "--timeout soon", "--nosuch"])
+@pytest.mark.parametrize("line", mostly_long(["--file nothing.txt", "--timeout soon", "--nosuch"], "--nosuch"))
 def test_a_mistake_is_an_error_of_the_cell(line: str) -> None:
     with pytest.raises(CellExecutionError) as raised:
         executed(f"%%session {line}\n1")
     assert "UsageError" in str(raised.value)
 
 
+@pytest.mark.long
 def test_the_sample_notebook_runs_and_draws(tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "samples" / "data_analysis.ipynb", as_version=4)
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()

@@ -41,6 +41,7 @@ def test_it_serves_a_page_on_loopback_with_a_key_of_its_own() -> None:
     assert key not in ended(command)
 
 
+@pytest.mark.long
 def test_the_browser_is_led_there_by_a_file_of_this_user_alone(tmp_path: Path) -> None:
     """Arguments of a program can be read by every user: the key is in none."""
     browser, told = tmp_path / "browser", tmp_path / "told"
@@ -56,6 +57,7 @@ def test_the_browser_is_led_there_by_a_file_of_this_user_alone(tmp_path: Path) -
     assert not Path(argument.removeprefix("file://")).exists()
 
 
+@pytest.mark.long
 def test_an_endpoint_in_the_settings_is_left_alone_and_said_to_be() -> None:
     command = started("--no-browser", ACASessions__Endpoint="http://127.0.0.1:1", ACASessions__ApiKey="key")
     assert command.stdout.readline().startswith("Playground: http://127.0.0.1:")

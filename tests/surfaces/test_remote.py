@@ -38,6 +38,7 @@ def test_files_are_put_listed_got_and_removed(files: Files, tmp_path: Path) -> N
     assert files("ls", "folder").stdout == ""
 
 
+@pytest.mark.long
 def test_what_is_here_is_replaced_by_force_only(files: Files, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("mine")
     files("put", "-", "a.txt", stdin="theirs")
@@ -46,6 +47,7 @@ def test_what_is_here_is_replaced_by_force_only(files: Files, tmp_path: Path) ->
     assert (files("get", "a.txt", "--force").returncode, (tmp_path / "a.txt").read_text()) == (0, "theirs")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "said"),
     mostly_long(
@@ -71,6 +73,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(files: Files, tmp_path: 
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.long
 def test_a_name_that_is_a_terminals_command_is_printed_harmlessly(files: Files, environment: dict[str, str]) -> None:
     aca_sessions("run", "--session", "the-secret", "open('\\x1b]0;title\\x07', 'w').close()", env=environment)
     assert "\x1b" not in files("ls").stdout

@@ -90,7 +90,7 @@ def test_values_and_output_are_shown_and_state_is_kept(terminal: Terminal) -> No
     assert terminal.ends() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lines_are_read_until_the_cell_is_complete(terminal: Terminal) -> None:
     terminal.types("for number in range(3):\r")
     terminal.reads("...")
@@ -105,7 +105,7 @@ def test_a_failure_is_shown_and_the_session_goes_on(terminal: Terminal) -> None:
     assert "42" in terminal.enters("6 * 7")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_magics_are_the_sessions_own(terminal: Terminal) -> None:
     assert "/mnt/data" in terminal.enters("%pwd")
 
@@ -121,7 +121,7 @@ def test_ctrl_c_interrupts_the_cell_and_keeps_the_variables(terminal: Terminal) 
     assert "42" in terminal.enters("x")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_ctrl_c_waits_for_nothing_and_says_so(terminal: Terminal) -> None:
     terminal.enters("import os, signal")
     terminal.types(f"_ = signal.signal(signal.SIGINT, lambda *_: os.write(1, b'n' b'o')); {ENDLESS}\r")
@@ -132,13 +132,13 @@ def test_a_second_ctrl_c_waits_for_nothing_and_says_so(terminal: Terminal) -> No
     assert "[session state unknown" in terminal.reads(PROMPT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_lost_is_told(terminal: Terminal) -> None:
     said = "[session state lost: killed; variables from before are gone, files are kept]"
     assert said in terminal.enters("import os; os.kill(os.getpid(), 9)")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_at_the_prompt_clears_it(terminal: Terminal) -> None:
     for typed in ("1 / 0 + (", "["):
         terminal.types(typed)
@@ -167,14 +167,14 @@ def test_time_is_travelled(terminal: Terminal) -> None:
     assert "11" in terminal.enters("x")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_be_gone_back_to_is_said(terminal: Terminal) -> None:
     assert "aca-sessions: " in terminal.enters("%undo")
     assert "aca-sessions: " in terminal.enters("%rollback never")
     assert "stands alone" in terminal.enters("%undo twice")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_are_saved_beside_those_that_are_there(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "image-1.png").write_text("mine")
     terminal.enters("from IPython.display import Image")
@@ -196,7 +196,7 @@ def test_questions_are_answered_at_the_terminal(terminal: Terminal) -> None:
     assert "EOFError" in terminal.reads(PROMPT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_typed_comes_back_from_a_file_of_this_user_alone(tmp_path: Path) -> None:
     for typed in ("6 * 7\r", "\x1b[A\r"):
         with Terminal("--history", str(tmp_path / "history")) as terminal:
@@ -208,7 +208,7 @@ def test_what_was_typed_comes_back_from_a_file_of_this_user_alone(tmp_path: Path
     assert stat.S_IMODE((tmp_path / "history").stat().st_mode) == 0o600
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_named_session_at_an_endpoint_goes_on_afterwards() -> None:
     with Server("--port", "0", "--api-key", "key") as server:
         for code, shown in [("x = 42", ""), ("x", "42")]:
@@ -218,7 +218,7 @@ def test_a_named_session_at_an_endpoint_goes_on_afterwards() -> None:
                 assert terminal.ends() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("arguments", "said"), [([], "needs a terminal"), (["--port", "1"], "--port")])
 def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) -> None:
     run = aca_sessions("repl", *arguments)

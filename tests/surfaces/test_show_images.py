@@ -64,6 +64,7 @@ async def cancelled_turn(artist: Artist, kernel: Kernel, history: ChatHistory) -
     await asyncio.wait({going})
 
 
+@pytest.mark.long
 async def test_images_of_a_cancelled_turn_reach_no_other_history(artist: tuple[Artist, Kernel]) -> None:
     """Histories that follow one that is gone may get its number from Python."""
     history = ChatHistory()

@@ -61,6 +61,7 @@ def test_a_reader_that_goes_is_the_code_that_shells_have_for_it() -> None:
     assert (run.stdout, run.stderr) == ("xxxxx", "141\n")
 
 
+@pytest.mark.long
 def test_letters_of_the_command_line_arrive_in_any_locale() -> None:
     posix = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert shell("aca run \"print(len('ä'), 'ä')\"", **posix).stdout == "1 \\xe4\n"
@@ -72,7 +73,9 @@ def test_letters_of_the_command_line_arrive_in_any_locale() -> None:
     )
 
 
-@pytest.mark.parametrize("prepare", ["export TMPDIR=/nonexistent/tmp", "mkdir gone && cd gone && rmdir ../gone", "unset HOME"])
+@pytest.mark.parametrize(
+    "prepare", mostly_long(["export TMPDIR=/nonexistent/tmp", "mkdir gone && cd gone && rmdir ../gone", "unset HOME"], "unset HOME")
+)
 def test_a_folder_that_is_missing_is_in_nobodys_way(prepare: str) -> None:
     run = shell(f"{prepare}; aca run 6*7")
     assert (run.stdout, run.stderr, run.returncode) == ("42\n", "", 0)

@@ -7,6 +7,7 @@ from .clients import run, stdio_client_session, text_of
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 async def test_cells_images_files_and_scripts_are_as_elsewhere(plain_endpoint: dict[str, str]) -> None:
     async with stdio_client_session("--tools", "all", environment=plain_endpoint) as client:
         await client.call_tool("save_script", {"name": "hello", "content": "import sys; print('hello', sys.argv[1])"})
@@ -28,6 +29,7 @@ async def test_what_became_of_the_variables_is_told_as_far_as_it_is_known(plain_
         assert "NameError" in text_of(await run(client, "x"))
 
 
+@pytest.mark.long
 async def test_what_an_endpoint_cannot_do_is_said(plain_endpoint: dict[str, str]) -> None:
     async with stdio_client_session("--tools", "all", environment=plain_endpoint) as client:
         await run(client, "x = 1")

@@ -67,6 +67,7 @@ async def test_sessions_are_isolated() -> None:
         assert await run(client, "x") == "100"
 
 
+@pytest.mark.long
 async def test_sessions_are_made_listed_switched_and_deleted(capsys) -> None:
     async with documented_client() as client:
         await documented.creating_sessions(client)
@@ -79,6 +80,7 @@ async def test_sessions_are_made_listed_switched_and_deleted(capsys) -> None:
         assert "Switched from default to ml_pipeline" in told
 
 
+@pytest.mark.long
 async def test_a_pipeline_hands_its_files_on_from_session_to_session(capsys) -> None:
     async with documented_client() as client:
         await with_source(client, documented.data_pipeline_workflow)
@@ -105,6 +107,7 @@ async def with_source(client: Documented, example: Any) -> None:
     await example(Prepared())
 
 
+@pytest.mark.long
 async def test_packages_are_installed_and_a_saved_script_is_imported_and_run(tmp_path) -> None:
     make_wheel(tmp_path / "wheels", "seaborn", files={"seaborn.py": "def set_palette(name): ...\n"})
     make_wheel(tmp_path / "wheels", "jupyter")

@@ -53,6 +53,7 @@ async def test_a_session_that_is_made_to_be_shared_is_reached_by_others_and_outl
         assert (list(listed["sessions"]), listed["active_session"]) == (["default"], "default")
 
 
+@pytest.mark.long
 async def test_shared_sessions_end_with_their_maker_where_the_settings_say_so() -> None:
     with http_server(ACASessions__Mcp__KeepShared="false") as server:
         async with http_client_session(server) as other:
@@ -71,6 +72,7 @@ async def test_what_a_client_had_ends_when_it_leaves() -> None:
         await until(lambda: len(descendants(server.pid)) <= before)
 
 
+@pytest.mark.long
 async def test_a_client_that_vanishes_in_the_middle_of_a_cell_is_gone_after_a_while() -> None:
     with http_server(
         ACASessions__Mcp__ClientIdleMinutes="0.02", ACASessions__Sandbox__Spares="0", ACASessions__Sandbox__Preload="[]"
@@ -139,6 +141,7 @@ async def test_a_session_that_is_ended_in_the_middle_of_a_cell_says_so_to_who_wa
         assert text_of(await run(client, "6 * 7")) == "42"
 
 
+@pytest.mark.long
 async def test_a_server_that_is_told_to_end_does_so_with_clients_connected() -> None:
     with http_server() as server:
         async with http_client_session(server, leaves=False) as client:

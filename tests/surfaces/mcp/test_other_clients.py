@@ -30,6 +30,7 @@ ENDLESS = "print('begun')\nwhile True: pass"
 BAD = [b"{", b"nothing", b"[]", b"5", b"\xff\xfe", b"[" * 100_000, b'{"jsonrpc": "2.0", "id": 7, "method": "no/such"}', b""]
 
 
+@pytest.mark.long
 async def test_what_is_no_message_does_not_end_the_server() -> None:
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "run_python_code", "arguments": {"code": "6 * 7"}}}
     process = await asyncio.create_subprocess_exec(
@@ -45,6 +46,7 @@ async def test_what_is_no_message_does_not_end_the_server() -> None:
     assert answer["result"]["structuredContent"]["results"] == ["42"]
 
 
+@pytest.mark.long
 async def test_a_client_that_vanishes_in_the_middle_of_a_cell_leaves_nothing() -> None:
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "run_python_code", "arguments": {"code": ENDLESS}}}
     process = await asyncio.create_subprocess_exec(*COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24)

@@ -7,12 +7,13 @@ import anyio
 import pytest
 from mcp import ClientSession
 
+from ...conftest import mostly_long
 from .clients import run, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["embedded", "plain"])
+@pytest.fixture(params=mostly_long(["embedded", "plain"], "embedded"))
 def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     return request.getfixturevalue("plain_endpoint") if request.param == "plain" else {}
 
@@ -47,6 +48,7 @@ async def test_what_a_session_wrote_outlives_it(environment) -> None:
         assert await said(client, "two", "print(open('outputs/a.txt').read())") == "kept"
 
 
+@pytest.mark.long
 async def test_all_else_is_each_sessions_own() -> None:
     async with stdio_client_session() as client:
         await two(client)
@@ -54,6 +56,7 @@ async def test_all_else_is_each_sessions_own() -> None:
         assert await said(client, "two", "import os; os.listdir('.')") == "['outputs']"
 
 
+@pytest.mark.long
 async def test_what_is_too_large_is_not_handed_on_and_told() -> None:
     async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "1"}) as client:
         await two(client)
@@ -62,6 +65,7 @@ async def test_what_is_too_large_is_not_handed_on_and_told() -> None:
         assert await said(client, "two", "import os; os.listdir('outputs')") == "['small']"
 
 
+@pytest.mark.long
 async def test_nothing_is_handed_on_where_the_settings_say_so() -> None:
     async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "0"}) as client:
         await two(client)
@@ -82,6 +86,7 @@ open(b'outputs/\\xff', 'w').close()
 """
 
 
+@pytest.mark.long
 async def test_strange_things_among_the_outputs_harm_nobody() -> None:
     linked = "from pathlib import Path; any(path.is_symlink() for path in Path('outputs').rglob('*'))"
     async with stdio_client_session() as client:
@@ -91,6 +96,7 @@ async def test_strange_things_among_the_outputs_harm_nobody() -> None:
         assert await said(client, "one", "6 * 7") == "42"
 
 
+@pytest.mark.long
 async def test_a_link_in_the_place_of_outputs_harms_nobody() -> None:
     async with stdio_client_session() as client:
         await two(client)
@@ -100,6 +106,7 @@ async def test_a_link_in_the_place_of_outputs_harms_nobody() -> None:
         assert await said(client, "two", "6 * 7; print(open('away/a').read())") == "x"
 
 
+@pytest.mark.long
 async def test_sessions_that_write_at_the_same_time_lose_nothing_of_each_other() -> None:
     async with stdio_client_session() as client:
         await two(client)
@@ -111,6 +118,7 @@ async def test_sessions_that_write_at_the_same_time_lose_nothing_of_each_other()
             assert await said(client, name, "import os; sorted(os.listdir('outputs'))") == "['one', 'two']"
 
 
+@pytest.mark.long
 async def test_files_that_a_tool_writes_are_handed_on_too() -> None:
     async with stdio_client_session("--tools", "all") as client:
         await two(client)
@@ -120,6 +128,7 @@ async def test_files_that_a_tool_writes_are_handed_on_too() -> None:
         assert await said(client, "two", "import os; os.listdir('outputs')") == "[]"
 
 
+@pytest.mark.long
 async def test_going_back_does_not_take_the_others_outputs_back() -> None:
     async with stdio_client_session("--tools", "all") as client:
         await two(client)
@@ -132,6 +141,7 @@ async def test_going_back_does_not_take_the_others_outputs_back() -> None:
             assert await said(client, name, "open('outputs/a').read() + open('outputs/b').read()") == "'newnew'"
 
 
+@pytest.mark.long
 async def test_a_session_that_was_idle_for_too_long_begins_anew_with_the_outputs() -> None:
     async with stdio_client_session(environment={"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}) as client:
         await two(client)

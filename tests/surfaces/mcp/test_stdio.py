@@ -44,6 +44,7 @@ async def test_every_tool_is_described(kind: str, names: set[str]) -> None:
     assert names - takes_a_session <= {"list_sessions", "ping"}
 
 
+@pytest.mark.long
 async def test_a_failed_cell_is_an_answer_that_shows_the_error() -> None:
     async with stdio_client_session() as client:
         result = await run(client, "print('before')\n1 / 0")
@@ -71,6 +72,7 @@ async def test_an_image_is_shown_and_other_displays_are_resources() -> None:
     assert result.structuredContent["outputs"] == [str(link.uri)]
 
 
+@pytest.mark.long
 async def test_files_are_resources_that_are_listed_read_watched_and_told_of() -> None:
     told = []
 
@@ -104,6 +106,7 @@ STRANGE = [
 ]
 
 
+@pytest.mark.long
 async def test_a_strange_resource_is_refused() -> None:
     async with stdio_client_session() as client:
         for uri in STRANGE:
@@ -140,6 +143,7 @@ async def test_a_cancelled_call_interrupts_its_cell() -> None:
         assert text_of(await run(client, "x + 1")) == "2"
 
 
+@pytest.mark.long
 async def test_a_cell_that_runs_too_long_is_interrupted_and_says_what_became_of_its_variables() -> None:
     async with stdio_client_session() as client:
         await run(client, "x = 1")
@@ -149,6 +153,7 @@ async def test_a_cell_that_runs_too_long_is_interrupted_and_says_what_became_of_
         assert text_of(await run(client, "x")) == "1"
 
 
+@pytest.mark.long
 async def test_a_transactional_cell_that_fails_leaves_no_trace() -> None:
     async with stdio_client_session() as client:
         await run(client, "x = 1")
@@ -157,6 +162,7 @@ async def test_a_transactional_cell_that_fails_leaves_no_trace() -> None:
         assert text_of(await run(client, "import os; (x, os.listdir('outputs'))")) == "(1, [])"
 
 
+@pytest.mark.long
 async def test_a_cell_that_ends_its_interpreter_says_that_its_variables_are_lost() -> None:
     async with stdio_client_session() as client:
         await run(client, "x = 1; open('kept.txt', 'w').write('still here')")
@@ -169,6 +175,7 @@ async def test_a_cell_that_ends_its_interpreter_says_that_its_variables_are_lost
     assert health["restarts"] == 1
 
 
+@pytest.mark.long
 async def test_input_is_asked_of_the_user_where_the_client_can() -> None:
     async def answer(_context: Any, asked: types.ElicitRequestParams) -> types.ElicitResult:
         assert "Your name?" in asked.message
@@ -178,6 +185,7 @@ async def test_input_is_asked_of_the_user_where_the_client_can() -> None:
         assert text_of(await run(client, "input('Your name? ')")).endswith("'Ada'")
 
 
+@pytest.mark.long
 async def test_input_that_the_user_declines_is_an_end_of_file() -> None:
     async def decline(_context: Any, _asked: types.ElicitRequestParams) -> types.ElicitResult:
         return types.ElicitResult(action="decline")
@@ -186,11 +194,13 @@ async def test_input_that_the_user_declines_is_an_end_of_file() -> None:
         assert (await run(client, "input()")).structuredContent["error"]["name"] == "EOFError"
 
 
+@pytest.mark.long
 async def test_input_without_a_user_is_an_end_of_file() -> None:
     async with stdio_client_session() as client:
         assert (await run(client, "input()")).structuredContent["error"]["name"] == "EOFError"
 
 
+@pytest.mark.long
 async def test_ten_megabytes_of_output_stay_within_the_budget() -> None:
     logged = []
 
