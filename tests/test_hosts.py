@@ -76,6 +76,7 @@ def test_the_lesser_level_works_by_its_name_where_namespaces_are_refused(conditi
     assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("condition", "host"),
     [

@@ -45,6 +45,7 @@ def test_a_sample_prints_what_it_is_for(sample: str) -> None:
     assert run(sample) == PRINTED[sample]
 
 
+@pytest.mark.long
 def test_the_agent_answers_and_draws_a_chart() -> None:
     output = run("semantic_kernel_agent.py")
     assert "The lamp sold best: 435 pieces in all. Month by month, lamps grew by 50%" in output

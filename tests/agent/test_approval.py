@@ -125,7 +125,6 @@ async def test_a_budget_ends(pool: SessionPool, budget: Budget, said: str) -> No
 
 AT_ONCE = """
 import asyncio
-from ..conftest import mostly_long
 async def go(n): return await tools.{tool}(n)
 out = await asyncio.gather(*(go(n) for n in range(20)), return_exceptions=True)
 [one for one in out if not isinstance(one, ToolError)]

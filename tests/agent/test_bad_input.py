@@ -38,19 +38,22 @@ def generator() -> object:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [
-        (lambda: sys.exit("bye"), "tried to end the program"),
-        (exit, "tried to end the program"),
-        (unspeakable, "Unspeakable"),
-        (cancelled, "was cancelled"),
-        (group, "unhandled errors in a TaskGroup"),
-        (generator, "a generator cannot be sent"),
-        (lambda: next(iter(())), "StopIteration"),
-        (lambda: 1 / 0, "division by zero"),
-        (lambda: "x" * 100_000_000, "larger than"),
-        (lambda: [0] * 20_000_000, "larger than"),
-        (lambda: float("nan"), None),
-    ],
+    mostly_long(
+        [
+            (lambda: sys.exit("bye"), "tried to end the program"),
+            (exit, "tried to end the program"),
+            (unspeakable, "Unspeakable"),
+            (cancelled, "was cancelled"),
+            (group, "unhandled errors in a TaskGroup"),
+            (generator, "a generator cannot be sent"),
+            (lambda: next(iter(())), "StopIteration"),
+            (lambda: 1 / 0, "division by zero"),
+            (lambda: "x" * 100_000_000, "larger than"),
+            (lambda: [0] * 20_000_000, "larger than"),
+            (lambda: float("nan"), None),
+        ],
+        every=4,
+    ),
 )
 @pytest.mark.slow
 async def test_whatever_a_tool_does_the_session_goes_on(pool: SessionPool, act: Callable[[], object], said: str | None) -> None:
@@ -86,14 +89,17 @@ def with_example(body: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
-    [
-        ("import os; os._exit(1)", "InterpreterDied"),
-        ("import os; os.kill(os.getpid(), 9)", "InterpreterDied"),
-        ("raise SystemExit", "SystemExit"),
-        ("return tools.send()", "was not allowed"),
-        ("return skills.create('other', 'def run(): pass')", "there is no call named skills.create"),
-        ("return bytes(10 ** 10)", "MemoryError"),
-    ],
+    mostly_long(
+        [
+            ("import os; os._exit(1)", "InterpreterDied"),
+            ("import os; os.kill(os.getpid(), 9)", "InterpreterDied"),
+            ("raise SystemExit", "SystemExit"),
+            ("return tools.send()", "was not allowed"),
+            ("return skills.create('other', 'def run(): pass')", "there is no call named skills.create"),
+            ("return bytes(10 ** 10)", "MemoryError"),
+        ],
+        every=3,
+    ),
 )
 async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, body: str, said: str) -> None:
     send = tool(name="send", effect="irreversible")(lambda: "sent")

@@ -8,6 +8,7 @@ import pytest
 from aca_sessions import AgentSession, SessionPool, Settings, open_pool, tool
 from aca_sessions.errors import InvalidArgumentError
 
+from ..conftest import mostly_long
 from ..scenarios.endpoints import NAMES, settings_of, trusted
 
 pytestmark = pytest.mark.slow
@@ -63,22 +64,25 @@ sorted(said)"""
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [
-        ("tools.weather('Oslo')", "'sunny in Oslo for 1'"),
-        ("await tools.weather('Oslo', days=2)", "'sunny in Oslo for 2'"),
-        ("import asyncio\nasync def one(n): return await tools.twice(n)\nlen(await asyncio.gather(*map(one, range(20))))", "20"),
-        (THREADS, "['sunny in Oslo for 1', 'sunny in Rome for 1']"),
-        ("def f(): return tools.weather('Oslo')\nf()", "'sunny in Oslo for 1'"),
-        ("[one['name'] for one in tools.list()]", "['weather', 'twice', 'refuse']"),
-        ("tools = 5\ntools", "5"),
-        ("big = 'x' * 3_000_000\nraw, _ = tools.twice(bytes(5_000_000))\n(tools.twice(big)[0] == big, len(raw))", "(True, 5000000)"),
-        ("import pandas as pd\ntools.twice(pd.DataFrame({'a': [1, 2]}))[0].a.tolist()", "[1, 2]"),
-        ("tools.twice({'$': 1, 'a': [None, True, 2.5]})", "[{'$': 1, 'a': [None, True, 2.5]}, {'$': 1, 'a': [None, True, 2.5]}]"),
-        (
-            "try:\n    tools.refuse()\nexcept ToolError as error:\n    said = (error.name, str(error))\nsaid",
-            "('LookupError', 'nothing is there')",
-        ),
-    ],
+    mostly_long(
+        [
+            ("tools.weather('Oslo')", "'sunny in Oslo for 1'"),
+            ("await tools.weather('Oslo', days=2)", "'sunny in Oslo for 2'"),
+            ("import asyncio\nasync def one(n): return await tools.twice(n)\nlen(await asyncio.gather(*map(one, range(20))))", "20"),
+            (THREADS, "['sunny in Oslo for 1', 'sunny in Rome for 1']"),
+            ("def f(): return tools.weather('Oslo')\nf()", "'sunny in Oslo for 1'"),
+            ("[one['name'] for one in tools.list()]", "['weather', 'twice', 'refuse']"),
+            ("tools = 5\ntools", "5"),
+            ("big = 'x' * 3_000_000\nraw, _ = tools.twice(bytes(5_000_000))\n(tools.twice(big)[0] == big, len(raw))", "(True, 5000000)"),
+            ("import pandas as pd\ntools.twice(pd.DataFrame({'a': [1, 2]}))[0].a.tolist()", "[1, 2]"),
+            ("tools.twice({'$': 1, 'a': [None, True, 2.5]})", "[{'$': 1, 'a': [None, True, 2.5]}, {'$': 1, 'a': [None, True, 2.5]}]"),
+            (
+                "try:\n    tools.refuse()\nexcept ToolError as error:\n    said = (error.name, str(error))\nsaid",
+                "('LookupError', 'nothing is there')",
+            ),
+        ],
+        every=4,
+    ),
 )
 async def test_a_cell_calls_tools_of_the_host(agent: AgentSession, code: str, text: str) -> None:
     assert agent.supports("host_tools")
@@ -87,12 +91,15 @@ async def test_a_cell_calls_tools_of_the_host(agent: AgentSession, code: str, te
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [
-        ("tools.refuse()", "ToolError: nothing is there"),
-        ("tools.nothing()", "there is no tool nothing: see tools.list()"),
-        ("tools.twice(object())", "a object cannot be sent"),
-        ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
-    ],
+    mostly_long(
+        [
+            ("tools.refuse()", "ToolError: nothing is there"),
+            ("tools.nothing()", "there is no tool nothing: see tools.list()"),
+            ("tools.twice(object())", "a object cannot be sent"),
+            ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
+        ],
+        every=3,
+    ),
 )
 async def test_what_cannot_be_called_says_why(agent: AgentSession, code: str, said: str) -> None:
     result = await agent.run(code)

@@ -21,6 +21,8 @@ from aca_sessions.agent.tools.mcp import McpServer
 from aca_sessions.agent.tools.tool import Parameter
 from aca_sessions.errors import ConfigurationError
 
+from ..conftest import mostly_long
+
 SHOW = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"]
 MCP = """
 from mcp.server.fastmcp import FastMCP
@@ -77,19 +79,22 @@ async def test_a_program_gets_words_and_never_a_line(pool: SessionPool, show: Pr
 
 @pytest.mark.parametrize(
     ("call", "said"),
-    [
-        ("tools.show('-o/etc/passwd')", "would be read as an option"),
-        ("tools.show('x', more=['--all'])", "would be read as an option"),
-        ("tools.show('a\\0b')", "null character"),
-        ("tools.show('x' * 200_000)", "128 KB"),
-        ("tools.show('x', output='y')", "takes no output"),
-        ("tools.show(5)", "url is of type string"),
-        ("tools.show('x', header=[{}])", "text or a number"),
-        ("tools.show('x', last='y')", "more must be given"),
-        ("tools.show('x', more=[], last='y')", "more must be given"),
-        ("tools.show('x', data='')", "data must not be empty"),
-        ("tools.show('x', data='=')", "data must not be empty"),
-    ],
+    mostly_long(
+        [
+            ("tools.show('-o/etc/passwd')", "would be read as an option"),
+            ("tools.show('x', more=['--all'])", "would be read as an option"),
+            ("tools.show('a\\0b')", "null character"),
+            ("tools.show('x' * 200_000)", "128 KB"),
+            ("tools.show('x', output='y')", "takes no output"),
+            ("tools.show(5)", "url is of type string"),
+            ("tools.show('x', header=[{}])", "text or a number"),
+            ("tools.show('x', last='y')", "more must be given"),
+            ("tools.show('x', more=[], last='y')", "more must be given"),
+            ("tools.show('x', data='')", "data must not be empty"),
+            ("tools.show('x', data='=')", "data must not be empty"),
+        ],
+        every=4,
+    ),
 )
 async def test_what_a_program_does_not_take_is_refused(pool: SessionPool, show: Program, call: str, said: str) -> None:
     async with AgentSession(pool, tools=show.tools()) as agent:

@@ -35,6 +35,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"redis://127.0.0.1:{request.getfixturevalue('redis_server').port} {tmp_path.name}"
 
 
+@pytest.mark.long
 async def test_of_two_processes_that_write_at_once_both_are_heard(place: str) -> None:
     both = [subprocess.Popen([*WRITERS, "write", place, who]) for who in "ab"]
     storage = opened(place)

@@ -9,6 +9,8 @@ import pytest
 from aca_sessions import AgentSession, SessionPool, tool
 from aca_sessions.errors import ACASessionsError, ConfigurationError
 
+from ..conftest import mostly_long
+
 
 @tool(effect="read", tags=["outdoors"])
 async def weather(city: str, days: int = 1) -> str:
@@ -44,15 +46,18 @@ async def failure(agent: AgentSession, code: str) -> str:
 
 @pytest.mark.parametrize(
     "code",
-    [
-        "tools.weather(city='Oslo')",
-        "tools.weather('Oslo')",
-        "await tools.weather('Oslo', days=1)",
-        "import asyncio\n(await asyncio.gather(tools_of('Oslo')))[0]",
-        "import threading\nsaid = []\nthread = threading.Thread(target=lambda: said.append(tools.weather('Oslo')))\n"
-        "thread.start()\nthread.join()\nsaid[0]",
-        "getattr(tools, 'weather')(**{'city': 'Oslo'})",
-    ],
+    mostly_long(
+        [
+            "tools.weather(city='Oslo')",
+            "tools.weather('Oslo')",
+            "await tools.weather('Oslo', days=1)",
+            "import asyncio\n(await asyncio.gather(tools_of('Oslo')))[0]",
+            "import threading\nsaid = []\nthread = threading.Thread(target=lambda: said.append(tools.weather('Oslo')))\n"
+            "thread.start()\nthread.join()\nsaid[0]",
+            "getattr(tools, 'weather')(**{'city': 'Oslo'})",
+        ],
+        every=2,
+    ),
 )
 async def test_a_cell_calls_a_tool_of_the_host(agent: AgentSession, code: str) -> None:
     await agent.run("async def tools_of(city):\n    return await tools.weather(city)")
@@ -78,14 +83,17 @@ async def test_many_calls_may_wait_at_the_same_time(pool: SessionPool) -> None:
 
 @pytest.mark.parametrize(
     ("given", "answered"),
-    [
-        ("{'a': [1, 2.5, None, True]}", "[{'a': [1, 2.5, None, True]}, {'a': [1, 2.5, None, True]}]"),
-        ("(1, 2)", "[[1, 2], [1, 2]]"),
-        ("b'\\x00\\xff'", "[b'\\x00\\xff', b'\\x00\\xff']"),
-        ("{'$': 'bytes', 'file': 'x'}", "[{'$': 'bytes', 'file': 'x'}, {'$': 'bytes', 'file': 'x'}]"),
-        ("float('inf')", "[inf, inf]"),
-        ("'ä\\ud800'", "['ä\\ud800', 'ä\\ud800']"),
-    ],
+    mostly_long(
+        [
+            ("{'a': [1, 2.5, None, True]}", "[{'a': [1, 2.5, None, True]}, {'a': [1, 2.5, None, True]}]"),
+            ("(1, 2)", "[[1, 2], [1, 2]]"),
+            ("b'\\x00\\xff'", "[b'\\x00\\xff', b'\\x00\\xff']"),
+            ("{'$': 'bytes', 'file': 'x'}", "[{'$': 'bytes', 'file': 'x'}, {'$': 'bytes', 'file': 'x'}]"),
+            ("float('inf')", "[inf, inf]"),
+            ("'ä\\ud800'", "['ä\\ud800', 'ä\\ud800']"),
+        ],
+        every=3,
+    ),
 )
 async def test_values_come_back_as_they_were_sent(agent: AgentSession, given: str, answered: str) -> None:
     assert await text(agent, f"tools.twice({given})") == answered
@@ -105,20 +113,23 @@ async def test_tables_come_back_with_their_types(agent: AgentSession) -> None:
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [
-        ("tools.refuse()", "ToolError: nothing small is there"),
-        ("tools.refuse(kind='huge')", "kind is one of 'small', 'large'"),
-        ("tools.weather()", "weather needs city"),
-        ("tools.weather(5)", "city is of type string, not int"),
-        ("tools.weather('a', 1, 2)", "too many positional arguments"),
-        ("tools.weather(town='Oslo')", "weather takes no town"),
-        ("tools.nothing()", "AttributeError: there is no tool nothing: see tools.list()"),
-        ("tools.twice(object())", "a object cannot be sent"),
-        ("tools.twice({1: 2})", "a dict cannot be sent"),
-        ("x = []\nx.append(x)\ntools.twice(x)", "RecursionError"),
-        ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
-        ("tools.twice(10 ** 5000)", "integer string conversion"),
-    ],
+    mostly_long(
+        [
+            ("tools.refuse()", "ToolError: nothing small is there"),
+            ("tools.refuse(kind='huge')", "kind is one of 'small', 'large'"),
+            ("tools.weather()", "weather needs city"),
+            ("tools.weather(5)", "city is of type string, not int"),
+            ("tools.weather('a', 1, 2)", "too many positional arguments"),
+            ("tools.weather(town='Oslo')", "weather takes no town"),
+            ("tools.nothing()", "AttributeError: there is no tool nothing: see tools.list()"),
+            ("tools.twice(object())", "a object cannot be sent"),
+            ("tools.twice({1: 2})", "a dict cannot be sent"),
+            ("x = []\nx.append(x)\ntools.twice(x)", "RecursionError"),
+            ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
+            ("tools.twice(10 ** 5000)", "integer string conversion"),
+        ],
+        every=3,
+    ),
 )
 async def test_what_cannot_be_called_says_why(agent: AgentSession, code: str, said: str) -> None:
     assert said in await failure(agent, code)

@@ -50,7 +50,10 @@ async def _ran(interpreter: CodeInterpreter, session: str) -> int:
 
 @pytest.mark.parametrize(
     ("faults", "ran"),
-    [(["drop after"], 1), (["half"], 1), (["slow"], 1), (["delay"], 1), (["429"], 1), (["429", "429", "429"], 1), (["pass"], 1)],
+    mostly_long(
+        [(["drop after"], 1), (["half"], 1), (["slow"], 1), (["delay"], 1), (["429"], 1), (["429", "429", "429"], 1), (["pass"], 1)],
+        every=2,
+    ),
     ids=str,
 )
 async def test_a_cell_whose_answer_can_be_had_is_answered(port: int, faults: list[str], ran: int) -> None:
@@ -108,6 +111,7 @@ async def test_a_lost_answer_is_asked_for_at_a_plain_endpoint_too(plain_port: in
     assert (got.value, count) == (1, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "version", mostly_long(["2024-02-02-preview", "2024-10-02-preview", "2025-02-02-preview", "2025-10-02-preview"], "2025-02-02-preview")
 )

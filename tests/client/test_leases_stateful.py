@@ -114,7 +114,7 @@ class LeasesMachine(RuleBasedStateMachine):
 
 
 TestLeases = LeasesMachine.TestCase
-TestLeases.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestLeases.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 class MoreLeases(LeasesMachine):
@@ -199,4 +199,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=50, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))
+TestPool.settings = settings(max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck))

@@ -9,7 +9,7 @@ import pytest
 from aca_sessions import CodeExecutionResult, Limits, Policy, Session, SessionPool, Settings, open_pool
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SnapshotError
 
-from ..conftest import descendants
+from ..conftest import descendants, mostly_long
 from ..surfaces.test_cli import Server
 
 WORLD = "x, sorted(__import__('os').listdir()), open('a').read()"
@@ -201,16 +201,19 @@ async def test_a_cell_that_succeeds_is_kept(begun: Session) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "state", "name"),
-    [
-        ("while True: pass", "rolled_back", "TimeoutError"),
-        ("while True:\n    try: sum(range(10_000))\n    except KeyboardInterrupt: pass", "rolled_back: killed", "TimeoutError"),
-        ("import os; os._exit(3)", "rolled_back: exit", "InterpreterDied"),
-        ("import ctypes; ctypes.string_at(0)", "rolled_back: crash", "InterpreterDied"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "rolled_back: killed", "InterpreterDied"),
-        ("1 / 0", "rolled_back", "ZeroDivisionError"),
-        ("raise SystemExit(3)", "rolled_back", "SystemExit"),
-        ("def (", "rolled_back", "SyntaxError"),
-    ],
+    mostly_long(
+        [
+            ("while True: pass", "rolled_back", "TimeoutError"),
+            ("while True:\n    try: sum(range(10_000))\n    except KeyboardInterrupt: pass", "rolled_back: killed", "TimeoutError"),
+            ("import os; os._exit(3)", "rolled_back: exit", "InterpreterDied"),
+            ("import ctypes; ctypes.string_at(0)", "rolled_back: crash", "InterpreterDied"),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "rolled_back: killed", "InterpreterDied"),
+            ("1 / 0", "rolled_back", "ZeroDivisionError"),
+            ("raise SystemExit(3)", "rolled_back", "SystemExit"),
+            ("def (", "rolled_back", "SyntaxError"),
+        ],
+        every=2,
+    ),
 )
 async def test_however_a_transactional_cell_ends_its_result_says_so(begun: Session, code: str, state: str, name: str) -> None:
     result = await begun.run(f"{FAILING}{code}", timeout=1, transactional=True)

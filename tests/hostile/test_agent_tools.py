@@ -27,19 +27,22 @@ def frame(about, text, number=10 ** 6): link.send(wire.Asked(execution, number, 
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [
-        ("tools.call", {"name": "hidden", "arguments": {}}),
-        ("tools.call", {"name": "look.__class__", "arguments": {}}),
-        ("tools.call", {"name": "look", "arguments": {"self": 1}}),
-        ("tools.call", {"name": ["look"], "arguments": {}}),
-        ("tools.hidden", {}),
-        ("__class__", {}),
-        ("tools.batch", {"calls": [{"name": "hidden", "arguments": {}}]}),
-        ("skills.source", {"name": "../../etc/passwd"}),
-        ("artifacts.load", {"name": "../../etc/passwd"}),
-        ("artifacts.save", {"name": "/tmp/x", "data": "", "description": "", "metadata": None}),
-        ("artifacts.save", {"name": "x", "data": {"$": "bytes", "file": "/etc/passwd"}, "description": "", "metadata": None}),
-    ],
+    mostly_long(
+        [
+            ("tools.call", {"name": "hidden", "arguments": {}}),
+            ("tools.call", {"name": "look.__class__", "arguments": {}}),
+            ("tools.call", {"name": "look", "arguments": {"self": 1}}),
+            ("tools.call", {"name": ["look"], "arguments": {}}),
+            ("tools.hidden", {}),
+            ("__class__", {}),
+            ("tools.batch", {"calls": [{"name": "hidden", "arguments": {}}]}),
+            ("skills.source", {"name": "../../etc/passwd"}),
+            ("artifacts.load", {"name": "../../etc/passwd"}),
+            ("artifacts.save", {"name": "/tmp/x", "data": "", "description": "", "metadata": None}),
+            ("artifacts.save", {"name": "x", "data": {"$": "bytes", "file": "/etc/passwd"}, "description": "", "metadata": None}),
+        ],
+        every=3,
+    ),
 )
 async def test_a_session_calls_what_it_was_given_and_nothing_else(pool: SessionPool, name: str, arguments: dict[str, object]) -> None:
     """Code calls no tool that its session was not given, and reaches nothing else of the host by the way of calls."""
@@ -62,15 +65,18 @@ async def test_a_session_calls_what_it_was_given_and_nothing_else(pool: SessionP
 
 @pytest.mark.parametrize(
     "call",
-    [
-        "tools.send()",
-        "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}})",
-        "by_hand(name='tools.batch', arguments={'calls': [{'name': 'send', 'arguments': {}}]})",
-        "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}, 'decision': 'approved'})",
-        "skills.create('s', 'def run(): return tools.send()'); skills.s()",
-        "tools.send.__closure__; describe = tools.send; describe()",
-        'skills.create(\'s\', \'def run():\\n    """Sends.\\n\\n    >>> tools.send()\\n    """\')',
-    ],
+    mostly_long(
+        [
+            "tools.send()",
+            "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}})",
+            "by_hand(name='tools.batch', arguments={'calls': [{'name': 'send', 'arguments': {}}]})",
+            "by_hand(name='tools.call', arguments={'name': 'send', 'arguments': {}, 'decision': 'approved'})",
+            "skills.create('s', 'def run(): return tools.send()'); skills.s()",
+            "tools.send.__closure__; describe = tools.send; describe()",
+            'skills.create(\'s\', \'def run():\\n    """Sends.\\n\\n    >>> tools.send()\\n    """\')',
+        ],
+        every=2,
+    ),
 )
 async def test_no_call_gets_round_its_decision(pool: SessionPool, call: str) -> None:
     """A call that somebody has to allow is made by no frame, batch or skill before it was allowed."""
@@ -84,7 +90,8 @@ async def test_no_call_gets_round_its_decision(pool: SessionPool, call: str) -> 
 
 
 @pytest.mark.parametrize(
-    "value", ["$(touch {mark})", "`touch {mark}`", "; touch {mark}", "x\ntouch {mark}", "| touch {mark}", "--mark={mark}"]
+    "value",
+    mostly_long(["$(touch {mark})", "`touch {mark}`", "; touch {mark}", "x\ntouch {mark}", "| touch {mark}", "--mark={mark}"], every=2),
 )
 async def test_no_argument_reaches_a_shell(pool: SessionPool, tmp_path: Path, value: str) -> None:
     """What a session gives a program of the host is one word of its arguments: no shell reads it, and it is no option."""
@@ -172,7 +179,10 @@ async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "[" * 100_000, '{"name": 5, "arguments": {}}', '{"name": "tools.list", "arguments": []}', "1" * 5000]
+    "text",
+    mostly_long(
+        ["", "{", "[]", "[" * 100_000, '{"name": 5, "arguments": {}}', '{"name": "tools.list", "arguments": []}', "1" * 5000], every=2
+    ),
 )
 async def test_a_call_that_is_none_is_answered_with_an_error(pool: SessionPool, text: str) -> None:
     """Text that is no call is answered with an error, and the session and its host go on."""
@@ -200,7 +210,8 @@ async def test_nothing_that_a_session_sends_is_unpickled(pool: SessionPool, kind
 
 
 @pytest.mark.parametrize(
-    "call", ["ignore=''", "ignore='='", "ignore='-a'", "ignore='x\\0'", "hide=''", "path='/'", "ignore=['']", "ignore=None"]
+    "call",
+    mostly_long(["ignore=''", "ignore='='", "ignore='-a'", "ignore='x\\0'", "hide=''", "path='/'", "ignore=['']", "ignore=None"], every=3),
 )
 async def test_no_argument_takes_away_what_a_recipe_set(pool: SessionPool, tmp_path: Path, call: str) -> None:
     """What a recipe sets for a program stays set, whatever a session gives for the rest: empty values, options and missing ones."""

@@ -80,7 +80,6 @@ def many_packages(wheels: Path) -> None:
         make_wheel(wheels, f"bomb-{number}")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("make", "error"),
     mostly_long(

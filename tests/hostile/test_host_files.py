@@ -14,7 +14,7 @@ import pytest
 
 from aca_sessions import Policy, Session, open_pool
 
-from ..conftest import IMAGE, ROOT, aca_sessions
+from ..conftest import IMAGE, ROOT, aca_sessions, mostly_long
 from .attempts import PRELUDE, outcome
 
 pytestmark = pytest.mark.slow
@@ -105,7 +105,7 @@ async def test_the_hosts_files_are_not_there(session: Session, place: str) -> No
         assert await outcome(session, f"import os; os.access({path!r}, os.F_OK)") == "got: False"
 
 
-@pytest.mark.parametrize("detour", DETOURS)
+@pytest.mark.parametrize("detour", mostly_long(DETOURS, every=2))
 async def test_no_detour_leads_to_a_file_of_the_host(session: Session, secret: Path, detour: str) -> None:
     """No link, magic link, open folder, other program or loader leads to a file of the host."""
     result = await session.run(f"{PRELUDE}\nSECRET = {str(secret)!r}\n{DETOURS[detour]}")
@@ -120,7 +120,7 @@ async def test_a_socket_of_the_host_cannot_be_connected_to_by_its_path(session: 
     assert await outcome(session, f"import os; os.chdir('/'); {attempt}") == "ENOENT"
 
 
-@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("write", mostly_long(WRITES, every=2))
 async def test_what_the_host_shows_is_read_only(session: Session, write: str) -> None:
     """What a session sees of the host it can neither write to nor change in mode, time, owner or name."""
     watched = [Path(path) for path in ("/usr/bin/true", "/usr/bin", os.__file__, os.path.realpath(sys.executable), "/dev/null")]

@@ -79,7 +79,7 @@ async def test_a_session_sees_its_own_processes_only(session: Session) -> None:
     assert await outcome(session, f"import os; os.listdir('/proc/{os.getpid()}')") == "ENOENT"
 
 
-@pytest.mark.parametrize("thing", OF_THE_FIRST_PROCESS)
+@pytest.mark.parametrize("thing", mostly_long(OF_THE_FIRST_PROCESS, every=2))
 async def test_nothing_is_taken_from_the_first_process(session: Session, thing: str) -> None:
     """Of its first process, which holds the host's standard error, a session reads no memory, link, descriptor or namespace."""
     assert await outcome(session, OF_THE_FIRST_PROCESS[thing], prelude=PRELUDE) in ("EACCES", "EPERM")

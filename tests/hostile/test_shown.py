@@ -13,7 +13,7 @@ from aca_sessions import SessionPool
 from aca_sessions.clean_html import ATTRIBUTES, KEPT, cleaned
 from aca_sessions.rendering import mimebundle
 
-from ..conftest import COMMAND
+from ..conftest import COMMAND, mostly_long
 from ..playground.browser import Browser, needs_chromium
 from ..surfaces.mcp.clients import http_client_session, http_server, run, text_of
 from ..surfaces.test_repl import PROMPT, Terminal
@@ -107,26 +107,30 @@ def at_a_terminal(*arguments: str, stdin: str) -> str:
     return written.decode()
 
 
-def test_a_terminal_gets_colours_and_no_other_command_of_a_guests() -> None:
+AT_A_TERMINAL = (["run", WRITES], ["run", "--live", WRITES], ["run", "-"], ["repl"])
+
+
+@pytest.mark.parametrize("arguments", mostly_long(AT_A_TERMINAL, AT_A_TERMINAL[1]), ids=["run", "live", "standard input", "repl"])
+def test_a_terminal_gets_colours_and_no_other_command_of_a_guests(arguments: list[str]) -> None:
     """A terminal gets colours of what code writes, no other control sequence and no line like the host's; a pipe gets all as it is."""
-    for arguments in (["run", WRITES], ["run", "--live", WRITES], ["run", "-"]):
-        shown = at_a_terminal(*arguments, stdin=WRITES)
-        assert "\\x1b]52;c;Y3VybCBldmls\\x07" in shown
-        assert "\x1b[31mred\x1b[0m" in shown
-        assert shown.rstrip("\r\n").endswith("\x1b[0m")  # nothing that the host writes is hidden
-        rest = re.sub(r"\x1b\[[\d;]*m", "", shown)
-        assert re.search(r"[^\x20-\x7e\n\r\t]", rest) is None
-        for label in ("[session state", "aca-sessions:"):
-            assert rest.count(label) == rest.count(f"(printed) {label}") > 1
-    with Terminal() as terminal:
-        terminal.reads(PROMPT)
-        terminal.types(f"exec({WRITES!r})\r")
-        assert "\\x1b]52;c;Y3VybCBldmls\\x07" in terminal.reads("hidden")
-    for arguments in (["run"], ["run", "--live"]):
-        command = subprocess.run([*COMMAND, *arguments, WRITES], capture_output=True, check=False, timeout=60)
-        for written in (command.stdout.decode(), command.stderr.decode()):
-            assert "".join(SEQUENCES) in written
-            assert f"{LINE} {'x' * 60} {LINE}" in written
+    if arguments == ["repl"]:
+        with Terminal() as terminal:
+            terminal.reads(PROMPT)
+            terminal.types(f"exec({WRITES!r})\r")
+            assert "\\x1b]52;c;Y3VybCBldmls\\x07" in terminal.reads("hidden")
+        return
+    shown = at_a_terminal(*arguments, stdin=WRITES)
+    assert "\\x1b]52;c;Y3VybCBldmls\\x07" in shown
+    assert "\x1b[31mred\x1b[0m" in shown
+    assert shown.rstrip("\r\n").endswith("\x1b[0m")  # nothing that the host writes is hidden
+    rest = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert re.search(r"[^\x20-\x7e\n\r\t]", rest) is None
+    for label in ("[session state", "aca-sessions:"):
+        assert rest.count(label) == rest.count(f"(printed) {label}") > 1
+    command = subprocess.run([*COMMAND, *arguments], input=WRITES.encode(), capture_output=True, check=False, timeout=60)
+    for written in (command.stdout.decode(), command.stderr.decode()):
+        assert "".join(SEQUENCES) in written
+        assert f"{LINE} {'x' * 60} {LINE}" in written
 
 
 AUDIT = """[...document.querySelectorAll('.cell > *')].map((one) => [

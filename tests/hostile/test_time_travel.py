@@ -185,7 +185,9 @@ async def test_a_bomb_that_is_undone_does_not_keep_the_hosts_loop_busy(session: 
             longest[-1] = max(longest[-1], now - last - (queued - waited))
             last, waited = now, queued
         await run
-    assert min(longest) < 0.1
+        if longest[-1] < 0.1:
+            return
+    pytest.fail(f"the loop was busy for {longest} s")
 
 
 def on_run_queue() -> float:

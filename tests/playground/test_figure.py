@@ -8,6 +8,7 @@ pytestmark = pytest.mark.slow
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('people')\nplt.show()"
 
 
+@pytest.mark.long
 def test_a_cell_that_plots_shows_its_figure(playground: Playground) -> None:
     playground.run(PLOT)
     source, width, described = playground.page.wait(

@@ -107,7 +107,7 @@ OPERATIONS: dict[str, Callable[[SessionPool, Session], Awaitable[None]]] = {
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("operation", mostly_long(OPERATIONS, "open_another", "branch"))
+@pytest.mark.parametrize("operation", mostly_long(OPERATIONS, "branch"))
 async def test_whatever_fails_for_a_descriptor_leaves_nothing_open(few: SessionPool, operation: str) -> None:
     act, failed = OPERATIONS[operation], []
     beside = await few.get_or_create("beside")
@@ -162,6 +162,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_a_low_limit_of_a_shell_is_raised_when_a_pool_opens() -> None:
     limited = f"ulimit -Sn 100; exec {sys.executable} -c '{MANY}'"
     done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, timeout=100, check=False)

@@ -12,7 +12,7 @@ import pytest
 
 from aca_sessions import Session, SessionPool, isolation_report
 
-from ..conftest import COMMAND, ROOT, aca_sessions, descendants
+from ..conftest import COMMAND, ROOT, aca_sessions, descendants, mostly_long
 
 REFUSED = {
     "read the password file": ("open('/etc/shadow').read()", "FileNotFoundError"),
@@ -49,7 +49,7 @@ SYSTEM_CALLS = {
 }
 
 
-@pytest.mark.parametrize("attempt", REFUSED)
+@pytest.mark.parametrize("attempt", mostly_long(REFUSED, every=3))
 async def test_a_session_cannot(session: Session, attempt: str) -> None:
     code, error = REFUSED[attempt]
     with subprocess.Popen([sys.executable, "-c", _LISTENER], stdout=subprocess.PIPE, text=True) as listener:

@@ -20,6 +20,7 @@ from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy, Serving, _is_public
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
+from ..conftest import mostly_long
 from ..wheels import index_of, make_wheel
 
 pytestmark = pytest.mark.slow
@@ -138,25 +139,28 @@ async def test_a_connection_that_is_accepted_as_its_session_ends_is_closed() -> 
 
 @pytest.mark.parametrize(
     "url",
-    [
-        "http://other.test/",
-        "https://other.test/",
-        "http://xtarget.test/",
-        "http://target.test.evil.test/",
-        "http://target.test:22/",
-        "http://user@target.test/",
-        "http://wild.test/",
-        "http://private.test/",
-        "http://metadata.test/",
-        "http://mapped.test/",
-        "http://translated.test/",
-        "http://self.test/",
-        "http://127.0.0.2/",
-        "http://2130706433/",
-        "http://0x7f.1/",
-        "http://[::1]/",
-        "ftp://target.test/",
-    ],
+    mostly_long(
+        [
+            "http://other.test/",
+            "https://other.test/",
+            "http://xtarget.test/",
+            "http://target.test.evil.test/",
+            "http://target.test:22/",
+            "http://user@target.test/",
+            "http://wild.test/",
+            "http://private.test/",
+            "http://metadata.test/",
+            "http://mapped.test/",
+            "http://translated.test/",
+            "http://self.test/",
+            "http://127.0.0.2/",
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "http://[::1]/",
+            "ftp://target.test/",
+        ],
+        every=3,
+    ),
 )
 async def test_everything_else_is_refused(target: int, url: str) -> None:
     names = ("target.test", "*.wild.test", *(name for name in NAMES if name not in ("target.test", "sub.wild.test")))
@@ -267,6 +271,7 @@ async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
         assert "Errno 111" in str((await session.run(GET.format(url=f"http://127.0.0.1:{target}/"))).error)
 
 
+@pytest.mark.long
 async def test_a_session_that_reaches_an_index_may_ask_it_itself(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "tiny-package", files={"tiny_package.py": "answer = 42"})
     with index_of(tmp_path / "wheels") as address:

@@ -13,7 +13,7 @@ from aca_sessions import Settings, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.sandbox.named_environments import FAMILIAR
 
-from ..conftest import aca_sessions
+from ..conftest import aca_sessions, mostly_long
 from ..wheels import make_wheel
 
 pytestmark = pytest.mark.slow
@@ -97,14 +97,17 @@ def test_what_has_no_wheel_is_left_out_if_that_is_asked_for(wheels: Path) -> Non
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        (["env", "create", "../x", "-r", "requirements.txt"], "small letters"),
-        (["env", "create", "new", "-r", "nothing.txt"], "-r nothing.txt is no file"),
-        (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "--python /bin/false"),
-        (["env", "create", "new"], "required"),
-        (["env", "remove", "new"], "there is no environment new"),
-        (["env", "remove", "."], "small letters"),
-    ],
+    mostly_long(
+        [
+            (["env", "create", "../x", "-r", "requirements.txt"], "small letters"),
+            (["env", "create", "new", "-r", "nothing.txt"], "-r nothing.txt is no file"),
+            (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "--python /bin/false"),
+            (["env", "create", "new"], "required"),
+            (["env", "remove", "new"], "there is no environment new"),
+            (["env", "remove", "."], "small letters"),
+        ],
+        every=4,
+    ),
 )
 def test_a_mistake_says_what_to_do(arguments: list[str], said: str) -> None:
     run = aca_sessions(*arguments)

@@ -95,6 +95,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_result() -> None:
     assert ("Traceback" in stderr, status) == (False, 130)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", mostly_long(["--access-log", "--plain"], "--plain"))
 def test_it_is_the_same_at_every_endpoint(option: str) -> None:
     with Server("--port", "0", "--api-key", "key", option) as server:

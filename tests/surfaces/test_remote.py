@@ -88,7 +88,9 @@ def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
     assert (again.returncode, "name 1 is no session" in again.stderr, "the-secret" in again.stderr) == (2, True, False)
 
 
-@pytest.mark.parametrize("arguments", [["files", "ls", "--session", "mine"], ["sessions", "ls"], ["sessions", "rm", "mine"]])
+@pytest.mark.parametrize(
+    "arguments", mostly_long([["files", "ls", "--session", "mine"], ["sessions", "ls"], ["sessions", "rm", "mine"]], every=3)
+)
 def test_without_an_endpoint_there_is_nothing_that_lasts(arguments: list[str]) -> None:
     run = aca_sessions(*arguments)
     assert (run.returncode, "aca-sessions serve" in run.stderr) == (2, True)

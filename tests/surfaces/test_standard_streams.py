@@ -33,7 +33,7 @@ def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["sh", "-c", script], check=False, **options)
 
 
-@pytest.mark.parametrize(("line", "code", "said"), mostly_long(ROWS, *ROWS[::3]))
+@pytest.mark.parametrize(("line", "code", "said"), mostly_long(ROWS, *ROWS[::6]))
 def test_what_is_wrong_with_a_stream_is_said(line: str, code: int, said: str) -> None:
     Path("bytes.py").write_bytes(b'print("\xff")')
     run = shell(f"aca {line}")

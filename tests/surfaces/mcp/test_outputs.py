@@ -40,6 +40,7 @@ async def test_what_one_session_writes_the_others_read_and_change(environment) -
         assert await said(client, "default", "import os; os.listdir('outputs')") == "[]"
 
 
+@pytest.mark.long
 async def test_what_a_session_wrote_outlives_it(environment) -> None:
     async with stdio_client_session(environment=environment) as client:
         await two(client)

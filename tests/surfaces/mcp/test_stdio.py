@@ -7,6 +7,7 @@ import pytest
 from mcp import McpError, types
 from pydantic import AnyUrl
 
+from ...conftest import mostly_long
 from .clients import cancel, run, start, stdio_client_session, text_of
 
 pytestmark = pytest.mark.slow
@@ -30,7 +31,7 @@ async def test_a_session_keeps_its_variables_between_calls() -> None:
     assert result.structuredContent["state"] == "kept"
 
 
-@pytest.mark.parametrize(("kind", "names"), [("session", PAGE), ("all", PAGE | MORE)])
+@pytest.mark.parametrize(("kind", "names"), mostly_long([("session", PAGE), ("all", PAGE | MORE)], every=2))
 async def test_every_tool_is_described(kind: str, names: set[str]) -> None:
     async with stdio_client_session("--tools", kind) as client:
         tools = (await client.list_tools()).tools
@@ -135,6 +136,7 @@ async def test_a_running_cell_tells_what_it_prints() -> None:
     assert not any("quiet" in data["text"] for data in logged)
 
 
+@pytest.mark.long
 async def test_a_cancelled_call_interrupts_its_cell() -> None:
     async with stdio_client_session() as client:
         await run(client, "import time; x = 1")

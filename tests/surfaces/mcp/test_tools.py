@@ -221,6 +221,7 @@ async def test_the_server_answers(connected: Connected) -> None:
         assert await ask(client, "ping") == {"session_id": "default", "status": "ok"}
 
 
+@pytest.mark.long
 async def test_a_branch_that_the_pool_has_no_place_for_leaves_nothing() -> None:
     """Another client gets the only place between the branch and its first lease."""
     settings = Settings(MaxConcurrentSessions=1, SessionPool={"AcquireTimeoutSeconds": 3})
