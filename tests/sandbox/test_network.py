@@ -17,7 +17,7 @@ from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
-from aca_sessions.sandbox.proxy import Proxy, Serving, _is_public
+from aca_sessions.sandbox.proxy import Proxy, Serving, _carry, _is_public, _parse
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..conftest import mostly_long
@@ -117,6 +117,27 @@ async def test_a_tunnel_leads_to_the_one_target(target: int) -> None:
             "c.request('GET', '/'); c.getresponse().read().decode()"
         )
         assert (await got(session, tunnel)).value == "GET / target.test:443 None"
+
+
+async def test_a_conversation_that_is_cancelled_at_any_step_leaves_no_connection() -> None:
+    async def closes(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(closes, "127.0.0.1", 0) as target:
+        for turns in range(30):
+            there = await asyncio.open_connection(*target.sockets[0].getsockname())
+            near, far = socket.socketpair()
+            here = await asyncio.open_connection(sock=near)
+            carrying = asyncio.create_task(_carry(_parse(b"CONNECT target.test:443 HTTP/1.1\r\n\r\n"), here, there))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            carrying.cancel()
+            await asyncio.wait({carrying})
+            if turns:  # it had begun
+                assert there[1].is_closing()
+            for writer in (here[1], there[1]):
+                writer.transport.abort()
+            far.close()
 
 
 async def test_a_connection_that_is_accepted_as_its_session_ends_is_closed() -> None:

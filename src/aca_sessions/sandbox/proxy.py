@@ -267,8 +267,8 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
             await _copy(there[0], here[1], None)
     finally:
         sending.cancel()
+        there[1].transport.abort()  # before the wait, which may be cancelled
         await asyncio.wait((sending,))
-        there[1].transport.abort()
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None) -> None:
