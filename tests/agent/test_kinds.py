@@ -236,7 +236,7 @@ async def test_an_mcp_server_that_is_a_program_gives_its_tools(pool: SessionPool
         assert [one["effect"] for one in await agent.list_tools()] == ["read", "irreversible", "write"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_tools_of_an_mcp_server_are_listed_and_found_before_the_start(pool: SessionPool, tmp_path: Path) -> None:
     (tmp_path / "server.py").write_text(MCP)
     agent = AgentSession(pool, tools=[McpServer("numbers", command=[sys.executable, f"{tmp_path}/server.py"])])

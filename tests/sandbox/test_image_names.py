@@ -51,6 +51,7 @@ def test_a_file_that_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, mon
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.name not in ("aca-sessions", "images")] == []
 
 
+@pytest.mark.long
 def test_what_images_without_ipython_get_holds_packages_of_ipythons_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (folder,) = supply.shown("/srv/root").values()

@@ -136,6 +136,7 @@ async def test_a_question_is_read_and_answered_by_any_client(http: httpx.AsyncCl
     assert ended["execution"]["result"]["executionResult"] == "abab"
 
 
+@pytest.mark.long
 async def test_displays_that_nobody_reads_are_not_kept_and_the_result_has_the_last(session: Session) -> None:
     updates = "h = display(HTML('a'), display_id=True)\nfor n in range(60): h.update(HTML(str(n) + 'x' * 1_000_000))\n"
     more = "for n in range(60):\n    if n % 20 == 0: clear_output()\n    display(HTML(str(n) + 'y' * 1_000_000))"

@@ -134,6 +134,7 @@ def test_numbers_that_go_elsewhere_already_are_not_taken() -> None:
     assert (run.returncode, "leave --metrics out" in run.stderr) == (2, True)
 
 
+@pytest.mark.long
 def test_a_missing_library_is_named() -> None:
     run = serve_after("import sys; sys.modules['prometheus_client'] = None")
     assert (run.returncode, "pip install 'aca-sessions[metrics]'" in run.stderr) == (2, True)

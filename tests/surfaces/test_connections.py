@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 SOON = Pace(head=1.0, body=1.0, body_bytes=10, answer=1.0)
 
 
+@pytest.mark.long
 async def test_a_cell_that_runs_longer_than_a_head_may_take_is_answered() -> None:
     async with serving(SOON) as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
         answer = await client.post("/executions", json=cell("import time; time.sleep(3); 6 * 7"), timeout=60)

@@ -59,6 +59,7 @@ async def run(client: Documented, code: str) -> str:
     return (await client.call_tool("run_python_code", {"code": code})).text
 
 
+@pytest.mark.long
 async def test_sessions_are_isolated() -> None:
     async with documented_client() as client:
         await documented.session_isolation(client)
