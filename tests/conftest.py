@@ -34,6 +34,14 @@ ROOT = Path(__file__).parent.parent
 IMAGE = os.environ.get("ACA_TEST_IMAGE")
 COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
 
+BEGUN = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """End a run in time: `ACA_TEST_MINUTES=20 make test-long` begins no further test after 20 minutes."""
+    if time.monotonic() - BEGUN > 60 * float(os.environ.get("ACA_TEST_MINUTES", "inf")):
+        pytest.skip("the minutes of this run are over")
+
 
 # Settings of light sessions: no library preloaded, no spare beside them. With both, a test takes three times the processor time.
 LIGHT = {"ACASessions__Sandbox__Preload": "[]", "ACASessions__Sandbox__Spares": "0"}
