@@ -151,10 +151,12 @@ async def test_what_cannot_be_taken_along_is_told(session: Session, code: str, t
 
 
 async def test_a_session_with_threads_cannot_be_kept(begun: Session) -> None:
-    await begun.run("import threading\nstop = threading.Event()\nthreading.Thread(target=stop.wait, name='worker').start()")
+    await begun.run(
+        "import threading\nstop = threading.Event()\nworker = threading.Thread(target=stop.wait, name='worker')\nworker.start()"
+    )
     with pytest.raises(SnapshotError, match="worker"):
         await begun.checkpoint()
-    await begun.run("stop.set()")
+    await begun.run("stop.set(); worker.join()")
     assert (await begun.checkpoint()).id == "1"
 
 
