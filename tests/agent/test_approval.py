@@ -114,7 +114,8 @@ async def test_the_clock_of_a_cell_stands_still_while_a_person_decides(pool: Ses
 
 
 @pytest.mark.parametrize(
-    ("budget", "said"), [(Budget(calls=2), "2 calls"), (Budget(size=20), "20 bytes"), (Budget(seconds=1e-9), "1e-09 seconds")]
+    ("budget", "said"),
+    mostly_long([(Budget(calls=2), "2 calls"), (Budget(size=20), "20 bytes"), (Budget(seconds=1e-9), "1e-09 seconds")], every=2),
 )
 async def test_a_budget_ends(pool: SessionPool, budget: Budget, said: str) -> None:
     mail = Mail(budget)
@@ -156,7 +157,10 @@ class Parallel:
 
 @pytest.mark.parametrize(
     ("budget", "seconds", "made", "most"),
-    [(Budget(size=3000), 60.0, 3, 1), (Budget(calls=5), 60.0, 5, 5), (Budget(seconds=60), 20.0, 20, 3), (Budget(size=1), 60.0, 1, 1)],
+    mostly_long(
+        [(Budget(size=3000), 60.0, 3, 1), (Budget(calls=5), 60.0, 5, 5), (Budget(seconds=60), 20.0, 20, 3), (Budget(size=1), 60.0, 1, 1)],
+        every=3,
+    ),
 )
 async def test_calls_at_the_same_time_do_not_overrun_a_budget(
     pool: SessionPool, budget: Budget, seconds: float, made: int, most: int

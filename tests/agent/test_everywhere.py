@@ -32,7 +32,7 @@ def refuse() -> None:
     raise LookupError("nothing is there")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[pytest.param(NAMES[0], marks=pytest.mark.long), *NAMES[1:]])
 def endpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, Path]]:
     folder = tmp_path_factory.mktemp("tls")
     with settings_of(request.param, folder) as settings:
