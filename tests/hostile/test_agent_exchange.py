@@ -70,7 +70,7 @@ async def pool(endpoint: str) -> AsyncIterator[SessionPool]:
     ids=lambda line: line[:60],
 )
 async def test_what_a_session_tells_of_a_cell_in_a_thread_is_checked(pool: SessionPool, line: str) -> None:
-    """What a session tells of a cell that runs in a thread of it is checked: where it is not as it should be, nothing of it is believed."""
+    """What a session reports of a cell that runs in one of its threads is checked: if it is malformed, nothing of it is believed."""
     async with AgentSession(pool) as agent:
         await agent._live.session.upload_file("line", line)
         result = await agent.run(f"{BY_HAND}\nforge(open('/mnt/data/line').read())")
@@ -101,7 +101,7 @@ async def test_a_call_of_a_cell_in_a_thread_is_decided_like_any(pool: SessionPoo
 
 
 async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) -> None:
-    """A call that a session tells again and again, to whoever asks what its cell does, is made once."""
+    """A call that a session sends again and again, in answer to each question about its cell, is made once."""
     made = []
     count = tool(name="count", effect="read")(lambda: made.append(1))
     call = json.dumps({"name": "tools.call", "arguments": {"name": "count", "arguments": {}}})
@@ -112,7 +112,7 @@ async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) ->
 
 
 async def test_calls_that_nobody_can_answer_in_time_are_not_taken_without_end(pool: SessionPool) -> None:
-    """Of the calls of a cell that runs in a thread of its session, the host has at most 64 at a time, however many the session tells."""
+    """Of the calls of a cell that runs in a thread of its session, the host has at most 64 at a time, however many the session sends."""
     begun = []
 
     @tool(effect="read")
@@ -148,7 +148,7 @@ THREAD_AND_CALLS = THREAD.replace("tools.wait()", "while True: tools.list()")
 
 @pytest.mark.parametrize("code", mostly_long([THREAD, THREAD_AND_CALLS], THREAD_AND_CALLS), ids=["one call", "many calls"])
 async def test_a_cell_in_a_thread_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, code: str) -> None:
-    """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session tells it."""
+    """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session reports it."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)
     async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:
         result = await agent.run(code, timeout=1)

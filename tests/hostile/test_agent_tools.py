@@ -79,7 +79,7 @@ async def test_a_session_calls_what_it_was_given_and_nothing_else(pool: SessionP
     ),
 )
 async def test_no_call_gets_round_its_decision(pool: SessionPool, call: str) -> None:
-    """A call that somebody has to allow is made by no frame, batch or skill before it was allowed."""
+    """A call that needs approval is made by no frame, batch or skill before it was approved."""
     sent = []
     send = tool(name="send", effect="irreversible")(lambda: sent.append(1))
     for approve in (None, lambda calls: False):

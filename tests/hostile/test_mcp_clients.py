@@ -32,7 +32,7 @@ async def test_a_client_reaches_no_session_of_another() -> None:
 
 
 async def test_strangers_are_not_answered() -> None:
-    """The MCP server over HTTP answers nobody without its key, no page of another origin and no request to a foreign host name."""
+    """The MCP server over HTTP answers no caller without its key, no page of another origin and no request to a foreign host name."""
     with http_server() as server:
         good = {"Authorization": f"Bearer {server.key}"} | ACCEPT
         strange = [

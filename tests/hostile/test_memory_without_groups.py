@@ -103,7 +103,7 @@ def told(*, groups: bool) -> dict[str, Any]:
 @EACH
 @pytest.mark.parametrize("kind", mostly_long(["unix", "tcp", "udp"], "unix"))
 def test_what_sockets_hold_is_memory_of_the_session(kind: str, groups: bool) -> None:
-    """What a session's sockets hold is bounded by its memory, whoever counts it: beyond, it ends, or sends wait; others notice nothing."""
+    """What a session's sockets hold is bounded by its memory limit: above it, the session ends or sends wait; others notice nothing."""
     state, held, *others = told(groups=groups)[kind]
     assert state == "lost: memory" or held <= 64 << 20
     assert others == ["kept", "kept"]
@@ -111,7 +111,7 @@ def test_what_sockets_hold_is_memory_of_the_session(kind: str, groups: bool) -> 
 
 @EACH
 def test_files_have_no_more_memory_than_the_session_may(groups: bool) -> None:
-    """A session's files have no more memory than the session may have, and are told as memory of its own."""
+    """A session's files have no more memory than the session may have, and are reported as its own memory."""
     written, memory, state, _ = told(groups=groups)["files"]
     assert written >> 20 in range(100, 129)
     assert memory >= written

@@ -108,7 +108,7 @@ async def test_what_is_shared_is_neither_changed_nor_listed(session: Session, po
     ],
 )
 async def test_a_name_leads_nowhere_else(interpreter: CodeInterpreter, requirement: str) -> None:
-    """What names a package names nothing else: options, files, addresses, variables and further lines are refused, whoever sends them."""
+    """What names a package names nothing else: options, files, addresses, variables and further lines are refused from every caller."""
     http: SessionsHttpClient = interpreter._http
     body = extensions.encode_installation([requirement], 60)
     answer = await http.request("POST", extensions.PACKAGES_PATH, identifier="s", json=body)

@@ -42,7 +42,7 @@ os.mkfifo('pipe'); socket.socket(socket.AF_UNIX).bind('socket')"""
 
 
 async def test_files_are_copied_and_put_back_through_no_link(session: Session) -> None:
-    """Keeping a session and going back copies its own files alone: links stay links, pipes and sockets are left out and told."""
+    """Keeping a session and going back copies its own files alone: links stay links, pipes and sockets are left out and reported."""
     await session.run(LINKS)
     checkpoint = await session.checkpoint()
     await session.run("import shutil; [os.unlink(name) for name in os.listdir()]; os.mkdir('folder'); open('folder/new', 'w').close()")
@@ -55,7 +55,7 @@ async def test_files_are_copied_and_put_back_through_no_link(session: Session) -
 
 @pytest.mark.parametrize("forged", mostly_long(["1", "os.getpid()", "2**31", "-1", "0", "None", "'text'"], every=2))
 async def test_a_snapshot_is_a_process_of_its_own_session(pool: SessionPool, session: Session, forged: str) -> None:
-    """A session that forges which process its snapshot is names none but its own, harms nobody else, and is usable after a reset."""
+    """A session that forges which process its snapshot is names none but its own, harms no other, and is usable after a reset."""
     await session.run(f"import os; real = os.fork; os.fork = lambda: {forged}")
     async with pool.session() as other:
         await other.run("y = 2")
