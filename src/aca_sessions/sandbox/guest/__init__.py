@@ -1,1 +1,1 @@
-"""Their side of the wall: imports the standard library, IPython, ..wire and ..syscalls, and nothing else."""
+"""The untrusted side of the sandbox. Its modules import only the standard library, IPython, `..wire` and `..syscalls`."""

@@ -1,7 +1,7 @@
-"""Sessions without namespaces, for hosts that refuse these and whose owner accepted less by name.
+"""Sessions without namespaces, for hosts that refuse them and whose owner accepted less by setting `no-namespaces`.
 
-Landlock and seccomp hold what they can of what namespaces and mounts hold; SECURITY.md lists the rest. A session's folders are the host's
-own, its processes are killed by its init, and where the host is root it has a user of its own.
+Landlock and seccomp enforce what they can of what namespaces and mounts enforce. SECURITY.md lists the rest. A session's folders are
+folders of the host, its first process kills its processes, and it has a user of its own if the host is root.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from typing import Self
 
 _DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
-_TRIES = 2000  # a process that was killed goes a moment later
+_TRIES = 2000  # with a pause of 1 ms each: a killed process disappears a moment later
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
-# Before version 3 Landlock lets a file be cut off that may only be read.
+# Landlock before version 3 does not forbid to truncate a file that may only be read.
 _FIRST_WITH_TRUNCATE, _FIRST_WITH_SCOPES = 3, 6
 
 
 def check(plan: Plan) -> None:
-    """Says at once what would keep every session from starting."""
+    """Raise RefusalError if something would keep every session from starting."""
     with part("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root")
@@ -51,23 +51,30 @@ def check(plan: Plan) -> None:
 
 
 def told_by(plan: Plan) -> str:
-    """What the zygote has to know of a plan once it begins anew."""
+    """Return what the zygote must know of a plan after it replaced its program, as text for one argument."""
+    # Folders that the sessions' users may not enter are left out. `packages.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
-    """What sessions may read besides their own folders: the system, a few settings, the environment, their own code."""
+    """Return the paths that sessions may read besides their own folders: the system, a few settings, the environment, the guest's code."""
     settings = [f"/etc/{name}" for name in root.SETTINGS]
     paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
 
 
 class Bare:
-    """What the zygote does for its sessions where there are no namespaces."""
+    """The zygote's operations on sessions on a host without namespaces."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Keeps the folder of all sessions, their first uid (0: they are the host's own user), and their Python's paths."""
+        """Keep how sessions are separated.
+
+        Args:
+            base: The folder of all sessions' folders.
+            first_uid: The first uid of the sessions' range; 0 if sessions run as the host's own user.
+            environment: The paths of the sessions' Python.
+        """
         self._base = base
         self._first_uid = first_uid
         self._paths = _readable(environment, f"{base}/code")
@@ -79,18 +86,18 @@ class Bare:
 
     @classmethod
     def told(cls, text: str) -> Self:
-        """As `told_by` says."""
+        """Return the object that `told_by` described."""
         return cls(**json.loads(text))
 
     def own_network(self, spawn: Spawn) -> bool:
-        """Return False: a session has no namespace of its own."""
+        """Return False: a session has no network namespace of its own."""
         return False
 
     def settle(self) -> None:
-        """There is nothing to give back."""
+        """Do nothing: there is no mount to remove."""
 
     def make_tree(self, request: MakeTree) -> int:
-        """A descriptor of a new, empty folder of the host's."""
+        """Create a new, empty folder of the host for a session's files. Return a descriptor of it."""
         folder, uid = self._folder(request.tree), self._uid(request.owner)
         os.mkdir(folder, 0o711)
         for name in ("data", "tmp"):
@@ -100,28 +107,29 @@ class Bare:
         return os.open(f"{folder}/data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def show_tree(self, tree: int, init: int) -> None:
-        """There is no mount here that could be another."""
+        """Raise OSError (EOPNOTSUPP): without a mount namespace no other folder can take the place of a session's files."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
-        """Ends what its init may have left, and removes a folder."""
+        """Kill the processes that the session's first process may have left, then remove the folder."""
         self._sweep(tree)
         _remove(self._folder(tree))
 
     def fork(self, tree: int) -> int:
-        """Forks, once nothing is left of an earlier interpreter whose init was killed."""
+        """Fork a session's first process. Kill what is left of an earlier interpreter first, in case its first process was killed."""
         if tree in self._inits.values():
             self._sweep(tree)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
-        """Another user where the host is root; whatever loses its parent becomes a child of this process."""
+        """Become the session's user if the host is root, and adopt every process below that loses its parent."""
         uid = self._uid(spawn.owner)
         if uid:
             os.setgroups([])
             syscalls.drop_bounding_set()
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
+        # After the change of user, which clears the parent-death signal (prctl(2)).
         _end_with(self._zygote, signal.SIGTERM)
         self._init = os.getpid()
         if not uid:
@@ -131,7 +139,7 @@ class Bare:
         place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Binds the interpreter; answers the Landlock version in force."""
+        """Confine the interpreter. Return the Landlock version in force."""
         _end_with(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
         with part("limits"):
@@ -146,23 +154,26 @@ class Bare:
         return version
 
     def processes(self) -> list[int]:
-        """Return nothing: without a pid namespace there is no /proc of a session's own."""
+        """Return an empty list: without a pid namespace a session has no /proc of its own."""
         return []
 
     def begin_to_reap(self) -> None:
-        """From here on SIGTERM, the host's or that of the zygote's death, ends every process of the session."""
+        """Kill every process of the session on SIGTERM, and drop privileges.
+
+        SIGTERM comes from the host, or from the kernel when the zygote dies.
+        """
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.give_up_power()
 
     def end(self) -> None:
-        """Ends every session that is left, and removes all folders."""
+        """Kill every session that is left and remove all folders."""
         for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
             _kill_all_of(uid)
         end_all_below(os.getpid())
         _remove(self._base)
 
     def remember(self, tree: int, init: int) -> None:
-        """Knows a session's first process from an orphan."""
+        """Note the first process of a session, which distinguishes it from an orphan."""
         self._inits[init] = tree
 
     def _folder(self, tree: int) -> str:
@@ -179,11 +190,13 @@ class Bare:
         end_all_below(os.getpid(), frozenset(self._inits))
 
     def _end_session(self) -> NoReturn:
+        """Kill every process of the session and collect it, then exit."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             if self._reaches_its_own_only:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(-1, signal.SIGKILL)  # all that the kernel lets this process reach, at once: its session, but itself
+                    # Every process that this one may signal, except itself: all of its session at once (kill(2)).
+                    os.kill(-1, signal.SIGKILL)
             else:
                 end_all_below(os.getpid())
             try:
@@ -193,7 +206,11 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Puts a session's first process into a domain whose signals stay in it, where Landlock can, and makes sure of it."""
+    """Confine the signals of this process, and of all that it starts, to themselves if Landlock can. Return whether it worked.
+
+    Args:
+        other: A process outside, which is signalled to check the result.
+    """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False
     with part("Landlock"):
@@ -207,14 +224,15 @@ def _reaches_nobody_else(other: int) -> bool:
 
 
 def _end_with(parent: int, number: signal.Signals) -> None:
-    """A signal for this process when its parent ends, which it may have done already."""
+    """Request a signal for this process when its parent ends. Exit if the parent has already ended."""
     syscalls.die_with_parent(number)
     if os.getppid() != parent:
         os._exit(70)
 
 
 def _may(uid: int, path: str, mode: int) -> bool:
-    child = os.fork()
+    """Return whether a user may access a path."""
+    child = os.fork()  # a child, because there is no way back from a change of user
     if child == 0:
         try:
             if uid:
@@ -228,9 +246,10 @@ def _may(uid: int, path: str, mode: int) -> bool:
 
 
 def _kill_all_of(uid: int) -> None:
-    """As that user itself, whose processes alone it can reach; uids below the range are never a session's."""
+    """Kill every process of a session's uid. Raise ValueError for a uid below the range that sessions have."""
     if uid < confine.FIRST_POSSIBLE_UID:
         raise ValueError(f"no session has the uid {uid}")
+    # As that user, who can signal no other user's processes: a mistake here harms no other process of the host.
     child = os.fork()
     if child == 0:
         try:
@@ -239,7 +258,7 @@ def _kill_all_of(uid: int) -> None:
             os.setresuid(uid, uid, uid)
             for _ in range(_TRIES):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(-1, signal.SIGKILL)  # everything that it can reach but itself, at once: what is killed forks no more
+                    os.kill(-1, signal.SIGKILL)  # all at once, except itself: a killed process cannot fork
                 if not others_of(uid):
                     break
                 time.sleep(0.001)
@@ -250,7 +269,9 @@ def _kill_all_of(uid: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Folders in folders may be deeper than Python goes; a folder may have lost its rights. Neither program follows a link."""
+    """Remove a folder and everything in it."""
+    # Programs and not shutil: nested folders may be deeper than Python's recursion goes, and neither program follows a link. A session may
+    # have taken the rights from a folder; root needs none.
     if os.getuid():
         subprocess.run(["/bin/chmod", "-R", "u+rwX", "--", folder], stderr=subprocess.DEVNULL, check=False)
     subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", folder], stderr=subprocess.DEVNULL, check=False)

@@ -1,7 +1,7 @@
-"""The point of no return: a forked child of the zygote becomes a session that nothing leaves.
+"""Confinement: turns a forked child of the zygote into a session. None of it can be undone.
 
-The order is Linux's. Mounts need capabilities, so they come before the last user namespace; that namespace takes the capabilities away from
-everything mounted so far; limits, Landlock and seccomp come last, since they refuse what the steps above need.
+The kernel dictates the order. Mounts need capabilities, so they come before the last user namespace. That namespace takes away the
+capabilities over everything mounted so far. Limits, Landlock and seccomp come last, because they refuse what the steps above need.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ GUEST_ID = 1000
 FIRST_POSSIBLE_UID = 20_000
 
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
-# Of what the kernel counts for each user: the sessions of an ordinary user are all that user. Ten sessions, as many as are leased by
-# default, can have all of theirs at once and leave half to the host.
+# The kernel counts these for each user, and on an unprivileged host all sessions are the same user. Ten sessions (the default number of
+# leases) can use all of theirs at once and leave half to the host.
 _INOTIFY = {"max_inotify_instances": 6, "max_inotify_watches": 4096}
 _PENDING_SIGNALS = 256  # POSIX timers count as well
-# What of /proc is seen besides processes: programs ask it how large the machine is, and how busy. No namespace limits all else to the
-# session: it tells what else runs on the host, which devices that has, or how it was started.
+# The entries of /proc that stay visible besides processes. Programs read them to learn how large and how busy the machine is. No namespace
+# restricts the other entries to the session: they disclose what else runs on the host, which devices it has, or how it was booted.
 _SHOWN = {
     "cpuinfo",
     "filesystems",
@@ -46,12 +46,18 @@ _SHOWN = {
     "vmstat",
 }
 _HIDDEN_SETTINGS = ("fs/dentry-state", "fs/file-nr", "fs/inode-nr", "fs/inode-state", "kernel/random/boot_id")
-_EMPTY = "/sys"
+_EMPTY = "/sys"  # an empty folder of the template root
 _TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
-    """A root, a network, a host name, queues and a cgroup view of its own; then another user, without power over any of them."""
+    """Give this process its own mount, network, IPC, UTS and cgroup namespaces, then make it another user without power over them.
+
+    The network namespace is left out if the session shares the host's network.
+
+    Raises:
+        RefusalError: The host refused a part; it names the part.
+    """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
         syscalls.unshare(
@@ -67,7 +73,13 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
 
 
 def limit(spawn: Spawn, *, processes: int | None = None) -> None:
-    """Limits per process; the address space counts from what the fork came with, processes perhaps with others of the same user."""
+    """Set the resource limits of this process and of all that it starts.
+
+    Args:
+        spawn: The limits. Its `address_space` is added to what the fork already has mapped: an interpreter with
+            preloaded libraries starts with 1.4 GB, which an absolute limit would have to know.
+        processes: Replaces `spawn.processes` if the kernel counts other processes of the same user as well.
+    """
     memory = _address_space() + spawn.address_space
     limits = {
         resource.RLIMIT_AS: memory,
@@ -84,14 +96,23 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
 
 
 def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
-    """No capability, no new privilege, and only the system calls of the allow list: for good."""
+    """Drop every capability, forbid new privileges and allow only the system calls of the filter. None of it can be undone.
+
+    Args:
+        memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
+        walls: What else separates the session from the host. The filter refuses more if some of it is missing.
+    """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
     syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted, walls=walls))
 
 
 def lock_down(spawn: Spawn) -> int:
-    """All that binds the interpreter; answers the Landlock version in force."""
+    """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force.
+
+    Raises:
+        RefusalError: The host refused a part; it names the part.
+    """
     with part("limits"):
         limit(spawn)
     with part("no_new_privs"):
@@ -104,7 +125,7 @@ def lock_down(spawn: Spawn) -> int:
 
 
 def close_all_but(*kept: int) -> None:
-    """Closes every descriptor above 2 that is not named."""
+    """Close every descriptor above 2 except those named."""
     start = 3
     for descriptor in sorted(kept):
         os.closerange(start, descriptor)
@@ -113,7 +134,9 @@ def close_all_but(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Maps one id of the new user namespace. Without setgroups nobody can drop a group that denies."""
+    """Map one user id and one group id of the new user namespace."""
+    # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
+    # denies access to.
     write_file("/proc/self/setgroups", "deny")
     write_file("/proc/self/uid_map", f"{inside} {outside_uid} 1")
     write_file("/proc/self/gid_map", f"{inside} {outside_gid} 1")
@@ -125,7 +148,7 @@ def _mount_session(spawn: Spawn) -> None:
     syscalls.mount("devpts", "/dev/pts", "devpts", Mount.NO_SUID | Mount.NO_EXEC, "newinstance,max=64,ptmxmode=0666,mode=620")
     syscalls.mount("proc", "/proc", "proc", _TMPFS | Mount.NO_EXEC)
     if spawn.network != "host":
-        for name in ("tcp_rmem", "tcp_wmem"):  # what sockets hold counts to no limit of a session's
+        for name in ("tcp_rmem", "tcp_wmem"):  # no resource limit of a session counts the buffers of its sockets
             write_file(f"/proc/sys/net/ipv4/{name}", "4096 65536 262144")
     for name in os.listdir("/proc"):
         if not name.isdecimal() and name not in _SHOWN:
@@ -137,16 +160,20 @@ def _mount_session(spawn: Spawn) -> None:
 
 
 def _hide(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # not every kernel has it
+    with contextlib.suppress(FileNotFoundError):  # some kernels lack it
         syscalls.mount(_EMPTY if os.path.isdir(path) else "/dev/null", path, None, Mount.BIND)
 
 
 def _become_guest(uid: int) -> None:
-    """One id, mapped to one that is not root on the host. A uid of 0 here is the zygote's own: an ordinary user has no other."""
+    """Become the session's user, mapped in a new user namespace to a uid that is not root on the host.
+
+    A uid of 0 is the zygote's own: where the host is an ordinary user there is no other.
+    """
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    syscalls.set_dumpable(True)  # the zygote is not; a session's own entries in /proc are its own
+    # The zygote is not dumpable, and a change of uid clears the flag: /proc/self would belong to root and uid_map could not be written.
+    syscalls.set_dumpable(True)
     syscalls.unshare(Namespace.USER)
     map_ids(GUEST_ID, uid, uid)
     for name, most in _INOTIFY.items():
@@ -164,7 +191,7 @@ def _address_space() -> int:
 
 
 def write_file(path: str, text: str) -> None:
-    """Writes in one call, as /proc wants it."""
+    """Write a text with a single write(2): the files of /proc accept no other way."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, text.encode())

@@ -1,4 +1,4 @@
-"""The processes below one, where no pid namespace ends them together."""
+"""Processes of a session without a pid namespace, which would end them together."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ import contextlib
 import os
 import signal
 
-_LOOKS = 3
-_AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank
+_LOOKS = 3  # consecutive scans that must find nothing
+_AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank (proc_pid_stat(5))
 
 
 def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
-    """Ends every process below one. One look may miss a process whose parent ends meanwhile; several in a row do not."""
+    """Kill every descendant of a process.
+
+    Args:
+        ancestor: The process whose descendants are killed.
+        spared: Children of the ancestor that live on, with their own descendants.
+    """
+    # One scan may miss a process whose parent ends meanwhile. Several in a row do not.
     quiet = 0
     while quiet < _LOOKS:
         quiet = 0 if _end_those_seen(ancestor, spared) else quiet + 1
 
 
 def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stops them, then kills them: what is stopped forks no more. Answers whether there was any."""
-    stopped: set[int] = set()
+    """Stop the descendants, then kill them. Return whether there were any."""
+    stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
     while new := _below(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)
         stopped |= new
@@ -28,17 +34,18 @@ def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
 
 
 def threads_of(uid: int) -> int:
-    """How many threads a user has on this host: the kernel counts them all against the user's limit."""
+    """Return the number of threads that a user has on this host. The kernel counts all of them against the user's RLIMIT_NPROC."""
     return sum(_threads(pid) for pid in _pids() if _owner(pid) == uid)
 
 
 def others_of(uid: int) -> bool:
-    """Whether a process of a user lives, besides this one."""
+    """Return whether a user has a living process other than this one."""
     return any(_is_alive(pid, uid) for pid in _pids() if pid != os.getpid())
 
 
 def _is_alive(pid: int, uid: int) -> bool:
-    """By what it says of itself: the folder of a process that may not be looked into belongs to root."""
+    """Return whether a process lives and belongs to a user."""
+    # The owner of /proc/PID is no answer here: the folder of a process that is not dumpable belongs to root.
     try:
         with open(f"/proc/{pid}/status", errors="replace") as file:
             lines = dict(line.split(":", 1) for line in file if line.startswith(("State:", "Uid:")))
@@ -63,7 +70,7 @@ def _below(ancestor: int, spared: frozenset[int]) -> set[int]:
 
 
 def _parent(pid: int) -> int | None:
-    """None for one that has ended."""
+    """Return the parent of a process, or None if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:
             text = file.read()

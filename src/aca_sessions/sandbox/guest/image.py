@@ -1,4 +1,4 @@
-"""A root that comes from an image: what of it goes into the template root, and whether its Python can be the guests'."""
+"""Container images as roots: what of an image goes into the template root, and whether its Python can run sessions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .mounts import bind
 from .refusal import RefusalError
 
 PART = "container image"
-SETTINGS = "/.etc"  # the image's own /etc; links in a session's /etc lead to it
+SETTINGS = "/.etc"  # the mount of the image's /etc; links in a session's /etc point into it
 _NOT_SHOWN = frozenset(("boot", "dev", "etc", "lost+found", "mnt", "proc", "run", "sys", "tmp"))
 _SOUGHT = tuple(f"{folder}/python3" for folder in ("/usr/local/bin", "/usr/bin", "/bin", "/opt/venv/bin", "/opt/conda/bin"))
-# For any Python, however old: a line for each thing that is missing.
+# Runs in the image's Python, which may be of any age. Prints one line for each thing that is missing.
 _CHECK = """
 import sys
 sys.version_info < (3, 9) and sys.exit('Python 3.9 or newer (it has %d.%d)\\n' % sys.version_info[:2])
@@ -47,7 +47,10 @@ sys.stderr.write('\\n'.join(lacks))
 
 
 def add(base: str, image: str) -> None:
-    """Shows an image's folders at their places in a root, read-only. A link stays one: none is followed on the host."""
+    """Mount an image's folders read-only at their places in a root.
+
+    A link is copied as a link: following it here could lead to a file of the host.
+    """
     with os.scandir(image) as entries:
         for entry in entries:
             if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
@@ -67,14 +70,23 @@ def _show(entry: os.DirEntry[str], target: str) -> None:
 
 
 def _link_settings(target: str, source: str) -> None:
-    """One mount and many links, since each session pays for each mount. Links between settings and their neighbours lead where they did."""
+    """Fill /etc with links to the one mount of the image's /etc."""
+    # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
+    # its folder: links between settings keep their targets.
     for name in os.listdir(source):
         path = f"{source}/{name}"
         os.symlink(os.readlink(path) if os.path.islink(path) else f"{SETTINGS}/{name}", f"{target}/{name}")
 
 
 def python(named: str) -> str:
-    """The image's Python, from inside its root; what the image lacks is refused, all of it at once."""
+    """Return the path of the image's Python. Call it inside the image's root.
+
+    Args:
+        named: The path that the policy names, or "" to look in the usual places.
+
+    Raises:
+        RefusalError: The image lacks something that sessions need. The message lists everything that is missing.
+    """
     program = next((path for path in (named,) * bool(named) or _SOUGHT if os.path.exists(path)), "")
     if not program:
         raise refused(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
@@ -92,7 +104,7 @@ def python(named: str) -> str:
 
 
 def add_supply() -> None:
-    """Let the host's IPython be found, after all that the image has, if the image has no IPython."""
+    """Append the host's IPython to the end of the import path if the image has none."""
     if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
         sys.path.append(SUPPLY)
 
@@ -106,5 +118,5 @@ def _supply() -> tuple[str, str]:
 
 
 def refused(missing: str) -> RefusalError:
-    """An image without what sessions need."""
+    """Return the error for an image that lacks what sessions need."""
     return RefusalError(PART, OSError(errno.ENOENT, missing))

@@ -1,4 +1,4 @@
-"""PID 1 of a session: reaps, outlives the interpreter, holds nothing."""
+"""The first process (PID 1) of a session: it collects dead processes, outlives the interpreter and holds no state."""
 
 import contextlib
 import os
@@ -22,15 +22,25 @@ if TYPE_CHECKING:
 
 PROXY = ("127.0.0.1", 3128)
 _NETLINK_SOCK_DIAG = 4
-_AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a death, and the host's request
+_AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a request
 
 
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
-    """Confines a forked child of the zygote and starts the interpreter in it."""
+    """Confine a forked child of the zygote, start the interpreter in it and collect dead processes from then on.
+
+    Args:
+        spawn: The limits and the network of the session.
+        world: The operations on sessions.
+        connection: The descriptor of the socket that brings cells.
+        report: The descriptor of the socket that reports deaths to the host.
+        shell: The preloaded shell.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = socket.socket(fileno=connection)
     try:
-        if not link.recv(1):  # until the host has put this process into its control group, which the namespaces take for their root
+        # The host sends a byte once this process is in the session's control group. The move must come first: that group becomes the
+        # root of the cgroup namespace.
+        if not link.recv(1):
             os._exit(0)
         world.enter(spawn)
         of_the_network = [_listen_for_proxy()] if spawn.network == "allow" else []
@@ -48,7 +58,7 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
 
 
 def _reap(world: "World", report: int) -> NoReturn:
-    """Collect the dead and report how they died. Allocate memory for files that the host writes."""
+    """Collect dead processes and report how they died. Allocate memory for files that the host writes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_all_but(report)
     host = socket.socket(fileno=report)
@@ -69,7 +79,7 @@ def _report_deaths(host: socket.socket) -> None:
             os._exit(0)
         if pid == 0:
             return
-        with contextlib.suppress(OSError):  # orphans that a session made to die in masses: nobody waits for news of those
+        with contextlib.suppress(OSError):  # the socket is full: a session let orphans die in masses, and no report of those is needed
             host.send(REPORT.pack(pid, status))
 
 
@@ -78,7 +88,7 @@ def _answer_requests(host: socket.socket) -> None:
         while True:
             request, descriptors, _, _ = socket.recv_fds(host, ALLOCATION.size * MOST_PARTS, 1 + MOST_PARTS)
             if not request:
-                return  # the host let go of this session, and is about to end it
+                return  # the host closed its end and is about to end this session
             answer, *files = descriptors
             os.write(answer, (1 + _allocate(files, request)).to_bytes(8, sys.byteorder))
             for descriptor in descriptors:
@@ -86,7 +96,9 @@ def _answer_requests(host: socket.socket) -> None:
 
 
 def _allocate(files: "list[int]", request: bytes) -> int:
-    """Allocate the memory of parts of files, and return the number of the error, if any. This process's control group is charged."""
+    """Allocate the memory of parts of files. Return the errno of a failure, or 0."""
+    # The kernel charges the control group of the process that allocates a page. The host is in none of a session's groups, so this process
+    # allocates for it.
     try:
         for file, (start, length) in zip(files, ALLOCATION.iter_unpack(request)):
             syscalls.reserve(file, start, length)
@@ -96,13 +108,16 @@ def _allocate(files: "list[int]", request: bytes) -> int:
 
 
 def _listen_for_proxy() -> int:
-    """A socket of this network namespace, whoever accepts on it: the host's proxy will."""
+    """Return a socket that listens in the session's network namespace. The host's proxy accepts its connections."""
     listener = socket.create_server(PROXY)
     return listener.detach()
 
 
 def _list_of_sockets() -> "list[int]":
-    """Return what tells the host which memory the sockets of this network namespace have, if this kernel has it; else the host says so."""
+    """Return a socket through which the host can list the memory of this namespace's sockets (sock_diag(7)).
+
+    Return an empty list if this kernel lacks it; the host then reports that this memory is not counted.
+    """
     with contextlib.suppress(OSError):
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]
     return []
@@ -123,14 +138,14 @@ def _interpret(spawn: Spawn, world: "World", link: socket.socket, of_the_network
         frames, said = os.pipe()
         version = world.lock_down(spawn)
         brought = [own, frames, *outputs, *world.processes(), *of_the_network]
-        with part("session"):  # other sessions of this user may have all its descriptors on their way
+        with part("session"):  # fails if other sessions of this user have too many descriptors in flight
             socket.send_fds(link, [frame(Ready(version))], brought)
         for descriptor in brought:
             os.close(descriptor)
         cells.serve(Link(link, said), shell, proxy=PROXY if spawn.network == "allow" else None)
     except RefusalError as refusal:
         link.sendall(frame(refusal.told))
-    except Exception as error:  # where it began, its standard error is a cell's already: nobody would read a traceback there
+    except Exception as error:  # not a traceback on stderr: that is the pipe for cells' output by now, and would not be read
         link.sendall(frame(Refused("session", getattr(error, "errno", None) or 0, f"{type(error).__name__}: {error}"[:1000])))
     finally:
         os._exit(BROKEN_EXIT)

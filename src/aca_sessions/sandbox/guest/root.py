@@ -1,4 +1,4 @@
-"""The template root: an empty tmpfs and the list of what goes in. Every session's root is a copy of it, read-only."""
+"""The template root: a tmpfs with the folders, mounts and files that every session sees. Each session's root is a read-only copy of it."""
 
 import errno
 import os
@@ -13,9 +13,10 @@ from .place import DATA
 from .refusal import part
 
 GUEST_CODE = "/.guest"
-CHILDREN = "children"  # below it: what the Python programs that a session starts find
+CHILDREN = "children"  # a folder in GUEST_CODE: modules for the Python programs that a session starts
 SESSIONS = "/.sess"
-# An environment below /tmp lies here, since every session has a /tmp of its own; links in that lead to it.
+# A Python environment below /tmp is mounted here, because every session has its own /tmp. Links in each session's /tmp lead to it, which
+# saves a second bind mount for each session.
 _BELOW_TMP = "/.tmp"
 
 _FOLDERS = (
@@ -41,13 +42,18 @@ _WRITTEN_SETTINGS = {
     "hosts": "127.0.0.1 localhost session\n::1 localhost\n",
     "resolv.conf": "",
 }
-# Over one of these the new root is mounted, inside a mount namespace of its own: nothing is made on the host.
+# The new root is mounted over one of these, in its own mount namespace. So no folder is left on the host, whatever kills it.
 _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
 
 
 def build(plan: Plan, code: str) -> str:
-    """Builds the root and answers where it is mounted: /usr and a few settings, or an image; devices, what the plan names, the guest's
-    own code.
+    """Build the root and return the folder where it is mounted.
+
+    The root holds /usr and a few settings of the host, or an image; devices; the mounts that the plan names; and the guest's own code.
+
+    Args:
+        plan: What the root holds.
+        code: The folder of this package's sources.
     """
     base = _mount_point([*plan.roots.values(), *plan.mounts.values(), *([plan.image] if plan.image else [])])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
@@ -71,12 +77,13 @@ def build(plan: Plan, code: str) -> str:
 
 
 def enter(base: str) -> int:
-    """Makes the built root this process's root and answers a descriptor of its pid namespace."""
+    """Make the built root this process's root. Return a descriptor of its pid namespace."""
     os.chdir(base)
-    # What was mounted under another owner is locked, and pivot_root refuses a locked mount. A bind of it on itself is not.
+    # A mount that was copied from another user namespace is locked, and pivot_root(2) answers EINVAL for a locked mount. The top of a
+    # recursive bind of it onto itself is not locked; the mounts below stay locked, so no session can remove them.
     syscalls.mount(".", ".", None, Mount.BIND | Mount.RECURSIVE)
     os.chdir(base)
-    # A whole /proc must stay in sight, or the kernel lets no session mount its own.
+    # The kernel lets a session mount its own /proc only while a complete /proc is visible (mount_namespaces(7), "fully visible").
     with part("proc"):
         syscalls.mount("proc", "proc", "proc", Mount.NO_SUID | Mount.NO_DEVICES | Mount.NO_EXEC)
     pid_namespace = os.open("proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -89,7 +96,7 @@ def enter(base: str) -> int:
 
 
 def mount_tmp(size: int) -> None:
-    """Mounts a new /tmp."""
+    """Mount a new /tmp of `size` bytes, with links to the environments that lie below the host's /tmp."""
     syscalls.mount("tmpfs", "/tmp", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, f"size={size},nr_inodes=16k,mode=1777")
     for name in os.listdir(_BELOW_TMP):
         os.symlink(f"{_BELOW_TMP}/{name}", f"/tmp/{name}")
@@ -113,7 +120,7 @@ def _add_system(base: str) -> None:
 
 
 def _add_other_names(base: str) -> None:
-    """What code from elsewhere calls the session's folder, unless this host's Python lies there."""
+    """Link /sandbox to the session's folder, for code written for tools that call it so. Skip it if this host's Python lies there."""
     if not os.path.lexists(f"{base}/sandbox"):
         os.symlink(DATA, f"{base}/sandbox")
 
@@ -151,7 +158,7 @@ def _add_environment(base: str, target: str, source: str) -> None:
 
 
 def copy_code(source: Path, target: Path) -> None:
-    """Copies the guest's own modules: nothing else of the package's folder is in sight."""
+    """Copy the guest's own modules into the root. Sessions see no other module of this package."""
     sandbox = Path("aca_sessions", "sandbox")
     (target / sandbox / "guest").mkdir(parents=True)
     (target / "aca_sessions" / "__init__.py").touch()
@@ -162,4 +169,5 @@ def copy_code(source: Path, target: Path) -> None:
     for file in (source / sandbox / "guest" / CHILDREN).glob("*.py"):
         (target / CHILDREN / file.name).write_bytes(file.read_bytes())
     for shim in (source / sandbox / "guest" / "shims").glob("*.py"):
-        (target / shim.name).write_bytes(shim.read_bytes())  # last on the path: only where the environment has no such module
+        # This folder is last on the import path: a shim is found only if the environment has no module of that name.
+        (target / shim.name).write_bytes(shim.read_bytes())

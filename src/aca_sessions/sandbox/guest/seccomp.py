@@ -1,7 +1,7 @@
-"""The system calls that guest code may make, and with which arguments: allow lists, as a classic BPF program made by hand.
+"""The seccomp filter: lists of the system calls that guest code may make, and with which arguments, as a classic BPF program.
 
-tests/hostile/allowed_calls.toml says for each name below why it is allowed. What is in no list ends with EPERM, or with ENOSYS where a
-library falls back on that alone.
+tests/hostile/allowed_calls.toml gives the reason for each name below. A call in no list fails with EPERM, or with ENOSYS if libraries
+fall back on that error alone.
 """
 
 import errno
@@ -43,10 +43,11 @@ _X86_64_ONLY = """
     symlink 88 mknod 133 chmod 90 chown 92 lchown 94 utime 132 utimes 235 inotify_init 253 fork 57 vfork 58 arch_prctl 158 pause 34
     alarm 37 getpgrp 111 time 201 poll 7 select 23 epoll_create 213 epoll_wait 232
 """
-# Not there: glibc takes clone for clone3 (whose flags no filter can see, behind a pointer) and /proc for execveat; for splice, os.splice
-# says that there is none.
+# These fail with ENOSYS. glibc then uses clone in place of clone3, whose flags no filter can read because they are behind a pointer, and
+# /proc in place of execveat. os.splice raises an OSError.
 _ABSENT = "clone3 435/435 execveat 322/281 splice 275/76"
-# As a file system without attributes says it: cp -p, tar and shutil.copystat then go on. Their values are memory that no limit counts.
+# These fail as on a file system without extended attributes: cp -p, tar and shutil.copystat then continue without. The values of
+# attributes are memory that no limit counts.
 _UNSUPPORTED = "setxattr 188/5 lsetxattr 189/6 fsetxattr 190/7 removexattr 197/14 lremovexattr 198/15 fremovexattr 199/16"
 
 
@@ -55,7 +56,7 @@ def _named(text: str) -> dict[str, int]:
     return {name: int(number, 0) for name, number in zip(words[::2], words[1::2])}
 
 
-# What may be asked of a call that does many things. The numbers are the same on both architectures.
+# The allowed commands of calls that do many things. The numbers are the same on both architectures.
 COMMANDS = {
     "prctl": _named("""
         PR_SET_PDEATHSIG 1 PR_GET_PDEATHSIG 2 PR_SET_NAME 15 PR_GET_NAME 16 PR_CAPBSET_READ 23 PR_SET_NO_NEW_PRIVS 38
@@ -86,7 +87,7 @@ COMMANDS = {
     """),
     "sched_setscheduler": _named("SCHED_OTHER 0 SCHED_BATCH 3 SCHED_IDLE 5"),
 }
-# The same options for getsockopt and setsockopt, by their level.
+# The allowed socket options by their level, the same for getsockopt and setsockopt.
 OPTIONS = {
     ("SOL_SOCKET", 1): _named("""
         SO_REUSEADDR 2 SO_TYPE 3 SO_ERROR 4 SO_BROADCAST 6 SO_SNDBUF 7 SO_RCVBUF 8 SO_KEEPALIVE 9 SO_OOBINLINE 10 SO_LINGER 13
@@ -114,26 +115,26 @@ FAMILIES = _named("AF_UNIX 1 AF_INET 2 AF_INET6 10")
 TYPES = _named("SOCK_STREAM 1 SOCK_DGRAM 2")
 PROTOCOLS = _named("default 0 IPPROTO_TCP 6 IPPROTO_UDP 17")
 
-# RLIMIT_AS does not see a memfd: without a memory cgroup it would be a way round the limit.
+# RLIMIT_AS does not count the memory behind a memfd: without a memory control group it would be a way around the limit.
 _ESCAPES_ADDRESS_SPACE_LIMIT = "memfd_create"
 
-# Where no namespace, no user of its own or no scope of signals holds a session, these would reach what is the host's.
+# Without namespaces, a user of its own or Landlock's scope for signals, a session could reach the host with these.
 _WATCHES = ("inotify_init", "inotify_init1", "inotify_add_watch", "inotify_rm_watch")
 _READS_ATTRIBUTES = ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr")
 _CONNECTS = ("bind", "connect", "listen", "accept", "accept4")
-# Landlock asks nobody who may change a file's mode, owner or times: the kernel asks only whose the file is.
+# Landlock does not control who changes a file's mode, owner or times: the kernel checks only the owner of the file.
 _CHANGES_WITHOUT_OPENING = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes", "utimensat"),
 )
 _SIGNALS = ("kill", "tkill", "tgkill", "pidfd_send_signal")
 _ON_ITSELF = ("prlimit64", "sched_setaffinity", "sched_setparam", "sched_setscheduler")
 _PRIO_PROCESS = 0
-# Others set flags of files that are only open to be read.
+# Other requests change flags of files that are open only for reading.
 _HARMLESS_CONTROLS = ("FIONREAD", "FIONBIO", "FIOCLEX", "FIONCLEX", "TCGETS", "TIOCGWINSZ", "FICLONE")
 
 _AUDIT_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
-_FIRST_MODERN = 424  # from here on libc has a fall-back, which it takes on ENOSYS only
+_FIRST_MODERN = 424  # libc has a fallback for calls from this number on, which it uses only after ENOSYS
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
@@ -146,19 +147,25 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 @dataclass(frozen=True)
 class Walls:
-    """What separates a session besides the filter; where something is missing, the filter refuses what would need it."""
+    """What separates a session from the host besides the filter. If a part is missing, the filter refuses the calls that need it."""
 
     namespaces: bool = False
-    own_user: bool = False  # no file of the host's is its user's, and no process
-    own_signals: bool = False  # none reaches a process outside
-    network: bool = False  # it may use the host's
+    own_user: bool = False  # its user owns no file and no process of the host
+    own_signals: bool = False  # its signals reach no process outside
+    network: bool = False  # it may use a network: its own, or the host's
 
 
 NAMESPACES = Walls(namespaces=True, own_user=True, own_signals=True, network=True)
 
 
 def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = NAMESPACES) -> bytes:
-    """Return the filter for a machine; memfd is allowed only where a cgroup counts the memory behind it."""
+    """Return the filter as an array of BPF instructions.
+
+    Args:
+        memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
+        machine: The architecture that the filter is for.
+        walls: What else separates the session from the host.
+    """
     numbers = allowed(machine)
     if not memory_is_counted:
         del numbers[_ESCAPES_ADDRESS_SPACE_LIMIT]
@@ -179,7 +186,7 @@ def allowed(machine: str = MACHINE) -> dict[str, int]:
 
 
 def refused_otherwise(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return the calls whose refusal is not that of all others: their numbers and errnos."""
+    """Return the calls that are refused with an errno of their own: their numbers and errnos."""
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -190,7 +197,8 @@ def _numbers(text: str, machine: str) -> dict[str, int]:
 
 
 def _prologue(machine: str) -> Iterator[bytes]:
-    """A foreign instruction set has other numbers: it ends the process. x32 is one in disguise."""
+    """Yield the check of the architecture."""
+    # Another instruction set has other numbers, so a call by it ends the process. x32 has x86_64's architecture and a bit in the number.
     yield _load(_ARCHITECTURE)
     yield _jump(_EQUAL, _AUDIT_ARCHITECTURE[machine], 1, 0)
     yield _return(_KILL_PROCESS)
@@ -201,24 +209,24 @@ def _prologue(machine: str) -> Iterator[bytes]:
 
 
 def _needing_more(walls: Walls) -> list[str]:
-    """Return the calls that a wall must hold which is not there."""
+    """Return the calls that must be refused because a wall is missing."""
     by_user = ((walls.own_user, _CHANGES_WITHOUT_OPENING), (walls.own_signals, _SIGNALS))
     needed = ((walls.namespaces, _WATCHES), (walls.network, _CONNECTS), *by_user)
     return [name for there, names in needed if not there for name in names]
 
 
 def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
-    """Return the body of a rule for each call that depends on an argument. Each decides for good."""
+    """Return the body of a rule for each call that depends on an argument. Each body ends in a decision."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
         **{name: _no_other_bits(argument, FLAGS["message"].values()) for name, argument in messages.items()},
-        "mmap": _no_bit(3, _MAP_HUGETLB),  # the host's pool of huge pages is counted to no session
+        "mmap": _no_bit(3, _MAP_HUGETLB),  # no session is charged for the host's pool of huge pages
         **{name: _one_of(_argument(argument), COMMANDS[name].values()) for name, argument in commands.items()},
         "clone": _no_other_bits(0, FLAGS["clone"].values()),
         "memfd_create": _no_other_bits(1, FLAGS["memfd_create"].values()),
         "socket": _socket_check(FAMILIES.values(), TYPES.values()),
-        # A socket of any family is made before the kernel finds that the family knows no pairs.
+        # The kernel creates a socket of any family before it finds that the family has no pairs.
         "socketpair": _socket_check((FAMILIES["AF_UNIX"],), TYPES.values()),
         "mknodat": _one_of(_masked(2, _FILE_TYPE), (_FIFO,)),
         "mknod": _one_of(_masked(1, _FILE_TYPE), (_FIFO,)),
@@ -232,7 +240,10 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return stricter checks in the place of walls: no path names a Unix socket of the host's, and no number another process."""
+    """Return stricter checks for sessions without namespaces.
+
+    No path may lead to a Unix socket of the host, and no pid to another process.
+    """
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
     controls = [COMMANDS["ioctl"][name] for name in _HARMLESS_CONTROLS]
@@ -240,17 +251,16 @@ def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list
         **itself,
         "setpriority": _one_of(_argument(0), (_PRIO_PROCESS,)) + _one_of(_argument(1), (0,)),
         "socket": _socket_check(internet, TYPES.values()),
-        # Only a stream keeps to its other end: a datagram may be addressed to any socket that has a path.
+        # Only a stream is bound to its other end: a datagram may be sent to any socket that has a path.
         "socketpair": _socket_check((FAMILIES["AF_UNIX"],), (_STREAM,)),
         "ioctl": _one_of(_argument(1), controls, errno.ENOTTY),
     }
 
 
 def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
-    """Unix sockets; TCP and UDP, which end at the session's own loopback; nothing else (vsock is bound to no namespace).
-
-    The type decides as well: protocol 0 is what a type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
-    """
+    """Return a check that allows only the named families and types, and TCP and UDP as protocols."""
+    # In a network namespace internet sockets end at the session's own loopback. Vsock belongs to no namespace. The type is checked as well:
+    # protocol 0 means what the type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
     return [
         *_one_of(_argument(0), families, errno.EAFNOSUPPORT),
         *_one_of(_masked(1, _SOCKET_TYPE), types, errno.ESOCKTNOSUPPORT),
@@ -259,7 +269,7 @@ def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
 
 
 def _by_level() -> list[bytes]:
-    """An option's number means something else at each level."""
+    """Return a check of socket options by their level: the number of an option means something else at each level."""
     rule = _argument(1)
     for (_, level), options in OPTIONS.items():
         rule += _rule(level, [*_one_of(_argument(2), options.values()), _return(_ALLOW)])
@@ -272,7 +282,7 @@ def _other_refusals(machine: str) -> Iterator[bytes]:
 
 
 def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
-    """Refuse all values but these, which lead on behind the refusal."""
+    """Return instructions that refuse all values except these, for which the program continues behind the refusal."""
     values = [*values]
     tests = [_jump(_EQUAL, value, len(values) - position, 0) for position, value in enumerate(values)]
     return [*load, *tests, _refuse(otherwise)]
@@ -313,7 +323,7 @@ def _masked(argument: int, mask: int) -> list[bytes]:
 
 
 def _argument(index: int) -> list[bytes]:
-    # The low half decides: the kernel cuts these arguments to 32 bits as well.
+    # The low half is enough: the kernel cuts these arguments to 32 bits as well.
     return [_load(_ARGUMENTS + 8 * index)]
 
 

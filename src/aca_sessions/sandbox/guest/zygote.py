@@ -1,4 +1,7 @@
-"""Preloads once and waits to fork. Holds no secret: every session can read what was ever in its memory."""
+"""The guest half of the fork server: it preloads libraries once, then forks a session on each request.
+
+It holds no secret, because every session can read everything that was ever in its memory.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,16 @@ if TYPE_CHECKING:
 
 World = Union[Bare, Namespaced]
 
-_BROUGHT = {ShowTree: 1, Spawn: 2}  # descriptors
+_BROUGHT = {ShowTree: 1, Spawn: 2}  # how many descriptors come with a request
 _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zygote import go_on; go_on()"
 
 
 def main() -> None:
-    """Turns a plain interpreter, started with -I -S, into a fork server in a world of its own."""
+    """Build the root or the folders of sessions, then replace this program by the Python that runs them.
+
+    This program is a plain interpreter, started with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this
+    package's sources, and the host's process. If the host refuses a part, it sends `Refused` and exits with 1.
+    """
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
         plan = decode(control.recv(1 << 20), Plan)
@@ -52,7 +59,7 @@ def main() -> None:
 
 
 def _check_kernel() -> None:
-    """What no kind of session does without is looked for at once, and told in words."""
+    """Raise RefusalError if the kernel lacks something that every kind of session needs."""
     with part("Landlock"):
         if syscalls.landlock_version() == 0:
             raise OSError(errno.ENOSYS, "this kernel has no Landlock")
@@ -61,7 +68,7 @@ def _check_kernel() -> None:
 
 
 def go_on() -> None:
-    """The same fork server as a program of its own root, with the environment's own packages."""
+    """Continue `main` in the program that replaced it: import the environment's packages and serve."""
     import site
 
     control, host = int(sys.argv[1]), int(sys.argv[2])
@@ -71,12 +78,19 @@ def go_on() -> None:
     code = sys.path.pop()
     site.main()
     image.add_supply()
-    sys.path.append(code)
+    sys.path.append(code)  # last, behind the environment's packages
     preload_and_serve(socket.socket(fileno=control), host, world, preload)
 
 
 def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
-    """Builds the shell before any session needs it, then forks on request until the host is gone."""
+    """Build the shell before any session needs it, then fork on request until the host ends.
+
+    Args:
+        control: The socket of requests and replies.
+        host: A pidfd of the host.
+        world: The operations on sessions.
+        preload: The modules to import.
+    """
     try:
         from . import cells, init, packages, seeds  # noqa: F401 - what every session needs
         from .shell import build_shell
@@ -90,8 +104,9 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
     world.settle()
     gc.collect()
     gc.disable()
-    gc.freeze()  # a collection in a session would otherwise write to, and so copy, every page of the zygote
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # A collection in a session would otherwise write to, and so copy, every page of the zygote. Measured: 27 MB a session (3.11).
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects dead children
     _allow_many_descriptors()
     control.send(encode(Done()))
     try:
@@ -102,19 +117,24 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """How sessions are held, as `main` found it out, and what else it said: the modules to preload."""
+    """Return the operations on sessions that `main` chose, and the modules to preload.
+
+    Args:
+        first: A descriptor of the pid namespace, or the text of `bare.told_by`.
+        rest: The modules to preload.
+    """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
-        syscalls.set_dumpable(False)  # from here on no other process of this user may read or trace it
+        syscalls.set_dumpable(False)  # no other process of this user may read or trace this one from now on
         return Namespaced(int(first)), rest
     return Bare.told(first), rest
 
 
 def _allow_many_descriptors() -> None:
-    """The kernel counts the descriptors on their way between sockets for each user, and sessions of an ordinary user are that user. What
-    one of them can send within its own limit must not keep us from sending one.
-    """
+    """Raise the limit of open descriptors to the hard limit."""
+    # The kernel counts descriptors in flight between sockets for each user (unix(7), ETOOMANYREFS), and on an unprivileged host all
+    # sessions are the same user. What one of them can send within its own limit must not keep the zygote from sending one.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -126,12 +146,12 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Answers one request at a time, until the host ends: it may do so in the middle of one."""
+        """Carry out one request at a time until the host ends. It may end in the middle of a request."""
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
 
     def _serve(self, host: int) -> None:
-        """The host's end is seen twice over: a process it forked may hold the socket open."""
+        # Both the socket and the host's pidfd are watched: a process that the host forked may hold the socket open.
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(host, select.POLLIN)
@@ -159,7 +179,7 @@ class _Forking:
             self._control.send(encode(refused))
 
     def _carry_out(self, request: Message, descriptors: list[int]) -> list[int]:
-        if len(descriptors) != _BROUGHT.get(type(request), 0):  # this process had none free: the kernel dropped some on the way
+        if len(descriptors) != _BROUGHT.get(type(request), 0):  # the kernel drops descriptors if this process has no free one (unix(7))
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if isinstance(request, MakeTree):
             return [self._world.make_tree(request)]
@@ -172,13 +192,13 @@ class _Forking:
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
-        """Tell the host. If sessions of this user have too many descriptors on their way, ours cannot be sent: undo what was made."""
-        try:
+        """Report success to the host, with the descriptors that were made. If that fails, undo the request and raise the OSError."""
+        try:  # fails if sessions of this user have too many descriptors in flight
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
             if isinstance(request, MakeTree):
                 self._world.drop_tree(request.tree)
-            raise  # a session that was spawned ends as its host closes the link
+            raise  # a spawned session needs no undoing: it ends when the host closes the link
 
     def _spawn(self, request: Spawn, descriptors: list[int]) -> int:
         connection, report = descriptors
@@ -199,7 +219,10 @@ class _Forking:
 
 
 def _settle(plan: Plan, code: str) -> int:
-    """Leaves the host's world; only the zygote itself, first process of a new pid namespace, comes back from here."""
+    """Leave the host's namespaces and enter the root. Return a descriptor of the new pid namespace.
+
+    Only the zygote itself, the first process of that namespace, returns from this function. The processes before it wait for its end.
+    """
     os.umask(0o022)
     _limit_all_sessions(plan.processes)
     base = _as_root(plan, code) if plan.uid_count else _as_user(plan, code)
@@ -207,7 +230,7 @@ def _settle(plan: Plan, code: str) -> int:
         namespace = root.enter(base)
     with part("limits"):
         _share_inotify()
-    with part("host name"):  # here, so that who may not is told at once; each session has a copy of it
+    with part("host name"):  # once, so that a refusal is reported at the start; each session gets a copy of the namespace
         syscalls.unshare(Namespace.UTS)
         syscalls.set_host_name(b"session")
     os.set_inheritable(namespace, True)
@@ -215,7 +238,9 @@ def _settle(plan: Plan, code: str) -> int:
 
 
 def _limit_all_sessions(processes: int) -> None:
-    """The user namespace that is made next takes these as the most that all in it, and in those below it, may have (user_namespaces(7))."""
+    """Limit the processes and pending signals of all sessions together."""
+    # The user namespace that is created next takes these limits as the most that it and the namespaces below it may have
+    # (user_namespaces(7)).
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     most = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
     resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
@@ -225,26 +250,30 @@ def _limit_all_sessions(processes: int) -> None:
 
 
 def _share_inotify() -> None:
-    """Leaves half of a user's inotify instances and watches to the host: the kernel counts those of namespaces below as the user's too."""
+    """Leave half of the user's inotify instances and watches to the host."""
+    # The kernel counts those of the namespaces below as the user's, too.
     for name in ("instances", "watches"):
         with open(f"/proc/sys/fs/inotify/max_user_{name}") as most:
             confine.write_file(f"/proc/sys/user/max_inotify_{name}", str(int(most.read()) // 2))
 
 
 def _as_root(plan: Plan, code: str) -> str:
-    """Real root builds the root (its interpreter may lie where only root may go), then a child without power takes over."""
+    """Build the template root as the host's root user, then continue in a child without power. Return the root's folder.
+
+    It is built first because the Python environment may lie in a folder that only root may enter.
+    """
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
     with part("root folder"):
         base = root.build(plan, code)
         os.chdir(base)
-    told, mapped = os.pipe(), os.pipe()
+    told, mapped = os.pipe(), os.pipe()  # child: "I have a user namespace"; parent: "its ids are mapped"
     child = os.fork()
     if child:
         _map_and_wait(plan, child, told, mapped)
     syscalls.die_with_parent()
     _become(plan.first_uid)
-    syscalls.die_with_parent()  # each change of user has cleared it
+    syscalls.die_with_parent()  # again: a change of user clears it (prctl(2), PR_SET_PDEATHSIG)
     with part("user namespace"):
         syscalls.unshare(Namespace.USER)
     os.write(told[1], b"u")
@@ -253,7 +282,7 @@ def _as_root(plan: Plan, code: str) -> str:
         sys.exit(1)
     for descriptor in (*told, mapped[0]):
         os.close(descriptor)
-    with part("user namespace"):  # AppArmor lets one be made, and nothing be done in it
+    with part("user namespace"):  # AppArmor may let a user namespace be created and then forbid everything in it
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
     syscalls.die_with_parent()
@@ -269,11 +298,14 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """Only real root may map more than one id."""
+    """Map the ids of the child's user namespace, then wait for the child and exit with it.
+
+    A separate process does it because only real root may map more than one id.
+    """
     os.close(told[1])
     try:
         if not os.read(told[0], 1):
-            sys.exit(1)  # the child said why
+            sys.exit(1)  # the child sent the reason
         with part("uid range"):
             for name in ("uid_map", "gid_map"):
                 confine.write_file(f"/proc/{child}/{name}", f"0 {plan.first_uid} {plan.uid_count}")
@@ -304,11 +336,13 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Become a uid that no other process of the host has: it owns the user namespace, and so every session in it."""
+    """Become a uid that no other process of the host has."""
+    # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
+    # host run as `nobody`, so that user would not do.
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    syscalls.set_dumpable(True)
+    syscalls.set_dumpable(True)  # a change of user clears it, and this process's files in /proc would belong to root
 
 
 def _fork_first_process() -> None:
@@ -325,7 +359,7 @@ def _wait_for(child: int) -> NoReturn:
 
 
 def _without_namespaces(plan: Plan, code: str) -> str:
-    """Nothing is left but to put the sessions' own code where they may read it."""
+    """Check the host and copy the guest's code into the folder of sessions. Return the argument for the next program."""
     os.umask(0o022)
     bare.check(plan)
     with part("sessions' folder"):
@@ -339,11 +373,16 @@ def _own_program() -> str:
 
 
 def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Starts the interpreter anew from inside the root, where its program is read-only.
+    """Replace this program by the interpreter inside the root, where its file is read-only.
 
-    The kernel remembers how a running program was found: /proc/self/exe leads to it through the host's own mount, and whoever owns the
-    file (an ordinary user's sessions are that user) could change its mode there.
+    Args:
+        program: The path of the interpreter.
+        descriptors: The descriptors that it inherits, as its first arguments.
+        code: The folder of the guest's code.
+        told: The further arguments.
     """
+    # The kernel remembers how a running program was found: without this, /proc/self/exe leads to its file through the host's own mount.
+    # On an unprivileged host the sessions' user may own that file, and could change its mode there.
     with part("Python inside the root"):
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
