@@ -94,7 +94,7 @@ class Bare:
         return False
 
     def settle(self) -> None:
-        """Do nothing: there is no mount to remove."""
+        """Do nothing: without mounts nothing can be given back."""
 
     def make_tree(self, request: MakeTree) -> int:
         """Create a new, empty folder of the host for a session's files. Return a descriptor of it."""

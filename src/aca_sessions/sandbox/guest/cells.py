@@ -1,4 +1,4 @@
-"""The interpreter's main loop: a cell in, what became of it out."""
+"""The interpreter's main loop: it receives cells, runs them and sends their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
-    """Runs one cell after another until the host closes the link. What leaves the session does so by the proxy, if there is one."""
+    """Run one cell after another until the host closes the link.
+
+    Args:
+        link: The connection to the host.
+        shell: The shell that runs the cells.
+        proxy: The host and port of the HTTP proxy that programs of the session are configured to use, if there is one.
+    """
     seeds.differ()
     gc.enable()
     os.environ.clear()
@@ -38,7 +44,7 @@ def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
         streams.flush()
         streams.put_back()
         if os.getpid() != own_pid:
-            os._exit(0)  # a fork that a cell made and let run to the cell's end
+            os._exit(0)  # a child of os.fork() in a cell, which ran on to the cell's end: only the parent sends the result
         link.send(finished)
 
 
@@ -67,7 +73,7 @@ def _environment() -> dict[str, str]:
         "LANG": "C.UTF-8",
         "TZ": "UTC",
         "TMPDIR": own,
-        "XDG_CACHE_HOME": f"{own}/.cache",  # what libraries keep for themselves is no file of the session's
+        "XDG_CACHE_HOME": f"{own}/.cache",  # caches and settings of libraries do not belong among the session's files
         "XDG_CONFIG_HOME": f"{own}/.config",
         "IPYTHONDIR": f"{own}/.ipython",
         "MPLCONFIGDIR": f"{own}/.matplotlib",
@@ -75,7 +81,7 @@ def _environment() -> dict[str, str]:
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": packages.CHILDREN,
-        # One thread a library: a pool of its own would take every core, and could not be carried over a fork.
+        # One thread for each library: a thread pool would take every core, and threads do not survive the fork of a checkpoint.
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
         "JE_ARROW_MALLOC_CONF": "background_thread:false",
     }

@@ -15,7 +15,7 @@ Listing = dict[str, tuple[int, int, int]]
 
 
 def listing() -> Listing | None:
-    """Each file with what changes when it does; None where there are too many to look at for every cell."""
+    """Return each file with its inode, size and time of change, or None if there are too many files to list after every cell."""
     found: Listing = {}
     pending = [""]
     while pending:
@@ -32,7 +32,7 @@ def listing() -> Listing | None:
 
 
 def between(before: Listing | None, after: Listing | None) -> list[str]:
-    """`kind size path` of each change, the first thousand of them; none where either listing is missing."""
+    """Return `kind size path` of each change, at most 1,000. Return an empty list if either listing is missing."""
     if before is None or after is None:
         return []
     changes: list[tuple[str, str, int]] = []

@@ -1,7 +1,7 @@
-"""Charts of plotly and altair: their JSON, and one HTML document that shows it.
+"""Charts of plotly and altair as JSON and as one HTML document.
 
-plotly's document brings its own script (5 MB). altair's does where vl-convert is installed; else it loads Vega from its public address,
-for which whoever looks at it needs a network. Neither is drawn here.
+plotly's document contains its script (5 MB). altair's does if vl-convert is installed; otherwise it loads Vega from a public address, so
+the reader needs a network. Neither is drawn as an image here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MOST_NAMED = 8
 
 
 def forms(value: Any) -> dict[str, Any] | None:
-    """The forms of a chart; None for any other value."""
+    """Return the forms of a chart, or None for any other value."""
     if _is_a(value, "plotly.basedatatypes", "BaseFigure"):
         return completed({PLOTLY: json.loads(value.to_json())})
     if _is_a(value, "altair", "TopLevelMixin"):
@@ -24,7 +24,7 @@ def forms(value: Any) -> dict[str, Any] | None:
 
 
 def completed(data: dict[str, Any]) -> dict[str, Any]:
-    """What a chart publishes by itself (`figure.show()`), with the forms that it left out."""
+    """Return what a chart published by itself (`figure.show()`), with the forms that it left out."""
     if PLOTLY not in data or "text/html" in data or "plotly" not in sys.modules:
         return data
     figure = data[PLOTLY]
@@ -54,7 +54,7 @@ def _is_a(value: Any, module: str, name: str) -> bool:
 
 
 def _describe_plotly(figure: dict[str, Any]) -> str:
-    """In words, for those who do not see it."""
+    """Return a description of a plotly figure for readers who do not see it."""
     title = figure.get("layout", {}).get("title", "")
     title = title.get("text", "") if isinstance(title, dict) else title
     traces = [" ".join(filter(None, (trace.get("type", "scatter"), trace.get("name")))) for trace in figure.get("data", [])]

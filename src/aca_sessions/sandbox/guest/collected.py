@@ -1,4 +1,4 @@
-"""What one cell has shown so far, within a budget and as text: what a host may be sent."""
+"""What one cell has shown so far, as text and within limits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..wire import Cleared, Finished, Message, Scalar, Shown
 from . import processes
 
 _MAX_TEXT = 1 << 20
-_MAX_DISPLAYED = 24 << 20  # in one cell; the wire's own limit lies above
-_MAX_DISPLAYS = 900  # in one cell; so does this one's
+_MAX_DISPLAYED = 24 << 20  # characters in one cell; below the limit of a frame (wire.MAX_FROM_GUEST), so that the frame is accepted
+_MAX_DISPLAYS = 900  # in one cell; below the host's limit as well
 _MAX_TYPES = 50  # of one display
-_MAX_LATE = 1 << 20
+_MAX_LATE = 1 << 20  # characters of a display that comes when no cell runs
 _MAX_NAME = 200
 _MAX_INTEGER_BITS = 4096
 _LEFT = "the debugger was left, or had nothing to read: where nobody answers, print what you want to see"
@@ -27,12 +27,15 @@ Late = deque[dict[str, str]]
 
 
 def no_late_displays() -> Late:
-    """Where displays wait that came when no cell ran; the oldest make room."""
+    """Return an empty queue for displays that come when no cell runs. It keeps the last 100."""
     return deque(maxlen=100)
 
 
 class Collected:
-    """What one cell has shown so far. A thread or task of an earlier cell may show things when none runs: they come with the next."""
+    """What one cell has shown so far.
+
+    A thread or task of an earlier cell may show things when no cell runs. The next cell shows them.
+    """
 
     def __init__(self, execution: str, send: Callable[[Message], None], late: Late) -> None:
         self.execution = execution
@@ -44,7 +47,7 @@ class Collected:
         self._send = send
         self._late = late
         self._pid = os.getpid()
-        self._turn = threading.RLock()  # a finalizer may show something while we send
+        self._turn = threading.RLock()  # reentrant: a finalizer may show something in the middle of a send
         self._finished = False
         self._clear_first = False
         self._sizes: list[int] = []
@@ -52,6 +55,7 @@ class Collected:
         self._images: set[bytes] = set()
 
     def take_value(self, result: Any, formats: dict[str, Any]) -> None:
+        """Take the last value of the cell, in its formats."""
         self.text = clip(str(formats.get("text/plain", "")))
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
@@ -59,9 +63,9 @@ class Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """One display, or another state of the latest one of that name."""
+        """Show a display. With `update` it replaces the latest display of the same name."""
         if os.getpid() != self._pid:
-            return  # a fork has no host to show it to
+            return  # a fork that a cell made has no link to the host
         sendable = {str(mime): _sendable(content) for mime, content in data.items()}
         with self._turn:
             if self._finished:
@@ -70,12 +74,12 @@ class Collected:
                 self._show(sendable, name and name[:_MAX_NAME], update)
 
     def show_late(self) -> None:
-        """Shows what came since the cell before."""
+        """Show the displays that came since the cell before."""
         while self._late:
             self.take_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
-        """Takes back what the cell displayed so far, at once or when something else is displayed."""
+        """Remove what the cell displayed so far: at once, or with `wait` when the next display comes."""
         if os.getpid() != self._pid or self._finished:
             return
         with self._turn:
@@ -84,6 +88,7 @@ class Collected:
                 self._clear()
 
     def take_error(self, error: BaseException, traceback: str) -> None:
+        """Take the error that the cell ended with."""
         try:
             message = str(error)
         except Exception as broken:
@@ -93,6 +98,7 @@ class Collected:
         self.error = (type(error).__name__, clip(message), clip(traceback))
 
     def finished(self, files: list[str], variables: list[str]) -> Finished:
+        """Return the cell's result. Displays that come later wait for the next cell."""
         with self._turn:
             self._finished = True
         name, message, traceback = self.error or (None, "", "")
@@ -100,7 +106,10 @@ class Collected:
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, others, variables, is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
-        """Figures that are open at the end of a cell are shown then, unless they were, as they are."""
+        """Return whether this is a figure that the cell's code displayed already, unchanged.
+
+        The figures that are open at the end of a cell are displayed then, except these.
+        """
         if "image/png" not in data:
             return False
         image = hashlib.blake2b(data["image/png"].encode(), digest_size=16).digest()
@@ -143,7 +152,7 @@ class Collected:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """The text, without its middle where it is too long."""
+    """Return a text, without its middle if it is longer than the limit."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -151,7 +160,7 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
-    """A display without the largest of its forms, where all are too much; nothing where only its text would be left."""
+    """Return a display that fits, without its largest forms if necessary. Return an empty one if only its text would be left."""
     if sum(map(len, data.values())) <= room:
         return data
     kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
@@ -166,7 +175,7 @@ def _small(data: dict[str, str]) -> dict[str, str]:
 
 
 def _scalar(value: Any) -> Scalar:
-    """A plain value as itself; None for everything that only a text can stand for."""
+    """Return a plain value as itself. Return None for a value that only a text can represent."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
         value = value.item()
     if type(value) in (bool, float):
@@ -177,7 +186,7 @@ def _scalar(value: Any) -> Scalar:
 
 
 def _sendable(content: Any) -> str:
-    """As text: bytes in base64, what is not text as JSON where it can be."""
+    """Return a content as text: bytes in base64; objects as JSON if possible, else as `str`."""
     if isinstance(content, str):
         return content
     if isinstance(content, bytes):

@@ -1,4 +1,4 @@
-"""Programs in a session: in the place of a cell, where the exit code is the value, and as a line of one (`!ls`)."""
+"""Programs in a session: in place of a cell, with the exit code as the value; and as a line of a cell (`!ls`)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from .link import interrupts
 from .place import place
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
-_BY_SIGNAL = 128
-_INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:install|add|sync)\b")  # pip itself refuses, see children
+_BY_SIGNAL = 128  # a shell reports a death by signal N as 128 + N
+# pip is not in the list: it refuses by itself, see children/no_pip.py.
+_INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:install|add|sync)\b")
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Runs it to its end, or until it is interrupted; then all that it started in its own process group ends with it."""
+    """Run a command to its end and return the result.
+
+    An interrupt kills the command and everything that it started in its own process group.
+    """
     before = changes.listing()
     error: tuple[str | None, str] = (None, "")
     code = None
@@ -60,24 +64,27 @@ class ShellCommand:
         self._status = 0
 
     def run(self, command: str) -> int:
-        """Run it in the shell and return its exit status, below 0 for a signal, as IPython does."""
+        """Run a command in the shell. Return its exit status, which is negative for a signal as in IPython."""
         self._command = command
         if _INSTALLER.match(command):
-            status = subprocess.call([sys.executable, "-m", "pip", "install"])  # it says what to use
+            status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
         else:
             status = subprocess.call(command, shell=True, executable=os.environ.get("SHELL"))  # noqa: S602
         self._status = status if status <= _BY_SIGNAL else _BY_SIGNAL - status
         return self._status
 
     def failure(self, source: str) -> subprocess.CalledProcessError | None:
-        """Return the error if it failed and is the last statement of a cell. Elsewhere a status other than 0 may be meant, as grep's is."""
+        """Return an error if the command failed and is the last statement of the cell.
+
+        Elsewhere a status other than 0 may be intended, like grep's.
+        """
         if self._status == 0 or not _is_command(ast.parse(source).body[-1]):
             return None
         return subprocess.CalledProcessError(self._status, self._command)
 
 
 def _is_command(statement: ast.stmt) -> bool:
-    """Return whether a statement is what IPython makes of a line with `!` or `%`."""
+    """Return whether a statement is IPython's translation of a line with `!` or `%`."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     function = call.func if isinstance(call, ast.Call) else None
     if not isinstance(function, ast.Attribute) or function.attr not in ("system", "run_line_magic"):

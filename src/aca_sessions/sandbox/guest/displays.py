@@ -1,4 +1,4 @@
-"""How a session's IPython shows things: the last value as the cell's, the rest as displays."""
+"""How IPython shows values in a session: the last value as the cell's value, everything else as displays."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Hook(DisplayHook):
-    """Takes a cell's last value instead of printing it."""
+    """Collects a cell's last value instead of printing it."""
 
     def start_displayhook(self) -> None: ...
     def write_output_prompt(self) -> None: ...
     def finish_displayhook(self) -> None: ...
 
-    stock: ClassVar[dict[type, Any]] = {}  # how a shell that nobody changed shows plain values
+    stock: ClassVar[dict[type, Any]] = {}  # the printers of plain types in an unchanged shell
 
     def __call__(self, result: Any = None) -> None:
-        """Note a last value that is None: a notebook shows nothing, but Azure tells `x` from `print(x)` or `x = None`."""
+        """Take the last value of a cell.
+
+        Note a value that is None: a notebook shows nothing, but Azure distinguishes `x` from `print(x)` and `x = None`.
+        """
         if result is None:
             self.shell.collected.value_is_none = not (self.shell.ends_with_call or self.quiet())
         super().__call__(result)
 
     def quiet(self) -> bool:
-        """Whether the cell ends with a semicolon; without one in it, it need not be taken apart to know."""
+        """Return whether the cell ends with a semicolon. Parse the cell only if it contains one."""
         parsed = self.shell.history_manager.input_hist_parsed
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
     def compute_format_data(self, result: Any) -> Bundle:
-        """A plain value has one form, and none of a dozen formatters to be asked, unless the user taught one of them."""
+        """Return the forms of a value. A plain value has one form; no formatter is called for it unless the user changed one of them."""
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
             return super().compute_format_data(result)  # type: ignore[no-any-return]
@@ -54,7 +57,7 @@ class Hook(DisplayHook):
         self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
 
     def cull_cache(self) -> None:
-        """The oldest values make room, and nothing is said about it."""
+        """Remove the oldest values from `Out` to make room, without IPython's warning."""
         values = self.shell.user_ns["_oh"]
         for number in list(values)[: len(values) - self.cache_size + 1]:
             del values[number]
@@ -62,7 +65,7 @@ class Hook(DisplayHook):
 
 
 class Publisher(DisplayPublisher):
-    """Takes what a cell displays."""
+    """Collects what a cell displays."""
 
     def publish(self, data: dict[str, Any], metadata: object = None, **options: Any) -> None:
         name = (options.get("transient") or {}).get("display_id")
@@ -74,7 +77,7 @@ class Publisher(DisplayPublisher):
 
 
 class Formatter(DisplayFormatter):
-    """All forms of a value, those that we add to libraries' objects among them. One that fails is told on stderr."""
+    """Returns all forms of a value, including those that this package adds. Errors of a form are printed on stderr."""
 
     def format(self, obj: Any, include: object = None, exclude: object = None) -> Bundle:
         with self.parent.showing():
@@ -84,7 +87,7 @@ class Formatter(DisplayFormatter):
             if data and include is None:
                 data |= tables.forms(obj)
             if "image/png" in data and "image/jpeg" in data:
-                del data["image/jpeg"]  # the same again, and with losses
+                del data["image/jpeg"]  # the same picture, with losses
         return data, metadata
 
     def _chart(self, obj: Any) -> dict[str, Any] | None:
@@ -96,7 +99,10 @@ class Formatter(DisplayFormatter):
 
 
 class PlainText(PlainTextFormatter):
-    """Numbers as numbers, and figures in words. (The inline backend takes out what is registered for figures.)"""
+    """Formats numpy's numbers as numbers, and figures in words.
+
+    A printer that is registered for figures would not do: the inline backend removes it.
+    """
 
     def __call__(self, value: Any) -> str | None:
         if type(value) not in self.type_printers:
@@ -104,12 +110,12 @@ class PlainText(PlainTextFormatter):
                 return str(value)
             if type(value).__module__ == "matplotlib.figure" and hasattr(value, "get_axes"):
                 return _describe_figure(value)
-        with self.parent.parent.showing(False):  # without a text there is nothing to show: the cell fails
+        with self.parent.parent.showing(False):  # fail the cell: without its text a value has nothing to show
             return super().__call__(value)  # type: ignore[no-any-return]
 
 
 def _describe_figure(figure: Any) -> str:
-    """In words, for those who do not see it: what it is called and what is drawn along its axes."""
+    """Return a description of a figure for readers who do not see it: its title, and what is drawn along its axes."""
     parts = [figure.get_suptitle()] if hasattr(figure, "get_suptitle") else []
     for axes in figure.get_axes()[:4]:
         labels = " by ".join(label for label in (axes.get_ylabel(), axes.get_xlabel()) if label)

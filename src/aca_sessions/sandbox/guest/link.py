@@ -1,4 +1,7 @@
-"""The session's end of the wire, and when a SIGINT may become a KeyboardInterrupt: while a cell runs, never in the middle of a frame."""
+"""The session's connection to the host, and its interrupts.
+
+A SIGINT becomes a KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,18 @@ from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, 
 from .loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
-_MOST_BROUGHT = 4
+_MOST_BROUGHT = 4  # descriptors with one message
 
 
 class AnswerError(Exception):
-    """Nobody answered, and why."""
+    """A question to the host got no answer. The message gives the reason."""
 
 
 class Link:
-    """Frames to the host from any thread, by a pipe; cells from the host, by a socket."""
+    """The session's end of the wire: any thread sends frames to the host through a pipe; cells come from the host through a socket."""
 
     def __init__(self, connection: socket.socket, said: int) -> None:
-        """Takes over a connected socket and the end of a pipe. A fork of the interpreter is no second one: it loses the link."""
+        """Take over a connected socket and the write end of a pipe."""
         connection.set_inheritable(False)
         self._connection = connection
         self._said = said
@@ -43,17 +46,17 @@ class Link:
         self._woken: Callable[[], None] = lambda: None
         self._incoming = select.poll()
         self._incoming.register(connection, select.POLLIN)
-        os.register_at_fork(after_in_child=self._lose)
+        os.register_at_fork(after_in_child=self._lose)  # a fork that a cell makes must not act as a second interpreter
 
     def send(self, message: Message) -> None:
-        """Sends one whole frame."""
+        """Send one whole frame. Ignore the message if this process lost the link."""
         data = memoryview(frame(message))
         with interrupts.held(), self._sending:
             while data and self._said >= 0:
                 data = data[os.write(self._said, data) :]
 
     def _lose(self) -> None:
-        with contextlib.suppress(OSError):  # a cell may have closed them
+        with contextlib.suppress(OSError):  # a cell may have closed the descriptors
             self._connection.close()
             os.close(self._said)
         self._said = -1
@@ -61,7 +64,7 @@ class Link:
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def take_over(self, connection: socket.socket, said: int) -> None:
-        """A fork that is an interpreter of its own goes on with other ends."""
+        """Continue with other descriptors, in a fork that is an interpreter of its own."""
         connection.set_inheritable(False)
         os.set_inheritable(said, False)
         self._connection, self._said = connection, said
@@ -70,12 +73,12 @@ class Link:
         self._incoming.register(connection, select.POLLIN)
 
     def take_brought(self) -> list[int]:
-        """The descriptors that came with the last frame."""
+        """Return the descriptors that came with the frames read so far, and forget them."""
         brought, self._brought = self._brought, []
         return brought
 
     def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
-        """The cells to run, until the host closes the link; what is left in the loop goes on between them."""
+        """Yield the cells to run until the host closes the link. Tasks that cells left in the loop run between them."""
         self._woken = loop.wake
         while True:
             if not self._inbox and not self._ended:
@@ -86,7 +89,16 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """What somebody outside answers, from any thread; AnswerError where nobody does."""
+        """Ask the host a question and return its answer. May be called from any thread.
+
+        Args:
+            execution: The execution that asks.
+            about: The kind of question: `input` or `call`.
+            text: The question.
+
+        Raises:
+            AnswerError: The host declined to answer, or the session ends.
+        """
         number = next(self._numbers)
         self._awaited.add(number)
         try:
@@ -99,7 +111,10 @@ class Link:
         return answer.text
 
     def _next(self, wanted: Callable[[Message], bool]) -> Message | None:
-        """The next message of a kind. Whoever waits reads for all who wait; None at the end of the link."""
+        """Return the next message that is wanted, or None at the end of the link.
+
+        Of the threads that wait, one reads for all of them.
+        """
         with self._arrived:
             while True:
                 for message in self._inbox:
@@ -114,7 +129,7 @@ class Link:
                     self._read()
 
     def _read(self) -> None:
-        """Reads once, and lets others at the inbox meanwhile. An interrupt may end the wait, but loses nothing that came."""
+        """Read once. Other threads may look at the inbox meanwhile. An interrupt may end the wait, but loses no message."""
         with interrupts.held():
             self._being_read = True
             self._arrived.release()
@@ -133,7 +148,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Whoever was interrupted while it waited for an answer has no use for it any more."""
+        """Return whether a thread waits for this message: one that was interrupted needs its answer no more."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
@@ -143,18 +158,20 @@ def _decoded(payload: bytes) -> Message:
 
 
 class _Interrupts:
+    """Decides when a SIGINT becomes a KeyboardInterrupt. Only the main thread gets one."""
+
     def __init__(self) -> None:
         self._allowed = False
         self._held = False
         self._pending = False
 
     def listen(self) -> None:
-        """Takes over SIGINT."""
+        """Install the handler of SIGINT."""
         signal.signal(signal.SIGINT, self._handle)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """A cell runs: it may be interrupted."""
+        """Allow interrupts in the block, because a cell runs. Drop those that come outside."""
         self._allowed = True
         try:
             yield
@@ -163,7 +180,7 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """An interrupt waits until this is done."""
+        """Hold back an interrupt until the block has ended, then raise it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -178,7 +195,7 @@ class _Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Within what holds them: here they may come."""
+        """Allow interrupts in the block although an outer `held` holds them back."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

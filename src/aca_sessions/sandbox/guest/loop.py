@@ -11,16 +11,16 @@ from collections.abc import Coroutine
 from typing import Any
 
 _NEEDED = re.compile(r"\b(create_task|ensure_future|get_running_loop)\(")
-_BROUGHT = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")
+_BROUGHT = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runner)\(")  # would fail inside a running loop
 
 
 def is_needed(code: str) -> bool:
-    """Whether code without `await` wants a running loop, and does not run one of its own."""
+    """Return whether code without `await` needs a running loop and does not run a loop itself."""
     return bool(_NEEDED.search(code)) and not _BROUGHT.search(code)
 
 
 class Loop:
-    """The session's one event loop: tasks that a cell started go on while a later one awaits."""
+    """The one event loop of a session. Tasks that a cell started run on while a later cell awaits, and between cells."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -29,7 +29,7 @@ class Loop:
         self._is_between_cells = False
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Runs a cell's awaiting code; an interrupt ends that code, not only the wait for it."""
+        """Run a cell's coroutine. An interrupt cancels the coroutine, not only the wait for it."""
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
@@ -43,7 +43,7 @@ class Loop:
             raise
 
     def go_on_until(self, descriptor: int) -> None:
-        """Lets what cells left in the loop go on until there is something to read, or somebody else has read it."""
+        """Run the tasks that cells left in the loop until the descriptor is readable or `wake` is called."""
         if self._loop is None or self._loop.is_closed():
             return
         self._is_between_cells = True
@@ -51,7 +51,7 @@ class Loop:
             self._loop.add_reader(descriptor, self.wake)
             while not self._woken.is_set():
                 self._loop.run_forever()
-        except BaseException:  # a task may raise SystemExit: it ends the task, not the session
+        except BaseException:  # a task may raise SystemExit, which must end the task and not the session
             traceback.print_exc()
         finally:
             self._is_between_cells = False
@@ -60,7 +60,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """Something was read: there may be a cell. From any thread; where a cell runs already, it goes on."""
+        """End `go_on_until`, because a message was read. May be called from any thread. Do nothing while a cell runs."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):
@@ -68,22 +68,24 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """For a fork: closed or collected, the loop would take the parent's descriptors out of the epoll that both share."""
+        """Let go of the loop in a fork without closing it."""
+        # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
+        # from it, so the loop is kept.
         self._abandoned.append(self._loop)
         self._loop = None
         asyncio.set_event_loop(None)
 
     @property
     def sockets(self) -> int:
-        """How many it has open for itself."""
+        """Return how many sockets the loop itself has open."""
         return 0 if self._loop is None or self._loop.is_closed() else 2
 
     def unfinished(self) -> int:
-        """How many tasks go on when a cell awaits, and between cells."""
+        """Return how many tasks are unfinished."""
         return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
     def forget(self) -> None:
-        """A fork must not share its parent's loop: both would wait on one epoll descriptor."""
+        """Close the loop before the first fork. Sessions that shared it would wait on one epoll descriptor."""
         if self._loop is not None:
             self._loop.close()
         self._loop = None

@@ -1,8 +1,7 @@
-"""Modules of the session's own folder: each cell sees them as their files are now, as with IPython's `%autoreload 2`.
+"""Reloading of modules in the session's own folder: each cell sees them as their files are now, as with IPython's `%autoreload 2`.
 
-IPython's own extension looks at every module before every cell, goes by times alone (a rollback puts old ones back) and goes on with the
-old module if the new one fails. What it does to one module (`superreload`) is used here: functions and classes that were taken from a
-module before are brought up to date in place.
+IPython's own extension checks every module before every cell, compares times only (a rollback restores old ones), and keeps the old
+module if the new one fails. Its `superreload` is used here: it updates functions and classes that were taken from a module, in place.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from IPython.extensions.autoreload import superreload
 from .place import place
 
 _INSTALLED = ("/.packages", "/site-packages", "/dist-packages")
-_SAME_MOMENT = 100_000_000  # nanoseconds: two changes within a tick of the kernel's clock have the same time (inode(7))
+_SAME_MOMENT = 100_000_000  # nanoseconds; two changes within a tick of the kernel's clock have the same time (inode(7))
 
 Stamp = tuple[int, int, int, int]
 
@@ -43,11 +42,11 @@ class _Loaded:
     path: str
     stamp: Stamp
     digest: bytes
-    module: ModuleType | None = None  # that could not be imported again
+    module: ModuleType | None = None  # set if the module could not be imported again
     is_recent: bool = True
 
     def has_changed(self) -> bool:
-        """Return whether the file has another content. A copy, as a branch has it, has another stamp alone."""
+        """Return whether the file has another content. The copy in a branch differs in its stamp only."""
         try:
             stamp = _stamp(self.path)
             if stamp == self.stamp and not self.is_recent:
@@ -56,49 +55,51 @@ class _Loaded:
             with open(self.path, "rb") as file:
                 return _digest(file.read()) != self.digest
         except OSError:
-            return False  # deleted, for example: what was imported stays
+            return False  # deleted, for example: the imported module stays
 
 
 _loaded: dict[str, _Loaded] = {}
 
 
 class _Loader(SourceFileLoader):
-    """Reads sources and no .pyc files: those go by seconds and sizes.
+    """Loads sources and ignores .pyc files, which compare times in seconds and sizes only."""
 
-    It overrides what is called at the bottom alone: Python takes the frames of imports out of a traceback if no other is among them.
-    """
-
+    # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
+    # frame is among them.
     def path_stats(self, path: str) -> NoReturn:
         raise OSError(errno.ENOTSUP, "no .pyc file is used")
 
     def get_data(self, path: str) -> bytes:
         stamp = _stamp(path)
         data = super().get_data(path)
-        if sys._getframe(2).f_code.co_name == "exec_module":  # else it is looked at, and not imported
+        if sys._getframe(2).f_code.co_name == "exec_module":  # otherwise the source is read, for example by inspect, and not imported
             _note(self.name, _Loaded(path, stamp, _digest(data), is_recent=_is_recent(stamp)))
             linecache.cache.pop(path, None)
         return data
 
 
 def settle() -> None:
-    """Make the session's own folder the first place where modules are sought, and what it installs there the last."""
+    """Put the session's own folder first on the import path, and the folder of packages that it installs there last."""
     sys.path_hooks.insert(0, _finder)
     sys.path.insert(0, place.data)
     sys.path.append(f"{place.data}/.packages")
 
 
 def forget_listings() -> None:
-    """Let a module that was written a moment ago be found: folders are listed once and remembered."""
+    """Clear the cached folder listings, so that a module that was written a moment ago is found."""
     for path, finder in [*sys.path_importer_cache.items()]:
         if isinstance(finder, FileFinder) and _is_own(path):
             finder.invalidate_caches()
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
-    """Import the modules whose files have changed once more. One that fails is forgotten, so that the next `import` of it fails as well."""
+    """Reload the modules whose files have changed.
+
+    A module that fails is removed from sys.modules, so that the next `import` of it fails as well.
+    """
     for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded[name].module
-        if module is None:  # the user has taken it out
+        if module is None:  # the user removed it from sys.modules
             del _loaded[name]
             continue
         try:
@@ -122,12 +123,13 @@ def _import_again(name: str, module: ModuleType) -> None:
     except BaseException:
         vars(module).update(before)
         raise
-    for submodule in [one for one in sys.modules if one.rpartition(".")[0] == name]:  # `import` does not bind it once more
+    # `import` binds a submodule to its package only when it loads it.
+    for submodule in [one for one in sys.modules if one.rpartition(".")[0] == name]:
         vars(module).setdefault(submodule.rpartition(".")[2], sys.modules[submodule])
 
 
 def _note(name: str, loaded: _Loaded) -> None:
-    """Remember what was imported, in an order in which it can be imported again: modules that wait for this one come after it."""
+    """Remember what was imported, in an order in which it can be imported again: a module comes before those that import it."""
     waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
     if name in _loaded:
         loaded.module = _loaded[name].module

@@ -1,4 +1,4 @@
-"""What the host put into /.packages for this session becomes importable, here and in the programs that it starts."""
+"""Packages that the host mounted in /.packages for this session: made importable here and in programs that the session starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _shown: list[str] = []
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Finds these packages and no others; where a module of another version is loaded, nothing changes."""
+    """Make exactly these packages importable and return the result.
+
+    Nothing changes if a module is already loaded in another version, or if the session may not enter the folder of packages.
+    """
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)
@@ -40,12 +43,12 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
 
 
 def _find(paths: Sequence[str]) -> None:
-    """A .pth file may run code: this is the place for it."""
-    own = [path for path in sys.path if path == _OWN_CODE]  # what stands in for missing modules stays last
+    """Replace the folders of packages on the import path."""
+    own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
     for path in paths:
         if path not in _shown:
-            site.addsitedir(path)
+            site.addsitedir(path)  # runs code of .pth files, which must happen inside the session and never on the host
     sys.path.extend(own)
     importlib.invalidate_caches()
     _show_to_programs(paths)

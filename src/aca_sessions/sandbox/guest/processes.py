@@ -1,19 +1,19 @@
-"""Which processes a cell left running."""
+"""Processes that a cell left running."""
 
 from __future__ import annotations
 
 import os
 
 _INIT = 1
-_MOST_TOLD = 4096  # the host leaves out those of branches, and then most of the rest
+_MOST_TOLD = 4096  # the host removes those of branches, and then shortens the list
 _STATE_AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank
 
 
 def others() -> list[str]:
-    """`pid name` of every process of the session but the interpreter and its init; the dead that nobody collected are none."""
+    """Return `pid name` of every process of the session, except the interpreter, its init and zombies."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-    except PermissionError:  # without namespaces no process is in sight: the host looks
+    except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
         return []
     if len(pids) <= 2:
         return []

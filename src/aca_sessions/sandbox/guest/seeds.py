@@ -1,4 +1,4 @@
-"""What a fork must not inherit: all forks of one parent would draw the same numbers and invent the same file names."""
+"""Random state that a fork must not inherit: all forks of one parent would draw the same numbers and use the same temporary file names."""
 
 import random
 import sys
@@ -6,7 +6,7 @@ import tempfile
 
 
 def differ() -> None:
-    """From here on this process draws its own."""
+    """Give this process random numbers and temporary file names of its own."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

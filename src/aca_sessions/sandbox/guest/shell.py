@@ -1,4 +1,4 @@
-"""IPython in a session: runs a cell and collects what it showed."""
+"""The IPython shell of a session: it runs cells and collects what they show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .variables import Variables
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
 
-_OWN_CELL = "(lambda scope: (exec("  # the client's: nobody reads what modules print in it
+_OWN_CELL = "(lambda scope: (exec("  # begins cells of the client itself: output of imports in them would not be seen
 _WARM_UP_AGAIN = ("1+1", "x = 1", "print(1)")
 _WARM_UP_OF = {
     "pandas": "import pandas; pandas.DataFrame({'a': [1.5], 'b': ['x']})",
@@ -52,7 +52,7 @@ class Shell(InteractiveShell):
         self._is_showing = False
         super().__init__(**options)
         self._variables.of(self.user_ns, self.user_ns_hidden)
-        # Before the figures that are open at a cell's end are shown.
+        # First in the list: the inline backend's callback shows the figures that are open at a cell's end.
         self.events.callbacks["post_execute"].insert(0, self._code_has_run)
 
     def init_display_formatter(self) -> None:
@@ -64,11 +64,17 @@ class Shell(InteractiveShell):
         tracebacks.shorten(self.InteractiveTB)
 
     def system(self, command: str) -> None:
-        """Run a command of a cell straight on descriptors 1 and 2, without a terminal in between. Remember how it ended."""
+        """Run a command of a cell on descriptors 1 and 2, without a terminal in between. Remember its exit status."""
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
 
     def run(self, cell: Run, send: Callable[[Message], None], ask: questions.Ask = questions.nobody) -> Finished:
-        """Runs a cell; whatever it does, an answer comes back."""
+        """Run a cell and return its result, whatever the code raises.
+
+        Args:
+            cell: The cell, and which questions the host answers.
+            send: Sends a message to the host.
+            ask: Asks the host a question.
+        """
         questions.begin(cell, ask)
         bridge.begin(self.ast_transformers, questions.call if "call" in cell.answered else None)
         self.collected = Collected(cell.execution, send, self._late)
@@ -93,7 +99,7 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """What fails here is told, and does not fail the cell, where an object has several forms."""
+        """Print exceptions of the block on stderr and do not fail the cell, if `several`: the object then has other forms to show."""
         outer, self._is_showing = self._is_showing, several
         try:
             yield
@@ -101,7 +107,10 @@ class Shell(InteractiveShell):
             self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Without our own frames at its end: an interrupt is raised in one of ours, in the middle of the user's code."""
+        """Show a traceback without this package's frames at its end.
+
+        An interrupt is raised in one of them, in the middle of the user's code.
+        """
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain(value)
         tracebacks.cut_own(traceback)
@@ -109,7 +118,7 @@ class Shell(InteractiveShell):
             self._showtraceback(etype, value, [tracebacks.native(value, traceback)])
         else:
             self.InteractiveTB.chained = 0
-            if tracebacks.is_long(value):  # IPython looks for groups in it by recursion, and would report its own RecursionError
+            if tracebacks.is_long(value):  # IPython searches the chain for groups by recursion, and would report its own RecursionError
                 self._showtraceback(etype, value, self.InteractiveTB.structured_traceback(etype, value, traceback))
             else:
                 super().showtraceback((etype, value, traceback), *arguments, **options)
@@ -122,28 +131,28 @@ class Shell(InteractiveShell):
             self.collected.take_error(evalue, text)
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
-        """Store the traceback that was shown for `%notebook`. IPython 9 would format it once more."""
+        """Return the traceback that was shown, to be stored for `%notebook`. IPython 9 would format it once more."""
         name, message, text = self.collected.error or (type(exception).__name__, "", "")
         return {"ename": name, "evalue": message, "traceback": [text]}
 
     def show_usage_error(self, exc: BaseException) -> None:
-        """Without a traceback, and once."""
+        """Show the error of a magic once, without a traceback."""
         self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
-        """Note whether the last statement is a call."""
+        """Run the statements of a cell. Note whether the last one is a call."""
         last = nodelist[-1] if nodelist else None
         self.ends_with_call = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Call, ast.Await))
         return await super().run_ast_nodes(nodelist, *arguments, **options)
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
-        """Only what awaits, or starts tasks, needs an event loop."""
+        """Return whether a cell needs the event loop: only if it awaits or starts tasks."""
         if loop.is_needed(raw_cell):
             return True
         return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
 
     def _show_import_error(self, error: BaseException) -> None:
-        """Print why a module cannot be imported again, from its first own frame on."""
+        """Print why a changed module cannot be imported. The traceback begins at the first frame of the session's own files."""
         traceback = error.__traceback__
         while traceback is not None and not traceback.tb_frame.f_code.co_filename.startswith(place.data):
             traceback = traceback.tb_next
@@ -152,14 +161,14 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:
-        """Keeps no second copy of what cells write."""
+        """Replace IPython's copy of what cells write: no second copy is kept."""
         yield
 
     def enable_gui(self, gui: str | None = None) -> None:
-        """There is no window to draw in."""
+        """Do nothing: a session has no window to draw in."""
 
     def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
-        """Runs cells that leave nothing behind but loaded code and touched memory."""
+        """Run cells that leave nothing behind except loaded code and touched memory."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
                 self.run(Run("", code, []), lambda _message: None)
@@ -169,16 +178,16 @@ class Shell(InteractiveShell):
         self._variables.changes()
 
     def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
-        """Also `%reset`."""
+        """Clear the variables; `%reset` calls it as well."""
         super().reset(new_session, aggressive)
-        self.user_module.__spec__ = None  # multiprocessing's spawn asks for it
+        self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
 
     def remember(self, cells: int) -> None:
-        """How many cells `In` keeps, and values `Out`."""
+        """Set how many inputs `In` and how many values `Out` keep."""
         self.displayhook.cache_size = cells
 
     def _last_source(self) -> str:
-        """Return the Python that the last cell became."""
+        """Return the Python source that IPython made of the last cell."""
         parsed = self.history_manager.input_hist_parsed
         return parsed[-1] if parsed else ""
 
@@ -186,11 +195,11 @@ class Shell(InteractiveShell):
         self.collected.code_has_run = True
 
     def ask_exit(self) -> None:
-        """`exit` and `quit` end the cell; the session is the host's to end."""
+        """End the cell on `exit` and `quit`. Only the host ends a session."""
         raise SystemExit
 
     def _forget_oldest_inputs(self) -> None:
-        """Numbers stay as they are: of a cell that is forgotten an empty text is left."""
+        """Replace the oldest inputs by empty texts, so that the numbers of the others stay the same."""
         inputs = (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw)
         number = self.execution_count - 1 - self.displayhook.cache_size
         while number > 0 and self.user_ns.pop(f"_i{number}", None) is not None:
@@ -200,7 +209,7 @@ class Shell(InteractiveShell):
 
 
 def build_shell(preload: list[str]) -> Shell:
-    """A shell with everything loaded that a first cell would otherwise wait for."""
+    """Return a shell with everything loaded that a first cell would otherwise wait for."""
     for module in preload:
         importlib.import_module(module)
     config = Config()
@@ -209,9 +218,9 @@ def build_shell(preload: list[str]) -> Shell:
     config.InteractiveShell.cache_size = 1000
     config.InteractiveShell.banner1 = ""
     warnings.filterwarnings("ignore", message="To exit: use")
-    vars(pylabtools).setdefault("backend2gui", {})  # matplotlib before 3.9 asks for it, IPython from 9 on has none
+    vars(pylabtools).setdefault("backend2gui", {})  # matplotlib before 3.9 reads it, IPython since 9 lacks it
     shell = Shell.instance(config=config)
-    # From 3.12 on a code that ends too early would be an error of codeop's own, for prompts that ask for another line.
+    # Since Python 3.12 this flag makes incomplete code raise an error of codeop's own, meant for prompts that read another line.
     shell.compile.flags &= ~getattr(codeop, "PyCF_ALLOW_INCOMPLETE_INPUT", 0)
     shell.loop_runner = own_loop = loop.Loop()
     formatters = shell.display_formatter.formatters
@@ -221,8 +230,8 @@ def build_shell(preload: list[str]) -> Shell:
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
     own_loop.forget()
     questions.take_over()
-    # IPython's own prints a note about what it has installed, whatever came of it.
+    # IPython's own %pip prints that packages were installed, even if pip failed.
     shell.magics_manager.register_function(lambda line: shell.system(f"{shlex.quote(sys.executable)} -m pip {line}"), magic_name="pip")
     sys.argv[:] = [""]
-    sys.dont_write_bytecode = True  # a file uploaded twice within a second would be taken for its first version
+    sys.dont_write_bytecode = True  # .pyc files compare seconds: a file uploaded again within one would be taken for the old one
     return shell

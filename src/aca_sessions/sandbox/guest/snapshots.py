@@ -1,4 +1,7 @@
-"""The interpreter as it is now, once more: a fork that waits for cells of its own. What it cannot take along is told, or refuses it."""
+"""Forks of the interpreter for checkpoints and branches: each waits for cells of its own.
+
+What a fork cannot keep is either reported in words or a reason to refuse the fork.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +23,31 @@ from .link import Link
 if TYPE_CHECKING:
     from .shell import Shell
 
-_ENDS = 4
+_ENDS = 4  # the host sends the socket, the frames' pipe, stdout and stderr
 _children: set[int] = set()
 _folder: str | None = None
 _own_sockets = 0
 
 
 def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
-    """What became of it, to be told by the parent; None in the fork itself."""
+    """Fork the interpreter. Return the result in the parent, and None in the fork.
+
+    The result holds the fork's pid and a line for each thing that it could not keep, or a `SnapshotError` with the reason.
+    """
     _collect_dead()
     ends = link.take_brought()
     try:
         refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for it: close some files"
         if refused:
             return _finished(request, error=refused)
-        positions = _positions()  # before the fork: from then on the parent may move them
+        positions = _positions()  # before the fork, because the parent may move them afterwards
         left = _left_behind(shell, brought=1, reopened=len(positions))
         drawn = random.getstate()
         pid = os.fork()
         if pid == 0:
             _begin(ends, link, shell)
             _reopen(positions)
-            seeds.differ() if request.reseed else random.setstate(drawn)  # Python itself has reseeded it in the fork
+            seeds.differ() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
             return None
     except OSError as error:
         too_many = "it has as many processes as it may: end some, or reset it"
@@ -54,14 +60,15 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
 
 def begin() -> None:
-    """What is open now is ours, and not the user's."""
+    """Count the sockets that are open now as the interpreter's own, not the user's."""
     global _own_sockets
-    with contextlib.suppress(OSError):  # a session without namespaces sees nothing of /proc, and is not forked either
+    with contextlib.suppress(OSError):  # without namespaces /proc cannot be read, and the session is not forked either
         _own_sockets = _open_things()[0]
 
 
 def stay_in_data() -> None:
-    """The folder that a cell worked in may have been taken away, or be another's by now: the same place is looked up anew."""
+    """Return to the folder of the last cell if the current one was deleted."""
+    # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()
     except OSError:
@@ -72,14 +79,14 @@ def stay_in_data() -> None:
 
 
 def remember_folder() -> None:
-    """Where the last cell worked."""
+    """Remember the folder in which the last cell worked."""
     global _folder
     with contextlib.suppress(OSError):
         _folder = os.getcwd()
 
 
 def _begin(ends: list[int], link: Link, shell: Shell) -> None:
-    """From here on this is an interpreter of its own."""
+    """Make the fork an interpreter of its own: another link, other streams, no children and no event loop."""
     connection, said, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
@@ -90,18 +97,25 @@ def _begin(ends: list[int], link: Link, shell: Shell) -> None:
 
 
 def _in_the_way() -> str | None:
-    """A fork has one thread: what the others held, nobody would let go of."""
+    """Return why the interpreter cannot be forked, or None."""
+    # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
         return f"threads run, which cannot be kept: {names[:200]}; end them first"
     others = len(os.listdir("/proc/self/task")) - 1
-    if others and "pyarrow" not in sys.modules:  # its pools begin anew in a fork
+    if others and "pyarrow" not in sys.modules:  # pyarrow starts its thread pools again in a fork
         return f"{others} threads of a library run, which cannot be kept: reset the session, or leave that library out"
     return None
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """What the parent goes on with alone, in words."""
+    """Return what only the parent keeps, in words.
+
+    Args:
+        shell: The shell whose event loop is counted.
+        brought: How many of the open sockets came with the request.
+        reopened: How many open files the fork opens again.
+    """
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         started = [pid for pid in map(int, children.read().split()) if pid not in _children]
@@ -115,7 +129,7 @@ def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
 
 
 def _positions() -> dict[int, int]:
-    """Where the open files in /mnt/data are at, by their descriptors; those that a fork can open once more."""
+    """Return the position in each open file of /mnt/data that a fork can open again, by descriptor."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -124,13 +138,14 @@ def _positions() -> dict[int, int]:
             if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.place.data}/"):
                 continue
             with open(f"/proc/self/fdinfo/{name}") as told:
-                if "lock:" not in told.read():  # a lock belongs to what was opened first: flock(2)
+                if "lock:" not in told.read():  # a lock belongs to the open file description, which another open does not share (flock(2))
                     found[int(name)] = os.lseek(int(name), 0, os.SEEK_CUR)
     return found
 
 
 def _reopen(positions: dict[int, int]) -> None:
-    """A fork shares the position in each open file with its parent, and would write behind what the parent has written since."""
+    """Open the files again in a fork."""
+    # A fork shares each open file's position with its parent: it would write behind what the parent has written since.
     for descriptor, position in positions.items():
         with contextlib.suppress(OSError):
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_NOFOLLOW
@@ -141,7 +156,7 @@ def _reopen(positions: dict[int, int]) -> None:
 
 
 def _open_things() -> tuple[int, int]:
-    """How many sockets and files of the user's are open; ours are not counted."""
+    """Return how many sockets and files of the user are open. The interpreter's own sockets are not counted."""
     sockets = files = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""stdout and stderr as pipes to the host: Python, C and child processes write to the same ones, in true order."""
+"""stdout and stderr as pipes to the host. Python, C and child processes write to the same pipes, so their order is kept."""
 
 import contextlib
 import fcntl
@@ -14,10 +14,8 @@ _taken_over: dict[str, TextIO] = {}
 
 
 def take_over() -> tuple[int, int]:
-    """Puts new pipes under descriptors 1 and 2, nothing under 0, and answers the read ends.
-
-    Made here, after the change of user: a pipe made by another one could not be opened again through /dev/stdout.
-    """
+    """Replace descriptors 1 and 2 by new pipes and descriptor 0 by /dev/null. Return the read ends of the pipes."""
+    # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -29,7 +27,7 @@ def take_over() -> tuple[int, int]:
 
 
 def flush() -> None:
-    """Sends on what is still held back by Python or C. A cell may have closed or replaced either stream."""
+    """Write out what Python or C has buffered. A cell may have closed or replaced either stream."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -37,11 +35,9 @@ def flush() -> None:
 
 
 def put_back() -> None:
-    """Whatever a cell put in the place of stdout and stderr, the next one has its own again.
-
-    Not while what they write is diverted: then a cell that goes on in a thread has put it there.
-    """
+    """Restore sys.stdout and sys.stderr, in case a cell replaced them."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        # Their `write` is replaced while a cell runs on in a thread (agent/cells/diverted.py): leave that in place.
         if name in _taken_over and "write" in vars(_taken_over[name]):
             continue
         if name not in _taken_over or _taken_over[name].closed:
@@ -52,7 +48,7 @@ def put_back() -> None:
 
 def _pipe_at(descriptor: int) -> int:
     read_end, write_end = os.pipe()
-    with contextlib.suppress(OSError):  # what one user may hold in pipes is counted
+    with contextlib.suppress(OSError):  # the kernel limits the memory of a user's pipes (pipe(7), pipe-user-pages-soft)
         fcntl.fcntl(write_end, _SET_PIPE_SIZE, _PIPE_SIZE)
     os.dup2(write_end, descriptor)
     os.close(write_end)

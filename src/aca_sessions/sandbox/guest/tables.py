@@ -1,7 +1,7 @@
-"""Frames of pandas and polars as data: their columns, and a sample of their rows.
+"""pandas and polars frames as data: their columns and a sample of their rows.
 
-In the form that notebooks know as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource), with each column's
-own `dtype` and the count of all rows beside it. Nothing of the user's is called: of an object that is not plain, the type is told.
+The format is `application/vnd.dataresource+json`, which notebooks know (Frictionless Data's tabular data resource), with each column's
+own `dtype` and the number of all rows and columns. No code of the user runs: an object of another than a plain type is shown by its type.
 """
 
 import datetime
@@ -16,14 +16,14 @@ MIME = "application/vnd.dataresource+json"
 _ROWS = 20
 _COLUMNS = 50
 _CELL = 200  # characters
-_BUDGET = 256 << 10
+_BUDGET = 256 << 10  # characters of JSON
 _TYPES = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "M": "datetime", "m": "duration"}
 _PANDAS_TIMES = ("Timestamp", "Timedelta", "Period")
 _TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 
 
 def forms(value: Any) -> dict[str, Any]:
-    """What is added to the forms that a frame or a series has by itself; nothing for any other value."""
+    """Return the forms to add to those of a frame or series. Return an empty dict for any other value."""
     kind = type(value)
     try:
         if kind is _class("pandas", "DataFrame"):
@@ -77,7 +77,10 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Fewer rows where the sample is too long; without any, the columns are still told."""
+    """Return the resource as JSON text, with fewer rows if it is too long.
+
+    Without any row the columns are still shown. Return an empty dict if they alone are too long.
+    """
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]
     return {MIME: text} if len(text) <= _BUDGET else {}
@@ -88,7 +91,7 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it. `str` and `repr` are asked of Python's own types only."""
+    """Return a value as JSON allows it. `str` and `repr` are called only on Python's and pandas' own types."""
     kind = type(value)
     if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
         return value

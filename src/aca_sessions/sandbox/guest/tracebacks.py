@@ -1,4 +1,4 @@
-"""Tracebacks of the user's code: by the names of cells, short, and without the frames of what runs it."""
+"""Tracebacks of the user's code: with the names of cells, shortened, and without the frames of IPython and of this package."""
 
 from __future__ import annotations
 
@@ -23,34 +23,37 @@ _IPYTHON = os.path.dirname(IPython.__file__) + os.sep
 
 
 _FRAME_INFO: Any = vars(ultratb)["FrameInfo"]
-_MOST_FRAMES = 40  # that are formatted: IPython looks through all modules for each, which takes a millisecond and more
+_MOST_FRAMES = 40  # formatted frames: IPython searches all modules for each frame, which takes a millisecond or more
 _MOST_NAMED = 3
 _MOST_CHAINED = 8
 
 
 class Compiler(CachingCompiler):
-    """Compile cells under the names that tracebacks show: warnings and Python's own tracebacks show them, too."""
+    """Compiles cells under the names that tracebacks, warnings and Python's own tracebacks show."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Give the next source the name of its cell alone. What that one runs with `run_cell` has the same number."""
+        """Start a new cell: the next source gets the plain name of the cell.
+
+        Sources that it runs with `run_cell` get the same number and a count.
+        """
         self._compiled = 0
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Return a name in angle brackets: debuggers take any other for a file's, and look for it in a folder."""
+        """Return the name of a source in angle brackets. Debuggers take any other name for a file and search a folder for it."""
         self._compiled += 1
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
 
 class Skipped(RepeatedFrames):
-    """Frames that are left out."""
+    """Frames that a shortened traceback leaves out."""
 
     @property
     def description(self) -> str:
-        """Return which they are, the most frequent ones first."""
+        """Return which frames were left out, the most frequent ones first."""
         counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
         named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
         rest = sum(count for _, count in counts[_MOST_NAMED:])
@@ -58,13 +61,14 @@ class Skipped(RepeatedFrames):
 
 
 class NotShownError(Exception):
-    """Stands for the errors in the middle of a long chain."""
+    """Placeholder for the errors in the middle of a long chain."""
 
 
 def shorten(formatting: Any) -> None:
-    """Have IPython format few frames of a long traceback and few errors of a long chain, whose number is in `formatting.chained`.
+    """Make IPython format few frames of a long traceback and few errors of a long chain.
 
-    Of each line it shows the first two calls and the last one anyway.
+    Each repeated line keeps its first two calls and its last one, if these are not too many. `formatting.chained` counts the errors of the
+    current chain.
     """
     records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
 
@@ -94,7 +98,10 @@ def shorten(formatting: Any) -> None:
 
 
 def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
-    """Return a copy of a traceback without most of its frames, and what is left out behind which frame. The exception keeps its own."""
+    """Return a copy of a traceback without most of its frames, and which frames were left out behind which frame.
+
+    The exception keeps its own traceback.
+    """
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
     while step is not None:
@@ -119,7 +126,7 @@ def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType,
 
 
 def cut_own(traceback: TracebackType | None) -> None:
-    """Ends it at the last frame that is not ours."""
+    """End a traceback at the last frame that is not of this package."""
     last_of_others = None
     while traceback is not None:
         if not traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
@@ -130,24 +137,28 @@ def cut_own(traceback: TracebackType | None) -> None:
 
 
 def explain(error: BaseException) -> None:
-    """Without a root of its own a session has no /mnt/data. Nothing pretends that it had: who looks for it is told where its files are."""
+    """Add a note to an error about /mnt/data in a session that has no such folder. The note names the working directory."""
+    # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
     sought = str(getattr(error, "filename", None) or "")
     if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
         error.add_note(f"There is no {DATA} in this session: its files are in the working directory, {place.data}. Use relative names.")
 
 
 def holds_group(error: BaseException | None) -> bool:
-    """Whether an exception group is in its chain: IPython leaves those to Python's own layout, and prints them past us."""
+    """Return whether an exception group is in the chain of an error.
+
+    IPython formats those in Python's own layout and prints them past the shell's hooks.
+    """
     return any(isinstance(one, _GROUP) for one in chain(error))
 
 
 def is_long(error: BaseException | None) -> bool:
-    """Return whether not all errors of its chain are shown."""
+    """Return whether the chain of an error has more errors than are shown."""
     return any(number >= _MOST_CHAINED for number, _ in enumerate(chain(error)))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and those that it came after."""
+    """Yield an error, then each error that it was raised from or while handling."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -156,7 +167,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def native(error: BaseException, traceback: TracebackType | None) -> str:
-    """Python's own layout, from the user's first frame on."""
+    """Return an error in Python's own layout, from the user's first frame on."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((_IPYTHON, _OWN_CODE)):
         traceback = traceback.tb_next
     return "".join(standard.format_exception(type(error), error, traceback)).rstrip("\n")

@@ -1,7 +1,7 @@
-"""Which of the user's variables a cell added, changed or deleted, found without running code of the user's.
+"""Which of the user's variables a cell added, changed or deleted. It is found out without running code of the user.
 
-Changed is what has another value, if it is a number or a short text; else what is another object (that lies elsewhere in memory), or has
-another length or shape. What is changed in place and keeps its shape is not seen.
+A number or a short text has changed if its value differs. Any other object has changed if another object has taken its place (it lies
+elsewhere in memory), or if its length or shape differs. A change in place that keeps the shape is not detected.
 """
 
 from __future__ import annotations
@@ -13,22 +13,25 @@ from operator import ne
 from types import ModuleType
 from typing import Any
 
-_MOST = 3000  # among them are `_i7` and `_7` of each cell that is remembered
+_MOST = 3000  # variables that are compared after each cell, including `_i7` and `_7` of each remembered cell
 _MOST_TOLD = 200
 _MOST_COLUMNS = 1000
 _LONGEST_NAME = 100
-_SHORT = 4096
+_SHORT = 4096  # characters of a text that is compared by value
 _PLAIN = frozenset(map(id, (int, float, bool, complex, type(None))))
 _SIZED = (bytes, bytearray, list, tuple, dict, set, frozenset, range)
 _FOREIGN = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"), ("polars", "DataFrame"), ("polars", "Series"))
 _ABSENT, _OTHER = object(), object()
-_name_of_type = type.__dict__["__name__"].__get__  # a metaclass of the user's may say something else
+_name_of_type = type.__dict__["__name__"].__get__  # `kind.__name__` could run code of the user's metaclass
 
 Measures = dict[int, Callable[[Any], Any]]
 
 
 class Variables:
-    """What there was after the last cell. Numbers and short texts are held: as long as they live, nothing else lies where they do."""
+    """The variables as they were after the last cell.
+
+    Numbers and short texts are kept alive: as long as they live, no other object gets their address.
+    """
 
     def __init__(self) -> None:
         self._names: dict[Any, Any] = {}
@@ -40,12 +43,15 @@ class Variables:
         self._sizes = _Sizes()
 
     def of(self, names: dict[Any, Any], hidden: Mapping[Any, Any]) -> None:
-        """Watches a namespace; what is hidden in it, and still the same there, is IPython's own."""
+        """Watch a namespace. A name that is in `hidden` with the same value belongs to IPython."""
         self._names, self._hidden = names, hidden
 
     def changes(self) -> list[str]:
-        """`kind size shape type name` of each variable that is not as it was; none where there are too many to look at for every cell."""
-        now = self._names.copy()  # threads of the user's may add to it meanwhile
+        """Return `kind size shape type name` for each variable that differs since the last call.
+
+        Return an empty list at the first call, and if there are too many variables to compare after every cell.
+        """
+        now = self._names.copy()  # threads of the user may add variables meanwhile
         if len(now) > _MOST:
             self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
             return []
@@ -57,10 +63,11 @@ class Variables:
         return [_told(kind, name, now.get(name), measures) for kind, name in changed[:_MOST_TOLD]] if knew else []
 
     def _rebound(self, now: dict[str, Any]) -> list[str]:
-        """Names are looked at one by one only where some were deleted: else new ones came behind the others."""
+        """Return the names whose value is another object, or that are new or deleted."""
         keys, ids = list(now), list(map(id, now.values()))
         old_keys, old_ids = self._keys, self._ids
         self._keys, self._ids = keys, ids
+        # A dict keeps its order: if no name was deleted, new names come last and all are compared at once.
         if keys[: len(old_keys)] == old_keys:
             return [*compress(keys, map(ne, ids, old_ids)), *keys[len(old_keys) :]]
         before = dict(zip(old_keys, old_ids))
@@ -68,7 +75,7 @@ class Variables:
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[str, str]]:
-        """Of these names, what became of each; the others are as they were."""
+        """Return which of these names were added, changed or deleted, with the kind of change. The other names did not change."""
         found: dict[str, list[tuple[str, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
@@ -83,7 +90,9 @@ class Variables:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _look(self, name: str, value: Any) -> object:
-        """What a variable is known by: a plain value by itself, with its type; absent is what is none of the user's."""
+        """Return what a variable is compared by: its type and value if it is plain, `_ABSENT` if it is not a variable of
+        the user, else `_OTHER`.
+        """
         kind = type(value)
         if value is _ABSENT or name[:1] == "_" or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
             return _ABSENT
@@ -104,7 +113,7 @@ def _told(change: str, name: str, value: Any, measures: Measures) -> str:
 
 
 class _Sizes:
-    """The lengths and shapes of what can change in place. A type is known by where it lies: it could have an `==` of the user's."""
+    """The lengths and shapes of objects that can change in place. A type is known by its address: its `==` could be code of the user."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, Callable[[Any], Any], Any]] = {}
@@ -122,7 +131,7 @@ class _Sizes:
             self._plain = None
 
     def different(self, now: dict[str, Any]) -> list[str]:
-        """Those that have another size now; all that only have a length are looked at together."""
+        """Return the names whose size differs. All that have only a length are compared at once."""
         if self._plain is None:
             plain = [(name, kind, size) for name, (kind, measure, size) in self._known.items() if measure is len]
             self._plain = [name for name, _, _ in plain], [kind for _, kind, _ in plain], [size for _, _, size in plain]
@@ -140,7 +149,7 @@ class _Sizes:
 
 
 def _measures() -> Measures:
-    """What tells a length or a shape, for types that do so in no code of the user's."""
+    """Return the functions that measure a length or shape, for types that do it without code of the user."""
     measures: Measures = {id(kind): len for kind in _SIZED}
     for module, name in _FOREIGN:
         loaded = sys.modules.get(module)
@@ -155,7 +164,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> int:
-    """Bytes in memory, without what a container holds."""
+    """Return the bytes that a value has in memory, without the contents of a container."""
     kind = type(value)
     measure = _measures().get(id(kind))
     if id(kind) in _PLAIN or kind is str or measure is len:

@@ -1,6 +1,6 @@
-"""`pip install` in a session, which cannot change its environment: what is met is told, all else is refused at once.
+"""A refusal of `pip install` in a session, which cannot change its environment. Requirements that are already met succeed.
 
-Without this pip asks an index that a session rarely reaches, for eight seconds, to fail on a read-only folder at last.
+Without it pip contacts an index that a session rarely reaches, for eight seconds, and then fails on a read-only folder.
 """
 
 import os
@@ -17,10 +17,10 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 
 
 def refuse(arguments: "list[str]") -> None:
-    """End this program if it is pip that would install into the environment."""
+    """End this program if it is a pip that would install into the environment."""
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return
-    if _can_write(sysconfig.get_path("purelib")):  # a virtual environment of the session's own
+    if _can_write(sysconfig.get_path("purelib")):  # a virtual environment that the session made
         return
     wanted = [one for one in arguments[1:] if not one.startswith("-")]
     is_met = bool(wanted) and not any(one in _ALWAYS for one in arguments) and all(map(_is_met, wanted))
@@ -35,8 +35,8 @@ def refuse(arguments: "list[str]") -> None:
 
 
 def _can_write(folder: str) -> bool:
-    """Return whether a file can be made there. access(2) does not know what Landlock denies."""
-    try:
+    """Return whether a file can be created in a folder."""
+    try:  # access(2) does not know what Landlock denies
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

@@ -1,4 +1,7 @@
-"""For the Python programs that a session starts: what it installed, behind their own path, unlike what PYTHONPATH names, and no pip."""
+"""Start-up code for Python programs that a session starts. It adds the session's packages behind their own path, and refuses pip.
+
+PYTHONPATH would put the packages in front of the path.
+"""
 
 import os
 import site

@@ -1,13 +1,12 @@
-"""For environments without setuptools: AutoGen asks this module which packages there are before it runs its first cell."""
+"""A stand-in for setuptools' `pkg_resources`: AutoGen lists the installed packages with it before its first cell."""
 
 from importlib.metadata import distributions
 
 
 class Distribution:
-    """A package and its version."""
+    """A package and its version, with the attribute names of setuptools."""
 
     def __init__(self, project_name: str, version: str) -> None:
-        """Named as setuptools names it."""
         self.project_name = project_name
         self.key = project_name.lower()
         self.version = version
