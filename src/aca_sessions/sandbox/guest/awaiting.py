@@ -1,4 +1,4 @@
-"""`await tools.x(...)`, although a plain call answers a plain value: in a cell's syntax tree it becomes a call in a thread."""
+"""`await tools.x(...)` although a plain call returns a plain value: the cell's syntax tree is changed to make the call in a thread."""
 
 import ast
 import inspect
@@ -15,7 +15,7 @@ class Awaiting(ast.NodeTransformer):
     """Rewrites `await tools.x(1)` to `await __call_outside__(tools.x, 1)`."""
 
     def visit_Await(self, node: ast.Await) -> ast.Await:
-        """Only calls of what hangs on our names: everything else is awaited as it was."""
+        """Replace an awaited call of `tools` and its siblings. Leave every other `await` as it is."""
         self.generic_visit(node)
         called = node.value
         if isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute) and _root(called.func) in NAMES:
@@ -32,8 +32,9 @@ def _root(node: ast.expr) -> str:
 
 
 async def call_outside(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """What a call outside answers, while other tasks go on. The user may have another object of that name: it is called as usual."""
+    """Make a host call in a thread and return its value, so that other tasks of the loop continue."""
     if getattr(function, "is_outside", False) or getattr(type(getattr(function, "__self__", None)), "is_outside", False):
         return await in_thread(lambda: function(*arguments, **named))
+    # The user may have another object of that name: call and await it as usual.
     answer = function(*arguments, **named)
     return await answer if inspect.isawaitable(answer) else answer

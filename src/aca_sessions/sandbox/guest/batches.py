@@ -1,4 +1,4 @@
-"""Calls of a session that are decided together: `with tools.batch() as batch:`."""
+"""Host calls of a session that are decided together: `with tools.batch() as batch:`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ if TYPE_CHECKING:
 
 
 class Later:
-    """What a call in a batch will answer, once the batch was allowed and carried out."""
+    """The value that a call in a batch will have after the batch was allowed and carried out."""
 
     def __init__(self, description: str) -> None:
-        """Has no value yet."""
         self._description = description
         self._outcome: dict[str, Any] | None = None
 
     @property
     def value(self) -> Any:
-        """What the call answered; ToolError where it was refused or failed, or the batch is still open."""
+        """Return the value of the call. Raise ToolError if the call was refused or failed, or if the batch is still open."""
         if self._outcome is None:
             raise ToolError("the batch was not carried out yet: read .value after the 'with' block")
         if "error" in self._outcome:
@@ -30,7 +29,7 @@ class Later:
         return self._outcome["value"]
 
     def settle(self, outcome: dict[str, Any]) -> None:
-        """Takes what became of the call."""
+        """Take the outcome of the call: `value` or `error`."""
         self._outcome = outcome
 
     def __repr__(self) -> str:
@@ -38,19 +37,18 @@ class Later:
 
 
 class Batch:
-    """Calls that are decided together at the end of a `with` block. Those that only read are made at once."""
+    """Calls that are decided together at the end of a `with` block. Calls that only read are made at once."""
 
     def __init__(self) -> None:
-        """Has no call yet."""
         self._calls: list[tuple[str, dict[str, Any], Later]] = []
 
     @property
     def results(self) -> list[Any]:
-        """What the calls answered, in their order."""
+        """Return the values of the calls, in their order. Raise ToolError at the first call that has none."""
         return [later.value for _, _, later in self._calls]
 
     def add(self, name: str, arguments: dict[str, Any]) -> Later:
-        """Keeps a call for the end of the block."""
+        """Keep a call until the end of the block."""
         self._calls.append((name, arguments, Later(name)))
         return self._calls[-1][2]
 
@@ -70,5 +68,5 @@ _open = threading.local()
 
 
 def open_here() -> list[Batch]:
-    """The batches that this thread has open, the innermost last."""
+    """Return the batches that this thread has open, the innermost last."""
     return getattr(_open, "batches", [])

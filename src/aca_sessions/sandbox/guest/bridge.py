@@ -1,4 +1,7 @@
-"""`tools`, `skills`, `artifacts` and `deps` as code in a session sees them. Each call is decided outside: nothing here is a guard."""
+"""`tools`, `skills`, `artifacts` and `deps` for code in a session.
+
+The host decides each call. Nothing in this module is a security check, because code in the session can change it.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,16 @@ Texts = list[str]
 
 
 def begin(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
-    """The four names are there while somebody outside takes calls. As builtins they shadow nothing of the user's, and modules find them."""
+    """Provide the four names if the host takes calls from this cell, or remove them.
+
+    Args:
+        transformers: The shell's transformers of syntax trees. The one for `await tools.x()` is added or removed.
+        send: Sends a call to the host and returns the reply, or None if the host takes no calls.
+    """
     leave_by(send or nobody)
     if send is not None:
         tools.forget()
+        # As builtins they shadow no variable of the user, and modules find them as well.
         builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps))), AWAITED: call_outside})
         builtins.__dict__["ToolError"] = ToolError
         if _awaiting not in transformers:
@@ -47,11 +56,10 @@ class _Namespace:
 
 
 class Tools(_Namespace):
-    """What may be called outside: `tools.name(...)`, `await tools.name(...)`, `tools.list()`, `tools.search("...")`, `help(tools.name)`."""
+    """Tools of the host: `tools.name(...)`, `await tools.name(...)`, `tools.list()`, `tools.search("...")`, `help(tools.name)`."""
 
     def __init__(self) -> None:
-        """Knows no tool yet: each is looked up when it is named."""
-        self._known: dict[str, Callable[..., Any]] = {}
+        self._known: dict[str, Callable[..., Any]] = {}  # filled when a tool is named for the first time in a cell
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -67,7 +75,7 @@ class Tools(_Namespace):
         return sorted({"batch", "list", "search", *(tool["name"].partition(".")[0] for tool in self.list())})
 
     def forget(self) -> None:
-        """Another cell may have other tools."""
+        """Forget the tools that were looked up: another cell may have other tools."""
         self._known.clear()
 
     def list(self) -> Described:
@@ -84,7 +92,7 @@ class Tools(_Namespace):
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
-    """A function as a tool is described, with those that hang on it."""
+    """Return a function for a tool's description, with its members as attributes."""
     signature = _signature(described["parameters"])
 
     def tool(*arguments: Any, **named: Any) -> Any:
@@ -107,7 +115,10 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _given(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """All by their names; whether they are what the tool takes is looked at outside."""
+    """Return all arguments by their names. The host checks whether they fit the tool.
+
+    Raise TypeError if there are too many positional ones, or if one is given twice.
+    """
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
         raise TypeError(f"too many positional arguments: it takes {len(names)}")
@@ -161,11 +172,11 @@ class Skills(_Namespace):
         return call("skills.create", name=name, source=source, description=description)  # type: ignore[no-any-return]
 
     def invoke(self, name: str, /, *arguments: Any, **named: Any) -> Any:
-        """What a skill answers."""
+        """Run a skill and return its result."""
         return _run_skill(name, arguments, named)
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """A skill with its source; None where there is none."""
+        """Return a skill with its source, or None if there is none of that name."""
         return call("skills.get", name=name)  # type: ignore[no-any-return]
 
     def list(self) -> Described:
@@ -181,7 +192,7 @@ class Skills(_Namespace):
         return bool(call("skills.delete", name=name))
 
     def try_examples(self, name: str, source: str) -> None:
-        """Runs the examples in the docstring of a skill's `run`; ToolError shows the first that does not hold."""
+        """Run the examples in the docstring of a skill's `run`. Raise ToolError for the first one that fails."""
         import doctest
 
         run = _scope_of(name, source)["run"]
@@ -195,7 +206,7 @@ class Skills(_Namespace):
 
 
 def _scope_of(name: str, source: str) -> dict[str, Any]:
-    """What a skill's source defines."""
+    """Return the names that a skill's source defines."""
     file = f"<skill {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"__name__": f"skill_{name}"}
@@ -214,7 +225,7 @@ def _called(run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str
 
 
 def _awaited(coroutine: Any) -> Any:
-    """What it comes to, in a thread of its own: this one may have a loop that runs."""
+    """Run a coroutine in a new thread and return its result: this thread may have a running loop."""
     outcome: list[Any] = []
 
     def work() -> None:
@@ -249,7 +260,7 @@ class Artifacts(_Namespace):
         return call("artifacts.list")  # type: ignore[no-any-return]
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """What is known of one; None where there is none."""
+        """Return the description of an artifact, or None if there is none of that name."""
         return next((one for one in self.list() if one["name"] == name), None)
 
     def exists(self, name: str) -> bool:
@@ -273,7 +284,7 @@ def _content(data: Any) -> Any:
 
 
 def _table(frame: Any) -> Any:
-    """As parquet, where the session has a library for it that takes the frame; else it goes as JSON."""
+    """Return a frame as parquet if the session has a library that can write it. Otherwise return the frame, which is sent as JSON."""
     try:
         return Table(frame.to_parquet())
     except (AttributeError, ImportError, ValueError, TypeError, NotImplementedError):

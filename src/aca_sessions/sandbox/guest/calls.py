@@ -1,4 +1,7 @@
-"""One call out of the session: JSON; bytes, long texts and tables go by files, deleted by whoever reads them."""
+"""Host calls: a cell's call to a tool of the host. A call is JSON.
+
+Bytes, long texts and tables go into files in the session's folder, which the receiver deletes.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ from typing import Any
 
 from .place import place
 
-_LONG = 64 << 10
-_MOST_SENT = 1 << 20
-_AT_A_TIME = 32
+_LONG = 64 << 10  # characters; a longer text goes into a file
+_MOST_SENT = 1 << 20  # characters of a call's JSON
+_AT_A_TIME = 32  # calls; further ones wait
 _FILE = re.compile(r"\.call-[0-9a-f]{32}")
 _slots = threading.BoundedSemaphore(_AT_A_TIME)
 Send = Callable[[str], str]
@@ -30,13 +33,13 @@ class Table(bytes):
 
 
 class ToolError(RuntimeError):
-    """A call outside failed, with the message of what was called; `name` is the name of its exception."""
+    """A host call failed. The message is that of what was called; `name` is the name of its exception."""
 
     name = ""
 
 
 def nobody(text: str) -> str:
-    """Answers nothing."""
+    """Raise ToolError: the host takes no calls from this cell."""
     raise ToolError("nobody takes calls here: run the cell in an AgentSession")
 
 
@@ -47,12 +50,20 @@ class _Way:
 
 
 def leave_by(send: Send) -> None:
-    """From here on calls are answered by a function: JSON in, JSON out; ToolError where nobody answers. It is called from any thread."""
+    """Set the function that sends calls to the host.
+
+    It takes and returns JSON, may be called from any thread, and raises ToolError if the host takes no calls.
+    """
     _Way.send = staticmethod(send)
 
 
 def call(name: str, /, **arguments: object) -> Any:
-    """What is answered to a call of that name; blocks, and may be made from any thread."""
+    """Call something of the host by its name and return its value. Blocks; may be called from any thread.
+
+    Raises:
+        ToolError: The call was refused or failed, or its arguments are too large.
+        TypeError: An argument cannot be sent.
+    """
     text = json.dumps({"name": name, "arguments": {key: _packed(value) for key, value in arguments.items()}})
     if len(text) > _MOST_SENT:
         told = f"the arguments have {len(text)} characters, and a call takes {_MOST_SENT}"
@@ -67,9 +78,10 @@ def call(name: str, /, **arguments: object) -> Any:
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:
-    """What work comes to, while other tasks go on. The thread ends with it: one that stayed would keep the session from being forked."""
+    """Run a function in a new thread and return its result, while other tasks of the loop continue."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
+    # Not a pool: a thread that stayed would keep the session from being forked for a checkpoint.
     threading.Thread(target=_settle, args=(work, loop, done), daemon=True).start()
     value, error = await done
     if error is not None:
@@ -118,7 +130,7 @@ def _packed_of_a_library(value: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """A value from outside; what it has in files is read, and they are deleted."""
+    """Return a value that the host sent. Values in files are read and their files deleted."""
     if isinstance(value, list):
         return [unpacked(item) for item in value]
     if not isinstance(value, dict):
@@ -132,7 +144,7 @@ def unpacked(value: Any) -> Any:
 
 
 def written(data: bytes) -> str:
-    """The name of a new file with this content, for whoever is outside to read and delete."""
+    """Write data to a new file in the session's folder and return its name. The host reads and deletes the file."""
     name = f".call-{uuid.uuid4().hex}"
     with open(os.path.join(place.data, name), "xb") as file:
         file.write(data)

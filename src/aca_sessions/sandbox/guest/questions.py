@@ -1,4 +1,4 @@
-"""What a cell asks of the world outside while it runs: `input()` and `getpass()` are answered by whoever runs the cell, or refused."""
+"""Questions of a cell to the host while it runs: the caller of the cell answers `input()` and `getpass()`, or they raise EOFError."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Ask = Callable[[str, str, str], str]
 
 
 def nobody(execution: str, about: str, text: str) -> str:
-    """Answers nothing."""
+    """Raise AnswerError: no input handler was given."""
     raise AnswerError("nobody answers input() here: put the values into the code, or run the cell with on_input")
 
 
 class _Now:
-    """The cell that runs, and how it asks."""
+    """The running cell and its way to ask the host."""
 
     execution = ""
     answered: tuple[str, ...] = ()
@@ -28,12 +28,12 @@ class _Now:
 
 
 def begin(cell: Run, ask: Ask) -> None:
-    """From here on it is this cell that asks."""
+    """Ask in the name of this cell from now on."""
     _Now.execution, _Now.answered, _Now.ask = cell.execution, tuple(cell.answered), staticmethod(ask)
 
 
 def call(text: str) -> str:
-    """What a call outside answers, in JSON as it was made; ToolError where nobody takes calls."""
+    """Send a host call as JSON text and return the reply as JSON text. Raise ToolError if the host takes no calls from this cell."""
     if "call" not in _Now.answered:
         return calls.nobody(text)
     try:
@@ -43,13 +43,13 @@ def call(text: str) -> str:
 
 
 def take_over() -> None:
-    """Puts these in the place of what would read a terminal."""
+    """Replace `input` and `getpass`, which would read a terminal."""
     builtins.input = read_line
     getpass.getpass = read_secret
 
 
 def read_line(prompt: object = "", /) -> str:
-    """Asks for a line of text, as Python's own `input` does."""
+    """Ask for a line of text, as Python's own `input` does."""
     text = str(prompt)
     print(text, end="")
     streams.flush()
@@ -57,7 +57,7 @@ def read_line(prompt: object = "", /) -> str:
 
 
 def read_secret(prompt: str = "Password: ", stream: TextIO | None = None) -> str:
-    """Asks for a line of text that is shown nowhere."""
+    """Ask for a line of text that is not displayed, as `getpass` does."""
     return _asked(prompt)
 
 
