@@ -1,1 +1,4 @@
-"""What is said over HTTP: Azure's data-plane API, per api-version, and our extensions. Pure data, both directions, no I/O."""
+"""The messages of the HTTP API: Azure's data-plane API by api-version, and this project's extensions.
+
+Pure functions and data, in both directions. No I/O.
+"""

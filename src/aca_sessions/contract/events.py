@@ -1,4 +1,7 @@
-"""Live executions over HTTP: what a cell does is read by long-poll, and what it asks is answered. Both sides' halves."""
+"""Events and replies of a running execution over HTTP.
+
+The client reads events by long-poll and answers the cell's questions by requests.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
@@ -9,7 +12,7 @@ from .values import Body, is_well_formed
 EVENTS_PATH = "executions/{id}/events"
 REPLIES_PATH = "executions/{id}/replies"
 ANSWERED_HEADER = "x-aca-sessions-answered"
-LONGEST_POLL = 25.0  # seconds; proxies end what is silent for longer
+LONGEST_POLL = 25.0  # seconds; proxies close connections that are silent for longer
 EVENTS_MEMBER = "events"
 NEXT_MEMBER = "after"
 EXECUTION_MEMBER = "execution"
@@ -19,33 +22,33 @@ QUESTIONS = ("input", "call")
 
 
 def encode_events(events: list[Event], last: int) -> dict[str, object]:
-    """A page of events, and what to ask for next."""
+    """Return a page of events. `last` is the `after` of the request for the next page."""
     return {EVENTS_MEMBER: [_encode(event) for event in events], NEXT_MEMBER: last}
 
 
 def decode_events(body: Body) -> tuple[list[Event], int]:
-    """The same, as the client has it."""
+    """Return the events of a page, and the `after` of the request for the next page."""
     return [_decode(event) for event in cast(list[Body], body[EVENTS_MEMBER])], cast(int, body[NEXT_MEMBER])
 
 
 def encode_answered(kinds: Sequence[str]) -> str:
-    """Which questions of a cell its caller answers, as a header says it."""
+    """Return the header value that names which questions of a cell its caller answers."""
     return ", ".join(kinds)
 
 
 def decode_answered(header: str) -> tuple[str, ...]:
-    """The same, of what we know."""
+    """Return the known kinds of questions in a header value. Ignore others."""
     said = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in said)
 
 
 def encode_reply(number: int, text: str | None) -> dict[str, object]:
-    """An answer to a cell; None where there is none."""
+    """Return the reply to a question of a cell. `text` is None if the caller has no answer."""
     return {"number": number, "text": text}
 
 
 def decode_reply(body: object) -> tuple[int, str | None]:
-    """The same, checked; ValueError where it is something else."""
+    """Return the number and the text of a reply. Raise ValueError for any other body."""
     match body:
         case {"number": int(number), "text": None | str() as text} if number > 0 and (text is None or is_well_formed(text)):
             return number, text

@@ -1,4 +1,7 @@
-"""What only our server says: rich results on request, interrupt, reset, health. Named in a header of every answer."""
+"""Extensions: what this project's server offers beyond Azure's API. It names them in a header of every response.
+
+These are rich results on request, interrupt, reset, health, isolation and packages.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,8 +26,8 @@ from ..models import (
 from .records import ProblemError
 
 RICH_REQUEST_HEADER = "x-aca-sessions-rich"
-SINCE_HEADER = "x-aca-sessions-since"  # the position of the last answer that the caller delivered
-CAUSE_HEADER = "x-aca-sessions-cause"  # why a session is ended
+SINCE_HEADER = "x-aca-sessions-since"  # the position in the ledger of the last result that the caller received
+CAUSE_HEADER = "x-aca-sessions-cause"  # why the caller ends a session
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages")
 OFFER = {OFFER_HEADER: ", ".join(OFFERED)}
@@ -40,7 +43,7 @@ MAX_INSTALL_SECONDS = 3600.0
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """All of a result that Azure's body has no place for, and its streams without Azure's cut."""
+    """Return the parts of a result that Azure's body has no member for, and the streams without Azure's cut."""
     return {
         "stdout": result.stdout,
         "stderr": result.stderr,
@@ -58,7 +61,12 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
 
 
 def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeExecutionResult:
-    """The plain result with all that the extra member adds."""
+    """Return a result with the parts that `encode_rich` added.
+
+    Args:
+        body: The extra member of the response.
+        plain: The result that Azure's body holds. Its session id and duration are kept.
+    """
     error, record = body.get("error"), cast(Mapping[str, Any] | None, body.get("ledger"))
     return CodeExecutionResult(
         session_id=plain.session_id,
@@ -78,7 +86,7 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
 
 
 def encode_record(record: Record) -> dict[str, object]:
-    """Return the part of a ledger that an answer carries."""
+    """Return the part of a ledger that a response carries."""
     return {
         "id": record.ledger,
         "since": record.since,
@@ -89,23 +97,23 @@ def encode_record(record: Record) -> dict[str, object]:
 
 
 def decode_record(body: Mapping[str, Any]) -> Record:
-    """Return the same, as the client has it."""
+    """Return the record that a response carries."""
     entries = tuple(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}) for entry in body["entries"])
     return Record(str(body["id"]), body["since"], body["start"], body["end"], entries)
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Return the position of an entry that a request made."""
+    """Return the position in a ledger of the entry that a request made."""
     return {"ledger": ledger, "position": position}
 
 
 def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the same, as the client has it."""
+    """Return the id of a ledger and the position in it."""
     return str(body["ledger"]), int(body["position"])
 
 
 def _encode_state(state: State) -> dict[str, object]:
-    """`kind` and `consequence` follow from the rest; pages and other clients need not know how."""
+    """Return a state with `kind` and `consequence`, which follow from the rest. So pages and other clients need not know how."""
     return {
         "kind": state.kind,
         "variables": state.variables,
@@ -124,29 +132,35 @@ def _decode_state(body: Mapping[str, Any]) -> State:
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:
-    """What a load balancer and a person want to know."""
+    """Return the server's state for load balancers and operators."""
     return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """What separates sessions from their host, each with how that was found; and what does not, at the level that its settings name."""
+    """Return what separates sessions from their host.
+
+    Args:
+        level: The level of isolation that the settings name.
+        parts: The parts that are enforced, each with how that was found out.
+        missing: The parts that are not, each with how that was found out.
+    """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """The level, and each part with how it was found; those that are missing say so."""
+    """Return the level, and each part with how it was found out. Missing parts are marked as `NOT ENFORCED`."""
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}
     return {**level, **cast(Mapping[str, str], body["parts"]), **missing}
 
 
 def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
-    """What to install, and how long that may take."""
+    """Return a request to install packages within a time in seconds."""
     return {"requirements": [*requirements], "timeout": timeout}
 
 
 def decode_installation(body: object) -> tuple[list[str], float]:
-    """What the server understands of it."""
+    """Return the requirements and the timeout of a request to install. Raise ProblemError for any other body."""
     match body:
         case {"requirements": [*requirements], "timeout": int() | float() as timeout} if _are_texts(requirements):
             if 0 < timeout <= MAX_INSTALL_SECONDS:
@@ -156,32 +170,32 @@ def decode_installation(body: object) -> tuple[list[str], float]:
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """How a session that is listed fares; `idle` in seconds, since clocks differ."""
+    """Return a session's current activity. `idle` is in seconds: a time would depend on the client's clock."""
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 
 def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """The session with all that the extra member adds."""
+    """Return a session with the activity that `encode_live` added."""
     return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """What became of installing or uninstalling: a result as a cell's."""
+    """Return the result of installing or uninstalling, in the form of a cell's result."""
     return {RICH_MEMBER: encode_rich(result)}
 
 
 def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
-    """The result."""
+    """Return the result of installing or uninstalling."""
     return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]), CodeExecutionResult())
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """What a session has beyond its environment."""
+    """Return the packages that a session has beyond its environment."""
     return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
 
 
 def decode_packages(body: Mapping[str, object]) -> list[Package]:
-    """The same."""
+    """Return the packages of a response."""
     return [Package(name=one["name"], version=one["version"]) for one in cast(list[dict[str, str]], body["packages"])]
 
 
@@ -210,7 +224,7 @@ def _decode_variable(body: Mapping[str, Any]) -> VariableChange:
 
 
 def _encode_scalar(value: Scalar) -> object:
-    """JSON has no number for nan and the infinities."""
+    """Return a value for JSON, which has no number for nan and the infinities."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     return value

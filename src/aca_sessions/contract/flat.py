@@ -1,4 +1,7 @@
-"""2024-10-02-preview on: executions, files and sessions as bare objects. The client's half first, then the server's."""
+"""The bodies of 2024-10-02-preview and later: executions, files and sessions as bare objects.
+
+The client's half comes first, then the server's.
+"""
 
 import math
 from collections.abc import Mapping
@@ -31,16 +34,16 @@ DELETED: dict[str, object] | None = None
 SESSION_PATH = "session"
 SESSIONS_PATH = "listSessions"
 OPERATION_HEADER = "operation-id"
-GUID_HEADER = "x-ms-session-guid"  # another one for each life of an identifier
+GUID_HEADER = "x-ms-session-guid"  # a new one each time that a session begins under an identifier
 
 
 def content_path(name: str) -> str:
-    """Where a file's content is."""
+    """Return the path of a file's content."""
     return f"files/{quote(name, safe='')}/content"
 
 
 def content_named(path: str) -> str | None:
-    """The file whose content a path below `files/` asks for, if it asks for content."""
+    """Return the name of the file whose content a path below `files/` requests, or None if it requests no content."""
     return path.removesuffix("/content") if path.endswith("/content") else None
 
 
@@ -48,7 +51,7 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """The body that starts an execution."""
+    """Return the request that starts an execution."""
     body: dict[str, object] = {
         "codeInputType": "Inline",
         "executionType": "Asynchronous" if call.asynchronous else "Synchronous",
@@ -61,7 +64,10 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """An execution, with its result once it has one. Older versions do not name it: there the caller's own names are."""
+    """Return an execution, with its result if it has finished.
+
+    `id` and `identifier` are ignored: the body holds them, unlike in older versions.
+    """
     del id, identifier
     status = cast(Status, body["status"])
     finished = status in ("Succeeded", "Failed", "Canceled")
@@ -75,7 +81,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_file(body: Body) -> RemoteFile:
-    """A file or folder."""
+    """Return the description of a file or folder."""
     directory = str(body.get("directory") or "")
     return RemoteFile(
         name=str(body["name"]),
@@ -88,22 +94,22 @@ def decode_file(body: Body) -> RemoteFile:
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """What an upload is answered with: the one file."""
+    """Return the description of an uploaded file."""
     return decode_file(body)
 
 
 def decode_files(body: Body) -> list[RemoteFile]:
-    """A listing."""
+    """Return the files of a listing."""
     return [decode_file(file) for file in cast(list[Body], body["value"])]
 
 
 def decode_sessions(body: Body) -> list[SessionInfo]:
-    """A page of sessions."""
+    """Return the sessions of a page."""
     return [decode_session(session) for session in cast(list[Body], body["sessions"])]
 
 
 def decode_session(body: Body) -> SessionInfo:
-    """A session that the server keeps."""
+    """Return the description of a session that the server keeps."""
     expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
     session = SessionInfo(
         session_id=str(body["identifier"]),
@@ -137,7 +143,12 @@ def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
-    """What a client asks to run; ProblemError names what is wrong with it. A lenient server takes the older wrapper as well."""
+    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
+
+    Args:
+        body: The parsed JSON of the request.
+        lenient: Also accept the `properties` wrapper of older versions, which az CLI and some samples still send.
+    """
     body = checked_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
         body = checked_object(body["properties"])
@@ -153,7 +164,13 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """An execution as Azure shows it, and with all of its result to a client that asked for that."""
+    """Return an execution in Azure's form.
+
+    Args:
+        execution: The execution.
+        output_limit: Characters at which each stream is cut, as Azure does.
+        rich: Add the whole result, for clients that ask for it.
+    """
     body: dict[str, object] = {
         "$id": "1",
         "id": execution.id,
@@ -175,7 +192,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """A file or folder."""
+    """Return the description of a file or folder in Azure's form."""
     return {
         "name": file.name,
         "type": "directory" if file.is_directory else "file",
@@ -187,17 +204,23 @@ def encode_file(file: RemoteFile) -> dict[str, object]:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """What an upload is answered with: the one file."""
+    """Return the response to an upload: the one file."""
     return encode_file(file)
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """A listing."""
+    """Return a listing of files."""
     return {"value": [encode_file(file) for file in files]}
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """What a session finds installed."""
+    """Return the runtime and the packages of sessions.
+
+    Args:
+        python: The version of Python.
+        packages: Names and versions of the installed packages.
+        since: Since when they are as they are.
+    """
     return {
         "runtimes": [{"name": "python", "version": python}],
         "preInstalledPackages": [{"name": name, "version": version} for name, version in packages],
@@ -208,7 +231,7 @@ def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetim
 
 
 def encode_session(session: SessionInfo) -> dict[str, object]:
-    """A session that the server keeps."""
+    """Return the description of a session that the server keeps."""
     return {
         "identifier": session.session_id,
         "createdAt": encode_time(session.created),

@@ -1,4 +1,4 @@
-"""The routes of the private preview, `python/*`, which some clients still send. Only the server speaks this."""
+"""The routes `python/*` of the private preview, which some clients still send. Only the server uses them."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,10 @@ from .values import checked_code, checked_object, encode_time, number
 
 
 def decode_call(body: object) -> tuple[ExecutionCall, str | None]:
-    """What a client asks to run, and the session that its body names, if it does."""
+    """Return the execution that a client requests, and the session identifier if the body names one.
+
+    Raise ProblemError for an invalid body.
+    """
     properties = checked_object(body).get("properties")
     if not isinstance(properties, Mapping):
         raise ProblemError(400, PROPERTIES_MISSING, "python/execute takes the properties of a cell as an object 'properties'")
@@ -21,11 +24,11 @@ def decode_call(body: object) -> tuple[ExecutionCall, str | None]:
 
 
 def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """A finished execution, without an envelope."""
+    """Return a finished execution without an envelope."""
     return {"$id": "1", **encode_properties(execution.result or CodeExecutionResult(), output_limit)}
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """A listing."""
+    """Return a listing of files."""
     shown = [{"filename": file.name, "size": file.size, "last_modified_time": encode_time(file.modified)} for file in files]
     return {"$values": [{"$id": str(n + 1), **file} for n, file in enumerate(shown)]}

@@ -1,4 +1,4 @@
-"""The pool's own MCP endpoint as Azure has it: JSON-RPC over plain POST, three tools. Only the server speaks this."""
+"""The MCP endpoint of a pool in Azure's form: JSON-RPC over plain POST, with three tools. Only the server uses it."""
 
 from collections.abc import Mapping
 
@@ -49,22 +49,22 @@ TOOLS = [
 
 
 def encode_answer(id: object, result: Mapping[str, object]) -> dict[str, object]:
-    """The answer to a request."""
+    """Return the response to a request."""
     return {"jsonrpc": "2.0", "id": id, "result": result}
 
 
 def encode_error(id: object, code: int, message: str) -> dict[str, object]:
-    """The answer to a request that is none."""
+    """Return the error response to an invalid request."""
     return {"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}
 
 
 def encode_launched(identifier: str) -> dict[str, object]:
-    """An environment that has begun."""
+    """Return the response to a tool call that launched an environment."""
     return _told({"environmentId": identifier}, f"environmentId: {identifier}")
 
 
 def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
-    """What became of code or of a command."""
+    """Return the response to a tool call that ran code, or a command if `command` is true."""
     told: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
     told |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
     shown = (result.stdout, told["stderr"], None if command else result.text)
@@ -72,7 +72,7 @@ def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, objec
 
 
 def encode_refused(message: str) -> dict[str, object]:
-    """A call that could not be made."""
+    """Return the response to a tool call that could not be made."""
     return {"content": [{"type": "text", "text": message}], "isError": True}
 
 

@@ -1,4 +1,7 @@
-"""2024-02-02-preview and 2024-08-02-preview: everything in `properties` envelopes. The client's half first, then the server's."""
+"""The bodies of 2024-02-02-preview and 2024-08-02-preview: everything in `properties` envelopes.
+
+The client's half comes first, then the server's.
+"""
 
 import math
 from collections.abc import Mapping
@@ -30,12 +33,12 @@ DELETED: dict[str, object] | None = {"message": "file deleted successfully"}
 
 
 def content_path(name: str) -> str:
-    """Where a file's content is."""
+    """Return the path of a file's content."""
     return f"files/content/{quote(name, safe='')}"
 
 
 def content_named(path: str) -> str | None:
-    """The file whose content a path below `files/` asks for, if it asks for content."""
+    """Return the name of the file whose content a path below `files/` requests, or None if it requests no content."""
     return path.removeprefix("content/") if path.startswith("content/") else None
 
 
@@ -43,7 +46,7 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """The body that runs a cell; here a caller always waits for it."""
+    """Return the request that runs a cell. In these versions the request lasts until the cell has ended."""
     properties: dict[str, object] = {"codeInputType": "inline", "executionType": "synchronous", "code": call.code}
     if call.timeout is not None:
         properties["timeoutInSeconds"] = math.ceil(call.timeout) if call.timeout >= 1 else call.timeout
@@ -51,7 +54,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """An execution that is over; the answer does not name it, so the caller's own names are its names."""
+    """Return a finished execution. The body does not name it, so it gets the caller's `id` and `identifier`."""
     said = cast(Body, body["properties"])
     success = said["status"] == "Success"
     stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
@@ -73,18 +76,18 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """What an upload is answered with: a listing of the one file."""
+    """Return the description of an uploaded file. The body is a listing of the one file."""
     return decode_files(body)[0]
 
 
 def decode_files(body: Body) -> list[RemoteFile]:
-    """A listing. The service of the first days named files by their full path."""
+    """Return the files of a listing."""
     return [_decode_file(cast(Body, file["properties"])) for file in cast(list[Body], body["value"])]
 
 
 def _decode_file(properties: Body) -> RemoteFile:
     return RemoteFile(
-        name=str(properties["filename"]).rpartition("/")[2],
+        name=str(properties["filename"]).rpartition("/")[2],  # the service first named files by their full path
         size=cast(int, properties.get("size") or 0),
         modified=decode_time(str(properties["lastModifiedTime"])),
     )
@@ -94,7 +97,7 @@ def _decode_file(properties: Body) -> RemoteFile:
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
-    """What a client asks to run; ProblemError names what is wrong with it."""
+    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body. `lenient` changes nothing here."""
     del lenient
     properties = checked_object(body).get("properties")
     if not isinstance(properties, Mapping):
@@ -104,14 +107,20 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """A finished execution."""
+    """Return a finished execution in Azure's form.
+
+    Args:
+        execution: The execution.
+        output_limit: Characters at which each stream is cut, as Azure does.
+        rich: Add the whole result, for clients that ask for it.
+    """
     result = execution.result or CodeExecutionResult()
     body: dict[str, object] = {"$id": "1", "properties": {"$id": "2", **encode_properties(result, output_limit)}}
     return body | {RICH_MEMBER: encode_rich(result)} if rich else body
 
 
 def encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
-    """What both older generations say of a result."""
+    """Return the members of a result that both older generations have."""
     return {
         "status": "Success" if result.success else "Failure",
         "stdout": result.stdout[:output_limit],
@@ -122,17 +131,17 @@ def encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[st
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """What an upload is answered with: a listing of the one file."""
+    """Return the response to an upload: a listing of the one file."""
     return encode_files([file])
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """What is known of one file."""
+    """Return the description of one file: a listing of it."""
     return encode_files([file])
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """A listing."""
+    """Return a listing of files."""
     shown = [{"filename": file.name, "size": file.size, "lastModifiedTime": encode_time(file.modified)} for file in files]
     entries = [{"$id": str(2 * n + 2), "properties": {"$id": str(2 * n + 3), **properties}} for n, properties in enumerate(shown)]
     return {"$id": "1", "value": entries}

@@ -1,4 +1,4 @@
-"""What every version of the API talks about, whatever its shapes."""
+"""Data that all versions of the API have in common, whatever their bodies look like."""
 
 import re
 import secrets
@@ -22,7 +22,7 @@ MAX_ASYNCHRONOUS_SECONDS = 86_400.0
 
 IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.ASCII)
 
-_SECONDS = re.compile(r"\d{1,9}(\.\d+)?", re.ASCII)  # ours and some proxies' may be a fraction
+_SECONDS = re.compile(r"\d{1,9}(\.\d+)?", re.ASCII)  # this project's server and some proxies send a fraction
 _MALFORMED = "One or more validation errors occurred."
 _ROOT = ["mnt", "data"]
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
@@ -30,7 +30,7 @@ Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program with its arguments, and what it reads."""
+    """A program with its arguments and its standard input."""
 
     arguments: tuple[str, ...]
     stdin: str = ""
@@ -38,20 +38,20 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionCall:
-    """A cell on its way to a session, or a command in its place. An absent limit means Azure's own."""
+    """A request to run a cell, or a command in its place. A limit that is absent means Azure's own."""
 
     code: str
     command: Command | None = None
     asynchronous: bool = False
-    answered: tuple[str, ...] = ()  # which questions of the cell its caller answers
-    transactional: bool = False  # whether it is to leave no trace where it fails
+    answered: tuple[str, ...] = ()  # the kinds of questions of the cell that its caller answers
+    transactional: bool = False  # undo all effects of the cell if it fails
     timeout: float | None = None
     output_limit: int = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """A cell being run, on the server; with its result once there is one."""
+    """One run of a cell on the server. It has a result once it has finished."""
 
     id: str
     identifier: str
@@ -78,10 +78,9 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 class ProblemError(Exception):
-    """An answer that is not a success, as the server means it and as the client reads it."""
+    """An error response: the server raises it to send one, and the client reads one into it."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
-        """Keeps what Azure's error form holds."""
         super().__init__(message)
         self.status = status
         self.code = code
@@ -89,16 +88,16 @@ class ProblemError(Exception):
 
 
 class MalformedBodyError(ProblemError):
-    """A body that could not be read at all, which Azure's framework refuses in its own form."""
+    """A body that could not be parsed. Azure's framework reports it in a form of its own."""
 
     def __init__(self, key: str, message: str) -> None:
-        """Keep what is wrong with which key; `$` is the whole body."""
+        """Keep which key is wrong and why; `$` is the whole body."""
         super().__init__(400, "RequestMalformed", message)
         self.key = key
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Azure's normal error body; a full pool and a malformed body have their own."""
+    """Return an error in Azure's form. A full pool (429) and a malformed body have forms of their own."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
@@ -112,7 +111,13 @@ def encode_problem(problem: ProblemError) -> dict[str, object]:
 
 
 def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exception:
-    """The exception that a caller gets for an answer."""
+    """Return the exception to raise for an error response.
+
+    Args:
+        status: The HTTP status.
+        body: The parsed JSON, or anything else that came.
+        headers: The headers, which are looked up by lower-case names.
+    """
     code, message = _code_and_message(body)
     match status:
         case 401:
@@ -134,7 +139,7 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
     return ServiceError(status, code, message)
 
 
-_OURS = ("HostNotAllowed", "FileNotAccessible")
+_OURS = ("HostNotAllowed", "FileNotAccessible")  # codes of this project's server, which do not concern the credentials
 
 
 def _code_and_message(body: object) -> tuple[str, str]:
@@ -146,7 +151,7 @@ def _code_and_message(body: object) -> tuple[str, str]:
 
 
 def _validation_message(content: Mapping[str, object]) -> str | None:
-    """Return what application/problem+json says: its errors where it has them, else its title."""
+    """Return the message of application/problem+json: its errors if it has any, else its title."""
     errors = content.get("errors")
     lines = [str(line) for of_key in errors.values() if isinstance(of_key, list) for line in of_key] if isinstance(errors, Mapping) else []
     title = content.get("title")

@@ -1,4 +1,4 @@
-"""Pools of shells, 2025-02-02-preview on: a command in, its exit code out. Only the server speaks this."""
+"""Shell pools, 2025-02-02-preview and later: requests are commands, results have exit codes. Only the server uses them."""
 
 from collections.abc import Mapping
 from typing import cast
@@ -8,11 +8,17 @@ from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Command,
 from .values import checked_object, choice, encode_stderr, invalid, is_well_formed, number
 
 _SHELL = "/bin/bash"
-_NO_EXIT_CODE = "-1"
+_NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
 
 
 def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall:
-    """What a client asks to run; ProblemError names what is wrong with it."""
+    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
+
+    Args:
+        body: The parsed JSON of the request.
+        version: The api-version, for the error message.
+        supported: Whether this api-version has shell pools.
+    """
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
     body = checked_object(body)
@@ -27,7 +33,7 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
 
 
 def decode_command(body: Mapping[str, object]) -> Command:
-    """A line for the shell, or a program with its arguments: one of the two."""
+    """Return the command of a body: either a line for the shell, or a program with its arguments. Raise ProblemError for any other body."""
     line, words, stdin = body.get("shellCommand"), body.get("execCommandAndArgs"), body.get("stdin")
     if (line is None) == (words is None):
         raise invalid("exactly one of 'shellCommand' and 'execCommandAndArgs' is needed")
@@ -40,12 +46,12 @@ def decode_command(body: Mapping[str, object]) -> Command:
 
 
 def exit_code(result: CodeExecutionResult) -> str:
-    """As a shell tells it; a command that did not end by itself has none."""
+    """Return the exit code as text, or "-1" for a command that did not end by itself."""
     return _NO_EXIT_CODE if result.error is not None else str(result.value)
 
 
 def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """A command as Azure shows it: its exit code is its status."""
+    """Return a command in Azure's form: its status is its exit code."""
     body: dict[str, object] = {"id": execution.id, "identifier": execution.identifier}
     result = execution.result
     if result is None:

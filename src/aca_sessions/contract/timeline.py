@@ -1,4 +1,4 @@
-"""Checkpoints and branches over HTTP: what only our server has. Both sides' halves."""
+"""Checkpoints and branches over HTTP, an extension. Both the client's and the server's half."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -19,7 +19,7 @@ _LONGEST_NAME = 256
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    """A checkpoint."""
+    """Return the description of a checkpoint."""
     return {
         "id": checkpoint.id,
         "name": checkpoint.name,
@@ -30,7 +30,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def decode_checkpoint(body: Body) -> Checkpoint:
-    """The same, as the client has it."""
+    """Return the checkpoint of a response."""
     return Checkpoint(
         id=str(body["id"]),
         name=cast(str | None, body["name"]),
@@ -41,17 +41,22 @@ def decode_checkpoint(body: Body) -> Checkpoint:
 
 
 def encode_checkpoints(checkpoints: list[Checkpoint]) -> dict[str, object]:
-    """All of a session's, the oldest first."""
+    """Return the checkpoints of a session, the oldest first."""
     return {"value": [encode_checkpoint(checkpoint) for checkpoint in checkpoints]}
 
 
 def decode_checkpoints(body: Body) -> list[Checkpoint]:
-    """The same, as the client has it."""
+    """Return the checkpoints of a response, the oldest first."""
     return [decode_checkpoint(one) for one in cast(list[Body], body["value"])]
 
 
 def decode_name(body: object, key: str) -> str | None:
-    """The name of a checkpoint in a request, or its id; None where there is none."""
+    """Return the name or id of a checkpoint in a request, or None if it is absent. Raise ProblemError if it is not valid.
+
+    Args:
+        body: The parsed JSON of the request.
+        key: The member that holds it.
+    """
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
             return cast(str | None, name)
@@ -59,7 +64,10 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """The identifiers that branches are to have, and whether they draw random numbers of their own."""
+    """Return the identifiers of the requested branches, and whether they draw random numbers of their own.
+
+    Raise ProblemError for an invalid body.
+    """
     match body:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
             if len({*names}) == len(names):
@@ -68,12 +76,12 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 
 
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
-    """Return where each branch's ledger begins, and what its origin's caller does not know of the origin yet."""
+    """Return where each branch's ledger begins, and the entries of the origin's ledger that its caller has not received."""
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
 
 def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
-    """Return the same, as the client has it."""
+    """Return the record of the origin, and where each branch's ledger begins."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 

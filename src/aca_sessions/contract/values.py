@@ -1,4 +1,4 @@
-"""Azure's way of writing values, errors, times and requests down, the same in every version. Both directions of each side by side."""
+"""Values, errors, times and requests in Azure's notation, which is the same in every version."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ _LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """A picture stands for the whole value, as in Azure; text without quotes, numbers as numbers."""
+    """Return the last value in Azure's notation: text without quotes, numbers as numbers. A picture replaces the whole value."""
     images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
     if images:
         return {"type": "image", "format": "png", "base64_data": images[0]}
@@ -30,7 +30,7 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """The value, its text and what it displays."""
+    """Return the value, its text, and what it displays."""
     match value:
         case None | "":
             return None, None, ()
@@ -42,7 +42,7 @@ def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]
 
 
 def encode_stderr(result: CodeExecutionResult) -> str:
-    """What Azure writes there: the traceback, or its own words for what ended without one."""
+    """Return stderr in Azure's form: with the traceback, or Azure's own message if the cell ended without one."""
     if result.error is None:
         return result.stderr
     match result.error.name, result.state.kind:
@@ -54,14 +54,14 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """The exception that a traceback ends with."""
+    """Return the exception that a traceback ends with."""
     last = stderr.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
     return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
 
 
 def guess_state(stderr: str) -> State:
-    """What the texts that Azure is known to send say of the variables."""
+    """Return what happened to the variables, as far as the texts that Azure is known to send show it."""
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -70,12 +70,12 @@ def guess_state(stderr: str) -> State:
 
 
 def encode_time(moment: datetime) -> str:
-    """As .NET writes it, with seven digits after the second."""
+    """Return a time as .NET writes it, with seven digits after the second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
 
 
 def decode_time(text: str) -> datetime:
-    """.NET writes seven digits after the second, Python reads six."""
+    """Return a time that .NET wrote. It writes seven digits after the second, and Python reads six."""
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
 
 
@@ -94,7 +94,7 @@ def parse(content: bytes) -> object:
 
 
 def checked_object(body: object) -> Body:
-    """Return the object that a request is. Raise SessionPropertiesMissing for one without properties."""
+    """Return the object of a request. Raise MalformedBodyError for another type, and ProblemError for an object without properties."""
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", "The body must be a JSON object.")
     if not body:
@@ -103,9 +103,9 @@ def checked_object(body: object) -> Body:
 
 
 def checked_code(body: Body, name: str = "code") -> str:
-    """Return the source text of a request, which may be in base64.
+    """Return the source text of a request, which may be in base64. Raise ProblemError if it is missing or not valid.
 
-    An empty one is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
+    An empty text is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
     """
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
@@ -126,7 +126,7 @@ def _from_base64(code: str, name: str) -> str:
 
 
 def is_well_formed(text: object) -> bool:
-    """Whether it is text that can be written down."""
+    """Return whether it is text that can be encoded: without lone surrogates."""
     try:
         return isinstance(text, str) and text.encode() is not None
     except UnicodeEncodeError:
@@ -134,7 +134,10 @@ def is_well_formed(text: object) -> bool:
 
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    """One of some words, in any case; the first where it is absent."""
+    """Return a member that must be one of some words, in lower case. Upper case is accepted.
+
+    Return the first word if it is absent. Raise ProblemError for any other value.
+    """
     value = body.get(name)
     if value is None:
         return choices[0]
@@ -144,7 +147,7 @@ def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
 
 
 def number(body: Body, name: str, most: float) -> float | None:
-    """A number above 0, or None where it is absent."""
+    """Return a number above 0 and up to `most`, or None if it is absent. Raise ProblemError for any other value."""
     value = body.get(name)
     if value is None:
         return None
@@ -154,5 +157,5 @@ def number(body: Body, name: str, most: float) -> float | None:
 
 
 def invalid(message: str) -> ProblemError:
-    """A request that is not one of the API's."""
+    """Return the error for a request that does not fit the API."""
     return ProblemError(400, "SessionRequestValidationFailed", message)

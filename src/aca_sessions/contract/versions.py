@@ -1,4 +1,4 @@
-"""Which api-version speaks which dialect, and what it has. Nobody else compares versions."""
+"""The api-versions, with their dialects and features. No other module compares versions."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from .values import Body
 
 
 class Dialect(Protocol):
-    """How one generation of the API writes requests and answers down: both halves."""
+    """The bodies and paths of one generation of the API, both halves. The modules `nested` and `flat` are dialects."""
 
     EXECUTE_PATH: str
     UPLOAD_PATH: str
@@ -41,7 +41,7 @@ class Version:
     name: str
     dialect: Dialect
     has_sessions: bool
-    identifier: re.Pattern[str]  # what Azure takes; our own server takes more, unless it is told to be plain
+    identifier: re.Pattern[str]  # the identifiers that Azure takes; this project's server takes more unless it runs with --plain
 
 
 VERSIONS = {
@@ -57,7 +57,7 @@ VERSIONS = {
 
 
 def version_named(name: str | None) -> Version:
-    """An api-version that is served."""
+    """Return an api-version that is served. Raise ProblemError (400) for any other name."""
     version = VERSIONS.get(name or "")
     if version is None:
         raise ProblemError(400, "InvalidApiVersion", f"the query names no api-version that is served here; there are {', '.join(VERSIONS)}")

@@ -232,7 +232,7 @@ def _end_with(parent: int, number: signal.Signals) -> None:
 
 def _may(uid: int, path: str, mode: int) -> bool:
     """Return whether a user may access a path."""
-    child = os.fork()  # a child, because there is no way back from a change of user
+    child = os.fork()  # a child, because a change of user cannot be undone
     if child == 0:
         try:
             if uid:

@@ -167,7 +167,7 @@ def _hide(path: str) -> None:
 def _become_guest(uid: int) -> None:
     """Become the session's user, mapped in a new user namespace to a uid that is not root on the host.
 
-    A uid of 0 is the zygote's own: where the host is an ordinary user there is no other.
+    A uid of 0 is the zygote's own: it is the only uid if the host is an ordinary user.
     """
     if uid:
         os.setresgid(uid, uid, uid)

@@ -45,7 +45,7 @@ def others_of(uid: int) -> bool:
 
 def _is_alive(pid: int, uid: int) -> bool:
     """Return whether a process lives and belongs to a user."""
-    # The owner of /proc/PID is no answer here: the folder of a process that is not dumpable belongs to root.
+    # The owner of /proc/PID does not help here: the folder of a process that is not dumpable belongs to root.
     try:
         with open(f"/proc/{pid}/status", errors="replace") as file:
             lines = dict(line.split(":", 1) for line in file if line.startswith(("State:", "Uid:")))
