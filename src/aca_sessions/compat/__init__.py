@@ -1,1 +1,1 @@
-"""Other projects' spellings: a script moves over by changing its import."""
+"""The public classes of other projects: a script moves over by changing its import."""

@@ -1,6 +1,6 @@
-"""llm-sandbox in its own spelling: `from aca_sessions.compat.llm_sandbox import InteractiveSandboxSession` moves a script over.
+"""The session classes of llm-sandbox: a script moves over by importing them from `aca_sessions.compat.llm_sandbox`.
 
-What named Docker there has no meaning here, and says so once.
+Arguments about containers and images have no effect. A session that gets some of them warns once.
 """
 
 import json
@@ -21,20 +21,28 @@ OnText = Callable[[str], object]
 
 _WORKDIR = "/sandbox"
 _DATA = "/mnt/data"
-_LS = 'ls() { command ls -H "$@"; }; '  # /sandbox is a link, which `ls -l` would show instead of the files
+_LS = 'ls() { command ls -H "$@"; }; '  # /sandbox is a link: a plain `ls -l` would list the link and not the files
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 class KernelType(StrEnum):
-    """Which interpreter runs the cells: IPython."""
+    """The interpreter that runs the cells: IPython only."""
 
     IPYTHON = "ipython"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InteractiveSettings:
-    """How an interactive session is set up. Nothing is polled for, so `poll_interval` has no effect."""
+    """The settings of a session.
+
+    Attributes:
+        kernel_type: The interpreter; `ipython` is the only one.
+        max_memory: The memory of the session, such as "512MB" or "2GB". None is this package's default of 2 GB.
+        history_size: How many cells `In` and `Out` keep.
+        timeout: The time limit of a cell in seconds; None is the endpoint's default.
+        poll_interval: No effect: results are not polled for.
+    """
 
     kernel_type: KernelType | str = KernelType.IPYTHON
     max_memory: str | None = "1GB"  # None is the default of sessions, 2 GB
@@ -44,7 +52,7 @@ class InteractiveSettings:
 
 
 class _OfContainers(TypedDict, total=False):
-    """llm-sandbox's arguments about containers, images and its pool, which have no effect."""
+    """The arguments of llm-sandbox about containers, images and its pool. They have no effect."""
 
     backend: Any
     client: Any
@@ -79,27 +87,27 @@ class Options(_OfContainers, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleOutput:
-    """What became of a cell or a command; `stdout` has the last value as well."""
+    """The result of a cell or a command. `stdout` includes the last value."""
 
     exit_code: int
     stdout: str
     stderr: str
 
     def success(self) -> bool:
-        """Whether it ended with 0."""
+        """Return whether the exit code is 0."""
         return self.exit_code == 0
 
     def text(self) -> str:
-        """What it wrote to stdout."""
+        """Return what was written to stdout."""
         return self.stdout
 
     def to_json(self, **options: Any) -> str:
-        """All of it as JSON."""
+        """Return all members as JSON. Options are those of `json.dumps`."""
         return json.dumps(asdict(self), **options)
 
 
 class _Session(InteractiveSession):
-    """The session inside, whose working directory is shown as llm-sandbox's."""
+    """The session behind the public classes. It shows its working directory as llm-sandbox's `/sandbox`."""
 
     def __init__(self, name: str, policy: Policy, timeout: float | None) -> None:
         super().__init__(policy=policy, timeout=timeout)
@@ -107,7 +115,7 @@ class _Session(InteractiveSession):
         self._is_prepared = False
 
     def open(self) -> Self:
-        """Start the session."""
+        """Start the session and set its working directory."""
         super().open()
         self._prepare()
         return self
@@ -118,7 +126,7 @@ class _Session(InteractiveSession):
         self._prepare()
 
     def run(self, code: str, **options: Any) -> CodeExecutionResult:
-        """Run a cell and return its result. An interpreter that took the place of another is prepared first."""
+        """Run a cell and return its result. Set the working directory first if the interpreter is a new one."""
         if not self._is_prepared:
             self._prepare()
         result = super().run(code, **options)
@@ -131,12 +139,25 @@ class _Session(InteractiveSession):
 
 
 class InteractiveSandboxSession:
-    """A session whose variables stay from run to run, for `with`."""
+    """A session that keeps its variables from one `run` to the next. Use it in a `with` block."""
 
     def __init__(
         self, *, lang: str = "python", interactive_settings: InteractiveSettings | None = None, **options: Unpack[Options]
     ) -> None:
-        """Settings are taken as one object or as keyword arguments; the latter win. Starts nothing yet."""
+        """Configure the session without starting it.
+
+        Args:
+            lang: The language: `python` is the only one.
+            interactive_settings: The settings as one object.
+            **options: The same settings as keyword arguments, which take precedence; `libraries` to install at the start; and
+                `execution_timeout` or `default_timeout` in seconds, which take precedence over `timeout`.
+
+        Raises:
+            NotSupportedError: The language is not Python.
+            TypeError: An option has an unknown name.
+            InvalidArgumentError: `max_memory` is not a size.
+            ValueError: `kernel_type` is unknown.
+        """
         if str(lang).lower() != "python":
             raise NotSupportedError(f"sessions run Python, and not {lang}: leave lang out")
         given: dict[str, Any] = {**options}
@@ -147,13 +168,13 @@ class InteractiveSandboxSession:
         self._session = _Session(type(self).__name__, _policy(self.settings), limits[0] or limits[1] or self.settings.timeout)
 
     def open(self) -> None:
-        """Starts the session."""
+        """Start the session and install its libraries."""
         self._session.open()
         if self._libraries:
             self.install(self._libraries)
 
     def close(self) -> None:
-        """Ends the session."""
+        """End the session."""
         self._session.close()
 
     def run(
@@ -164,23 +185,36 @@ class InteractiveSandboxSession:
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
     ) -> ConsoleOutput:
-        """What became of a cell; libraries that are missing are installed first."""
+        """Run a cell and return its result.
+
+        Args:
+            code: The source text of the cell.
+            libraries: Packages to install first if they are missing.
+            timeout: The time limit in seconds; None is the session's own.
+            on_stdout: Called with each text that the cell writes to stdout.
+            on_stderr: Called with each text that the cell writes to stderr.
+        """
         result = self._session.run(code, libraries=_list(libraries), timeout=timeout, on_stdout=on_stdout, on_stderr=on_stderr)
         return _console_output(result)
 
     def install(self, libraries: Sequence[str] | None = None) -> ConsoleOutput:
-        """What became of installing libraries."""
+        """Install libraries and return the result."""
         wanted = _list(libraries)
         return _console_output(self._session.install(*wanted)) if wanted else ConsoleOutput(exit_code=0, stdout="", stderr="")
 
     def execute_command(self, command: str, workdir: str | None = None) -> ConsoleOutput:
-        """What became of a command of the session's shell."""
+        """Run a command in the session's shell, in `workdir` if given, and return its result."""
         folder = f"cd {_quoted(workdir)} && " if workdir else ""
         done = self._session.execute_command(_LS + folder + command)
         return ConsoleOutput(exit_code=done.exit_code, stdout=done.stdout, stderr=done.stderr)
 
     def execute_commands(self, commands: Sequence[str | tuple[str, str | None]], workdir: str | None = None) -> ConsoleOutput:
-        """What became of the last of some commands, or of the first that failed."""
+        """Run commands until one fails. Return the result of the last one that ran.
+
+        Args:
+            commands: Commands, or pairs of a command and its working directory.
+            workdir: The working directory of commands that have none.
+        """
         done = ConsoleOutput(exit_code=0, stdout="", stderr="")
         for one in commands:
             command, folder = one if isinstance(one, tuple) else (one, workdir)
@@ -190,11 +224,11 @@ class InteractiveSandboxSession:
         return done
 
     def copy_to_runtime(self, src: str, dest: str) -> None:
-        """Copies a file of this machine into the session."""
+        """Copy a file of this machine into the session."""
         self._session.upload_file(_below_data(dest), Path(src))
 
     def copy_from_runtime(self, src: str, dest: str) -> None:
-        """Copies a file of the session to this machine."""
+        """Copy a file of the session to this machine."""
         self._session.save_file(_below_data(src), Path(dest))
 
     def __enter__(self) -> "InteractiveSandboxSession":
@@ -206,7 +240,7 @@ class InteractiveSandboxSession:
 
 
 class SandboxSession(InteractiveSandboxSession):
-    """The one-shot form: each run begins without the variables of the one before. Files and libraries stay."""
+    """The one-shot form of a session: each run begins without the variables of the one before. Files and libraries stay."""
 
     def run(
         self,
@@ -216,7 +250,15 @@ class SandboxSession(InteractiveSandboxSession):
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
     ) -> ConsoleOutput:
-        """What became of a program; libraries that are missing are installed first."""
+        """Clear the variables, run a program and return its result.
+
+        Args:
+            code: The source text of the program.
+            libraries: Packages to install first if they are missing.
+            timeout: The time limit in seconds; None is the session's own.
+            on_stdout: Called with each text that the program writes to stdout.
+            on_stderr: Called with each text that the program writes to stderr.
+        """
         self._session.reset()
         return super().run(code, libraries, timeout, on_stdout, on_stderr)
 

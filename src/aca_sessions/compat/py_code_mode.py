@@ -1,4 +1,4 @@
-"""py-code-mode's spellings: `Session(storage=…, executor=…)` is an agent session. What an executor isolates is here always isolated."""
+"""The classes of py-code-mode: `Session(storage=…, executor=…)` is an agent session. Cells are isolated with any executor."""
 
 import ast
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionResult:
-    """What became of a cell, as py-code-mode tells it; `result` is the whole of it."""
+    """The result of a cell in py-code-mode's form. `result` is the whole result."""
 
     value: Any
     stdout: str
@@ -44,13 +44,23 @@ class ExecutionResult:
 
     @property
     def is_ok(self) -> bool:
-        """Whether it ran to its end."""
+        """Return whether the cell ended without an error."""
         return self.error is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubprocessConfig:
-    """What of py-code-mode's configurations has a meaning here: its virtual environments and kernels are not needed."""
+    """The configuration of an executor.
+
+    py-code-mode's other settings are about virtual environments and kernels, which are not needed here.
+
+    Attributes:
+        tools_path: The folder with descriptions of tools.
+        default_timeout: The time limit of a cell in seconds.
+        allow_runtime_deps: Whether code in a session may add dependencies.
+        deps: The requirements of sessions.
+        deps_file: A file with further requirements, one a line. A missing file is ignored.
+    """
 
     tools_path: Path | None = None
     default_timeout: float | None = 60.0
@@ -61,12 +71,12 @@ class SubprocessConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InProcessConfig(SubprocessConfig):
-    """The same: no code runs in this process."""
+    """The same configuration. No code runs in this process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerConfig(SubprocessConfig):
-    """The same: the sandbox needs no container."""
+    """The same configuration. The sandbox needs no container. `timeout` takes precedence over `default_timeout`."""
 
     default_timeout: float | None = 30.0
     timeout: float | None = None
@@ -74,17 +84,17 @@ class ContainerConfig(SubprocessConfig):
 
 @dataclass(frozen=True, slots=True)
 class SubprocessExecutor:
-    """Where cells run: here always in an isolated session."""
+    """The configuration of a session under py-code-mode's name. Cells always run in an isolated session."""
 
     config: SubprocessConfig = field(default_factory=SubprocessConfig)
 
 
 class InProcessExecutor(SubprocessExecutor):
-    """The same."""
+    """The same as `SubprocessExecutor`."""
 
 
 class ContainerExecutor(SubprocessExecutor):
-    """The same."""
+    """The same as `SubprocessExecutor`."""
 
 
 class Session(AgentSession):
@@ -98,7 +108,7 @@ class Session(AgentSession):
         *,
         embed: Embed | None = None,
     ) -> None:
-        """Open nothing yet.
+        """Configure the session without opening anything.
 
         Args:
             storage: Where skills, artifacts and dependencies are kept.
@@ -122,7 +132,15 @@ class Session(AgentSession):
     def from_base(  # type: ignore[override]  # py-code-mode's own arguments
         cls, path: Path | str, timeout: float = 30.0, *, sync_deps_on_start: bool = False, embed: Embed | None = None, **options: Any
     ) -> Self:
-        """Return a session over a folder with `tools/`, `skills/`, `artifacts/` and `requirements.txt`."""
+        """Return a session over a folder with `tools/`, `skills/`, `artifacts/` and `requirements.txt`.
+
+        Args:
+            path: The folder.
+            timeout: The time limit of a cell in seconds.
+            sync_deps_on_start: Install the dependencies at the start.
+            embed: A function or coroutine function from texts to vectors, for a search by meaning.
+            **options: `extra_deps`, further requirements; and other members of `SubprocessConfig`.
+        """
         base = Path(path)
         given = SubprocessConfig(default_timeout=timeout, tools_path=base / "tools", deps_file=base / "requirements.txt")
         config = replace(given, deps=options.pop("extra_deps", ()), **options)
@@ -142,7 +160,7 @@ class Session(AgentSession):
 
     @property
     def storage(self) -> StorageBackend:
-        """What outlives the session."""
+        """Return the storage, which outlives the session."""
         return self._backend
 
     async def list_deps(self) -> list[str]:
@@ -169,7 +187,7 @@ def _requirements(config: SubprocessConfig) -> list[str]:
 
 
 def _value(result: CodeExecutionResult) -> Any:
-    """A last value that is a literal as itself, as py-code-mode has it; everything else as its text."""
+    """Return the last value. One that is a literal is returned as itself, as in py-code-mode; any other as its text."""
     if result.text is None or not isinstance(result.value, str):
         return result.value
     try:
