@@ -109,7 +109,7 @@ def _in_the_way() -> str | None:
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """Return what only the parent keeps, in words.
+    """Return what the fork lacks, or shares with its parent, in words.
 
     Args:
         shell: The shell whose event loop is counted.
