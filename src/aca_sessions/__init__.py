@@ -1,18 +1,18 @@
 """Isolated, persistent Python sessions for AI agents.
 
-How the package is laid out; calls go right, results come back:
+How the package is laid out. Calls go right, results come back:
 
     surfaces ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
 
-    models, errors      what goes in, what comes out, what is raised
+    models, errors      the data that goes in and comes out, and the exceptions
     settings            the ACASessions section of appsettings.json
-    connect             remote or embedded is decided here, and only here
-    contract            what is said over HTTP
-    client              speaks it: one request, one interpreter, one session, the pool
-    server              serves it from sandboxes
-    sandbox             runs code nobody trusts; sandbox.guest is their side of the wall
+    connect             decides, alone, whether sessions are remote or embedded
+    contract            the data that crosses HTTP, with its encoders and decoders
+    client              sends it: one request, one interpreter, one session, the pool
+    server              answers it from sandboxes
+    sandbox             runs untrusted code; sandbox.guest is the guest's side of the wall
     agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
-    surfaces            how people and models arrive: Semantic Kernel, the command line
+    surfaces            the integrations: Semantic Kernel, MCP, notebooks, the command line
 """
 
 from importlib import import_module
@@ -132,7 +132,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name when it is first used: `import aca_sessions` alone loads none of the libraries behind them."""
+    """Import a public name when it is first used.
+
+    `import aca_sessions` alone loads none of the libraries behind the names (PEP 562).
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
@@ -141,7 +144,7 @@ def __getattr__(name: str) -> object:
 
 
 def load_ipython_extension(shell: object) -> None:
-    """`%load_ext aca_sessions` in a notebook."""
+    """Load the magics, when a notebook runs `%load_ext aca_sessions`."""
     from .surfaces.magics import load
 
     load(shell)

@@ -1,12 +1,12 @@
-"""Write HTML that guests made anew, from elements, attributes and styles that run nothing and load nothing, for the page of a notebook.
+"""Guest HTML written anew from elements, attributes and styles that run nothing and load nothing, for the page of a notebook.
 
-Nothing of the input is copied: tags are written from the lists below, balanced and at most 300 deep, and all else is escaped. Elements
-stand only where a browser leaves them: it closes a paragraph before a block, and moves what is no part of a table out of it. What we wrote
-as the end of such an element would end something around our box. Reading the input otherwise than a browser does changes how it looks, not
-what it can do. The notebook's style sheets apply to it, so that it has neither classes nor ids: with those it could look like a part of the
-notebook. The playground has the same lists in `clean.js`, for a frame.
+Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped. Elements
+stand only where a browser leaves them. A browser closes a paragraph before a block, and moves what does not belong to a table out of it. If
+such an element stood elsewhere, the end tag that is written for it would close something around the box. If a browser reads the input
+differently, that changes how it looks, not what it can do. The notebook's style sheets apply to the output, so it has neither classes nor
+ids: with those it could look like a part of the notebook. The playground has the same lists in `clean.js`, for a frame.
 
-nh3 (Ammonia) was tried in the place of this: a guest's 40,000 nested elements took it 10 s, and it drops pandas' styles of single cells.
+nh3 (Ammonia) was tried instead: 40,000 nested elements from a guest took it 10 s, and it drops pandas' styles of single cells.
 """
 
 import re
@@ -27,8 +27,8 @@ VOID = _words("br col hr img wbr")
 ATTRIBUTES = _words(
     "align alt border colspan dir height high lang low max min open optimum rowspan scope span start title valign value width"
 )
-_TEXT_ONLY = _words("script style title textarea iframe noembed noframes noscript xmp plaintext")  # tags in them are text
-_DROPPED = _words("template object applet frameset math svg audio video select")  # with all that is in them
+_TEXT_ONLY = _words("script style title textarea iframe noembed noframes noscript xmp plaintext")  # tags inside them are text
+_DROPPED = _words("template object applet frameset math svg audio video select")  # with everything inside them
 _BLOCKS = _words(
     "article aside blockquote center dd details div dl dt figcaption figure footer h1 h2 h3 h4 h5 h6 header hr li main ol p pre section "
     "summary table ul"
@@ -59,7 +59,7 @@ _BOX = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow:
 
 
 def cleaned(html: str) -> str:
-    """Return what is left of HTML in a box of its own, outside of which the host speaks; empty if nothing is left to be seen."""
+    """Return the safe part of HTML in a box that separates it from the host's text. Return "" if there is nothing to see."""
     cleaner = _Cleaner()
     cleaner.read(html)
     content = cleaner.written()
@@ -67,7 +67,7 @@ def cleaned(html: str) -> str:
 
 
 class _Cleaner:
-    """Read HTML once, from its beginning to its end."""
+    """A parser that reads HTML once, from beginning to end, and writes the safe part."""
 
     def __init__(self) -> None:
         self.shows_anything = False
@@ -77,7 +77,7 @@ class _Cleaner:
         self._dropping, self._depth = "", 0
 
     def read(self, html: str) -> None:
-        """Read all of it. Like browsers, drop what comes after a tag or comment that has no end."""
+        """Read all of the HTML. Like browsers, drop everything after a tag or comment that has no end."""
         place = 0
         while (start := html.find("<", place)) >= 0:
             self._text(html[place:start])
@@ -98,7 +98,7 @@ class _Cleaner:
         self._text(html[place:])
 
     def written(self) -> str:
-        """Return what was written, with its elements closed."""
+        """Return the safe HTML, with all open elements closed."""
         return "".join([*self._parts, *(f"</{name}>" for name in reversed(self._open))])
 
     def _text(self, text: str) -> None:
@@ -107,7 +107,7 @@ class _Cleaner:
             self.shows_anything = self.shows_anything or not text.isspace()
 
     def _tag(self, html: str, tag: re.Match[str]) -> int:
-        """Take one tag, and return where to read on; 0 if nothing is left."""
+        """Handle one tag and return the position to continue at. Return 0 if nothing is left."""
         closes, name = bool(tag[1]), tag[2].lower()
         if name in _TEXT_ONLY and not closes:
             end = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE).search(html, tag.end())
@@ -140,7 +140,7 @@ class _Cleaner:
             self._open.append(name)
 
     def _make_room(self, name: str) -> bool:
-        """Close what a browser closes before an element; return False if the element cannot stand here."""
+        """Close what a browser closes before an element. Return False if the element cannot stand here."""
         if name in _PARENTS:
             place = self._find(_PARENTS[name], until={"table"})
             if place is not None:
@@ -159,7 +159,10 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the place of the innermost open element of some names, in no outer one than the first of `until`."""
+        """Return the position of the innermost open element that is in `names`, or None.
+
+        The search stops at the first element of `until`.
+        """
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place
@@ -173,7 +176,7 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Return names of elements that end where one begins, and of those that keep them."""
+    """Yield the elements that end where `name` begins, each with the elements that prevent it."""
     if name in _BLOCKS:
         yield {"p"}, set()
     if name == "li":

@@ -1,4 +1,4 @@
-"""The one place where settings become objects, and where embedded or remote is decided."""
+"""The functions that open everything from settings. Only this module decides between embedded and remote."""
 
 import asyncio
 import logging
@@ -31,20 +31,19 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
 _AZURE = ".dynamicsessions.io"
-_POOLS = (_AZURE, ".azurecontainerapps.io")  # the second is where pools of custom containers are
-_ROOM_FOR_IDLE = 20  # sessions that are kept alive for each that may be held
-_OTHER_LOOP_SECONDS = 10.0
+_POOLS = (_AZURE, ".azurecontainerapps.io")  # pools of custom containers are below the second
+_ROOM_FOR_IDLE = 20  # sessions that the embedded server can keep alive for each lease of the pool
+_OTHER_LOOP_SECONDS = 10.0  # how long to wait for another thread's event loop to close what it opened
 Opened = TypeVar("Opened")
 
 
 class Opening(Generic[Opened]):
-    """An `async with` of one thing; whatever was opened for it is closed with it, in the reverse order.
+    """An `async with` block for one thing. Everything that was opened for it is closed with it, in reverse order.
 
-    Not a generator: one that is forgotten would be closed by the event loop at its end, in the middle of others.
+    This is not a generator: the event loop closes a forgotten generator when the loop ends, while other things still use what it opened.
     """
 
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
-        """Opens by the given function, on a stack that is closed at the end."""
         self._open_on = open_on
         self._stack = Stack()
         self._owner = Owner()
@@ -59,7 +58,7 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the loop that opened it. In a forked process this does nothing: all of it is its parent's."""
+        """Close everything on the event loop that opened it. Do nothing in a forked process, where all of it belongs to the parent."""
         loop = self._loop
         if not self._owner.is_here:
             self._stack.pop_all()
@@ -73,23 +72,25 @@ class Opening(Generic[Opened]):
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
 
     def abandon(self) -> None:
-        """End all processes at once, without the event loop that opened them: it is closed, and nothing can be awaited on it again."""
+        """End all processes at once, without the event loop that opened them: it is closed, so nothing can be awaited on it."""
         for end in reversed(self._stack.at_once):
             end()
         self._stack.pop_all()
 
 
 class Stack(AsyncExitStack):
-    """Hold what was opened together, and what ends its processes if its event loop is closed."""
+    """An exit stack that also has the functions that end its processes when its event loop is closed."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
         super().__init__()
         self.at_once: list[Callable[[], None]] = []
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close on a loop that runs in another thread. If the caller here blocks that loop, it closes once it is free again."""
+    """Close on an event loop that runs in another thread.
+
+    Raise PoolError after 10 s. If the caller blocks that loop, the loop closes everything as soon as it is free.
+    """
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -106,9 +107,15 @@ def open_pool(
     on_event: Callable[[PoolEvent], None] | None = None,
     spares: int | None = None,
 ) -> Opening[SessionPool]:
-    """A pool over what the settings say: an endpoint, or the embedded sandbox where there is none.
+    """Open a pool of sessions, at the endpoint of the settings or in the embedded sandbox if they have none.
 
-    `spares` are sessions that an embedded pool keeps ready ahead of their use, in place of what policy or settings say.
+    Args:
+        settings: The settings; by default they are read from appsettings.json and the environment.
+        policy: The policy of embedded sessions, instead of that of the settings.
+        endpoint: The endpoint, instead of that of the settings.
+        max_concurrent_sessions: The number of leases, instead of that of the settings.
+        on_event: A function that is called with every event of the pool.
+        spares: How many sessions an embedded pool keeps ready, instead of the number of the policy or the settings.
     """
 
     async def open_on(stack: Stack) -> SessionPool:
@@ -128,7 +135,13 @@ def open_pool(
 def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
 ) -> Opening[CodeInterpreter]:
-    """The request/result style over what the settings say."""
+    """Open an interpreter, which takes requests and returns results. Sessions are named in each request.
+
+    Args:
+        settings: The settings; by default they are read from appsettings.json and the environment.
+        policy: The policy of embedded sessions, instead of that of the settings.
+        endpoint: The endpoint, instead of that of the settings.
+    """
 
     async def open_on(stack: Stack) -> CodeInterpreter:
         chosen = _settings(settings, endpoint, None)
@@ -138,7 +151,7 @@ def open_interpreter(
 
 
 def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
-    """One endpoint, request by request, over what the settings say."""
+    """Open a client that sends single requests to the endpoint of the settings."""
 
     async def open_on(stack: Stack) -> SessionsHttpClient:
         return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
@@ -149,7 +162,15 @@ def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
 def open_server(
     settings: Settings | None = None, *, policy: "Policy | None" = None, hosting: "Hosting | None" = None
 ) -> Opening["Service"]:
-    """The service over the embedded sandbox, as an ASGI application in one worker; where strangers can reach it, it wants a key."""
+    """Open the service over the embedded sandbox, as an ASGI application.
+
+    Raise ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers can reach it.
+
+    Args:
+        settings: The settings; by default they are read from appsettings.json and the environment.
+        policy: The policy of sessions, instead of that of the settings.
+        hosting: How many sessions it hosts, for how long and for whom.
+    """
     return _open_server(settings, policy, hosting, alone=True)
 
 
@@ -162,9 +183,10 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
         if alone:
             check_is_alone()
         chosen = policy or policy_of(settings or Settings())
+        # /mnt/data cannot be private without a mount, and translating paths would not reach C libraries.
         if chosen.isolation != "full" and hosting is not None and hosting.plain:
             raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
-        # The zygote starts while the rest of the server is imported.
+        # Start the fork server first: it starts while the rest of the server is imported.
         sandboxes = await stack.enter_async_context(Sandboxes(chosen))
         stack.at_once.append(sandboxes.abandon)
         from .server.app import Service
@@ -185,7 +207,7 @@ def _audited(hosting: Hosting, settings: Settings) -> Hosting:
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
-    """What isolation this host gives, item by item, found by trying."""
+    """Return what isolation this host can enforce, part by part. Each part is tried."""
     _require_linux()
     from .sandbox.probe import report
 
@@ -193,7 +215,7 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """The environments for guests that have names; new ones are made from the wheels that the settings name."""
+    """Return the named environments for guests. New ones are made from the package source of the settings."""
     from .sandbox.named_environments import Environments
 
     return Environments(packages_of(settings.Packages), tell)
@@ -204,7 +226,7 @@ def _is_remote(settings: Settings) -> bool:
 
 
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    """The settings, with what was given by name in their place."""
+    """Return the settings with the values that were given by name. `endpoint` and `max_concurrent_sessions` override the settings."""
     named: dict[str, Any] = {}
     if endpoint is not None:
         named["SessionsHttpClient"] = {"Endpoint": endpoint}
@@ -230,7 +252,7 @@ async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosti
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
     _logger.info("no ACASessions:SessionsHttpClient:Endpoint is set: sessions run in the embedded sandbox of this process")
-    hosting = replace(hosting, max_starting=hosting.max_sessions)  # its callers are in this process, and can wait
+    hosting = replace(hosting, max_starting=hosting.max_sessions)  # the callers are in this process and can wait
     opening = _open_server(settings, policy, hosting, alone=False)
     app = await stack.enter_async_context(opening)
     stack.at_once.append(opening.abandon)
@@ -248,7 +270,7 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """A key where one is configured, none on a socket file, else Azure's own sign-in."""
+    """Return the authentication: a key if one is configured, none for a socket file, else Azure's own sign-in."""
     from .client.auth import ApiKeyAuth, BearerAuth
 
     options = settings.SessionsHttpClient

@@ -1,53 +1,54 @@
-"""Everything raised on purpose. Each says what failed, then what to do; none holds a token, a secret or user code.
+"""All exceptions that this package raises on purpose.
+
+Each message names what failed and then what to do. No message holds a token, a secret or user code.
 
 ACASessionsError
 ├── ConfigurationError          a setting is missing or contradicts another; names the key
-├── InvalidArgumentError        a name, a time or data that cannot be sent
+├── InvalidArgumentError        a name, a time limit or data that cannot be sent
 ├── AuthenticationError         no token, or refused (401, 403)
-├── NotSupportedError           this endpoint cannot do that; says which can
+├── NotSupportedError           this endpoint cannot do that; names one that can
 ├── ServiceError                the service answered with an error
-│   ├── NotFoundError           no such session or file
+│   ├── NotFoundError           no such session, file or execution
 │   └── RateLimitedError        too many sessions or requests
-├── ServiceUnavailableError     no usable answer; `.sent` says whether the cell may have run
+├── ServiceUnavailableError     no usable answer; `.sent` is whether the cell may have run
 ├── PoolError
 │   ├── PoolTimeoutError        no session became free in time
 │   └── PoolClosedError
 ├── SandboxError
 │   ├── IsolationError          this host cannot give the promised isolation
 │   ├── GuestDiedError          an interpreter or the fork server ended
-│   └── SnapshotError           a session cannot be kept as it is now, or gone back to
+│   └── SnapshotError           a checkpoint, rollback or branch is not possible now
 │       └── PartlyRestoredError the files are neither as they were nor as at the checkpoint
 ├── ForkedProcessError          a forked process used what its parent opened
-├── StorageError                what outlives a session cannot be read or written
+├── StorageError                a storage of skills, artifacts or dependencies cannot be read or written
 └── ExecutionError              only from result.raise_for_error()
 """
 
 
 class ACASessionsError(Exception):
-    """Whatever this package raises on purpose."""
+    """The base of all exceptions that this package raises on purpose."""
 
 
 class ConfigurationError(ACASessionsError):
-    """A setting is missing or contradicts another; the text names the key."""
+    """A setting is missing or contradicts another. The message names the key."""
 
 
 class InvalidArgumentError(ACASessionsError, ValueError):
-    """What was given cannot be sent: a name, a time limit or data. Nothing was sent."""
+    """An argument cannot be sent: a name, a time limit or data. Nothing was sent."""
 
 
 class AuthenticationError(ACASessionsError):
-    """No token, or the service refused it."""
+    """The token is missing, or the service refused it."""
 
 
 class NotSupportedError(ACASessionsError):
-    """This endpoint cannot do that."""
+    """This endpoint cannot do what was asked."""
 
 
 class ServiceError(ACASessionsError):
     """The service answered with an error."""
 
     def __init__(self, status_code: int, code: str, message: str) -> None:
-        """Keeps the three things that the service said."""
         super().__init__(f"the service answered {status_code} {code}: {message}")
         self.status_code = status_code
         self.code = code
@@ -55,23 +56,21 @@ class ServiceError(ACASessionsError):
 
 
 class NotFoundError(ServiceError):
-    """No such session, file or execution."""
+    """The session, file or execution does not exist."""
 
 
 class RateLimitedError(ServiceError):
-    """Too many sessions or requests; `.retry_after` in seconds where the service said one."""
+    """There are too many sessions or requests. `.retry_after` is in seconds, or None if the service did not name a time."""
 
     def __init__(self, status_code: int, code: str, message: str, *, retry_after: float | None = None) -> None:
-        """Keeps when the service wants to be asked again."""
         super().__init__(status_code, code, message)
         self.retry_after = retry_after
 
 
 class ServiceUnavailableError(ACASessionsError):
-    """No usable answer came; `.sent` says whether the cell may have run."""
+    """No usable answer came. `.sent` is whether the request was sent, so that the cell may have run."""
 
     def __init__(self, message: str, *, sent: bool) -> None:
-        """Keeps whether anything was sent."""
         super().__init__(message)
         self.sent = sent
 
@@ -93,10 +92,9 @@ class SandboxError(ACASessionsError):
 
 
 class IsolationError(SandboxError):
-    """This host cannot give the promised isolation: `.part` is missing, `.reason` says why, `.remedy` enables it."""
+    """This host cannot give the promised isolation. `.part` is missing, `.reason` is why, `.remedy` is how to enable it."""
 
     def __init__(self, part: str, reason: str, remedy: str) -> None:
-        """Keeps the parts of the message."""
         super().__init__(f"this host cannot isolate sessions: {part}: {reason}. {remedy}")
         self.part = part
         self.reason = reason
@@ -108,20 +106,20 @@ class GuestDiedError(SandboxError):
 
 
 class SnapshotError(SandboxError):
-    """A session cannot be kept as it is now, or gone back to: the text says what is in the way."""
+    """A session cannot be checkpointed as it is now, or rolled back. The message names the obstacle."""
 
 
 class PartlyRestoredError(SnapshotError):
-    """The files are neither as they were nor as at the checkpoint."""
+    """A rollback failed half-way: the files are neither as they were nor as at the checkpoint."""
 
 
 class ForkedProcessError(ACASessionsError):
-    """A process used what the process that it was forked from had opened."""
+    """A forked process used something that its parent process had opened."""
 
 
 class StorageError(ACASessionsError):
-    """What outlives a session cannot be read or written; nothing was half written."""
+    """A storage of skills, artifacts or dependencies cannot be read or written. Nothing was half written."""
 
 
 class ExecutionError(ACASessionsError):
-    """A cell failed, for callers who asked for an exception."""
+    """A cell failed, and the caller asked for an exception with `raise_for_error`."""

@@ -1,8 +1,8 @@
-"""Show what guests chose where the host speaks: names, text that looks like a line of the host's, control sequences.
+"""Guest text made safe where the host's text stands beside it: names, text that looks like a line of the host, control sequences.
 
 The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins so gets
-`QUOTE` in front of it, so that a label without it is the host's. No list of letters that look alike is complete: a label counts in any case
-of its letters, with invisible characters and colours between them, and in no other letters.
+`QUOTE` in front of it, so a label without `QUOTE` is the host's. No list of letters that look alike is complete. So a label is recognized
+in any case of its letters, with invisible characters and colours between them, but not in other letters.
 """
 
 import re
@@ -16,7 +16,7 @@ _LONGEST_HELD = 1000  # characters
 _PLAIN_NAME = re.compile(r"[\w.,/@%+=:~#-]+")
 _COLOUR = r"\x1b\[[\d;:]{0,64}m"
 _INVISIBLE = "\u00ad\u034f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0000-\U000e01ef"
-# All of C0 but tab, newline and carriage return, DEL, all of C1, what ends a line or turns the direction of text, and lone surrogates.
+# All of C0 except tab, newline and carriage return; DEL; all of C1; what ends a line or changes the direction of text; lone surrogates.
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 _CONTROL_OR_COLOUR = re.compile(f"({_COLOUR})|{_CONTROL}")
 _TERMINAL_LABELS = ("[session state", "[image saved", "[image not saved", "[0 image(s) shown", "aca-sessions:")
@@ -28,9 +28,9 @@ _MODEL_LABELS = (
 
 
 def shown_name(name: str, longest: int = 200) -> str:
-    """Return a name as it is if it has only letters, digits and marks that separate nothing; otherwise quoted and escaped, as `repr` does.
+    """Return a name as it is if it has only letters, digits and marks that separate nothing. Otherwise quote and escape it with `repr`.
 
-    Of a long one the beginning and the end are left.
+    If it is longer than `longest`, only the beginning and the end are kept.
     """
     if len(name) > longest:
         half = longest // 2
@@ -39,40 +39,43 @@ def shown_name(name: str, longest: int = 200) -> str:
 
 
 def shown_caption(text: str) -> str:
-    """Return a description as one line; quoted, as `repr` does, if it could be taken for more than one item of a list."""
+    """Return a description as one line of at most 200 characters.
+
+    It is quoted with `repr` if a reader could take it for more than one item of a list, or for a label.
+    """
     line = " ".join(text.split())[:_LONGEST_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Return text whose control characters are escaped, but for tabs and ends of lines. Colours are kept or left out."""
+    """Return text whose control characters are escaped, except tabs and line ends. Colours are kept or removed."""
     return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escaped(found[0]), text)
 
 
 def for_model(text: str) -> str:
-    """Return text of which no line begins with a label of the host's, without colours and control characters."""
+    """Return text without colours and control characters, in which no line begins with a label of the host."""
     return _model_line().sub(QUOTE, printable(text, colours=False))
 
 
 def for_terminal(text: str) -> str:
-    """Return text with no label of the host's and no control sequence but colours, which end with it."""
+    """Return text without labels of the host and without control sequences other than colours. Colours end with the text."""
     screen = Screen()
     return screen.take(text) + screen.flush() + screen.reset()
 
 
 class Screen:
-    """Make guest text safe for one terminal, piece by piece, whatever streams it comes by.
+    """A filter that makes guest text safe for one terminal, piece by piece, from all streams that are written to it.
 
-    A long line goes on in the terminal's next row, so that labels are looked for everywhere and not at beginnings of lines alone.
+    Labels are looked for everywhere, not only at the beginning of lines: a long line wraps, so its middle may begin a row of the terminal.
     """
 
     def __init__(self) -> None:
-        self._held = ""  # may become a label or a control sequence with what follows
-        self._cut = ""  # went out by `flush` and may still become a label
+        self._held = ""  # may become a label or a control sequence together with the next piece
+        self._cut = ""  # was written by `flush` and may still become a label
         self._coloured = False
 
     def take(self, text: str) -> str:
-        """Return what can be written now."""
+        """Add a piece of text. Return what can be written now; the rest is held back until the next piece shows what it is."""
         pending, before = self._held + text, ""
         if self._cut:
             whole = self._cut + pending
@@ -89,14 +92,14 @@ class Screen:
         return shown + QUOTE + self.flush() if len(self._held) > _LONGEST_HELD else shown
 
     def flush(self) -> str:
-        """Return what was held back: somebody else writes, or the cell waits for input."""
+        """Return what was held back, because other text is written next or the cell waits for input."""
         shown, self._held = self._safe(self._held), ""
         found = _unfinished().search(self._cut + shown)
         self._cut = found[0] if found else ""
         return shown
 
     def reset(self) -> str:
-        """Return what ends the colours of guest text, before the host writes."""
+        """Return the sequence that ends the colours of guest text, for use before the host writes."""
         coloured, self._coloured, self._cut = self._coloured, False, ""
         return RESET if coloured else ""
 
@@ -120,7 +123,7 @@ def _whole(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _begun(label: str) -> str:
-    """Return a pattern of each beginning of a label that is not all of it."""
+    """Return a pattern that matches each incomplete beginning of a label."""
     pattern = ""
     for letter in reversed(_letters(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
@@ -130,7 +133,7 @@ def _begun(label: str) -> str:
 _GAP = f"(?:{_COLOUR}|[{_INVISIBLE}])*"
 
 
-# Compiled by their first use: it takes longer than many a cell.
+# The patterns are compiled at their first use: compiling takes longer than many cells.
 @cache
 def _terminal_label() -> re.Pattern[str]:
     return re.compile(_whole(_TERMINAL_LABELS, _GAP), re.IGNORECASE)
@@ -138,7 +141,7 @@ def _terminal_label() -> re.Pattern[str]:
 
 @cache
 def _unfinished() -> re.Pattern[str]:
-    """Match the beginning of a label or of a control sequence at the end of a text."""
+    """Return a pattern for the beginning of a label or of a control sequence at the end of a text."""
     labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 
@@ -150,6 +153,6 @@ def _model_label() -> re.Pattern[str]:
 
 @cache
 def _model_line() -> re.Pattern[str]:
-    """Match in front of each line that begins with a label. A carriage return begins one, too."""
+    """Return a pattern that matches in front of each line that begins with a label. A carriage return begins a line, too."""
     indent = rf"(?:[^\S\r\n]|[{_INVISIBLE}])*"
     return re.compile(rf"(?:^|(?<=\r))(?={indent}(?:{_model_label().pattern}))", re.IGNORECASE | re.MULTILINE)

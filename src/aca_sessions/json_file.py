@@ -1,4 +1,4 @@
-"""JSON as .NET reads its settings, with comments and trailing commas, and the line of each key for messages."""
+"""JSON as .NET reads its settings: with comments and trailing commas. It also finds the line of each key, for messages."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from .errors import ConfigurationError
 
 _STRING = r'"(?:\\.|[^"\\\n])*"'
 _COMMENT = re.compile(rf"{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)
-_TRAILING_COMMA = re.compile(rf'(?:{_STRING}|[^\s,"[{{])\s*,(?=\s*[}}\]])|{_STRING}')  # after a value: [,] is a mistake in .NET as well
+_TRAILING_COMMA = re.compile(rf'(?:{_STRING}|[^\s,"[{{])\s*,(?=\s*[}}\]])|{_STRING}')  # only after a value: .NET refuses [,] as well
 _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
 class JsonFile:
-    """The content of a file, and the text in which its keys are located."""
+    """The content of a file, and its text, in which keys are located."""
 
     path: Path
     content: Any
@@ -35,25 +35,25 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the line of a key, or of the innermost key on the way to it that the file has."""
+        """Return the line of a key. If the file does not have it, return the line of the innermost key on the path to it."""
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
             if not found:
                 break
-            _, begin, position = found[-1]  # of a key that is given twice, the last counts
+            _, begin, position = found[-1]  # if a key occurs twice, the last one wins
             line = self.text.count("\n", 0, begin) + 1
         return line
 
 
 def _as_plain_json(text: str) -> str:
-    """Put spaces in the place of comments and trailing commas, so that every line keeps its number."""
+    """Replace comments and trailing commas with spaces, so that every line keeps its number."""
     text = _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0]), text)
     return _TRAILING_COMMA.sub(lambda found: found[0][:-1] + " " if found[0][-1] == "," else found[0], text)
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield the keys of the object, or the indexes of the list, at a position: each with where it and its value begin."""
+    """Yield the keys of the object, or the indexes of the list, at a position. Each comes with the start of the key and of its value."""
     opening, index = text[position], 0
     if opening not in "{[":
         return

@@ -32,7 +32,7 @@ class Ledger:
 
     @property
     def position(self) -> int:
-        """The position of the latest entry."""
+        """Return the position of the latest entry, or 0."""
         return self._entries[-1].position if self._entries else 0
 
     def append(self, kind: Any, **effects: Any) -> Entry:
@@ -97,7 +97,7 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with a state, which errors of the host also say in words, and with other changes."""
+    """Return the result with a state and other changes. An error of the host describes the state in its message, so update that, too."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
@@ -118,7 +118,8 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
         state = replace(state, variables="kept" if asked else entry.variables, reason=reason, checkpoint=None)
     if entry.files != "kept":
         files = _returned(past.files, asked) if entry.files == "rolled_back" else "kept" if asked else entry.files
-        reason = state.reason if state.variables != "kept" else entry.cause  # what happened to the variables comes first
+        # What happened to the variables is reported first.
+        reason = state.reason if state.variables != "kept" else entry.cause
         state = replace(state, files=files, reason=reason)
     if entry.cut_off:
         state = replace(state, cut_off=entry.cut_off)
@@ -143,7 +144,7 @@ def _returned(past: Any, asked: bool) -> Any:
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """What had happened before the checkpoint, and was not reported yet, is still the reason."""
+    """Set the reason after a rollback. A loss from before the checkpoint that was not reported yet is still the reason."""
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)

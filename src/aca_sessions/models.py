@@ -18,7 +18,7 @@ class State:
     """Describe what happened to a session's variables, files and processes since the last result that this caller received.
 
     Resets and rollbacks that the caller asked for do not count. Without a ledger (at Azure's endpoints, for example) `processes` and
-    `cut_off` are not known, and `kept` says only that no loss was seen.
+    `cut_off` are not known, and `kept` means only that no loss was seen.
 
     Attributes:
         variables: What happened to the variables.
@@ -28,7 +28,7 @@ class State:
             reason and "to the last checkpoint", for a rollback; `no reply`, `still running`, `not undone` and others for `unknown`.
         checkpoint: The id of the checkpoint that variables were rolled back to; None if a transactional cell failed and was undone.
         cut_off: Files that the session's code has open and that a rollback could not bring back, since they had been deleted: what is
-            written to them is in no file. It says so if the host cannot find out which files these are.
+            written to them is in no file. An entry states it if the host cannot find out which files these are.
     """
 
     variables: Part = "kept"
@@ -191,7 +191,8 @@ class CodeExecutionResult:
     duration: float = 0.0
     record: Record | None = field(default=None, repr=False, compare=False)
     max_output: int = field(default=10_000, repr=False, compare=False)
-    value_is_none: bool = field(default=False, repr=False, compare=False)  # tells `x` from `x = None`; servers of Azure's API send it
+    # Whether the last expression is not a call and its value is None. Azure's API encodes that differently from a cell without a value.
+    value_is_none: bool = field(default=False, repr=False, compare=False)
 
     @property
     def success(self) -> bool:
@@ -242,11 +243,15 @@ class CodeExecutionResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that a cell did while it ran, in order; the last one of a cell is its `result`.
+    """One thing that an execution did while it ran. Events are in order, and the last one of an execution is its `result`.
 
-    A `display` of a name that came before is another state of it; at `clear`, those so far are no part of the result any more.
-    `text` is what it wrote, what it asks for (`input`; `call` in JSON), or how much was dropped before a reader came for it (`skipped`).
-    `number` names what is asked, for the reply.
+    Attributes:
+        kind: What happened. After `clear`, the displays so far are not part of the result any more.
+        text: For `stdout` and `stderr` what was written, for `input` the prompt, for `call` the host call in JSON, for `skipped` what was
+            dropped before it was read, in words.
+        number: The number of a question (`input` or `call`), which the reply must name.
+        display: What is displayed. It replaces an earlier display of the same name.
+        result: The result.
     """
 
     kind: Literal["stdout", "stderr", "display", "clear", "input", "call", "skipped", "result"]
@@ -258,7 +263,15 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionRequest:
-    """A cell for a session; `sanitize_input` takes it out of Markdown fences first. A `transactional` one that fails leaves no trace."""
+    """A cell for a session.
+
+    Attributes:
+        session_id: The identifier of the session.
+        code: The source text.
+        sanitize_input: Whether to take the code out of Markdown fences first.
+        timeout: The time limit in seconds, or None for the default.
+        transactional: Whether a cell that fails is undone completely.
+    """
 
     session_id: str
     code: str
@@ -269,7 +282,7 @@ class CodeExecutionRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileUploadRequest:
-    """A file for a session's /mnt/data."""
+    """A file to write to a session's /mnt/data."""
 
     session_id: str
     file_name: str
@@ -278,7 +291,7 @@ class FileUploadRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
-    """A file or folder in a session's /mnt/data; `directory` is relative to it."""
+    """A file or folder in a session's /mnt/data. `directory` is relative to /mnt/data."""
 
     name: str
     size: int
@@ -289,7 +302,7 @@ class RemoteFile:
 
     @property
     def full_path(self) -> str:
-        """Where code in the session finds it."""
+        """Return the absolute path at which code in the session finds it."""
         return "/".join(part for part in ("/mnt/data", self.directory, self.name) if part)
 
 
@@ -317,13 +330,16 @@ class CommandResult:
 
     @property
     def success(self) -> bool:
-        """Whether it ended with 0."""
+        """Return whether the command ended with exit code 0."""
         return self.exit_code == 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
-    """A variable of a session; `text` is for plain values, `shape` for what has dimensions or a length, `size` in bytes."""
+    """A variable of a session.
+
+    `text` is set for plain values only. `shape` is set for values with dimensions or a length. `size` is in bytes.
+    """
 
     name: str
     type: str
@@ -334,7 +350,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completions:
-    """What may stand in the place of the characters from `start` to `end`, before or at the cursor."""
+    """The texts that can replace the characters from `start` to `end`, before or at the cursor."""
 
     matches: tuple[str, ...]
     start: int
@@ -343,7 +359,7 @@ class Completions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A package that a session installed beside what its environment has."""
+    """A package that a session installed in addition to those of its environment."""
 
     name: str
     version: str
@@ -351,10 +367,17 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHealth:
-    """How a session fares. One that does not answer may be busy with a cell: of it nothing else is known.
+    """The state of a session. If it is not `responsive`, it may be busy with a cell, and nothing else is known of it.
 
-    `isolation` is what separates it from its host, part by part with how that was found; None where the endpoint does not say. Without
-    namespaces a session does not see its own process: memory and uptime are 0 then. `cpu` is the processor time that it used, in seconds.
+    Attributes:
+        responsive: Whether it answered.
+        response_time: How long the answer took, in seconds.
+        python: The version of its Python.
+        memory: The memory that it uses, in bytes. 0 without namespaces, because a session does not see its own process then.
+        uptime: How long it has run, in seconds. 0 without namespaces, for the same reason.
+        threads: The number of its threads.
+        cpu: The processor time that it has used, in seconds.
+        isolation: What separates it from its host: each part with the way in which that was found. None if the endpoint does not report it.
     """
 
     responsive: bool
@@ -369,9 +392,17 @@ class SessionHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionInfo:
-    """A session that a pool or a server keeps alive; `is_active` while somebody holds a lease on it.
+    """A session that a pool or a server keeps alive.
 
-    A server of ours says also how much memory it has, in bytes together with its branches, and which execution runs in it.
+    Attributes:
+        session_id: Its identifier.
+        created: When it was created.
+        last_used: When it was used last.
+        expires: When it expires if it is not used again, or None if it does not expire by itself.
+        is_active: Whether it is in use: in a pool it is leased, on a server a cell or a request uses it.
+        leased_since: When its current lease began.
+        memory: The bytes of memory that it and its branches use together. Known only from servers with extensions.
+        running: The id of the execution that runs in it. Known only from servers with extensions.
     """
 
     session_id: str

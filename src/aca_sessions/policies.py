@@ -1,4 +1,4 @@
-"""The sandbox's half of the settings, as its policy."""
+"""The policy of the embedded sandbox, made from the settings."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def policy_of(settings: Settings) -> "Policy":
-    """What sessions of the embedded sandbox may do."""
+    """Return the policy of embedded sessions: limits, network, mounts, packages and isolation."""
     from .sandbox.policy import Mount, Policy
 
     options = settings.Sandbox
@@ -41,7 +41,7 @@ def _python(settings: Settings) -> str | None:
 
 
 def packages_of(options: PackagesSettings) -> "PackageSource":
-    """Where packages come from."""
+    """Return the source of packages for embedded sessions."""
     from .sandbox.policy import MB, PackageSource
 
     return PackageSource(

@@ -1,6 +1,7 @@
-"""What a model reads of a result: compact, told apart, within a budget, and no image data.
+"""The text that a model reads of a result, and what a notebook shows of it.
 
-A line that begins with a label (`[state] …`) is the host's: guest text passes through `for_model`, names through `shown_name`.
+The text is compact, keeps the streams apart, stays within a budget and has no image data. A line that begins with a label (`[state] …`) is
+the host's: guest text passes through `for_model` and names through `shown_name`, so that they cannot look like one.
 """
 
 import base64
@@ -24,7 +25,7 @@ Html = Literal["clean", "raw"]
 
 
 def render(result: CodeExecutionResult) -> str:
-    """The text. Headings appear only where there is more than one thing to tell apart."""
+    """Return the text for a model. Headings appear only if there is more than one thing to keep apart."""
     error = _error(result)
     streams = {
         "stdout": for_model(result.stdout),
@@ -40,12 +41,12 @@ def render(result: CodeExecutionResult) -> str:
 
 
 def clip(text: str, room: int) -> str:
-    """The head and the tail of a text that is too long, and how to read the rest."""
+    """Return a text that fits into `room`: the head and the tail if it is too long, with a note on how to read the rest."""
     if len(text) <= room:
         return text
     half = room // 2
     cut = len(text) - 2 * half
-    rest = "" if text[-half - 1] in "\r\n" else "…"  # the middle of a line is not to look like the beginning of one
+    rest = "" if text[-half - 1] in "\r\n" else "…"  # the middle of a line must not look like the beginning of one
     return f"{text[:half]}\n[… {cut} characters cut; to read them, write them to a file and print a part of it …]\n{rest}{text[-half:]}"
 
 
@@ -60,7 +61,7 @@ def _error(result: CodeExecutionResult) -> str:
 
 
 def _users_part(traceback: str) -> str:
-    """The traceback without its frames in libraries, which say more of them than of the code that was sent."""
+    """Return the traceback without its frames in libraries, which describe the library and not the code that was sent."""
     body = _HEADER.sub("", traceback).strip("\n")
     *frames, last = _FRAME.split(body)
     last, separator, conclusion = last.rpartition("\n\n")
@@ -74,14 +75,14 @@ def _users_part(traceback: str) -> str:
 
 
 def _stderr_alone(result: CodeExecutionResult) -> str:
-    """stderr ends with the error, which is told by itself."""
+    """Return stderr without the error at its end, because the error is shown separately."""
     if result.error is None:
         return result.stderr
     return result.stderr.removesuffix(result.error.traceback or str(result.error))
 
 
 def _displayed(result: CodeExecutionResult) -> str:
-    """In words, what was displayed besides images and the last value."""
+    """Return in words what was displayed, except images and the last value."""
     texts = [_in_words(display) for display in result.displays if not _is_image(display)]
     value = for_model(result.text or "")
     return "\n".join(text for text in texts if text and text != value)
@@ -92,7 +93,7 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """The text that it came with, unless that names a Python object only."""
+    """Return the text of a display, unless that only names a Python object. Then return its source or describe its HTML."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
@@ -133,7 +134,7 @@ def _size(size: int) -> str:
 
 
 def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
-    """What a notebook shows of a result: its text, and beside it the displays; what the host says of the session comes last."""
+    """Return what a notebook shows of a result: its text, then the displays, then the host's line about the session."""
     parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
         parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
@@ -143,10 +144,10 @@ def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, s
 
 
 def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
-    """Return what a page may be given of a display, by MIME type: images, text, and HTML of which nothing runs and nothing is loaded.
+    """Return what a page may show of a display, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
-    Whatever else there is runs code or loads what it names: widgets, charts of plotly and Vega, maps. With `html="raw"` HTML is shown as it
-    is, in a frame with an origin of its own: its scripts cannot reach the page, and have the network of the reader.
+    All other types run code or load what they name: widgets, charts of plotly and Vega, maps. With `html="raw"` HTML is returned as it is,
+    in a frame with an origin of its own. Its scripts cannot reach the page, but they can use the reader's network.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}
     shown = {mime: content for mime, content in data.items() if mime in _IMAGES and _is_base64(content)}
@@ -163,7 +164,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """HTML in its form for a page; the text in its place if scripts would have made all of it."""
+    """Return HTML that is safe for a page. Return the text instead if scripts would have made all of the HTML."""
     if html == "raw":
         return {"text/html": sandboxed(source)}
     written = cleaned(source)
@@ -189,5 +190,5 @@ def _is_base64(text: str) -> bool:
 
 
 def sandboxed(html: str) -> str:
-    """A frame that may run scripts, but with an origin of its own: the page around it is out of reach."""
+    """Return a frame for HTML that may run scripts. The frame has an origin of its own, so scripts cannot reach the page around it."""
     return f'<iframe sandbox="allow-scripts" style="border: 0; width: 100%; min-height: 20em" srcdoc="{escape(html)}"></iframe>'

@@ -1,7 +1,8 @@
 """The ACASessions section of appsettings.json and of the environment.
 
-Order: arguments, environment (`ACASessions__SessionPool__MaxConcurrentSessions`, any case), `appsettings.{ACA_ENVIRONMENT}.json`,
-`appsettings.json`. What is unset or null has its default, which is taken from where it is used: no default is written twice.
+Sources, the first of which wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`, in any case),
+`appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default. Defaults are imported from the
+modules that use them, so that no default is written twice.
 """
 
 import difflib
@@ -41,8 +42,8 @@ _FLAT = {
     "MaxConcurrentSessions": ("SessionPool", "MaxConcurrentSessions"),
     "SessionTimeoutMinutes": ("SessionPool", "SessionTimeoutMinutes"),
 }
-_PLACEHOLDER = re.compile(r"[<>{}]|\[[^\]:]*\]|YOUR[_-]?[A-Z]")  # in brackets with a colon is an address of IPv6
-Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year of seconds, and more of minutes than anyone waits
+_PLACEHOLDER = re.compile(r"[<>{}]|\[[^\]:]*\]|YOUR[_-]?[A-Z]")  # brackets with a colon in them are an IPv6 address
+Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year, in seconds
 Count = Annotated[int, Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode]
 _LIMITS, _TOGETHER, _POLICY = Limits(), Together(), Policy()
@@ -54,7 +55,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, values: object) -> object:
-        """Null is unset, as in .NET."""
+        """Treat null as unset, as .NET does."""
         return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
 
 
@@ -67,7 +68,7 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """A list may be given as text, with any usual delimiter or as JSON."""
+    """Return a list that was given as text, with any usual delimiter or as JSON, as its words."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -79,7 +80,7 @@ def _split(value: object) -> object:
 
 
 class SessionsHttpClientSettings(_Section):
-    """Where the sessions are. Without an Endpoint they are in the embedded sandbox."""
+    """The endpoint of the sessions. Without an Endpoint, sessions run in the embedded sandbox."""
 
     Endpoint: str | None = None
     ApiVersion: Literal["2025-10-02-preview", "2025-02-02-preview", "2024-10-02-preview", "2024-08-02-preview", "2024-02-02-preview"] = (
@@ -100,7 +101,7 @@ class SessionsHttpClientSettings(_Section):
         endpoint = re.sub(r"(/python/execute)?/*(\?.*)?$", "", endpoint.strip())
         if not re.fullmatch(r"unix:///[^\s]+", endpoint) and not _is_web_address(endpoint):
             raise ValueError("is no URL: begin it with https://, http:// or unix:///, and write the port as a number")
-        if "@" in urlsplit(endpoint).netloc:  # it would be shown wherever settings are, and no request would use it
+        if "@" in urlsplit(endpoint).netloc:  # a password in it would be shown with the settings, and no request would use it
             raise ValueError("must hold no user name or password: put the server's key into ApiKey")
         return endpoint
 
@@ -116,7 +117,7 @@ class SessionsHttpClientSettings(_Section):
 
 
 class AzureTokenProviderSettings(_Section):
-    """Which tokens are asked for, and how early they are renewed."""
+    """The scopes of tokens, and how early tokens are renewed."""
 
     RefreshBeforeMinutes: Annotated[float, Field(ge=0)] = DEFAULT_REFRESH_SECONDS / 60
     Scopes: Words = (DEFAULT_SCOPE,)
@@ -125,7 +126,7 @@ class AzureTokenProviderSettings(_Section):
 
 
 class SessionPoolSettings(_Section):
-    """How many sessions are held at the same moment, and for how long an idle one lives."""
+    """How many sessions can be leased at the same time, and how long an idle one lives."""
 
     MaxConcurrentSessions: Count = DEFAULT_SESSIONS
     SessionTimeoutMinutes: Positive = DEFAULT_SESSION_SECONDS / 60
@@ -133,16 +134,16 @@ class SessionPoolSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    """What one embedded session may use. Files are in memory, so `Limits` lowers what they may have to what the memory allows."""
+    """The limits of one embedded session. Files are in memory, so `Limits` lowers the limits of files to what the memory allows."""
 
     MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
     TemporaryMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.temporary // MB
     Processes: Annotated[int, Field(ge=8, le=1 << 20)] = _LIMITS.processes
     OpenFiles: Annotated[int, Field(ge=64, le=1 << 20)] = _LIMITS.open_files
-    # Processors' worth of time.
+    # In processors: 1.5 is the time of one and a half.
     Cpu: Annotated[float, Field(gt=0, le=4096)] | None = None
-    # Time by the clock, not of the processor: a cell that waits for a processor uses it up, one that waits for its host does not.
+    # Wall-clock time, not processor time. Waiting for a processor counts; waiting for an answer of the host does not.
     CellTimeoutSeconds: Annotated[float, Field(gt=0, le=220)] = _LIMITS.cell_timeout
     OutputKilobytes: Annotated[int, Field(gt=0, le=1 << 16)] = _LIMITS.output // KB
     History: Annotated[int, Field(gt=0, le=1 << 20)] = _LIMITS.history
@@ -152,21 +153,23 @@ class LimitsSettings(_Section):
     @model_validator(mode="after")
     def _lower(self) -> Self:
         given = Limits(memory=self.MemoryMegabytes * MB, disk=self.DiskMegabytes * MB, temporary=self.TemporaryMegabytes * MB)
-        self.__dict__.update(DiskMegabytes=given.disk // MB, TemporaryMegabytes=given.temporary // MB)  # frozen to its users only
+        self.__dict__.update(
+            DiskMegabytes=given.disk // MB, TemporaryMegabytes=given.temporary // MB
+        )  # the model is frozen, so assignment would fail
         return self
 
 
 class TogetherSettings(_Section):
-    """What all embedded sessions of this process may use together."""
+    """The limits of all embedded sessions of this process together."""
 
     MemoryShare: Annotated[float, Field(gt=0, le=1)] = _TOGETHER.memory_share
     Processes: Annotated[int, Field(ge=32, le=1 << 22)] = _TOGETHER.processes
-    # On each processor, against another process's 1; without control groups it is each session's.
+    # The weight on each processor, where another process has 1. Without control groups each session has this weight.
     CpuWeight: Annotated[float, Field(gt=0, le=100)] = _TOGETHER.cpu_weight
 
 
 class MountSettings(_Section):
-    """A folder of this host that every embedded session sees."""
+    """A folder of this host that every embedded session can read, or also write."""
 
     Host: str
     Guest: str
@@ -174,10 +177,10 @@ class MountSettings(_Section):
 
 
 class PackagesSettings(_Section):
-    """Where packages that embedded sessions ask for come from, and where this host keeps them."""
+    """Where embedded sessions get the packages that they install, and where this host caches them."""
 
-    IndexUrl: SecretStr | None = None  # it may hold a password; unset, the host's own configuration of pip says which index
-    WheelFolder: str | None = None  # without an IndexUrl the only source: nothing is fetched from anywhere
+    IndexUrl: SecretStr | None = None  # may hold a password; if unset, the host's configuration of pip decides
+    WheelFolder: str | None = None  # without an IndexUrl this is the only source: nothing is downloaded
     CacheFolder: str | None = Field(default_factory=lambda: PackageSource().folder or None)
     CacheMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = PackageSource().cache_size // MB
 
@@ -198,18 +201,18 @@ class PackagesSettings(_Section):
 
 
 class SandboxSettings(_Section):
-    """The embedded sandbox."""
+    """The settings of the embedded sandbox."""
 
     Limits: LimitsSettings = LimitsSettings()
     Together: TogetherSettings = TogetherSettings()
-    Network: Words = ("none",)  # none, host, or the domains that are allowed
+    Network: Words = ("none",)  # none, host, or the allowed domains
     Mounts: tuple[MountSettings, ...] = ()
-    Preload: Words | None = None  # None is numpy, pandas and matplotlib where they are installed; an empty list preloads nothing
+    Preload: Words | None = None  # None: numpy, pandas and matplotlib if they are installed; an empty list: nothing
     Spares: Annotated[int, Field(ge=0, le=1000)] = _POLICY.spares
     Python: str | None = None
     Isolation: Literal["full", "no-namespaces"] = _POLICY.isolation
     Tenant: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    Environment: str | None = None  # the name of one that `aca-sessions env create` made; in the place of Python
+    Environment: str | None = None  # the name of one that `aca-sessions env create` made; instead of Python
 
     _split_words = field_validator("Preload", "Network", mode="before")(_split)
 
@@ -223,27 +226,30 @@ class SandboxSettings(_Section):
 
 
 class McpSettings(_Section):
-    """What MCP clients may have."""
+    """The limits of MCP clients."""
 
     SessionsPerClient: Count = 20
     Clients: Count = 100  # connections over HTTP
-    ClientIdleMinutes: Positive = 30  # after so long without a request a client over HTTP counts as gone
-    KeepShared: bool = True  # sessions that were made to be shared outlive their maker, until they are idle for too long
-    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] = 64  # of what a client's sessions hand on through outputs/
+    ClientIdleMinutes: Positive = 30  # a client over HTTP counts as gone after this time without a request
+    KeepShared: bool = True  # whether shared sessions outlive the client that made them, until they are idle for too long
+    OutputsMegabytes: Annotated[int, Field(ge=0, le=1 << 14)] = 64  # for what a client's sessions pass on through outputs/
 
 
 class AuditSettings(_Section):
-    """What of embedded sessions is written down for their operator."""
+    """What the audit log records of embedded sessions, for their operator."""
 
-    File: str | None = None  # none is written
-    Code: bool = False  # cells as they are; only their sizes otherwise
+    File: str | None = None  # without it there is no audit log
+    Code: bool = False  # whether to record the source of cells; otherwise only its size
 
 
 _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox", "Packages", "Mcp", "Audit")
 
 
 class Settings(BaseSettings):
-    """The whole section; every value may be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`."""
+    """The whole section. Every value can be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`.
+
+    Raises ConfigurationError, which names the key that is wrong.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=f"{SECTION}__",
@@ -262,18 +268,18 @@ class Settings(BaseSettings):
     Audit: AuditSettings = AuditSettings()
     ContainerImage: str | None = None
 
-    # Accepted at the top as well, moved to where they belong, and read back here.
+    # These are accepted at the top level too. They are moved to their section, and can be read here.
     Endpoint: str | None = Field(None, exclude=True, repr=False)
     ApiKey: SecretStr | None = Field(None, exclude=True, repr=False)
     MaxConcurrentSessions: int = Field(DEFAULT_SESSIONS, exclude=True, repr=False)
     SessionTimeoutMinutes: float = Field(DEFAULT_SESSION_SECONDS / 60, exclude=True, repr=False)
 
     def __init__(self, **values: Any) -> None:
-        """Reads all sources; ConfigurationError names the key that is wrong."""
         try:
             super().__init__(**values)
         except ValidationError as error:
             sources = _sources(values, EnvSettingsSource(type(self))())
+            # `from None`, because pydantic's error holds the values, which may be secrets.
             raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in error.errors())) from None
         except SettingsError as error:
             raise ConfigurationError(f"{SECTION}: a section in the environment is not JSON ({error})") from None
@@ -293,7 +299,10 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Each source is brought into sections by itself: a flat name in the environment overrides a section in a file."""
+        """Return the sources, each normalized into sections first.
+
+        So a flat name in the environment overrides a section in a file.
+        """
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
@@ -303,7 +312,7 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Values from one place, and how messages name it."""
+    """The values from one place, and the name of that place in messages."""
 
     values: Mapping[str, Any]
     name: str = ""
@@ -315,7 +324,7 @@ class _Source:
         for number, key in enumerate(keys):
             try:
                 value = value[key]
-            except (KeyError, IndexError, TypeError):  # TypeError: it is no object and no list
+            except (KeyError, IndexError, TypeError):  # TypeError: neither an object nor a list
                 return number
         return len(keys)
 
@@ -325,7 +334,7 @@ class _Source:
 
 
 def _sources(given: Mapping[str, Any], environment: Mapping[str, Any]) -> list[_Source]:
-    """Return everything that settings are read from; the first has the last word."""
+    """Return all sources of settings. The first that has a value wins."""
     return [_Source(given), _Source(environment, "the environment"), *(_read(path) for path in _paths())]
 
 
@@ -377,7 +386,7 @@ def _variables() -> dict[str, list[str]]:
 
 
 def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
-    """Return where a key is wrong and why. Its value is not repeated: it may be a secret."""
+    """Return which key is wrong and why. Leave its value out, because it may be a secret."""
     location = [str(part) for part in problem["loc"]]
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Work that belongs to nobody's call: owned, finished together, and never silently failed."""
+"""Background work that belongs to no single call. It is owned, finished together, and its failures are logged."""
 
 import asyncio
 import logging
@@ -13,40 +13,42 @@ Result = TypeVar("Result")
 
 
 class Tasks:
-    """Starts tasks and keeps them; not a task group, since another task may close it than opened it."""
+    """A set of tasks that were started here. It is not a task group, because another task may close it than the one that opened it."""
 
     def __init__(self) -> None:
-        """Starts with none."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Runs in the background; a failure is logged."""
+        """Start work in the background and log its failure."""
         task = self.own(work)
         task.add_done_callback(_log_failure)
         return task
 
     async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Waits for work that goes on even if its caller is cancelled: what it opened or closed halfway would be lost."""
+        """Run work that continues if the caller is cancelled, and return its result.
+
+        Use it for what must not stop halfway: something half opened or half closed would leak.
+        """
         task = self.own(work)
         task.add_done_callback(_look_at)
         return await asyncio.shield(task)
 
     async def finish(self) -> None:
-        """Waits for all of them."""
+        """Wait for all tasks, also for those that are started meanwhile."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def cancel(self) -> None:
-        """Cancels what still runs, and waits for it."""
+        """Cancel the tasks that still run, and wait for them."""
         for task in self._tasks:
             task.cancel()
         await self.finish()
 
     def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Runs in the background; whoever keeps the task looks at what became of it."""
+        """Start work in the background. The caller must handle its result or failure."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -54,10 +56,10 @@ class Tasks:
 
 
 async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
-    """Run a function in a worker thread, and return or raise once it has ended, even if the caller is cancelled.
+    """Run a function in a worker thread. Return or raise only when it has ended, even if the caller is cancelled.
 
-    If asyncio cancels a task that waits for anyio's `run_sync`, the task goes on at once and so does the thread. What both use must not be
-    closed then: the number of a descriptor would be the next one's.
+    If asyncio cancels a task that waits for anyio's `run_sync`, the task continues at once and so does the thread. What both use must not
+    be closed then: the number of a closed descriptor would be given to the next file that is opened.
     """
     running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
     running.add_done_callback(_look_at)
@@ -73,7 +75,13 @@ async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
 
 
 async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
-    """What a worker thread makes; it goes on where its caller is cancelled, and what it makes for nobody is undone."""
+    """Make something in a worker thread and return it. The thread continues if the caller is cancelled, and then undoes what it made.
+
+    Args:
+        make: Makes the thing, in the thread.
+        undo: Undoes it, if the caller was cancelled and does not get it.
+        limiter: Limits how many threads run at the same time.
+    """
     handover = _Handover(make, undo)
     try:
         await to_thread.run_sync(handover.make, limiter=limiter)
@@ -84,7 +92,7 @@ async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], No
 
 
 class _Handover(Generic[Result]):
-    """A thing between the thread that makes it and the task that wants it: one of them has it, or it is undone."""
+    """A thing that passes from the thread that makes it to the task that wants it. If the task does not take it, it is undone."""
 
     def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
         self._make = make
@@ -114,12 +122,12 @@ class _Handover(Generic[Result]):
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:
-    """Whoever waited and is still there is told anyway; if nobody is, it is no news."""
+    """Retrieve the exception of a task, so that asyncio does not log it. A caller that still waits gets it anyway."""
     if not task.cancelled():
         task.exception()
 
 
 def _log_failure(task: "asyncio.Task[Any]") -> None:
-    """By its type alone: what an exception says may hold what a user sent."""
+    """Log the failure of a task by its type alone: the message may hold what a user sent."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _logger.error("work in the background failed: %s", type(error).__name__)

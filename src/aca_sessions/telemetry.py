@@ -1,4 +1,4 @@
-"""Spans and metrics through opentelemetry-api. Names are hashed; code and contents never get here."""
+"""Spans and metrics through opentelemetry-api. Names of sessions are hashed; code and contents never get here."""
 
 import hashlib
 import time
@@ -41,7 +41,7 @@ _REASONS = ("memory", "killed", "exit", "crash", "expired")
 
 
 class Host(Protocol):
-    """Whoever knows how much memory sessions use now."""
+    """An object that knows how much memory its sessions use now."""
 
     def memory_used(self) -> int: ...  # noqa: D102
 
@@ -50,13 +50,13 @@ _hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
 
 
 def hashed(name: str) -> str:
-    """What may be written of a session's name: whoever has the name itself owns the session."""
+    """Return the hash of a session's name, for logs and metrics. The name itself must stay secret: it gives access to the session."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @contextmanager
 def span(step: str, session_id: str | None = None, **attributes: int | float | str) -> Iterator[Span]:
-    """A span of ours below whatever span the caller is in. What an exception says is left out, its type is not."""
+    """Open a span below the caller's current span. Of an exception it records the type, but not the message."""
     known = {"session.hash": hashed(session_id)} if session_id is not None else {}
     with _tracer.start_as_current_span(
         f"aca_sessions.{step}", attributes={**known, **attributes}, record_exception=False, set_status_on_exception=False
@@ -70,7 +70,7 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
 
 @contextmanager
 def acquiring(session_id: str | None) -> Iterator[None]:
-    """The wait for a lease."""
+    """Measure the block as the wait for a lease. Count the lease if the block succeeds."""
     started = time.perf_counter()
     with span("acquire", session_id):
         yield
@@ -84,7 +84,7 @@ def released(count: int = 1) -> None:
 
 
 def executed(current: Span, result: CodeExecutionResult) -> None:
-    """What became of a cell."""
+    """Record the result of an execution, as its caller sees it."""
     verdict = {"success": result.success, "state": result.state.kind}
     _executions.add(1, verdict)
     _execution_seconds.record(result.duration, verdict)
@@ -93,8 +93,9 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Whoever collects numbers is told what its sessions use, for as long as it lives; what has not happened yet is a zero."""
+    """Add a server's sessions to the memory metric, for as long as the server lives. Set its counters to zero."""
     _hosts.add(host)
+    # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
     for reason in _REASONS:
         _losses.add(0, {"reason": reason})
@@ -110,25 +111,25 @@ _meter.create_observable_gauge("aca_sessions.server.memory.usage", [_memory_used
 
 
 def session_began() -> None:
-    """A server has one session more."""
+    """Count a new session of a server."""
     _live.add(1)
 
 
 def session_ended(reason: str) -> None:
-    """A server has one session less."""
+    """Count the end of a session of a server. Count its expiry as a loss, too."""
     _live.add(-1)
     if reason == "expired":
         _losses.add(1, {"reason": reason})
 
 
 def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
-    """A session has an interpreter: one that was kept ready, or one that was forked for it."""
+    """Record how long a session waited for its interpreter. A warm one was kept ready, a cold one was forked for it."""
     _start_seconds.record(seconds, {"start": start})
 
 
 @contextmanager
 def cell_running() -> Iterator[None]:
-    """A cell has its turn."""
+    """Count a cell as active during the block."""
     _active.add(1)
     try:
         yield
@@ -137,27 +138,29 @@ def cell_running() -> Iterator[None]:
 
 
 def cell_ended(result: CodeExecutionResult) -> None:
-    """What became of a cell on the server. A loss that was told with it is counted by its reason."""
+    """Record the result of an execution on the server. Count a loss that the result reports, by its reason."""
     _cell_seconds.record(result.duration, {"outcome": outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
+    # `session_ended` counts expiries.
     if reason in _REASONS and reason != "expired":
         _losses.add(1, {"reason": reason})
 
 
 def outcome(result: CodeExecutionResult) -> Outcome:
-    """How a cell ended. A time-out of ours has no traceback; one that the cell raised has."""
+    """Return how an execution ended."""
     if result.error is None:
         return "succeeded"
+    # The sandbox's time-out has no traceback. A TimeoutError that the code raised has one.
     if result.error.name == "TimeoutError" and not result.error.traceback:
         return "timed_out"
     return "interrupted" if result.error.name == "KeyboardInterrupt" else "failed"
 
 
 def refused(code: str) -> None:
-    """A limit of the server refused a request; the code is one of the server's own."""
+    """Count a request that was refused by a limit of the server. `code` is one of `LIMITS`."""
     _refusals.add(1, {"error.type": code})
 
 
 def audit_lost() -> None:
-    """The audit log could not take an event."""
+    """Count an event that the audit log could not write."""
     _audit_lost.add(1)

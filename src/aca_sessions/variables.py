@@ -1,5 +1,7 @@
-"""Environment variables of the settings, checked before pydantic-settings reads them: it passes over unknown ones, and of two that
-contradict each other it takes one silently. No error holds a value: it may be a secret.
+"""Checks of the environment variables of the settings, before pydantic-settings reads them.
+
+pydantic-settings ignores unknown variables, and of two that contradict each other it takes one silently. No error holds a value, because it
+may be a secret.
 """
 
 import difflib
@@ -12,10 +14,10 @@ from .errors import ConfigurationError
 
 
 def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigurationError for a variable that is no setting, and for two that contradict each other.
+    """Raise ConfigurationError for a variable that is not a setting, and for two that contradict each other.
 
     Args:
-        section: What the variables begin with, in any case.
+        section: The beginning of the variables' names, in any case.
         known: The settings, each with the keys below it.
     """
     prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
@@ -34,14 +36,17 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """Return which key may be meant, or which there are."""
+    """Return the end of an error message: the key that is probably meant, or all keys that exist."""
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(key.lower(), names, n=1)
     return f": did you mean {names[close[0]]}?" if close else f"; there are {', '.join(names.values())}"
 
 
 def _check_separator(variable: str, section: str, known: Mapping[str, Collection[str]]) -> None:
-    """Refuse ACASessions_Endpoint and ACASessions:Endpoint. Kubernetes has its own of such names: ACASESSIONS_MCP_SERVICE_HOST."""
+    """Raise ConfigurationError for a wrong separator: ACASessions_Endpoint and ACASessions:Endpoint.
+
+    Names that Kubernetes defines for a service are not refused: ACASESSIONS_MCP_SERVICE_HOST.
+    """
     if not variable.lower().startswith(section.lower()):
         return
     parts = re.split(r"[_:.]+", variable[len(section) :])
@@ -54,7 +59,7 @@ def _check_separator(variable: str, section: str, known: Mapping[str, Collection
 
 
 def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
-    """A section may be given as JSON, and its keys by variables of their own as well."""
+    """Raise ConfigurationError if a section in JSON and a variable for one of its keys contradict each other."""
     for name, (variable, value) in found.items():
         for key, inner in _leaves(name, value):
             other, text = found.get(key, (variable, value))
@@ -66,7 +71,7 @@ def _leaves(name: str, text: str) -> Iterator[tuple[str, str]]:
     try:
         content = json.loads(text) if text.lstrip().startswith("{") else None
     except ValueError:
-        return  # pydantic-settings says so
+        return  # pydantic-settings raises for invalid JSON
     for key, value in content.items() if isinstance(content, dict) else ():
         inner = value if isinstance(value, str) else json.dumps(value)
         yield f"{name}__{key.lower()}", inner
