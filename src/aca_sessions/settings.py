@@ -43,7 +43,7 @@ _FLAT = {
     "SessionTimeoutMinutes": ("SessionPool", "SessionTimeoutMinutes"),
 }
 _PLACEHOLDER = re.compile(r"[<>{}]|\[[^\]:]*\]|YOUR[_-]?[A-Z]")  # brackets with a colon in them are an IPv6 address
-Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year, in seconds
+Positive = Annotated[float, Field(gt=0, le=31_536_000)]  # a year of seconds; in minutes more than anyone waits
 Count = Annotated[int, Field(gt=0)]
 Words = Annotated[tuple[str, ...], NoDecode]
 _LIMITS, _TOGETHER, _POLICY = Limits(), Together(), Policy()
@@ -153,9 +153,8 @@ class LimitsSettings(_Section):
     @model_validator(mode="after")
     def _lower(self) -> Self:
         given = Limits(memory=self.MemoryMegabytes * MB, disk=self.DiskMegabytes * MB, temporary=self.TemporaryMegabytes * MB)
-        self.__dict__.update(
-            DiskMegabytes=given.disk // MB, TemporaryMegabytes=given.temporary // MB
-        )  # the model is frozen, so assignment would fail
+        # Through `__dict__`, because the model is frozen.
+        self.__dict__.update(DiskMegabytes=given.disk // MB, TemporaryMegabytes=given.temporary // MB)
         return self
 
 

@@ -1,1 +1,1 @@
-"""Serves the contract from sandboxes."""
+"""The server: it answers the contract from sandboxes."""

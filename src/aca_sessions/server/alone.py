@@ -1,4 +1,4 @@
-"""One process has all sessions of a server: whoever asks for several is told, since each would have sessions of its own."""
+"""A check that one process has all sessions of a server. With several workers, each would have sessions of its own."""
 
 import argparse
 import multiprocessing
@@ -10,7 +10,10 @@ from ..errors import ConfigurationError
 
 
 def check_is_alone() -> None:
-    """ConfigurationError where this process is one of several workers, as far as the ways of uvicorn and gunicorn show it."""
+    """Raise ConfigurationError if this process is one of several workers.
+
+    That is found from the environment and the command line, in the ways of uvicorn and gunicorn.
+    """
     asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
     for name, count in asked.items():
         if count.isdecimal() and int(count) > 1:
@@ -21,7 +24,10 @@ def check_is_alone() -> None:
 
 
 def _workers(command: list[str]) -> str:
-    """What the command line of our own process says: uvicorn's workers are spawned with it, gunicorn's are forked with it."""
+    """Return the number of workers that the command line of this process asks for, or "".
+
+    uvicorn spawns its workers with that command line, gunicorn forks them with it.
+    """
     program = Path(command[0]).parts[-2:] if command else ()
     if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):
         return ""

@@ -1,4 +1,4 @@
-"""The ASGI application: routes in, contract shapes out. It stands at the root and below Azure's base path."""
+"""The ASGI application: it routes requests to handlers, at the root and below Azure's base path."""
 
 from typing import Any
 
@@ -31,10 +31,12 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """One server over its sessions. Which api-version a request speaks is the contract's to know."""
+    """The ASGI application of one server. It serves the given sessions, which their owner must close.
+
+    The contract knows which api-version a request speaks.
+    """
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Serves the sessions that it is given, which stay their owner's."""
         self._sessions = sessions
         self._owner = Owner("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
@@ -44,26 +46,27 @@ class Service:
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*page, *routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)
         guarded = hosting.api_key or hosting.allowed_hosts
+        # The health check and the page hold no data, so they need no key.
         open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})
         guard = Guard(app, hosting, open_paths=open_paths, headers=self._headers, journal=sessions.journal)
         self._app: ASGIApp = guard if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Is an ASGI application, in the process that opened it."""
+        """Handle one ASGI request. Raise ForkedProcessError in a forked process."""
         self._owner.check()
         await self._app(scope, receive, send)
 
     def take_no_more(self) -> None:
-        """Takes no new session from now on, and answers for those that there are."""
+        """Refuse new sessions from now on. Existing sessions are still served."""
         self._sessions.draining = True
 
     @property
     def has_sessions(self) -> bool:
-        """Whether there are any."""
+        """Return whether there are any sessions."""
         return len(self._sessions) > 0
 
     async def drain(self, within: float) -> None:
-        """Lets running cells end, but waits no longer than so many seconds; then their sessions end, and their callers are told."""
+        """Let running cells finish for at most `within` seconds, then end all sessions. Cells that still run get results that report it."""
         self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()

@@ -1,4 +1,4 @@
-"""The audit log: a file of JSON lines that is appended to and never read. A disk that is full is told, and stops nobody."""
+"""The audit log: a file of JSON lines that is only appended to. A full disk is logged as an error, and fails no request."""
 
 import errno
 import json
@@ -15,10 +15,10 @@ _OTHERS = 0o077
 
 
 class AuditLog:
-    """One file, of its owner alone. Whoever moves it away to rotate it finds the next event in a new one."""
+    """One file that only its owner can read. If it is moved away to rotate it, the next event is written to a new file."""
 
     def __init__(self, path: str) -> None:
-        """Opens it; ConfigurationError where it cannot be written, or where others may read it."""
+        """Open the file. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
         self._path = path
         self._torn = False
         self._lost = 0
@@ -32,7 +32,10 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: others may read or write {path}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Appends an event. One that cannot be written is counted, and told once until writing succeeds again."""
+        """Append an event. An event that cannot be written is counted; the first one is logged as an error.
+
+        The next event that is written has the number of lost ones in `lost_before`.
+        """
         if self._lost:
             fields["lost_before"] = self._lost
         told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -45,11 +48,14 @@ class AuditLog:
             self._lost = 0
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Close the file."""
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """In one call, so that lines of several processes do not mix; what a full disk cut off gets an end of its own."""
+        """Append a line in one write(2), so that lines of several processes do not mix.
+
+        If a full disk cut off the line before, that line is ended first.
+        """
         self._reopen_if_moved()
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)
@@ -74,4 +80,5 @@ class AuditLog:
             os.close(moved)
 
     def _opened(self) -> int:
+        # O_NONBLOCK: if the path is a FIFO, neither a missing nor a slow reader can block the server (fifo(7)).
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)

@@ -1,4 +1,4 @@
-"""Cells over HTTP: execute, ask what became of it, interrupt, begin anew. What a request starts does not end with it."""
+"""The routes of cells: execute, get an execution, interrupt, reset. An execution does not end with the request that started it."""
 
 import re
 import uuid
@@ -21,15 +21,14 @@ _OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 
 class CellRoutes:
-    """The handlers of cells, over the sessions of one server."""
+    """The handlers of cells, for the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Knows nothing of isolation: that is the sessions'."""
         self._sessions = sessions
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Azure's paths, and ours where they are offered."""
+        """Return the routes: Azure's, and the extensions if they are offered."""
         ours: Routes = [
             (extensions.INTERRUPT_PATH, "POST", self.interrupt),
             (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
@@ -63,7 +62,7 @@ class CellRoutes:
         return self._answer(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt an execution. Its result says what that did."""
+        """Interrupt an execution. Its result shows what that did."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
@@ -119,7 +118,14 @@ class CellRoutes:
 
 
 def encoded(version: Version, execution: RunningExecution, *, rich: bool, since: str | None) -> dict[str, object]:
-    """Return an execution in the words of a version, or of a pool of shells, for a caller at a position of the ledger."""
+    """Return an execution in the dialect of an api-version, or of a pool of shells. Count its result as fetched.
+
+    Args:
+        version: The api-version of the request.
+        execution: The execution.
+        rich: Whether the caller asked for the extensions.
+        since: The caller's position in the session's ledger, or None if it named none.
+    """
     limit = execution.call.output_limit
     snapshot = execution.snapshot(since)
     execution.note_fetched()

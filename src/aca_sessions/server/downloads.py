@@ -1,4 +1,4 @@
-"""Send a file of a session while it is read: a few chunks of it are in memory, however slowly a client takes it."""
+"""Downloads of files that are read while they are sent. Only a few chunks are in memory, however slowly a client reads."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -12,8 +12,8 @@ from ..errors import ServiceError
 from ..sandbox.files import Reading
 
 _CHUNK = 1 << 18
-_AHEAD = 8 << 20  # our client asks for parts of that size
-_MOST_AHEAD = 8  # answers at a time that were read before they began, each of up to 8 MB
+_AHEAD = 8 << 20  # bytes; this package's client asks for parts of that size
+_MOST_AHEAD = 8  # responses at the same time that are read completely before they begin, each of up to 8 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +26,25 @@ class Download:
 
 
 class Downloads:
-    """Read a part ahead if it is small, so that its tag says whether it changed meanwhile; and a larger one while it is sent."""
+    """The downloads of a server.
+
+    A small part of a file is read completely before it is sent, so that its tag shows whether it changed meanwhile. A larger part is read
+    while it is sent.
+    """
 
     def __init__(self) -> None:
         self._ahead = 0
 
     async def begin(self, reading: Reading, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
-        """Return what to send.
+        """Return the download of a part of a file.
 
         Args:
             reading: The open file.
             start: The first byte.
             length: How many bytes, or None for all that follow.
-            exact: Whether the client may join it with other parts of the same version. If the file changes while it is sent, the answer is
-                broken off. Otherwise the client gets what the file holds when it is read, with a weak tag.
-            held: What is given back when all is sent.
+            exact: Whether the client may join the part with others of the same version. If the file then changes while it is sent, the
+                response is broken off. Otherwise the client gets what the file holds when it is read, with a weak tag.
+            held: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)
         length = left if length is None else min(length, left)
@@ -58,7 +62,7 @@ class Downloads:
 
 
 class Sending(StreamingResponse):
-    """An answer that gives back what it holds when it is sent, or when its client has gone."""
+    """A streaming response that closes the stack that it holds when it is sent, or when its client has gone."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, held: AsyncExitStack
@@ -67,7 +71,7 @@ class Sending(StreamingResponse):
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the response, then close the stack."""
         async with self._held:
             await super().__call__(scope, receive, send)
 

@@ -1,4 +1,7 @@
-"""Keep an execution's events within bounds, for readers that come and go. The oldest output is dropped first, and readers learn of it."""
+"""The events of an execution, kept within bounds for readers that come and go.
+
+The oldest output is dropped first, and readers learn how much was dropped.
+"""
 
 import asyncio
 import contextlib
@@ -15,10 +18,9 @@ _EACH = 64
 
 
 class Events:
-    """Keep the events of one execution. It alone adds them; any reader may read them, from any number on."""
+    """The events of one execution. Only the execution adds events. Any reader can read them, from any number on."""
 
     def __init__(self) -> None:
-        """Start without events."""
         self._events: deque[Event] = deque()
         self._first = 1
         self._read_to = 0
@@ -63,7 +65,7 @@ class Events:
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
         """Return the events after a number, as soon as there are any, and the number of the last."""
-        await asyncio.sleep(0)  # in process, whoever reads again and again would leave nobody else a turn
+        await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 while self._last <= number and not self.closed:
@@ -83,7 +85,7 @@ class Events:
         return self._first + len(self._events) - 1
 
     def _place_of(self, event: Event) -> int | None:
-        """Return the place of the unread event that a new one continues or replaces."""
+        """Return the position of the unread event that a new one continues or replaces, or None."""
         number = self._named.get(_name_of(event) or "")
         if number is None and self._events and _continues(self._events[-1], event):
             number = self._last
@@ -98,7 +100,7 @@ class Events:
         self._first += 1
         self._count(oldest, -1)
         if oldest.kind in QUESTIONS and self._first - 1 > self._read_to:
-            self._unheard.append(oldest)  # whoever asked would wait in vain; the sandbox bounds how many may
+            self._unheard.append(oldest)  # the cell waits for its reply; the sandbox limits how many can be open
         else:
             self._skipped += len(oldest.text)
             self._skipped_displays += oldest.display is not None
@@ -106,14 +108,14 @@ class Events:
                 del self._named[_name_of(oldest) or ""]
 
     def _dropped(self) -> str:
-        """Return what was dropped, in words."""
+        """Return in words what was dropped, or ""."""
         parts = [f"{self._skipped} characters of output"] * bool(self._skipped)
         parts += [f"{self._skipped_displays} displays (the result has those that the cell ended with)"] * bool(self._skipped_displays)
         return f"{' and '.join(parts)} were dropped before they were read" if parts else ""
 
 
 def _continues(earlier: Event, event: Event) -> bool:
-    """Return whether the two can be told as one: pieces of a stream, or one more clear."""
+    """Return whether an event can be merged into an earlier one: pieces of a stream, or one more clear."""
     if earlier.kind != event.kind:
         return False
     return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MOST_MERGED)

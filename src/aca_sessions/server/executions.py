@@ -1,4 +1,4 @@
-"""Own the executions of one session. Handlers wait for them; a caller that disconnects does not change its execution."""
+"""The executions of one session. They belong to the server: handlers wait for them, and a caller that disconnects does not change them."""
 
 import asyncio
 import contextlib
@@ -22,6 +22,7 @@ from ..tasks import Tasks
 from .events import Events
 from .journal import Journal
 
+# How many results a session keeps, and their size in bytes.
 _FETCHED_RESULTS, _FETCHED_BYTES = 50, 16 << 20
 _KEPT_RESULTS, _KEPT_BYTES = 1000, 64 << 20  # including those that were not fetched yet
 _REMEMBERED_IDS = 10_000
@@ -59,19 +60,22 @@ class RunningExecution:
         self._identifier = session.identifier
         self._ledger = session.ledger
         self.start = self.end = session.ledger.position
-        # Where a caller that names no position was when it asked: what others fetch before its answer is made is still news to it.
+        # The position of a caller that names none, when it asked. What others fetch before its answer is made is still news to it.
         self._known = session.ledger.fetched
         self._result: CodeExecutionResult | None = None
 
     @property
     def result(self) -> CodeExecutionResult:
-        """Return the result, once it is done."""
+        """Return the result. Raise RuntimeError before the execution is done."""
         if self._result is None:
             raise RuntimeError("asked for a result before there was one")
         return self._result
 
     def snapshot(self, since: str | None = None) -> Execution:
-        """Return what is known now. The result's state is what happened since a position that the caller names, if it does."""
+        """Return what is known now.
+
+        The result's state is what happened since the position that the caller names, or since the last fetch if it names none.
+        """
         result = self._result
         if result is not None and result.state != NO_REPLY:
             state, record = self._ledger.seen_from(since, self.start, self.end, otherwise=self._known)
@@ -79,7 +83,7 @@ class RunningExecution:
         return Execution(id=self.id, identifier=self._identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def note_fetched(self) -> None:
-        """Note that a caller got the result, or that it was at least sent."""
+        """Note that the result was sent to a caller. Later callers that name no position do not read of earlier losses again."""
         if self._result is not None:
             self.fetched = True
             self._ledger.fetched = max(self._ledger.fetched, self.end)
@@ -89,7 +93,7 @@ class RunningExecution:
         self.start = self._ledger.position
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Give the result to all who wait. Its state is what happened from the execution's start to this moment."""
+        """Store the result and wake all that wait for it. Its state is what happened from the execution's start until now."""
         self.end = self._ledger.position
         if result.state == NO_REPLY:
             self._result = replace(result, session_id=self._identifier)
@@ -103,7 +107,7 @@ class RunningExecution:
 
 
 class Executions:
-    """Run the cells of one session one at a time, in the order in which they came, and keep their results within bounds."""
+    """The executions of one session. They run one at a time, in the order of their requests. Results are kept within bounds."""
 
     def __init__(self, session: Home, default_timeout: float, *, journal: Journal) -> None:
         self._session = session
@@ -117,16 +121,20 @@ class Executions:
 
     @property
     def unfinished(self) -> int:
-        """Return how many run or wait."""
+        """Return how many executions run or wait."""
         return sum(not execution.done.is_set() for execution in self._known.values())
 
     @property
     def running(self) -> str | None:
-        """Return the id of the one whose turn it is."""
+        """Return the id of the execution that runs now, or None."""
         return next((execution.id for execution in self._known.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell. The same id returns the same execution: none runs twice while the session lives."""
+        """Accept a cell. The same id returns the same execution: no id runs twice while the session lives.
+
+        Raise ProblemError (410) if the id ended and its result is not kept any more. A new execution that is `cancelled` never starts its
+        cell.
+        """
         self._check_not_forgotten(id)
         if id not in self._known:
             self._known[id] = RunningExecution(id, self._session, call, cancelled=cancelled)
@@ -134,7 +142,7 @@ class Executions:
         return self._known[id]
 
     def find(self, id: str) -> RunningExecution:
-        """Return an execution by its id."""
+        """Return an execution by its id. Raise ProblemError: 410 if its result is not kept any more, 404 if there never was one."""
         self._check_not_forgotten(id)
         execution = self._known.get(id)
         if execution is None:
@@ -150,19 +158,19 @@ class Executions:
             )
 
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupt the cell, or keep it from starting; the result says what that did."""
+        """Interrupt an execution, or keep it from starting. The result shows what that did."""
         execution.cancelled = True
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
     def interrupt_running(self) -> None:
-        """Interrupt the cell whose turn it is; those that wait for their turn are left alone."""
+        """Interrupt the execution that runs now. Those that wait for their turn are left alone."""
         for execution in self._known.values():
             if execution.status == "Running":
                 self.interrupt(execution)
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Give a cell what it asked for."""
+        """Reply to a question of a cell. Raise ProblemError (409) if the cell does not wait for this reply."""
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             raise ProblemError(
@@ -170,15 +178,15 @@ class Executions:
             )
 
     async def finish(self) -> None:
-        """Wait until all have their results."""
+        """Wait until all executions have their results."""
         await self._tasks.finish()
 
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Act between two cells, in the order in which they and this were asked for. It completes even if its caller does not wait."""
+        """Act between two cells, in the order of requests. It completes even if its caller is cancelled."""
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Act in turn as well, for a caller who was cancelled and must not wait."""
+        """Act in turn as `in_turn` does, in the background: for a caller that was cancelled and must not wait."""
         self._tasks.start(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
@@ -204,7 +212,10 @@ class Executions:
             self._forget_results()
 
     def _note_ended(self, execution: RunningExecution) -> None:
-        """Report the cell to operators, with what happened to the session since its last cell: a death between two cells counts too."""
+        """Report the execution to operators, with what happened to the session since its previous cell.
+
+        So a death between two cells is counted, too.
+        """
         result = execution.result
         if result.state != NO_REPLY and self._journaled < execution.start:
             result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
@@ -214,7 +225,7 @@ class Executions:
     async def _result(self, execution: RunningExecution) -> CodeExecutionResult:
         try:
             for _ in range(_TRIES - 1):
-                with contextlib.suppress(CellNotSentError):  # a reset, or a death, came first
+                with contextlib.suppress(CellNotSentError):  # a reset or a death of the interpreter came first
                     return await self._executed(execution)
             return await self._executed(execution)
         except CellNotStartedError:
@@ -227,6 +238,7 @@ class Executions:
 
     async def _executed(self, execution: RunningExecution) -> CodeExecutionResult:
         sandbox = await self._ready_sandbox()
+        # The wait for the interpreter is over: an interrupt that came meanwhile must keep the cell from starting.
         if execution.cancelled:
             raise CellNotStartedError
         execution.status = "Running"
@@ -234,7 +246,11 @@ class Executions:
         return await sandbox.execute(lambda live: self._ran_by(live, execution), transactional=execution.call.transactional)
 
     async def _ready_sandbox(self) -> Sandbox:
-        """Return the sandbox with a live interpreter. A fork server that died before the session had any state costs nothing."""
+        """Return the sandbox with a live interpreter.
+
+        If the fork server died before the session had any state, another sandbox is opened. Otherwise the loss is recorded and
+        GuestDiedError is raised.
+        """
         sandbox = await self._session.sandbox()
         try:
             await _started(sandbox)
@@ -264,7 +280,10 @@ class Executions:
             await interpreter.interrupt(execution.id)
 
     def _forget_results(self) -> None:
-        """Keep results within bounds, and longer if they were not fetched. The last one is always kept: its answer may have been lost."""
+        """Drop results beyond the limits; those that were not fetched are kept longer.
+
+        The last result is always kept, because its response may have been lost.
+        """
         done = [execution for execution in self._known.values() if execution.done.is_set()][:-1]
         fetched = [execution for execution in done if execution.fetched]
         are_all_fetched = len(fetched) == len(done)
@@ -273,7 +292,7 @@ class Executions:
             self._forget_some([execution for execution in done if execution.id in self._known], _KEPT_RESULTS, _KEPT_BYTES)
 
     def _forget_some(self, done: list[RunningExecution], most: int, most_bytes: int) -> None:
-        """Forget the oldest if there are too many, and the largest if they are too large. Their ids are remembered for longer."""
+        """Drop the oldest results if there are too many, and the largest if they are too large. Their ids are remembered for longer."""
         size = sum(execution.size for execution in done)
         while len(done) > most or size > most_bytes:
             gone = done[0] if len(done) > most else max(done, key=lambda execution: execution.size)

@@ -1,4 +1,4 @@
-"""Files over HTTP, in every version's words. Their content is streamed both ways."""
+"""The routes of files, in the dialect of each api-version. Contents are streamed in both directions."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,16 +23,15 @@ _BINARY = "application/octet-stream"
 
 
 class FileRoutes:
-    """The handlers of files, over the sessions of one server."""
+    """The handlers of files, for the sessions of one server. The hosting limits the size of uploads."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Uploads are limited by the hosting."""
         self._sessions = sessions
         self._hosting = hosting
         self._downloads = Downloads()
 
     def table(self) -> Routes:
-        """Azure's paths."""
+        """Return the routes, which are all Azure's."""
         return [
             ("files", "GET", self.list_files),
             ("files", "POST", self.upload_file),
@@ -45,7 +44,7 @@ class FileRoutes:
         ]
 
     async def list_files(self, request: Request) -> Response:
-        """The files of a session."""
+        """List the files of a session."""
         version, _ = addressed(request, plain=self._hosting.plain)
         recursive = request.query_params.get("recursive", "").lower() == "true"
         async with self._files(request) as (files, folder):
@@ -53,13 +52,16 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_files(found))
 
     async def upload_file(self, request: Request) -> Response:
-        """Takes a file into a session."""
+        """Write a file of a form to a session."""
         version, _ = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.UPLOAD_PATH)
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """A file's content or what is known of it: the generations' paths for the two look like each other's."""
+        """Return a file's content or its description.
+
+        One handler has both routes, because the content path of one API generation matches the description path of the other.
+        """
         version, _ = addressed(request, plain=self._hosting.plain)
         name = version.dialect.content_named(request.path_params["name"])
         if name is not None:
@@ -70,7 +72,7 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_file(file))
 
     async def delete_file(self, request: Request) -> Response:
-        """Deletes a file of a session."""
+        """Delete a file of a session."""
         version, _ = addressed(request, plain=self._hosting.plain)
         async with self._file(request) as (files, folder, name):
             await to_thread.run_sync(files.delete, name, folder)
@@ -79,21 +81,21 @@ class FileRoutes:
         return Response(status_code=204) if said is None else JSONResponse(said)
 
     async def legacy_upload(self, request: Request) -> Response:
-        """Takes a file in the words of the private preview."""
+        """Write a file to a session, in the dialect of the private preview."""
         return JSONResponse(legacy.encode_files([await self._uploaded(request)]))
 
     async def legacy_files(self, request: Request) -> Response:
-        """Lists files in the words of the private preview."""
+        """List files, in the dialect of the private preview."""
         async with self._files(request) as (files, folder):
             return JSONResponse(legacy.encode_files(await to_thread.run_sync(files.listing, folder)))
 
     async def legacy_download(self, request: Request) -> Response:
-        """A file's content in the words of the private preview."""
+        """Return a file's content, in the dialect of the private preview."""
         request.path_params["name"] = request.query_params.get("filename", "")
         return await self._download(request)
 
     async def _download(self, request: Request) -> Response:
-        """Return a file's content, or the range asked for; of the version asked for, if any."""
+        """Return a file's content, or the requested range of it. If a version was requested, check that the file still has it."""
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
         is_part = (start, length) != (0, None)
@@ -123,7 +125,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """The files of the request's session, and the folder that it names."""
+        """Open the session of a request for the block. Yield its files and the folder that the request names."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -136,7 +138,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request) -> AsyncIterator[tuple[Files, str, str]]:
-        """The same, and the file that the path names."""
+        """Open the session of a request for the block. Yield its files, the folder and the file name in the path."""
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(request.path_params["name"])
@@ -146,7 +148,7 @@ class FileRoutes:
 
 
 def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
-    """Return the status and the headers that say which part of a file an answer holds."""
+    """Return the status and the headers that describe which part of a file the response holds."""
     headers = {"content-length": str(download.length)}
     if size == 0 or (length is None and start == 0):
         return 200, headers

@@ -1,4 +1,4 @@
-"""What stands before the application where strangers can reach it: a key, and a Host header that is ours."""
+"""A check in front of the application, if strangers can reach it: a key, and a Host header that names this server."""
 
 import hmac
 
@@ -14,10 +14,21 @@ from .journal import Journal
 
 
 class Guard:
-    """Lets requests through that know the key and name a host of ours: a page in a browser could be made to send others."""
+    """An ASGI middleware that passes on only requests with the key that name an allowed host.
+
+    The check of the host prevents that a page in a browser sends requests here under a name of its own (DNS rebinding).
+    """
 
     def __init__(self, app: ASGIApp, hosting: Hosting, *, open_paths: frozenset[str], headers: dict[str, str], journal: Journal) -> None:
-        """What is at open paths holds no data and needs no key. An empty set of hosts allows all. Every answer has the given headers."""
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            hosting: The keys, and the allowed hosts. If there are no hosts, all are allowed.
+            open_paths: Paths that hold no data and need no key.
+            headers: Headers that every response gets.
+            journal: Counts and logs refused requests.
+        """
         self._app = app
         self._open_paths = open_paths
         self._headers = headers
@@ -27,7 +38,7 @@ class Guard:
         self._allowed_hosts = hosting.allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers strangers itself."""
+        """Pass the request on, or answer it with a problem."""
         problem = self._problem(scope) if scope["type"] == "http" else None
         if problem is None:
             await self._app(scope, receive, send)
@@ -52,7 +63,7 @@ class Guard:
 
 
 def _keys(headers: Headers) -> list[bytes]:
-    """Return the keys that a request brings: pools have a header of their own for them beside tokens."""
+    """Return the keys of a request: a Bearer token, and the header that pools have for their keys."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = [headers.get(mcp.KEY_HEADER, ""), token.strip() if scheme.lower() == "bearer" else ""]
     return [key.encode("utf-8", "replace") for key in given]

@@ -1,4 +1,4 @@
-"""What operators see of one server: numbers, and lines of the audit log where one is kept. Names are hashed, contents never get here."""
+"""What operators see of one server: metrics, and lines of the audit log if there is one. Names are hashed; contents are never written."""
 
 import hashlib
 import time
@@ -11,35 +11,34 @@ from ..hosting import Hosting
 from ..models import CodeExecutionResult
 from .audit import AuditLog
 
-_REFUSALS_A_SECOND = 20  # strangers are not to fill the disk
+_REFUSALS_A_SECOND = 20  # strangers must not be able to fill the disk
 
 
 class Journal:
-    """Takes note of what happens to sessions, cells, files and requests."""
+    """The one place that decides what is counted and logged of sessions, cells, files and requests."""
 
     def __init__(self, hosting: Hosting) -> None:
-        """Opens the audit log, if there is to be one."""
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
         self._with_code = hosting.audit_code
         self._key = _fingerprint(hosting.api_key) if hosting.api_key and hosting.audit else None
         self._second = self._refusals = self._unsaid = 0
 
     def session_began(self, identifier: str) -> None:
-        """An identifier has a session from now on."""
+        """Record the start of a session."""
         telemetry.session_began()
         self._write("session_begun", identifier, {})
 
     def session_ended(self, identifier: str, reason: str, seconds: float) -> None:
-        """A session is over, so long after it began."""
+        """Record the end of a session, after `seconds`."""
         telemetry.session_ended(reason)
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
 
     def running(self) -> AbstractContextManager[None]:
-        """A cell has its turn for the block."""
+        """Count a cell as running during the block."""
         return telemetry.cell_running()
 
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
-        """What became of a cell."""
+        """Record the result of an execution."""
         telemetry.cell_ended(result)
         if self._audit is None:
             return
@@ -50,11 +49,11 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """A request did something else to a session."""
+        """Record another successful request on a session, such as an upload."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
-        """A request was answered with a problem. Of many in one second only their number is written."""
+        """Record a request that was answered with a problem. Of more than 20 in one second only their number is logged."""
         if problem.code in telemetry.LIMITS:
             telemetry.refused(problem.code)
         if self._audit is None:
@@ -69,18 +68,22 @@ class Journal:
         self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **unsaid})
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """Close the audit log."""
         if self._audit is not None:
             self._audit.close()
             self._audit = None
 
     def _write(self, event: str, identifier: str | None, fields: Mapping[str, object]) -> None:
         if self._audit is not None:
+            # The guard refuses with 401 or 403 before it has accepted a key.
             key = None if fields.get("status") in (401, 403) else self._key
             session = telemetry.hashed(identifier) if identifier else None
             self._audit.write(event, key=key, session=session, **fields)
 
 
 def _fingerprint(key: str) -> str:
-    """Tells keys apart, and is slow to guess from: a key may have been chosen by a human."""
+    """Return a fingerprint of a key, to distinguish keys in the log.
+
+    scrypt makes guessing the key from it slow: a human may have chosen the key.
+    """
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

@@ -1,4 +1,4 @@
-"""Executions while they run, over HTTP: their events by long-poll, and answers to what they ask."""
+"""The routes of executions while they run: their events by long-poll, and replies to their questions."""
 
 import math
 
@@ -18,26 +18,25 @@ _MAX_REPLY = 64 << 20
 
 
 class LiveRoutes:
-    """The handlers of events, over the sessions of one server. A reader that goes away, or is slow, changes nothing about its cell."""
+    """The handlers of events, for the sessions of one server. A reader that goes away or is slow changes nothing about its cell."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """A plain server has none of this."""
         self._sessions = sessions
         self._plain = hosting.plain
 
     def table(self) -> Routes:
-        """Ours alone."""
+        """Return the routes, all of them extensions. A plain server has none."""
         if self._plain:
             return []
         return [(events.EVENTS_PATH, "GET", self.read), (events.REPLIES_PATH, "POST", self.reply)]
 
     async def read(self, request: Request) -> Response:
-        """What an execution did behind a number, as soon as there is something; with its result at the end."""
+        """Return the events of an execution after a number, as soon as there are any. The last response has the result."""
         execution = self._execution(request)
         return await self._page(request, execution, _after(request.query_params.get("after", "0")))
 
     async def reply(self, request: Request) -> Response:
-        """Answers a question of an execution; a caller who says where it reads on gets the next events with it."""
+        """Reply to a question of an execution. If the caller names a number, return the events after it."""
         execution = self._execution(request)
         try:
             number, text = events.decode_reply(values.parse(await limited(request, _MAX_REPLY, _MAX_REPLY).body()))

@@ -1,4 +1,4 @@
-"""The pool's MCP endpoint: one POST, answered at once. An environment is a session of this server."""
+"""The pool's MCP endpoint: POST requests that are answered at once. An "environment" of its tools is a session of this server."""
 
 import uuid
 from collections.abc import Mapping
@@ -18,19 +18,18 @@ _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
 
 
 class McpRoute:
-    """Azure's three tools, over the sessions of one server."""
+    """The handler of Azure's three tools, for the sessions of one server. The guard checks the key, as for all routes."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Its callers know the server's key, as everyone else does."""
         self._sessions = sessions
         self._most = hosting.max_request
 
     def table(self) -> Routes:
-        """The one path."""
+        """Return the one route."""
         return [(mcp.PATH, "POST", self.answer)]
 
     async def answer(self, request: Request) -> Response:
-        """Answers one message; what wants no answer gets none."""
+        """Answer one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
         message = values.parse(await limited(request, self._most, self._most).body())
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
             return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, "this is no JSON-RPC request"), 400)
@@ -60,7 +59,7 @@ class McpRoute:
             return mcp.encode_answer(id, await self._use(str(name), arguments))
         except ProblemError as problem:
             if problem.code == DRAINING:
-                raise  # a proxy passes it on to the server whose environment it is
+                raise  # a proxy passes the request on to the server that has the environment
             return mcp.encode_answer(id, mcp.encode_refused(problem.message))
 
     async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
@@ -78,7 +77,7 @@ class McpRoute:
         return mcp.encode_launched(session.identifier)
 
     async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
-        """Only in an environment that there is: a model is to learn that the one it knew has ended."""
+        """Run a cell in an existing environment. Raise ProblemError if there is none: a model must learn that its environment has ended."""
         identifier = checked_identifier(str(arguments.get("environmentId", "")))
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)

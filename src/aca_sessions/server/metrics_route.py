@@ -1,4 +1,4 @@
-"""GET /metrics: the numbers of this process, for those who collect them. No name of a session is in them."""
+"""The route GET /metrics: the metrics of this process. No name of a session is in them."""
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -14,18 +14,17 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsRoute:
-    """One path, where the server was started with it."""
+    """The handler of the metrics, if the server was started with them. The exporter in `hosting.metrics` collects them."""
 
     def __init__(self, _sessions: Sessions, hosting: Hosting) -> None:
-        """The numbers are collected elsewhere: by whoever exports them."""
         self._numbers = hosting.metrics
 
     def table(self) -> Routes:
-        """The one path, or none."""
+        """Return the one route, or none without metrics."""
         return [(PATH, "GET", self.metrics)] if self._numbers is not None else []
 
     async def metrics(self, _request: Request) -> Response:
-        """All numbers as they are now."""
+        """Return all metrics as they are now."""
         if self._numbers is None:
             raise ProblemError(404, "NotFound", "this server was started without --metrics")
         return Response(await to_thread.run_sync(self._numbers), media_type=_TEXT)

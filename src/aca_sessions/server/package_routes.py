@@ -1,4 +1,4 @@
-"""Packages over HTTP: what a session has beyond its environment, more of it, less of it. A call that fails answers a failed result."""
+"""The routes of packages: list, install and uninstall those of a session. A call that fails returns a failed result."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,26 +14,25 @@ _MOST = 1 << 16
 
 
 class PackageRoutes:
-    """The handlers of packages, over the sessions of one server."""
+    """The handlers of packages, for the sessions of one server. The sandbox knows where packages come from."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Knows nothing of where packages come from: that is the sandbox's."""
         self._sessions = sessions
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """One path, where extensions are offered."""
+        """Return the routes, all of them extensions. A plain server has none."""
         path = extensions.PACKAGES_PATH
         ours: Routes = [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
         return [] if self._hosting.plain else ours
 
     async def packages(self, request: Request) -> Response:
-        """What a session has installed."""
+        """Return the packages that a session has installed."""
         sandbox = await self._session(request).sandbox()
         return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
 
     async def install(self, request: Request) -> Response:
-        """Installs what is missing of some requirements."""
+        """Install the packages of some requirements, except those that are present."""
         requirements, timeout = extensions.decode_installation(values.parse(await limited(request, _MOST, _MOST).body()))
         session = self._session(request)
         with session.used():
@@ -44,7 +43,7 @@ class PackageRoutes:
         return JSONResponse(extensions.encode_outcome(result))
 
     async def uninstall(self, request: Request) -> Response:
-        """Takes away what was installed."""
+        """Remove packages that were installed in a session."""
         names = request.query_params.get("names", "").split(",")
         session = self._session(request)
         with session.used():

@@ -1,4 +1,4 @@
-"""The playground: a page over the server's own HTTP API. It holds no data, so it needs no key; all that it asks for does."""
+"""The playground: a page that uses the server's own HTTP API. The page holds no data and needs no key; the API that it calls does."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -26,8 +26,8 @@ _POLICY = {
     "frame-ancestors": "'none'",
     "base-uri": "'none'",
     "form-action": "'none'",
-    "require-trusted-types-for": "'script'",  # no text becomes HTML by accident …
-    "trusted-types": "sandboxed-frame",  # … and in one place of the page on purpose
+    "require-trusted-types-for": "'script'",  # text becomes HTML only through a policy …
+    "trusted-types": "sandboxed-frame",  # … and this one, in `frame.js`, is the only one
 }
 _HEADERS = {
     "content-security-policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
@@ -40,7 +40,7 @@ _HEADERS = {
 
 
 def page_routes() -> Routes:
-    """The page's files, each at a path of its own, and the cells that it sends to sessions as a client does."""
+    """Return the routes of the page's files, each at its own path, and of the cells that the page sends to sessions like a client."""
     folder = files(__package__) / "playground"
     parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _type(part.name)}
     cells = files("aca_sessions.client.cells")  # as text: nothing of the client is imported here
@@ -60,5 +60,5 @@ def _answering(content: bytes, kind: str) -> Callable[[Request], Awaitable[Respo
 
 
 def _type(name: str) -> str:
-    """The media type of a part; none for what is no part of the page."""
+    """Return the media type of a file, or "" if it is not part of the page."""
     return _TYPES.get(PurePosixPath(name).suffix, "")

@@ -1,4 +1,4 @@
-"""What went wrong on the way, in Azure's words. Nothing of a path or a content gets into them."""
+"""Exceptions as problems of Azure's API. No path and no content of a session gets into their messages."""
 
 import errno
 
@@ -35,7 +35,7 @@ _BY_ERRNO = {
 
 
 def problem_of(error: Exception) -> ProblemError:
-    """The answer for an exception that a handler let through."""
+    """Return the problem that answers an exception which a handler raised."""
     match error:
         case ProblemError():
             return error
@@ -46,7 +46,8 @@ def problem_of(error: Exception) -> ProblemError:
         case SnapshotError():
             return ProblemError(409, SNAPSHOT_REFUSED, str(error))
         case IsolationError() | GuestDiedError():
-            return ProblemError(500, "SandboxUnavailable", str(error))  # 503 is for what was not begun
+            # Not 503: a proxy retries that elsewhere, so it is only for what was not started.
+            return ProblemError(500, "SandboxUnavailable", str(error))
         case HTTPException():
             return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
     return ProblemError(500, "InternalError", "the server could not do this; its log says where")

@@ -1,4 +1,4 @@
-"""What a request names: its api-version, its session, a page, a range. ProblemError where it does not."""
+"""What a request names: its api-version, its session, a page, a range. A function raises ProblemError if that is missing or invalid."""
 
 import re
 
@@ -12,19 +12,19 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def version_of(request: Request) -> Version:
-    """The api-version that it speaks."""
+    """Return the api-version of a request."""
     return version_named(request.query_params.get("api-version"))
 
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
-    """The api-version and the session; a plain server takes the identifiers that Azure takes in that version."""
+    """Return the api-version and the session identifier. A plain server accepts only identifiers that Azure accepts in that version."""
     version = version_of(request)
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
 
 
 def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
-    """The name of a session."""
+    """Return an identifier. Raise ProblemError (400) if it is missing or has other characters or another length than allowed."""
     if not allowed.fullmatch(identifier):
         said = "the identifier is missing, or not of the characters and length allowed here"
         raise ProblemError(400, "SessionRequestValidationFailed", said)
@@ -32,21 +32,21 @@ def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -
 
 
 def check_has_sessions(request: Request) -> None:
-    """Earlier versions have no sessions to ask for."""
+    """Raise ProblemError (404) if the api-version is one of the earlier ones, which have no requests about sessions."""
     version = version_of(request)
     if not version.has_sessions:
         raise ProblemError(404, "NotFound", f"{version.name} has no sessions to ask for: they came with 2025-02-02-preview")
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Each generation has its own routes; the others' are not there."""
+    """Raise ProblemError (404) if the path belongs to another generation of the API. `whole` means that nothing follows the path."""
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
         raise ProblemError(404, "NotFound", f"this api-version has this under another path: {path}")
 
 
 def skip_of(request: Request) -> int:
-    """Where a page begins."""
+    """Return the index at which a page begins. Raise ProblemError (400) if it is not a number."""
     skip = request.query_params.get("skip", "0")
     if not _SKIP.fullmatch(skip):
         raise ProblemError(400, "SessionRequestValidationFailed", "'skip' is not a number")
@@ -54,14 +54,14 @@ def skip_of(request: Request) -> int:
 
 
 def check_version(request: Request, version: str) -> None:
-    """Raise a problem if the request wants another version of a file by If-Match; weak tags match nothing (RFC 9110, 13.1.1)."""
+    """Raise ProblemError (412) if If-Match names another version of a file. Weak tags match nothing (RFC 9110, 13.1.1)."""
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Return whether If-Range turns a request for a part into one for all of the file: that part would be of another version."""
+    """Return whether If-Range turns a request for a part into one for the whole file, because the part would be of another version."""
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 
@@ -71,7 +71,10 @@ def _matches(wanted: str, version: str) -> bool:
 
 
 def range_of(request: Request) -> tuple[int, int | None]:
-    """First byte and length of the part of a file that is asked for."""
+    """Return the first byte and the length of the requested part of a file. The length is None for all that follows.
+
+    Other units than bytes, several ranges and suffixes are ignored: the whole file is returned then (RFC 9110, 14.2).
+    """
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if not wanted:
         return 0, None

@@ -1,4 +1,4 @@
-"""Sessions over HTTP: ask for one, list, end; and what the server says of itself."""
+"""The routes of sessions: get, list, end; and what the server reports of itself."""
 
 from datetime import UTC, datetime
 
@@ -15,15 +15,14 @@ from .table import Routes
 
 
 class SessionRoutes:
-    """The handlers of sessions, over those of one server."""
+    """The handlers of sessions, for those of one server. A request about a session does not prolong it."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Asking prolongs no session."""
         self._sessions = sessions
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Azure's paths, and the readiness of the server."""
+        """Return the routes: Azure's, the health check, and the isolation report if extensions are offered."""
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
@@ -37,54 +36,54 @@ class SessionRoutes:
         ]
 
     async def health(self, _request: Request) -> Response:
-        """Says whether the server can give sessions, and how full it is."""
+        """Return whether the server can give sessions, and how full it is. The status is 503 if it cannot."""
         status = "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
         body = extensions.encode_health(len(self._sessions), self._sessions.most, status=status)
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def isolation(self, _request: Request) -> Response:
-        """What separates sessions from this host, found by trying, once."""
+        """Return what separates sessions from this host. It is found by trying, once."""
         return JSONResponse(await self._isolation())
 
     async def session(self, request: Request) -> Response:
-        """What is known of a session; asking does not prolong it."""
+        """Return what is known of a session. The request does not prolong it."""
         session = self._sessions.find(self._addressed(request))
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. A pool says if it was idle for too long, so that callers who come back read that it expired."""
+        """End a session. A pool names as the cause if it was idle for too long, so that callers who come back read that it expired."""
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
         return Response(status_code=204)
 
     async def list_sessions(self, request: Request) -> Response:
-        """The sessions of this server, a page at a time."""
+        """List the sessions of this server, page by page."""
         check_has_sessions(request)
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
         told = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
         return JSONResponse({"sessions": told})
 
     async def metadata(self, request: Request) -> Response:
-        """What a session finds installed."""
+        """Return the Python and the packages of sessions."""
         check_has_sessions(request)
         body = flat.encode_metadata(*await self._sessions.environment())
         ours = {} if self._hosting.plain else {extensions.RICH_MEMBER: {"isolation": await self._isolation()}}
         return JSONResponse(body | ours)
 
     async def managed_session(self, request: Request) -> Response:
-        """The same as `session`, in the words of the platform."""
+        """Return the same as `session`, in the format of Azure's management API."""
         session = self._sessions.find(addressed(request, plain=self._hosting.plain)[1])
         return JSONResponse(management.encode_session(self._sessions.info(session)))
 
     async def managed_sessions(self, request: Request) -> Response:
-        """The same as `listSessions`, in the words of the platform."""
+        """Return the same as `listSessions`, in the format of Azure's management API."""
         version_of(request)
         skip = skip_of(request)
         infos, total = self._sessions.infos(skip), len(self._sessions)
         return JSONResponse(management.encode_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
-        """Sessions of containers are stopped this way; those of interpreters are deleted."""
+        """Raise ProblemError (400): only sessions of containers are stopped this way. Those of interpreters are deleted."""
         addressed(request, plain=self._hosting.plain)
         raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
 

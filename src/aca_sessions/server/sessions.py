@@ -1,7 +1,7 @@
-"""Hosts sessions: identifier → sandbox, born on first use, gone after a cool-down, at most so many at once.
+"""The sessions of a server: identifier → sandbox. One is opened at its first use and ends after a cool-down; their number is limited.
 
-Not the client's pool, which leases: here nobody holds a session, and what is known of one is when it was last used. Decisions await
-nothing; what they ask to open or close goes on by itself.
+Unlike the client's pool, a server knows no leases: it knows only when a session was used last. Decisions contain no `await`. What they ask
+to open or close runs in the background.
 """
 
 import asyncio
@@ -32,14 +32,14 @@ from .executions import Executions, RunningExecution, no_execution
 from .journal import Journal
 
 _FULL = "SessionsCountExceedsLimit"
-_REMEMBERED = 10_000
-_REAP_EVERY = 5.0
+_REMEMBERED = 10_000  # ledgers of sessions that ended, and cancellations that came before their cells
+_REAP_EVERY = 5.0  # seconds
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 class HostedSession:
-    """Hold a session of this server: its sandbox, its ledger and its cells."""
+    """A session of this server: its sandbox, its ledger and its executions."""
 
     def __init__(
         self,
@@ -51,7 +51,16 @@ class HostedSession:
         journal: Journal,
         open_again: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
-        """Begin while its sandbox opens. The ledger is that of all lives of the identifier."""
+        """Take a sandbox that is still being opened.
+
+        Args:
+            identifier: The name of the session, which is a secret.
+            ledger: The ledger of all sessions that had this identifier.
+            opening: The sandbox, once it is open.
+            default_timeout: The time limit of cells that have none of their own, in seconds.
+            journal: Counts and logs what happens.
+            open_again: Opens another sandbox if this one dies before anything could be lost. None if that is not possible.
+        """
         self.identifier = identifier
         self.ledger = ledger
         self.has_state = False  # whether anything would be lost with it
@@ -65,14 +74,16 @@ class HostedSession:
         self._open_again = open_again
 
     async def sandbox(self) -> Sandbox:
-        """Return the sandbox, once it is open."""
+        """Return the sandbox when it is open. Raise if it could not be opened."""
+        # A caller that is cancelled must not cancel the opening for all.
         return await asyncio.shield(self._opening)
 
     async def renew(self) -> bool:
-        """Open another sandbox if this one died before anything could be lost, and return whether that was so."""
+        """Open another sandbox if this one died before anything could be lost. Return whether that was so."""
         if self.has_state or self._open_again is None:
             return False
         sandbox = await self.sandbox()
+        # Both are checked again after the await: a cell or an end may have come meanwhile.
         if await sandbox.fork_server_answers() or self.has_state or self.ended:
             return False
         self._opening = self._open_again()
@@ -81,32 +92,32 @@ class HostedSession:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a cell or a request is at work in it."""
+        """Return whether a cell or a request uses it now."""
         return self._users > 0 or self.executions.unfinished > 0
 
     @property
     def usable(self) -> bool:
-        """Return whether it can run cells: its sandbox could be opened, or is being opened, and the fork server is alive."""
+        """Return whether it can run cells: its sandbox is open or being opened, and the fork server is alive."""
         if not self._opening.done():
             return True
         return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
 
     @property
     def is_starting(self) -> bool:
-        """Return whether a request waits until its sandbox is open or its first interpreter is there."""
+        """Return whether a request waits for its sandbox or its first interpreter."""
         if not self._opening.done():
             return True
         return self.usable and self.in_use and self._opening.result().running is None
 
     @property
     def memory(self) -> Memory | None:
-        """Return what counts its memory, once its sandbox is open."""
+        """Return the counter of its memory, or None until its sandbox is open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Mark it as used for the block, so that it is not ended to make room."""
+        """Mark it as in use during the block, so that it is not ended to make room."""
         self._users += 1
         self.touch()
         try:
@@ -116,7 +127,7 @@ class HostedSession:
             self.touch()
 
     def take_headers(self) -> dict[str, str]:
-        """What Azure says of a session with each answer, and of a new one with the first."""
+        """Return the headers that Azure sends about a session with each response. Only the first response marks it as new."""
         new, self._new = self._new, False
         return {GUID_HEADER: self.etag, "x-ms-new-allocation": str(new).lower()}
 
@@ -125,12 +136,12 @@ class HostedSession:
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
-        """Record that its fork server died, if anything was lost with it and it is not recorded yet."""
+        """Record in the ledger that its fork server died, if anything was lost with it. Do nothing if that is recorded already."""
         if self.has_state and self.memory is not None:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End it, and with it the cell that runs; all its cells get their results."""
+        """End it and the cell that runs. All its executions get results. `cause` is the reason in those results."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -140,24 +151,30 @@ class HostedSession:
 
 
 class Sessions:
-    """Open, find and end the sessions of a server."""
+    """The sessions of one server, and the decisions about them: open, find, evict, end."""
 
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
-        """Opens sandboxes from the given ones; cells without a time limit of their own get the default."""
+        """Prepare a server without sessions.
+
+        Args:
+            sandboxes: Where sandboxes are opened.
+            hosting: How many sessions it hosts, and for how long.
+            default_timeout: The time limit of cells that have none of their own, in seconds.
+        """
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
         self._most_starting = hosting.max_starting
         self._plain = hosting.plain
-        self._evicts = hosting.evicts and not hosting.plain  # Azure ends nobody's session for another
+        self._evicts = hosting.evicts and not hosting.plain  # Azure never ends one session to make room for another
         self._cooldown = timedelta(seconds=hosting.cooldown) if hosting.cooldown is not None else None
         self._default_timeout = default_timeout
         self.journal = Journal(hosting)
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
-        self._starting: WeakSet[HostedSession] = WeakSet()  # some of them have started
+        self._starting: WeakSet[HostedSession] = WeakSet()  # pruned before it is counted: some have started meanwhile
         self._ledgers: OrderedDict[str, Ledger] = OrderedDict()  # of sessions that ended
-        self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
         self._since = datetime.now(UTC)
-        self.draining = False  # then it takes no new session, and answers for those that there are
+        self.draining = False  # if set, new sessions are refused and existing ones are served
         self._tasks = Tasks()
         self._isolation: asyncio.Task[IsolationReport] | None = None
         self._reaper: asyncio.Task[None] | None = None
@@ -167,21 +184,24 @@ class Sessions:
 
     @property
     def healthy(self) -> bool:
-        """Whether new sessions can be had at once."""
+        """Return whether new sessions can be opened at once."""
         return self._sandboxes.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
-        """The guests' Python, its packages, and since when."""
+        """Return the guests' Python, its packages, and since when the server has run."""
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """What separates sessions from this host, found by trying when it is first asked for."""
+        """Return what separates sessions from this host. It is found by trying, at the first call; a failure is tried again."""
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier, or open one."""
+        """Return the session of an identifier, or open one. A session whose sandbox died is replaced.
+
+        Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions start.
+        """
         session = self._sessions.get(identifier)
         if session is not None and not session.usable:
             session.note_lost()
@@ -195,7 +215,7 @@ class Sessions:
         return session
 
     def find(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier; raise a problem if there is none."""
+        """Return the session of an identifier. Raise ProblemError (400) if there is none, or 503 if the server drains."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_is_ours()
@@ -203,12 +223,13 @@ class Sessions:
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accept a cell."""
+        """Accept a cell and return its execution. It never starts if it was interrupted before it arrived."""
+        # Values are None, so the default `self` means that there was no entry.
         forestalled = self._forestalled.pop((identifier, id), self) is None
         return self.get(identifier).executions.start(id, call, cancelled=forestalled)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. One of another session is not found, whether or not this session exists."""
+        """Return an execution of a session. Raise ProblemError (404) if the session does not have it, whether or not the session exists."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_is_ours()
@@ -216,7 +237,7 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt a cell. If it has not arrived yet, keep it from starting: its caller was cancelled meanwhile."""
+        """Interrupt an execution. If it has not arrived yet, keep it from starting: its caller was cancelled before its request came."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -227,9 +248,10 @@ class Sessions:
         _remember(self._forestalled, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
-        """Make sessions that continue from where a sandbox is: all of them, or none.
+        """Create sessions that continue from the state of a sandbox: all of them, or none.
 
-        Their identifiers are taken before the first await, so that no other session gets one meanwhile.
+        Raise ProblemError (409) if an identifier is in use. Identifiers are reserved before the first await, so that no other session takes
+        one meanwhile.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -268,7 +290,7 @@ class Sessions:
         for session, opened in reserved:
             if not opened.done():
                 opened.set_exception(GuestDiedError("the branch could not be made: make another one"))
-                opened.exception()  # it is looked at, whether or not a cell waits for it
+                opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
                 self._drop(session, "deleted", cause=None)
             await self._tasks.to_its_end(session.close())
@@ -278,19 +300,19 @@ class Sessions:
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
-        """End a session at its owner's request. `cause` is what callers that still hold it will read."""
+        """End a session at its owner's request. `cause` is the reason that callers which still use it will read."""
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
-        if cause == "terminated":  # clients that come later do not read of the end
+        if cause == "terminated":  # an end on purpose is not reported to clients that come later
             session.ledger.fetched = session.ledger.position
         await self._tasks.to_its_end(session.close(cause))
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
-        """What is known of the sessions, the longest unused first."""
+        """Return what is known of `count` sessions after the first `skip`, the least recently used first."""
         return [self.info(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
     def info(self, session: HostedSession) -> SessionInfo:
-        """What is known of a session."""
+        """Return what is known of a session."""
         return SessionInfo(
             session_id=session.identifier,
             created=session.created,
@@ -302,16 +324,16 @@ class Sessions:
         )
 
     def memory_used(self) -> int:
-        """What all of them and their files use now; a branch shares its session's count."""
+        """Return the bytes that all sessions and their files use now. A branch shares its session's count, which is added once."""
         return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
 
     async def finish(self, within: float) -> None:
-        """Waits for the cells that run, but not for long."""
+        """Wait for the cells that run, at most `within` seconds."""
         finishing = [session.executions.finish() for session in self._sessions.values()]
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions. Cells that still run get results that say so."""
+        """End all sessions. Cells that still run get results that report it."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
@@ -350,7 +372,7 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Take a session out of the table. Its ledger is remembered, and says what ended it if anything was lost."""
+        """Take a session out of the table and remember its ledger. Add an entry with the cause of the end if anything was lost."""
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
@@ -359,19 +381,19 @@ class Sessions:
         self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _check_is_ours(self) -> None:
-        """Behind a proxy the sessions that a server which drains does not have are another's by now."""
+        """Raise ProblemError (503) if this server drains. Behind a proxy, a session that it does not have is another server's by now."""
         if self.draining:
             raise ProblemError(503, DRAINING, "this server is about to stop and takes no new sessions: ask again, or another one")
 
     def _check_not_too_many_start(self) -> None:
-        """Refuse a new session if it would only wait: fork servers start one after the other."""
+        """Raise ProblemError (503) if a new session would only wait, because fork servers start sessions one after the other."""
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
         if len(self._starting) >= self._most_starting:
             waiting = f"{len(self._starting)} new sessions wait to be started, as many as this server lets wait"
             raise ProblemError(503, TOO_MANY_STARTING, f"{waiting}: try again in a second")
 
     def _check_descriptors(self) -> None:
-        """Refuse a new session while those that exist can still do everything: none of them is to meet a shortage."""
+        """Raise ProblemError (429) before descriptors run out, so that the sessions that exist never meet a shortage."""
         if room_for_sessions() <= len(self._starting):
             full = f"{open_descriptors()} descriptors are open on the server, and the rest is kept for connections and files"
             raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and start it again")
@@ -381,7 +403,7 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the session to end for another. Its next caller reads that it expired."""
+        """Return the session to end for another. Its next caller reads that it expired. Raise ProblemError (429) if none can be ended."""
         idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
@@ -407,7 +429,7 @@ class Sessions:
         await self.close()
 
     async def _reap(self, cooldown: timedelta) -> None:
-        """End sessions that were not used for the cool-down."""
+        """End sessions that were not used for the cool-down, until it is cancelled."""
         while True:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown

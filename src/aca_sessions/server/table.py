@@ -1,4 +1,4 @@
-"""How routes are written down, and what every answer has whatever its route."""
+"""The table of routes, and what every response has, whatever its route."""
 
 import logging
 import time
@@ -23,7 +23,13 @@ _access = logging.getLogger("aca_sessions.access")
 
 
 def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
-    """A route whose handler's exceptions become answers, each with the server's headers and its session's."""
+    """Build a route from a handler. Its exceptions become responses; each response has the server's headers and those of its session.
+
+    Args:
+        route: The path, the method and the handler.
+        headers: The server's headers.
+        journal: Records problems, and what the handler notes.
+    """
 
     path, method, handler = route
 
@@ -32,7 +38,7 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
         try:
             response = await handler(request)
         except ClientDisconnect:
-            response = Response(status_code=400)  # nobody reads it
+            response = Response(status_code=400)  # the client has gone and does not read it
         except Exception as error:
             problem = problem_of(error)
             journal.refused(problem, f"{method} {path}", request.query_params.get("identifier"))
@@ -49,7 +55,7 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
 
 def note(request: Request, event: str, **fields: object) -> None:
-    """What the journal is to say of a request that succeeds."""
+    """Note what the journal records of a request, if the request succeeds."""
     request.state.noted = (event, fields)
 
 
@@ -60,7 +66,7 @@ def _note(request: Request, seconds: float, journal: Journal) -> None:
 
 
 def _log_access(request: Request, path: str, status: int, seconds: float) -> None:
-    """The route's pattern and never its path: identifiers are secrets, and so may names of files be."""
+    """Log a request, with the pattern of its route but not its path: identifiers are secrets, and names of files may be."""
     if _access.isEnabledFor(logging.DEBUG):
         name = request.query_params.get("identifier")
         session = hashed(name) if name else "-"
@@ -68,13 +74,13 @@ def _log_access(request: Request, path: str, status: int, seconds: float) -> Non
 
 
 def problem_answer(error: Exception) -> Response:
-    """Azure's form for an exception that a handler let through."""
+    """Return the response for an exception that a handler raised, in Azure's format."""
     problem = problem_of(error)
     if problem.status == 500:
         where = traceback.extract_tb(error.__traceback__)[-1]
         _logger.error("a request failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
     asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in (DRAINING, TOO_MANY_STARTING) else {}
-    if isinstance(problem, MalformedBodyError):  # refused before the service itself, which alone names a code
+    if isinstance(problem, MalformedBodyError):  # Azure refuses these before the service, so they have no error code
         body = encode_problem(problem)
         _logger.debug("a body was refused as malformed, trace %s", body["traceId"])
         return JSONResponse(body, problem.status, media_type="application/problem+json")

@@ -1,4 +1,4 @@
-"""Checkpoints, rollbacks and branches over HTTP: made between two cells, in the order of the requests."""
+"""The routes of checkpoints, rollbacks and branches. These happen between two cells, in the order of the requests."""
 
 import asyncio
 
@@ -18,15 +18,14 @@ _MAX_REQUEST = 64 << 10
 
 
 class TimelineRoutes:
-    """Handle checkpoints, rollbacks and branches for the sessions of one server."""
+    """The handlers of checkpoints, rollbacks and branches, for the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        """Offer nothing of this on a plain server."""
         self._sessions = sessions
         self._plain = hosting.plain or hosting.shell
 
     def table(self) -> Routes:
-        """Return the routes, which only our own servers have."""
+        """Return the routes, all of them extensions. A plain server and a pool of shells have none."""
         if self._plain:
             return []
         return [
@@ -38,7 +37,7 @@ class TimelineRoutes:
         ]
 
     async def take(self, request: Request) -> Response:
-        """Take a checkpoint of a session."""
+        """Take a checkpoint of a session and return its description."""
         name = timeline.decode_name(await _body(request), "name")
         session = self._session(request)
         with session.used():
@@ -46,7 +45,7 @@ class TimelineRoutes:
         return JSONResponse(timeline.encode_checkpoint(moment.told()))
 
     async def list(self, request: Request) -> Response:
-        """List a session's checkpoints."""
+        """List the checkpoints of a session."""
         session = self._session(request)
         with session.used():
             moments = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
@@ -60,7 +59,7 @@ class TimelineRoutes:
         return Response(status_code=204)
 
     async def roll_back(self, request: Request) -> Response:
-        """Roll a session back to a checkpoint, by default the latest."""
+        """Roll a session back to a checkpoint, by default the latest. Return the checkpoint and the new position in the ledger."""
         body = await _body(request)
         id, name = timeline.decode_name(body, "id"), timeline.decode_name(body, "name")
         session = self._session(request)
@@ -70,7 +69,7 @@ class TimelineRoutes:
         return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Make further sessions, which continue from where this one is: all of them or none."""
+        """Create sessions that continue from the state of this one: all of them, or none."""
         identifiers, reseed = timeline.decode_branches(await _body(request))
         session = self._session(request)
         branches: list[HostedSession] = []
@@ -81,7 +80,7 @@ class TimelineRoutes:
         with session.used():
             try:
                 await session.executions.in_turn(act)
-            except asyncio.CancelledError:  # they are made nevertheless, and no caller would end them
+            except asyncio.CancelledError:  # they are made anyway, and no caller would end them
                 session.executions.later_in_turn(lambda _sandbox: self._sessions.take_back(branches))
                 raise
         here = session.ledger.position

@@ -1,4 +1,4 @@
-"""Bodies of requests, within a limit; files out of forms, however their clients label them."""
+"""Bodies of requests within a limit, and files from forms, whatever content type their clients declare."""
 
 import errno
 import logging
@@ -18,7 +18,15 @@ _BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
 
 
 def limited(request: Request, most: int, told: int) -> Request:
-    """The request, which fails once more than so many bytes have come: a length that was announced is only a promise."""
+    """Return the request with a limit on its body. Raise ProblemError (413) when more bytes come, or more are announced.
+
+    The announced length is not enough: a client can send more.
+
+    Args:
+        request: The request.
+        most: The limit in bytes.
+        told: The limit that the message names.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
         raise _too_large(told)
@@ -37,7 +45,10 @@ def limited(request: Request, most: int, told: int) -> Request:
 
 @asynccontextmanager
 async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
-    """The name and the content of the form's file. Large ones lie on disk, not in memory."""
+    """Parse a form for the block. Yield the name of its file and the content in chunks. A large file is on disk, not in memory.
+
+    Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
+    """
     labelled = await _labelled(limited(request, most + _FORM_MARGIN, most))
     async with _kept_on_disk(labelled) as form:
         upload = form.get("file")
@@ -50,7 +61,7 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 
 @asynccontextmanager
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
-    """The request's form. What of it is large lies in this host's folder for temporary files; a session's disk has no part in that."""
+    """Parse a form and yield it. A large file is in the folder of this host for temporary files, which is unrelated to a session's disk."""
     try:
         form = await request.form(max_files=1, max_fields=8)
     except OSError as error:
@@ -71,7 +82,10 @@ def _host_problem(error: OSError) -> ProblemError:
 
 
 async def _labelled(request: Request) -> Request:
-    """A form by its own first line: Semantic Kernel's tool calls its forms JSON once it has run a cell."""
+    """Return the request with the content type of a form, if its body begins like one.
+
+    Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
     first = await request.receive()
