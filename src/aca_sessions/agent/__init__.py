@@ -1,1 +1,1 @@
-"""What agents add to a session: tools of the host, skills, artifacts and dependencies that outlive it."""
+"""What agents add to a session: tools of the host, and skills, artifacts and dependencies that outlive the session."""

@@ -1,4 +1,4 @@
-"""What stands between a call and its tool: who allows it, what it may use up, and what is written down of it."""
+"""The decision about tool calls: whether they are allowed, and how much of a budget they can use."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from .tools.tool import Effect, Tool, ToolFailedError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A call that somebody is asked to allow."""
+    """A call that the approval function is asked to allow."""
 
     tool: str
     effect: Effect
@@ -26,7 +26,7 @@ Approve = Callable[[Sequence[Call]], "bool | Sequence[bool] | Awaitable[bool | S
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """What a call may use of its tool's budget while it runs: so many seconds."""
+    """The seconds of its tool's budget that a call can use while it runs."""
 
     seconds: float
 
@@ -41,16 +41,19 @@ class _Used:
 
 
 class Approval:
-    """Decides calls and remembers them. A tool that reads is not asked for; without anybody to ask, nothing irreversible is done."""
+    """The decisions about calls, the budgets and the records.
+
+    Tools that read are always allowed. Without an approval function, irreversible ones are refused and the others are allowed.
+    """
 
     def __init__(self, approve: Approve | None) -> None:
-        """Asks the given function, with one call or with all of a batch."""
+        """Take the function that decides. It is called with one call, or with all calls of a batch."""
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
         self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
-        """One decision for each, asked for together."""
+        """Return a decision for each call. All calls that need an approval are decided together."""
         asked = [place for place, (tool, _) in enumerate(calls) if tool.effect != "read"]
         decisions: list[Decision] = ["not asked"] * len(calls)
         if self._approve is None:
@@ -63,7 +66,7 @@ class Approval:
         return decisions
 
     async def _asked(self, calls: Sequence[Call]) -> list[bool]:
-        """Whoever answers something else than so many decisions has not allowed anything."""
+        """Call the approval function. Any answer other than a bool, or as many decisions as calls, allows nothing."""
         if self._approve is None:
             return [False] * len(calls)
         answer = self._approve(calls)
@@ -75,9 +78,10 @@ class Approval:
         return [one is True for one in decided] if len(decided) == len(calls) else [False] * len(calls)
 
     async def reserve(self, tool: Tool) -> Reservation:
-        """Reserve a call of a tool, with its seconds and its answer; ToolFailedError if the tool's budget is used up.
+        """Reserve a call of a tool and its seconds. Raise ToolFailedError if the tool's budget is used up.
 
-        Wait while calls that run may use up the rest: how large their answers are is known when they are there.
+        Wait while calls that run may use up the rest. The size of an answer is known only when it has come, so with a limit of bytes calls
+        run one after another.
         """
         used, budget = self._used[tool.name], tool.budget
         while True:
@@ -94,7 +98,7 @@ class Approval:
         return used.running[-1]
 
     def settle(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
-        """Count what a call used in the place of what was reserved for it."""
+        """Count what a call used, and release its reservation."""
         used = self._used[tool.name]
         used.running.remove(reservation)
         used.seconds += seconds
@@ -111,12 +115,15 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Names a result without keeping it; the names of its files are drawn by chance, so their contents take that place."""
+    """Return the SHA-256 of a result.
+
+    The names of its files are random, so the hashes of their contents take their place.
+    """
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def why_refused(tool: Tool) -> str:
-    """What code in the session is told."""
+    """Return the error message for code in a session whose call was refused."""
     return f"{tool.name} is {tool.effect} and was not allowed: do something else, or ask for it to be allowed"

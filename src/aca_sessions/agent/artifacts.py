@@ -1,4 +1,4 @@
-"""Artifacts: data that outlives a session. The content is written first and its description after it: no half of one is ever found."""
+"""Artifacts: data that outlives a session. The content is written before its description, so that no half of an artifact is ever found."""
 
 import json
 import uuid
@@ -22,16 +22,22 @@ class Artifacts:
     """The artifacts of a storage."""
 
     def __init__(self, storage: Storage) -> None:
-        """Reads nothing yet."""
         self._storage = storage
 
     async def list(self) -> Described:
-        """All: name, path, description, metadata, created_at."""
+        """Return all artifacts: name, path, description, metadata, created_at."""
         found = [await self._described(name) for name in await self._storage.names("artifacts")]
         return [self._told(one) for one in found if one is not None]
 
     async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Keeps text, bytes, JSON or a DataFrame under a name; what was there before is replaced."""
+        """Save text, bytes, JSON or a DataFrame under a name, and return its description. An artifact of the same name is replaced.
+
+        Args:
+            name: The name, of up to 128 characters.
+            data: The content.
+            description: What it is.
+            metadata: Further facts, as JSON. With the other facts they have at most 64K characters.
+        """
         form, content = _encode(data)
         place = f"{checked_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
         described = {
@@ -54,12 +60,12 @@ class Artifacts:
         return self._told(described)
 
     async def load(self, name: str) -> Any:
-        """The data, as it was saved; a table as a DataFrame."""
+        """Return the data as it was saved, a table as a DataFrame."""
         form, content = await self._content(name)
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """The same, but a table as its file has it: it is read there and not here."""
+        """Return the data for a session. A table is returned as its file, which the session parses and not the host."""
         form, content = await self._content(name)
         return values.Table(content) if form == "table" else _decode(form, content)
 
@@ -70,19 +76,22 @@ class Artifacts:
                 raise InvalidArgumentError(f"there is no artifact {checked_name(name)}: see artifacts.list()")
             loose = described["content"] is None
             content = await self._storage.read("artifacts", name) if loose else await self._storage.read("content", described["content"])
-            if content is not None:  # else it was replaced in between
+            if content is not None:  # otherwise it was replaced in between: read its description again
                 return described["form"], content
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Deletes one; there need be none. Without a lock, which a full Redis does not give: to delete is what makes room there."""
+        """Delete an artifact. Do nothing if there is none of that name.
+
+        It takes no lock, because a full Redis gives none, and deleting is what makes room there.
+        """
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
         if described is not None:
             await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
-        """What is known of one; of a file that a person put there, its name."""
+        """Return what is known of an artifact, or None if there is none. A file that a person put into the folder has only its name."""
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
 
@@ -96,7 +105,7 @@ class Artifacts:
 
 
 def _description(data: bytes) -> dict[str, Any] | None:
-    """What a record says of an artifact, if it is one that was written here."""
+    """Return the description in a record, or None if the record is not one that was written here."""
     try:
         told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a session can do and what separates it, by py-code-mode's words: each is true only where the endpoint says that it holds."""
+"""The capabilities of a session, by py-code-mode's names. One is listed only if the endpoint reports that it is enforced."""
 
 from ..client.session import Session
 
@@ -19,7 +19,7 @@ _BY_ISOLATION = {
 
 
 async def capabilities_of(session: Session, *, host_tools: bool) -> frozenset[str]:
-    """Their names; whether cells can call tools was found out before."""
+    """Return the names of a session's capabilities. `host_tools` is whether its cells can call tools."""
     found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
     if host_tools:
         found.add("host_tools")

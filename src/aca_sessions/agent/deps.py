@@ -1,4 +1,4 @@
-"""Dependencies: packages that the agent's sessions have, kept by their requirements and installed from the host's side."""
+"""Dependencies: packages that the agent's sessions have. Their requirements are kept, and they are installed from the host's side."""
 
 import json
 from collections.abc import Sequence
@@ -13,25 +13,24 @@ from ..errors import InvalidArgumentError, NotSupportedError
 from .storage import Storage
 
 _RECORD = "requirements"
-_BY_SESSIONS = "by-sessions"  # the names of those that code in a session added; all others are their owner's
+_BY_SESSIONS = "by-sessions"  # the names of packages that code in a session added; all others were added by the owner
 Texts = list[str]
 
 
 class Deps:
-    """The requirements of a storage. `locked` ones are installed, and none is added or removed."""
+    """The requirements of a storage. If they are `locked` they can be installed, but not added or removed."""
 
     def __init__(self, storage: Storage, *, locked: bool = False) -> None:
-        """Reads nothing yet."""
         self._storage = storage
         self._locked = locked
         self._first: Path | None = None
 
     def begin_with(self, file: Path) -> None:
-        """The lines of a file hold until a requirement is added or removed."""
+        """Use the lines of a file until a requirement is added or removed."""
         self._first = file
 
     async def list(self) -> Texts:
-        """The requirements, in the order in which they were added."""
+        """Return the requirements, in the order in which they were added."""
         data = await self._storage.read("deps", _RECORD)
         if data is not None:
             return [str(one) for one in json.loads(data)]
@@ -41,7 +40,10 @@ class Deps:
         return [line for line in lines if line]
 
     async def remember(self, package: str, *, origin: str = "host") -> str:
-        """Keep a requirement in the place of an earlier one for the same package. A session cannot replace its owner's."""
+        """Keep a requirement and return it. It replaces an earlier one for the same package.
+
+        Raise InvalidArgumentError if a session (`origin`) would replace a requirement of its owner.
+        """
         self.check_unlocked()
         wanted = _name(package)
         async with self._storage.locked("deps"):
@@ -52,12 +54,15 @@ class Deps:
                 self._check_is_of_sessions(wanted, before, by_sessions)
             kept = [one for one in before if _name(one) != wanted]
             await self._storage.write("deps", _RECORD, json.dumps([*kept, package], indent=1).encode())
-            if origin != "host" and package not in before:  # last: if this fails, it is taken for the owner's
+            if origin != "host" and package not in before:  # last: if it fails, the requirement counts as the owner's
                 await self._note_by_sessions(by_sessions | {wanted})
         return package
 
     async def forget(self, package: str, *, origin: str = "host") -> bool:
-        """Forget a requirement, and return whether there was one. A session cannot remove its owner's."""
+        """Forget a requirement and return whether there was one.
+
+        Raise InvalidArgumentError if a session (`origin`) would remove a requirement of its owner.
+        """
         self.check_unlocked()
         unwanted = _name(package)
         async with self._storage.locked("deps"):
@@ -84,16 +89,15 @@ class Deps:
             await self._storage.write("deps", _BY_SESSIONS, json.dumps(sorted(names)).encode())
 
     def check_unlocked(self) -> None:
-        """NotSupportedError where they are locked."""
+        """Raise NotSupportedError if the dependencies are locked."""
         if self._locked:
             raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
 
 
 class Pending:
-    """What cells want installed or taken away: it waits until none runs. Of each package the last word counts."""
+    """The packages that cells asked to install or remove, which waits until no cell runs. The last request for each package wins."""
 
     def __init__(self) -> None:
-        """Nothing waits."""
         self._wanted: dict[str, str] = {}
         self._unwanted: dict[str, str] = {}
 
@@ -101,19 +105,19 @@ class Pending:
         return bool(self._wanted or self._unwanted)
 
     def add(self, requirement: str) -> None:
-        """Has it installed."""
+        """Request that a package is installed."""
         name = _name(requirement)
         self._unwanted.pop(name, None)
         self._wanted[name] = requirement
 
     def remove(self, package: str) -> None:
-        """Has it taken away, or not installed."""
+        """Request that a package is removed, or not installed."""
         name = _name(package)
         self._wanted.pop(name, None)
         self._unwanted[name] = package
 
     async def carry_out(self, session: Session) -> str:
-        """Says what could not be done; empty where all was."""
+        """Carry out all requests. Return what failed, for stderr, or ""."""
         wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
         self._wanted, self._unwanted = {}, {}
         kept = [one for package in unwanted for one in (await uninstall(session, package, configured=True))["failed"]]
@@ -126,7 +130,7 @@ class Pending:
 
 
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
-    """What became of each: `installed`, `already_present` or `failed`; where one failed, `error` says why."""
+    """Install packages one by one. Return them as `installed`, `already_present` or `failed`; `error` is the last failure."""
     told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
     for requirement in requirements:
         before = await _installed(session)
@@ -142,7 +146,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 
 
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
-    """What became of it: `removed`, `not_found` or `failed`, and whether it was among the requirements."""
+    """Uninstall a package. Return it as `removed`, `not_found` or `failed`; `removed_from_config` is `configured`."""
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await is_installed(session, package):
         told["not_found"].append(package)
@@ -152,12 +156,12 @@ async def uninstall(session: Session, package: str, *, configured: bool) -> dict
 
 
 async def is_installed(session: Session, package: str) -> bool:
-    """Whether the session has it beside what its environment has; false where the endpoint does not tell."""
+    """Return whether the session installed a package. Return False if the endpoint does not list packages."""
     return _name(package) in {canonicalize_name(one.partition(" ")[0]) for one in await _installed(session) or ()}
 
 
 async def _installed(session: Session) -> set[str] | None:
-    """Each with its version; None where the endpoint does not tell."""
+    """Return the session's packages with their versions, or None if the endpoint does not list them."""
     try:
         return {f"{package.name} {package.version}" for package in await session.packages()}
     except NotSupportedError:

@@ -1,7 +1,8 @@
-"""Cells with calls answered where no event can leave a cell: it runs in a thread of the session, and executions of ours meet it there.
+"""Cells whose calls are answered at endpoints without events.
 
-Each one brings answers and waits, for a while, for calls or for the end. What is asked again is told again; code that may have run is never
-sent again, and no call is carried out twice.
+The cell runs in a thread of the session. The host starts further executions there, which meet it: each brings answers, and waits for a
+while for calls or for the end of the cell. The session repeats its answer if it is asked again. Code that may have run is never sent again,
+and no call is carried out twice.
 """
 
 import asyncio
@@ -24,34 +25,34 @@ from .placed import MEETING, package, place
 from .told import Outcome, Told
 
 _DEFAULT_SECONDS = 100.0
-_MARGIN = 10.0  # an execution of ours may last this much longer than it waits
-_FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # in the session, for calls or the end
-_LEAST = 0.001  # seconds that a cell is taken to have used from an answer to its next call, whatever the session tells
-_STILL_SECONDS = 3600.0  # that the clock of one cell stands still in all, as where events leave a cell
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # outside, while calls are answered
+_MARGIN = 10.0  # seconds that a meeting can last longer than it waits
+_FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # seconds in the session, for calls or the end
+_LEAST = 0.001  # seconds that are counted at least from an answer to the next call, even if the session reports less
+_STILL_SECONDS = 3600.0  # that the clock of one cell can stand still in total, the same as at endpoints with events
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0  # seconds on the host, while calls are answered
 _INTERRUPTS, _INTERRUPT_WAIT = 3, 1.0
 _TRIES, _TRY_AGAIN = 3, 0.5
 _CANCEL_SECONDS = 10.0
 _MOST_WRITTEN = 1 << 20
 _MOST_DELIVERED = 8 << 20  # characters of answers at a time, or one answer
-_MOST_OPEN = 64  # calls that are answered or whose answers were not brought yet; others are told again later
+_MOST_OPEN = 64  # calls that are being answered or whose answers were not brought yet; the session repeats others later
 _RUNS_ON = State("unknown", "unknown", "unknown", "still running")
-_LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not tell
+_LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not report which
 _STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session"
 
 
 class Exchange:
-    """Runs the cells of one session, one at a time."""
+    """A runner for endpoints without events. It runs the cells of one session one at a time."""
 
     def __init__(self, session: Session) -> None:
-        """Sends nothing yet."""
         self._session = session
         self._turn = asyncio.Lock()
 
     async def run(self, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. Cancelling the call interrupts it.
+        """Run a cell and return its result. Cancelling the call interrupts the cell.
 
-        While all that it waits for is outside, its clock stands still, but for what its process computes and for at most an hour in all.
+        The cell's clock stands still while it waits only for the host. The processor time of its process counts even then, and the clock
+        stands still for at most an hour in total.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
@@ -59,29 +60,27 @@ class Exchange:
 
 
 class _EndedError(Exception):
-    """The cell is over in a way that the session cannot tell."""
+    """The cell is over, and the session cannot report how."""
 
     def __init__(self, error: CodeError, state: State) -> None:
-        """Takes what is known of it."""
         super().__init__(str(error))
         self.error = error
         self.state = state
 
 
 class _SilentError(Exception):
-    """An execution of ours that told nothing."""
+    """A meeting returned no answer. `state` is what its result reports of the session."""
 
     def __init__(self, state: State) -> None:
-        """Takes what it says of the session."""
         super().__init__(str(state))
         self.state = state
 
 
 class Clock:
-    """The seconds that a cell has used, by what its session tells each time that it is met.
+    """The seconds that a cell has used, computed from what its session reports at each meeting.
 
-    What the process computes beside the cell's waiting counts as well, at most a second in a second. The session tells it, and code in it
-    could tell less: so the time that is not counted is limited, an hour in all.
+    Processor time of the process counts as well while the cell waits, at most one second per second. The session reports that time, and
+    guest code could report less. So the time that is not counted is limited to an hour in total.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -95,11 +94,11 @@ class Clock:
         return max(self._used, self._now() - self._began - _STILL_SECONDS)
 
     def count(self, ran: float, computed: float | None) -> None:
-        """Count the time since the cell was met last.
+        """Count the time since the last meeting.
 
         Args:
-            ran: The seconds in which it did not wait for the host.
-            computed: The processor time of its process since the cell began, None if the session did not tell.
+            ran: The seconds in which the cell did not wait for the host.
+            computed: The processor time of its process since the cell began. None if the session did not report it.
         """
         now = self._now()
         busy = computed - self._computed if computed is not None else 0.0
@@ -117,10 +116,10 @@ class _Cell:
         self._caller = session.new_caller()
         self._id = uuid.uuid4().hex
         self._is_sent = False
-        self._is_gone = False  # whether the interpreter that ran it is another by now
+        self._is_gone = False  # whether the interpreter that ran the cell was lost
         self._clock = Clock()
         self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
-        self._latest = 0  # the number of the latest call that was taken: none is taken twice
+        self._latest = 0  # the number of the latest call that was taken, so that none is taken twice
         self._open: dict[int, asyncio.Task[str]] = {}
         self._answers: dict[int, str] = {}
         self._written, self._complained = "", ""  # by programs of the cell, past Python's streams
@@ -155,7 +154,7 @@ class _Cell:
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Told:
-        """The session may be a new one, without our modules: what tells that has begun nothing."""
+        """Start the cell. If the session answers that it lacks the modules for meetings, it started nothing: place them and try again."""
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
             lacking = await place(self._session)
@@ -165,7 +164,7 @@ class _Cell:
         return self._going_on(now)
 
     def _take(self, now: Told) -> None:
-        """Starts to answer what was not asked before."""
+        """Start to answer the calls that are new."""
         for number, text in now.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
@@ -175,7 +174,7 @@ class _Cell:
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _until_answered(self) -> None:
-        """Until one call is answered; the cell may ask more meanwhile, or end, so it is looked at now and then."""
+        """Wait until one call is answered, or for a short time: the cell may ask more meanwhile, or end."""
         if not self._open:
             return
         done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
@@ -194,15 +193,16 @@ class _Cell:
         return now
 
     async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Told:
-        """What the session tells; asked again where it told nothing, and the cell is not sent again then."""
+        """Meet the cell and return what the session reports. Try again if it reports nothing, but never send the cell again."""
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
             await asyncio.sleep(pause)
             try:
+                # Only the first try, which has no pause before it, sends the cell.
                 now = await self._asked(begin if not pause else None, interrupt=interrupt, wait=wait)
                 if begin is None or not pause or now.stage in ("runs", "over"):
                     return now
-                state = _LOST if self._is_gone else state  # it may have run
+                state = _LOST if self._is_gone else state  # the cell may have run
                 break
             except _SilentError as silent:
                 state = silent.state
@@ -223,7 +223,10 @@ class _Cell:
         return now
 
     def _to_bring(self) -> dict[int, str]:
-        """Answers that go at a time; they are forgotten when the session has told that it was reached."""
+        """Return the answers to bring to the next meeting: up to 8 million characters, or one answer.
+
+        They are forgotten only when the session has confirmed the meeting.
+        """
         bringing, size = dict[int, str](), 0
         for number, answer in self._answers.items():
             if not bringing or size + len(answer) <= _MOST_DELIVERED:
@@ -242,11 +245,13 @@ class _Cell:
         self._is_gone = self._is_gone or result.state.kind == "lost"
         rest, line = told.split(result.stdout, marker)
         self._written = (self._written + rest)[:_MOST_WRITTEN]
+        # The stderr of a meeting that failed is its own traceback, not the cell's output.
         self._complained = (self._complained + result.stderr * result.success)[:_MOST_WRITTEN]
         try:
             now = await told.read(self._session, line) if line is not None else None
         except ACASessionsError:
             now = None
+        # While calls were open at the start, the clock stood still. If new calls came, only the time until they came counts.
         ran = 0.0 if stood_still else elapsed if now is None or not now.calls else min(max(now.waited, _LEAST), elapsed)
         self._clock.count(ran, now.computed if now is not None else None)
         if now is None:
@@ -254,7 +259,7 @@ class _Cell:
         return now
 
     def _going_on(self, now: Told) -> Told:
-        """A cell that the session does not know any more went with the interpreter that it ran in."""
+        """Return what the session reports. Raise if it does not know the cell: the cell was lost with its interpreter."""
         if now.stage in ("unknown", "no module"):
             raise self._ended(_LOST)
         return now
@@ -284,7 +289,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """On the way out of a cancelled call: its cell is to end as well, even if the caller is cancelled again meanwhile."""
+        """Interrupt the cell after its call was cancelled. The interrupt is sent even if the caller is cancelled again."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
@@ -296,7 +301,7 @@ class _Cell:
 
 
 def _answer_of(answering: "asyncio.Task[str]") -> str:
-    """A tool may cancel itself: then nobody answered."""
+    """Return the answer of a call, or an error if a tool cancelled itself."""
     if answering.cancelled() or answering.exception() is not None:
         return json.dumps({"error": {"name": "ToolError", "message": "nobody answered"}})
     return answering.result()

@@ -1,4 +1,4 @@
-"""What outlives a session, as its owner reaches it: skills, artifacts and dependencies of an agent session."""
+"""The methods of an agent session for its owner: skills, artifacts and dependencies, which outlive the session."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .storage import Storage
 
 
 class Kept:
-    """The methods of py-code-mode's sessions about what is kept, each with its documented answer."""
+    """The methods that py-code-mode's sessions have for what is kept. They return what py-code-mode documents."""
 
     _skills: Skills
     _artifacts: Artifacts
@@ -21,51 +21,64 @@ class Kept:
 
     @property
     def storage(self) -> Storage:
-        """Where it is kept."""
+        """Return the storage of skills, artifacts and dependencies."""
         return self._storage
 
     async def list_skills(self) -> list[dict[str, Any]]:
-        """All skills: name, description, parameters and where they come from; no source."""
+        """Return all skills: name, description, parameters, origin and more, but not the source."""
         return await self._skills.list()
 
     async def search_skills(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
-        """The skills that fit a description, the best first."""
+        """Return the skills that fit a description, the best first."""
         return await self._skills.search(query, limit)
 
     async def get_skill(self, name: str) -> dict[str, Any] | None:
-        """A skill with its source; None where there is none."""
+        """Return a skill with its source, or None if there is none of that name."""
         return await self._skills.get(name)
 
     async def add_skill(self, name: str, source: str, description: str = "") -> dict[str, Any]:
-        """Keeps a skill: source with `run`. Examples in its docstring are run first; one that fails refuses it."""
+        """Save a skill and return it. Raise InvalidArgumentError if an example in its docstring fails.
+
+        Args:
+            name: Its name, a Python name of up to 64 characters.
+            source: Python source that defines `run`. Examples in its docstring are run first.
+            description: What it is for. By default the first paragraph of the docstring.
+        """
         return await self._skills.add(name, source, description)
 
     async def remove_skill(self, name: str) -> bool:
-        """Whether there was one to remove."""
+        """Remove a skill and return whether there was one."""
         return await self._skills.remove(name)
 
     async def list_artifacts(self) -> list[dict[str, Any]]:
-        """All artifacts: name, path, description, metadata, created_at."""
+        """Return all artifacts: name, path, description, metadata, created_at."""
         return await self._artifacts.list()
 
     async def save_artifact(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Keeps text, bytes, JSON or a DataFrame under a name."""
+        """Save text, bytes, JSON or a DataFrame under a name, and return its description.
+
+        Args:
+            name: The name. An artifact of the same name is replaced.
+            data: The content.
+            description: What it is.
+            metadata: Further facts, as JSON.
+        """
         return await self._artifacts.save(name, data, description, metadata)
 
     async def load_artifact(self, name: str) -> Any:
-        """The data, as it was saved."""
+        """Return the content of an artifact, as it was saved."""
         return await self._artifacts.load(name)
 
     async def delete_artifact(self, name: str) -> None:
-        """Deletes one; there need be none."""
+        """Delete an artifact. Do nothing if there is none of that name."""
         await self._artifacts.delete(name)
 
     async def list_deps(self) -> list[str]:
-        """The requirements."""
+        """Return the requirements that are kept."""
         return await self._deps.list()
 
     async def add_dep(self, package: str) -> dict[str, Any]:
-        """Installs a package and keeps its requirement: `installed`, `already_present`, `failed`. One that failed is not kept."""
+        """Install a package and keep its requirement, unless installing fails. Return `installed`, `already_present`, `failed`."""
         self._deps.check_unlocked()
         told = await install(self._live.session, [package])
         if not told["failed"]:
@@ -73,14 +86,17 @@ class Kept:
         return told
 
     async def remove_dep(self, package: str) -> dict[str, Any]:
-        """Takes a package away: `removed`, `not_found`, `failed`, and `removed_from_config`, whether its requirement was kept."""
+        """Uninstall a package and forget its requirement. Return `removed`, `not_found`, `failed` and `removed_from_config`.
+
+        `removed_from_config` is whether its requirement was kept.
+        """
         configured = await self._deps.forget(package)
         return await uninstall(self._live.session, package, configured=configured)
 
     async def sync_deps(self) -> dict[str, Any]:
-        """Installs all that is kept: `installed`, `already_present`, `failed`."""
+        """Install all requirements that are kept. Return `installed`, `already_present`, `failed`."""
         return await self.install_all(await self._deps.list())
 
     async def install_all(self, requirements: Sequence[str]) -> dict[str, Any]:
-        """Installs packages into this session without keeping their requirements."""
+        """Install packages into this session without keeping their requirements."""
         return await install(self._live.session, requirements)

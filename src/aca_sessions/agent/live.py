@@ -1,4 +1,4 @@
-"""The session while it is open: cells with their calls answered, and what has to wait until a cell is over."""
+"""An agent session while it is open: it runs cells and answers their calls, and does afterwards what must wait until no cell runs."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -18,10 +18,17 @@ _NOT_IN_TRIALS = {"skills.create", "skills.delete", "artifacts.save", "artifacts
 
 
 class Live:
-    """A leased session and the calls that its cells may make."""
+    """A leased session and the calls that its cells can make."""
 
     def __init__(self, pool: SessionPool, session: Session, *, running: Running, why_not: str) -> None:
-        """Answers nothing yet."""
+        """Prepare the session. Until `answer_with`, no call is answered.
+
+        Args:
+            pool: The pool of the session.
+            session: The session.
+            running: How cells run in sessions of this endpoint.
+            why_not: Why cells cannot call tools, or "" if they can.
+        """
         self.session = session
         self.capabilities = frozenset[str]()
         self.why_no_tools = why_not
@@ -34,19 +41,19 @@ class Live:
 
     @classmethod
     async def of(cls, pool: SessionPool, session: Session) -> "Live":
-        """Over a session that was leased from a pool."""
+        """Create it for a session that was leased from a pool, and find out what its endpoint supports."""
         running, why_not = await running_in(session)
         live = cls(pool, session, running=running, why_not=why_not)
         live.capabilities = await capabilities_of(session, host_tools=not why_not)
         return live
 
     def answer_with(self, table: Mapping[str, Answer]) -> None:
-        """From here on cells may make these calls; those of examples that are tried change nothing that is kept."""
+        """Allow cells to make these calls from now on. Examples of skills can only make those that change nothing in the storage."""
         self._outside = Outside(table)
         self._trial = Outside({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """What became of a cell, and of what it wanted installed or taken away."""
+        """Run a cell and return its result. If it was the last one that ran, then install and remove the packages that cells asked for."""
         self._cells += 1
         try:
             result = await self._own.run(self._outside, code, timeout)
@@ -57,11 +64,11 @@ class Live:
         try:
             return await self._with_packages(result)
         except BaseException:
-            self.session.take_back(result)  # the caller does not get it
+            self.session.take_back(result)  # the caller does not get it, so what it reported must be reported again
             raise
 
     async def attempt(self, name: str, source: str) -> None:
-        """Runs the examples of a skill; InvalidArgumentError says which one failed and how."""
+        """Run the examples of a skill. Raise InvalidArgumentError if one fails, and NotSupportedError if cells here can make no calls."""
         if self.why_no_tools:
             raise NotSupportedError(f"examples of skills are run where cells can call outside, and here they cannot: {self.why_no_tools}")
         async with self._elsewhere() as session:
@@ -75,7 +82,7 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """A branch of the session between two cells; while one runs, or where there can be no branch, a fresh session."""
+        """Open another session for the block: a branch of this one, or a fresh one while a cell runs or if branches are not possible."""
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)

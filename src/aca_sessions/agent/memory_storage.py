@@ -1,4 +1,4 @@
-"""Records that live as long as the object that holds them: for sessions that were given no storage."""
+"""A storage in memory, for sessions that were given no storage. Its records live as long as the object."""
 
 import asyncio
 from collections import defaultdict
@@ -14,44 +14,43 @@ if TYPE_CHECKING:
 
 
 class MemoryStorage:
-    """Records in this process."""
+    """Records in the memory of this process."""
 
     def __init__(self) -> None:
-        """Starts with none."""
         self._records: defaultdict[Kind, dict[str, bytes]] = defaultdict(dict)
         self._locks: defaultdict[Kind, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changes = 0
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """A record; None where there is none."""
+        """Return a record, or None if there is none."""
         return self._records[kind].get(checked_name(name))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Replaces a record."""
+        """Replace a record."""
         self._records[kind][checked_name(name)] = data
         self._changes += 1
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Whether there was one to delete."""
+        """Delete a record and return whether there was one."""
         self._changes += 1
         return self._records[kind].pop(checked_name(name), None) is not None
 
     async def names(self, kind: Kind) -> list[str]:
-        """The names of all records of a kind, sorted."""
+        """Return the names of all records of a kind, sorted."""
         return sorted(self._records[kind])
 
     async def stamp(self, kind: Kind) -> str | None:
-        """How often something was written or deleted."""
+        """Return the number of writes and deletions so far."""
         return str(self._changes)
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Keeps other tasks out."""
+        """Lock a kind for the block, against other tasks."""
         async with self._locks[kind]:
             yield
 
     def path(self, kind: Kind, name: str) -> str:
-        """There is no place to look at."""
+        """Return a name for the record, which has neither a file nor a key."""
         return f"memory:{kind}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":

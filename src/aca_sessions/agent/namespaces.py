@@ -1,4 +1,4 @@
-"""The calls that code in a session may make, by name: what stands here and nothing else."""
+"""The table of host calls: code in a session can call these names and nothing else."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -13,7 +13,15 @@ from .tools.tool import Parameter, Tool, ToolFailedError
 
 
 def table(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, live: Live) -> dict[str, Answer]:
-    """All four namespaces."""
+    """Return the calls of all four namespaces.
+
+    Args:
+        toolbox: The calls of `tools`. It also decides `deps.add` and `deps.remove`.
+        skills: The calls of `skills`.
+        artifacts: The calls of `artifacts`.
+        deps: The calls of `deps`.
+        live: The session, whose pending packages `deps` changes.
+    """
     return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, live)}
 
 
@@ -72,9 +80,11 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, live: Live) -> dict[str, Answer]:
-    """While a cell runs nothing is installed into its session and nothing taken away: it waits for the cell's end.
+    """Return the calls of `deps`.
 
-    What a session adds is installed and kept for later ones, so it is decided like a tool's call. `sync` installs what was decided before.
+    While a cell runs, nothing is installed into its session and nothing is removed: that waits for the end of the cell. A package that a
+    session adds is installed and kept for later sessions, so adding is decided like a call of a tool. `sync` only installs what was decided
+    before.
     """
 
     async def add(arguments: dict[str, Any]) -> object:

@@ -1,6 +1,6 @@
-"""The host's half of the bridge: a call that code in a session made, checked, carried out and answered.
+"""The host's half of the bridge: it checks, carries out and answers host calls.
 
-Whatever a call says was written by code that nobody reviewed. It can name what is in the table and nothing else.
+Everything in a call was written by untrusted code. A call can name what is in the table and nothing else.
 """
 
 import asyncio
@@ -18,25 +18,28 @@ from .room import Room
 from .tools.tool import ToolFailedError, message_of
 
 _MOST_ATTACHED_FILES = 100
-_MOST_TEXT = 2 << 20  # characters of all calls at a time; as objects they may take forty times as much
-_MOST_IN_FILES = 2 * values.MOST_ATTACHED  # bytes of all calls at a time
-_LONG = 64 << 10  # characters of a call that are read in a thread: of a million that takes a second
-_ALONE = "artifacts.load"  # may answer with as much as a session once saved: one at a time
+_MOST_TEXT = 2 << 20  # characters of all calls at the same time; as objects they can take forty times as much memory
+_MOST_IN_FILES = 2 * values.MOST_ATTACHED  # bytes of all calls at the same time
+_LONG = 64 << 10  # a call with more characters is parsed in a thread: a million characters take a second
+_ALONE = "artifacts.load"  # runs one at a time: its answer can be as large as what a session saved
 _logger = logging.getLogger("aca_sessions")
 Answer = Callable[..., Awaitable[object]]
 
 
 class Outside:
-    """Answers the calls of a session from a table of names. Calls whose arguments take too much memory together wait for each other."""
+    """The answers to the host calls of a session, from a table of names.
+
+    Calls wait for each other if their arguments take too much memory together.
+    """
 
     def __init__(self, table: Mapping[str, Answer]) -> None:
-        """Takes the names that may be called, each with a coroutine function of keyword arguments."""
+        """Take the names that can be called, each with a coroutine function that takes keyword arguments."""
         self._table = dict(table)
         self._texts, self._files = Room(_MOST_TEXT), Room(_MOST_IN_FILES)
         self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
 
     async def answer(self, session: Session, text: str) -> str:
-        """The answer to a call, as JSON: a value, or the name and message of what failed. Never raises for what the call is about."""
+        """Answer a call with JSON: a value, or the name and message of what failed. No failure of the call itself is raised."""
         try:
             async with self._texts.of(len(text)):
                 return await self._answered(session, text)
@@ -56,7 +59,10 @@ class Outside:
 
     @asynccontextmanager
     async def _fetched(self, session: Session, names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
-        """Yield the content of the files that a call names."""
+        """Download the files that a call names for the block, and yield their contents.
+
+        Raise ToolFailedError if they are too many or too large.
+        """
         if not names:
             yield {}
             return
@@ -66,12 +72,12 @@ class Outside:
         size = sum(sizes.get(name, 0) for name in names)
         if size > values.MOST_ATTACHED:
             raise ToolFailedError(f"a call takes at most {values.MOST_ATTACHED >> 20} MB")
-        most = size if sizes.keys() >= {*names} else values.MOST_ATTACHED  # an endpoint may list less than there is
+        most = size if sizes.keys() >= {*names} else values.MOST_ATTACHED  # an endpoint may list fewer files than exist
         async with self._files.of(most):
             yield await self._taken(session, names, most)
 
     async def _taken(self, session: Session, names: Sequence[str], most: int) -> dict[str, bytes]:
-        """Read and delete files, those of one call at a time: a session may make a file grow after it was listed."""
+        """Download and delete files. Only one call does so at a time, because a session can make a file grow after it was listed."""
         contents: dict[str, bytes] = {}
         async with self._reading:
             for name in dict.fromkeys(names):
@@ -91,7 +97,7 @@ async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Return the name, the arguments, and the files that these name."""
+    """Parse a call. Return its name, its arguments, and the files that these name."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):

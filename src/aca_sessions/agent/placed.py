@@ -1,4 +1,4 @@
-"""Modules of ours in a session that has none: their sources, sent as text."""
+"""Modules for meetings (see `exchange.py`) in a session without them: their sources are sent as text."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from ..models import CodeExecutionResult
 
 MEETING = "agent.cells.meeting"
 _GUEST = ("place", "processes", "collected", "calls", "awaiting", "batches", "bridge", "loop", "tracebacks")
-# In an order in which none needs a later one.
+# Ordered so that no module imports a later one.
 _MODULES = ("sandbox.wire", *(f"sandbox.guest.{name}" for name in _GUEST), "agent.cells.diverted", "agent.cells.threaded", MEETING)
 _LACKING = {
     "python": "its sessions have a Python older than 3.9",
@@ -25,10 +25,10 @@ _PLACE_SECONDS = 60.0
 
 
 async def place(session: Session) -> str:
-    """Puts what cells with calls need into a session; why that cannot be, or "" where it could."""
+    """Put the modules into a session. Return why cells cannot use them there, or "" if they can."""
     try:
         result = await _placed(session)
-        if result.state.kind != "kept":  # what is placed twice is there once
+        if result.state.kind != "kept":  # placing twice has no further effect
             result = await _placed(session)
         if result.state.kind == "unknown":
             raise ServiceUnavailableError("the session gave no answer when it was set up: try again", sent=True)
@@ -44,7 +44,7 @@ async def _placed(session: Session) -> CodeExecutionResult:
 
 @cache
 def package() -> str:
-    """The name below which they stand in a session: another for other sources."""
+    """Return the name of the package in the session that holds the modules. It contains a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 

@@ -1,4 +1,4 @@
-"""Keep records of calls."""
+"""The records of tool calls."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -9,9 +9,9 @@ from typing import Literal
 from .tools.tool import Effect
 
 _REMEMBERED = 10_000
-_REMEMBERED_BYTES = 64 << 20  # of arguments, which a session chooses
-_EACH = 64  # bytes, about, that any object takes
-_MOST_VALUES = 10_000  # of one argument; to look at more of them takes time
+_REMEMBERED_BYTES = 64 << 20  # of arguments, whose size a session chooses
+_EACH = 64  # about how many bytes any object takes
+_MOST_VALUES = 10_000  # of one argument; counting more takes too long
 _TOO_MANY = "[left out of the record: too many values]"
 _DROPPED = "[dropped from the record: later arguments took its room]"
 Decision = Literal["not asked", "approved", "refused", "over budget"]
@@ -19,7 +19,7 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """Describe a call: `digest` is the SHA-256 of its result as JSON, `error` names the exception of a tool that failed."""
+    """A call of a tool. `digest` is the SHA-256 of its result as JSON. `error` is the name of the exception if the tool failed."""
 
     tool: str
     effect: Effect
@@ -32,10 +32,9 @@ class CallRecord:
 
 
 class Records:
-    """The latest calls. With too many bytes of arguments, the oldest of these are dropped, and never a call itself."""
+    """The latest 10,000 calls. If arguments take too many bytes, the oldest arguments are dropped, but never the calls themselves."""
 
     def __init__(self) -> None:
-        """Start with none."""
         self._whole: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
         self._without: deque[CallRecord] = deque()  # the older ones, whose arguments were dropped
         self._size = 0
@@ -47,7 +46,7 @@ class Records:
         return len(self._without) + len(self._whole)
 
     def append(self, record: CallRecord) -> None:
-        """Keep a record."""
+        """Add a record, and drop what exceeds the limits."""
         sizes = {name: _size_of(argument) for name, argument in record.arguments.items()}
         size = sum(filter(None, sizes.values()))
         if None in sizes.values():
@@ -64,7 +63,7 @@ class Records:
 
 
 def _size_of(argument: object) -> int | None:
-    """Return about how many bytes an argument takes; None if it has too many values to be kept."""
+    """Return about how many bytes an argument takes, or None if it has too many values to be recorded."""
     size = looked_at = 0
     left = [argument]
     while left:

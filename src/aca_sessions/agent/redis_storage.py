@@ -1,4 +1,4 @@
-"""The same records in Redis: one hash for each kind, so that a write is one command."""
+"""A storage of records in Redis: one hash for each kind, so that a write is one command."""
 
 import asyncio
 import contextlib
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from .search import Embed
     from .skill_library import SkillLibrary
 
-_LOCK_SECONDS = 10.0  # a holder that was killed keeps others out for so long
-_PATIENCE_SECONDS = 15.0
+_LOCK_SECONDS = 10.0  # a lock ends after this time, so that a holder that was killed does not keep others out for longer
+_PATIENCE_SECONDS = 15.0  # how long to wait for a lock
 _ANSWER_SECONDS = 10.0
-_ATTEMPTS = 6  # with the pauses between them about two seconds: a server that restarts is back by then
+_ATTEMPTS = 6  # about two seconds with the pauses between them, in which a server can restart
 _LOST = (RedisConnectionError, RedisTimeoutError)
 
 
 class RedisStorage:
-    """Records under a prefix; many processes may use them at once."""
+    """Records in Redis, under a prefix. Many processes can use them at the same time."""
 
     def __init__(self, url: str | None = None, prefix: str = "aca-sessions", *, redis: "Redis | BlockingRedis | None" = None) -> None:
-        """Connect when it is used, to a URL or with a client of yours. A connection to the URL that breaks is made anew.
+        """Take a URL or a client; a connection is opened at the first use. A connection to a URL that breaks is opened again.
 
         Args:
             url: The server, as in `redis://localhost:6379`.
@@ -51,12 +51,12 @@ class RedisStorage:
         self._prefix = prefix
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """A record; None where there is none."""
+        """Return a record, or None if there is none."""
         field = checked_name(name)
         return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Replaces a record, and its kind has another stamp."""
+        """Replace a record and set a new stamp for its kind."""
         field = checked_name(name)
 
         def both(redis: Any) -> Any:
@@ -68,11 +68,11 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Whether there was one to delete. A Redis that is full deletes as well, and takes no new stamp."""
+        """Delete a record and return whether there was one. A full Redis deletes as well, but stores no new stamp."""
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
-            commands = redis.pipeline(transaction=False)  # a full Redis takes no command into a transaction
+            commands = redis.pipeline(transaction=False)  # a full Redis refuses to queue any command of a transaction
             commands.delete(stamp)
             commands.hdel(self._key(kind), field)
             commands.set(stamp, uuid.uuid4().hex)
@@ -84,17 +84,20 @@ class RedisStorage:
         return bool(deleted)
 
     async def names(self, kind: Kind) -> list[str]:
-        """The names of all records of a kind, sorted."""
+        """Return the names of all records of a kind, sorted."""
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """What the last change drew by chance; None where it could not be kept."""
+        """Return the random text that the last change stored, or None if it could not be stored."""
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Holds a lock that ends by itself, whatever became of its holder."""
+        """Lock a kind for the block. Raise StorageError after 15 s without the lock.
+
+        The lock expires after 10 s, even if its holder was killed.
+        """
         options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
         lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
         if not await self._acquired(lock):
@@ -106,7 +109,7 @@ class RedisStorage:
                 await self._asked(lambda _: lock.release())
 
     def path(self, kind: Kind, name: str) -> str:
-        """The key and the field."""
+        """Return the key and the field."""
         return f"{self._key(kind)}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
@@ -116,13 +119,13 @@ class RedisStorage:
         return SkillLibrary(self._for_this_loop, embed)
 
     async def close(self) -> None:
-        """End the connections to the URL. A client that was given stays open: it belongs to whoever made it."""
+        """Close the connections to the URL. A client that was given stays open, and its owner must close it."""
         if self._is_own:
             await self._redis.aclose()
 
     @asynccontextmanager
     async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Yield the same records in another event loop: connections with `await` belong to the loop that opened them."""
+        """Open the same records for another event loop. Connections of `redis.asyncio` belong to the loop that opened them."""
         if isinstance(self._redis, BlockingRedis):
             yield self
             return
@@ -136,11 +139,11 @@ class RedisStorage:
     async def _acquired(self, lock: Any) -> bool:
         if not isinstance(self._redis, BlockingRedis):
             return bool(await self._asked(lambda _: lock.acquire()))
-        with _errors():  # a lock that a thread gets for a caller who was cancelled is released
+        with _errors():  # a lock that the thread acquires after the caller was cancelled is released
             return bool(await made_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
     async def _asked(self, command: Callable[[Any], Any]) -> Any:
-        """Send a command and return its answer; a client without `await` waits in a thread."""
+        """Send a command and return its answer. A blocking client runs in a thread."""
         with _errors():
             if isinstance(self._redis, BlockingRedis):
                 return await asyncio.to_thread(command, self._redis)

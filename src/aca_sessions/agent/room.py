@@ -1,4 +1,4 @@
-"""Share a number of bytes: a caller that needs more than is left waits."""
+"""A limit on bytes in use: a caller that needs more than is free waits."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,17 +6,16 @@ from contextlib import asynccontextmanager
 
 
 class Room:
-    """A number of bytes that users share, in the order in which they came."""
+    """A number of bytes that callers share, in the order of their requests."""
 
     def __init__(self, most: int) -> None:
-        """Start with all of it free."""
         self._most = self._free = most
         self._turn = asyncio.Lock()
         self._freed = asyncio.Event()
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
-        """Hold so many bytes for the block, or all of them if there are not so many."""
+        """Reserve `size` bytes for the block, or all of them if there are fewer."""
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:

@@ -1,4 +1,4 @@
-"""How cells of a session run with their calls answered: followed live, or met in executions of ours. It is chosen once, by endpoint."""
+"""How the cells of a session run and how their calls are answered. It is chosen once, by what the endpoint supports."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,13 @@ from .placed import place
 
 
 class Followed:
-    """Runs cells where their calls come as events."""
+    """A runner for endpoints with events: calls arrive as events of the execution."""
 
     def __init__(self, session: Session) -> None:
-        """Starts nothing yet."""
         self._session = session
 
     async def run(self, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
-        """What became of a cell; cancelling the call interrupts it."""
+        """Run a cell and return its result. Cancelling the call interrupts the cell."""
         session = self._session
         execution = await session.start(code, timeout=timeout, on_call=lambda text: outside.answer(session, text))
         try:
@@ -28,14 +27,13 @@ class Followed:
 
 
 class Alone:
-    """Runs cells where nobody can answer their calls."""
+    """A runner for endpoints where the calls of cells cannot be answered."""
 
     def __init__(self, session: Session) -> None:
-        """Starts nothing yet."""
         self._session = session
 
     async def run(self, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
-        """What became of a cell that can call nothing."""
+        """Run a cell that can make no calls, and return its result."""
         del outside
         return await self._session.run(code, timeout=timeout)
 
@@ -44,7 +42,7 @@ Running = Callable[[Session], Followed | Exchange | Alone]
 
 
 async def running_in(session: Session) -> tuple[Running, str]:
-    """How cells run in sessions like this one; where their calls cannot be answered, why."""
+    """Return how cells run in sessions like this one. If their calls cannot be answered, also return why, else ""."""
     if await session.supports("events"):
         return Followed, ""
     lacking = await place(session)

@@ -1,4 +1,4 @@
-"""Search by words and related words, BM25 over names and descriptions without a model or network, or by vectors that a caller makes."""
+"""Search in texts by name: by words and related words (BM25, without a model or network), or by vectors that a caller makes."""
 
 import asyncio
 import inspect
@@ -17,8 +17,8 @@ Vectors = Sequence[Sequence[float]]
 Embed = Callable[[Sequence[str]], Vectors | Awaitable[Vectors]]
 _SATURATION, _LENGTH_WEIGHT = 1.2, 0.75
 _NAME_WEIGHT = 3
-_AT_ONCE = 256  # texts in one call: services take no more than some thousands
-_RELATED_WEIGHT = 0.4  # of a word that only means about the same: with 0.5 it outdoes the word itself in a query of the tests
+_AT_ONCE = 256  # texts in one call of `embed`: services accept only some thousands
+_RELATED_WEIGHT = 0.4  # of a related word; with 0.5 it outranks the word itself in a query of the tests
 _WORD = re.compile(r"[A-Z]{2,}s?(?![a-z])|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 _ENDINGS = ("ations", "ation", "ings", "ing", "ers", "er", "ies", "ied", "ed", "es", "s", "e", "y")
 _SHORTEST_STEM = 3
@@ -26,7 +26,7 @@ _EMPTY = frozenset(
     "a an and any are as at be by for from get how i in into is it its of on or that the this to use want what with you".split()  # noqa: SIM905
 )
 
-# Words that ask for about the same in names and descriptions of tools and skills. A word may stand in several lines.
+# Each line has related words in names and descriptions of tools and skills. A word can be in several lines.
 _RELATED = """
 api endpoint request rest
 web url http https link site website page webpage html internet online address api request
@@ -96,15 +96,15 @@ pdf document page
 
 
 class Index:
-    """Texts by name, found by the words in them; a word in the name counts more."""
+    """An index of texts by the words in them. A word in the name of a text counts three times."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        """Takes each text apart, once."""
-        self._names = sorted(texts)  # of texts that fit as well as each other, the first name comes first
+        """Split the texts into words, once."""
+        self._names = sorted(texts)  # texts with equal scores are sorted by name
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
     def best(self, query: str, limit: int) -> list[str]:
-        """The names of the texts that fit, the best first."""
+        """Return the names of the texts that fit a query, the best first."""
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
@@ -115,17 +115,17 @@ class Index:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Return how well each text fits a word: by the word itself, or by related words, whichever is more."""
+        """Return how well each text fits a word: by the word itself or by related words, whichever score is higher."""
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
 
 
 def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
-    """None where there is no word to rank by."""
+    """Return the ranking of texts that were split into words, or None if there are no words."""
     if not any(texts):
         return None
-    import bm25s  # with scipy, a third of a second: whoever does not search does not wait for it
+    import bm25s  # imports scipy, which takes a third of a second: only a program that searches waits for it
 
     ranking = bm25s.BM25(k1=_SATURATION, b=_LENGTH_WEIGHT)
     ranking.index(texts, show_progress=False)
@@ -133,17 +133,17 @@ def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
 
 
 class MeaningIndex:
-    """The same by meaning: texts and queries become vectors by a function that the caller gives."""
+    """An index of texts by meaning: a function of the caller turns texts and queries into vectors."""
 
     def __init__(self, embed: Embed) -> None:
-        """Knows no text yet; what a text became is kept while it is searched."""
+        """Take the function. The vector of a text is kept as long as the text is searched."""
         self._embed = embed
         self._known: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
         self._rows: np.ndarray | None = None
 
     async def best(self, texts: Mapping[str, str], query: str, limit: int) -> list[str]:
-        """The names of the texts that are nearest to the query, the best first."""
+        """Return the names of the texts that are nearest to the query, the best first."""
         wanted = [f"{name}: {text}" for name, text in texts.items()]
         if not wanted:
             return []
@@ -155,7 +155,7 @@ class MeaningIndex:
     async def _learn(self, wanted: list[str]) -> "np.ndarray":
         import numpy as np
 
-        known = self._known  # this one: another search may put another in its place
+        known = self._known  # a local name, because a concurrent search may replace the attribute
         new = [text for text in dict.fromkeys(wanted) if text not in known]
         for place in range(0, len(new), _AT_ONCE):
             some = new[place : place + _AT_ONCE]
@@ -165,8 +165,11 @@ class MeaningIndex:
         return self._rows
 
     async def _vectors(self, texts: list[str]) -> "np.ndarray":
-        """Of length one, so that their product is how near they are."""
-        import numpy as np  # semantic-kernel brings it; who searches by words does not wait for it
+        """Return vectors of length one, so that a product of two is their similarity.
+
+        Raise ConfigurationError unless `embed` returned one vector for each text, all of one length.
+        """
+        import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
 
         answered = await _answer(self._embed, texts)
         try:
@@ -181,29 +184,28 @@ class MeaningIndex:
 
 
 class Search:
-    """Texts by name that may change: by meaning where the caller gives a function that makes vectors, else by their words."""
+    """A search in texts that can change: by meaning if the caller gives a function that makes vectors, else by words."""
 
     def __init__(self, embed: Embed | None = None) -> None:
-        """Has no text yet."""
         self._texts: dict[str, str] = {}
         self._words = Index({})
         self._meaning = MeaningIndex(embed) if embed else None
 
     def over(self, texts: Mapping[str, str]) -> None:
-        """From here on these are searched."""
+        """Replace the texts that are searched."""
         self._texts = dict(texts)
         if self._meaning is None:
             self._words = Index(texts)
 
     async def best(self, query: str, limit: int) -> list[str]:
-        """The names of the texts that fit, the best first."""
+        """Return the names of the texts that fit a query, the best first."""
         if self._meaning is None:
             return self._words.best(query, limit)
         return await self._meaning.best(self._texts, query, limit)
 
 
 async def _answer(embed: Embed, texts: list[str]) -> Vectors:
-    """Call a function of the caller's; one without `await` computes in a thread, so that cells and tools go on meanwhile."""
+    """Call a function of the caller. A plain function runs in a thread, so that cells and tools continue meanwhile."""
     if inspect.iscoroutinefunction(embed) or inspect.iscoroutinefunction(getattr(embed, "__call__", None)):  # noqa: B004
         answered = embed(texts)
     else:
@@ -212,14 +214,14 @@ async def _answer(embed: Embed, texts: list[str]) -> Vectors:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, cut at case and underscores, without endings and without those that say nothing."""
+    """Return the words of a text, split at case and underscores, without endings and without words such as "the"."""
     found = [word.lower() for word in _WORD.findall(text)]
     return [_stem(word) for word in found if word not in _EMPTY]
 
 
 @cache
 def _related() -> dict[str, list[str]]:
-    """Return the words related to each word, all as `words` leaves them."""
+    """Return the words related to each word, all in the form that `words` returns."""
     related: dict[str, list[str]] = {}
     for line in _RELATED.strip().splitlines():
         group = [*dict.fromkeys(words(line))]

@@ -1,4 +1,4 @@
-"""A session for an agent: its cells call tools of the host, and what it makes outlives it."""
+"""A session for an agent: its cells call tools of the host, and what it saves outlives it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,7 +29,7 @@ AnyTool = Tool | ToolSource | Callable[..., Any]
 
 
 class AgentSession(Kept):
-    """A session whose code has `tools`, `skills`, `artifacts` and `deps`. It reaches nothing outside but what it is given here."""
+    """A session whose code has `tools`, `skills`, `artifacts` and `deps`. It can reach nothing else of the host."""
 
     def __init__(
         self,
@@ -42,9 +42,16 @@ class AgentSession(Kept):
         sync_deps_on_start: bool = False,
         allow_runtime_deps: bool = True,
     ) -> None:
-        """Opens nothing yet. Without a pool it opens what the settings say; without a storage, what is kept ends with this object.
+        """Prepare a session; `start` or `async with` opens it.
 
-        `approve` sees calls that write before they are made; `embed` makes vectors of texts, for a search by meaning.
+        Args:
+            pool: The pool to lease from. By default a pool is opened from the settings.
+            storage: Where skills, artifacts and dependencies are kept. By default in memory, until this object is gone.
+            tools: Tools, sources of tools such as an MCP server, or plain functions.
+            approve: Called before calls of tools that write, with one call or a whole batch. Returns whether they are allowed.
+            embed: Makes vectors of texts, so that searches are by meaning and not by words.
+            sync_deps_on_start: Whether `start` installs the dependencies that are kept.
+            allow_runtime_deps: Whether dependencies can be added and removed.
         """
         self._pool = pool
         self._given = list(tools)
@@ -62,7 +69,16 @@ class AgentSession(Kept):
 
     @classmethod
     def from_base(cls, path: Path | str, pool: SessionPool | None = None, **options: Any) -> Self:
-        """Over a folder: `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` to begin with."""
+        """Create a session over a folder.
+
+        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the dependencies to
+        begin with.
+
+        Args:
+            path: The folder.
+            pool: The pool to lease from. By default a pool is opened from the settings.
+            options: Further arguments of the constructor. `tools` are added to those of the folder.
+        """
         from .tools.described import tools_in
 
         base = Path(path)
@@ -71,7 +87,10 @@ class AgentSession(Kept):
         return made
 
     async def start(self) -> None:
-        """Leases the session and opens the tools; `async with` does it."""
+        """Lease the session and open the tools. `async with` does this. A second call does nothing.
+
+        Raise NotSupportedError if there are tools and the endpoint's cells cannot call them.
+        """
         async with self._starting:
             if self._opened is None:
                 async with AsyncExitStack() as stack:
@@ -91,24 +110,27 @@ class AgentSession(Kept):
         return live
 
     async def close(self) -> None:
-        """Ends the session and closes its tools; what was kept is in the storage."""
+        """End the session and close its tools. What was saved stays in the storage."""
         self._opened = None
         await self._stack.aclose()
 
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
-        """What became of a cell. While it waits for a tool or a decision its clock stands still; cancelling the call interrupts it."""
+        """Run a cell and return its result. Cancelling the call interrupts the cell.
+
+        The cell's clock stands still while it waits for a tool or for an approval.
+        """
         return await self._live.run(code, timeout)
 
     async def reset(self) -> None:
-        """Clears the variables; files and the four namespaces stay."""
+        """Clear the variables. Files and the four namespaces stay."""
         await self._live.session.reset()
 
     def supports(self, capability: str) -> bool:
-        """Whether the session has it, by py-code-mode's names and those of its own: each only where it is enforced."""
+        """Return whether the session has a capability, by py-code-mode's names or the own ones. Each is true only if it is enforced."""
         return capability in self._live.capabilities
 
     def supported_capabilities(self) -> set[str]:
-        """All that it has."""
+        """Return the names of all capabilities that the session has."""
         return set(self._live.capabilities)
 
     @property
@@ -117,12 +139,15 @@ class AgentSession(Kept):
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """Return all tools, each with name, description, tags. Before the start, tools that are servers are opened for this call."""
+        """Return all tools with name, description, tags, effect and signature.
+
+        Before the start, tools that are servers are opened for this call.
+        """
         async with self._tools() as toolbox:
             return toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
-        """Return the tools that fit a description, the best first. It needs no start either."""
+        """Return the tools that fit a description, the best first. Before the start, tools that are servers are opened for this call."""
         async with self._tools() as toolbox:
             return await toolbox.search(query, limit)
 
@@ -131,7 +156,7 @@ class AgentSession(Kept):
         if self._opened is not None:
             yield self._toolbox
             return
-        async with self._starting, AsyncExitStack() as stack:  # a start meanwhile would open the same servers
+        async with self._starting, AsyncExitStack() as stack:  # the lock keeps a concurrent `start` from opening the same servers
             yield ToolBox(await _opened(self._given, stack), self._approval, self._embed)
 
     async def __aenter__(self) -> Self:

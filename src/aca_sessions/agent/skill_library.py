@@ -1,4 +1,4 @@
-"""The skills of a storage without `await`, as py-code-mode's libraries are."""
+"""The skills of a storage for code without `await`, with the methods of py-code-mode's libraries."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,13 +14,13 @@ Answer = TypeVar("Answer")
 
 
 class SkillLibrary:
-    """List, find, add and remove skills outside of a session. Every call reads the storage, so what sessions add is seen at once.
+    """The skills of a storage, outside of a session. Every call reads the storage, so what sessions add is seen at once.
 
-    Calls block. They may be made where an event loop runs, but cells wait meanwhile.
+    Calls block. They can be made where an event loop runs, but cells wait meanwhile.
     """
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Read nothing yet. `opening` opens the storage for one call, which is made in an event loop of its own."""
+        """Take a function that opens the storage for one call. Each call runs in an event loop of its own. Nothing is read yet."""
         self._opening = opening
         self._embed = embed
 
@@ -29,7 +29,7 @@ class SkillLibrary:
         return [*self._all().values()]
 
     def get(self, name: str) -> Skill | None:
-        """Return a skill; None if there is none of that name."""
+        """Return a skill, or None if there is none of that name."""
         return self._all().get(name)
 
     def search(self, query: str, limit: int = 10) -> Found:
@@ -37,7 +37,7 @@ class SkillLibrary:
         return self._call(lambda skills: skills.best(query, limit))
 
     def add(self, skill: Skill | str, source: str = "", description: str = "") -> Skill:
-        """Keep a skill, of another library or by name, source and description. One of the same name is replaced.
+        """Keep a skill: one of another library, or a name, source and description. A skill of the same name is replaced.
 
         Examples in its docstring are not run: use a session's `add_skill` for that.
         """
@@ -74,5 +74,6 @@ class SkillLibrary:
             async with self._opening() as storage:
                 return await act(Skills(storage, embed=self._embed))
 
-        with ThreadPoolExecutor(1, thread_name_prefix="aca-sessions-skills") as thread:  # the caller's thread may have a loop that runs
+        # In another thread: the caller's may have a running event loop, in which `asyncio.run` fails.
+        with ThreadPoolExecutor(1, thread_name_prefix="aca-sessions-skills") as thread:
             return thread.submit(asyncio.run, acted()).result()

@@ -1,6 +1,6 @@
-"""Skills: functions that a session's code or its owner wrote once, found and used again by later sessions.
+"""Skills: functions that a session's code or its owner wrote once, and that later sessions find and use again.
 
-Their source is read with `ast` here and run only in sessions.
+On the host their source is only parsed with `ast`. It runs only in sessions.
 """
 
 import ast
@@ -29,7 +29,7 @@ Try = Callable[[str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
-    """A skill as it is kept; `origin` says who wrote it, `session` or `host`; `earlier` are older sources."""
+    """A skill as it is kept. `origin` is who wrote it, `session` or `host`. `earlier` holds up to 10 older sources."""
 
     name: str
     source: str
@@ -42,16 +42,16 @@ class Skill:
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
-        """What `run` takes: `name`, `type`, `required`, `default`."""
+        """Return the parameters of `run`: `name`, `type`, `required`, `default`."""
         return parameters(self.source)
 
     @property
     def searched(self) -> str:
-        """The text that searches look at: the description, and what docstrings say."""
+        """Return the text for searches: the description, and the first paragraphs of the docstrings."""
         return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
 
     def told(self, uses: int = 0) -> dict[str, Any]:
-        """As it is listed: without the source."""
+        """Return the skill for a list: without its source."""
         return {
             "name": self.name,
             "description": self.description,
@@ -68,10 +68,16 @@ Found = list[Skill]
 
 
 class Skills:
-    """The skills of a storage. Examples in a docstring are run by `attempt` before a skill is kept; it raises where one fails."""
+    """The skills of a storage."""
 
     def __init__(self, storage: Storage, attempt: Try | None = None, embed: Embed | None = None) -> None:
-        """Reads nothing yet."""
+        """Take a storage. Nothing is read yet.
+
+        Args:
+            storage: Where the skills are kept.
+            attempt: Runs the examples of a skill before it is kept, and raises if one fails. By default they are not run.
+            embed: Makes vectors of texts, so that searches are by meaning and not by words.
+        """
         self._storage = storage
         self._attempt = attempt
         self._stamp: str | None = None
@@ -79,11 +85,11 @@ class Skills:
         self._search = Search(embed)
 
     async def list(self) -> Described:
-        """All, without their sources."""
+        """Return all skills without their sources."""
         return [skill.told(await self._uses(skill.name)) for skill in (await self.all()).values()]
 
     async def search(self, query: str, limit: int = 5) -> Described:
-        """Those that fit a description, the best first."""
+        """Return the skills that fit a description, the best first, without their sources."""
         return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "Found":
@@ -92,12 +98,15 @@ class Skills:
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 
     async def get(self, name: str) -> dict[str, Any] | None:
-        """One with its source; None where there is none."""
+        """Return a skill with its source, or None if there is none of that name."""
         skill = await self._read(name)
         return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
-        """The source, to be run; that is counted where the storage can be written."""
+        """Return the source of a skill and count the use. The use is not counted if the storage cannot be written.
+
+        Raise InvalidArgumentError if the skill does not exist.
+        """
         skill = await self._read(name)
         if skill is None:
             raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
@@ -111,7 +120,16 @@ class Skills:
             await self._storage.write("uses", name, json.dumps(used).encode())
 
     async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
-        """Keeps a skill, once its examples were run; the one that it replaces stays among its earlier versions."""
+        """Run the examples of a skill, then keep it and return it with its source. Sources that it replaces are kept as earlier ones.
+
+        Raise InvalidArgumentError if the name or the source is invalid, or if a session (`origin`) would replace a skill of its owner.
+
+        Args:
+            name: Its name, a Python name of up to 64 characters.
+            source: Python source that defines `run`.
+            description: What it is for. By default the first paragraph of the docstring.
+            origin: Who adds it: `host` or `session`.
+        """
         documented = _documentation(source)
         now = datetime.now(UTC).isoformat()
         skill = Skill(name=checked(name), source=source, description=description or documented[0], origin=origin, created=now)
@@ -125,7 +143,7 @@ class Skills:
         return {**skill.told(), "source": skill.source}
 
     async def remove(self, name: str, *, origin: str = "host") -> bool:
-        """Whether there was one to remove."""
+        """Remove a skill and return whether there was one. Raise InvalidArgumentError if a session would remove a skill of its owner."""
         _check_owner(await self._read(name), origin)
         await self._storage.delete("uses", checked(name))
         return await self._storage.delete("skills", name)
@@ -144,7 +162,7 @@ class Skills:
         return None if data is None else _decode(name, data)
 
     async def all(self) -> dict[str, Skill]:
-        """Return all skills by name. They are read again only if something was written since."""
+        """Return all skills by name. They are read again only if the storage has another stamp."""
         stamp = await self._storage.stamp("skills")
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
@@ -159,7 +177,7 @@ class Skills:
 
 
 def checked(name: object) -> str:
-    """The name, if code can call a skill by it."""
+    """Return the name. Raise InvalidArgumentError if code cannot call a skill by it."""
     if not _is_name(name):
         form = "a Python name of up to 64 letters, digits and '_' that begins with a letter"
         raise InvalidArgumentError(f"a skill's name must be {form}, and none of {', '.join(sorted(_OWN_NAMES))}: got {str(name)[:80]!r}")
@@ -167,7 +185,7 @@ def checked(name: object) -> str:
 
 
 def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
-    """The function of a skill; InvalidArgumentError where there is none, or the source is no Python."""
+    """Return the function `run` of a skill. Raise InvalidArgumentError if there is none, or if the source is not valid Python."""
     if not isinstance(source, str) or len(source) > _MOST_SOURCE:
         raise InvalidArgumentError(f"a skill's source is text of at most {_MOST_SOURCE} characters")
     try:
@@ -183,7 +201,7 @@ def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
 
 
 def parameters(source: str) -> list[dict[str, Any]]:
-    """What `run` takes, as its text says: nothing of it is evaluated."""
+    """Return the parameters of `run` as they are written. Nothing is evaluated."""
     given = entry(source).args
     plain = [*given.posonlyargs, *given.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults)) + [*given.defaults]
@@ -201,20 +219,20 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> dict[str, Any]:
 
 
 def _check_owner(skill: Skill | None, origin: str) -> None:
-    """What a session writes may not take the place of what its owner gave it: later sessions would trust it."""
+    """Raise InvalidArgumentError if a session would replace a skill of its owner: later sessions would trust the new one."""
     if skill is not None and skill.origin == "host" and origin != "host":
         raise InvalidArgumentError(f"the skill {skill.name} was given from outside, and stays as it is: use another name")
 
 
 def _documentation(source: str) -> tuple[str, ...]:
-    """Return the first paragraphs of the docstrings of `run` and of its file, without those that are empty; ("",) if there are none."""
+    """Return the first paragraphs of the docstrings of `run` and of its file, without empty ones. Return ("",) if there are none."""
     function = entry(source)
     firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
 
 
 def _first(documentation: str) -> str:
-    """Its first paragraph."""
+    """Return the first paragraph of a docstring, without examples."""
     return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
 
 
@@ -223,13 +241,13 @@ def _is_name(name: object) -> bool:
 
 
 def _encode(skill: Skill) -> bytes:
-    """A Python file whose first line says what is not in the source."""
+    """Encode a skill as a Python file. Its first line holds what is not in the source."""
     fields = ("description", "version", "origin", "created", "tested", "earlier")
     return f"{_HEADER}{json.dumps({name: getattr(skill, name) for name in fields})}\n{skill.source}".encode("utf-8", "backslashreplace")
 
 
 def _decode(name: str, data: bytes) -> Skill | None:
-    """A file without our first line is a skill as well; what is none of Python is none."""
+    """Decode a file. Without the first line of `_encode` it is a skill as well. Return None if it is not valid Python."""
     first, _, source = data.decode("utf-8", "replace").partition("\n")
     told: dict[str, Any] = {}
     try:

@@ -1,6 +1,6 @@
-"""Where skills, artifacts and dependencies outlive a session. A record is written whole or not at all, and read whole.
+"""The storage of skills, artifacts and dependencies, which outlive a session. A record is written whole or not at all, and read whole.
 
-Names come from models: they are checked here, whatever asked for them.
+Names come from models, so they are checked here, for every caller.
 """
 
 import asyncio
@@ -25,43 +25,43 @@ Kind = Literal["skills", "uses", "artifacts", "content", "deps"]
 Result = TypeVar("Result")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,126}[A-Za-z0-9_-]|[A-Za-z0-9_]")
 _LOCK_SECONDS = 30.0
-_SETTLED_NANOSECONDS = 50_000_000  # a folder's time has the grain of the kernel's clock: younger ones may still change unseen
+_SETTLED_NANOSECONDS = 50_000_000  # times have the grain of the kernel's clock: a younger folder can change again and keep its time
 
 
 class Storage(Protocol):
-    """Records by kind and name."""
+    """A storage of records by kind and name."""
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """A record; None where there is none."""
+        """Return a record, or None if there is none."""
         ...
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Replaces a record; whoever reads meanwhile gets the old one or the new one, whole."""
+        """Replace a record. A concurrent reader gets the old one or the new one, whole."""
         ...
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Whether there was one to delete."""
+        """Delete a record and return whether there was one."""
         ...
 
     async def names(self, kind: Kind) -> list[str]:
-        """The names of all records of a kind, sorted."""
+        """Return the names of all records of a kind, sorted."""
         ...
 
     async def stamp(self, kind: Kind) -> str | None:
-        """A text that differs once a record of the kind was written or deleted; None where that cannot be told."""
+        """Return a text that changes when a record of the kind is written or deleted. Return None if changes cannot be detected now."""
         ...
 
     def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
-        """Keeps others who ask for the same from reading and writing back in between; in any process."""
+        """Lock a kind for the block, against all other callers in any process, so that a record can be read and written back."""
         ...
 
     def path(self, kind: Kind, name: str) -> str:
-        """Where a person finds the record."""
+        """Return where a person finds the record."""
         ...
 
 
 def checked_name(name: object) -> str:
-    """The name, if it can be that of a record."""
+    """Return the name. Raise InvalidArgumentError if it cannot be that of a record."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         allowed = "letters, digits, '_', '-', single '.' and spaces"
         raise InvalidArgumentError(f"a name is up to 128 {allowed}, and begins with a letter or digit")
@@ -69,35 +69,35 @@ def checked_name(name: object) -> str:
 
 
 class FileStorage:
-    """A folder with a readable file for each record; many processes may use it at once."""
+    """A folder with a readable file for each record. Many processes can use it at the same time."""
 
     def __init__(self, base_path: Path | str) -> None:
-        """Makes the folder when something is written."""
+        """Take the path of the folder. It is created at the first write."""
         self.base_path = Path(base_path)
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """A record; None where there is none."""
+        """Return a record, or None if there is none."""
         return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Writes beside it and takes its place."""
+        """Write a record to a temporary file beside it, then rename that file to its place."""
         await _in_thread("written", lambda: self._write(kind, checked_name(name), data))
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Whether there was one to delete."""
+        """Delete a record and return whether there was one."""
         return await _in_thread("deleted", lambda: self._delete(kind, checked_name(name)))
 
     async def names(self, kind: Kind) -> list[str]:
-        """The names of all records of a kind, sorted."""
+        """Return the names of all records of a kind, sorted."""
         return await _in_thread("listed", lambda: self._names(kind))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """When a file last came into the folder or left it."""
+        """Return when a file was last added to the folder or removed. Return None for 50 ms after that."""
         return await _in_thread("read", lambda: self._stamp(kind))
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Holds a lock on a file; it goes with the process that holds it."""
+        """Lock a file for the block. The kernel releases the lock when the process ends. Raise StorageError after 30 s without the lock."""
         deadline = time.monotonic() + _LOCK_SECONDS
         while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
             if time.monotonic() > deadline:
@@ -109,7 +109,7 @@ class FileStorage:
             os.close(lock)
 
     def path(self, kind: Kind, name: str) -> str:
-        """The file."""
+        """Return the path of the file."""
         return str(self._file(kind, name))
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
@@ -166,7 +166,7 @@ class FileStorage:
         return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
 
     def _lock(self, kind: Kind) -> int | None:
-        """An open file that is locked; None while another has it."""
+        """Return an open file that is locked, or None if another process holds the lock."""
         self.base_path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.base_path / f".{kind}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         locked = False
@@ -181,7 +181,7 @@ class FileStorage:
 def _try_to_lock(descriptor: int) -> bool:
     try:
         import fcntl
-    except ImportError:  # elsewhere than on Linux and macOS one process at a time may write
+    except ImportError:  # without fcntl, as on Windows, only one process at a time may write
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,7 +191,7 @@ def _try_to_lock(descriptor: int) -> bool:
 
 
 async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
-    """A lock that a thread takes for a caller who is cancelled is let go of."""
+    """Lock in a thread. A lock that is acquired after the caller was cancelled is released."""
     try:
         return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
     except OSError as error:

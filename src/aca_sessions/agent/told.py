@@ -1,4 +1,4 @@
-"""What a session tells of a cell that runs in a thread of it. Code of the user's can tell anything in its place: it is checked here."""
+"""What a session reports of a cell that runs in a thread of it. Guest code can forge any of it, so it is validated here."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from ..errors import ServiceError
 from ..models import CodeError, Display, Scalar
 
 _FILE = re.compile(r"\.call-[0-9a-f]{32}")
-_MOST_TOLD = 64 << 20  # bytes, of all
+_MOST_TOLD = 64 << 20  # bytes of one report
 _MOST_TEXT = 2 << 20
 _MOST_CALL = 1 << 20
 _MOST_CALLS = 64  # that wait at a time
@@ -21,7 +21,7 @@ Stage = Literal["runs", "over", "unknown", "no module"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of a cell, as the session tells it."""
+    """The result of a cell as the session reports it."""
 
     stdout: str
     stderr: str
@@ -33,17 +33,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Where a cell is: `runs` with calls that wait for answers, or `over` with its outcome."""
+    """The progress of a cell: `runs` with calls that wait for answers, or `over` with its outcome."""
 
     stage: Stage
     calls: tuple[tuple[int, str], ...] = ()
-    waited: float = 0.0  # seconds in the session until they came
-    computed: float | None = None  # seconds of the processor since the cell began, without those of the executions that met it
+    waited: float = 0.0  # seconds in the session until the calls came
+    computed: float | None = None  # processor seconds since the cell began, without those of the meetings
     outcome: Outcome | None = None
 
 
 def split(stdout: str, marker: str) -> tuple[str, str | None]:
-    """What else was written, and the line behind the marker; None where there is none."""
+    """Return the other output, and the line behind the marker. The line is None if the marker is missing."""
     before, found, rest = stdout.rpartition(f"\n{marker}")
     if not found:
         return stdout, None
@@ -52,7 +52,7 @@ def split(stdout: str, marker: str) -> tuple[str, str | None]:
 
 
 async def read(session: Session, line: str) -> Told:
-    """The line, or the file that it names; ServiceError where it is neither."""
+    """Parse the line, or the file that it names. Raise ServiceError if neither is a report."""
     try:
         said = json.loads(line)
         match said:
@@ -132,7 +132,7 @@ def _text(text: object) -> str:
 
 
 def _clean(text: str) -> str:
-    """As text that can be written down: JSON may hold lone surrogates."""
+    """Return text that can be encoded as UTF-8: JSON may hold lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

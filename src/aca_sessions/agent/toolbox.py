@@ -1,4 +1,4 @@
-"""The tools of one agent session: found by name, checked, decided, made within their time, and written down."""
+"""The tools of one agent session: they are found by name, and calls are checked, decided, limited in time and recorded."""
 
 import asyncio
 import time
@@ -17,10 +17,16 @@ Described = list[dict[str, Any]]
 
 
 class ToolBox:
-    """What code in a session may call, and nothing else of the host's."""
+    """All tools that code in a session can call."""
 
     def __init__(self, tools: Sequence[Tool], approval: Approval, embed: Embed | None = None) -> None:
-        """ConfigurationError where two have one name."""
+        """Take the tools. Raise ConfigurationError if two have the same name.
+
+        Args:
+            tools: The tools.
+            approval: Decides calls, counts budgets and keeps records.
+            embed: Makes vectors of texts, so that searches are by meaning and not by words.
+        """
         self._tools: dict[str, Tool] = {}
         for tool in tools:
             if tool.name in self._tools:
@@ -34,15 +40,15 @@ class ToolBox:
         return len(self._tools)
 
     def list(self) -> Described:
-        """Each with name, description, tags, effect and signature."""
+        """Return all tools, each with name, description, tags, effect and signature."""
         return [_told(tool) for tool in self._tools.values()]
 
     async def search(self, query: str, limit: int) -> Described:
-        """Those that fit a description, the best first."""
+        """Return the tools that fit a description, the best first."""
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """One with its parameters, and what hangs on its name."""
+        """Return a tool with its parameters and the tools below its name (`name.member`). Raise ToolFailedError if there is none."""
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
         if tool is None and not below:
@@ -53,16 +59,16 @@ class ToolBox:
         return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """What the tool answers; ToolFailedError where it may not be called."""
+        """Call a tool and return its answer. Raise ToolFailedError if it does not exist or must not be called."""
         return await self.make(self._checked(name, arguments), arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
-        """Decide a call, make it and write it down."""
+        """Decide a call, carry it out and record it."""
         (decision,) = await self._approval.decide([(tool, arguments)])
         return await self._made(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
-        """What became of each, `value` or `error`: allowed together, then made one after another."""
+        """Return the outcome of each call, as `value` or `error`. All are decided together, then carried out one after another."""
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
         return [await self._outcome(tool, arguments, decision) for (tool, arguments), decision in zip(checked, decisions, strict=True)]
@@ -81,7 +87,7 @@ class ToolBox:
         return tool
 
     async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Every way out of here is written down."""
+        """Carry out a call that was decided. Every outcome is recorded: a refusal, a spent budget, a failure, a cancellation."""
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
@@ -117,9 +123,10 @@ class ToolBox:
             if not limit.expired():
                 raise
             raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from None
-        except SystemExit:  # it would end this program
+        except SystemExit:  # a tool must not end the host's program
             raise ToolFailedError(f"{tool.name} tried to end the program that it belongs to") from None
         except asyncio.CancelledError:
+            # The caller was cancelled if `cancelling()` is not 0. Otherwise the tool raised CancelledError by itself, which is its failure.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise

@@ -28,11 +28,14 @@ _FILE = re.compile(r"\.call-[0-9a-f]{32}")
 
 
 class Table(bytes):
-    """A DataFrame as its file has it, parquet or JSON, which nobody has read yet."""
+    """A DataFrame as the content of its file, parquet or JSON, which has not been parsed yet."""
 
 
 def encode(value: object) -> tuple[str, dict[str, bytes]]:
-    """The value as JSON, and the files that it names."""
+    """Encode a value as JSON, with long contents in files. Return the JSON text, and the contents of the files by name.
+
+    Raise ToolFailedError if the value is too large, nested too deeply, or of a type that cannot be sent.
+    """
     files: dict[str, bytes] = {}
     try:
         text = json.dumps(_packed(value, files), default=_refuse)
@@ -44,7 +47,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def files_named(value: object) -> list[str]:
-    """The files that a value from a session names: only those that a call of ours can have made."""
+    """Return the files that a value from a session names. Only names of the form that the bridge gives to its files count."""
     match value:
         case list():
             return [name for item in value for name in files_named(item)]
@@ -56,7 +59,7 @@ def files_named(value: object) -> list[str]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """A value from a session, with the content of its files in place of their names."""
+    """Return a value from a session, with the contents of its files in place of their names."""
     match value:
         case list():
             return [decode(item, files) for item in value]
@@ -70,7 +73,10 @@ def decode(value: object, files: Mapping[str, bytes]) -> Any:
 
 
 def table(data: bytes) -> Any:
-    """A DataFrame of its file. Both forms are data alone, whoever wrote them; ConfigurationError where no library here reads parquet."""
+    """Parse the file of a DataFrame. Raise ConfigurationError if no installed library can read parquet.
+
+    Both formats hold only data, so parsing runs no code, even if a session wrote the file.
+    """
     pandas, parquet = importlib.import_module("pandas"), data.startswith(_PARQUET)
     if parquet:
         _check_parquet_library()
@@ -79,19 +85,22 @@ def table(data: bytes) -> Any:
             return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
     except ImportError:
         raise ConfigurationError("this table is parquet: pip install pyarrow or fastparquet, or load it in a session") from None
-    except Exception as error:  # of whichever library; a session may have written anything
+    except Exception as error:  # from any of the libraries: a session may have written anything
         raise StorageError(f"this table cannot be read ({type(error).__name__}): save it again") from None
 
 
 def table_bytes(frame: Any) -> bytes:
-    """A DataFrame as JSON with its types."""
+    """Return a DataFrame as JSON with its types. Raise ToolFailedError if a column's name is not text."""
     if not all(isinstance(name, str) for name in frame.columns):
         raise ToolFailedError("a DataFrame goes with columns that are named by text: frame.columns = frame.columns.map(str)")
     return str(frame.to_json(orient="table", double_precision=15)).encode()
 
 
 def kept_table(frame: Any) -> Table:
-    """A DataFrame to be kept: as parquet where a library for it is here and takes the frame, else as JSON."""
+    """Return a DataFrame for storing: as parquet if a library is installed and supports the frame, else as JSON.
+
+    JSON keeps 15 digits of a float, parquet all of them.
+    """
     try:
         with _without_deprecations():
             return Table(frame.to_parquet())
@@ -101,8 +110,10 @@ def kept_table(frame: Any) -> Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Pass over deprecations in the block. fastparquet uses what pandas 4 and a later numpy will not have: where a program turns warnings
-    into errors, no table could be read. One thread at a time, since the filters are the process's.
+    """Ignore DeprecationWarning during the block.
+
+    fastparquet uses what pandas 4 and a later numpy will remove. In a program that turns warnings into errors, no table could be read. Only
+    one thread runs the block at a time, because the filters belong to the process.
     """
     with _filtering, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -110,13 +121,13 @@ def _without_deprecations() -> Iterator[None]:
 
 
 def is_table(value: object) -> bool:
-    """Whether it is a DataFrame."""
+    """Return whether a value is a DataFrame. pandas is not imported for that."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
 def _content(kind: str, data: bytes) -> Any:
-    if kind == "table":  # parquet is read where somebody asks for it by name, and never on its way
+    if kind == "table":  # parquet is parsed only when a caller loads it by name, never on its way
         return Table(data) if data.startswith(_PARQUET) else table(data)
     return data if kind == "bytes" else data.decode("utf-8", "replace")
 
@@ -133,7 +144,7 @@ def _packed(value: Any, files: dict[str, bytes]) -> Any:
             return {"$": "table", "file": _attached(bytes(value), files)}
         case bytes() | bytearray() | memoryview():
             return {"$": "bytes", "file": _attached(bytes(value), files)}
-        case list() | tuple() | Mapping() if len(value) > _MOST_TEXT // 2:  # as JSON an item has two characters: none is looked at
+        case list() | tuple() | Mapping() if len(value) > _MOST_TEXT // 2:  # an item takes at least two characters of JSON
             raise ToolFailedError(_TOO_LARGE)
         case list() | tuple():
             return [_packed(item, files) for item in value]
@@ -158,7 +169,7 @@ def _attached(data: bytes, files: dict[str, bytes]) -> str:
 
 
 def _check_parquet_library() -> None:
-    """Before 14.0.1 pyarrow unpickled what a file could name (CVE-2023-47248)."""
+    """Raise ConfigurationError for pyarrow before 14.0.1, which unpickled what a file could name (CVE-2023-47248)."""
     try:
         version = tuple(int(part) for part in metadata.version("pyarrow").split(".")[:3])
     except (metadata.PackageNotFoundError, ValueError):

@@ -14,7 +14,7 @@ _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class MetricsRoute:
-    """The handler of the metrics, if the server was started with them. The exporter in `hosting.metrics` collects them."""
+    """The handler of the metrics, if the server was started with them. `hosting.metrics` returns them in Prometheus's text format."""
 
     def __init__(self, _sessions: Sessions, hosting: Hosting) -> None:
         self._numbers = hosting.metrics

@@ -1,1 +1,1 @@
-"""Source that is sent to sessions without live executions: read as text, never imported here. Python 3.9 and IPython are enough."""
+"""Modules that are sent as text to sessions without events, never imported on the host. They need only Python 3.9 and IPython."""

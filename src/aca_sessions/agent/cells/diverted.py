@@ -1,4 +1,4 @@
-"""What a cell in a thread writes and displays, kept for its result: the main thread's own executions go on beside it."""
+"""The output and displays of a cell in a thread, collected for its result. The main thread's executions continue beside it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _HALF = 1 << 19  # characters of a stream's head, and of its tail
 
 
 class Kept:
-    """A stream's text, within a limit: the head and the tail are kept, the cut is told."""
+    """The text of a stream, within a limit: head and tail are kept, and the text has a note where it was cut."""
 
     def __init__(self) -> None:
-        """Nothing was written yet."""
         self._head: list[str] = []
         self._tail = ""
         self._room = _HALF
@@ -25,7 +24,7 @@ class Kept:
         self._turn = threading.Lock()
 
     def write(self, text: str) -> int:
-        """Keeps it; whoever writes something else is told as by any stream."""
+        """Keep a text and return its length. Raise TypeError for other values, like any text stream."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._turn:
@@ -39,7 +38,7 @@ class Kept:
         return len(text)
 
     def text(self) -> str:
-        """All that is kept."""
+        """Return all that is kept."""
         with self._turn:
             self._cut()
             cut = f"\n[… {self._dropped} characters cut …]\n" if self._dropped else ""
@@ -52,15 +51,15 @@ class Kept:
 
 
 class Diverted:
-    """The streams, the displays and the events of a shell while a cell runs in a thread of it.
+    """The streams, displays and events of a shell, while a cell runs in a thread of it.
 
-    Not the streams are replaced, but what they do with text: others hold on to them, and some sessions put their own back.
+    Only the `write` methods of streams are replaced, not the streams: other code holds references to them, and some sessions put their own
+    streams back.
     """
 
     current: ClassVar[Diverted | None] = None
 
     def __init__(self, shell: Any, collected: Collected) -> None:
-        """Diverts nothing yet."""
         self.stdout, self.stderr = Kept(), Kept()
         self._shell = shell
         self._collected = collected
@@ -68,31 +67,32 @@ class Diverted:
         self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
 
     def begin(self) -> None:
-        """From here on; a cell that could not be ended has no part in it any more."""
+        """Divert from now on. A previous cell that could not be ended is not collected any more."""
         if Diverted.current is not None:
             Diverted.current.put_back()
         Diverted.current = self
         for stream, kept in self._streams:
-            with contextlib.suppress(AttributeError):  # the user may have put anything in its place
+            with contextlib.suppress(AttributeError):  # guest code may have replaced the stream by anything
                 stream.write = kept.write  # type: ignore[method-assign]
         self._shell.display_pub.publish = self._publish
         self._shell.display_pub.clear_output = self._collected.clear
         self._shell.display_trap.hook = self._show
-        self._shell.ask_exit = _end_the_cell  # `exit` is no end of the session
-        self._shell.events.trigger = _nothing  # at the end of each execution figures are shown and closed: ours are no cells of the user's
+        self._shell.ask_exit = _end_the_cell  # `exit` must not end the session
+        # At the end of each execution figures are shown and closed. Meetings are executions, but not the end of the cell.
+        self._shell.events.trigger = _nothing
 
     def end(self) -> None:
-        """No more; what waited for the end of the cell comes now, such as figures that are open."""
+        """Stop diverting, after showing what waits for the end of a cell, such as open figures."""
         if Diverted.current is not self:
             return
         events = self._shell.events
         try:
-            type(events).trigger(events, "post_execute")  # here alone: the main thread may be at the end of an execution as well
+            type(events).trigger(events, "post_execute")  # only for this thread: the main thread may be at the end of an execution, too
         finally:
             self.put_back()
 
     def put_back(self) -> None:
-        """Everything goes again where it went."""
+        """Restore the streams, displays and events of the shell."""
         Diverted.current = None
         self._shell.display_trap.hook = self._shell.displayhook
         self._shell.__dict__.pop("ask_exit", None)
@@ -103,7 +103,10 @@ class Diverted:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """A value of an execution in the main thread; a doctest's, in the cell, is written where the doctest redirected stdout to."""
+        """Show a value. In the main thread it is that of an execution.
+
+        In the cell's thread it is that of a doctest, and is written to the stdout that the doctest has redirected.
+        """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
 
@@ -113,7 +116,7 @@ class Diverted:
 
 
 def write_past(text: str) -> None:
-    """Writes to the session's own stdout, whatever is diverted, redirected or closed."""
+    """Write to the session's own stdout, even if stdout is diverted, redirected or closed."""
     streams: list[Any] = [sys.stdout, sys.__stdout__]
     if Diverted.current is not None:
         streams.insert(0, Diverted.current.own_stdout)
@@ -129,7 +132,7 @@ def _end_the_cell() -> None:
 
 
 def _put_back_in_child() -> None:
-    """A fork has nobody who would read what is kept: what it writes goes where a program's output goes."""
+    """Restore the streams in a forked process: nothing there would read what is kept, so its output goes to the real streams."""
     if Diverted.current is not None:
         Diverted.current.put_back()
 

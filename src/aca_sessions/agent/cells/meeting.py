@@ -1,6 +1,6 @@
-"""Where a cell in a thread of the session and executions from outside meet: answers come in, calls and at last the result go out.
+"""The place in a session where the host's executions meet a cell that runs in a thread: answers come in, calls and the result go out.
 
-Whatever is told is told again to whoever asks again: a lost reply loses nothing, and no cell runs twice.
+A question that is asked again gets the same answer, so a lost reply loses nothing and no cell runs twice.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ...sandbox.guest.place import DATA, place
 from .diverted import write_past
 from .threaded import ThreadedCell
 
-_LONGEST_LINE = 3000  # characters: less than what services keep of an output at least
+_LONGEST_LINE = 3000  # characters; every service keeps at least that much of an output
 _changed = threading.Condition()
 _numbers = itertools.count(1)
 
 
 class _Meeting:
-    """The cell that runs, or ran last, and what it asks."""
+    """The cell that runs, or that ran last, and its open calls."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -41,7 +41,7 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Writes one line: the marker, and what is to be told of a cell in JSON, or the name of a file with it."""
+    """Write one line: the marker, then the report of a cell as JSON, or the name of a file with the report."""
     if _now.file:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(place.data, _now.file))
@@ -87,7 +87,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor time of this process and of children that ended, without this thread, which is where cells are met."""
+    """Return the processor time of this process and of children that ended, without that of this thread, in which meetings run."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
@@ -97,7 +97,7 @@ def _asked() -> list[int]:
 
 
 def _ask(text: str) -> str:
-    """What is answered to a call of the cell that runs now; from any thread."""
+    """Send a call of the cell to the host and return the answer. It can be called from any thread."""
     with _changed:
         cell, number = _now.cell, next(_numbers)
         if cell is None or not _is_answered(cell):

@@ -1,4 +1,4 @@
-"""A cell in a thread of the session, with what a notebook's cell has: magics, top-level await, a last value, displays, a traceback."""
+"""A cell in a thread of the session. It has what a notebook's cell has: magics, top-level await, a last value, displays, a traceback."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ _late = no_late_displays()
 
 
 class ThreadedCell:
-    """Runs once, from `start` on; `told` is what became of it, once there is something to tell."""
+    """A cell that runs once, when `start` is called. `told` is its outcome, or None while it runs."""
 
     def __init__(self, shell: Any, code: str, transformers: Sequence[ast.NodeTransformer], ended: Callable[[], None]) -> None:
-        """Takes an IPython shell, and what is called at the cell's end."""
+        """Prepare a cell.
+
+        Args:
+            shell: The IPython shell.
+            code: The source of the cell.
+            transformers: Applied to the syntax tree.
+            ended: Called when the cell has ended.
+        """
         self.told: dict[str, Any] | None = None
         self._shell = shell
         self._code = code
@@ -41,10 +48,10 @@ class ThreadedCell:
         self._diverted = Diverted(shell, self._collected)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._turn = threading.Lock()
-        self._is_users = True  # what the thread runs: the user's code, and not what comes after it
+        self._is_users = True  # whether the thread runs the user's code, and not what follows it
 
     def start(self) -> None:
-        """Begins. Where no thread can be had, that is what became of it."""
+        """Start the thread. If the system has no thread left, that is the outcome of the cell."""
         self._diverted.begin()
         self._collected.show_late()
         try:
@@ -53,14 +60,14 @@ class ThreadedCell:
             self._finish(error)
 
     def interrupt(self) -> None:
-        """A KeyboardInterrupt for the user's code, as soon as it is at Python again."""
+        """Raise KeyboardInterrupt in the user's code, as soon as it runs Python code again."""
         with self._turn:
             if self._is_users:
                 _raise_in(self._thread, KeyboardInterrupt)
         _wake_loops_of(self._thread)
 
     def leave(self) -> None:
-        """Another cell is to run beside it: it keeps its loop."""
+        """Let the cell keep its event loop if it still runs, because another cell will run beside it."""
         if self.told is None:
             _loop.abandon()
 
@@ -81,7 +88,7 @@ class ThreadedCell:
             self._ended()
 
     def _close(self) -> None:
-        """From here on no interrupt strikes; one that was on its way has struck, or never will."""
+        """Ignore interrupts from now on. One that was raised asynchronously has arrived by now, or is removed."""
         with self._turn:
             self._is_users = False
             _raise_in(self._thread, None)
@@ -122,7 +129,7 @@ class ThreadedCell:
             self._collected.take_value(SimpleNamespace(result=value), formats)
 
     def _take(self, message: Message) -> None:
-        """What was displayed, as it is now."""
+        """Add a display, update an earlier one of the same name, or clear all."""
         names = [name for _, name in self._displays]
         if isinstance(message, Cleared):
             self._displays.clear()
@@ -151,18 +158,18 @@ class ThreadedCell:
 
 
 def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
-    """Raises it where the thread's code is, or takes back what was not raised yet (PyThreadState_SetAsyncExc)."""
+    """Raise an exception in a thread's code, or remove one that was not raised yet (PyThreadState_SetAsyncExc)."""
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), raised)
 
 
 def _wake_loops_of(thread: threading.Thread) -> None:
-    """An event loop that waits for nothing in sight would not be at Python again."""
+    """Wake the event loops of a thread. A loop that waits runs no Python code, so no exception could be raised in it."""
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         loop, frame = frame.f_locals.get("self"), frame.f_back
         if isinstance(loop, asyncio.AbstractEventLoop):
-            with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(lambda: None)
 
 
@@ -170,7 +177,7 @@ def _traceback(shell: Any, error: BaseException) -> str:
     traceback = _of_the_user(error.__traceback__)
     try:
         return _COLOUR.sub("", _laid_out(shell, error, traceback))
-    except Exception:  # the user's objects may fail where they are to be shown
+    except Exception:  # the user's objects may fail when they are shown
         return tracebacks.native(error, traceback)
 
 
@@ -188,7 +195,7 @@ def _laid_out(shell: Any, error: BaseException, traceback: TracebackType | None)
 
 
 def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
-    """From the first frame on that is not ours, nor one of IPython's before the user's code ran."""
+    """Return the traceback from the first frame that is not of this package."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
         traceback = traceback.tb_next
     return traceback

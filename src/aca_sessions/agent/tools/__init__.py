@@ -1,1 +1,1 @@
-"""Tools of the host that code in a session may call, one file for each kind."""
+"""The kinds of tools on the host that code in a session can call, one module for each kind."""

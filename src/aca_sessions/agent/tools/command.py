@@ -1,4 +1,7 @@
-"""Programs of the host as tools: argument lists, never a shell. What a session gives can be no option that the tool did not name."""
+"""Programs of the host as tools. They are started with a list of arguments, never by a shell.
+
+A value from a session cannot become an option that the tool does not have.
+"""
 
 import asyncio
 import contextlib
@@ -10,14 +13,14 @@ from typing import Any
 
 from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError
 
-_MOST_OUTPUT = 4 << 20
+_MOST_OUTPUT = 4 << 20  # bytes of one stream
 _ENDING_SECONDS = 2.0
 _MOST_ARGUMENT = 128 << 10  # MAX_ARG_STRLEN in execve(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option of a program; `short` is used where there is one."""
+    """An option of a program. The short form is used if there is one."""
 
     name: str
     type: str = "string"
@@ -25,23 +28,27 @@ class Option:
     description: str = ""
 
     def words(self, value: object) -> list[str]:
-        """As the program is to read it: the value in the same word, where it cannot be taken for another option."""
+        """Return the arguments for a value. Option and value are one argument, so that the value cannot be read as another option.
+
+        Raise ToolFailedError if that is not possible.
+        """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
             return [flag] if value else []
         words = [_word(one) for one in (value if isinstance(value, list) else [value])]
-        if self.short and any(word in ("", "=") for word in words):  # getopt takes the next word then, which may be another option
+        # getopt(3) would take the next argument as the value, and that may be another option.
+        if self.short and any(word in ("", "=") for word in words):
             raise ToolFailedError(f"{self.name} must not be empty: its program would take the next argument in its place")
         return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
     def parameter(self) -> Parameter:
-        """As a tool's parameter."""
+        """Return the option as a parameter of a tool."""
         return Parameter(name=self.name, schema={"type": self.type}, required=False, description=self.description)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to call a program: options that are set, and those of the rest that may be given."""
+    """A way to call a program: options with fixed values, and which of the others can be given (None: all)."""
 
     name: str
     description: str = ""
@@ -51,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program with what it may be called with."""
+    """A program of the host and the arguments that it can be called with."""
 
     name: str
     command: Sequence[str]
@@ -64,7 +71,7 @@ class Program:
     seconds: float = DEFAULT_SECONDS
 
     def tools(self) -> list[Tool]:
-        """The program itself and each of its recipes."""
+        """Return a tool for the program itself and one for each recipe."""
         return [self._tool(Recipe(name="")), *(self._tool(recipe) for recipe in self.recipes)]
 
     def _tool(self, recipe: Recipe) -> Tool:
@@ -81,7 +88,7 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """The whole call, word by word."""
+        """Return the whole command line as a list of arguments."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
         plain = [_word(item) for value in values for item in (value if isinstance(value, list) else [value])]
@@ -91,7 +98,10 @@ class Program:
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the values in their order. One that is left out would give its place to the next, which a recipe may have set."""
+        """Return the positional values in their order. Raise ToolFailedError if one is missing before another.
+
+        The program would take the next value for the missing one, and a recipe may have set that.
+        """
         values: list[object] = []
         missing = ""
         for one in self.positional:
@@ -124,7 +134,7 @@ class Program:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Nothing of it runs on, and nobody waits for what holds its pipes open."""
+    """Kill a program that still runs, with its process group. Wait at most 2 s, because another process may hold its pipes open."""
     if process.returncode is None:
         _kill(process)
         with contextlib.suppress(TimeoutError):
@@ -138,7 +148,10 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> str:
-    """What is too much is read as well: asyncio tells the end of a process only when its pipes are at theirs."""
+    """Read a stream to its end. Kill the program if it writes more than 4 MB, and raise ToolFailedError.
+
+    The excess is read as well: asyncio reports the end of a process only when its pipes are at their end.
+    """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):
         size += len(part)

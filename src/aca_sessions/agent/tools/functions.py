@@ -1,4 +1,4 @@
-"""Python functions as tools: `@tool`. What they take is read from their annotations."""
+"""Python functions as tools: `@tool`. Their annotations become the parameters."""
 
 import asyncio
 import inspect
@@ -20,7 +20,14 @@ def tool(
     *, name: str | None = None, effect: Effect = "write", budget: Budget = ..., tags: Sequence[str] = (), seconds: float = ...
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool | Callable[[Callable[..., Any]], Tool]:
-    """Makes a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`. It can still be called as it was."""
+    """Make a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`. The function can still be called directly.
+
+    Its docstring becomes the description, its annotations become the parameters.
+
+    Args:
+        function: The function, if the decorator has no arguments.
+        options: `name` (by default the function's), `effect`, `budget`, `tags`, and `seconds`, the time limit of a call.
+    """
     if function is not None:
         return _tool_of(function, options)
     return lambda decorated: _tool_of(decorated, options)
@@ -40,7 +47,7 @@ def _tool_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
 
 
 async def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
-    """A plain function may block: it has a thread."""
+    """Call a function. A plain function runs in a thread, because it may block."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
     answer = await asyncio.to_thread(_run, function, arguments)
@@ -50,7 +57,7 @@ async def _called(function: Callable[..., Any], arguments: Mapping[str, object])
 def _run(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
     try:
         return function(**arguments)
-    except StopIteration as error:  # no future takes it: whoever waits would wait for ever
+    except StopIteration as error:  # a future refuses StopIteration, so the caller would wait forever
         raise RuntimeError("StopIteration") from error
 
 
@@ -67,7 +74,7 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def _schema(annotation: Any) -> tuple[dict[str, Any], str]:
-    """The JSON schema of an annotation, and the text that `Annotated` gives it."""
+    """Return the JSON schema of an annotation, and the text that `Annotated` gives it."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin is Annotated:

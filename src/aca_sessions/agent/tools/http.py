@@ -1,4 +1,4 @@
-"""HTTP endpoints as tools. A session gives values; where they go was said by whoever described the tool."""
+"""HTTP endpoints as tools. A session chooses values; the description of the tool alone decides where they are sent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One call of an API. What stands in braces in the path is filled in; the rest goes by query, or as JSON."""
+    """One endpoint of an API. Names in braces in the path are replaced by arguments. The others are sent in the query or as JSON."""
 
     name: str
     method: str = "GET"
@@ -28,7 +28,7 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
-        """Its parameters: those of the path are needed, others as described."""
+        """Return its parameters. Those in the path that are not described are required, the others as described."""
         in_path = [Parameter(name=name) for name in _PLACE.findall(self.path) if name not in self.parameters]
         described = {"properties": self.parameters, "required": [name for name, one in self.parameters.items() if one.get("required")]}
         return (*in_path, *parameters_of(described))
@@ -38,7 +38,14 @@ class HttpApi:
     """The endpoints below one address, as tools named `name.endpoint`."""
 
     def __init__(self, name: str, base_url: str, endpoints: Sequence[Endpoint], *, headers: Mapping[str, str] | None = None) -> None:
-        """Connects when it is opened. Headers stay on this side: no session sees them."""
+        """Describe an API. `open` connects to it.
+
+        Args:
+            name: The first part of the tools' names.
+            base_url: The address that all paths are below.
+            endpoints: The endpoints.
+            headers: Sent with every request. They stay on the host: no session sees them.
+        """
         self._name = name
         self._base_url = base_url.rstrip("/")
         self._endpoints = list(endpoints)
@@ -46,12 +53,12 @@ class HttpApi:
         self._client: httpx.AsyncClient | None = None
 
     async def open(self) -> list[Tool]:
-        """A tool for each endpoint."""
+        """Return a tool for each endpoint."""
         self._client = httpx.AsyncClient(headers=self._headers, timeout=None)  # noqa: S113  a tool's own time limit holds
         return [self._tool(endpoint) for endpoint in self._endpoints]
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Close the connections."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
@@ -91,7 +98,10 @@ async def _body(response: httpx.Response) -> bytes:
 
 
 def _content(response: httpx.Response, body: bytes) -> object:
-    """JSON as values, text as text, everything else as bytes; an answer that is no success is an error. Redirects are not followed."""
+    """Return JSON as values, text as text, everything else as bytes. Raise ToolFailedError for an error or a redirect.
+
+    Redirects are not followed, because they would lead a session's values to another place.
+    """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
     if not response.is_success:
@@ -102,7 +112,10 @@ def _content(response: httpx.Response, body: bytes) -> object:
 
 
 def _segment(value: object) -> str:
-    """One segment of a path, whatever is in it: no value leads to another place."""
+    """Return a value as one segment of a path, fully quoted, so that it cannot lead to another place.
+
+    Raise ToolFailedError if it is empty or has only dots.
+    """
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
         raise ToolFailedError("a value for a path is neither empty nor only dots")

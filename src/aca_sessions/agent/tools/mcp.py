@@ -1,4 +1,4 @@
-"""Tools of an MCP server, which is a program (stdio) or a URL (streamable HTTP), by the mcp SDK."""
+"""The tools of an MCP server, by the mcp SDK. The server is a program (stdio) or a URL (streamable HTTP)."""
 
 import asyncio
 import base64
@@ -18,7 +18,10 @@ _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of one server, named `name.tool`. Without an `effect` its annotations say what a tool does; without those it writes."""
+    """The tools of one MCP server, named `name.tool`.
+
+    Without an `effect`, the server's annotations decide the effect of a tool. A tool without annotations counts as one that writes.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,15 @@ class McpServer:
         environment: Mapping[str, str] | None = None,
         effect: Effect | None = None,
     ) -> None:
-        """Starts or reaches it when it is opened: by a command, or by a URL."""
+        """Describe a server. `open` starts or reaches it. Raise ConfigurationError unless either a command or a URL is given.
+
+        Args:
+            name: The first part of the tools' names.
+            command: The program and its arguments.
+            url: The URL of the server.
+            environment: Environment variables of the program.
+            effect: The effect of all tools, instead of what their annotations claim.
+        """
         if (command is None) == (url is None):
             raise ConfigurationError(f"the MCP server {name} is reached by a command or by a url: give one of them")
         self._name, self._effect = name, effect
@@ -38,9 +49,9 @@ class McpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def open(self) -> list[Tool]:
-        """The tools that it has now."""
+        """Start or reach the server and return its tools. Raise ConfigurationError if it is not ready within 30 s."""
         ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
-        # The SDK's contexts have to be left by the task that entered them: they have one of their own.
+        # The task that entered the SDK's contexts must leave them (anyio's cancel scopes), so they have a task of their own.
         self._ended = asyncio.Event()
         self._serving = asyncio.create_task(self._serve(ready))
         try:
@@ -50,7 +61,7 @@ class McpServer:
         return [self._tool(session, told) for told in tools]
 
     async def close(self) -> None:
-        """Ends the connection, and the program."""
+        """Close the connection, and end the program. Wait at most 30 s."""
         self._ended.set()
         if self._serving is not None:
             serving, self._serving = self._serving, None
@@ -102,7 +113,10 @@ class McpServer:
 
 
 def _effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Hints are the server's word: none makes a tool milder than one that writes, but for a server that says it only reads."""
+    """Return the effect of a tool by its annotations.
+
+    Annotations are only claims of the server. A tool without them counts as one that writes. Only `readOnlyHint` makes it milder.
+    """
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"

@@ -1,4 +1,4 @@
-"""A tool: a name, parameters, what it does to the world, and a coroutine that does it."""
+"""A tool: a name, parameters, its effect, and a coroutine function that does the work."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,10 +25,10 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Limit what one agent session may use of a tool in all: calls, seconds, and bytes of results. None is no limit.
+    """Limit what one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    Calls at the same time wait for each other if they might use up more together: with a limit of seconds as many run as fit into it, and
-    with one of bytes they run one after another. Of bytes, the answer that uses up the rest may be larger than the rest.
+    Calls at the same time wait for each other if they could exceed the limit together. With a limit of seconds, as many run as fit into it.
+    With a limit of bytes, they run one after another; the answer that reaches the limit may exceed it.
     """
 
     calls: int | None = None
@@ -38,7 +38,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter by its JSON schema."""
+    """A parameter of a tool, with its JSON schema."""
 
     name: str
     schema: Mapping[str, Any] = field(default_factory=dict)
@@ -47,14 +47,17 @@ class Parameter:
     description: str = ""
 
     def described(self) -> dict[str, object]:
-        """As it is told to the session."""
+        """Return the parameter as it is described to the session."""
         told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
         return told | {"required": self.required, "default": self.default, "description": self.description}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """Something of the host's that code in a session may call. `write` is what is assumed of a tool that does not say."""
+    """A function of the host that code in a session can call.
+
+    A tool without an `effect` counts as one that writes. `seconds` is the time limit of a call.
+    """
 
     name: str
     act: Callable[[dict[str, Any]], Awaitable[object]]
@@ -67,7 +70,7 @@ class Tool:
     function: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        """ConfigurationError where code could not name it."""
+        """Raise ConfigurationError if code could not call the tool by its name, or if the effect is unknown."""
         if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
             reserved = ", ".join(sorted(_RESERVED))
             raise ConfigurationError(f"{self.name!r} is no name for a tool: letters, digits and '_', and none of {reserved}")
@@ -76,11 +79,11 @@ class Tool:
 
     @property
     def signature(self) -> str:
-        """How it is called, in a line."""
+        """Return how the tool is called, in one line."""
         return f"{self.name}({', '.join(map(_shown, self.parameters))})"
 
     def check(self, arguments: Mapping[str, object]) -> None:
-        """TypeError where the arguments are not what it takes."""
+        """Raise TypeError if the arguments are not what the tool takes."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := arguments.keys() - known.keys():
             raise TypeError(f"{self.name} takes no {', '.join(sorted(unknown))}: {self.signature}")
@@ -91,30 +94,30 @@ class Tool:
                 raise TypeError(f"{self.name} needs {name}: {self.signature}")
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Calls the Python function that this tool was made of, as if it were none."""
+        """Call the Python function that this tool was made from. Raise TypeError if it was not made from one."""
         if self.function is None:
             raise TypeError(f"{self.name} is called by code in a session")
         return self.function(*arguments, **named)
 
 
 class ToolSource(Protocol):
-    """Tools that are known once something was opened."""
+    """A source of tools that must be opened first, such as an MCP server."""
 
     async def open(self) -> Sequence[Tool]:
-        """Its tools."""
+        """Open the source and return its tools."""
         ...
 
     async def close(self) -> None:
-        """Lets go of what was opened."""
+        """Close what `open` opened."""
         ...
 
 
 class ToolFailedError(Exception):
-    """A tool failed in a way that code in the session is to read: the text, and nothing else of it."""
+    """A tool failed. Code in the session gets the message, and nothing else of the exception."""
 
 
 def message_of(error: Exception) -> str:
-    """What an exception says; its name where it says nothing, or fails to."""
+    """Return the message of an exception, or the name of its type if it has none or `str()` fails."""
     name = type(error).__name__
     try:
         return str(error) or name
@@ -123,7 +126,7 @@ def message_of(error: Exception) -> str:
 
 
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """TypeError where a value is not what a JSON schema says; what the schema does not say is let through."""
+    """Raise TypeError if a value does not match a JSON schema. Keywords other than `anyOf`, `type`, `enum` and `items` are ignored."""
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
             raise TypeError(f"{where} is none of what it may be")
@@ -140,7 +143,7 @@ def check(value: object, schema: Mapping[str, Any], where: str) -> None:
 
 
 def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """The parameters that the JSON schema of an object names."""
+    """Return the parameters that the JSON schema of an object describes."""
     required = set(schema.get("required", ()))
     return tuple(
         Parameter(name=name, schema=one, required=name in required, default=one.get("default"), description=str(one.get("description", "")))
