@@ -26,8 +26,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
-        self.fetched = 0  # where clients that name no position are: the end of the last execution whose result was fetched
-        self.checkpoint_numbers = itertools.count(1)  # branches take theirs from the same, so that none is taken for another's
+        self.fetched = 0  # the position of clients that name none: the end of the last execution whose result was fetched
+        self.checkpoint_numbers = itertools.count(1)  # shared with branches, so that ids are unique among them
         self._entries: list[Entry] = []
 
     @property
@@ -48,7 +48,7 @@ class Ledger:
         return state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
-        """Return the part of the ledger that an answer carries to a client at position `since`."""
+        """Return the part of the ledger that a response carries to a client at position `since`."""
         since = min(since, start)
         entries = [entry for entry in self._after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
@@ -69,7 +69,7 @@ class Ledger:
 
 
 def format_position(ledger: str, position: int) -> str:
-    """Return a position as clients name it."""
+    """Return a position in the format in which clients name it."""
     return f"{ledger}:{position}"
 
 

@@ -15,7 +15,7 @@ _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Describe what happened to a session's variables, files and processes since the last result that this caller received.
+    """What happened to a session's variables, files and processes since the last result that this caller received.
 
     Resets and rollbacks that the caller asked for do not count. Without a ledger (at Azure's endpoints, for example) `processes` and
     `cut_off` are not known, and `kept` means only that no loss was seen.
@@ -81,9 +81,9 @@ NO_REPLY = State("unknown", "unknown", "unknown", "no reply")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Describe one thing that happened to a session's interpreter or workspace, and what it did to variables, files and processes.
+    """One thing that happened to a session's interpreter or workspace, and what it did to variables, files and processes.
 
-    `to` is the position whose state an entry returned to.
+    `to` is the position whose state a rollback returned to.
     """
 
     position: int
@@ -99,7 +99,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Hold the part of a session's ledger that an answer carries: all entries after `since` up to `end`. The execution began at `start`."""
+    """The part of a session's ledger that a response carries: all entries after `since` up to `end`. The execution began at `start`."""
 
     ledger: str
     since: int
@@ -110,7 +110,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """Hold one display by MIME type: binary types as base64, JSON types as JSON text. A later display of the same `name` updates it."""
+    """One display by MIME type: binary types as base64, JSON types as JSON text. A later display of the same `name` updates it."""
 
     data: Mapping[str, object]
     name: str | None = None
@@ -127,7 +127,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """Describe what a cell did to a file. The path is relative to /mnt/data."""
+    """What a cell did to a file. The path is relative to /mnt/data."""
 
     path: str
     kind: Literal["created", "changed", "deleted"]
@@ -136,7 +136,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class RunningProcess:
-    """Describe a process that a cell left running. A reset or rollback of the session ends it. Its number is the session's own."""
+    """A process that a cell left running. A reset or rollback of the session ends it. `pid` is its number inside the session."""
 
     pid: int
     name: str
@@ -144,9 +144,9 @@ class RunningProcess:
 
 @dataclass(frozen=True, slots=True)
 class VariableChange:
-    """Describe what a cell did to a variable. `changed` means bound to another object, or to one of another length or shape.
+    """What a cell did to a variable. `changed` means bound to another object, or to one of another length or shape.
 
-    A change in place that keeps the shape is not seen. `type`, `shape` and `size` in bytes are those after the cell.
+    A change in place that keeps the shape is not detected. `type`, `shape` and `size` (in bytes) are those after the cell.
     """
 
     name: str
@@ -158,7 +158,7 @@ class VariableChange:
 
 @dataclass(frozen=True, slots=True)
 class CodeError:
-    """Describe the exception that ended a cell."""
+    """The exception that ended a cell."""
 
     name: str
     message: str
@@ -170,11 +170,23 @@ class CodeError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeExecutionResult:
-    """Hold the result of a cell. Failed code is a result, never an exception.
+    """The result of an execution. Failed code is a result, never an exception.
 
-    `state` describes what happened to the session since the last result that this caller received. `variables`, `files` and `processes`
-    are what this cell changed and left running, at most 200, 1,000 and 100 of them; no files are listed if /mnt/data has over 2,000.
-    `record` is the part of the session's ledger that `state` was computed from.
+    Attributes:
+        session_id: The identifier of the session.
+        stdout: What the cell wrote to stdout.
+        stderr: What the cell wrote to stderr, with the traceback if it failed.
+        value: The last value, if it is a plain one: text, a number, a bool or None.
+        text: The last value in IPython's layout, or None if there is none.
+        displays: What the cell displayed.
+        files: The files that it changed, at most 1,000. None are listed if /mnt/data has more than 2,000 files.
+        processes: The processes that it left running, at most 100.
+        variables: The variables that it changed, at most 200.
+        error: The exception that ended it, or None.
+        state: What happened to the session since the last result that this caller received.
+        duration: How long it ran, in seconds.
+        record: The part of the session's ledger that `state` was computed from.
+        max_output: About how many characters `str(result)` has at most.
     """
 
     session_id: str = ""
@@ -308,9 +320,9 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Describe a checkpoint of a session. `left_behind` lists what could not be kept, `size` is that of its files in bytes.
+    """A checkpoint of a session. `left_behind` lists what could not be kept. `size` is that of its files, in bytes.
 
-    A name may be used again: the latest checkpoint of a name is then meant by it. Ids are unique in a session.
+    A name can be used again. It then means the latest checkpoint of that name. Ids are unique in a session.
     """
 
     id: str
@@ -322,7 +334,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """Hold the result of a shell command. An exit code below 0 is a signal's number."""
+    """The result of a shell command. A negative exit code is the number of a signal."""
 
     exit_code: int
     stdout: str

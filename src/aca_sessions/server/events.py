@@ -64,7 +64,7 @@ class Events:
         self._news.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
-        """Return the events after a number, as soon as there are any, and the number of the last."""
+        """Wait at most `within` seconds for events after a number. Return them and the number of the last."""
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):

@@ -32,7 +32,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Home(Protocol):
-    """Declare what executions need of their session."""
+    """What executions need of their session."""
 
     identifier: str
     ledger: Ledger
@@ -46,7 +46,7 @@ class Home(Protocol):
 
 
 class RunningExecution:
-    """Hold an execution from the moment it was accepted. `start` and `end` are positions of the session's ledger."""
+    """An execution from the moment it was accepted. `start` and `end` are positions in the session's ledger."""
 
     def __init__(self, id: str, session: Home, call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
