@@ -1,1 +1,1 @@
-"""Runs code nobody trusts: our side of the wall."""
+"""The host's side of the embedded sandbox, which runs untrusted code in isolated sessions. The untrusted side is in `guest`."""

@@ -1,4 +1,4 @@
-"""How many sessions fit on this machine at the same time, and what bounds them."""
+"""The number of sessions that fit on this machine at the same time, and the resources that bound it."""
 
 import os
 import resource
@@ -15,7 +15,12 @@ _PIDS = ("/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max", "/proc/sys/k
 
 
 def capacity(policy: Policy, idle: int) -> str:
-    """Return how many further sessions fit, of which an idle one has so many bytes of memory, and for how many there is what."""
+    """Return a line for `doctor`: how many further sessions fit, and for how many of them each resource suffices.
+
+    Args:
+        policy: The limits of one session and of all sessions together.
+        idle: Bytes of memory that an idle session has.
+    """
     share = int(min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_numbers(_MEMORY)]) * policy.together.memory_share)
     most = min([policy.together.processes, *_own_processes(), *_numbers(_PIDS)])
     descriptors, memory, processes = max(room_for_sessions(), 0), share // max(idle, 1), most // _PROCESSES
@@ -28,13 +33,14 @@ def capacity(policy: Policy, idle: int) -> str:
 
 
 def _own_processes() -> list[int]:
-    """Return the limit of this user's processes. Root has none."""
+    """Return this user's limit of processes, or an empty list if there is none."""
+    # The kernel does not apply this limit to root: getrlimit(2).
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     return [soft] if os.geteuid() and soft != resource.RLIM_INFINITY else []
 
 
 def _numbers(files: Iterable[str]) -> list[int]:
-    """Return what those of the files say that are there and set a limit."""
+    """Return the limits that the files set. Missing files, unreadable files and the word `max` set none."""
     said = [Path(file).read_text().strip() for file in files if os.access(file, os.R_OK)]
     return [int(text) for text in said if text.isdecimal()]
 

@@ -1,4 +1,4 @@
-"""The cell that runs in an interpreter: what is known of it so far, and what became of it. What a guest says of it is checked here."""
+"""An execution as the host sees it: its state while the cell runs, and its result. What the guest reports is validated here."""
 
 import asyncio
 import os
@@ -14,10 +14,10 @@ from . import wire
 from .policy import STILL_SECONDS
 
 _MAX_DISPLAYS = 1000
-_MAX_DISPLAYED = 32 << 20
-_MAX_TEXT = 2 << 20
-_MAX_DIGITS = 19
-_MAX_NAME = 200
+_MAX_DISPLAYED = 32 << 20  # characters in all displays of a cell
+_MAX_TEXT = 2 << 20  # characters
+_MAX_DIGITS = 19  # a number has fewer digits than this
+_MAX_NAME = 200  # characters
 _SHAPE = re.compile(r"-|\d{1,18}(x\d{1,18}){0,31}", re.ASCII)
 _MAX_OPEN = 64  # questions at a time
 _MAX_QUESTION = 1 << 20  # characters; larger things go by files
@@ -25,22 +25,23 @@ _KINDS = ("input", "call")
 
 
 class CellNotStartedError(Exception):
-    """The cell was cancelled before it was sent."""
+    """Raised when the execution was cancelled before the cell was sent to the guest."""
 
 
 class CellNotSentError(GuestDiedError):
-    """The interpreter ended before the cell was sent: it can be run in another one."""
+    """Raised when the interpreter ended before the cell was sent. The caller can run the cell in another interpreter."""
 
 
 class Clock:
-    """The seconds that a cell has used. It stands still until the cell starts, and while the cell waits for answers of the host.
+    """The seconds of its timeout that a cell has used. The clock is stopped until the cell starts, and while the cell waits for the host.
 
-    Other threads and processes of the cell may go on meanwhile: what they compute counts then, at most a second in a second. The time that
-    the clock stands still in all is limited, or a cell that asks again and again would have no deadline.
+    While the clock is stopped, other threads and processes of the cell may continue. Their processor time counts then, at most one second
+    for each second. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used. Without that limit, a cell
+    that asks again and again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
-        """Stand still.
+        """Create a stopped clock.
 
         Args:
             computed: Returns the processor time of the cell's processes in seconds.
@@ -50,30 +51,30 @@ class Clock:
         self._now = now
         self._used = 0.0
         self._since: float | None = None
-        self._stopped: tuple[float, float] | None = None  # when, and what the process had computed by then
-        self._still = 0.0
+        self._stopped: tuple[float, float] | None = None  # when it was stopped, and the processor time at that moment
+        self._still = 0.0  # seconds without computing in earlier stops
 
     @property
     def used(self) -> float:
-        """So many until now."""
+        """Return the seconds used until now."""
         running = self._now() - self._since if self._since is not None else 0.0
         busy, idle = self._while_stopped()
         return self._used + running + busy + max(0.0, self._still + idle - STILL_SECONDS)
 
     def stop(self) -> None:
-        """Stand still from now on, but for what the process computes."""
+        """Stop the clock. From now on, only processor time of the cell's processes counts."""
         if self._since is not None:
             self._used += self._now() - self._since
             self._since, self._stopped = None, (self._now(), self._computed())
 
     def go_on(self) -> None:
-        """Run again."""
+        """Start the clock, for the first time or again."""
         busy, idle = self._while_stopped()
         self._used, self._still, self._stopped = self._used + busy, self._still + idle, None
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Return how long the process computed and how long it waited since the clock was stopped."""
+        """Return for how many seconds the cell's processes computed, and for how many they did not, since the clock was stopped."""
         if self._stopped is None:
             return 0.0, 0.0
         waited = self._now() - self._stopped[0]
@@ -82,19 +83,25 @@ class Clock:
 
 
 class Cell:
-    """The cell that runs now, and what is known of it so far."""
+    """The execution that runs now: how far it is, what it displayed, and which of its questions are open."""
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
-        """Sent, but not started. What it does is told as it comes; what it asks for may be answered or not."""
+        """Create the state of an execution that has not started.
+
+        Args:
+            execution: The id of the execution.
+            tell: Receives each event as it happens. If it is None, no question of the cell can be answered.
+            answered: The kinds of questions that the caller answers: `input`, `call`.
+        """
         loop = asyncio.get_running_loop()
         self.execution = execution
         self.started: asyncio.Future[None] = loop.create_future()
         self.finished: asyncio.Future[wire.Finished] = loop.create_future()
-        self.turned: asyncio.Future[None] = loop.create_future()
+        self.turned: asyncio.Future[None] = loop.create_future()  # done when the clock stops or starts; see `_turn`
         self.displays: list[Display] = []
-        self.overran: float | None = None
+        self.overran: float | None = None  # the timeout in seconds, if the cell exceeded it
         self.clock = Clock()
-        self.open: set[int] = set()
+        self.open: set[int] = set()  # numbers of questions without an answer
         self.tell = tell
         self._answered = answered
         self._room = _MAX_DISPLAYED
@@ -102,7 +109,8 @@ class Cell:
         self._places: dict[str, int] = {}  # of the latest display of each name
 
     def show(self, shown: wire.Shown) -> None:
-        """Add a display. The guest keeps a smaller budget: exceeding this one means that it forged the frame."""
+        """Add a display, or replace the one that an update names. Raise WireError if the displays exceed a limit."""
+        # The guest keeps a smaller budget: exceeding this one means that the guest forged the frame.
         size = sum(len(mime) + len(content) for mime, content in shown.data.items())
         place = self._places.get(shown.name) if shown.name and shown.update else None
         if place is None:
@@ -120,12 +128,15 @@ class Cell:
             self.tell(Event(kind="display", display=self.displays[place]))
 
     def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """It wrote something."""
+        """Report text that the cell wrote to a stream."""
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
     def ask(self, asked: wire.Asked) -> bool:
-        """Whether somebody may answer; until then its clock stands still."""
+        """Register a question and stop the clock. Return False if the caller does not answer questions of this kind.
+
+        Raise WireError if the question is malformed or too long, if its number is in use, or if 64 questions are open.
+        """
         if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
             raise wire.WireError("a question of another kind, one that is too long, or one too many")
         if asked.about not in self._answered or self.tell is None:
@@ -137,7 +148,7 @@ class Cell:
         return True
 
     def answered(self, number: int) -> bool:
-        """Takes note of an answer; False where it is too late for one."""
+        """Remove a question that has its answer. Return False if the question is not open. The clock starts when none is left."""
         if number not in self.open:
             return False
         self.open.remove(number)
@@ -147,12 +158,12 @@ class Cell:
         return True
 
     def _turn(self) -> None:
-        """Wake the deadline loop so that it computes the time left again."""
+        """Wake the deadline loop so that it recomputes the time left."""
         turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
         turned.set_result(None)
 
     def clear(self) -> None:
-        """What was displayed so far is not part of the result."""
+        """Drop everything displayed so far from the result."""
         self.displays.clear()
         self._sizes.clear()
         self._places.clear()
@@ -162,7 +173,15 @@ class Cell:
 
 
 def error_of(cell: Cell, finished: wire.Finished | None, cause: str | None) -> CodeError | None:
-    """Return what failed. What it did to the session's state is added when that is known (`ledger.with_state`)."""
+    """Return the error of an execution, or None if it succeeded.
+
+    The state of the session is not known yet: `ledger.with_state` adds it to the message later.
+
+    Args:
+        cell: The execution.
+        finished: The guest's last frame, or None if the interpreter died.
+        cause: Why the interpreter died.
+    """
     if cell.overran is not None:
         return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {'interrupted' if finished else 'killed'}")
     if finished is None:
@@ -173,7 +192,7 @@ def error_of(cell: Cell, finished: wire.Finished | None, cause: str | None) -> C
 
 
 def check(finished: wire.Finished) -> None:
-    """Validate what the field types cannot express, while the frame can still be refused."""
+    """Validate what the field types of a frame cannot express. Raise WireError if the frame must be refused."""
     texts = (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback)
     if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
         raise wire.WireError("a text over the size limit")
@@ -183,7 +202,7 @@ def check(finished: wire.Finished) -> None:
 
 
 def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
-    """Return what the cell did to files."""
+    """Parse the changes that the cell made to files. Raise WireError if one is malformed."""
     changes = []
     for told in finished.files:
         match told.split(" ", 2):
@@ -195,7 +214,7 @@ def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
 
 
 def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
-    """Return the processes that the cell left running."""
+    """Parse the processes that the cell left running. Raise WireError if one is malformed."""
     found = []
     for told in finished.processes:
         match told.split(" ", 1):
@@ -207,7 +226,7 @@ def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
 
 
 def variables_of(finished: wire.Finished) -> tuple[VariableChange, ...]:
-    """Return what the cell did to the user's variables."""
+    """Parse the changes that the cell made to the user's variables. Raise WireError if one is malformed."""
     changes = []
     for told in finished.variables:
         match told.split(" ", 4):
@@ -224,7 +243,11 @@ def _is_size(text: str) -> bool:
 
 
 def reason_of(status: int | None) -> str:
-    """Why an interpreter ended, by its wait status; None where its init ended before it could tell."""
+    """Return why an interpreter ended: `exit`, `crash` or `killed`.
+
+    Args:
+        status: The wait status (wait(2)), or None if the session's first process ended before it could report one.
+    """
     if status is None:
         return "killed"
     if os.WIFEXITED(status):
@@ -241,7 +264,16 @@ def result_of(
     processes: tuple[RunningProcess, ...],
     duration: float,
 ) -> CodeExecutionResult:
-    """Return a cell's result. `cause` is why the interpreter died, if it did."""
+    """Return the result of an execution.
+
+    Args:
+        cell: The execution.
+        finished: The guest's last frame, or None if the interpreter died.
+        cause: Why the interpreter died, or None if it lives.
+        streams: The text of stdout and of stderr.
+        processes: The processes that the cell left running.
+        duration: Seconds from the moment the host sent the cell.
+    """
     stdout, stderr = streams
     error = error_of(cell, finished, cause)
     told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr

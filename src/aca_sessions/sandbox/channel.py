@@ -1,4 +1,4 @@
-"""The ends of an interpreter that the host holds: cells into it by a socket, frames out of it by a pipe, its two streams by two more."""
+"""The host's ends of an interpreter: a socket for cells, a pipe for the guest's frames, and a pipe each for stdout and stderr."""
 
 import asyncio
 import socket
@@ -15,10 +15,17 @@ _THROTTLED_SECONDS = 0.02
 
 
 class Channel:
-    """Reads what comes as it comes, on the event loop of whoever opened it."""
+    """The connection to one interpreter. It reads frames and streams as they arrive, on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Takes over the socket and the read ends of the pipes; of each stream so many bytes are kept."""
+        """Take over the ends.
+
+        Args:
+            link: The socket for frames to the guest.
+            said: The read end of the pipe with the guest's frames.
+            streams: The read ends of stdout and stderr.
+            limit: How many bytes of each stream are kept.
+        """
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self._inbox = Inbox(said)
@@ -28,33 +35,33 @@ class Channel:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Return how many frames the guest has not read, and of how many bytes; those in the socket's buffer are not counted."""
+        """Return how many frames, and how many bytes of them, wait for the guest to read. Those in the socket's buffer are not counted."""
         return len(self._outbox), self._outbox.size
 
     def listen(
         self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
     ) -> None:
-        """Read frames and streams from now on. See `Inbox.listen`."""
+        """Start reading frames and streams. See `Inbox.listen` for the arguments."""
         self._inbox.listen(take, most=most, forged=forged, silent=silent)
         for stream in self.streams:
             self._listen_again(stream)
 
     def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Send a frame, with descriptors if need be. The future is done when it is written, or when the guest is gone.
+        """Send a frame and optional descriptors. The returned future is done when the frame is written, or when the guest is gone.
 
-        Cancelling it drops a frame that was not begun; one that was begun is written to its end.
+        Cancelling the future drops the frame, unless a part of it is already written: then the rest is written as well.
         """
         return self._outbox.put(wire.frame(message), descriptors)
 
     def drain(self) -> None:
-        """Reads what was written so far."""
+        """Read what the guest has written to its streams so far."""
         for stream in self.streams:
             before = stream.read
             stream.drain()
             self._inbox.charge(stream.read - before)
 
     def stop(self) -> None:
-        """Takes the frames that were written so far, and reads and writes nothing more."""
+        """Take the frames that were written so far, then stop reading and writing."""
         self._open = False
         self._inbox.finish()
         self._outbox.close()
@@ -62,7 +69,7 @@ class Channel:
             self._unwatch(descriptor)
 
     def close(self) -> None:
-        """Lets go of all ends."""
+        """Close all ends."""
         self.stop()
         for stream in self.streams:
             stream.close()
@@ -70,7 +77,8 @@ class Channel:
         self._link.close()
 
     def _on_output(self, stream: Output) -> None:
-        """A flood is read in turns, with others in between: what is not read yet holds the writer up, and nobody else."""
+        """Read a stream. After a flood, pause for 0.02 s, so that other sessions get their turn."""
+        # What is not read stays in the pipe. A full pipe holds up its writer alone.
         if not stream.drain(_READ_AT_ONCE):
             self._unwatch(stream.descriptor)
         elif stream.flooded:

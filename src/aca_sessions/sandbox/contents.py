@@ -1,4 +1,4 @@
-"""What is in one file of a session: copy, compare and rewrite it, and keep its holes. Blocking."""
+"""The content of one file of a session: copy, compare and rewrite it, and keep its holes. All calls block."""
 
 import errno
 import itertools
@@ -16,22 +16,29 @@ _SENT_AT_ONCE = 1 << 20
 
 
 class Copy:
-    """A new file that becomes the same as an open one: made here, then given its memory, then filled."""
+    """A new file that becomes a copy of an open one. It is made first, then its caller allocates memory for `parts`, then it is filled."""
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
-        """Make it, and decide which parts of the other it gets: at most so many bytes."""
+        """Make the empty file, and decide which parts of the source it gets. Raise SnapshotError if the source is not a regular file.
+
+        Args:
+            source: A descriptor of the file to copy.
+            folder: A descriptor of the folder for the new file.
+            name: The new file's name.
+            most: Copy at most so many bytes.
+        """
         self._source = source
         self._status = os.fstat(source)
         if not stat.S_ISREG(self._status.st_mode):
             raise SnapshotError(CHANGING)
-        self._size = min(self._status.st_size, most)  # a process of the session may go on writing
+        self._size = min(self._status.st_size, most)  # a process of the session may still append to it
         self._data = [*_data(source, self._size)]
         self._target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
         self.inode = os.fstat(self._target).st_ino
         self.parts = [(self._target, start, end - start) for start, end in self._data]
 
     def fill(self) -> None:
-        """Write what it gets, and leave the holes."""
+        """Copy the data, the size, the times and the mode, and leave the holes."""
         for start, end in self._data:
             os.lseek(self._target, start, os.SEEK_SET)
             while start < end and (sent := os.sendfile(self._target, self._source, start, min(end - start, _SENT_AT_ONCE))):
@@ -40,7 +47,7 @@ class Copy:
         set_attributes(self._target, self._status)
 
     def close(self) -> None:
-        """Let go of the new file."""
+        """Close the new file. The source stays open."""
         os.close(self._target)
 
 
@@ -53,20 +60,27 @@ def equal(source: int, target: int) -> bool:
 
 
 def reserve(source: int, target: int, size: int, allocate: Allocate) -> list[tuple[int, int]]:
-    """Take the space that a file needs to become the same as another. Return the holes that it had, for `release`."""
+    """Allocate the space that a file needs to become the same as another. Return the holes that it had, for `release`.
+
+    Args:
+        source: A descriptor of the file with the new content.
+        target: A descriptor of the file that will be written.
+        size: The size of the source in bytes.
+        allocate: Charges the session for the space.
+    """
     holes = _holes(target, os.fstat(target).st_size)
     parts = [(target, start, end - start) for start, end in _data(source, size)]
     allocate(parts)
     for part in parts:
-        syscalls.reserve(*part)  # all of it, even where no session is charged
+        syscalls.reserve(*part)  # `allocate` does nothing if no session is charged
     return holes
 
 
 def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Give back what was reserved."""
+    """Undo `reserve`: free the space, and set the size and times that the file had."""
     for start, end in holes:
         syscalls.punch_hole(target, start, end - start)
-    os.ftruncate(target, status.st_size)  # what was reserved behind the end goes as well
+    os.ftruncate(target, status.st_size)  # also frees what was reserved beyond the end
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -78,7 +92,7 @@ def trim(source: int, target: int, size: int) -> None:
 
 
 def write(source: int, target: int, size: int) -> None:
-    """Write the data of a file into another of the same size, but for what is equal already."""
+    """Write the data of a file into another of the same size. Blocks that are already equal are not written."""
     for first, end in _data(source, size):
         for start in range(first, end, _AT_ONCE):
             data = os.pread(source, min(_AT_ONCE, end - start), start)
@@ -93,7 +107,7 @@ def _write_all(target: int, data: bytes, start: int) -> None:
 
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield where a file has data, as start and end; between them are holes."""
+    """Yield the start and end of each part of a file that has data. Between these parts are holes."""
     end = 0
     while end < size:
         try:

@@ -1,4 +1,4 @@
-"""Copy a session's files from tree to tree, as the guest's user and never through its links. Blocking."""
+"""Copies of a session's files from one workspace to another, made as the guest's user and never through the guest's links."""
 
 import os
 import stat
@@ -13,19 +13,28 @@ from .memory import Allocate
 from .shortage import told_of
 from .trees import BLOCK, FOLDER, READ, link, opened, parent_of, read_link, set_attributes, walk
 
-_AT_ONCE = 16  # files, of which each takes two descriptors
+_AT_ONCE = 16  # files, each of which has two descriptors open
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """Hold how many bytes were copied, and how many pipes, sockets and devices were not."""
+    """The result of a copy: how many bytes were copied, and how many pipes, sockets and devices were left out."""
 
     size: int
     left_out: int
 
 
 def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copied:
-    """Make an empty tree the same as another, hard links and holes included. Raise SnapshotError if that has more than `most` bytes."""
+    """Copy all files into an empty workspace, hard links and holes included. Blocking.
+
+    Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
+
+    Args:
+        source: The files to copy.
+        target: The files of the empty workspace.
+        most: The most bytes that the files may have.
+        allocate: Charges the session for the memory of the copies.
+    """
     try:
         with told_of("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
             return _Copying(here, there, target.origins, allocate).copy_all(most, target.room())
@@ -34,16 +43,14 @@ def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copi
 
 
 class _Copying:
-    """Copy one tree into another."""
-
     def __init__(self, here: int, there: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._here = here
         self._there = there
         self._origins = origins
         self._allocate = allocate
-        self._made: list[contents.Copy] = []  # but not filled yet
-        self._open = ExitStack()  # both ends of those
-        self._linked: dict[int, str] = {}  # where the first name of an inode with several has been copied to
+        self._made: list[contents.Copy] = []  # files that are made but not filled yet
+        self._open = ExitStack()  # closes both descriptors of each of them
+        self._linked: dict[int, str] = {}  # of each inode with several names: the path of the first copied one
 
     def copy_all(self, most: int, room: int) -> Copied:
         entries = [*walk(self._here)]
@@ -59,16 +66,17 @@ class _Copying:
                 "checkpoints together: delete files or variables, close branches, or remove checkpoints"
             )
         left_out = sum(self._copy(entries[start : start + _AT_ONCE]) for start in range(1, len(entries), _AT_ONCE))
-        for path, status in reversed(entries):  # making what is in a folder has changed its times; its mode may forbid it
+        for path, status in reversed(entries):  # last: making entries changes a folder's times, and its mode may forbid making them
             if stat.S_ISDIR(status.st_mode):
                 with opened(self._there, path, FOLDER) as folder:
                     set_attributes(folder, status)
         return Copied(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
-        """Copy some entries, and return how many of them cannot be. To ask for the memory of each file alone would take twice the time."""
+        """Copy some entries. Return how many of them were left out."""
         with self._open:
             left_out = sum(not self._make(path, status) for path, status in entries)
+            # Memory is allocated for all of them at once: one by one would take twice the time.
             self._allocate([part for copy in self._made for part in copy.parts])
             for copy in self._made:
                 copy.fill()
@@ -76,6 +84,7 @@ class _Copying:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
+        """Make the copy of one entry, which is still empty if it is a file. Return False if it is a pipe, socket or device."""
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
             return False
