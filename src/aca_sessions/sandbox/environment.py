@@ -1,4 +1,4 @@
-"""Which paths of a Python environment guests see, and which uids they run under."""
+"""The paths of a Python environment that guests see, what is installed there, and the uids that guests run under."""
 
 import contextlib
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 from ..errors import ConfigurationError
 
-# A prefix may be shared with other things (a home's .local is one): only Python's own part of it is shown.
+# A prefix may hold other things as well (a home's .local can be one, with a keyring in it): only Python's own part of it is shown.
 _PARTS = ("bin", "include", "lib", "lib32", "lib64", "libexec", "pyvenv.cfg")
-# Where this host's names are looked up; for sessions that share its network.
+# The files by which this host looks up names, for sessions that share its network.
 NAME_LOOKUP = {path: os.path.realpath(path) for path in ("/etc/resolv.conf", "/etc/hosts") if os.path.exists(path)}
 _LIST = (
     "import importlib.metadata as m, json, os, platform, sys; "
@@ -23,16 +23,17 @@ _LIST = (
 )
 HEAVY = ("numpy", "pandas", "matplotlib.pyplot")
 _FIND = f"import importlib.util as u, json; print(json.dumps([m for m in {HEAVY} if u.find_spec(m.partition('.')[0])]))"
-# What `site` does at an interpreter's start, without running the code of .pth files and of sitecustomize: that is for guests.
+# Finds packages as `site` does when an interpreter starts, without running the code of .pth files and of sitecustomize. That code must run
+# in sessions only.
 _FIND_PACKAGES = "import site; site.addpackage = lambda *_: None; site.execsitecustomize = lambda: None; site.main(); "
 _ASK = "import json, os, sys; print(json.dumps([sys.prefix, sys.base_prefix]))"
-# No account, container range or dynamic user lies here (systemd's list of uid ranges); each fork server draws a part of its own.
+# This range has no account, container or dynamic user (systemd's list of uid ranges). Each fork server draws a part of it at random.
 _FIRST_UID, _UIDS_EACH, _PARTS_TO_DRAW, _DRAWS = 0x7000_0000, 0x4000, 16_000, 20
-_FEW_UIDS, _FEW_PARTS = 2000, 20  # in containers, which have ids up to 65,535
+_FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535: parts from 20,000 on
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """The paths that an interpreter needs, each with where it really lies; what is below /usr is there anyway."""
+    """Return the paths that an interpreter needs, each with its real place on this host. Guests see /usr anyway, so it is left out."""
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):
@@ -44,7 +45,13 @@ def visible_roots(python: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What an environment holds, and when the folders were changed that say so."""
+    """The version and packages of an environment, and the times of the paths that they were read from.
+
+    Attributes:
+        version: The version of Python.
+        packages: The name and version of each package.
+        folders: The interpreter and each path of `sys.path` that exists, with its modification time in nanoseconds.
+    """
 
     version: str
     packages: list[tuple[str, str]]
@@ -52,27 +59,29 @@ class Survey:
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing was installed or removed since."""
+        """Return whether no package was installed or removed since, by the times of the folders."""
         return all(_changed(folder) == time for folder, time in self.folders.items())
 
 
 def survey(python: str) -> Survey:
-    """An interpreter's version and packages, in a form that can be kept."""
+    """Return the version and packages of an interpreter. Raise ConfigurationError if it does not run."""
     version, packages, folders = _run(python, _LIST)
     return Survey(version, [(name, number) for name, number in packages], folders)
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
-    """The libraries of data work that an interpreter has: slow to import, and used in most sessions."""
+    """Return which libraries of HEAVY an interpreter has: they are slow to import, and most sessions use them."""
     return tuple(str(module) for module in _run(python, _FIND))
 
 
 def uid_range() -> tuple[int, int]:
-    """The fork server's own uid, and how many from there on are for it and its sessions; (0, 0) where this process is no root that could
-    give them away.
+    """Draw a range of uids for a fork server and its sessions. Return the first uid, which is the fork server's own, and their number.
+
+    Return (0, 0) if this process is not root, or if its user namespace has no free range.
     """
     if os.geteuid() != 0:
         return 0, 0
+    # No other program may have the fork server's uid: the uid that made a user namespace has every capability in it (user_namespaces(7)).
     taken = _uids_in_use()
     ranges = [(_FIRST_UID + secrets.randbelow(_PARTS_TO_DRAW) * _UIDS_EACH, _UIDS_EACH) for _ in range(_DRAWS)]
     ranges += [(20_000 + part * _FEW_UIDS, _FEW_UIDS) for part in secrets.SystemRandom().sample(range(_FEW_PARTS), _FEW_PARTS)]
@@ -83,7 +92,8 @@ def uid_range() -> tuple[int, int]:
 
 
 def _uids_in_use() -> set[int]:
-    """Of all processes in sight: a fork server of another process may have drawn the same."""
+    """Return the uids of all visible processes."""
+    # The fork server of another program may have drawn the same range.
     found = set()
     for name in os.listdir("/proc"):
         if name.isdecimal():
@@ -123,7 +133,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """A link stays one if it leads to a neighbour (a virtual environment's lib64); others are followed."""
+    """Return the real path of a part of a prefix. A link to a neighbour (a virtual environment's lib64) stays a link."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

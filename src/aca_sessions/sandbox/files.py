@@ -1,7 +1,8 @@
-"""A session's /mnt/data from the host's side: never outside it, never through the guest's links, never into a pipe or device.
+"""A session's workspace from the host's side: files are listed, read, written and deleted, always below /mnt/data.
 
-Everything is looked up by openat2(2) below one directory descriptor, under rules that the kernel keeps while it walks. Each operation
-acts as the guest's own user, so the guest's rights and limits are ours. Blocking: for a worker thread.
+No access goes outside /mnt/data, through the guest's links, or into a pipe or device. Every path is looked up by openat2(2) below one
+directory descriptor, and the kernel enforces the rules while it walks the path. Each operation acts as the guest's user, so the guest's
+rights and limits hold for the host as well. All calls block: make them in a worker thread.
 """
 
 import contextlib
@@ -25,24 +26,24 @@ from .memory import Allocate
 from .syscalls import Resolve
 
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
-_MAX_NAME = 255
-_MAX_LISTED = 10_000
-_MAX_ENTRIES = 1 << 17  # some kernels read on and on where a guest goes on making files
+_MAX_NAME = 255  # bytes
+_MAX_LISTED = 10_000  # entries, after which no further folder is listed
+_MAX_ENTRIES = 1 << 17  # in one folder: with some kernels a listing does not end while a guest makes files
 HIDDEN = ".upload-"
-_COARSE = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2), which Python has no name for
-_SET_BACK = 10**9  # nanoseconds; a change that is further ahead is none of this tick: the host's clock was set back
+_COARSE = 5  # CLOCK_REALTIME_COARSE of clock_gettime(2); Python has no name for it
+_SET_BACK = 10**9  # nanoseconds; a change that is further ahead is not of this tick: the host's clock was set back
 _LATEST = datetime(2999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class UnusableNameError(ValueError):
-    """A file name or folder that no file of a session can have."""
+    """Raised for a file name or folder that no file of a session can have."""
 
 
 class Reading:
-    """Read one file from its beginning as it was opened; `version` is an HTTP entity tag of that version.
+    """An open file of a session, and the version that it had when it was opened.
 
-    The tag is weak when code may have been writing meanwhile: other parts of that version cannot be told from later ones. What is written
-    through a mapping into memory changes no time, and so no tag.
+    `version` is an HTTP entity tag. The tag is weak if code may have written to the file meanwhile: then parts of that version cannot be
+    distinguished from parts of a later one. Writing through a memory mapping changes no time of the file, and so no tag.
     """
 
     def __init__(self, files: "Files", descriptor: int) -> None:
@@ -52,16 +53,16 @@ class Reading:
         now, status = time.clock_gettime_ns(_COARSE), os.fstat(descriptor)
         self.size = status.st_size
         self._version = _version(status)
-        # The kernel stamps changes by that coarse clock: one that follows in the same tick would leave the same time.
+        # The kernel takes the times of files from that coarse clock. A further change in the same tick would leave the same time.
         self.is_settled = not 0 <= status.st_ctime_ns - now < _SET_BACK
 
     @property
     def version(self) -> str:
-        """Return its tag, by what is known so far."""
+        """Return the entity tag, weak if a change was seen or may go unseen."""
         return self._version if self.is_settled else f"W/{self._version}"
 
     def chunk(self, start: int, length: int) -> bytes:
-        """Return what is there, up to so many bytes; FileNotFoundError once the session or the reading was closed."""
+        """Return up to `length` bytes from `start` on. Raise FileNotFoundError once the session or this file was closed."""
         with self._files.working(), self._turn:
             if self._descriptor < 0:
                 raise FileNotFoundError(errno.ENOENT, "the file is closed")
@@ -70,11 +71,11 @@ class Reading:
             return data
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._files.let_go(self)
 
     def close_now(self) -> None:
-        """Close its descriptor, if it is open."""
+        """Close the descriptor if it is open. Only `Files` calls this."""
         with self._turn:
             descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -82,26 +83,36 @@ class Reading:
 
 
 class Files:
-    """Lists, reads, writes and deletes in one tree."""
+    """The files of one workspace."""
 
     def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
-        """Keeps the descriptor that every look-up starts from. `room` returns how many bytes may still be written."""
+        """Make the files of a workspace accessible.
+
+        Args:
+            tree: The workspace. Its descriptor stays the caller's; close these files first.
+            room: Returns how many bytes may still be written.
+        """
         self._tree = tree
         self.room = room
         self._change = threading.Condition()
         self._at_work = 0
         self._closed = False
         self._readings: set[Reading] = set()
-        # For a copy: the inode that each of its own was copied from. By these a restore finds files that were renamed since.
+        # If this workspace is a copy: for each of its inodes, the one it was copied from. A restore finds renamed files by these.
         self.origins: dict[int, int] = {}
 
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
-        """The regular files and folders in a folder."""
+        """List the regular files and folders in a folder. After 10,000 entries no further folder is listed.
+
+        Args:
+            folder: A path relative to /mnt/data, or an absolute one below it.
+            recursive: Whether to list the folders in it as well.
+        """
         with self.as_guest():
             return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
 
     def describe(self, name: str, folder: str = "") -> RemoteFile:
-        """One file."""
+        """Describe one regular file. Raise FileNotFoundError for anything else."""
         with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
             try:
@@ -110,7 +121,7 @@ class Files:
                 os.close(descriptor)
 
     def open(self, name: str, folder: str = "") -> Reading:
-        """Open a file for reading."""
+        """Open a regular file for reading. The caller must close it."""
         with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
             reading = Reading(self, descriptor)
@@ -125,7 +136,14 @@ class Files:
         reading.close_now()
 
     def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
-        """Writes a file whole or not at all, and makes its folders; the old one stands until the new one is complete."""
+        """Write a file completely or not at all. The old file remains until the new one is complete.
+
+        Args:
+            name: The name of the file.
+            chunks: Its content.
+            folder: The folder for it, which is made if it is missing.
+            allocate: Charges the session for what is about to be written.
+        """
         checked_name(name)
         with self.as_guest():
             parent = self._make_folder(checked_folder(folder))
@@ -135,7 +153,7 @@ class Files:
                 os.close(parent)
 
     def delete(self, name: str, folder: str = "") -> None:
-        """Deletes a file, a link or an empty folder."""
+        """Delete a file, a link or an empty folder."""
         checked_name(name)
         with self.as_guest():
             parent = self._open_folder(checked_folder(folder))
@@ -148,26 +166,24 @@ class Files:
                 os.close(parent)
 
     def close(self) -> None:
-        """Waits for what is at work and lets nothing more begin: the number of a closed descriptor may be another session's next.
-
-        What is open for reading is closed: it would keep the memory of a session that is gone.
-        """
+        """Wait for the calls that are at work, refuse further ones, and close the files that are open for reading."""
         with self._change:
             self._closed = True
+            # The caller closes the workspace's descriptor next. Its number may then name something of another session.
             self._change.wait_for(lambda: self._at_work == 0)
+            # An open file would keep the memory of a session that is gone.
             while self._readings:
                 self._readings.pop().close_now()
 
     def capacity(self) -> int:
-        """How many bytes fit in all."""
+        """Return how many bytes fit into the workspace, those that are used included."""
         status = os.fstatvfs(self._tree.directory)
         return status.f_blocks * status.f_frsize
 
     @contextmanager
     def as_guest(self) -> Iterator[int]:
-        """Acts as the guest's user, on a descriptor of the tree: a root host could not even create here, and would be above the guest's
-        rights.
-        """
+        """Make this thread act on files as the guest's user for the block. Yield a descriptor of the workspace."""
+        # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
         with self.working():
             if self._tree.owner is None:
                 yield self._tree.directory
@@ -180,7 +196,7 @@ class Files:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold off `close` for the block; FileNotFoundError once it was called."""
+        """Hold off `close` for the block. Raise FileNotFoundError once it was called."""
         with self._change:
             if self._closed:
                 raise FileNotFoundError(errno.ENOENT, "the session was ended")
@@ -193,7 +209,8 @@ class Files:
                 self._change.notify_all()
 
     def _open(self, path: str, flags: int) -> int:
-        """Opens a regular file; a pipe could hang the reader, a device do anything."""
+        """Open a regular file. Raise FileNotFoundError for anything else."""
+        # A pipe could hang the host, and a device could do anything.
         descriptor = syscalls.openat2(self._tree.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -204,7 +221,7 @@ class Files:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
-        """A descriptor of a folder, made with those above it where it is missing."""
+        """Return a descriptor of a folder. Make it, and those above it, if they are missing."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
             try:
@@ -232,7 +249,7 @@ class Files:
         except OSError:
             if top:
                 raise
-            return []  # the guest closed it, or took it away meanwhile
+            return []  # the guest removed it, or took away the right to read it, meanwhile
         try:
             with os.scandir(descriptor) as entries:
                 some = islice(entries, _MAX_ENTRIES)
@@ -264,14 +281,17 @@ class Files:
 
 
 def checked_name(name: str) -> str:
-    """A name that a file can have: one component, not too long."""
+    """Return the name if a file can have it: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
     if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
         raise UnusableNameError("a file name is one path component of 1 to 255 bytes, without '/', NUL and '..'")
     return name
 
 
 def checked_folder(folder: str) -> str:
-    """Return a folder relative to /mnt/data, without empty or upward components. An absolute one elsewhere is refused, and never moved."""
+    """Return a folder relative to /mnt/data, without empty components and '.'.
+
+    Raise UnusableNameError if it has '..' or an unusable name. An absolute path outside /mnt/data is refused too, never moved into it.
+    """
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     if folder.startswith("/") and parts:
         if parts[:2] != ["mnt", "data"]:
@@ -286,7 +306,7 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
     try:
         return entry.stat(follow_symlinks=False)
     except FileNotFoundError:
-        return None  # the guest took it away meanwhile
+        return None  # the guest removed it meanwhile
 
 
 def _encoded_length(name: str) -> int:

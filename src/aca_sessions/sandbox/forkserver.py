@@ -1,7 +1,7 @@
-"""Starts the zygote and asks it for trees and interpreters. Blocking, and safe to call from any thread.
+"""The fork server as the host sees it: it makes workspaces and forks interpreters. All calls block, and are safe from any thread.
 
-One per process, interpreter, preload set, mounts, kind of network and tenant, counted. A process forked from this one starts its own: two
-hosts on one socket would get each other's answers.
+Policies with equal keys (`_Key`) share one fork server, whose users are counted. Its own half, in the guest, is called the zygote. A
+process that is forked from this one starts its own fork server: two hosts on one socket would get each other's answers.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from .tree_numbers import Numbers
 from .watchdog import Watchdog, bytes_in, family
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
-# Sessions can read what the zygote was started with: nothing of the host's environment is in it.
+# Sessions can read the environment that the zygote was started with, so nothing of the host's environment is in it.
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -51,15 +51,15 @@ _logger = logging.getLogger("aca_sessions")
 _NOTHING_WAS_SENT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
-_THREADS = 8  # a fork server answers one request at a time
-_KILLS = 100
+_THREADS = 8  # enough: a fork server answers one request at a time
+_KILLS = 100  # tries within _END_SECONDS
 
 
 _threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
 
 
 def limiter() -> CapacityLimiter:
-    """Return what limits the threads that wait for fork servers: however long those take, other work has threads of its own."""
+    """Return the limiter of the threads that wait for fork servers. However long they wait, other work has threads of its own."""
     try:
         return _threads.get()
     except LookupError:
@@ -68,7 +68,7 @@ def limiter() -> CapacityLimiter:
 
 
 class _Key(NamedTuple):
-    """Compare policies: those with equal keys share one fork server."""
+    """What sessions of a policy have in common with their fork server. Policies with equal keys share one fork server."""
 
     process: int
     python: str
@@ -83,20 +83,20 @@ class _Key(NamedTuple):
 
     @classmethod
     def of(cls, policy: Policy) -> "_Key":
-        """What a policy's sessions have in common with their parent."""
+        """Return the key of a policy in this process."""
         python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
         network, together, mounts = policy.network.kind, policy.together, policy.mounts
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
 
 
 class ForkServer:
-    """The zygote as the host sees it."""
+    """A fork server: its process, and the socket by which this process sends it requests."""
 
     _shared: ClassVar[dict[_Key, "ForkServer"]] = {}
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
-        """Starts the zygote; the first request waits until it is ready."""
+        """Start the zygote, but do not wait for it. The first request waits until it is ready."""
         self._owner = Owner("the fork server")
         self._lock = threading.Lock()
         self._counting_trees = threading.Lock()
@@ -143,7 +143,7 @@ class ForkServer:
 
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
-        """The fork server of this process for a policy; `release` it once for each call."""
+        """Return the fork server of this process for a policy, and start one if none is alive. Each call needs one call of `release`."""
         key = _Key.of(policy)
         with cls._sharing:
             server = cls._shared.get(key)
@@ -154,14 +154,17 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Have it end with its only user: no other user gets it, and what sessions have is not given back one by one."""
+        """Mark that the fork server ends with its only user. Do nothing if it has several.
+
+        `shared` returns it to no further user, and workspaces are not given back one by one: they end with the fork server.
+        """
         with self._sharing:
             if self._users == 1:
                 self._retired = True
                 self._forget()
 
     def release(self) -> None:
-        """Ends the zygote, and all its sessions with it, when the last user lets go."""
+        """Release one use of the fork server. The last one ends it, and all its sessions with it. Do nothing in a forked process."""
         if not self._owner.is_here:
             return  # shutting down the socket here would shut it down for the parent
         with self._sharing:
@@ -177,22 +180,23 @@ class ForkServer:
 
     @property
     def alive(self) -> bool:
-        """Whether the zygote still runs."""
+        """Return whether the fork server still runs."""
         return not self._broken and self._process.poll() is None
 
     def answers(self) -> bool:
-        """Return whether the zygote answers a request. Its death is seen here before its process can be waited for."""
+        """Return whether the fork server answers a request."""
+        # Unlike `alive`, this notices a death before the process can be waited for.
         with contextlib.suppress(GuestDiedError):
             self._ask(wire.Ping("fork server"))
         return self.alive
 
     def wait_until_ready(self) -> None:
-        """Answers when the zygote can fork; IsolationError where this host does not let it."""
+        """Wait until the fork server can fork. Raise IsolationError if this host refuses a part of the isolation."""
         with self._lock:
             self._finish_boot()
 
     def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """What a session has whatever becomes of its interpreter: its tree, and who counts its memory."""
+        """Make what a session keeps when its interpreter ends: its workspace, and what counts its memory."""
         tree = self.make_tree(limits)
         try:
             with told_of("another session"):
@@ -212,16 +216,19 @@ class ForkServer:
         return Watchdog(limits, self._together, files=files, lists_sockets=in_memory and self._network != "host")
 
     def room_for(self, tree: Tree, limits: Limits) -> int:
-        """Return how many bytes of files a session, its branches and its checkpoints may still be given. Files on a disk have no limit."""
+        """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
+
+        Files on a disk, as sessions without namespaces have them, have no such limit.
+        """
         return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
 
     def _bytes_of(self, user: int) -> int:
-        """Return the bytes in all the trees of a session: its own and those of its checkpoints and branches."""
+        """Return the bytes in all workspaces of a user: those of a session, its checkpoints and its branches."""
         with self._counting_trees:
             return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
-        """Lets go of what `make_place` made, when its processes have ended."""
+        """Drop what `make_place` made, after the processes of the session have ended."""
         tree, memory = place
         try:
             self.drop_tree(tree)
@@ -229,7 +236,12 @@ class ForkServer:
             memory.remove()
 
     def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
-        """Make a new, empty, size-limited /mnt/data, of a user of its own or of the user of a session that exists."""
+        """Make an empty workspace.
+
+        Args:
+            limits: Its size in bytes and in files.
+            user: The user of an existing session, for a branch or checkpoint. None: a new user.
+        """
         number, user = self._numbers.take(user)
         try:
             directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
@@ -242,23 +254,27 @@ class ForkServer:
         return tree
 
     def show_tree(self, init: int, tree: int) -> None:
-        """Has a tree take the place of /mnt/data for a session, named by the pidfd of its init."""
+        """Mount a workspace at /mnt/data of a session.
+
+        Args:
+            init: The pidfd of the session's first process.
+            tree: The number of the workspace.
+        """
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Let go of a tree and its memory. If the fork server refuses, its user stays in use.
-
-        To unmount one takes the kernel milliseconds, and a fork server does one thing at a time: at its end all are unmounted at once.
-        """
+        """Drop a workspace and its memory. If the fork server refuses, its user stays in use."""
         with self._counting_trees:
             self._trees.discard(tree)
             os.close(tree.directory)
+        # Unmounting one workspace takes the kernel milliseconds, and a fork server does one thing at a time. When it ends, all workspaces
+        # are unmounted at once: so a retired one is not asked.
         if self.alive and not self._retired:
             self._ask(wire.DropTree(tree.number))
             self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
-        """A live, confined interpreter on a tree. It says so itself, on its link, once it is ready."""
+        """Start a session with a confined interpreter on a workspace. Its first frame, on its link, reports that it is ready."""
         request = wire.Spawn(
             tree=tree.number,
             owner=tree.user,
@@ -281,12 +297,15 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Return the one descriptor that answers a request. If the kernel dropped it, since this process has none free, undo the request.
+        """Send a request, and return the one descriptor of its answer.
 
-        A spawned session needs no undoing: it ends when our end of its link is closed.
+        Args:
+            request: The request.
+            descriptors: Sent with it.
+            undo: Sent if the descriptor of the answer is lost. A spawned session needs none: it ends when the host closes its link.
         """
         answer = self._ask(request, *descriptors)
-        if not answer:
+        if not answer:  # the kernel dropped the descriptor, because this process has none free
             if undo is not None:
                 self._ask(undo)
             raise no_descriptor("another session")
@@ -299,7 +318,7 @@ class ForkServer:
             return self._exchange(request, descriptors)
 
     def _finish_boot(self) -> None:
-        """What kept the zygote from starting is told to everyone who asks."""
+        """Wait for the zygote's first answer. If it failed to start, raise the same error for every request."""
         if self._failure is not None:
             raise self._failure
         if not self._ready:
@@ -314,13 +333,14 @@ class ForkServer:
         try:
             socket.send_fds(self._control, [wire.encode(request)], descriptors)
         except OSError as error:
-            if error.errno in _NOTHING_WAS_SENT:  # no answer will be taken for another
+            if error.errno in _NOTHING_WAS_SENT:  # so no answer will come, and later ones still match their requests
                 raise refusal(wire.Refused("session", error.errno, os.strerror(error.errno))) from error
             raise self._give_up() from None
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """After one answer that did not come, none could be told from the next: the zygote is given up."""
+        """Receive one answer, and return its descriptors. Raise if it refuses the request."""
+        # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
             answer = wire.decode(payload, wire.Done, wire.Refused)
@@ -334,17 +354,18 @@ class ForkServer:
 
     def _give_up(self) -> GuestDiedError:
         self._broken = True
-        if not self._ending:  # else a thread that waited was woken by `_end`, which ends the processes in their order
+        if not self._ending:  # else `_end` woke a thread that waited, and ends the processes in their order
             self._process.kill()
         return GuestDiedError("the fork server of the embedded sandbox ended, and its sessions with it; the next session starts another")
 
     def _end(self) -> None:
-        """A process that this one forked may hold the socket open as well: closing it alone might not be seen."""
+        """End the zygote and its sessions, and release what they used."""
         self._ending = True
+        # A process that was forked from this one may hold the socket open as well. Then the zygote would not notice a close alone.
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
-        if not self._ready:  # it loads libraries, and would look here only after that
+        if not self._ready:  # it is loading libraries, and would look at the socket only after that
             self._kill_from_inside()
         try:
             self._process.wait(_END_SECONDS)
@@ -357,8 +378,8 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the innermost of its processes, for which the others wait: when the outermost has ended, all have."""
-        for _ in range(_KILLS):  # it may be about to start another
+        """Kill the innermost of the zygote's processes. The others wait for it, so when the outermost has ended, all have."""
+        for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self._process.pid)[-1])
                 self._process.wait(_END_SECONDS / _KILLS)
@@ -366,7 +387,7 @@ class ForkServer:
 
 
 def _folder_for(policy: Policy) -> Folder | None:
-    """Only sessions without namespaces need one; that these hold less is said, once."""
+    """Make the folder of sessions without namespaces, after a warning. Return None for other sessions, which need none."""
     if policy.isolation == "full":
         return None
     _warn_of_less()
@@ -375,6 +396,7 @@ def _folder_for(policy: Policy) -> Folder | None:
 
 @functools.cache
 def _warn_of_less() -> None:
+    """Warn once that sessions without namespaces are less isolated."""
     _logger.warning(
         "ACASessions:Sandbox:Isolation is no-namespaces: sessions are held by Landlock, seccomp and limits alone; "
         "`aca-sessions doctor` and SECURITY.md say what is not enforced"
@@ -382,14 +404,14 @@ def _warn_of_less() -> None:
 
 
 def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
-    """What a refused part means for the user of this host."""
+    """Return the error for a part of the isolation that this host, or the image, cannot give. It has advice for the user."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))
 
 
 def _start(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
-    """Starts the zygote with three descriptors: the control socket, where this package's code lies, and this process."""
+    """Start the zygote with three descriptors: its end of the control socket, the folder of this package, and a pidfd of this process."""
     with contextlib.ExitStack() as afterwards:
         afterwards.callback(control.close)
         code = os.open(Path(__file__).parents[2], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -398,7 +420,7 @@ def _start(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
         afterwards.callback(os.close, host)
         descriptors = (control.fileno(), code, host)
         arguments = [python, "-I", "-S", "-B", "-c", _BOOT, *map(str, descriptors)]
-        # In a session of its own: a terminal's Ctrl-C is for the program, which decides what becomes of its cells.
+        # In a process session of its own, so that Ctrl-C in a terminal interrupts this program alone, which decides about its cells.
         return subprocess.Popen(
             arguments, pass_fds=descriptors, env=_ENVIRONMENT, cwd="/", stdin=subprocess.DEVNULL, start_new_session=True
         )

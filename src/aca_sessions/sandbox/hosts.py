@@ -1,4 +1,4 @@
-"""The rows of docs/hosts.md that errors name: where isolation is refused, and the line that enables it."""
+"""The rows of docs/hosts.md that errors refer to: why a host refuses isolation, and the line that enables it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,14 @@ PAGE = "docs/hosts.md"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A condition that hosts are found in. Its line is to be pasted; `how` says where it belongs."""
+    """A condition of hosts that keeps sessions from running, or weakens their limits.
+
+    Attributes:
+        anchor: Names the row on the page.
+        name: What the condition is.
+        line: What to paste to change it.
+        how: What to do with the line.
+    """
 
     anchor: str
     name: str
@@ -16,7 +23,7 @@ class Host:
 
     @property
     def row(self) -> str:
-        """Where the page says more."""
+        """Return the page and anchor of the row."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What an image's Python says of itself, in a session, and what pip has to be told to find wheels for it on this host."""
+"""The Python of a container image, as it describes itself in a session, and the options by which pip on this host finds wheels for it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from ..errors import ConfigurationError
 from . import syscalls
 from .environment import HEAVY
 
-# The C library's version is what decides which wheels fit.
+# The source of a cell that prints the description. The C library's version is in it because it decides which wheels fit.
 ASK = f"""
 import importlib.metadata as m, importlib.util as u, json, os, platform
 def libc():
@@ -28,12 +28,20 @@ heavy = [one for one in {HEAVY} if u.find_spec(one.partition(".")[0])]
 print(json.dumps([platform.python_version(), libc(), heavy, packages]))
 """
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
-_OLDEST_GLIBC, _MUSL = 5, ("musllinux_1_2", "musllinux_1_1")
+_OLDEST_GLIBC, _MUSL = 5, ("musllinux_1_2", "musllinux_1_1")  # glibc 2.5
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePython:
-    """A guest's word, of which nothing but names, versions and requirements is left."""
+    """The description of an image's Python. It comes from a guest, so only names, versions and requirements are kept.
+
+    Attributes:
+        version: The version of Python.
+        platforms: The platform tags of wheels that fit, the preferred one first.
+        heavy: Which libraries of HEAVY it has.
+        packages: The version of each package, by its canonical name.
+        requirements: What each package requires, by its canonical name.
+    """
 
     version: str
     platforms: tuple[str, ...]
@@ -43,7 +51,7 @@ class ImagePython:
 
     @classmethod
     def told(cls, said: str) -> "ImagePython":
-        """What a session printed for ASK."""
+        """Parse what a session printed for ASK. Raise ConfigurationError if it is malformed."""
         try:
             version, libc, heavy, packages = json.loads(said)
             there = {canonicalize_name(name): (number, needs) for name, (number, needs) in packages.items() if _is_package(name, number)}
@@ -59,17 +67,21 @@ class ImagePython:
 
     @property
     def options(self) -> list[str]:
-        """pip's own: wheels for this Python in the place of the one that runs pip."""
+        """Return the options that make pip choose wheels for this Python instead of the one that runs pip."""
         return [f"--python-version={self.version}", "--implementation=cp", *(f"--platform={platform}" for platform in self.platforms)]
 
     @property
     def markers(self) -> dict[str, str]:
-        """What a requirement's marker asks for and pip would look up in the Python that runs it."""
+        """Return the values for markers of requirements. Without them, pip would take the values of the Python that runs it."""
         minor = ".".join(self.version.split(".")[:2])
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
 
     def write_metadata(self, folder: Path) -> None:
-        """What makes pip take the image's packages for installed, without a line of their code."""
+        """Write metadata that makes pip treat the image's packages as installed. None of their code is needed for it.
+
+        Args:
+            folder: Receives one `.dist-info` folder for each package.
+        """
         for name, version in self.packages.items():
             place = folder / f"{name}-{version}.dist-info"
             place.mkdir()
@@ -87,7 +99,8 @@ def _is_package(name: object, version: object) -> bool:
 
 
 def _readable(requirements: object) -> list[str]:
-    """An extra's requirements are nobody's who did not ask for it, and their markers would need to know it."""
+    """Return the requirements that are valid, name no URL, and belong to no extra."""
+    # Requirements of an extra hold only for those who asked for the extra, and their markers cannot be evaluated without its name.
     readable = []
     for text in cast(list[object], requirements):
         try:
@@ -100,7 +113,7 @@ def _readable(requirements: object) -> list[str]:
 
 
 def _platforms(libc: object) -> tuple[str, ...]:
-    """Newest first, as pip prefers them."""
+    """Return the platform tags for a C library, the newest first, as pip prefers them. Without glibc, assume musl."""
     machine = syscalls.MACHINE
     found = re.fullmatch(r"glibc 2\.(\d{1,3})", str(libc))
     if found is None:

@@ -1,4 +1,4 @@
-"""Container images as roots for guests: a root folder, the tar of one, or what podman or docker exports, unpacked once and kept."""
+"""Container images as roots for guests: a root folder, the tar of one, or an image of podman or docker. They are unpacked once and kept."""
 
 import contextlib
 import fcntl
@@ -21,12 +21,18 @@ _logger = logging.getLogger("aca_sessions")
 _KEY = "ACASessions:ContainerImage"
 _ENGINES = ("podman", "docker")
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
-_ASK_SECONDS, _EXPORT_SECONDS = 30, 900  # the second is for pulling as well
-_WORD = "true"  # of a container that is made to be exported, and never started
+_ASK_SECONDS, _EXPORT_SECONDS = 30, 900  # the second limits a pull as well
+_WORD = "true"  # the command of a container that is made to be exported, and never started
 
 
 def root_of(image: str) -> str:
-    """The folder of an image's root file system. The first time it may have to be unpacked."""
+    """Return the folder of an image's root file system. The first time it may have to be pulled and unpacked.
+
+    Raise ConfigurationError if the image cannot be found, pulled or unpacked.
+
+    Args:
+        image: The path of a root folder, the path of its tar, or the name of an image of podman or docker.
+    """
     path = os.path.expanduser(image)
     if os.path.isdir(path):
         return _apart(os.path.realpath(path))
@@ -39,21 +45,27 @@ def root_of(image: str) -> str:
 
 
 def _apart(folder: str) -> str:
-    """A root of its own: this host's root would show all of the host."""
+    """Return the folder. Raise ConfigurationError for this host's own root, which would show all of the host."""
     if folder == "/":
         raise ConfigurationError(f"{_KEY}: this host's own root is no image: name another folder")
     return folder
 
 
 def _identity(path: str) -> str:
-    """Which file it is, and in which state: reading all of it would take longer than starting sessions."""
+    """Return a key for a file in its current state, by its place, size and time."""
+    # Not by its content: reading all of it would take longer than starting sessions.
     found = os.stat(path)
     told = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def kept(key: str, fill: Callable[[str], None]) -> str:
-    """Return the folder for a key, which the first caller fills; others wait for it. Half a root is never seen."""
+    """Return the folder for a key. The first caller fills it, and others wait. No caller sees a folder that is partly filled.
+
+    Args:
+        key: Names the folder in the cache.
+        fill: Called with an empty folder. An UnpackingError or OSError becomes a ConfigurationError.
+    """
     images = _folder()
     root = images / key
     with _alone(images / f"{key}.lock"):
@@ -86,6 +98,7 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock file for the block, against other processes as well."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -102,7 +115,7 @@ def _unpack_file(path: str, folder: str) -> None:
 
 
 def _known(image: str) -> tuple[str, str]:
-    """Return the first engine that has an image, and the image's digest. If none has it, the first one pulls it."""
+    """Return the first engine that has an image, and the image's digest. If none has the image, the first engine pulls it."""
     engines = [engine for engine in _ENGINES if shutil.which(engine)]
     if not engines:
         raise ConfigurationError(
@@ -167,14 +180,14 @@ def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
     if stream is None:
         raise UnpackingError("nothing was exported")
     unpack(stream, folder)
-    while stream.read(1 << 20):  # what is behind a tar's end
+    while stream.read(1 << 20):  # the rest behind the end mark of the tar, or the engine could not finish
         pass
     if process.wait(_EXPORT_SECONDS):
         raise UnpackingError(f"its export ended with status {process.returncode}")
 
 
 def _ask(engine: str, *arguments: str) -> str:
-    """What an engine says, or nothing where it fails."""
+    """Run an engine. Return its standard output, or "" if it fails."""
     try:
         done = subprocess.run(
             [engine, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False

@@ -1,4 +1,4 @@
-"""Read the frames of a guest in turns and within bounds, so that other sessions get their time and memory."""
+"""Reading a guest's frames in turns and within bounds, so that other sessions get their time and memory."""
 
 import asyncio
 import contextlib
@@ -10,23 +10,22 @@ from collections.abc import Callable, Iterator
 from . import wire
 
 _READ_AT_ONCE = 1 << 18
-_UNIT = 1 << 14  # bytes whose reading costs about as much as an empty frame: 10 µs
-_A_TURN = 64  # units before other sessions have the event loop: about 1 ms
-_BURST = 8192  # units that a guest may use at once; all that an honest cell may display is 2,500
-_A_SECOND = 5000  # units that it may use after that: about a twentieth of the event loop
-_LAST, _LAST_READS = 1024, 4  # units for each of so many reads, when a guest is dead
-_MOST_UNFINISHED = 256 << 20  # bytes, of all sessions together
-_SMALL = 1 << 18  # an unfinished frame of this size is not counted: as much may wait in its pipe
+_UNIT = 1 << 14  # bytes. To read so many costs about as much as an empty frame, 10 µs: that is one unit of work
+_A_TURN = 64  # units before other sessions get the event loop: about 1 ms
+_BURST = 8192  # units that a guest may use at once; all displays of an honest cell take 2,500
+_A_SECOND = 5000  # units per second after that: about a twentieth of the event loop
+_LAST, _LAST_READS = 1024, 4  # units for each read, and reads, after a guest has died
+_MOST_UNFINISHED = 256 << 20  # bytes of all sessions together
+_SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait in its pipe
 
 
 class Unfinished:
-    """Bound the bytes of frames that guests have begun and not finished, of all event loops of this process together.
+    """The bytes of frames that guests have begun and not finished, bounded for all event loops of this process together.
 
-    An honest guest writes a frame at once, so over the limit the frame that was begun first is given up.
+    Beyond the limit, the frame that was begun first is refused: an honest guest writes a frame at once.
     """
 
     def __init__(self, most: int = _MOST_UNFINISHED) -> None:
-        """Allow so many bytes in all."""
         self._most = most
         self._lock = threading.Lock()
         self._held: dict[Inbox, int] = {}  # in the order in which their frames were begun
@@ -38,7 +37,13 @@ class Unfinished:
             return sum(self._held.values())
 
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
-        """Count what an inbox holds now; `anew` if it is another frame than before."""
+        """Count the unfinished bytes of an inbox, and refuse the oldest frames if all of them exceed the limit.
+
+        Args:
+            inbox: Holds the frame.
+            size: How many bytes of the frame it holds now.
+            anew: Whether it is another frame than at the last call.
+        """
         with self._lock:
             if anew or size < _SMALL:
                 self._held.pop(inbox, None)
@@ -56,14 +61,14 @@ _unfinished = Unfinished()
 
 
 class _Pace:
-    """Limit the work that a guest may cause: a burst, and then so much a second."""
+    """The work that a guest may cause: a burst, then a fixed amount per second."""
 
     def __init__(self) -> None:
         self._left = float(_BURST)
         self._since = time.monotonic()
 
     def spend(self, units: float) -> float:
-        """Take note of work; return how many seconds the guest has to wait for more."""
+        """Record work. Return how many seconds the guest has to wait before it may cause more."""
         now = time.monotonic()
         self._left = min(_BURST, self._left + (now - self._since) * _A_SECOND) - units
         self._since = now
@@ -71,10 +76,15 @@ class _Pace:
 
 
 class Inbox:
-    """Read frames from the pipe of one guest, on the event loop that calls `listen`."""
+    """The frames from the pipe of one guest, read on the event loop that calls `listen`."""
 
     def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
-        """Take over the read end of a pipe."""
+        """Take over the read end of a pipe.
+
+        Args:
+            pipe: The read end.
+            unfinished: Bounds the bytes of unfinished frames, together with other inboxes.
+        """
         os.set_blocking(pipe, False)
         self._pipe = pipe
         self._unfinished = unfinished
@@ -87,11 +97,11 @@ class Inbox:
     def listen(
         self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
     ) -> None:
-        """Give each frame to `take`. After a frame that `take` or its size refuses, and at the end of the pipe, nothing more is read.
+        """Start reading, and pass each frame to `take`. Stop after a refused frame, and at the end of the pipe.
 
         Args:
-            take: Called with each payload; raises WireError to refuse it.
-            most: Returns the largest payload that may come now.
+            take: Called with each payload. It raises WireError to refuse it.
+            most: Returns the size of the largest payload that may come now. A larger one is refused.
             forged: Called after a refused frame.
             silent: Called at the end of the pipe.
         """
@@ -101,11 +111,11 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Count other work that a frame caused, in bytes that were read."""
+        """Count other work of the guest, in bytes that were read."""
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Take what was written so far, within a bound, and read nothing more: the guest is dead, or is to die."""
+        """Take what the guest wrote so far, within a bound, then stop. For a guest that is dead or about to be killed."""
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -117,15 +127,15 @@ class Inbox:
         self.stop()
 
     def stop(self) -> None:
-        """Read nothing more, and drop what was not taken."""
+        """Stop reading, and drop what was not taken."""
         self._open = False
         self._watch(False)
         self._complete, self._frames = iter(()), wire.Frames(0)
         self._unfinished.note(self, 0, anew=True)
 
     def give_up_soon(self) -> None:
-        """Refuse the frame that was begun; from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop was closed, and nothing is read there
+        """Refuse the unfinished frame soon, on the inbox's own event loop. This may be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
             self._loop.call_soon_threadsafe(self._refuse)
 
     def close(self) -> None:
@@ -146,7 +156,7 @@ class Inbox:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Take the complete frames; with many of them, a part in each turn of the event loop. More is read when all are taken."""
+        """Take complete frames, at most 64 units of them in each turn of the event loop. Read more when all are taken."""
         try:
             taken, all_taken = self._take_some(_A_TURN)
         except wire.WireError:
@@ -167,7 +177,7 @@ class Inbox:
             self._go_on()
 
     def _take_some(self, most: float) -> tuple[int, bool]:
-        """Take frames until they cost so many units; return how many, and whether they were all."""
+        """Take frames until they cost `most` units. Return how many were taken, and whether none is left."""
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
             self._frames.limit = self._most()

@@ -1,4 +1,4 @@
-"""Clears something away when this process ends, whatever ends it, or earlier when asked."""
+"""A process that cleans up when this process ends, however it ends, or earlier on request."""
 
 import contextlib
 import socket
@@ -8,11 +8,17 @@ _SECONDS = 10.0
 
 
 class Janitor:
-    """A shell that waits for a line or the end of its input, and then clears away. It is small and starts at once."""
+    """A shell that waits for a line or the end of its input, and then cleans up. A shell is small and starts at once."""
 
     def __init__(self, script: str, *arguments: str) -> None:
-        """Start it; the script begins with `read _`."""
-        # A socket and not a pipe: a process that was forked from this one has the end open as well, so closing it would not be seen.
+        """Start the shell.
+
+        Args:
+            script: What the shell runs. It must begin with `read _`, which waits.
+            arguments: The script's `$1` and so on.
+        """
+        # A socket and not a pipe: a process that was forked from this one has the end open as well, so the shell would not notice a close.
+        # `finish` shuts the socket down, which no copy prevents.
         self._link, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
@@ -31,7 +37,7 @@ class Janitor:
             theirs.close()
 
     def finish(self) -> None:
-        """Have it clear away now, and wait until it has."""
+        """Make the shell clean up now, and wait until it has. Kill it if that takes longer than 10 s."""
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()
