@@ -1,4 +1,7 @@
-"""Where the interpreters of a session and its branches live: an init and its reports of deaths, counted memory, one /mnt/data at a time."""
+"""What the interpreters of a session and its branches share: a first process that reports deaths, counted memory, and one shown workspace.
+
+The first process is the init of the session's pid namespace. A workspace that is shown is mounted at /mnt/data.
+"""
 
 import asyncio
 import contextlib
@@ -33,12 +36,18 @@ from .wire import ALLOCATION, MOST_PARTS, REPORT
 _REPORTS_AT_ONCE = 512
 _ALLOCATION_SECONDS = 10.0
 _END_SECONDS = 1.0
-_REST_SECONDS = 0.05  # cells of branches that follow each other closely do not wait for the original's work
+_REST_SECONDS = 0.05  # so that cells of branches in close succession do not wait for the original session's processes
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An interpreter as its home knows it: its pidfd, its tree, and how it is told of its death, with its status where that is known."""
+    """An interpreter in its home.
+
+    Attributes:
+        process: Its pidfd.
+        tree: The number of its workspace.
+        told: Called when it has died, with its wait status, or with None if that is unknown.
+    """
 
     process: int
     tree: int
@@ -46,10 +55,17 @@ class Member:
 
 
 class Home:
-    """Ends with the last of its interpreters; all that they left running ends with it."""
+    """The processes of a session and its branches. With the last interpreter, everything ends that interpreters left running."""
 
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
-        """Takes over an init. `show` has a tree take the place of /mnt/data for all that live here."""
+        """Take over a session that was just started.
+
+        Args:
+            spawned: Its ends. The caller keeps the link.
+            tree: The number of the workspace that is shown first.
+            memory: Counts the memory of all processes.
+            show: Shows a workspace, given the pidfd of the first process and the workspace's number.
+        """
         self._owner = Owner()
         self.init = spawned.init
         self.has_namespaces = spawned.namespaces
@@ -63,32 +79,38 @@ class Home:
         self._group: Path | None = None
         self._processes: Processes | TreeGroups | None = None
         self._turn = asyncio.Lock()
-        self._moving = asyncio.Lock()  # while processes are stopped, ended or continued; a turn lasts as long as its cell
+        self._moving = asyncio.Lock()  # held while processes are stopped, ended or continued; a turn lasts as long as its cell
         self._resting: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
-        self._ended: dict[int, tuple[RunningProcess, ...]] = {}
-        self._trees: dict[int, None] = {}  # the oldest first
-        self._members: dict[int, Member] = {}
+        self._ended: dict[int, tuple[RunningProcess, ...]] = {}  # by workspace, until `take_ended`
+        self._trees: dict[int, None] = {}  # workspaces that have an interpreter, the oldest first
+        self._members: dict[int, Member] = {}  # by their pids in the session
         self._counted: int | None = None
         self._gone: asyncio.Future[None] | None = None
         self._watched = False
         self._closed = False
-        self._allocating = threading.Lock()  # as long as a thread has it, the ends stay open
+        self._allocating = threading.Lock()  # while a thread holds it, the ends stay open
 
     async def take_in_memory(self) -> int:
-        """Have the memory of all that will live here counted: the init, whose number is returned, has not forked yet."""
+        """Add the first process to what is counted. Return its pid on this host."""
+        # It waits for the host before it forks, so all other processes are counted with it.
         self._counted = init = host_pid(self.init)
         with _told_as_control_group():
             self._group = await self.memory.take_in(init)
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
-        """End all that live here from now on if they have too much memory. Takes over what lists their sockets."""
+        """Enforce the memory limit from now on: all processes end if they exceed it.
+
+        Args:
+            init: The pid of the first process on this host.
+            sockets: A descriptor that lists the session's sockets, which is taken over, or None.
+        """
         with _told_as_control_group():
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
-        """Take over a descriptor of the session's own /proc, which a session without namespaces does not have."""
+        """Take over a descriptor of the session's own /proc. A session without namespaces has none, and this is not called."""
         if self._group is None:
             self._processes = Processes(proc, self._first)
         else:
@@ -96,11 +118,13 @@ class Home:
             os.close(proc)
 
     def allocate(self, parts: Sequence[Part]) -> None:
-        """Have the session's control group charged for parts of files that the host is about to write. Blocking.
+        """Charge the session's control group for parts of files that the host is about to write. Blocking.
 
-        The kernel charges the group of the process that allocates, so the session's first process allocates. Do nothing if that process has
-        ended, if the session has no control group, or if its files are on a disk.
+        Do nothing if the first process has ended, if the session has no control group, or if its files are on a disk. Raise OSError if the
+        memory cannot be allocated, and TimeoutError if the first process does not answer within 10 s.
         """
+        # The kernel charges the group of the process that allocates a page, and the host is in no group of a session. So the session's
+        # first process, which runs no code of the user's, is sent the descriptors and calls fallocate(2).
         if self.memory.is_charged and self.has_namespaces:
             for start in range(0, len(parts), MOST_PARTS):
                 self._allocate(parts[start : start + MOST_PARTS])
@@ -117,7 +141,8 @@ class Home:
                     signal.pidfd_send_signal(self.init, signal.SIGUSR1)
                     self._await_allocation(answer)
             except OSError as error:
-                if error.errno != errno.ETOOMANYREFS:  # guests that are this user have too many descriptors on their way
+                # Guests with the uid of this process can have too many descriptors in flight (unix(7)). Then the write is not charged.
+                if error.errno != errno.ETOOMANYREFS:
                     raise
             finally:
                 os.close(answer)
@@ -129,11 +154,12 @@ class Home:
         ready = [descriptor for descriptor, _ in poll.poll(_ALLOCATION_SECONDS * 1000)]
         if not ready:
             raise TimeoutError(errno.ETIMEDOUT, "the session's first process does not answer")
+        # The answer is an errno plus one: an eventfd that holds 0 is not readable.
         if answer in ready and (number := os.eventfd_read(answer) - 1):
             raise OSError(number, os.strerror(number))
 
     def take_in(self, number: int, member: "Member") -> None:
-        """Take in an interpreter, by its number here. If its tree is not shown, it stands still until it is."""
+        """Add an interpreter, by its pid in the session. If its workspace is not shown, the interpreter is stopped until it is."""
         self._members[number] = member
         self._trees.setdefault(member.tree)
         if self._processes is not None:
@@ -143,32 +169,32 @@ class Home:
             self._watched = True
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the numbers of interpreters, and of all processes that belong to another tree than this one."""
+        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than this one."""
         return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
 
     def is_alone(self, number: int) -> bool:
-        """Return whether an interpreter is the only one."""
+        """Return whether this interpreter is the only one."""
         return not self._members.keys() - {number}
 
     def take_ended(self, tree: int) -> tuple[RunningProcess, ...]:
-        """Return, once, which processes of a tree were ended because they did not stop for another tree's cell."""
+        """Return the processes of a workspace that were ended because they did not stop for another workspace's cell. Forget them."""
         return self._ended.pop(tree, ())
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Run one cell at a time, with its own tree shown and no process of another tree running."""
+        """Hold the turn for one cell: its workspace is shown, and no process of another workspace runs."""
         async with self._turn:
             self._stop_resting()
             if self._moving.locked() or (self._processes is not None and self._processes.shown != tree):
                 await self._tasks.to_its_end(self._show_tree(tree))
             try:
                 yield
-            finally:  # without an await: a fork that this turn made is taken in before another turn begins
+            finally:  # without an await, so that a fork made in this turn is added before another turn begins
                 self._rest_later()
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
-        """Hold a turn in which nothing of the session and its branches runs. What is not ended meanwhile continues afterwards."""
+        """Hold a turn in which no process of the session and its branches runs. Those that are not ended meanwhile continue afterwards."""
         async with self._turn:
             self._stop_resting()
             await self._tasks.to_its_end(self._halt())
@@ -178,8 +204,8 @@ class Home:
                 self._tasks.start(self._resume(tree))
 
     def kill(self, reason: str) -> None:
-        """End all that live here; never in a forked process, whose garbage collector may get to this."""
-        if not self._owner.is_here:
+        """End all processes, and remember the first reason for it."""
+        if not self._owner.is_here:  # in a forked process, a garbage collector may call this
             return
         self.killed_for = self.killed_for or reason
         if not self._closed:
@@ -187,14 +213,18 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """End one interpreter, named by its pidfd as well, and the processes that it started.
+        """End one interpreter and the processes that it started.
 
-        Some may have changed their parent: those end with the last interpreter of their tree, or by `end_processes`.
+        Processes that have another parent by now end with the last interpreter of their workspace, or by `end_processes`.
+
+        Args:
+            number: The interpreter's pid in the session.
+            process: Its pidfd.
         """
         if not self._owner.is_here:
             return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process, signal.SIGSTOP)  # while it is looked at, it starts no other
+            signal.pidfd_send_signal(process, signal.SIGSTOP)  # so that it starts no other meanwhile
         with contextlib.suppress(GuestDiedError):
             others = self._others(number)
             for started in descendants(host_pid(process)):
@@ -207,11 +237,11 @@ class Home:
             self._tasks.start(self._end_tree(member.tree))
 
     async def end_processes(self, tree: int) -> Ended:
-        """End the processes of a tree, but its interpreters, whatever other trees do. Return those that ended, and those that live on."""
+        """End the processes of a workspace except its interpreters, without waiting for a turn. Return which ended, and which live on."""
         return await self._tasks.to_its_end(self._end(tree))
 
     async def leave(self, number: int) -> None:
-        """Let an interpreter that is dead go; with the last of a tree end its processes, and with the last of all everything."""
+        """Remove an interpreter that is dead. The last one of a workspace ends its processes, and the last one of all ends everything."""
         member = self._members.pop(number, None)
         if self._closed:
             return
@@ -235,7 +265,8 @@ class Home:
             await self._switch(tree)
 
     async def _switch(self, tree: int) -> None:
-        """What another task did meanwhile may have changed which tree is shown."""
+        """Show a workspace, unless it is shown already."""
+        # Checked here, with `_moving` held: another task may have shown it since the caller decided.
         if self._processes is not None and self._processes.shown != tree:
             await self._move(partial(self._processes.switch, tree, lambda: self._show(self.init, tree)))
 
@@ -251,7 +282,7 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Stop processes in a thread, and remember what had to be ended. If something runs on even then, end everything."""
+        """Call `stop` in a thread, and remember which processes it had to end. If some run on even then, end everything and raise."""
         if self._closed or self._processes is None:
             return
         left = self._processes.shown
@@ -272,7 +303,7 @@ class Home:
             return await to_thread.run_sync(self._processes.end, tree)
 
     async def _end_tree(self, tree: int) -> None:
-        """End what a tree without an interpreter has, and show the oldest tree that has one, so that its work continues."""
+        """End the processes of a workspace. If it has no interpreter, show the oldest one that has, so that its processes continue."""
         await self._end(tree)
         async with self._moving:
             if self._processes is not None and self._trees and tree not in self._trees:
@@ -301,7 +332,7 @@ class Home:
             self._resting = None
 
     async def _rest(self) -> None:
-        """Let the oldest tree's work continue between cells, unless a branch left work of its own behind."""
+        """Let the processes of the oldest workspace continue between cells, unless a branch left processes of its own running."""
         async with self._moving:
             processes = self._processes
             if processes is None or self._turn.locked() or self._closed or processes.shown == next(iter(self._trees), None):
@@ -316,7 +347,7 @@ class Home:
 
     def _on_report(self) -> None:
         reports = b""
-        with contextlib.suppress(ConnectionResetError):  # it died before it had read a request
+        with contextlib.suppress(ConnectionResetError):  # the first process died before it had read a request
             reports = self._report.recv(REPORT.size * _REPORTS_AT_ONCE)
         for number, status in REPORT.iter_unpack(reports[: len(reports) - len(reports) % REPORT.size]):
             if (member := self._members.get(number)) is not None:
@@ -327,7 +358,7 @@ class Home:
                 member.told(None)
 
     def _others(self, number: int) -> set[int]:
-        """The interpreters besides one, and what they started."""
+        """Return the pids on this host of all other interpreters and of the processes that they started."""
         found: set[int] = set()
         for other in self._members.keys() - {number}:
             with contextlib.suppress(GuestDiedError):
@@ -336,8 +367,10 @@ class Home:
         return found
 
     async def _last_one_gone(self) -> None:
-        """The first process of a pid namespace outlives all others: when its pidfd is readable, there is none left."""
-        if self._gone is None:  # one reader for all callers: a second one would replace it, and later remove whatever has its number then
+        """Wait until all processes have ended, for at most 1 s."""
+        # The first process of a pid namespace outlives all others (pid_namespaces(7)): when its pidfd is readable, none is left. All
+        # callers share one reader: a second would replace it, and would later remove the reader of whatever has the descriptor's number.
+        if self._gone is None:
             self._gone = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().add_reader(self.init, self._stop_waiting)
         await asyncio.wait([self._gone], timeout=_END_SECONDS)
@@ -353,7 +386,7 @@ class Home:
             self._watched = False
 
     def abandon(self, number: int) -> None:
-        """Let an interpreter go at once, if its event loop is closed."""
+        """Remove an interpreter without waiting, if `leave` was cancelled before it had done so."""
         member = self._members.pop(number, None)
         if not self._members:
             self.kill("killed")
@@ -362,10 +395,11 @@ class Home:
             self._tasks.start(self._let_go_of(number, member.tree))
 
     def end_now(self, number: int) -> None:
-        """End an interpreter without an event loop. The last one's processes are gone when this returns: what counts them can go."""
+        """Remove an interpreter whose event loop is closed. If it is the last one, end all processes."""
         self._members.pop(number, None)
         if not self._members and not self._closed:
             self.kill("killed")
+            # Wait for their end, at most 1 s: a control group can be removed only without processes.
             ended = select.poll()
             ended.register(self.init, select.POLLIN)
             ended.poll(_END_SECONDS * 1000)
@@ -380,7 +414,7 @@ class Home:
             if self._counted is not None:
                 self.memory.let_go(self._counted)
             self._stop_resting()
-            if self._moving.locked():  # a thread uses them: their numbers must not name something else meanwhile
+            if self._moving.locked():  # a thread uses the ends: their numbers must not name something else meanwhile
                 self._tasks.start(self._close_ends_later())
             else:
                 self._close_ends()
@@ -399,6 +433,7 @@ class Home:
 
 @contextlib.contextmanager
 def _told_as_control_group() -> Iterator[None]:
+    """Raise IsolationError instead of an OSError of a control group, except if no descriptor is left."""
     try:
         yield
     except OSError as error:

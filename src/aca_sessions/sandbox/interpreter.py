@@ -1,8 +1,9 @@
-"""One live Python in a sandbox: run a cell, interrupt it, fork it, end it.
+"""An interpreter: the live Python process of a session, which runs cells, and can be interrupted, forked and ended.
 
-Nothing that arrives from the guest is believed before `wire.decode` let it through; a frame that it does not let through ends it.
-Cells go by a socket; once guest code runs, frames come by a pipe. Into a socket a guest could put open files with them: whoever receives
-those closes them, and that takes as long as the guest likes (SO_LINGER in socket(7)).
+Nothing that arrives from the guest is trusted before `wire.decode` has validated it. An invalid frame ends the interpreter.
+
+Cells are sent by a socket. Once guest code runs, frames arrive by a pipe. Through a socket, a guest could send open files with its frames.
+The receiver has to close them, and a close takes as long as the guest likes (SO_LINGER in socket(7)).
 """
 
 import asyncio
@@ -25,13 +26,13 @@ from .home import Home, Member
 from .policy import ANSWER_SECONDS, INTERRUPT_GRACE
 from .processes import Ended
 
-_OWN_SECONDS = 30.0  # for what is no cell of the user's
-_ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0
-_REPORT_SECONDS = 1.0
+_OWN_SECONDS = 30.0  # the timeout of the host's own requests
+_ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
+_REPORT_SECONDS = 1.0  # in which a death is reported
 _MOST_NAMED = 10
-_MAX_UNREAD = 256  # answers on their way to a guest that does not read them
-_MAX_UNREAD_BYTES = 256 << 20  # the same; an honest guest waits for at most 32 answers of up to 8 MB
-_LOOK_SECONDS = 0.05  # between two looks at what a cell computes that waits for an answer
+_MAX_UNREAD = 256  # answers that a guest has not read
+_MAX_UNREAD_BYTES = 256 << 20  # the same in bytes; an honest guest waits for at most 32 answers of up to 8 MB
+_LOOK_SECONDS = 0.05  # between two looks at the clock of a cell that waits for an answer, and may compute meanwhile
 _MAX_IDLE = 2 << 20  # bytes of a frame while no cell runs: only questions may come then
 
 
@@ -40,10 +41,19 @@ def _never() -> bool:
 
 
 class Interpreter:
-    """Serves one cell at a time; once it is dead, it stays dead."""
+    """A live interpreter. It runs one cell at a time. Once it is dead, it stays dead."""
 
     def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
-        """Take over the ends of a live interpreter: its channel and its pidfd. Its /mnt/data is the tree of that number."""
+        """Take over the ends of a live interpreter.
+
+        Args:
+            home: What it shares with the other interpreters of its session.
+            channel: The connection to it.
+            process: Its pidfd.
+            tree: The number of its workspace.
+            forked: Whether another interpreter was forked to make it.
+            has_run_cells: Whether that one had run cells.
+        """
         self.home = home
         self.number = number_of(process)
         self.tree = tree
@@ -53,29 +63,29 @@ class Interpreter:
         self._cell: Cell | None = None
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._killed_for: str | None = None
-        self.has_run_cells = has_run_cells  # else its death loses nothing
+        self.has_run_cells = has_run_cells  # if not, its death loses nothing
         self._gives_way = False
         self._asking: asyncio.TimerHandle | None = None
         self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
         self._busy = asyncio.Lock()
         channel.listen(self._take, most=self._most, forged=lambda: self._kill("crash"), silent=self._fell_silent)
         home.take_in(self.number, Member(process, tree, self._on_death))
-        if forked:
+        if forked:  # the session's first process reports its own children only, and a fork is a child of another interpreter
             asyncio.get_running_loop().add_reader(process, self._on_own_end)
 
     @property
     def alive(self) -> bool:
-        """Whether it can take another cell."""
+        """Return whether it can run another cell."""
         return not self._death.done() and self._killed_for is None and self.home.killed_for is None
 
     @property
     def cause_of_death(self) -> str:
-        """Return why it died, or is about to."""
+        """Return why it died, or is about to die."""
         return self._death.result() if self._death.done() else self._killed_for or self.home.killed_for or "killed"
 
     @property
     def pidfd(self) -> int:
-        """Names the interpreter's process on this host."""
+        """Return the pidfd of the process. Raise GuestDiedError if it is closed."""
         if self._process is None:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         return self._process
@@ -90,15 +100,17 @@ class Interpreter:
         answered: Sequence[str] = (),
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. At its deadline it is interrupted, and killed if that does not end it.
+        """Run a cell and return its result. At its deadline the cell is interrupted, and killed if that does not end it.
+
+        Raise CellNotSentError if the interpreter ended before the cell was sent.
 
         Args:
             execution: The id of the execution.
             code: The source of the cell.
-            timeout: Seconds from the moment the cell starts.
+            timeout: Seconds on the cell's clock (`Clock`), which starts when the cell is sent.
             tell: Receives each event as it happens.
             answered: The kinds of questions that wait for an answer; other kinds are refused at once.
-            is_cancelled: Asked right before the cell is sent. CellNotStartedError is raised if it returns True.
+            is_cancelled: Called right before the cell is sent. If it returns True, CellNotStartedError is raised.
         """
         async with self._busy:
             cell = Cell(execution, tell, answered=answered)
@@ -114,32 +126,50 @@ class Interpreter:
         tell: Callable[[Event], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a program in the place of a cell. Its exit code is the value."""
+        """Run a program instead of a cell. The value of the result is its exit code. See `run` for the other arguments and errors.
+
+        Args:
+            execution: The id of the execution.
+            arguments: The program and its arguments.
+            stdin: The program's standard input.
+            timeout: Seconds on the clock of the execution.
+            tell: Receives each event as it happens.
+            is_cancelled: Called right before the request is sent.
+        """
         async with self._busy:
             message = wire.Command(execution, list(arguments), stdin)
             return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
 
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
-        """Make the packages in these folders importable. The guest refuses if one of the replaced modules is loaded."""
+        """Make the packages in these folders importable, and no others that were installed before.
+
+        Args:
+            paths: The folders of the packages.
+            replaced: Modules that come in another version. If one of them is loaded, the guest refuses, and the result has an error.
+        """
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
 
     async def warm_up(self) -> None:
-        """Have the guest touch, and so copy, the memory that every first cell would wait for."""
+        """Make the guest touch the memory that a first cell needs, so that the first cell does not wait while the kernel copies it."""
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
     async def ping(self) -> None:
-        """Return once it has answered; raise GuestDiedError if it does not."""
+        """Wait until it answers. Raise GuestDiedError if it does not."""
         async with self._busy:
             result = await self._run(wire.Ping("ping"), _OWN_SECONDS, Cell("ping"))
         if result.error is not None:
             raise GuestDiedError(f"the interpreter does not answer: {result.error}")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
-        """Fork it. Return the number of the fork, which takes over the given ends, and what could not be taken along.
+        """Fork the interpreter. Return the fork's pid in the session, as the guest reports it, and what the fork could not take along.
 
-        SnapshotError is raised if it cannot be forked.
+        Raise SnapshotError if the interpreter cannot be forked.
+
+        Args:
+            ends: The guest's half of `ForkEnds`, which the fork takes over.
+            reseed: Whether the fork gets random seeds of its own.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
@@ -153,7 +183,7 @@ class Interpreter:
         async with self.home.turn(self.tree):
             if not self.alive:
                 raise CellNotSentError("the interpreter has ended; the next cell gets a fresh one")
-            if is_cancelled():  # while it waited for its turn; from here to the frame there is no await
+            if is_cancelled():  # while it waited for its turn. From here until the frame is sent there is no await
                 raise CellNotStartedError
             self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
             started = time.perf_counter()
@@ -181,20 +211,25 @@ class Interpreter:
             return self._result(cell, time.perf_counter() - started)
 
     def _give_way(self, pause: float = _ASK_SECONDS) -> None:
-        """Have it give way to the host. The kernel refuses all but ten such requests a second: ask again while the cell runs."""
+        """Lower the weight of the interpreter's processes, once. Retry while the cell runs."""
+        # The kernel refuses all but ten such requests a second, of all ordinary users together.
         self._gives_way = self._gives_way or self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
         if not self._gives_way:
             self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
 
     def _follow(self, cell: Cell | None) -> None:
-        """Report streams as they come, if the cell has a listener."""
+        """Pass on the streams of a cell as they are written, if it has a listener. None ends that."""
         if cell is None or cell.tell is not None:
             stdout, stderr = self._channel.streams
             stdout.follow(partial(cell.wrote, "stdout") if cell else None)
             stderr.follow(partial(cell.wrote, "stderr") if cell else None)
 
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
-        """Wait for the end or the deadline. A question has a deadline of its own; after that it has no answer and the clock runs again."""
+        """Wait for the end of the cell or its deadline.
+
+        Questions have a deadline of their own, ANSWER_SECONDS after the latest question or answer. Then all open questions are answered
+        with None, and the clock runs again.
+        """
         turned, since = cell.turned, time.perf_counter()
         while not (cell.finished.done() or self._death.done()):
             if cell.turned is not turned:
@@ -212,13 +247,19 @@ class Interpreter:
                     self.answer(cell.execution, number, None)
 
     def _computed(self, since: float) -> float:
-        """Return the processor time in seconds of the interpreter, and of the processes that the cell, which began then, has started."""
+        """Return the processor time in seconds of the interpreter, and of processes that started after the cell began at `since`."""
         with contextlib.suppress(OSError, GuestDiedError):
             return processor_time(self.home.init, self.pidfd, since)
         return 0.0
 
     def answer(self, execution: str, number: int, text: str | None) -> bool:
-        """Give a cell the answer to a question, or None. Return False if it no longer waits for that."""
+        """Send a cell the answer to a question. Return False if the cell no longer waits for it.
+
+        Args:
+            execution: The id of the execution.
+            number: The number of the question.
+            text: The answer, or None if nothing answers.
+        """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
             return False
@@ -229,23 +270,24 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell, if it runs. If it has not ended after a grace period, kill the session's processes."""
+        """Send SIGINT to a cell, if it runs. If it has not ended after INTERRUPT_GRACE, kill the interpreter and what it started."""
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
             return
+        # Before `Started`, a SIGINT would not reach the cell.
         await _first_of(cell.started, self._death, within=INTERRUPT_GRACE)
         if cell is not self._cell or cell.finished.done():
-            return  # it ended meanwhile, and the signal would hit the next one
+            return  # the cell ended meanwhile, and the signal would hit the next one
         self._signal(signal.SIGINT)
         await _first_of(cell.finished, self._death, within=INTERRUPT_GRACE)
         if not cell.finished.done():
             self._kill("killed")
 
     async def kill(self, cause: str = "killed") -> Ended:
-        """Kill it and all processes of its tree but other interpreters; `close` is still to be called.
+        """Kill it and all processes of its workspace except other interpreters. The caller must still call `close`.
 
-        No code of it runs from here on. Return which processes ended, and which live on although they were killed; if it is the last one of
-        its home, all end with it and none is named.
+        No code of it runs from here on. Return which processes ended, and which live on although they were killed. If it is the last
+        interpreter of its home, all processes end with it, and none is named.
         """
         if self.home.is_alone(self.number):
             self._kill(cause)
@@ -258,13 +300,13 @@ class Interpreter:
             self._kill(cause)
 
     async def close(self, cause: str = "killed") -> None:
-        """End it and what it started, and close its descriptors even if the caller is cancelled. The last one ends its home."""
+        """End it and what it started, and close its descriptors even if the caller is cancelled. The last interpreter ends its home."""
         self._kill(cause)
         try:
             await _first_of(self._death, within=_REPORT_SECONDS)
             self._bury(cause)
             await self.home.leave(self.number)
-            async with self._busy:  # a cell that ran still makes its result of what was written
+            async with self._busy:  # a cell that ran still makes its result from what was written
                 pass
         finally:
             self._bury(cause)
@@ -272,7 +314,7 @@ class Interpreter:
             self._let_go()
 
     def abandon(self) -> None:
-        """End it at once and let go of its ends, where the event loop that it belongs to is closed."""
+        """End it at once and close its ends. For an interpreter whose event loop is closed."""
         self._kill("killed")
         self.home.end_now(self.number)
         self._let_go()
@@ -284,7 +326,8 @@ class Interpreter:
             self._channel.close()
 
     def _fell_silent(self) -> None:
-        """Its init will say how it ended. Closing the link alone would be a way to stay alive and silent: the kill is certain."""
+        """Handle the end of the guest's frames. The interpreter is killed if no report of its death arrives within 1 s."""
+        # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
 
     def _most(self) -> int:
@@ -295,7 +338,7 @@ class Interpreter:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
         cell = self._cell
         if cell is not None and cell.tell is not None:
-            self._channel.drain()  # what was written before this is told before it
+            self._channel.drain()  # so that events keep the order in which the guest wrote
         if isinstance(message, wire.Asked):
             self._take_question(message, cell)
             return
@@ -315,7 +358,8 @@ class Interpreter:
                 raise wire.WireError("a frame of another cell")
 
     def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
-        """A thread may ask at the moment when its cell ends: that is no forgery, and there is no answer."""
+        """Register a question with its cell, or refuse it at once."""
+        # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
             raise wire.WireError("questions whose answers are not read")
@@ -323,7 +367,8 @@ class Interpreter:
             self._send_answer(wire.Answer(asked.number, False, "nobody is there to answer"))
 
     def _on_own_end(self) -> None:
-        """A fork's parent may be there to collect it, or else its init tells of it, in a moment."""
+        """Handle the end of a fork's process."""
+        # If its parent has not collected it yet, its status can be read. Else the first process may report it in a moment.
         self._stop_looking()
         status = exit_status(self.pidfd)
         if status is not None:
@@ -338,7 +383,7 @@ class Interpreter:
         self._bury(self._killed_for or self.home.killed_for or reason)
 
     def _bury(self, cause: str) -> None:
-        """Record that it is dead: stop reading, and kill what is left of it."""
+        """Record that it is dead, once. Stop reading, and kill what is left of it."""
         if self._death.done():
             return
         self._channel.drain()
@@ -354,7 +399,7 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill it. If it is the last interpreter, kill the session's first process and so all others."""
+        """Kill it. If it is the last interpreter, kill the session's first process, and so all others."""
         self._killed_for = self._killed_for or reason
         if self.home.is_alone(self.number):
             self.home.kill(reason)
@@ -366,7 +411,7 @@ class Interpreter:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
-        """Return what a cell left running: as the guest reports it, or without namespaces as this host sees it."""
+        """Return the processes that a cell left running: as the guest reports them, or without namespaces as this host sees them."""
         if self.home.has_namespaces:
             reported = processes_of(finished)
             elsewhere = self.home.elsewhere(self.tree) if reported else set()
@@ -382,11 +427,11 @@ class Interpreter:
 
 
 def ended_for_others(ended: Sequence[RunningProcess]) -> str:
-    """Return the line that reports processes which ended because they did not stop for a relative's cell."""
+    """Return the line for stderr that names processes which were ended because they did not stop for a branch's cell. "" if none was."""
     names = ", ".join(f"{process.pid} {process.name}" for process in ended[:_MOST_NAMED])
     return f"{len(ended)} processes were ended, since they could not be stopped for a cell of a branch: {names}\n" if ended else ""
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:
-    if not any(future.done() for future in futures):  # else waiting would cost a turn of the event loop
+    if not any(future.done() for future in futures):  # if one is done, waiting would cost a turn of the event loop
         await asyncio.wait(futures, timeout=within, return_when=asyncio.FIRST_COMPLETED)
