@@ -1,1 +1,4 @@
-"""Source that is sent to sessions, any endpoint's: read as text, never imported here. Python 3.9 and the standard library are enough."""
+"""Sources that are sent to sessions of any endpoint as text.
+
+They are never imported here. They need Python 3.9 and its standard library only.
+"""

@@ -1,4 +1,4 @@
-"""Completes a text as IPython does at its prompt."""
+"""Complete a text as IPython does at its prompt."""
 
 import json
 import warnings
@@ -8,7 +8,7 @@ LONGEST = 500
 
 
 def main(user: dict, code: str, cursor: int) -> None:
-    """Prints one line of JSON."""
+    """Print the completions as one line of JSON: at most 200, of at most 500 characters each."""
     cursor = max(0, min(cursor, len(code)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # IPython calls its own completions provisional

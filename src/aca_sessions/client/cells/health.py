@@ -1,4 +1,4 @@
-"""Tells how the interpreter fares."""
+"""Measure the interpreter."""
 
 import json
 import os
@@ -8,18 +8,20 @@ import time
 
 
 def main(user: dict) -> None:
-    """Prints one line of JSON."""
+    """Print version, memory, uptime, threads and processor time as one line of JSON."""
     memory, uptime = measured()
     told = {"python": platform.python_version(), "memory": memory, "uptime": max(0.0, uptime)}
     print(json.dumps({**told, "threads": threading.active_count(), "cpu": time.process_time()}))
 
 
 def measured() -> tuple:
-    """Memory and time since the start; a session without a view of its own process knows neither."""
+    """Return memory in bytes and seconds since the start, or zeros if /proc cannot be read: some sessions do not see their own process."""
     try:
         with open("/proc/self/statm") as file:
+            # The second field is the resident set size in pages (proc_pid_statm(5)).
             memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         with open("/proc/self/stat") as file:
+            # Field 22 of proc_pid_stat(5), the start in clock ticks after boot. The second field, a name in parentheses, may hold spaces.
             started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     except PermissionError:
         return 0, 0.0

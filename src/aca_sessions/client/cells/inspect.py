@@ -1,4 +1,4 @@
-"""Tells what IPython shows of a name."""
+"""Print what IPython shows about a name."""
 
 import json
 
@@ -6,7 +6,7 @@ TOLD = 20_000
 
 
 def main(user: dict, code: str, cursor: int, detail: int) -> None:
-    """Prints one line of JSON."""
+    """Print the text, of at most 20,000 characters, as one line of JSON. It is null if the name is unknown."""
     from IPython.utils.tokenutil import token_at_cursor
 
     name = token_at_cursor(code, max(0, min(cursor, len(code))))
@@ -18,7 +18,7 @@ def main(user: dict, code: str, cursor: int, detail: int) -> None:
 
 
 def plain(text: str) -> str:
-    """Without the colours of a terminal."""
+    """Return the text without a terminal's colours."""
     import re
 
     return re.sub(r"\x1b\[[0-9;]*m", "", text)

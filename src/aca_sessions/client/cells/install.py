@@ -1,4 +1,4 @@
-"""Installs packages with the session's own pip, where it may write or beside the files."""
+"""Install packages with the session's own pip: into its environment if that is writable, otherwise beside the files."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ BESIDE = "/mnt/data/.packages"
 
 
 def main(user: dict, *requirements: str) -> None:
-    """Prints what pip says; fails as pip does."""
+    """Print pip's output. Raise RuntimeError if pip fails."""
     target = [] if os.access(sysconfig.get_path("purelib"), os.W_OK) else ["--target", BESIDE]
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", *target, *requirements]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

@@ -1,16 +1,16 @@
-"""Finds out which packages are not here, or in another version."""
+"""Find the packages that are not installed, or installed in another version."""
 
 import importlib.metadata
 import json
 
 
 def main(user: dict, *requirements: str) -> None:
-    """Prints a list of them."""
+    """Print them as a list in JSON."""
     print(json.dumps([requirement for requirement in requirements if not is_here(requirement)]))
 
 
 def is_here(requirement: str) -> bool:
-    """As far as that can be told without an index; what has extras is not known to be here."""
+    """Return whether a requirement is surely met. One with extras is not: that cannot be found out without a package index."""
     try:
         from packaging.requirements import Requirement
 

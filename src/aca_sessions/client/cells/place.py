@@ -1,4 +1,4 @@
-"""Puts modules into the session, from their sources: each under a package's name, in an order in which none needs a later one."""
+"""Create modules in the session from their sources, below one package. The order must be such that no module needs a later one."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ OLDEST = (3, 9)
 
 
 def main(user: dict, package: str, packed: str) -> None:
-    """Prints what they lack here, or null."""
+    """Create the modules. Print as JSON what the session lacks for them, or null."""
     lack = lacking()
     if lack is None:
         for name, source in json.loads(zlib.decompress(base64.b64decode(packed))):
@@ -20,7 +20,7 @@ def main(user: dict, package: str, packed: str) -> None:
 
 
 def lacking() -> "str | None":
-    """The name of it."""
+    """Return what the session lacks: "python" (3.9), "ipython" or "threads". Return None if it has all three."""
     if sys.version_info < OLDEST:
         return "python"
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -36,7 +36,7 @@ def lacking() -> "str | None":
 
 
 def place(package: str, name: str, source: str) -> None:
-    """Makes one module, and the packages above it; one that fails is not there."""
+    """Create one module and the packages above it. Remove the module again if its code raises."""
     full = package + "." + name
     above = package_named(full.rpartition(".")[0])
     module = types.ModuleType(full)
@@ -52,7 +52,7 @@ def place(package: str, name: str, source: str) -> None:
 
 
 def package_named(name: str) -> types.ModuleType:
-    """The package, made where it is not there."""
+    """Return a package, which is created if it does not exist."""
     if name not in sys.modules:
         sys.modules[name] = made = types.ModuleType(name)
         made.__path__ = []

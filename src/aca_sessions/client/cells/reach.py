@@ -1,4 +1,4 @@
-"""Finds out whether packages could be fetched from here."""
+"""Find out whether packages could be downloaded from this session."""
 
 import importlib.util
 import json
@@ -7,7 +7,7 @@ import urllib.request
 
 
 def main(user: dict, url: str) -> None:
-    """Prints true or false."""
+    """Print true if the package index answers and pip is installed, otherwise false."""
     url = os.environ.get("PIP_INDEX_URL", url)
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()  # noqa: S310

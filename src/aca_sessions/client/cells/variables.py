@@ -1,4 +1,4 @@
-"""Tells of each variable what it is, without running code of the user's."""
+"""Describe each variable without running the user's code."""
 
 import json
 import reprlib
@@ -12,7 +12,10 @@ TOLD = 500
 
 
 def main(user: dict) -> None:
-    """Prints one line of JSON."""
+    """Print at most 500 variables, by name, as one line of JSON.
+
+    Modules, names with an underscore in front and IPython's own are left out.
+    """
     hidden = user["get_ipython"]().user_ns_hidden if "get_ipython" in user else {}
     names = [name for name in user if not name.startswith("_") and not (name in hidden and hidden[name] is user[name])]
     told = [describe(name, user[name]) for name in sorted(names) if not isinstance(user[name], types.ModuleType)]
@@ -20,7 +23,7 @@ def main(user: dict) -> None:
 
 
 def describe(name: str, value: Any) -> dict:
-    """Type, shape, bytes and, for plain values, a short text."""
+    """Return type, shape, bytes and, for plain values, a short text."""
     kind = type(value)
     foreign = kind.__module__.partition(".")[0] in ("numpy", "pandas", "polars")
     shape = [int(side) for side in value.shape] if foreign and hasattr(value, "shape") else None
@@ -31,7 +34,7 @@ def describe(name: str, value: Any) -> dict:
 
 
 def size(value: Any, foreign: bool) -> int:
-    """Bytes in memory, without what a container holds."""
+    """Return the bytes in memory, without what a container holds. Return 0 if a library's object cannot be measured."""
     try:
         if foreign and hasattr(value, "memory_usage"):
             used = value.memory_usage()
@@ -44,10 +47,10 @@ def size(value: Any, foreign: bool) -> int:
 
 
 class Short(reprlib.Repr):
-    """Of what lies in a container, and is none of Python's own, the type alone."""
+    """A `repr` of plain values. Of other objects inside a container it shows the type only."""
 
     def repr_instance(self, x: object, level: int) -> str:
-        """Calls nothing of the user's."""
+        """Return the type's name. The object's own `__repr__` is not called."""
         return "<" + type(x).__name__ + ">"
 
 

@@ -1,10 +1,13 @@
-"""Give the working directory another name, a link to it, which `%pwd`, shells and `ls` show. Do nothing if the link does not exist."""
+"""Give the working directory another name, which is a link to it and which `%pwd`, shells and `ls` show.
+
+Do nothing if the link is missing.
+"""
 
 import os
 
 
 def main(user: dict, name: str) -> None:
-    """Change the environment and a magic, and no variable. `os.getcwd()` stays as it is: the kernel knows no links."""
+    """Change the environment and a magic, but no variable. `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3))."""
     folder = os.path.realpath(name)
     if folder == name or not os.path.isdir(folder):
         return
