@@ -1,1 +1,1 @@
-"""Speaks the contract. Read in this order: auth → http → interpreter → session → pool."""
+"""The client of the HTTP API. Read the modules in this order: auth → http → interpreter → session → pool."""

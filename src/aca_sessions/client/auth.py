@@ -1,4 +1,4 @@
-"""Who we are, per request: an Azure token that is renewed in time, or a key."""
+"""Authentication of requests: an Azure token that is renewed in time, or a key."""
 
 import asyncio
 import inspect
@@ -26,7 +26,7 @@ class _Held:
 
 
 class AzureTokenProvider:
-    """Answers a valid token: cached, renewed early by one flight at a time, and kept while it is valid if renewal fails."""
+    """A cache of one Azure token. It is renewed early, by one call at a time. If renewal fails, the old token is used until it expires."""
 
     def __init__(
         self,
@@ -36,7 +36,14 @@ class AzureTokenProvider:
         refresh_before: float = DEFAULT_REFRESH_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Asks the credential for tokens; whoever made it closes it."""
+        """Use a credential, which the caller closes.
+
+        Args:
+            credential: A sync or async credential of azure-identity.
+            scopes: The scopes that tokens are requested for.
+            refresh_before: Seconds before its expiry at which a token is renewed.
+            clock: Returns the time in seconds since 1970.
+        """
         self._credential = credential
         self._scopes = tuple(scopes)
         self._refresh_before = refresh_before
@@ -45,15 +52,16 @@ class AzureTokenProvider:
         self._renewing = asyncio.Lock()
 
     async def get_token(self) -> str:
-        """A token that is valid now; AuthenticationError where none can be had."""
+        """Return a token that is valid now. Raise AuthenticationError if the credential has none."""
         if self._held is None or self._due(self._held):
+            # Callers that arrive during a renewal wait here, then find its token: hence the second check.
             async with self._renewing:
                 if self._held is None or self._due(self._held):
                     self._held = await self._renew(self._held)
         return self._held.token
 
     def clear_cache(self) -> None:
-        """Forgets the token, for one that the service refused."""
+        """Forget the token, because the service refused it."""
         self._held = None
 
     def _due(self, held: _Held) -> bool:
@@ -62,9 +70,11 @@ class AzureTokenProvider:
     async def _renew(self, held: _Held | None) -> _Held:
         try:
             token = await self._ask()
+        # Credentials raise exceptions of their own libraries; all of them mean that there is no token.
         except Exception as error:
             if held is not None and held.expires > self._clock():
                 return held
+            # The cause is not chained: its text may hold details of the credential.
             raise AuthenticationError(
                 f"no token for {', '.join(self._scopes)} ({type(error).__name__}): "
                 "sign in (az login), or set ACASessions:SessionsHttpClient:ApiKey"
@@ -72,7 +82,7 @@ class AzureTokenProvider:
         return _Held(token.token, float(token.expires_on))
 
     async def _ask(self) -> "AccessToken":
-        """Sync credentials block on the network, so they are asked in a thread."""
+        """Request a token. A sync credential blocks on the network, so it is called in a thread."""
         if inspect.iscoroutinefunction(self._credential.get_token):
             return await cast("AsyncTokenCredential", self._credential).get_token(*self._scopes)
         credential = cast("TokenCredential", self._credential)
@@ -80,14 +90,13 @@ class AzureTokenProvider:
 
 
 class BearerAuth(httpx.Auth):
-    """A token on each request; a refused one is renewed once."""
+    """Authentication by a token on each request. If the service answers 401, the token is renewed once and the request sent again."""
 
     def __init__(self, tokens: AzureTokenProvider) -> None:
-        """Takes tokens from a provider."""
         self._tokens = tokens
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Yields the request, looks at the answer, and yields it again where only the token was wrong."""
+        """Yield the request with a token. If the response is 401, yield it again with a new token."""
         request.headers["authorization"] = f"Bearer {await self._tokens.get_token()}"
         response = yield request
         if response.status_code == 401:
@@ -97,13 +106,12 @@ class BearerAuth(httpx.Auth):
 
 
 class ApiKeyAuth(httpx.Auth):
-    """The key of `aca-sessions serve`."""
+    """Authentication by the key of `aca-sessions serve`."""
 
     def __init__(self, key: str) -> None:
-        """Sends the key as a Bearer token."""
         self._header = f"Bearer {key}"
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Yields the request with the key."""
+        """Yield the request with the key, as a Bearer token."""
         request.headers["authorization"] = self._header
         yield request

@@ -1,4 +1,4 @@
-"""Where a client object is in the ledger of a session: at the last answer that it delivered to its caller."""
+"""The position of a client object in a session's ledger: at the last result that it delivered to its caller."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,9 +10,11 @@ _EXPIRED = State("lost", "lost", "ended", "expired")
 
 @dataclass(slots=True)
 class Delivered:
-    """Hold a position, which only results move. Entries that the caller `asked` for (its resets and rollbacks) are not reported to it.
+    """A position in a ledger, which only delivered results move.
 
-    `first` is what had happened before the position and was not reported: a branch inherits it.
+    Entries that the caller `asked` for (resets, rollbacks) are not reported to it.
+
+    `first` is the state at that position that was not reported yet: a branch inherits it from its origin.
     """
 
     ledger: str | None = None
@@ -22,40 +24,43 @@ class Delivered:
 
     @classmethod
     def parsed(cls, since: str, first: State) -> "Delivered":
-        """Return the position that a text names."""
+        """Parse a position as the server writes it, `ledger:number`."""
         ledger, _, position = since.partition(":")
         return cls(ledger, int(position), first)
 
     def copy(self) -> "Delivered":
-        """Return another one at the same position."""
+        """Return an independent copy at the same position."""
         return replace(self, asked={*self.asked})
 
     @property
     def since(self) -> str | None:
-        """Return the position as requests name it; None before the first answer."""
+        """Return the position as requests name it, or None before the first answer."""
         return format_position(self.ledger, self.position) if self.ledger is not None else None
 
     def meet(self, record: Record) -> None:
-        """Start where a first answer's record starts: nothing was known before it."""
+        """Start where the first record starts. Nothing was known before it."""
         if self.ledger is None:
             self.ledger, self.position = record.ledger, record.since
 
     def state_of(self, record: Record) -> State:
-        """Return what happened to the session from this position, or from the execution's start if that was earlier, to its end."""
+        """Return what happened to the session between this position and the record's end.
+
+        Start at the execution's start if that was earlier.
+        """
         self.meet(record)
-        if record.ledger != self.ledger:  # a server that does not know the session the caller knew
+        if record.ledger != self.ledger:  # another server answered: it does not have the session that the caller knew
             return state_between(record.entries, record.since, record.end, first=_EXPIRED)
         since = min(self.position, record.start)
         first = self.first if since == self.position else None
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> set[int]:
-        """Return which entries the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
+        """Return the entries that the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
         return {position for position in self.asked if position <= record.start}
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for its caller, and move the position: what it reports is not reported again."""
-        if result.record is None:  # there was no answer, or none that says what happened
+        """Return the result with the state for its caller, and move the position. What this result reports is not reported again."""
+        if result.record is None:  # no answer came, or one that does not report what happened
             return result
         record = result.record
         told = with_state(result, self.state_of(record))
@@ -68,13 +73,13 @@ class Delivered:
         return replace(told, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move to the end of an answer that was delivered."""
+        """Move to the end of a record that was delivered. A record that ends earlier moves nothing: results may arrive out of order."""
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.first = record.ledger, record.end, State()
             self.asked = {position for position in self.asked if position > record.end}
 
     def go_back(self, record: Record) -> None:
-        """Take back a delivery whose result the caller did not get."""
+        """Take back a delivery whose result the caller did not get, so that it is reported again."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 

@@ -1,4 +1,4 @@
-"""Download a file of a session in parts of one version: code in the session may rewrite the file meanwhile."""
+"""Downloads of a session's file in parts of one version. Code in the session may rewrite the file meanwhile."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from ..errors import ServiceError
 
-_PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds; a file that code goes on writing to is given up after as many more attempts
-_CHANGED = (412, 416)  # it is another version, or too short by now
+_PAUSES = (0.02, 0.05, 0.1, 0.2)  # seconds between attempts to read one version of a file that code keeps writing to
+_CHANGED = (412, 416)  # the file has another version, or is shorter than the part's offset by now
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Hold some bytes of a file, the size of all of it, and the HTTP entity tag of its version, if the endpoint sent one."""
+    """Some bytes of a file, the file's total size, and the HTTP entity tag of its version if the endpoint sent one."""
 
     data: bytes
     size: int
@@ -27,11 +27,13 @@ class _ChangedError(Exception):
 
 
 async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of a file with their offsets. One at 0 begins the file anew: drop what came before.
+    """Yield the parts of a file with their offsets. An offset of 0 starts the file again: the caller must drop what came before.
+
+    If the file keeps changing, ServiceError (412, `FileChanged`) is raised after five attempts, or after one if not `restartable`.
 
     Args:
-        read: Returns the part at an offset, of a version if one is given; for None all of the file.
-        ranged: Whether the endpoint answers with parts. In process an answer is held in memory whole.
+        read: Returns the part at an offset, of the given version if there is one. An offset of None reads the whole file.
+        ranged: Whether the endpoint supports range requests. In process an answer is held in memory whole.
         restartable: Whether the caller can drop what came before.
     """
     for pause in (*(_PAUSES if restartable else ()), None):
@@ -47,6 +49,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
 
 
 async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield the parts of one version of the file. Raise `_ChangedError` if a part belongs to another version."""
     first = await _unless_changed(read, 0 if ranged else None, None)
     yield 0, first.data
     done = len(first.data)
@@ -69,8 +72,9 @@ async def _next(read: Read, offset: int, first: Part) -> Part:
 
 
 async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
-    """Read a part. In process a server that breaks an answer off raises here."""
+    """Read a part. Raise `_ChangedError` if the endpoint answers that the version is gone (412) or the file too short (416)."""
     try:
+        # In process, a server that breaks off an answer raises here.
         return await read(offset, version)
     except ServiceError as error:
         if error.status_code in _CHANGED:

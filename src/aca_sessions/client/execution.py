@@ -1,4 +1,4 @@
-"""A cell in the background, as its caller holds it: followed event by event, or waited for."""
+"""The handle of an execution: it yields events, waits for the result, replies to the cell and cancels it."""
 
 import asyncio
 import inspect
@@ -13,8 +13,8 @@ from ..tasks import Tasks
 AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
 AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
 Page = tuple[list[Event], int, CodeExecutionResult | None]
-_BEHIND_ALL = 10**17
-_AT_ONCE = 0.005  # seconds
+_BEHIND_ALL = 10**17  # an event number that no execution reaches: asking behind it returns the result and no events
+_AT_ONCE = 0.005  # seconds in which a host call has to return for its answer and the next page to go in one request
 
 
 async def _cannot(*_: object) -> None:
@@ -23,22 +23,22 @@ async def _cannot(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """Follow, wait for or cancel a cell that runs. Dropping this object does not end the cell: `cancel` does."""
+    """The handle of one execution. Dropping it does not end the cell: `cancel` does."""
 
     id: str
     session_id: str
-    # The events behind a number, as soon as there are any, with the result once there is one.
+    # Returns the events behind a number, waiting until there are some, and the result once there is one.
     _page: Callable[[int], Awaitable[Page]]
     _interrupt: Callable[[], Awaitable[None]]
     _reply: Callable[[int, str | None], Awaitable[None]] = _cannot
-    # The same, and the events behind a number with it.
+    # Replies to an event, and returns the events behind a number in the same request.
     _reply_and_read: Callable[[int, str | None, int], Awaitable[Page]] = _cannot  # type: ignore[assignment]
     _on_input: AnswerInput | None = None
     _on_call: AnswerCall | None = None
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield the cell's events from its beginning, as they happen; the last one is its result. It may be called again."""
+        """Yield the cell's events from its beginning, as they happen. The last one is its result. It can be called again."""
         calls = Tasks()
         try:
             page = await self._page(0)
@@ -66,21 +66,26 @@ class Execution:
         return result if self._is_answered else self._amend(result)
 
     async def cancel(self) -> None:
-        """Interrupt the cell; its result says what that did. A cell that has ended stays as it is."""
+        """Interrupt the cell. Its result shows what that did. A cell that has ended stays as it is."""
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None) -> None:
-        """Answer an `input` event. None refuses, which is an EOFError in the cell."""
+        """Answer an `input` event. None refuses to answer, which raises EOFError in the cell."""
         if not (text is None or isinstance(text, str)):
             raise InvalidArgumentError("an answer to input() is text, or None")
         await self._reply(event.number, text)
 
     def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
-        """Return the same with functions that answer while its events are read: calls at the same time, lines one by one."""
+        """Return a copy with functions that answer the cell while its events are read.
+
+        Args:
+            on_input: Returns the line for a prompt of `input()`, or None to refuse. Lines are answered one after the other.
+            on_call: Returns the answer to a host call. Calls are answered at the same time.
+        """
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return the same with a function that its result goes through."""
+        """Return a copy with one more function that the result passes through."""
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
 
@@ -89,7 +94,10 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """The next page. One call alone that is answered at once costs one request: its answer goes and the page comes with it."""
+        """Answer host calls and return the next page of events.
+
+        A single call that is answered within 5 ms costs one request: the answer is sent and the next page comes back with it.
+        """
         if self._on_call is None:
             return await self._page(after)
         if len(asked) == 1 and not calls:
@@ -104,6 +112,7 @@ class Execution:
         return await self._page(after)
 
     async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
+        """Send the answer to a host call, or None if the function failed: otherwise the cell would wait for it."""
         answer = None
         try:
             answer = await answering
@@ -111,7 +120,7 @@ class Execution:
             await self._reply(event.number, answer)
 
     async def _answer(self, event: Event) -> None:
-        """An exception of the caller's own function reaches the caller, and the cell does not wait for it."""
+        """Answer an `input` event. An exception of the caller's own function is raised to the caller, and the cell gets an EOFError."""
         if self._on_input is None:
             return
         try:
@@ -124,7 +133,7 @@ class Execution:
 
 
 def ended(result: CodeExecutionResult) -> Execution:
-    """One that has its result already."""
+    """Return the handle of an execution that has its result already."""
 
     async def page(_after: int) -> Page:
         return events_of(result), 0, result
@@ -133,10 +142,11 @@ def ended(result: CodeExecutionResult) -> Execution:
 
 
 def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
-    """A call that waits for its answer, as one that is followed: all comes at the end."""
+    """Return the handle of a task that waits for a result, for endpoints without events. All events come at its end."""
 
     async def page(after: int) -> Page:
         try:
+            # Shielded: a reader that is cancelled does not cancel the cell.
             result = await asyncio.shield(running)
         except asyncio.CancelledError:
             if not running.cancelled():
@@ -152,7 +162,7 @@ def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]")
 
 
 def events_of(result: CodeExecutionResult) -> list[Event]:
-    """What can be told of a cell after the fact."""
+    """Return the events that a result still shows after its cell ended: its output and its displays."""
     written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.stderr)]
     return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
 

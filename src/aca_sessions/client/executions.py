@@ -1,4 +1,4 @@
-"""Executions of an endpoint: started once, asked for after a lost answer, followed, interrupted."""
+"""The executions of an endpoint: start each once, ask for its result after a lost answer, follow and interrupt it."""
 
 import asyncio
 import contextlib
@@ -16,11 +16,12 @@ from .delivered import Delivered
 from .execution import Execution, Page, ended, events_of
 from .http import Response, SessionsHttpClient, decoded
 
-# Azure's own default of 4096 characters is for those who do not ask. Where the rich result has all, less is sent twice.
+# Azure cuts each stream at 4096 characters unless a request sets a limit. It is not larger than this because responses of our own server
+# have the streams twice: cut at the limit, and whole in the extended result.
 _OUTPUT_LIMIT = 1 << 20
 ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
 DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + ANSWER_MARGIN
-_CANCEL_SECONDS = 10.0
+_CANCEL_SECONDS = 10.0  # how long a cancelled call waits for the endpoint to take the interrupt
 _FIRST_POLL, _SLOWEST_POLL = 0.05, 2.0
 _GATEWAY = (502, 504)
 _GONE = 410
@@ -28,17 +29,22 @@ _RICH = {extensions.RICH_REQUEST_HEADER: "1"}
 
 
 class Executions:
-    """Start, follow and interrupt the executions of one client, in one api-version."""
+    """The executions of one client, in one api-version."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
-        """Speaks through the given client."""
         self._http = http
         self._version = version
         self._dialect = version.dialect
         self._tasks = Tasks()
 
     async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
-        """Run a cell and return its result, for a caller at a position of the ledger. Cancelling the call interrupts the cell."""
+        """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
+
+        Args:
+            session_id: The session.
+            call: The cell and its limits.
+            caller: The caller's position in the session's ledger. The result reports what happened since then.
+        """
         caller = caller or Delivered()
         id = str(uuid.uuid4())
         call = self._checked(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS)
@@ -52,7 +58,10 @@ class Executions:
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
-        """Start a cell that runs by itself and return its execution. NotSupportedError is raised if the endpoint has no events."""
+        """Start a cell that runs in the background and return its execution.
+
+        Raise NotSupportedError if the api-version has no asynchronous executions.
+        """
         id = str(uuid.uuid4())
         try:
             record = await self._send(session_id, id, self._checked(call, asynchronous=True), caller)
@@ -62,7 +71,7 @@ class Executions:
         return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
 
     def followed(self, session_id: str, id: str, caller: Delivered) -> Execution:
-        """Return an execution that was started, by its id."""
+        """Return the handle of an execution that was started earlier, by its id."""
         return Execution(
             id=id,
             session_id=session_id,
@@ -75,27 +84,38 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the one that runs now. Its result says what that did."""
+        """Interrupt a cell, by default the one that runs now. Its result shows what that did.
+
+        Raise NotSupportedError if the endpoint cannot interrupt cells.
+        """
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
+        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile. Errors are ignored."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
     async def close(self) -> None:
-        """Wait for requests that are on their way."""
+        """Wait for the requests in progress."""
         await self._tasks.finish()
 
     def _checked(self, call: ExecutionCall, *, asynchronous: bool) -> ExecutionCall:
+        """Return the call with its mode.
+
+        Raise NotSupportedError if the api-version has no asynchronous executions, which longer cells need.
+        """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
             raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
         return replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered) -> Record:
-        """Send a cell, once. A cell that may have run is never sent again: after a lost answer, ask the service for its execution."""
+        """Send a cell once.
+
+        A cell that may have run is never sent again. After a lost answer the service is asked for the execution by its id, which the client
+        chose.
+        """
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         ours = {events.ANSWERED_HEADER: events.encode_answered(call.answered), timeline.TRANSACTIONAL_HEADER: "1" * call.transactional}
         headers = {flat.OPERATION_HEADER: id, **_rich(caller), **{name: said for name, said in ours.items() if said}}
@@ -109,7 +129,10 @@ class Executions:
         return self._record(response, session_id, id)
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution whose answer was lost. Api-versions without executions cannot be asked."""
+        """Ask for an execution whose answer was lost.
+
+        If the service cannot be asked or does not know it, return a result without a reply.
+        """
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError("this api-version has no executions to ask for")
@@ -118,7 +141,7 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask until there is a result. If the server ends meanwhile, the result says that it is not known whether the cell ran."""
+        """Ask until there is a result. If the server becomes unreachable, the result is `unknown`: the cell may have run or not."""
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -134,7 +157,7 @@ class Executions:
         return self._record(response, session_id, id)
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Return the next events. An endpoint without events is polled for the whole result."""
+        """Return the next events. If the endpoint has no events, poll for the whole result instead."""
         try:
             if not await self._http.offers("events"):
                 result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
@@ -153,7 +176,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Reply and read the next events in one request. If it fails, only read: that can be repeated."""
+        """Reply and read the next events in one request. If it fails, only read: reading can be repeated, replying cannot."""
         query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
         path, wait = events.REPLIES_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -164,7 +187,7 @@ class Executions:
         return decoded(response, lambda body: self._decoded_page(body, session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
-        """Send a reply. One that comes too late is ignored."""
+        """Send a reply. Ignore the error of one that comes too late (409)."""
         try:
             await self._http.request("POST", events.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:
@@ -176,7 +199,7 @@ class Executions:
 
 
 def _rich(caller: Delivered) -> dict[str, str]:
-    """Return the headers that ask for all of a result, with the state since the last one that the caller got."""
+    """Return the headers that ask for the extended result, with the state since the last result that the caller got."""
     return _RICH if caller.since is None else {**_RICH, extensions.SINCE_HEADER: caller.since}
 
 
@@ -187,11 +210,15 @@ async def _try_to_cancel(execution: Execution) -> None:
 
 
 def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
-    """A gateway's 502 and 504 say that its server gave no answer, not that it was not asked."""
+    """Return whether the cell may have run in spite of the error.
+
+    A gateway's 502 or 504 means that its server gave no answer. The server may have received the request.
+    """
     return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 
 def _lost_answer(session_id: str, error: ACASessionsError | None = None) -> CodeExecutionResult:
+    # 410: the server knows that the execution ended, but has dropped its result.
     if isinstance(error, ServiceError) and error.status_code == _GONE:
         lost = CodeError("ResultGone", "the cell ran, and its result is not kept any more: fetch results sooner")
     else:

@@ -1,4 +1,4 @@
-"""What was done with a session, in order: enough to write it down, and to do it again."""
+"""The history of a session: what was done with it, in order. It is enough to write a notebook and to run everything again."""
 
 import asyncio
 import hashlib
@@ -15,7 +15,10 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell, as it was sent, and what became of it; None where that is not known, or not yet. One that was rolled back left nothing."""
+    """A cell as it was sent, and its result:
+
+    None while it runs, or if no result came. `rolled_back` means that its variables were undone.
+    """
 
     code: str
     result: CodeExecutionResult | None = None
@@ -24,7 +27,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A file that was written from outside. Of one over 4 MB the content is not kept."""
+    """A file that the host wrote. The content of a file over 4 MB is not kept."""
 
     path: str
     size: int
@@ -34,19 +37,19 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A file that was deleted from outside."""
+    """A file that the host deleted."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """The variables were cleared from outside."""
+    """A reset by the host, which cleared the variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """Packages that were installed, as they were named."""
+    """Packages that were installed, as the caller named them."""
 
     requirements: tuple[str, ...]
 
@@ -55,10 +58,9 @@ Step = Ran | Uploaded | Deleted | Reset | Installed
 
 
 class History:
-    """The latest steps of a session, up to a thousand and 32 MB of them; the oldest go first, and how many went is known."""
+    """The latest steps of a session: at most 1,000 and 32 MB. The oldest are dropped first, and `left_out` counts them."""
 
     def __init__(self) -> None:
-        """Nothing was done yet."""
         self._steps: dict[int, Step] = {}
         self._sizes: dict[int, int] = {}
         self._numbers = itertools.count()
@@ -67,55 +69,60 @@ class History:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """Everything that is kept."""
+        """Return all steps that are kept, the oldest first."""
         return tuple(self._steps.values())
 
     @property
     def cells(self) -> tuple[Ran, ...]:
-        """The cells among it."""
+        """Return the cells among the steps."""
         return tuple(step for step in self._steps.values() if isinstance(step, Ran))
 
     def begin(self, code: str) -> int:
-        """Notes a cell that was sent; answers by which number to `end` it."""
+        """Note a cell that was sent. Return the number to `end` it by."""
         return self.note(Ran(code))
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Note the result of a cell and return it. What it reports as rolled back is noted with the cells that this undid."""
+        """Note the result of a cell and return it. If it reports a rollback, note that on the cells that the rollback undid."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
             self._keep(number, Ran(known.code, result, known.rolled_back))
         record = result.record
         for entry in record.entries if record is not None else ():
             if entry.variables == "rolled_back":
+                # A rollback that happened during this cell undid the cell too.
                 own = record is not None and entry.position > record.start
                 self._undo_cells(self._marks.get(entry.checkpoint, -1) if entry.checkpoint else number - 1, number + own)
         return result
 
     def _undo_cells(self, after: int, before: int) -> None:
-        """Note of the cells between two numbers that their variables were rolled back."""
+        """Note on the cells between two numbers that their variables were rolled back."""
         for number, step in self._steps.items():
             if after < number < before and isinstance(step, Ran):
                 self._steps[number] = replace(step, rolled_back=True)
 
     def note(self, step: Step) -> int:
-        """Notes a step; answers its number."""
+        """Note a step and return its number."""
         number = next(self._numbers)
         self._keep(number, step)
         return number
 
     def mark(self, checkpoint: str) -> None:
-        """Notes that a checkpoint was taken here."""
+        """Note that a checkpoint was taken here."""
         self._marks[checkpoint] = next(self._numbers)
 
     def go_back(self, checkpoint: str) -> None:
-        """Forgets what was done after a checkpoint, as the session has. What was done before one that was taken elsewhere is not known."""
+        """Forget the steps after a checkpoint, because a rollback undid them.
+
+        If the checkpoint was not taken through this object, forget all steps and count one as left out: what was done before it is not
+        known.
+        """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
             del self._steps[number], self._sizes[number]
         self.left_out += mark < 0
 
     def copy(self) -> "History":
-        """The same until now, for a session that branches off."""
+        """Return an independent copy of the history until now, for a session that branches off."""
         twin = History()
         twin._steps, twin._sizes, twin._marks = self._steps.copy(), self._sizes.copy(), self._marks.copy()
         twin._numbers, twin.left_out = itertools.count(next(self._numbers)), self.left_out
@@ -123,6 +130,7 @@ class History:
 
     def _keep(self, number: int, step: Step) -> None:
         self._steps[number], self._sizes[number] = step, _size(step)
+        # One step is always kept, however large.
         while len(self._steps) > _MOST_STEPS or (sum(self._sizes.values()) > _MOST_BYTES and len(self._steps) > 1):
             oldest = next(iter(self._steps))
             del self._steps[oldest], self._sizes[oldest]
@@ -133,7 +141,7 @@ class History:
 
 
 async def uploaded(path: str, data: bytes | Path) -> Uploaded:
-    """The note of an upload."""
+    """Return the step of an upload. A file on this machine is read in a thread."""
     return await asyncio.to_thread(_read, path, data) if isinstance(data, Path) else _of_bytes(path, data)
 
 

@@ -1,4 +1,4 @@
-"""One request to the service: statuses become errors, and nothing of httpx gets past here."""
+"""One request to the service. Statuses become the package's errors, and no exception of httpx leaves this module."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from .arguments import checked_session_id
 from .patience import Patience
 
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_CONNECTS = 3  # an address where nobody answers is wrong, or down for longer than anyone waits
+_CONNECTS = 3  # attempts to connect: an address that does not answer is wrong, or down for longer than a caller waits
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
 Seen = Callable[[str, str], None]
@@ -24,7 +24,7 @@ DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.
 
 
 class SessionsHttpClient:
-    """Speaks to one endpoint in one api-version. Closing it closes the client that it was given."""
+    """A client of one endpoint in one api-version. Closing it closes the httpx client that it was given."""
 
     def __init__(
         self,
@@ -35,7 +35,15 @@ class SessionsHttpClient:
         request_timeout: float = DEFAULT_REQUEST_SECONDS,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
-        """Takes over an httpx client whose base URL is the endpoint."""
+        """Take over an httpx client whose base URL is the endpoint.
+
+        Args:
+            client: The httpx client.
+            api_version: The api-version that every request names.
+            connect_timeout: Seconds to connect.
+            request_timeout: Seconds for a request that sets no time limit of its own.
+            patience: Seconds in all that may be spent waiting before a request is repeated.
+        """
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
         self._base = str(client.base_url).rstrip("/") + "/"
@@ -45,7 +53,7 @@ class SessionsHttpClient:
         self._patience_seconds = patience
         self.api_version = api_version
         self._offered: frozenset[str] | None = None
-        self.on_session: Seen = lambda _session_id, _guid: None  # told which life of a session answered, as far as answers say it
+        self.on_session: Seen = lambda _session_id, _guid: None  # called with a session and its guid when an answer names one
 
     async def request(
         self,
@@ -59,20 +67,31 @@ class SessionsHttpClient:
         file: tuple[str, bytes | IO[bytes]] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
-        """The answer to one request; an exception of ours for everything that is not a success."""
+        """Send a request and return its response. Raise the package's own exception for every response that is not a success.
+
+        Args:
+            method: The HTTP method.
+            path: The path below the endpoint.
+            identifier: The session, if the request is about one.
+            query: Further query parameters.
+            headers: Further headers.
+            json: A body to send as JSON.
+            file: The name and the content of a file to send as a form.
+            timeout: Seconds, in place of the client's own time limit.
+        """
         self._owner.check()
         if self._client.is_closed:
             raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
         params = {"api-version": self.api_version, **(query or {})}
         if identifier is not None:
             params["identifier"] = checked_session_id(identifier)
-        url = f"{self._base}{path}?{urlencode(params)}"  # httpx parses a relative one, or one with `params`, two times more
+        url = f"{self._base}{path}?{urlencode(params)}"  # httpx would parse a relative URL, or one with `params`, two times more
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
         request = self._client.build_request(method, url, headers=headers, json=json, files=files, timeout=limits)
         response = await self._patiently(request)
         if response.is_success or extensions.OFFER_HEADER in response.headers:
-            self._offered = _offered(response)  # an error page of a proxy says nothing of what is behind it
+            self._offered = _offered(response)  # not from an error page of a proxy, which knows nothing of the server behind it
         if identifier is not None and (guid := response.headers.get(flat.GUID_HEADER)):
             self.on_session(identifier, guid)
         if not response.is_success:
@@ -80,7 +99,11 @@ class SessionsHttpClient:
         return response
 
     async def _patiently(self, request: httpx.Request) -> httpx.Response:
-        """Asks again where that does no harm: reads after anything, all else only where the service did not begin on it."""
+        """Send a request, and repeat it while that does no harm.
+
+        A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
+        service did not begin on them.
+        """
         patience, connects = Patience(self._patience_seconds), 0
         while True:
             try:
@@ -96,6 +119,10 @@ class SessionsHttpClient:
             await asyncio.sleep(wait)
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Send a request once.
+
+        Raise ServiceUnavailableError, whose `sent` is false only if the request surely did not leave this machine.
+        """
         try:
             return await self._client.send(request)
         except _BEFORE_SENDING as error:
@@ -106,7 +133,7 @@ class SessionsHttpClient:
             raise ServiceUnavailableError(f"no answer came from the endpoint ({type(error).__name__})", sent=True) from None
 
     async def offers(self, extension: str) -> bool:
-        """Whether the endpoint has an extension of ours."""
+        """Return whether the endpoint has an extension. Ask it for its health first if no answer has listed the extensions yet."""
         if self._offered is None:
             self._owner.check()
             try:
@@ -116,17 +143,17 @@ class SessionsHttpClient:
         return extension in (self._offered or frozenset())
 
     async def require(self, extension: str, what: str) -> None:
-        """NotSupportedError where the endpoint does not have an extension."""
+        """Raise NotSupportedError if the endpoint does not have an extension. `what` completes "this endpoint cannot"."""
         if not await self.offers(extension):
             raise NotSupportedError(f"this endpoint cannot {what}: the embedded default and `aca-sessions serve` can")
 
     @property
     def is_closed(self) -> bool:
-        """Whether it can send no more."""
+        """Return whether it is closed."""
         return self._client.is_closed
 
     async def close(self) -> None:
-        """End the connections; in a forked process they are its parent's, and are left alone."""
+        """Close the connections. In a forked process do nothing: they belong to its parent."""
         if self._owner.is_here:
             await self._client.aclose()
 
@@ -138,12 +165,12 @@ class SessionsHttpClient:
 
 
 def _without_identifiers(record: logging.LogRecord) -> bool:
-    """httpx logs every URL, and ours hold identifiers: whoever reads one owns the session."""
+    """Drop log records with an identifier: httpx logs every URL, and a session's identifier gives access to the session."""
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """What an answer's JSON object says; a proxy may have put anything else there."""
+    """Return what `decode` makes of a response's JSON object. Raise ServiceUnavailableError if it is none: a proxy may have answered."""
     content = _json(response)
     try:
         if isinstance(content, dict):
@@ -154,9 +181,10 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 
 
 def _is_refused_for_now(request: httpx.Request, response: httpx.Response) -> bool:
-    """Return whether the service did not begin on a request, or whether it was a read.
+    """Return whether the request may be repeated: the service did not begin on it, or it was a read.
 
-    429 says so, and of our server's 503 the one for a queue of new sessions. A gateway's 502, 503 and 504 do not: only reads are repeated.
+    429 means that the service did not begin. So does our server's 503 for a full queue of new sessions. A gateway's 502, 503 and 504 leave
+    that open, so only reads are repeated after them.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True

@@ -1,4 +1,4 @@
-"""The request/result style: each call names its session. Failed code is a result; other failures are raised."""
+"""The client in request/result style: each call names its session. Failed code is a result; all other failures are raised."""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -31,15 +31,18 @@ _REMEMBERED = 10_000
 
 
 class CodeInterpreter:
-    """Run cells and move files in any session of an endpoint.
+    """A client that runs cells and moves files in any session of an endpoint.
 
     A loss of a session is reported until one result of it was received. All calls without a `Session` object count as one caller.
     """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
-        """Use the given client, and close it at the end.
+        """Use an HTTP client, and close it at the end.
 
-        At an endpoint that keeps no ledger, look first whether a session that was unused for `verify_after` seconds is still the same.
+        Args:
+            http: The client of the endpoint.
+            verify_after: At an endpoint that keeps no ledger, seconds without use after which a session is checked to be still the same
+                one.
         """
         self._http = http
         self._version = version_named(http.api_version)
@@ -60,7 +63,16 @@ class CodeInterpreter:
     async def execute(
         self, request: CodeExecutionRequest | str, code: str = "", /, *, timeout: float | None = None, sanitize: bool = True
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. Cancelling the call interrupts the cell. Its session stays usable."""
+        """Run a cell and return its result. The session stays usable.
+
+        Cancelling the call interrupts the cell, if the endpoint can interrupt cells. At other endpoints, such as Azure, the cell runs on.
+
+        Args:
+            request: A request, or the name of the session.
+            code: The source text, if `request` is a name.
+            timeout: The time limit in seconds, by default the endpoint's.
+            sanitize: Take the code out of Markdown fences.
+        """
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
         return await self.execute_for(self._delivered_of(request.session_id), request)
@@ -82,7 +94,17 @@ class CodeInterpreter:
     async def execute_own(
         self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a cell of the client, by its name. It delivers nothing to the user: a loss is reported with the user's next cell."""
+        """Run a cell of the client by its name, and return its result.
+
+        It delivers nothing to the user: the user's next cell reports a loss as well.
+
+        Args:
+            session_id: The session.
+            name: A module of `cells`.
+            arguments: The arguments of its `main`.
+            timeout: The time limit in seconds, by default the endpoint's.
+            caller: The position that the result's state starts from, by default the latest one delivered for this session.
+        """
         checked_session_id(session_id)
         caller = caller or self._delivered_of(session_id).copy()
         call = ExecutionCall(code=own_cell(name, *arguments), timeout=timeout)
@@ -98,11 +120,11 @@ class CodeInterpreter:
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Return the position of a new caller: it starts after what was delivered to earlier ones."""
+        """Return the position of a new caller. It starts after what was delivered to earlier ones."""
         return self._delivered_of(session_id).copy()
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result as its caller reads it. Call it right before the caller gets the result, without an await in between."""
+        """Return the result as its caller gets it. Call this right before handing the result over, with no await in between."""
         told, all_callers = caller.deliver(result), self._delivered_of(session_id)
         if all_callers is not caller and result.record is not None:
             all_callers.meet(result.record)
@@ -127,7 +149,13 @@ class CodeInterpreter:
     @overload
     async def upload_file(self, session_id: str, name: str, data: bytes | str | Path, /) -> RemoteFile: ...
     async def upload_file(self, request: FileUploadRequest | str, name: str = "", data: bytes | str | Path = b"", /) -> RemoteFile:
-        """Write a file into the session's /mnt/data. The name may have folders in front. A Path is sent without reading it whole."""
+        """Write a file into the session's /mnt/data and return its description.
+
+        Args:
+            request: A request, or the name of the session.
+            name: The file's name, which may have folders in front. They are created.
+            data: The content. A Path is sent without reading the file whole.
+        """
         if isinstance(request, FileUploadRequest):
             return await self._files.upload(request.session_id, request.file_name, request.file_content)
         return await self._files.upload(request, name, data)
@@ -137,7 +165,10 @@ class CodeInterpreter:
         return await self._files.list(session_id, folder)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
-        """Return a file's content. Parts of a large file are of one version; one that keeps changing is a ServiceError (`FileChanged`)."""
+        """Return a file's content.
+
+        Parts of a large file are of one version. If the file keeps changing, ServiceError (`FileChanged`) is raised.
+        """
         return await self._files.download(session_id, name)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
@@ -158,7 +189,7 @@ class CodeInterpreter:
         self.note_asked(session_id, caller, *entry)
 
     def note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Note that the caller itself made an entry of the ledger, by a reset or a rollback."""
+        """Note that the caller itself caused an entry of the ledger, by a reset or a rollback. It is not reported to that caller."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -175,7 +206,18 @@ class CodeInterpreter:
         on_call: AnswerCall | None = None,
         caller: Delivered | None = None,
     ) -> Execution:
-        """Start a cell in the background and return its execution. At endpoints without events it delivers everything at its end."""
+        """Start a cell in the background and return its execution. At endpoints without events it delivers everything at its end.
+
+        Args:
+            session_id: The session.
+            code: The source text.
+            timeout: The time limit in seconds, by default the endpoint's.
+            sanitize: Take the code out of Markdown fences.
+            on_input: Answers `input()` while the events are read.
+            transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
+            on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
+            caller: The position that the result's state starts from.
+        """
         checked_session_id(session_id)
         caller = caller or self._delivered_of(session_id)
         checked_timeout(timeout)
@@ -197,13 +239,20 @@ class CodeInterpreter:
     def execution(
         self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
     ) -> Execution:
-        """Return an execution that was started earlier, by its id: from here or by another client."""
+        """Return an execution that was started earlier, here or by another client.
+
+        Args:
+            session_id: The session.
+            execution_id: The execution's id.
+            on_input: Answers `input()` while the events are read.
+            caller: The position that the result's state starts from.
+        """
         caller = caller or self._delivered_of(checked_session_id(session_id))
         execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
         return execution.amending(partial(self.deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
-        """Interrupt a cell of a session, by default the one that runs now. The cell's result says what that did."""
+        """Interrupt a cell of a session, by default the one that runs now. The cell's result shows what that did."""
         await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
@@ -211,7 +260,7 @@ class CodeInterpreter:
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages into a session and return the result. If it failed, it changed nothing."""
+        """Install packages into a session and return the result. A failed installation changes nothing."""
         return await packages.install(self._http, session_id, requirements, timeout)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
@@ -223,22 +272,22 @@ class CodeInterpreter:
         return await packages.listed(self._http, session_id)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return what separates sessions from their host, part by part; None if the endpoint does not say."""
+        """Return what separates sessions from their host, part by part, or None if the endpoint does not report it."""
         if not await self._http.offers("isolation"):
             return None
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension of Azure's API, by name."""
+        """Return whether the endpoint has an extension of Azure's API, by its name."""
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
-        """Return what the service knows of a session. NotFoundError is raised if it has none."""
+        """Return what the service knows of a session. Raise NotFoundError if it has none."""
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
-        """End a session at the service. With `expired` its next caller reads that it expired."""
+        """End a session at the service. With `expired` its next caller gets the reason `expired` for the loss."""
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
         try:
@@ -256,11 +305,11 @@ class CodeInterpreter:
             self._delivered.pop(session_id, None)
 
     async def list_sessions(self) -> list[SessionInfo]:
-        """Return the sessions that the service keeps."""
+        """Return the sessions that the service keeps. Raise NotSupportedError if the api-version cannot list them."""
         self._require_sessions()
         found: dict[str, SessionInfo] = {}
         while page := await self._sessions_after(len(found)):
-            if found.keys() >= page.keys():  # it gives all at once
+            if found.keys() >= page.keys():  # a service that ignores `skip` answers with the same sessions again
                 break
             found |= page
         return [*found.values()]
@@ -272,7 +321,7 @@ class CodeInterpreter:
 
     @property
     def is_closed(self) -> bool:
-        """Return whether its connections are closed, and with them an embedded server and its sessions."""
+        """Return whether its connections are closed. If they are, an embedded server and its sessions have ended."""
         return self._http.is_closed
 
     @property

@@ -1,7 +1,7 @@
-"""Who holds which session, as plain state: nothing here awaits.
+"""The leases of sessions as plain state. Nothing here awaits.
 
-A lease is the time a caller holds a session. Leases of one name share its session, and the limit counts sessions that are held.
-Whoever cannot have one waits in a queue; each change wakes those whose turn it is, and answers which sessions to end.
+A lease is a caller's right to use a session now. Leases of one name share its session, and the limit counts leased sessions. A caller that
+cannot have a lease waits in a queue. Each change wakes the callers whose turn it is, and returns the sessions to end.
 """
 
 import uuid
@@ -24,7 +24,7 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease. It ends with its session: one that begins later under the same name is another's."""
+    """A lease. It ends with its session: a later session of the same name is another one."""
 
     session_id: str
     held: _Held | None = field(default=None, compare=False, repr=False)
@@ -32,7 +32,7 @@ class Granted:
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """A place in the queue; `wake` is called with the lease, or with None when there will be none."""
+    """A place in the queue. `wake` is called with the lease, or with None if there will be none."""
 
     session_id: str | None
     wake: Callable[[Granted | None], None]
@@ -40,10 +40,9 @@ class Waiter:
 
 
 class Leases:
-    """The pool's decisions."""
+    """The pool's decisions: which caller gets a lease, and which session ends."""
 
     def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Starts with no session."""
         self.limit = limit
         self._idle_timeout = idle_timeout
         self._clock = clock
@@ -52,12 +51,12 @@ class Leases:
 
     @property
     def leased(self) -> int:
-        """How many sessions are held now."""
+        """Return the number of leased sessions."""
         return sum(held.leases > 0 for held in self._sessions.values())
 
     @property
     def waiting(self) -> int:
-        """How many callers wait."""
+        """Return the number of callers in the queue."""
         return len(self._waiting)
 
     def leases_of(self, session_id: str) -> int:
@@ -78,7 +77,8 @@ class Leases:
         return self._sessions.get(lease.session_id) is not lease.held
 
     def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
-        """A lease, or a place in the queue. Nobody overtakes, except into a session that is held already."""
+        """Return a lease, or a place in the queue. Callers are served in order, but for one whose session is leased already."""
+        # A further lease of a leased session takes no room of the pool, so it need not wait behind others.
         if self.is_held(session_id) or (self.leased < self.limit and not self._waiting):
             return self._grant(session_id)
         waiter = Waiter(session_id, wake)
@@ -86,7 +86,7 @@ class Leases:
         return waiter
 
     def give_up(self, waiter: Waiter) -> list[str]:
-        """Takes a waiter out of the queue; one that was granted a lease in the meantime gives it back."""
+        """Remove a waiter from the queue and return the sessions to end. If it was granted a lease meanwhile, release that."""
         if waiter.granted is not None:
             return self.release(waiter.granted)
         if waiter in self._waiting:
@@ -94,7 +94,10 @@ class Leases:
         return []
 
     def release(self, lease: Granted | str) -> list[str]:
-        """End a lease, or one of the leases of a name. An anonymous session ends with it: its state reaches nobody else."""
+        """End a lease, or one of the leases of a name, and return the sessions to end.
+
+        An anonymous session ends with its lease, so its state reaches no other caller. A lease that ended before changes nothing.
+        """
         session_id = lease if isinstance(lease, str) else lease.session_id
         held = self._sessions.get(session_id)
         if held is None or held.leases == 0 or (isinstance(lease, Granted) and self.has_ended(lease)):
@@ -110,14 +113,14 @@ class Leases:
         return ended
 
     def terminate(self, session_id: str) -> list[str]:
-        """End a session and all leases of it."""
+        """End a session and all its leases. Return the sessions to end."""
         if self._sessions.pop(session_id, None) is None:
             return []
         self._serve_queue()
         return [session_id]
 
     def expire(self) -> list[str]:
-        """Ends the named sessions that nobody held for the idle time-out."""
+        """Remove the named sessions that had no lease for the idle time-out, and return them."""
         before = self._clock() - self._idle_timeout
         idle = [name for name, held in self._sessions.items() if held.leases == 0 and held.last_used <= before]
         for name in idle:
@@ -125,14 +128,14 @@ class Leases:
         return idle
 
     def end_all(self) -> tuple[list[str], list[Waiter]]:
-        """Every session, to be ended with the pool, and those who still wait for one."""
+        """Remove everything. Return all sessions, which have to be ended, and the callers that still wait."""
         names, waiters = [*self._sessions], [*self._waiting]
         self._sessions.clear()
         self._waiting.clear()
         return names, waiters
 
     def infos(self) -> list[SessionInfo]:
-        """All sessions that are kept alive."""
+        """Return a description of every session that the pool keeps."""
         return [
             SessionInfo(
                 session_id=name,

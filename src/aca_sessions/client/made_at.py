@@ -1,4 +1,4 @@
-"""Where in the user's program something was made, for the warning that it was never closed."""
+"""The line of the user's program that made an object, for the warning that it was never closed."""
 
 import sys
 import warnings
@@ -16,13 +16,20 @@ class Line:
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Warn at this line, which made what was forgotten. A stack level cannot name it: it left the stack long before."""
+        """Warn at this line that an object was never closed.
+
+        Args:
+            what: What was made.
+            remedy: The statement that closes it.
+            source: The object itself, for tracemalloc.
+        """
         message = f"{what} made at {self.file}:{self.number} was never closed: use '{remedy}'"
+        # `warnings.warn` with a stack level cannot name the line: it left the stack long before.
         warnings.warn_explicit(message, ResourceWarning, self.file, self.number, source=source)
 
 
 def caller() -> Line:
-    """Return the innermost line that is neither ours nor the standard library's context managers."""
+    """Return the innermost line on the stack that belongs neither to this package nor to contextlib."""
     frame = sys._getframe(1)
     while frame.f_back is not None and (frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_filename.endswith("contextlib.py")):
         frame = frame.f_back

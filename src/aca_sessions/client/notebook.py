@@ -1,8 +1,8 @@
-"""A session's steps as a notebook (.ipynb, nbformat 4.5) and as a script, and a notebook's steps again.
+"""A session's steps as a notebook (.ipynb, nbformat 4.5) and as a script, and the steps that a notebook holds.
 
-Cells keep their source and outputs. Uploads, deletions, resets and packages lie between them as Markdown cells that say so; what was
-uploaded is attached to its cell, unless it is over 4 MB: then its name, size and hash stay. Files that cells wrote are not in it: running
-them writes them again.
+Code cells keep their source and outputs. Uploads, deletions, resets and packages are Markdown cells that describe the step. An uploaded
+file is attached to its cell unless it is over 4 MB: then only its name, size and hash are kept. Files that cells wrote are left out, since
+running the cells writes them again.
 """
 
 import base64
@@ -29,7 +29,7 @@ Output = Mapping[str, Any]
 
 
 def to_notebook(history: History) -> dict[str, Any]:
-    """The notebook, as JSON has it."""
+    """Return the notebook as JSON values."""
     cells, count = [], 0
     for place, step in enumerate(history.steps):
         count += isinstance(step, Ran)
@@ -39,7 +39,7 @@ def to_notebook(history: History) -> dict[str, Any]:
 
 
 def to_script(history: History) -> str:
-    """The same as Python in the percent format, without outputs; what only IPython understands is commented out."""
+    """Return the cells as Python in the percent format, without outputs. Lines that only IPython understands become comments."""
     parts = []
     for step in history.steps:
         match step:
@@ -53,7 +53,10 @@ def to_script(history: History) -> str:
 
 
 def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
-    """A notebook's steps, each with the outputs that it had; InvalidArgumentError where it is none."""
+    """Return a notebook's steps, each with the outputs that it had. Raise InvalidArgumentError if `source` is not a notebook.
+
+    `source` is a path, or the parsed JSON of a notebook.
+    """
     notebook = _loaded(source)
     match notebook:
         case {"nbformat": 4, "cells": [*cells]} if len(cells) <= _MOST_CELLS:
@@ -62,14 +65,16 @@ def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
-    """A result as a notebook's outputs."""
+    """Return a result as a notebook's outputs. `count` is the number of its cell."""
     stderr = result.stderr
     if result.error is not None:
+        # Our results have the traceback in stderr too; a notebook has it in an output of its own.
         stderr = stderr.removesuffix(result.error.traceback or str(result.error))
     streams = [("stdout", result.stdout), ("stderr", stderr)]
     outputs: list[dict[str, Any]] = [{"output_type": "stream", "name": name, "text": text} for name, text in streams if text.strip("\n")]
     displays = list(result.displays)
     if result.text is not None:
+        # The last display holds the value in all its forms, if it has forms beside the text.
         has_forms = bool(displays) and displays[-1].data.get("text/plain") == result.text
         value = displays.pop() if has_forms else Display({"text/plain": result.text})
     outputs += [{"output_type": "display_data", "data": _bundle(display), "metadata": {}} for display in displays]
@@ -128,7 +133,7 @@ def _bundle(display: Display) -> dict[str, Any]:
 
 
 def _parsed(mime: str, content: object) -> Any:
-    """In a notebook, types of JSON hold JSON."""
+    """Parse content of a JSON type: a notebook holds it as JSON and not as text."""
     if mime.endswith("json") and isinstance(content, str):
         try:
             return json.loads(content)
@@ -153,7 +158,7 @@ def _loaded(source: object) -> object:
 
 
 def _step(cell: object) -> tuple[Step, list[Output]] | None:
-    """None for what only a reader needs."""
+    """Return a cell's step and outputs, or None for Markdown and raw text that hold no step."""
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
@@ -209,7 +214,7 @@ def _output(output: object) -> Output:
 
 
 def _text(source: object) -> str:
-    """Text, or its lines."""
+    """Return a text, which nbformat also allows as a list of lines."""
     if isinstance(source, str):
         return source
     if isinstance(source, Iterable) and all(isinstance(line, str) for line in source):

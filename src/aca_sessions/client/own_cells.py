@@ -1,4 +1,7 @@
-"""Cells of ours: what plain code gives in any session, Azure's included. They answer by a line of JSON and leave the user's names alone."""
+"""Cells of the client: features built from plain code, for any endpoint including Azure.
+
+Each prints its answer as one line of JSON and changes none of the user's names.
+"""
 
 import json
 from functools import cache
@@ -12,12 +15,15 @@ _CELL = "(lambda scope: (exec({source!r}, scope), scope['main'](globals(), *{arg
 
 
 def own_cell(name: str, *arguments: str | int) -> str:
-    """The source of a cell of ours: one expression, whose value is None."""
+    """Return the source of a cell of the client. It is one expression whose value is None, so it shows nothing and sets no name."""
     return _CELL.format(source=_source(name), arguments=arguments)
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """What a cell of ours answered; ExecutionError where it could not. A session's code can have anything answered: it is not believed."""
+    """Return the answer that a cell of the client printed. Raise ExecutionError if the cell failed.
+
+    Code in the session can forge any answer. So it is data only, and every decoder below checks its types.
+    """
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
@@ -26,21 +32,21 @@ def answer(result: CodeExecutionResult) -> object:
 
 
 def variables_of(told: object) -> list[Variable]:
-    """The variables that an answer names."""
+    """Decode the variables of an answer. Raise ServiceError if it has another shape."""
     if not isinstance(told, list):
         raise _unreadable()
     return [_variable(one) for one in told]
 
 
 def names_of(told: object) -> list[str]:
-    """The texts that an answer names."""
+    """Decode a list of texts. Raise ServiceError if the answer is anything else."""
     if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
         raise _unreadable()
     return told
 
 
 def health_of(told: object) -> dict[str, Any]:
-    """What an answer says of an interpreter, by the names of SessionHealth."""
+    """Decode an answer about an interpreter, as keyword arguments of SessionHealth. Raise ServiceError if it has another shape."""
     match told:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
@@ -48,7 +54,7 @@ def health_of(told: object) -> dict[str, Any]:
 
 
 def completions_of(told: object) -> Completions:
-    """The completions that an answer names."""
+    """Decode completions. Raise ServiceError if the answer has another shape."""
     match told:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
@@ -56,7 +62,7 @@ def completions_of(told: object) -> Completions:
 
 
 def inspection_of(told: object) -> str | None:
-    """The text that an answer has of an object; None where there is none."""
+    """Decode the text that describes an object, or None if there is none. Raise ServiceError if the answer has another shape."""
     match told:
         case {"text": None | str() as text}:
             return text
@@ -64,7 +70,7 @@ def inspection_of(told: object) -> str | None:
 
 
 def command_result_of(result: CodeExecutionResult) -> CommandResult:
-    """A command's output and exit code; of one that did not come to its end, 1 and why."""
+    """Return a command's output and exit code. If its cell failed, the exit code is 1 and `stderr` has the reason."""
     output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
     if result.error is not None:
         return CommandResult(exit_code=1, stdout=result.stdout, stderr=result.stderr)

@@ -1,4 +1,4 @@
-"""Packages of a session, at an endpoint that fetches them on its own side of the wall."""
+"""Packages of a session, at an endpoint whose host fetches them for the session."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +10,11 @@ from .arguments import checked_install_timeout, checked_names, checked_requireme
 from .http import SessionsHttpClient, decoded
 
 INSTALL_SECONDS = 200.0
-_ANSWER_MARGIN = 220.0  # the session may still be busy with a cell when the packages are there
+_ANSWER_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
 
 
 async def install(http: SessionsHttpClient, session_id: str, requirements: Sequence[str], timeout: float) -> CodeExecutionResult:
-    """What became of it."""
+    """Install packages and return the result. `timeout` is in seconds. Raise NotSupportedError if the endpoint does not fetch packages."""
     checked_requirements(requirements)
     checked_install_timeout(timeout)
     await http.require("packages", "install packages itself")
@@ -30,7 +30,7 @@ async def install(http: SessionsHttpClient, session_id: str, requirements: Seque
 
 
 async def uninstall(http: SessionsHttpClient, session_id: str, names: Sequence[str]) -> CodeExecutionResult:
-    """What became of it."""
+    """Uninstall packages and return the result. Raise NotSupportedError if the endpoint does not fetch packages."""
     query = {"names": ",".join(checked_names(names))}
     await http.require("packages", "uninstall packages")
     path, named = extensions.PACKAGES_PATH, checked_session_id(session_id)
@@ -39,7 +39,7 @@ async def uninstall(http: SessionsHttpClient, session_id: str, names: Sequence[s
 
 
 async def listed(http: SessionsHttpClient, session_id: str) -> list[Package]:
-    """What the session has beyond its environment."""
+    """Return the packages that the session has beyond its environment. Raise NotSupportedError if the endpoint does not fetch packages."""
     await http.require("packages", "list what was installed")
     response = await http.request("GET", extensions.PACKAGES_PATH, identifier=checked_session_id(session_id))
     return decoded(response, extensions.decode_packages)

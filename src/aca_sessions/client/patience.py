@@ -1,4 +1,4 @@
-"""When to ask again, and how long to wait: jittered, growing, within a budget. What may be asked again is decided where it is asked."""
+"""The waits between attempts: they grow, vary at random and keep within a budget. Which requests are repeated is decided in `http`."""
 
 import random
 import time
@@ -11,14 +11,18 @@ class Patience:
     """The waits of one call."""
 
     def __init__(self, budget: float, *, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
-        """Waits no longer than the budget in all."""
+        """Start the budget, which is in seconds from now. `clock` returns monotonic seconds, and `draw` a number from 0 to 1."""
         self._ends = clock() + budget
         self._clock = clock
         self._draw = draw
         self._next = _FIRST
 
     def wait(self, wished: float | None) -> float | None:
-        """The next wait: what the service wished for, or a drawn one; None where the budget does not allow it."""
+        """Return the seconds to wait before the next attempt, or None if the budget does not allow it.
+
+        The wait is what the service asked for, or else a random one around 0.1, 0.2, 0.4 … 5 seconds.
+        """
+        # Random, so that clients which failed together do not come back together.
         wait = wished if wished is not None else self._next * (0.5 + self._draw())
         self._next = min(self._next * 2, _LONGEST)
         return wait if self._clock() + wait <= self._ends else None

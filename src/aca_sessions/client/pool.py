@@ -1,6 +1,6 @@
-"""Leases sessions: which caller may use one now, and when an idle one ends.
+"""The pool of sessions: which caller may use one now, and when an idle one ends.
 
-This is not the server's hosting, which maps identifiers to processes. `leases` decides, without an await in between; this module acts.
+This is not the server's hosting, which maps identifiers to processes. `leases` decides, with no await in between; this module acts.
 """
 
 import asyncio
@@ -25,20 +25,20 @@ from .session import Session
 
 _LOOK_FOR_IDLE_EVERY = 15.0
 _NAMED_IN_A_MESSAGE = 5
-# The one place of these defaults: an embedded server is given room for what a pool with them promises.
+# These defaults are defined here only: an embedded server gets room for the sessions that a pool with them promises.
 DEFAULT_SESSIONS, DEFAULT_SESSION_SECONDS, DEFAULT_ACQUIRE_SECONDS = 10, 1800.0, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Describe something that the pool did with a session."""
+    """Something that the pool did with a session."""
 
     kind: Literal["leased", "released", "expired", "terminated"]
     session_id: str
 
 
 class SessionPool:
-    """Lease sessions of one endpoint, at most so many at the same moment.
+    """A pool that leases sessions of one endpoint, at most so many at the same time.
 
     A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, and closing it does nothing.
     """
@@ -52,7 +52,15 @@ class SessionPool:
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
-        """Use the given interpreter, and do not close it. Times are in seconds. `on_event` is called with each event."""
+        """Use the given interpreter, which the pool does not close.
+
+        Args:
+            interpreter: The client of the endpoint.
+            max_concurrent_sessions: How many sessions may be leased at the same time.
+            session_timeout: Seconds after which a named session without a lease ends.
+            acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
+            on_event: Called with each event.
+        """
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
         self._owner = Owner("the pool")
@@ -68,7 +76,7 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
-        """Lease a session for the block. A named one is the same next time, an anonymous one ends with the block."""
+        """Lease a session for the block. A name refers to the same session next time; an anonymous session ends with the block."""
         lease = await self._lease(session_id)
         try:
             yield Session(self._interpreter, lease.session_id)
@@ -76,7 +84,7 @@ class SessionPool:
             await self._give_back(lease)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
-        """Lease a session until it is released. Wait if as many as allowed are leased."""
+        """Lease a session until it is released, and return it. Wait if as many sessions as allowed are leased."""
         return Session(self._interpreter, (await self._lease(session_id)).session_id)
 
     async def _lease(self, session_id: str | None) -> Granted:
@@ -95,7 +103,7 @@ class SessionPool:
         return granted
 
     async def release(self, session_id: str) -> None:
-        """Give a session back. An anonymous one ends, and its state with it. In a forked process this does nothing."""
+        """Release a lease of a session. An anonymous session ends then, and its state with it. In a forked process do nothing."""
         if not self._owner.is_here:
             return
         if self._leases.is_held(session_id):
@@ -104,7 +112,11 @@ class SessionPool:
         await self._finish(self._end(self._leases.release(session_id)))
 
     async def _give_back(self, lease: Granted) -> None:
-        """Release a lease. If its session was terminated, end what its holder began under the name since, unless it is another's by now."""
+        """Release a lease at the end of its block.
+
+        If its session was terminated meanwhile, the holder may have started another one under the name. End that, unless it belongs to
+        another caller by now.
+        """
         if not self._owner.is_here or not self._leases.has_ended(lease):
             await self.release(lease.session_id)
         elif not self._closed and not self._leases.knows(lease.session_id):
@@ -113,7 +125,7 @@ class SessionPool:
     async def terminate(self, session_id: str) -> None:
         """End a session at once and free its place, even if it is leased.
 
-        A caller that still uses it reads `lost: terminated` in its next result, and has a new session, which the pool does not count and
+        A caller that still uses it gets `lost: terminated` in its next result. It then has a new session, which the pool does not count and
         which ends with the caller's block.
         """
         self._check_loop()
@@ -131,7 +143,10 @@ class SessionPool:
         return self._leases.infos()
 
     async def close(self) -> None:
-        """End every session of the pool. In a forked process this does nothing: the sessions are its parent's."""
+        """End every session of the pool.
+
+        Callers that wait for one get PoolClosedError. In a forked process do nothing: the sessions are its parent's.
+        """
         if not self._owner.is_here:
             return
         self._closed = True
@@ -145,7 +160,7 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark the pool as closed after its event loop was. Nothing can be awaited then; the embedded server ends its sessions itself."""
+        """Mark the pool as closed because its event loop is. Nothing can be awaited then; the embedded server ends its sessions itself."""
         self._closed = True
 
     def __repr__(self) -> str:
@@ -171,6 +186,7 @@ class SessionPool:
             async with asyncio.timeout(self._acquire_timeout):
                 granted = await turn
         except BaseException as error:
+            # The lease may have been granted in the same turn of the event loop: then it is released.
             self._give_up(answer)
             if isinstance(error, TimeoutError):
                 raise PoolTimeoutError(self._who_holds_what()) from None
@@ -183,7 +199,7 @@ class SessionPool:
         self._end(self._leases.give_up(waiter))
 
     def _who_holds_what(self) -> str:
-        """Return which sessions are leased for longest, by the hashes of their names, which are secrets."""
+        """Return the message of a time-out, with the sessions that are leased for longest. Names are secrets, so it has their hashes."""
         now = datetime.now(UTC)
         held = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         held.sort(key=lambda one: one[1], reverse=True)
@@ -208,12 +224,12 @@ class SessionPool:
             del self._ending[session_id]
 
     async def _wait_for_earlier_life(self, session_id: str) -> None:
-        """Wait for a session of this name that still ends: it would take the new one with it."""
+        """Wait until an earlier session of this name has ended: deleting it by name would delete the new one."""
         if session_id in self._ending:
             await asyncio.wait({self._ending[session_id]})
 
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
-        """Wait for endings, which continue if the caller is cancelled meanwhile."""
+        """Wait for endings. They continue if the caller is cancelled meanwhile."""
         if endings:
             await asyncio.wait(endings)
 
@@ -239,16 +255,18 @@ class SessionPool:
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session. One that was never used does not exist at the service; one that cannot be ended expires there by itself.
+    """End a session.
 
-    No method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten pool must not wait.
+    Errors are ignored: one that was never used does not exist at the service, and one that cannot be ended expires there.
     """
+    # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
+    # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):
         await interpreter.delete_session(session_id, expired=expired)
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire idle sessions again and again. Do not keep the pool alive: one that was forgotten warns when it is collected."""
+    """Expire idle sessions again and again, without keeping the pool alive: a forgotten pool warns when it is collected."""
     while True:
         await asyncio.sleep(every)
         alive = pool()

@@ -1,8 +1,8 @@
-"""A notebook done again, in any session, and what came out differently.
+"""Replay of a notebook in any session, and a report of what came out differently.
 
-Compared are, cell by cell: what was written, the text of the value and of each display, and the name and message of the error. Addresses
-of objects and the numbers of cells are no difference. Of an image counts that there is one, and how large it is drawn; of a display that
-has a text, the text. Measured times (`%%timeit`) are a difference.
+Compared are, cell by cell: what was written, the text of the value and of each display, and the error's name and message. Addresses of
+objects and the numbers of cells are not compared. Of an image, its presence and its drawn size count. Of a display that has a text, only
+the text counts. Measured times (`%%timeit`) are a difference.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from .history import Deleted, Installed, Ran, Reset, Step, Uploaded
 from .notebook import Output, outputs_of, read_notebook
 from .session import Session
 
-_VARYING = (
+_VARYING = (  # what differs between two runs and means nothing: addresses of objects, names of cells in tracebacks
     (re.compile(r"\b0x[0-9a-fA-F]{6,16}\b"), "0x…"),
     (re.compile(r"<ipython-input-\d+-[0-9a-f]+>|<Cell In\[\d+\](?:, \d+)?>|\bCell In ?\[\d+\]"), "<cell>"),
 )
@@ -35,7 +35,7 @@ Outcome = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCell:
-    """How a cell compares with its recording; `differences` say in what, by `stdout`, `stderr`, `shown`, `error`."""
+    """How a cell compares with its recording. `differences` name the parts that differ: `stdout`, `stderr`, `shown`, `error`."""
 
     number: int
     verdict: Verdict
@@ -47,14 +47,14 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What a replay came to: each code cell of the notebook, and what could not be restored: files that it does not hold, packages."""
+    """The report of a replay: each code cell of the notebook, and what could not be restored (files that it does not hold, packages)."""
 
     cells: tuple[ReplayedCell, ...]
     missing: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Whether everything came out as it was recorded."""
+        """Return whether all came out as recorded and everything was restored."""
         return not self.missing and all(cell.verdict == "same" for cell in self.cells)
 
     def __str__(self) -> str:
@@ -64,9 +64,14 @@ class ReplayReport:
 
 
 async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, timeout: float | None = None) -> ReplayReport:
-    """Runs a notebook's cells in order in a session, with the files that it holds; `timeout` is for each cell.
+    """Run a notebook's cells in order in a session, with the files that it holds, and return the report.
 
-    A cell that fails does not end it. Where the session cannot be reached any more, the rest is not run.
+    A cell that fails does not stop the replay. If the session can no longer be reached, the rest is reported as `not run`.
+
+    Args:
+        notebook: The path of an .ipynb file, or its parsed JSON.
+        session: The session to run it in.
+        timeout: The time limit of each cell in seconds, by default the endpoint's.
     """
     steps = await asyncio.to_thread(read_notebook, notebook)
     cells: list[ReplayedCell] = []
@@ -84,7 +89,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
 
 
 async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
-    """Answers what could not be restored."""
+    """Repeat a step that is not a cell. Return what could not be restored."""
     match step:
         case Uploaded(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
@@ -101,7 +106,10 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Cells may do without what cannot be installed: they are run, and say so themselves."""
+    """Install packages and return what could not be installed.
+
+    The cells are run all the same: they may not need it, or report it themselves.
+    """
     try:
         result = await session.install(*requirements)
     except (InvalidArgumentError, NotSupportedError) as error:
@@ -127,7 +135,7 @@ def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
 
 
 def _outcome(outputs: Iterable[Output]) -> Outcome:
-    """What is compared of a cell's outputs."""
+    """Return the parts of a cell's outputs that are compared."""
     written = {"stdout": "", "stderr": ""}
     shown: list[object] = []
     error = None
@@ -151,8 +159,9 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _drawn_size(content: object) -> str:
-    """Of a PNG, the pixels."""
+    """Return the size of a PNG in pixels, as `640x480`, or '' for anything else."""
     try:
+        # The first 24 bytes of a PNG are its signature and the header chunk with width and height (PNG specification, 5.2 and 11.2.2).
         head = base64.b64decode("".join(str(part) for part in content) if isinstance(content, list) else str(content))[:24]
     except ValueError:
         return ""
@@ -160,7 +169,7 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """The text without what differs from run to run, and means nothing."""
+    """Return the text without what differs between two runs and means nothing."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

@@ -1,25 +1,25 @@
-"""Takes code out of Markdown, and does nothing else to it: code without a fence is not touched."""
+"""Removal of Markdown around code. Code without a fence is not changed."""
 
 import ast
 import re
 import textwrap
 
-# Possessive, and the end is found from the end: a model chooses this text, so it must never be scanned more than once.
+# Possessive quantifiers, and the closing fence is looked for from the end: a model chooses this text, so matching must take linear time.
 _OPENING = re.compile(r"\s*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+[\w+.-]*+[ \t]*+\n")
 _QUOTED = re.compile(r"\A\s*+`(?P<code>[^`\n]++)`\s*+\Z")
-# No line of Python, unless it is in a string of several lines. (A line of tildes may be one: it inverts what follows.)
+# Such a line is never Python, except inside a string of several lines. (A line of tildes can be Python: `~` inverts what follows.)
 _FENCE = re.compile(r"^[ \t]*+`{3,}+[ \t]*+(?P<language>[\w+.-]*+)[ \t]*+$", re.MULTILINE)
 _LANGUAGE_LINE = re.compile(r"\s*+(?:python3?|py)[ \t]*+\n(?=(?:[ \t]*+(?:#[^\n]*+)?\n)*+[ \t]*+[^\s#\\])", re.IGNORECASE)
 _CELL_MAGIC = re.compile(r"\s*+%%")
 _MARK = "\ufeff"
-_MOST_PROSE = 2000  # characters that are parsed to see that they are no code: so few cannot exhaust Python's parser
+_MOST_PROSE = 2000  # characters that are parsed to see whether they are code: so few cannot exhaust Python's parser
 
 
 def sanitize(code: str) -> str:
-    """Return the code that a model meant: out of a Markdown fence or backticks, without a byte order mark and Windows line ends.
+    """Return the code that a model meant: without a Markdown fence or backticks, byte order mark and Windows line ends.
 
-    A first line that only names the language is dropped if a statement follows: as Python it has no effect. Text around a fence is
-    dropped if it is no code. Text with several fences, and one in which a fence may be in a string, is left as it is.
+    A first line that only names the language is dropped if a statement follows: as Python it has no effect. Text around a fence is dropped
+    if it is not code. Text with several fences, and text whose fence may be inside a string, is left as it is.
     """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
@@ -33,7 +33,7 @@ def sanitize(code: str) -> str:
 
 
 def _fenced(text: str) -> str | None:
-    """Return what is in the one fence of a text, or None."""
+    """Return the text inside the only fence of a text, or None."""
     opening = _OPENING.match(text)
     if opening is not None:
         rest, fence = text[opening.end() :].rstrip(), opening["fence"]
@@ -44,7 +44,7 @@ def _fenced(text: str) -> str | None:
 
 
 def _in_prose(text: str) -> str | None:
-    """Return what is between a fence and the next one, or the end, if all around it is prose."""
+    """Return the text between a fence and the next one, or the end, if everything around it is prose. Return None otherwise."""
     fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
     if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
         return None
@@ -56,7 +56,7 @@ def _in_prose(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text holds statements that do something. A single word is prose, and so is what cannot be parsed."""
+    """Return whether a text holds statements that have an effect. A single word is prose, and so is what cannot be parsed."""
     if len(text) > _MOST_PROSE:
         return True
     try:

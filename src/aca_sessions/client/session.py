@@ -1,4 +1,4 @@
-"""One leased session: what a caller does with it."""
+"""One session, as its caller uses it."""
 
 import asyncio
 import contextlib
@@ -33,18 +33,17 @@ from .packages import INSTALL_SECONDS
 from .sanitize import sanitize as take_out_of_fences
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
-_BRANCH = "~branch-"  # proxies that shard sessions by name find a branch where its session is: by what stands before this
+_BRANCH = "~branch-"  # proxies that shard sessions by name hash only what stands before this: a branch is on its session's server
 _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 
 
 class Session:
-    """Run cells and move files in one session: an interpreter with state, named by its `session_id`.
+    """A session that runs cells and keeps files: an interpreter with state, named by its `session_id`.
 
     Each object reports a loss of the session until its caller received one result. Two objects of one session report it each.
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
-        """Refer to a session, which starts with its first use."""
         self._interpreter = interpreter
         self.session_id = session_id
         self.history = History()
@@ -59,14 +58,17 @@ class Session:
         sanitize: bool = True,
         transactional: bool = False,
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. Cancelling the call interrupts the cell and keeps its variables, unless it has to be killed.
+        """Run a cell and return its result.
+
+        Cancelling the call interrupts the cell and keeps its variables, unless the cell has to be killed. At endpoints that cannot
+        interrupt cells, such as Azure, the cell runs on.
 
         Args:
             code: The source text.
             libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
-            timeout: The time limit in seconds.
+            timeout: The time limit in seconds, by default the endpoint's.
             sanitize: Take the code out of Markdown fences.
-            transactional: Undo the cell if it fails, runs too long or is killed. `state` says if that was not possible.
+            transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
         """
         if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
@@ -77,7 +79,7 @@ class Session:
         return amend(await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
-        """Run a cell by a function, which uses cells of the client, and return its result. It is noted in the history like any other."""
+        """Run a cell by a function that uses cells of the client, and return its result. The history notes it like any other cell."""
         refused = refusal(code)
         if refused is not None:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
@@ -87,16 +89,23 @@ class Session:
     async def run_own(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a cell of the client, by its name. A loss that it detects is also reported with the user's next cell."""
+        """Run a cell of the client, by its name, and return its result. A loss that it detects is also reported with the user's next cell.
+
+        Args:
+            name: A module of `cells`.
+            arguments: The arguments of its `main`.
+            timeout: The time limit in seconds, by default the endpoint's.
+            caller: The position that the result's state starts from, by default this object's.
+        """
         caller = caller or self._caller.copy()
         return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
-        """Return a position for cells of the client that follow each other: each reports what happened since the one before."""
+        """Return a position for a series of cells of the client: each of them reports what happened since the one before."""
         return self._caller.copy()
 
     def take_back(self, result: CodeExecutionResult) -> None:
-        """Note that the user did not get a result, so that a loss that it reported is reported again."""
+        """Note that the user did not get a result, so that a loss in it is reported again."""
         self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
@@ -111,7 +120,13 @@ class Session:
     ) -> Execution:
         """Start a cell in the background and return its execution.
 
-        While its events are read, `on_input` answers `input()`, and `on_call` answers calls to tools: JSON in, JSON out.
+        Args:
+            code: The source text.
+            timeout: The time limit in seconds, by default the endpoint's.
+            sanitize: Take the code out of Markdown fences.
+            on_input: Answers `input()` while the events are read. It returns the line, or None for an EOFError in the cell.
+            on_call: Answers host calls while the events are read: JSON in, JSON out.
+            transactional: Undo the cell if it fails, runs too long or is killed.
         """
         execution = await self._interpreter.start(
             self.session_id,
@@ -134,7 +149,15 @@ class Session:
         on_input: AnswerInput | None = None,
         transactional: bool = False,
     ) -> AsyncIterator[Event]:
-        """Run a cell and yield its events while it runs; the last one is its result. Leaving the loop early interrupts the cell."""
+        """Run a cell and yield its events while it runs; the last one is its result. Leaving the loop early interrupts the cell.
+
+        Args:
+            code: The source text.
+            timeout: The time limit in seconds, by default the endpoint's.
+            sanitize: Take the code out of Markdown fences.
+            on_input: Answers `input()`. It returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails, runs too long or is killed.
+        """
         execution = await self.start(code, timeout=timeout, sanitize=sanitize, on_input=on_input, transactional=transactional)
         ended = False
         try:
@@ -146,7 +169,7 @@ class Session:
                 await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
-        """Return an execution that was started earlier, by its id: from here or from another program.
+        """Return an execution that was started earlier, by its id: here or by another program.
 
         The server keeps its result until it was fetched, and for some time after that.
         """
@@ -157,17 +180,25 @@ class Session:
         await self._interpreter.cancel_quietly(execution)
 
     async def interrupt(self) -> None:
-        """Interrupt the cell that runs now, also one of another caller. Its result says what that did."""
+        """Interrupt the cell that runs now, even if another caller started it. Its result shows what that did."""
         await self._interpreter.interrupt(self.session_id)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
-        """Write a file into /mnt/data. A Path is sent without reading it whole. A name outside /mnt/data is an InvalidArgumentError."""
+        """Write a file into /mnt/data and return its description.
+
+        Args:
+            name: The file's name, which may have folders in front. A name outside /mnt/data raises InvalidArgumentError.
+            data: The content. A Path is sent without reading the file whole.
+        """
         uploaded_file = await self._interpreter.upload_file(self.session_id, name, data)
         self.history.note(await uploaded(name, checked_data(data)))
         return uploaded_file
 
     async def download_file(self, name: str) -> bytes:
-        """Return a file's content. Parts of a large file are of one version; one that keeps changing is a ServiceError (`FileChanged`)."""
+        """Return a file's content.
+
+        Parts of a large file are of one version. If the file keeps changing, ServiceError (`FileChanged`) is raised.
+        """
         return await self._interpreter.download_file(self.session_id, name)
 
     async def save_file(self, name: str, path: Path) -> int:
@@ -187,27 +218,28 @@ class Session:
         """Clear the variables and keep the files.
 
         Our own server starts a fresh interpreter, even in the middle of a cell. It also ends background processes and removes all
-        checkpoints. Other endpoints clear the variables by a cell, after the one that runs.
+        checkpoints. Other endpoints clear the variables by a cell, which waits for the one that runs.
         """
         await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.note(Reset())
 
     def to_notebook(self) -> dict[str, Any]:
-        """Return what was done through this object as a notebook of nbformat 4: cells with outputs, and the files that were uploaded."""
+        """Return what was done through this object as a notebook (nbformat 4): cells with outputs, and the files that were uploaded."""
         return to_notebook(self.history)
 
     def write_notebook(self, path: str | Path) -> None:
-        """Write what was done through this object as an .ipynb file. `replay` does it again in any session."""
+        """Write what was done through this object as an .ipynb file. `replay` repeats it in any session."""
         Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
 
     def write_script(self, path: str | Path) -> None:
         """Write the cells as Python in the percent format, without outputs and files."""
+        # The history has refused code too, which may hold lone surrogates. UTF-8 cannot encode them.
         Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Keep variables and files in /mnt/data as they are now, and return the checkpoint. With too many, the oldest is removed.
 
-        SnapshotError says why a session cannot be kept.
+        Raise SnapshotError, with the reason, if the session cannot be kept as it is.
         """
         checkpoint = await self._interpreter.timeline.take(self.session_id, checked_moment(name))
         self.history.mark(checkpoint.id)
@@ -218,10 +250,13 @@ class Session:
         return await self._interpreter.timeline.all(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Return variables and all files in /mnt/data to a checkpoint, by default the latest, and end background processes.
+        """Return variables and all files in /mnt/data to a checkpoint, and end background processes. The checkpoint stays.
 
-        A text is taken as a checkpoint's name first, then as its id. The checkpoint stays. If the rollback fails, SnapshotError is raised
-        and the session continues as it was; what could not be kept so is in the state of the next result.
+        If the rollback fails, SnapshotError is raised and the session continues as it was. The state of the next result reports what could
+        not be kept so.
+
+        Args:
+            checkpoint: A checkpoint, its name or its id, by default the latest. A text is looked up as a name first, then as an id.
         """
         by_id = isinstance(checkpoint, Checkpoint)
         id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_moment(checkpoint)
@@ -232,7 +267,7 @@ class Session:
         return reached
 
     async def undo(self) -> Checkpoint:
-        """Roll back to the latest checkpoint and remove it, so that the next call goes further back."""
+        """Roll back to the latest checkpoint and remove it, so that the next call goes further back. Return that checkpoint."""
         checkpoint = await self.rollback()
         await self._interpreter.timeline.drop(self.session_id, checkpoint.id)
         return checkpoint
@@ -241,7 +276,11 @@ class Session:
         """Return new sessions that continue from here, each with its own variables and files in /mnt/data, and with the same packages.
 
         Together they have the limits of one session, and share /tmp. Their cells take turns: while one runs, processes of the others stand
-        still. With `reseed` each draws other random numbers. All branches are made, or none.
+        still. All branches are made, or none.
+
+        Args:
+            count: How many, 1 to 64.
+            reseed: Let each draw other random numbers.
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
@@ -257,15 +296,21 @@ class Session:
         return variables_of(answer(await self.run_own("variables")))
 
     async def complete(self, code: str, cursor: int) -> Completions:
-        """Return IPython's completions of a text at a position in it."""
+        """Return IPython's completions of a text at a position, counted in characters from its beginning."""
         return completions_of(answer(await self.run_own("complete", code, cursor)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
-        """Return what IPython shows of the name at a position in a text, from `detail` 1 on with its source; None if it is not known."""
+        """Return what IPython shows about the name at a position in a text, or None if the name is unknown.
+
+        `detail` 1 adds the source.
+        """
         return inspection_of(answer(await self.run_own("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
-        """Return how the session fares. One that does not answer in time is not responsive; its cells are left alone."""
+        """Return how the session is doing.
+
+        If it does not answer within `timeout` seconds it is not responsive; its cells are left alone.
+        """
         isolation = await self._interpreter.isolation()
         started = time.perf_counter()
         try:
@@ -285,7 +330,7 @@ class Session:
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """Install packages and return the result. A requirement that is met installs nothing.
 
-        NotSupportedError is raised if the session reaches no package index.
+        Raise NotSupportedError if the session reaches no package index.
         """
         result = await self._install(*requirements, timeout=timeout)
         if result.success:
@@ -318,7 +363,10 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Return whether this session has a capability, by name, that not every endpoint has. `install` may be found out by trying."""
+        """Return whether this session has a capability that not every endpoint has, by its name.
+
+        `install` may be found out by a cell that tries to reach the package index.
+        """
         if capability in _FROM_PLAIN_CODE:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
@@ -326,19 +374,19 @@ class Session:
         return answer(await self.run_own("reach", _PACKAGE_INDEX)) is True
 
     def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
-        """Note a cell as it is sent, and return a function that notes its result."""
+        """Note a cell as it is sent. Return a function that notes its result and returns it."""
         number = self.history.begin(take_out_of_fences(code) if sanitize and isinstance(code, str) else str(code))
         return lambda result: self.history.end(number, result)
 
     def __repr__(self) -> str:
-        return "<Session>"  # its name is a secret: whoever has it owns the session
+        return "<Session>"  # its name is a secret: it gives access to the session
 
 
 class Branch(Session):
     """A session that continues from the state of another. It ends with `close`, or with its block."""
 
     async def close(self) -> None:
-        """End it, with its background processes, if it is still there. The session that it came from stays."""
+        """End the branch with its background processes, if it still exists. The session that it came from stays."""
         if not self._interpreter.is_closed:
             with contextlib.suppress(NotFoundError):
                 await self._interpreter.delete_session(self.session_id)

@@ -1,4 +1,4 @@
-"""Moves files between this machine and the sessions of an endpoint."""
+"""Transfers of files between this machine and the sessions of an endpoint."""
 
 import asyncio
 import contextlib
@@ -17,19 +17,18 @@ from .host_files import replacing
 from .http import SessionsHttpClient, decoded
 
 FILES_PATH = "files"
-_RANGE = 8 << 20
+_RANGE = 8 << 20  # bytes of one part: `save` holds no more in memory
 
 
 class SessionFiles:
-    """List, upload, download and delete the files of all sessions of an endpoint, in one api-version."""
+    """The files of all sessions of an endpoint, in one api-version: list, upload, download and delete them."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
-        """Use the given client."""
         self._http = http
         self._dialect = version.dialect
 
     async def upload(self, session_id: str, name: str, data: object) -> RemoteFile:
-        """Write a file into /mnt/data."""
+        """Write a file into /mnt/data and return its description. A file on this machine is read while it is sent."""
         folder, name = checked_path(name)
         content = checked_data(data)
         size = content.stat().st_size if isinstance(content, Path) else len(content)
@@ -50,7 +49,7 @@ class SessionFiles:
         return decoded(response, self._dialect.decode_files)
 
     async def download(self, session_id: str, name: str) -> bytes:
-        """Return a file's content, whose parts are of one version."""
+        """Return a file's content. All its parts are of one version."""
         parts: list[bytes] = []
         async for offset, data in self._parts(session_id, name):
             if offset == 0:
@@ -59,9 +58,9 @@ class SessionFiles:
         return b"".join(parts)
 
     async def save(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine, which is replaced whole or not at all, and return its size.
+        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all.
 
-        No more than a part is held in memory.
+        No more than one part of 8 MB is held in memory, if the endpoint supports range requests.
         """
         size = 0
         with replacing(path) as file:
