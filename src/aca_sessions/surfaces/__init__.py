@@ -1,1 +1,1 @@
-"""How people and models arrive. Thin: translate, call, translate back."""
+"""The integrations: adapters for frameworks and tools. Each is thin: it translates a call, makes it, and translates the result."""

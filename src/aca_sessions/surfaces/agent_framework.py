@@ -14,7 +14,7 @@ _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook 
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
-    """`execute_python` over a session; its images come as content beside its text."""
+    """Return `execute_python` over a session, as a tool. Images are content beside its text."""
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
@@ -24,27 +24,36 @@ def execute_tool(session: ModelSession) -> FunctionTool:
 
 
 class PythonSessionProvider(ContextProvider):
-    """Gives an agent `execute_python`, with one session for each of its conversations.
+    """A provider that gives an agent `execute_python`, with one session for each of its conversations.
 
-    The session's name is kept in the conversation's own state, so a conversation that is stored and loaded goes on where it was.
+    The session's name is kept in the conversation's own state. So a conversation that is stored and loaded again continues with its
+    session.
     """
 
     def __init__(
         self, pool: SessionPool | None = None, *, settings: Settings | None = None, max_output: int = 10_000, source_id: str = "python"
     ) -> None:
-        """Uses the given pool, which stays its owner's, or opens what the settings say at its first call."""
+        """Use the given pool, which the caller closes, or open the one that the settings describe at the first call.
+
+        Args:
+            pool: The pool of sessions.
+            settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
+                environment.
+            max_output: About how many characters of a result a model reads.
+            source_id: The provider's name in Agent Framework.
+        """
         super().__init__(source_id)
         self._sessions = ModelSession(pool, settings=settings, max_output=max_output)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
-        """Adds the tool over this conversation's session."""
+        """Add the tool over this conversation's session."""
         del agent, session
         name = state.setdefault("session_id", f"conversation-{uuid.uuid4()}")
         context.extend_instructions(self.source_id, _INSTRUCTIONS)
         context.extend_tools(self.source_id, [execute_tool(self._sessions.for_session(name))])
 
     async def close(self) -> None:
-        """Ends the pool if the provider opened it."""
+        """Close the pool if the provider opened it."""
         await self._sessions.close()
 
     async def __aenter__(self) -> Self:

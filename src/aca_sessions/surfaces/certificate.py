@@ -1,4 +1,4 @@
-"""A certificate of the server's own, for clients that take nothing but https; made once and kept."""
+"""A self-signed certificate of the server, for clients that accept only https. It is made once and kept."""
 
 import ipaddress
 import os
@@ -12,12 +12,15 @@ from cryptography.x509.oid import NameOID
 
 from ..errors import ConfigurationError
 
-_DAYS = 825  # what clients take of a certificate that no authority signed
+_DAYS = 825  # the longest validity that clients accept of a certificate that no authority signed
 _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """The certificate in a folder and its key; they are made there if they are missing or end soon."""
+    """Return the paths of the certificate and its key in a folder. Make both if one is missing or the certificate ends within a day.
+
+    Raise ConfigurationError if the folder cannot be used.
+    """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command line: run a cell, serve sessions, look at this host's isolation."""
+"""The command line: run a cell, serve sessions, report this host's isolation. Each command imports what it needs when it runs."""
 
 import argparse
 import asyncio
@@ -19,12 +19,12 @@ from .mcp import command as mcp_command
 from .standard_streams import flush, output_problem, prepare, silence, tell
 
 _FAILED, _UNUSABLE = 1, 2
-_BROKEN_PIPE = 128 + 13  # as shells say it; not every system has the signal
+_BROKEN_PIPE = 128 + 13  # a shell's exit code for SIGPIPE, which not every system has
 _MOST_SESSIONS = 100_000
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, carries it out and exits with its status."""
+    """Run the command of a command line and exit with its status: 2 if it could not be carried out, 130 after Ctrl-C."""
     try:
         status = _act(arguments)
         flush()
@@ -43,8 +43,9 @@ def _act(arguments: Sequence[str] | None) -> int:
     prepare()
     try:
         options = _parser().parse_args(arguments)
-    except SystemExit as ended:  # help, or what cannot be parsed: argparse has said it
+    except SystemExit as ended:  # after --help, or an error that argparse has printed
         return cast(int, ended.code)
+    # A program that calls `main` with arguments of its own has its own command line, which must not be started anew.
     if arguments is None:
         keys.hide()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -53,10 +54,10 @@ def _act(arguments: Sequence[str] | None) -> int:
 
 
 def _output_failed(error: OSError) -> int:
-    """Return the exit code when standard output cannot be written; anything else is a bug, and raised."""
+    """Return the exit code if standard output cannot be written. Raise any other error again: it is a bug."""
     problem = output_problem()
     if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
-        return _BROKEN_PIPE  # nobody reads on
+        return _BROKEN_PIPE  # the reader is gone
     if problem is None:
         raise error
     tell(f"aca-sessions: standard output cannot be written: {problem.strerror}")

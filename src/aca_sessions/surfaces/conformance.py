@@ -1,6 +1,6 @@
-"""`aca-sessions conformance`: asks any endpoint what its API answers, beside what ours does, and writes a report.
+"""`aca-sessions conformance`: ask any endpoint what its API answers, compare that with ours, and write a report.
 
-It settles what is not known of the real service (docs/azure-fidelity.md) for whoever owns a pool. It speaks 2025-10-02-preview.
+It finds out what is not known of the real service (docs/azure-fidelity.md), for owners of a pool. It speaks 2025-10-02-preview.
 """
 
 import json
@@ -21,7 +21,7 @@ _PNG = "data of an image"
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One question, what our server answers, and what this endpoint did."""
+    """One question, the answer of our server, and the answer of this endpoint."""
 
     question: str
     expected: object
@@ -29,7 +29,7 @@ class Observation:
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are the same."""
+        """Return whether both answers are the same."""
         return self.expected == self.observed
 
 
@@ -53,7 +53,7 @@ VALUES: dict[str, tuple[str, object]] = {
 
 
 async def examine(settings: Settings, report: Path | None) -> bool:
-    """Prints each observation, writes all to the report, and answers whether all agree."""
+    """Print each observation and write all of them to the report, if one is wanted. Return whether all answers agree."""
     session = f"conformance-{uuid.uuid4()}"
     async with open_http(settings) as http:
         observations = [await _value(http, session, question) for question in VALUES]

@@ -1,7 +1,8 @@
-"""The connections of a server: so many at a time, and none that keeps its place by being slow.
+"""The connections of a server: a limited number, none of which keeps its place by being slow.
 
-A client that reaches the port can open connections without a key. uvicorn limits the size of a head and the time between two requests, but
-waits forever for the first head, for a body, and for a client that does not read. So a few hundred silent connections take all descriptors.
+A client that reaches the port can open connections without a key. uvicorn limits the size of a head and the time between two requests. But
+it waits forever for the first head, for a body, and for a client that does not read. So a few hundred silent connections take all
+descriptors.
 """
 
 import contextlib
@@ -27,22 +28,22 @@ from ..errors import ServiceError
 from ..hosting import KNOWS_KEY
 
 _MOST = 4096
-_SHARE = 4  # of this process's descriptors a quarter is for connections: each session takes ten, each transfer one
-_BEYOND = 32  # connections over the limit, which are refused in words, and as many that are being closed
+_SHARE = 4  # connections get a quarter of this process's descriptors: each session takes ten, each transfer one
+_BEYOND = 32  # connections over the limit that get an answer (503), and as many that are being closed
 _LOG_SECONDS = 60.0
 _logger = logging.getLogger("aca_sessions")
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Limit how slow a client may be. The time until an answer begins has no limit: cells run for minutes.
+    """Limits on how slow a client may be. The time until an answer begins has no limit: cells run for minutes.
 
     Args:
         head: Seconds for the head of a request, from the start of the connection or the end of the last answer.
         body: Seconds in which `body_bytes` of a body must come.
         body_bytes: The least that must come in that time.
-        answer: Seconds in which a client must take something of an answer that waits for it. deploy/nginx.conf lets its clients
-            pause for as long.
+        answer: Seconds in which a client must take something of an answer that waits for it. deploy/nginx.conf lets its clients pause for
+            as long.
         unread_bytes: The most of all answers together that may wait in this process's memory for their clients.
     """
 
@@ -58,7 +59,7 @@ PACE = Pace()
 
 def most_connections() -> int:
     """Return how many connections this process can have and still serve sessions."""
-    import resource  # servers run on Linux; commands that reach one run elsewhere too, and import this
+    import resource  # not on Windows, where commands that reach a server run too and import this module
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, soft // _SHARE))
@@ -78,17 +79,17 @@ class Place:
 
     @property
     def is_open(self) -> bool:
-        """Whether its descriptor is still in use."""
+        """Return whether its descriptor is still in use."""
         return self._socket.fileno() == self.number
 
     @property
     def phase(self) -> str:
-        """Return what it waits for."""
+        """Return what it waits for: see `Connection.phase`."""
         return self.protocol.phase if self.protocol is not None else "head"
 
     @property
     def knows_key(self) -> bool:
-        """Whether its latest request brought the key."""
+        """Return whether its latest request had the key."""
         return self.protocol is not None and self.protocol.knows_key
 
     @property
@@ -97,7 +98,7 @@ class Place:
         return self.protocol.transport.get_write_buffer_size() if self.protocol is not None else 0
 
     def is_too_slow(self, now: float, pace: Pace) -> bool:
-        """Compare its progress with the limits since it was last asked."""
+        """Return whether it has made too little progress for longer than the limits allow. Progress is measured from call to call."""
         phase, protocol = self.phase, self.protocol
         mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "answer" else 0)
         received = protocol.received if protocol is not None else 0
@@ -110,27 +111,28 @@ class Place:
         return phase in limits and elapsed >= limits[phase]
 
     def close(self) -> None:
-        """End it at once, whatever is still to be sent."""
+        """Close it at once, whatever is still to be sent."""
         if self.protocol is not None:
             self.protocol.transport.abort()
             return
-        with contextlib.suppress(OSError):  # its client was quicker
-            self._socket.shutdown(socket.SHUT_RDWR)  # asyncio reads the end, and closes it
+        with contextlib.suppress(OSError):  # the client has closed it already
+            self._socket.shutdown(socket.SHUT_RDWR)  # asyncio reads the end of the stream and closes the socket
 
     def _waiting(self) -> int:
-        """Return how many bytes of an answer the client has not taken, those in the kernel included.
+        """Return how many bytes of an answer the client has not taken, including those in the kernel.
 
         The kernel takes more from us only once a third of its buffer is free, which may be megabytes: a slow reader would look idle.
         """
         import fcntl
         import termios
 
+        # The bytes in the socket's send queue (SIOCOUTQ, tcp(7)).
         left = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0\0\0\0")
         return self.unread + int(struct.unpack("i", left)[0])
 
 
 class Connections(ServerState):
-    """All connections of a server. When there is no room, the one to close is found among those that wait for a stranger."""
+    """All connections of a server. If the limit is reached, one that waits for its client is closed."""
 
     def __init__(self, pace: Pace, most: int) -> None:
         super().__init__()
@@ -142,12 +144,15 @@ class Connections(ServerState):
 
     @property
     def can_take(self) -> bool:
-        """Whether another connection can be accepted in this turn of the event loop: closed ones free their descriptor in the next."""
+        """Return whether another connection can be accepted in this turn of the event loop.
+
+        Closed connections free their descriptors in the next turn.
+        """
         self._closing = [place for place in self._closing if place.is_open]
         return len(self._closing) < _BEYOND
 
     def take(self, accepted: socket.socket, address: object) -> bool:
-        """Give a new connection a place, if need be that of another. Return False if all others are at work."""
+        """Give a new connection a place, if need be that of another one. Return False if all others are at work."""
         if len(self._places) >= self.most:
             self._places = {number: place for number, place in self._places.items() if place.is_open}
         if len(self._places) >= self.most and not self.close_one() and len(self._places) >= self.most + _BEYOND:
@@ -160,7 +165,10 @@ class Connections(ServerState):
         return self._places.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
-        """Close the connection that is missed least among those that do nothing for a caller. A stranger could ask and never read."""
+        """Close the least important connection among those that do no work for a caller. Return False if there is none.
+
+        Unauthenticated clients count as idle while they take an answer: they could send a request and never read.
+        """
         waiting = [place for place in self._places.values() if place.phase == "head" or (place.phase == "answer" and not place.knows_key)]
         if not self._close_least_missed(waiting, lambda _place: 1):
             return False
@@ -170,14 +178,14 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections until their unread answers have room. A single one may be larger."""
+        """Close connections until the unread answers are within the limit. A single unread answer may exceed it."""
         waiting = [place for place in self._places.values() if place.unread]
         while len(waiting) > 1 and sum(place.unread for place in waiting) > self._pace.unread_bytes:
             self._close_least_missed(waiting, lambda place: place.unread)
             waiting = [place for place in waiting if place.unread]
 
     def close_slow(self) -> None:
-        """Close every connection that is slower than it may be."""
+        """Close every connection that is slower than the limits allow."""
         now = time.monotonic()
         for number, place in [*self._places.items()]:
             if not place.is_open:
@@ -186,7 +194,14 @@ class Connections(ServerState):
                 self._close(place)
 
     def _close_least_missed(self, waiting: list[Place], weight: Callable[[Place], int]) -> bool:
-        """Close one that is open: without the key, of the address that has most, the oldest. Return False if there is none."""
+        """Close an open connection: first one without the key, then one of the address with the largest share, then the oldest.
+
+        Return False if none is open.
+
+        Args:
+            waiting: The connections to choose from.
+            weight: Returns how much a connection adds to the share of its address.
+        """
         open_ones = [place for place in waiting if place.is_open]
         shares = Counter[str]()
         for place in open_ones:
@@ -203,12 +218,12 @@ class Connections(ServerState):
 
 
 class Listener(socket.socket):
-    """A listening socket that accepts what there is a place for."""
+    """A listening socket that accepts a connection only if there is a place for it."""
 
     connections: Connections | None = None
 
     def accept(self) -> "tuple[socket.socket, Any]":
-        """Accept a connection, as asyncio calls it: BlockingIOError makes it come back in the next turn of its loop."""
+        """Accept a connection. asyncio calls this; after a BlockingIOError it calls again in the next turn of its loop."""
         connections = self.connections
         if connections is None:
             return super().accept()
@@ -217,6 +232,7 @@ class Listener(socket.socket):
         try:
             accepted, address = super().accept()
         except OSError as error:
+            # No descriptor is left (accept(2)): asyncio would stop listening for a second, so one is freed instead.
             if error.errno in (errno.EMFILE, errno.ENFILE) and connections.close_one():
                 raise BlockingIOError from error
             raise
@@ -248,23 +264,23 @@ class Connection(H11Protocol):
 
     @property
     def knows_key(self) -> bool:
-        """Whether its latest request brought the key."""
+        """Return whether its latest request had the key."""
         return self.scope is not None and KNOWS_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Take its place."""
+        """Connect this protocol to the connection's place."""
         super().connection_made(transport)
         place = self.server_state.place_of(transport) if isinstance(self.server_state, Connections) else None
         if place is not None:
             place.protocol = self
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes."""
+        """Count the bytes that arrive."""
         self.received += len(data)
         super().data_received(data)
 
     async def _answer_or_break_off(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Close the connection when an answer cannot be completed: the client sees that the rest is missing."""
+        """Answer a request, and close the connection if the answer cannot be completed. The client then sees that the rest is missing."""
         try:
             await self._answer(scope, receive, partial(self._send_within_limit, send))
         except ServiceError as error:
@@ -273,17 +289,18 @@ class Connection(H11Protocol):
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of an answer, and make room if it stays in memory."""
+        """Send a part of an answer. If it stays in this process's memory, make room for it."""
         await send(event)
         if self.transport.get_write_buffer_size() and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
 
 
 def _network(address: object) -> str:
-    """Return what one client has: an IPv4 address, or the /64 of an IPv6 address; of a socket file all clients are one."""
+    """Return the network of one client: an IPv4 address, or the /64 of an IPv6 address. All clients of a socket file are one."""
     match address:
         case (str(host), *_) if ":" in host:
             six = ipaddress.IPv6Address(host.partition("%")[0])
+            # A provider usually gives each customer a whole /64, so its addresses count as one client.
             return str(six.ipv4_mapped or ipaddress.IPv6Network((int(six), 64), strict=False))
         case (str(host), *_):
             return host

@@ -1,16 +1,16 @@
-"""Where the command line finds its sessions."""
+"""Settings of the commands: where they find their sessions."""
 
 from ..errors import ConfigurationError
 from ..settings import Settings
 
 
 def settings_at(endpoint: str | None) -> Settings:
-    """The settings, with an Endpoint in the place of theirs."""
+    """Return the settings. If an endpoint is given, it replaces theirs."""
     return Settings(**({"Endpoint": endpoint} if endpoint else {}))
 
 
 def lasting(endpoint: str | None, what: str) -> Settings:
-    """The same for what makes sense only where sessions outlive a command."""
+    """Return the settings for a command that needs sessions which outlive it. Raise ConfigurationError if they name no Endpoint."""
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(

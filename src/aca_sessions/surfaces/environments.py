@@ -1,4 +1,4 @@
-"""`aca-sessions env`: environments of their own for sessions, made, listed and removed by name."""
+"""`aca-sessions env`: create, list and remove Python environments for sessions, by name."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 
 
 async def create(options: argparse.Namespace) -> int:
-    """Makes one, and says how to use it."""
+    """Create an environment and print how to use it."""
     from ..connect import environments
     from ..settings import Settings
 
@@ -24,7 +24,7 @@ async def create(options: argparse.Namespace) -> int:
 
 
 async def show(_options: argparse.Namespace) -> int:
-    """One line for each."""
+    """Print one line for each environment."""
     from ..connect import environments
     from ..settings import Settings
 
@@ -34,7 +34,7 @@ async def show(_options: argparse.Namespace) -> int:
 
 
 async def remove(options: argparse.Namespace) -> int:
-    """Removes one."""
+    """Remove an environment."""
     from ..connect import environments
     from ..settings import Settings
 
@@ -43,7 +43,7 @@ async def remove(options: argparse.Namespace) -> int:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command and its own commands."""
+    """Add the command and its subcommands."""
     env = commands.add_parser("env", help="environments of their own for sessions")
     own = env.add_subparsers(required=True, metavar="create|list|remove")
     making = own.add_parser("create", help="make one of wheels; sessions use it where Sandbox:Environment names it")

@@ -1,4 +1,4 @@
-"""What models send, brought into shape or refused in words that let them correct it."""
+"""Checks of what models send. An error is worded so that the model can correct its call."""
 
 import base64
 import json
@@ -15,7 +15,8 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_code(code: object) -> CodeError | None:
-    """Why this is no code, if it is none. A framework may have made text of a missing value."""
+    """Return the error if this is not code, or None."""
+    # A framework may have turned a missing argument into text.
     if not isinstance(code, str) or code.strip() in ("None", "null"):
         return CodeError("ValueError", "the argument 'code' is missing: send the Python source text")
     if len(code) > _MOST_CODE:
@@ -24,7 +25,7 @@ def checked_code(code: object) -> CodeError | None:
 
 
 def checked_files(files: object) -> Files | CodeError:
-    """Names and contents. The mapping may come as JSON text, binary contents as data URIs."""
+    """Return the names and contents of files, or the error. The mapping may be JSON text, and binary contents may be data URIs."""
     if isinstance(files, str):
         try:
             files = json.loads(files)

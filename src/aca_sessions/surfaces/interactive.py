@@ -1,4 +1,4 @@
-"""One session for scripts and notebooks, without `await`: its event loop runs in a thread, and calls may come from any other."""
+"""One session for scripts and notebooks, without `await`. Its event loop runs in a thread of its own, and any other thread may call it."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -31,12 +31,12 @@ OnText = Callable[[str], object]
 
 
 class InteractiveSession:
-    """Run cells and move files in one session without `await`, in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
+    """A session that runs cells and keeps files without `await`, in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
 
     In a process that is forked from the one that opened it, its methods raise ForkedProcessError, and closing it does nothing.
     """
 
-    _name = "InteractiveSession"  # in errors and warnings: the class that the user has
+    _name = "InteractiveSession"  # the class that errors and warnings name
 
     def __init__(
         self,
@@ -47,7 +47,15 @@ class InteractiveSession:
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Prepare a session; `open` starts it. Cells without a time limit of their own get `timeout`, by default the endpoint's."""
+        """Prepare a session, which `open` starts.
+
+        Args:
+            settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
+            policy: Limits and network of the embedded sandbox.
+            endpoint: The URL of a server, in place of the one in the settings.
+            session_id: The session's name, by default a new one.
+            timeout: The time limit in seconds of cells that set none, by default the endpoint's.
+        """
         opening = open_pool(settings, policy=policy, endpoint=endpoint, spares=0)
         self._opening: Callable[[], AbstractAsyncContextManager[Session]] = partial(_leased, opening, session_id)
         self._timeout = timeout
@@ -59,13 +67,20 @@ class InteractiveSession:
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
-        """Return an object for a session that may exist already, and that stays at its endpoint when this object is closed."""
+        """Return an object for a session that may exist already. Closing the object leaves the session at its endpoint.
+
+        Args:
+            session_id: The session's name.
+            settings: Where sessions run.
+            endpoint: The URL of a server, in place of the one in the settings.
+            timeout: The time limit in seconds of cells that set none, by default the endpoint's.
+        """
         joined = cls(settings, endpoint=endpoint, timeout=timeout)
         joined._opening = partial(_joined, open_interpreter(settings, endpoint=endpoint), session_id)
         return joined
 
     def open(self) -> Self:
-        """Start the session, if it is not open."""
+        """Start the session, unless it is open. Return this object."""
         if self._opened is None:
             with ExitStack() as stack:
                 portal = stack.enter_context(LoopThread())
@@ -75,7 +90,7 @@ class InteractiveSession:
         return self
 
     def close(self) -> None:
-        """End the session, and interrupt cells that run in other threads. In a forked process this does nothing."""
+        """End the session, and interrupt cells that run in other threads. In a forked process do nothing."""
         self._opened = None
         if not self._owner.is_here:
             self._running.clear()
@@ -101,11 +116,11 @@ class InteractiveSession:
         Args:
             code: The source text.
             libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
-            timeout: The time limit in seconds.
+            timeout: The time limit in seconds, by default the session's.
             on_stdout: Called in this thread with what the cell writes while it runs.
             on_stderr: The same for its standard error.
-            on_input: Called in this thread with the prompt of `input()`; returns the line.
-            transactional: Undo the cell if it fails, runs too long or is killed. `state` says if that was not possible.
+            on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
         """
         if libraries and not (installed := self._call(lambda session: session.install_missing(*libraries))).success:
             return installed
@@ -122,14 +137,21 @@ class InteractiveSession:
         raise ACASessionsError("the session was closed while this cell ran")
 
     def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
-        """Run a cell and return its events, for a `for` loop; the last one is its result. Leaving the loop early interrupts the cell."""
+        """Run a cell and return its events, for a `for` loop. The last event is its result. Leaving the loop early interrupts the cell.
+
+        Args:
+            code: The source text.
+            timeout: The time limit in seconds, by default the session's.
+            on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails, runs too long or is killed.
+        """
         limit = self._timeout if timeout is None else timeout
         cell = LiveCell(*self._live(), code, timeout=limit, on_input=on_input, transactional=transactional)
         self._track(cell.following)
         return cell
 
     def interrupt(self) -> None:
-        """Interrupt the cell that another thread runs here. It gets its result; variables are kept if Python could stop it."""
+        """Interrupt the cell that another thread runs here. It gets its result. Variables are kept if Python could stop it."""
         self._call(lambda session: session.interrupt())
 
     def reset(self) -> None:
@@ -153,7 +175,7 @@ class InteractiveSession:
         return self._call(lambda session: session.execute_command(command, timeout=timeout))
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Keep variables and files in /mnt/data as they are now; SnapshotError says what is in the way."""
+        """Keep variables and files in /mnt/data as they are now, and return the checkpoint. SnapshotError names what prevents that."""
         return self._call(lambda session: session.checkpoint(name))
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -161,9 +183,9 @@ class InteractiveSession:
         return self._call(lambda session: session.checkpoints())
 
     def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Return variables and files to a checkpoint, by default the latest, which stays. End background processes.
+        """Return variables and files to a checkpoint, by default the latest, and end background processes. The checkpoint stays.
 
-        A text is taken as a checkpoint's name first, then as its id.
+        A text is looked up as a checkpoint's name first, then as its id.
         """
         return self._call(lambda session: session.rollback(checkpoint))
 
@@ -175,6 +197,10 @@ class InteractiveSession:
         """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
 
         They share /tmp. Each ends with its block, or with this session.
+
+        Args:
+            count: How many, 1 to 64.
+            reseed: Let each draw other random numbers.
         """
         portal, _ = self._live()
         branches = []
@@ -191,7 +217,7 @@ class InteractiveSession:
         return self._call(lambda session: session.variables())
 
     def health(self) -> SessionHealth:
-        """Return how the session fares."""
+        """Return how the session is doing."""
         return self._call(lambda session: session.health())
 
     def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
@@ -228,7 +254,7 @@ class InteractiveSession:
         self._live()[1].write_script(path)
 
     def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
-        """Run a notebook's cells here, and report what came out differently."""
+        """Run a notebook's cells here, and return what came out differently. `timeout` is the limit of each cell in seconds."""
         return self._call(lambda session: replay(notebook, session, timeout=timeout))
 
     def __enter__(self) -> Self:
@@ -246,20 +272,20 @@ class InteractiveSession:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
     def _call(self, act: Callable[[Session], Coroutine[Any, Any, Answer]]) -> Answer:
-        """Act in the session's own thread, and pass an interrupt of the caller on to it."""
+        """Call a function in the session's own thread and return its result. An interrupt of the caller cancels the call."""
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(act, session))
         try:
             return acting.result()
         except KeyboardInterrupt:
             if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
-                portal.call(session.take_back, result)  # it arrived at the moment of the interrupt, and the caller does not get it
+                portal.call(session.take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
             raise
         except CancelledError:
             raise ACASessionsError("the session was closed while this call waited") from None
 
     def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
-        """Have closing the session cancel this."""
+        """Let closing the session cancel this call."""
         self._running.add(acting)
         acting.add_done_callback(self._running.discard)
         return acting

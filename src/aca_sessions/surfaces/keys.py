@@ -1,4 +1,4 @@
-"""The keys of servers: from a file or the environment, and out of the list of processes, which everybody on a machine can read."""
+"""The keys of servers: read from a file or the environment, and kept out of the command line, which every user of a machine can read."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the key of callers."""
+    """Add the options for the key of callers."""
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"holds the key of callers; else ${API_KEY}, else one is made")
     keys.add_argument(
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def api_key(options: argparse.Namespace) -> str | None:
-    """Return the key that was given, if one was."""
+    """Return the key that the options give, or None. Raise ConfigurationError if its file cannot be read or holds no key."""
     file: Path | None = options.api_key_file
     if file is None:
         given: str | None = options.api_key or None
@@ -37,7 +37,10 @@ def api_key(options: argparse.Namespace) -> str | None:
 
 
 def hide() -> None:
-    """Start this program anew if its command line holds a key: it then gets the key by its environment, which only its user can read."""
+    """Start this program anew if its command line holds a key.
+
+    The key is then in its environment, which only its user can read (proc(5)).
+    """
     arguments, variables = [], dict(os.environ)
     words = iter(sys.orig_argv[1:])
     for word in words:

@@ -1,4 +1,4 @@
-"""A cell that runs in a session's own thread, followed from any other thread without `await`."""
+"""An execution that is followed without `await`, from any thread but the session's own."""
 
 import contextlib
 import queue
@@ -15,7 +15,7 @@ OnInput = Callable[[str], "str | None"]
 
 
 class LiveCell:
-    """A cell's events for a thread that waits for them, the last one its result; whoever stops before that interrupts the cell."""
+    """The events of a cell, for a thread that waits for them. The last one is its result. Leaving the loop earlier interrupts the cell."""
 
     def __init__(
         self,
@@ -27,7 +27,16 @@ class LiveCell:
         on_input: OnInput | None,
         transactional: bool = False,
     ) -> None:
-        """Starts the cell. `on_input` answers what it asks; None from it is an EOFError in the cell."""
+        """Start the cell.
+
+        Args:
+            portal: The event loop of the session.
+            session: The session.
+            code: The source text.
+            timeout: The time limit in seconds, by default the endpoint's.
+            on_input: Returns the line for a prompt of `input()`, or None for an EOFError in the cell.
+            transactional: Undo the cell if it fails.
+        """
         self._owner = Owner("the cell")
         self._portal = portal
         self._session = session
@@ -38,7 +47,7 @@ class LiveCell:
         self.following = portal.start_task_soon(self._follow, code, timeout, transactional)
 
     def cancel(self) -> None:
-        """Interrupts the cell, whose events go on to its result. Waits for nothing: a handler of signals may call it."""
+        """Interrupt the cell, whose events continue up to its result. Do not block: a signal handler may call this."""
         self._cancelled = True
         if self._execution is not None:
             self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
@@ -61,7 +70,7 @@ class LiveCell:
                 self._take_back_unread()
 
     def _take_back_unread(self) -> None:
-        """Take back a result that is not read any more, so that the next one reports the same."""
+        """Take back a result that is not read any more, so that the next result reports the same again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()
@@ -71,7 +80,7 @@ class LiveCell:
     async def _follow(self, code: str, timeout: float | None, transactional: bool) -> None:
         ended = False
         try:
-            # What it asks is answered where the events are read, in the caller's thread: here it would hold up the loop.
+            # `on_input` only announces that input is answered. It is called in the caller's thread: here it would block the loop.
             started = await self._session.start(code, timeout=timeout, on_input=self._on_input, transactional=transactional)
             self._execution = started.answering(None)
             if self._cancelled:
@@ -79,6 +88,7 @@ class LiveCell:
             async for event in self._execution.events():
                 ended = event.kind == "result"
                 self._events.put(event)
+                # The reader left before this was in the queue, so it did not take it back.
                 if self._left and event.result is not None:
                     self._session.take_back(event.result)
         except Exception as error:

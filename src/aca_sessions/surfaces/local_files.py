@@ -7,7 +7,7 @@ from ..errors import InvalidArgumentError
 
 
 def read_below(folder: Path, name: str) -> bytes:
-    """The content of a file below a folder."""
+    """Return the content of a file below a folder. Raise InvalidArgumentError if it cannot be read or lies outside."""
     path = _below(folder, name)
     try:
         return path.read_bytes()
@@ -16,7 +16,10 @@ def read_below(folder: Path, name: str) -> bytes:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
-    """Write a file below a folder, which is made with its parents, and return its path. What is there is replaced whole or not at all."""
+    """Write a file below a folder, which is created with its parents, and return its path.
+
+    An existing file is replaced whole or not at all.
+    """
     path = _below(folder, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +31,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """The path, with every link in it followed: a link that leads out does so as much as '..' does."""
+    """Return the path with every link resolved: a link can lead out of the folder, as '..' can. Raise InvalidArgumentError if it does."""
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):

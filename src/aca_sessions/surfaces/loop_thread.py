@@ -8,14 +8,13 @@ from anyio.from_thread import BlockingPortal
 
 
 class LoopThread:
-    """Runs a portal's event loop in a thread, for the block.
+    """A portal whose event loop runs in a thread, for the block.
 
-    Unlike `anyio.from_thread.start_blocking_portal` it is not a generator: Python closes forgotten generators, and in a process that was
-    forked from this one, which has no such thread, that would wait forever.
+    It is not a generator, unlike `anyio.from_thread.start_blocking_portal`: Python closes forgotten generators. In a process that was
+    forked from this one, which has no such thread, closing would wait forever.
     """
 
     def __init__(self) -> None:
-        """Starts nothing yet."""
         self._started: Future[BlockingPortal] = Future()
         self._thread = Thread(target=self._work, daemon=True, name="aca-sessions-loop")
 
@@ -34,7 +33,7 @@ class LoopThread:
         except BaseException as error:
             if self._started.done():
                 raise
-            self._started.set_exception(error)  # no descriptor is left for a loop, for example
+            self._started.set_exception(error)  # for example: no descriptor is left for a loop
 
     async def _run(self) -> None:
         async with BlockingPortal() as portal:

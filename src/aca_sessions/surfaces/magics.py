@@ -1,6 +1,6 @@
-"""Notebooks: `%%session` runs a cell in an isolated session, `%session_files` and `%session_reset` look after it.
+"""Notebook magics: `%%session` runs a cell in an isolated session; `%session_files` and `%session_reset` manage it.
 
-IPython does not await magics, and the notebook has a loop of its own: ours runs in a thread behind a portal.
+IPython does not await magics, and the notebook has a loop of its own. So ours runs in a thread behind a portal.
 """
 
 import atexit
@@ -34,7 +34,7 @@ _DEFAULT = "notebook"
 
 
 def load(shell: object) -> None:
-    """Registers the magics; sessions are opened by the first of them."""
+    """Register the magics. The first one that is used opens the sessions."""
     if isinstance(shell, InteractiveShell):
         shell.register_magics(SessionMagics(shell))
 
@@ -48,10 +48,9 @@ def _seconds(text: str) -> float:
 
 @magics_class
 class SessionMagics(Magics):
-    """Sessions by name, over one pool for the notebook."""
+    """Magics for sessions by name, over one pool for the notebook."""
 
     def __init__(self, shell: InteractiveShell) -> None:
-        """Opens nothing yet."""
         super().__init__(shell)
         self._stack = ExitStack()
         self._opened: tuple[BlockingPortal, SessionPool] | None = None
@@ -94,7 +93,7 @@ class SessionMagics(Magics):
         portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
 
     def _in_session(self, name: str, act: Callable[[Session], Awaitable[Answer]]) -> Answer:
-        """Acts in a session, and takes an interrupt of the notebook on to it."""
+        """Call a function in a session and return its result. An interrupt of the notebook cancels the call."""
         portal, pool = self._open()
 
         async def lease() -> Answer:
@@ -133,7 +132,7 @@ def _content(path: Path) -> bytes:
 
 
 def _show(result: CodeExecutionResult, html: Html) -> None:
-    """As the notebook shows its own cells. IPython at a terminal prints the same texts."""
+    """Show a result as the notebook shows its own cells. IPython at a terminal prints the same texts."""
     print(for_terminal(result.stdout), end="")
     print(for_terminal(result.stderr), end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
     for shown in result.displays:

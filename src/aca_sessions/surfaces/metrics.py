@@ -1,4 +1,4 @@
-"""`aca-sessions serve --metrics`: the numbers of OpenTelemetry's instruments in Prometheus's text."""
+"""`aca-sessions serve --metrics`: the numbers of OpenTelemetry's instruments in Prometheus's text format."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ from ..errors import ConfigurationError
 
 
 def prometheus() -> Callable[[], bytes]:
-    """Collects from here on; what is returned says the numbers as they are when it is called."""
+    """Start to collect the numbers. Return a function that returns their current values as text.
+
+    Raise ConfigurationError if packages are missing or OpenTelemetry sends metrics elsewhere already.
+    """
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from opentelemetry.sdk.metrics import MeterProvider

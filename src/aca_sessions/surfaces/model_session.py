@@ -1,4 +1,4 @@
-"""One session as a model uses it, whatever framework calls: checked arguments, results within a budget, files for the host."""
+"""One session as a model uses it, for any framework: checked arguments, results of limited size, and files for the host program."""
 
 import asyncio
 import uuid
@@ -35,7 +35,7 @@ _NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 
 class ModelSession:
-    """A session name, leased for each call, so that calls of one turn may run at the same time and share their variables."""
+    """A session that is leased for each call. So calls of one turn may run at the same time and share their variables."""
 
     def __init__(
         self,
@@ -45,9 +45,14 @@ class ModelSession:
         settings: Settings | None = None,
         max_output: int = 10_000,
     ) -> None:
-        """Uses the given pool, which stays its owner's, or opens one; uses the given session, or one of its own.
+        """Use the given pool, which the caller closes, or open one at the first call.
 
-        A model reads at most about `max_output` characters of each result.
+        Args:
+            pool: The pool of sessions.
+            session_id: The session's name, by default a new one. `close` ends a session with a new name.
+            settings: Where sessions run, if no pool is given. By default the ACASessions section of appsettings.json and of the
+                environment.
+            max_output: About how many characters of a result a model reads.
         """
         self._source = _Source(pool, settings)
         self._session_id = session_id or f"model-{uuid.uuid4()}"
@@ -71,33 +76,38 @@ class ModelSession:
             return self._result(await session.run(str(code)))
 
     def for_session(self, session_id: str) -> Self:
-        """The same for another session: one for each conversation of a server. Closing it leaves this one open."""
+        """Return one for another session of the same pool, such as one for each conversation of a server.
+
+        Closing it leaves this one open.
+        """
         sibling = type(self)(session_id=session_id, max_output=self._max_output)
         sibling._warning.detach()
         sibling._source = self._source.shared()
         return sibling
 
     async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
-        """Copies `folder/name` of this machine into the session. For the host program: a model is not offered this."""
+        """Copy `folder/name` of this machine into the session. This is for the host program: it is not offered to a model."""
         data = await asyncio.to_thread(read_below, Path(folder), name)
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.upload_file(name, data)
 
     async def download_file(self, name: str, *, folder: str | Path) -> Path:
-        """Copies a file of the session to `folder/name` on this machine. For the host program: a model is not offered this."""
+        """Copy a file of the session to `folder/name` on this machine. This is for the host program: it is not offered to a model."""
         async with (await self._source.open()).session(self._session_id) as session:
             data = await session.download_file(name)
         return await asyncio.to_thread(write_below, Path(folder), name, data)
 
     async def list_files(self) -> list[RemoteFile]:
-        """The files in the session's /mnt/data. For the host program: a model lists them with Python."""
+        """Return the files in the session's /mnt/data. This is for the host program: a model lists them with Python."""
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.list_files()
 
     async def close(self) -> None:
-        """End the session if it is this one's own, and the pool if this opened it; it opens again when it is used again.
+        """End the session if its name is this object's own, and close the pool if this object opened it.
 
-        A pool that this opened is closed whichever event loop calls, and its sessions with it.
+        It opens again when it is used again.
+
+        A pool that this object opened is closed whichever event loop calls, and its sessions end with it.
         """
         if self._source.is_open:
             await self._source.close()
@@ -115,7 +125,7 @@ class ModelSession:
 
 
 def _refused_names(names: Iterable[str]) -> CodeError | None:
-    """Return why one of the files cannot be written, before any is."""
+    """Return why one of the files cannot be written, or None. All names are checked before any file is written."""
     try:
         for name in names:
             checked_path(name)
@@ -129,7 +139,7 @@ def _not_written(error: ACASessionsError) -> CodeError:
 
 
 class _Source:
-    """Where a plugin's sessions come from: a pool that somebody gave, or one that is opened at the first use."""
+    """The pool of a plugin: one that the caller gave, or one that is opened at the first use."""
 
     def __init__(self, pool: SessionPool | None, settings: Settings | None) -> None:
         self.pool = pool
@@ -141,7 +151,7 @@ class _Source:
         self.is_open = False
 
     def shared(self) -> "_Source":
-        """The same pool for another plugin, which does not close it."""
+        """Return the same pool for another plugin, which does not close it."""
         borrower = _Source(self.pool, self._settings)
         borrower._lender = self
         return borrower
@@ -157,7 +167,7 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether this process opened it and has not closed it."""
+        """Return whether this process opened the pool and has not closed it."""
         return self.is_open and self._owner.is_here
 
     async def close(self) -> None:

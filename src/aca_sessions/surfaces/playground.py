@@ -25,7 +25,7 @@ _LEADING_THERE = (
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command and its options; whatever else `serve` may be told is as it is where that is told nothing."""
+    """Add the command and its options. Options of `serve` that it does not have keep the defaults of `serve`."""
     own = commands.add_parser("playground", help="a page in the browser over this machine's sandbox, until Ctrl-C")
     own.set_defaults(**vars(commands.choices["serve"].parse_args([])))
     own.set_defaults(act=_open, api_key=None, cooldown=_IDLE_SECONDS)
@@ -44,7 +44,8 @@ async def _open(options: argparse.Namespace) -> int:
 
 
 def _welcome(folder: Path, endpoint: str, key: str | None, *, browse: bool) -> None:
-    """The key is behind the `#`, which is sent to nobody; the page takes it out of the address bar."""
+    """Print the address of the page, and open it in a browser if there is a display."""
+    # A browser sends the part after `#` to no server (RFC 9110, 7.1), and the page removes it from the address bar.
     address = f"{endpoint}/#key={key}"
     print(f"Playground: {address}\nCtrl-C ends it, with its sessions and their files.", flush=True)
     if browse and any(name in os.environ for name in _DISPLAYS):
@@ -52,7 +53,11 @@ def _welcome(folder: Path, endpoint: str, key: str | None, *, browse: bool) -> N
 
 
 def _show(folder: Path, address: str) -> None:
-    """By a file of this user alone: arguments of programs, the browser's among them, can be read by every user of this machine."""
+    """Open the address in a browser, by way of a file that only this user can read.
+
+    The address holds the key, and every user of this machine can read the arguments of programs, the browser's included (proc(5)).
+    """
+    # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
     file.write_text(_LEADING_THERE.format(address=html.escape(address)))
     webbrowser.open(file.as_uri())

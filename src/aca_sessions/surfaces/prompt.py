@@ -17,10 +17,10 @@ _FOR_THIS_USER = 0o600
 
 
 class Prompt:
-    """Reads cells from the terminal."""
+    """A prompt that reads cells from the terminal."""
 
     def __init__(self, history: Path | None = None) -> None:
-        """What was read is remembered in a file, or else by this object alone."""
+        """Keep what is typed in the file `history`, or only in this object if there is none."""
         self._session = PromptSession[str](
             ">>> ",
             multiline=True,
@@ -31,12 +31,12 @@ class Prompt:
         )
 
     def read(self) -> str:
-        """The next cell. Ctrl-C is a KeyboardInterrupt, and Ctrl-D where nothing is written an EOFError."""
+        """Read the next cell. Ctrl-C raises KeyboardInterrupt, and Ctrl-D on an empty prompt EOFError."""
         return self._session.prompt()
 
 
 def is_complete(code: str) -> bool:
-    """Whether a cell can be sent as it is; one that can never be made complete is, since the session says why."""
+    """Return whether a cell can be sent as it is. Code that cannot become valid counts as complete: the session reports its error."""
     lines = code.lstrip().split("\n")
     if lines[0].startswith("%%"):
         return len(lines) > 1 and not lines[-1].strip()

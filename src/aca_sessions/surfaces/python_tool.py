@@ -1,4 +1,4 @@
-"""For every framework that takes plain async methods: LangChain, OpenAI Agents, Pydantic-AI and whatever comes."""
+"""Tools for every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from .model_session import CODE, FILES, ModelSession
 class PythonTool(ModelSession):
     """A stateful Python session whose methods are tools: pass `tool.execute_python`, or both."""
 
+    # Frameworks send these docstrings to models.
     async def execute_python(self, code: Annotated[str, CODE]) -> str:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call.
 

@@ -1,4 +1,4 @@
-"""`aca-sessions doctor --endpoint`: what works at an endpoint, step by step, and what to do about the first thing that does not."""
+"""`aca-sessions doctor --endpoint`: check an endpoint step by step, and name what to do about the first step that fails."""
 
 import uuid
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ Step = Callable[[CodeInterpreter, str], Awaitable[str]]
 
 
 async def examine(settings: Settings) -> bool:
-    """Prints a line for each step; False where one failed."""
+    """Print a line for each step. Return False when one fails; later steps are not tried."""
     session = f"doctor-{uuid.uuid4()}"
     try:
         async with open_interpreter(settings) as interpreter:

@@ -12,11 +12,11 @@ from .endpoints import lasting
 from .standard_streams import standard_input
 
 _STANDARD = "-"
-_LONGEST_NAME = 4096  # all of it: `get` and `rm` take no part of a name
+_LONGEST_NAME = 4096  # names are printed whole, because `get` and `rm` need the whole name
 
 
 async def show(options: argparse.Namespace) -> int:
-    """One line for each: size, when it was changed, name."""
+    """Print one line for each file: size, time of the last change, name."""
     async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
         try:
             files = await interpreter.list_files(options.session, options.folder)
@@ -28,7 +28,7 @@ async def show(options: argparse.Namespace) -> int:
 
 
 async def get(options: argparse.Namespace) -> int:
-    """Writes one to a path on this machine, or to standard output."""
+    """Copy a file to a path on this machine, or to standard output."""
     target = None if options.target == _STANDARD else _free(options.name, options.target, force=options.force)
     async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
         session = Session(interpreter, options.session)
@@ -43,7 +43,7 @@ async def get(options: argparse.Namespace) -> int:
 
 
 async def put(options: argparse.Namespace) -> int:
-    """Sends a file of this machine, or standard input."""
+    """Copy a file of this machine, or standard input, into the session."""
     name = options.name or Path(options.source).name
     if options.source == _STANDARD and not options.name:
         raise InvalidArgumentError("standard input has no name: give one, as in `aca-sessions files put - data.csv`")
@@ -57,7 +57,7 @@ async def put(options: argparse.Namespace) -> int:
 
 
 async def remove(options: argparse.Namespace) -> int:
-    """Deletes files; those before one that is missing are deleted already."""
+    """Delete files. If one is missing, those before it are deleted already."""
     async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
         for name in options.name:
             try:
@@ -68,7 +68,7 @@ async def remove(options: argparse.Namespace) -> int:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command and its own commands."""
+    """Add the command and its subcommands."""
     own = commands.add_parser("files", help="the files of a session at an Endpoint").add_subparsers(required=True, metavar="ls|get|put|rm")
     listing = own.add_parser("ls", help="size, time and name of each")
     listing.add_argument("folder", nargs="?", default="", metavar="FOLDER")
@@ -91,7 +91,10 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _free(name: str, target: str, *, force: bool) -> Path:
-    """Where a file goes on this machine; what is there is replaced only by force, and only if it is a file."""
+    """Return the path that a file is written to on this machine. Raise InvalidArgumentError if something is there.
+
+    With `force` an existing file is accepted, but nothing else.
+    """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
     if (path.exists() or path.is_symlink()) and not (force and path.is_file()):

@@ -1,4 +1,7 @@
-"""`aca-sessions sessions`: those that an endpoint keeps. Names are secrets: only here are they told, to whoever has the key and asks."""
+"""`aca-sessions sessions`: the sessions that an endpoint keeps.
+
+Names are secrets. Only `ls` prints them, because its user has the key and asked for them.
+"""
 
 import argparse
 
@@ -7,11 +10,11 @@ from ..errors import ACASessionsError, InvalidArgumentError, ServiceError
 from ..guest_text import shown_name
 from .endpoints import lasting
 
-_LONGEST_NAME = 1000  # all of it: `rm` takes no part of a name
+_LONGEST_NAME = 1000  # names are printed whole, because `rm` needs the whole name
 
 
 async def show(options: argparse.Namespace) -> int:
-    """One line for each: when it was used last, when it ends, its name."""
+    """Print one line for each session: time of its last use, time of its end, name."""
     async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
         for one in await interpreter.list_sessions():
             ends = f"{one.expires:%Y-%m-%d %H:%M:%S}" if one.expires else "-"
@@ -20,7 +23,7 @@ async def show(options: argparse.Namespace) -> int:
 
 
 async def remove(options: argparse.Namespace) -> int:
-    """Ends them, each with its variables and files."""
+    """End sessions, each with its variables and files."""
     async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
             try:
@@ -31,7 +34,7 @@ async def remove(options: argparse.Namespace) -> int:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command and its own commands."""
+    """Add the command and its subcommands."""
     own = commands.add_parser("sessions", help="the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
     listing = own.add_parser("ls", help="when each was used last, when it ends, and its name, which is a secret")
     listing.set_defaults(act=show)
@@ -43,7 +46,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Told by its place, since names are told by nobody but `ls`."""
+    """Return the error of a name that is unknown. It gives the name's place in the command line, since only `ls` prints names."""
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(f"name {place} is no session of this endpoint: `aca-sessions sessions ls` shows those that there are")
     return error

@@ -21,7 +21,7 @@ _LEFT = "[session state unknown: what became of this was not waited for]"
 
 
 def repl(options: argparse.Namespace) -> int:
-    """Runs what is typed, cell by cell, until the terminal's end."""
+    """Read and run cells until the end of input. Raise ConfigurationError if the streams are not a terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigurationError("repl needs a terminal: `aca-sessions run -` runs code from standard input")
     prompt = Prompt(options.history)
@@ -40,7 +40,7 @@ def _session(options: argparse.Namespace) -> InteractiveSession:
 
 
 def _read(prompt: Prompt) -> str | None:
-    """A cell; None at the end. Ctrl-C lets go of what was written so far."""
+    """Return the next cell, or None at the end of input. Ctrl-C drops what was typed so far."""
     while True:
         try:
             return prompt.read()
@@ -63,7 +63,7 @@ def _carry_out(session: InteractiveSession, code: str) -> None:
 
 
 def _travelled(session: InteractiveSession, code: str) -> str | None:
-    """What a command about the session's past did; None where the code is none."""
+    """Carry out a command about checkpoints and return its message. Return None if the code is not such a command."""
     match code.split():
         case ["%checkpoint"]:
             return f"kept: {_named(session.checkpoint())}"
@@ -99,7 +99,7 @@ def _run(session: InteractiveSession, code: str) -> None:
 
 
 def _answer(cell: LiveCell) -> str | None:
-    """A line from the terminal, behind the question that the cell wrote; None refuses it."""
+    """Read a line that answers the cell's question, which is on the terminal already. Return None to refuse."""
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return input()
@@ -114,7 +114,7 @@ def _answer(cell: LiveCell) -> str | None:
 
 @contextmanager
 def _interrupting(cell: LiveCell) -> Iterator[None]:
-    """The first Ctrl-C interrupts the cell, whose result is then told; the second one waits for nothing."""
+    """Interrupt the cell at the first Ctrl-C and still wait for its result. A second Ctrl-C raises KeyboardInterrupt at once."""
 
     def interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""`aca-sessions run`: one cell, shown at its end or while it runs."""
+"""`aca-sessions run`: run one cell, and show it at its end or while it runs."""
 
 import argparse
 import asyncio
@@ -18,7 +18,7 @@ _INTERRUPTED = 130
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Runs it in a session of its own, or in the one that is named, and answers the exit code."""
+    """Run the cell in a session of its own, or in the named one, and return the exit code. A session of its own is ended afterwards."""
     settings = lasting(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
     code = code_from_input() if options.code == "-" else code_from_argument(options.code)
     files = [(path.name, _content(path)) for path in options.file]
@@ -30,7 +30,7 @@ async def run(options: argparse.Namespace) -> int:
             return await (_run_live if options.live else _run_to_its_end)(interpreter, session, code, options)
         finally:
             if not options.session:
-                with contextlib.suppress(ACASessionsError):  # it may never have begun
+                with contextlib.suppress(ACASessionsError):  # it may never have started
                     await interpreter.delete_session(session)
 
 
@@ -41,12 +41,14 @@ async def _run_to_its_end(interpreter: CodeInterpreter, session: str, code: str,
 
 
 async def _run_live(interpreter: CodeInterpreter, session: str, code: str, options: argparse.Namespace) -> int:
-    """The first Ctrl-C cancels this task: it is taken back, since the cell's result is still to come. The second one is not."""
+    """Run the cell and show it while it runs. Ctrl-C interrupts it."""
     execution = await interpreter.start(session, code, timeout=options.timeout)
     following = asyncio.create_task(_follow(interpreter, execution))
     try:
         return await asyncio.shield(following)
     except asyncio.CancelledError:
+        # `asyncio.run` turns the first Ctrl-C into a cancellation of this task. It is taken back: the cell's result is still to come.
+        # The second Ctrl-C raises KeyboardInterrupt.
         if (task := asyncio.current_task()) is not None:
             task.uncancel()
         await interpreter.cancel_quietly(execution)

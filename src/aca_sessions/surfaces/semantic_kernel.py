@@ -1,4 +1,4 @@
-"""Semantic Kernel: two kernel functions over one session. The only module that imports semantic_kernel, which takes seconds."""
+"""Semantic Kernel: two kernel functions over one session. No other module imports semantic_kernel, which takes seconds."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from .model_session import CODE, FILES, ModelSession
 
 
 class PythonResult(CodeExecutionResult):
-    """A result that Semantic Kernel's host programs can show."""
+    """A result that host programs of Semantic Kernel can show."""
 
     def to_contents(self) -> list[TextContent | ImageContent]:
-        """What a model reads as text, and the images as images."""
+        """Return the text that a model reads, and the images."""
         images = [ImageContent(data=image, data_format="base64", mime_type="image/png") for image in self.images]
         return [TextContent(text=str(self)), *images]
 
@@ -31,11 +31,11 @@ class PythonResult(CodeExecutionResult):
 class PythonCodeInterpreterPlugin(ModelSession):
     """A stateful Python session for a model: `kernel.add_plugin(plugin, "PythonInterpreter")`.
 
-    Without a pool it opens what the settings say, at its first call. It owns one session name and leases it for each call, so calls of
-    one turn may run at the same time and share their variables.
+    Without a pool it opens the one that the settings describe, at its first call. It has one session name and leases it for each call, so
+    calls of one turn may run at the same time and share their variables.
     """
 
-    # Semantic Kernel reads every public property when a plugin is added: there are none.
+    # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
 
     @kernel_function
     async def execute_python(self, code: Annotated[str, CODE]) -> CodeExecutionResult:
@@ -51,11 +51,11 @@ class PythonCodeInterpreterPlugin(ModelSession):
 def add_aca_sessions(
     kernel: Kernel, settings: Settings | None = None, *, plugin_name: str = "PythonInterpreter"
 ) -> PythonCodeInterpreterPlugin:
-    """Add a Python session to a kernel, and return its plugin: `async with add_aca_sessions(kernel) as python:` ends it with the block.
+    """Add a Python session to a kernel and return its plugin. `async with add_aca_sessions(kernel) as python:` ends it with the block.
 
     Args:
         kernel: Gets the functions execute_python and execute_python_with_files.
-        settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment says it.
+        settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
         plugin_name: The name under which models find the functions.
     """
     plugin = PythonCodeInterpreterPlugin(settings=settings or Settings())  # read now, so that a mistake in them is an error here
@@ -66,15 +66,15 @@ def add_aca_sessions(
 class ShowImages:
     """A filter that lets a model see the images that its code drew: they follow the tools' answers as a user message.
 
-    `kernel.add_filter("auto_function_invocation", ShowImages())`, for models that take images.
+    `kernel.add_filter("auto_function_invocation", ShowImages())`, for models that accept images.
     """
 
-    # It keeps nothing: the images are in the answers, which the history holds. So they end with their history, and reach no other one.
+    # It has no state: the images are in the answers, which the history holds. So they end with their history and cannot reach another one.
 
     async def __call__(
         self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
     ) -> None:
-        """Let the call happen, and add the images when all calls of this turn are answered: nothing may come in between."""
+        """Let the call happen. Add the images once all calls of this turn are answered: a model's API allows no message in between."""
         await next(context)
         if context.chat_history is not None:
             # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
@@ -82,7 +82,10 @@ class ShowImages:
 
 
 def _show_images(history: ChatHistory) -> None:
-    """Add the images of the turn that has just been answered as a user message. Once added, the turn is no longer the latest."""
+    """Add the images of the turn that was just answered as a user message.
+
+    After that message the turn does not count as the latest any more.
+    """
     images = [image for answer in _latest_answers(history) for image in _images(answer)]
     if images:
         shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
@@ -90,8 +93,9 @@ def _show_images(history: ChatHistory) -> None:
 
 
 def _latest_answers(history: ChatHistory) -> list[FunctionResultContent]:
-    """Return the answers at the end of a history; none while a call of their turn has no answer. Earlier turns do not count: one that
-    was cancelled is never answered.
+    """Return the answers at the end of a history, or none while a call of their turn has no answer.
+
+    Earlier turns do not count: one that was cancelled is never answered.
     """
     answers: list[FunctionResultContent] = []
     for message in reversed(history.messages):
@@ -109,12 +113,18 @@ def _images(answer: FunctionResultContent) -> list[ImageContent]:
 
 
 def tools_of(plugin: KernelPlugin, kernel: Kernel, *, effect: Effect = "write") -> list[Tool]:
-    """Each function of a plugin as a tool of an `AgentSession`, named `plugin.function`; the kernel's filters see its calls."""
+    """Return each function of a plugin as a tool of an `AgentSession`, named `plugin.function`. The kernel's filters apply to its calls.
+
+    Args:
+        plugin: The plugin.
+        kernel: The kernel that runs the functions.
+        effect: What the functions do to the world, for the approval of calls.
+    """
     return [_tool(function, kernel, f"{plugin.name}.{name}", effect) for name, function in plugin.functions.items()]
 
 
 def embed_by(generator: EmbeddingGeneratorBase) -> Embed:
-    """A Semantic Kernel embedding service as the `embed` of an `AgentSession`."""
+    """Return a Semantic Kernel embedding service as the `embed` function of an `AgentSession`."""
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         vectors = await generator.generate_embeddings(list(texts))
@@ -142,7 +152,7 @@ def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -
 
 
 def _plain(value: Any) -> object:
-    """What a session can be given: models as dicts, everything that is no plain value as its text."""
+    """Return a value that can be sent to a session: a model as a dict, and anything that is not a plain value as its text."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)

@@ -36,7 +36,7 @@ GRACE_SECONDS = 5
 
 
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
-    """Serves until a signal ends it. Once it can be reached it says where, or has somebody else say it, who is given address and key."""
+    """Serve until a signal ends it. Once the server can be reached, print its address and key, or pass them to `welcome`."""
     key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
@@ -54,7 +54,7 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
 
 
 class Left(Protocol):
-    """What is left by its sessions, one after the other."""
+    """The service that is left by its sessions one after the other."""
 
     def take_no_more(self) -> None: ...  # noqa: D102 - each is described where it is written
     @property
@@ -62,16 +62,15 @@ class Left(Protocol):
 
 
 class Leaving:
-    """The time between a first SIGTERM and the end: until the last session has ended, but no longer than so many seconds."""
+    """The time between a first SIGTERM and the end: until the last session has ended, but at most a number of seconds."""
 
     def __init__(self, service: Left, seconds: float) -> None:
-        """Has not begun."""
         self._service = service
         self._seconds = seconds
         self._ends: float | None = None
 
     def begin(self) -> bool:
-        """Whether it was this that began it."""
+        """Begin to leave, unless that has begun before. Return whether it began now."""
         begins = self._ends is None
         if begins:
             self._ends = time.monotonic() + self._seconds
@@ -80,12 +79,15 @@ class Leaving:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing more to wait for."""
+        """Return whether there is nothing more to wait for."""
         return self._ends is not None and (not self._service.has_sessions or time.monotonic() >= self._ends)
 
 
 class Server(uvicorn.Server):
-    """Says where it is reached once it can be, and ends on a signal by returning: sessions and socket file are cleared up afterwards."""
+    """A server that prints its address once it can be reached, and ends on a signal by returning.
+
+    uvicorn would raise the signal again at its end. Returning lets the caller end sessions and remove the socket file.
+    """
 
     def __init__(
         self,
@@ -100,10 +102,10 @@ class Server(uvicorn.Server):
         """Prepare to serve an application.
 
         Args:
-            app: What answers requests.
+            app: The application that answers requests.
             drain: Called before the end, with the seconds that it may take.
             greet: Called once the server can be reached.
-            leaving: How long the server goes on after a first SIGTERM.
+            leaving: How long the server continues after a first SIGTERM.
             tls: The files of a certificate and its key.
             pace: How slow a client may be.
         """
@@ -111,9 +113,9 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=Connection,
-            ws="none",  # nothing here speaks it, and such a connection would have no limits
+            ws="none",  # websockets are not used, and such a connection would have no limits
             log_level="warning",
-            access_log=False,  # it would write down identifiers, which are secrets
+            access_log=False,  # it would contain identifiers, which are secrets
             lifespan="off",
             timeout_graceful_shutdown=GRACE_SECONDS,
             ssl_certfile=cert,
@@ -127,22 +129,22 @@ class Server(uvicorn.Server):
         self._leaving = leaving
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Cells that run get a moment to end; then they are ended, and their callers are told."""
+        """Give cells that run 5 s to end. Then end them, which their callers get as a result, and close the connections."""
         await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Announces the start."""
+        """Start to accept connections and announce it."""
         for listener in sockets or []:
             if isinstance(listener, Listener):
                 listener.connections = self._connections
-        self.config.limit_concurrency = self._connections.most + 1  # what has no place any more is answered with 503
+        self.config.limit_concurrency = self._connections.most + 1  # uvicorn answers 503 to what comes beyond the limit
         await super().startup(sockets)
         self._greet()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """uvicorn's own would raise the signal once more at the end."""
+        """Handle SIGINT and SIGTERM for the block. uvicorn's own method would raise the signal once more at the end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._leave)
@@ -153,19 +155,19 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _leave(self) -> None:
-        """A second signal waits for nobody."""
+        """Begin to leave, or end at once if that has begun before."""
         if self._leaving is None or not self._leaving.begin():
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether to end. Once a second slow connections are closed."""
+        """Return whether to end. uvicorn calls this ten times a second; once a second slow connections are closed."""
         if counter % 10 == 0:
             self._connections.close_slow()
         return await super().on_tick(counter) or (self._leaving is not None and self._leaving.is_over)
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """What callers have to know: nothing on a socket file, and where that was asked for."""
+    """Return the key that callers must send: the given one or a new one. It is None on a socket file, and with --no-api-key."""
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError("--no-api-key contradicts --api-key-file, --api-key or $ACA_SESSIONS_API_KEY: keep one of them")
@@ -217,14 +219,17 @@ def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> st
 
 
 def address(listener: socket.socket) -> str:
-    """Where a client on this machine reaches it."""
+    """Return the address at which a client on this machine reaches the listener."""
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """A page in a browser on this machine could reach us under a name of its own (DNS rebinding): only known names are answered."""
+    """Return the host names that requests may name. An empty set allows all.
+
+    A page in a browser on this machine could reach the server under a name of its own (DNS rebinding), so only known names are answered.
+    """
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE
@@ -232,9 +237,9 @@ def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
 
 
 def listen_on_port(host: str, port: int) -> Listener:
-    """A socket on a port; ConfigurationError where it is taken."""
+    """Return a socket that is bound to a port. Raise ConfigurationError if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves TCP_NODELAY off: 40 ms an answer
+    listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without the last asyncio leaves TCP_NODELAY off: 40 ms an answer
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -245,14 +250,14 @@ def listen_on_port(host: str, port: int) -> Listener:
 
 
 def _listen_on_file(path: Path) -> Listener:
-    """A socket that only this user may open. One that a dead server left is replaced, anything else is not."""
+    """Return a socket on a file that only this user may open. A file that a dead server left is replaced, but nothing else."""
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
             path.unlink()
         listener.bind(str(path))
-        listener.listen()  # at once: a second server must find it answered, not take it for a dead one's
+        listener.listen()  # at once: a second server that probes the file must get an answer, or it would replace it
     except OSError as error:
         listener.close()
         raise ConfigurationError(f"cannot listen on --socket {path}: {error.strerror or error}") from None
@@ -267,7 +272,7 @@ def _answers(path: Path) -> bool:
 
 
 def _stop_listening(listener: socket.socket, path: Path | None) -> None:
-    """The socket file goes with the server, unless it is another's by now."""
+    """Close the socket and remove its file, unless another server uses that by now."""
     listener.close()
     if path is not None and path.exists() and not _answers(path):
         path.unlink()

@@ -1,4 +1,4 @@
-"""What became of a cell, as a shell shows it: each thing on the stream where a shell expects it.
+"""The output of a cell as a shell shows it: each part on the stream where a shell expects it.
 
 A terminal gets guest text through a `Screen`, which lets colours through and no other control sequence. A pipe or a file gets what the
 program wrote, as `cat` would write it.
@@ -17,11 +17,11 @@ from ..guest_text import Screen
 from ..models import CodeExecutionResult, Display, Event, State
 from .standard_streams import tell
 
-_IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # and no SVG: it may hold code
+_IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
 
 
 def show(result: CodeExecutionResult) -> None:
-    """All of it, after the fact."""
+    """Print a result after its cell has ended."""
     shown = Shown()
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
@@ -30,45 +30,44 @@ def show(result: CodeExecutionResult) -> None:
 
 
 def show_json(result: CodeExecutionResult) -> None:
-    """All of it, as one line of JSON."""
+    """Print a result as one line of JSON."""
     shown = {"success": result.success, "duration": result.duration, **encode_rich(result), "state": str(result.state)}
     print(json.dumps(shown), flush=True)
 
 
 def images_of(result: CodeExecutionResult) -> str:
-    """That there were images, for who cannot see them here."""
+    """Return a note that there were images, which are not shown here, or ''."""
     count = sum(_is_image(display.data) for display in result.displays)
     return f"[{count} image(s) shown; --json has them]" if count else ""
 
 
 def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
-    """Writes the images into files of names that are free, and tells each name."""
+    """Write the images into files with names that are free. Yield a note about each."""
     images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
     for ending, content in images:
         try:
             yield f"[image saved: {_save(base64.b64decode(str(content)), folder, ending)}]"
-        except (OSError, ValueError) as error:  # code in the session may display anything under these names
+        except (OSError, ValueError) as error:  # code in the session may display anything as an image
             yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is none'}]"
 
 
 def state_of(result: CodeExecutionResult) -> str:
-    """Return what happened to the session's state, if anything did."""
+    """Return a note about the session's state if it changed, or ''."""
     return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
 class Shown:
-    """A cell that runs: what it writes and displays comes as it happens, on the streams of this process, and the rest at its end."""
+    """The display of a cell that runs. What it writes and displays is printed as it happens, and the rest at its end."""
 
     def __init__(self) -> None:
-        """Nothing is shown yet."""
         self._open: dict[str, bool] = {}
         self._displayed: str | None = None
         self._written = ""
-        self._screen = Screen()  # one for both streams: at a terminal one goes on where the other stopped
+        self._screen = Screen()  # one for both streams: at a terminal one continues where the other stopped
         self._on_screen = "stderr"  # the latest stream that wrote to it
 
     def take(self, event: Event) -> None:
-        """Shows something that the cell did; images are left to whoever can."""
+        """Print an event of the cell. Images are left to the caller."""
         match event:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
                 self.write(name, text)
@@ -77,18 +76,18 @@ class Shown:
                 self.tell(f"[{text}]")
             case Event(kind="input"):
                 self._flush()
-                self._open.clear()  # whoever answers ends the line
+                self._open.clear()  # the answer ends the line
             case Event(kind="display", display=Display(data={"text/plain": str(text), **others})) if not _is_image(others):
                 self._write_line("stdout", text)
                 self._displayed = text
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
-        """Shows the value, the error and what there is to note, each on a line of its own."""
+        """Print the value, the error and the notes, each on a line of its own."""
         if result.text and result.text != self._displayed:
             self._write_line("stdout", result.text)
         self._end_line("stdout")
         error = (result.error.traceback or str(result.error)) if result.error else ""
-        if not self._written.endswith(error):  # where nothing is followed, all of stderr comes at the end and has it already
+        if not self._written.endswith(error):  # without live events all of stderr comes at the end, and ends with the error already
             self._write_line("stderr", error)
         self._end_line("stderr")
         self.tell(*notes, state_of(result))
@@ -106,7 +105,7 @@ class Shown:
         self._written = text if name == "stderr" else self._written
 
     def tell(self, *notes: str) -> None:
-        """Write what the host says, each on a line of its own, in no colour of the guest's."""
+        """Write notes of the host, each on a line of its own and in none of the guest's colours."""
         self._flush()
         if reset := self._screen.reset():
             _put(self._on_screen, reset)

@@ -1,4 +1,4 @@
-"""Use a command's standard streams even if its caller closed them, or if they are full or without a reader."""
+"""Standard streams of a command, which work even if they are closed, full or without a reader."""
 
 import contextlib
 import io
@@ -12,12 +12,12 @@ _closed: set[str] = set()
 
 
 class _Output(io.FileIO):
-    """Standard output, which remembers why it could not be written: the stream above it forgets, and any code may have printed."""
+    """Standard output that remembers why it could not be written. The stream above it forgets the error, and any code may have printed."""
 
     problem: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write, and keep the error."""
+        """Write, and keep the error if that fails."""
         try:
             return super().write(data) or 0
         except OSError as error:
@@ -26,10 +26,10 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Let text through that a stream cannot encode, and put /dev/null in the place of closed streams.
+    """Let text through that a stream cannot encode, and open /dev/null in the place of closed streams.
 
-    Otherwise a file or a socket would get the number of one, and what is meant for the stream. Raise InvalidArgumentError if standard
-    output is closed: a command that says nothing may have done anything.
+    Otherwise a file or a socket would get the number of a closed stream, and with it the text for the stream. Raise InvalidArgumentError if
+    standard output is closed: a command whose output is missing may have failed or succeeded.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -47,7 +47,7 @@ def prepare() -> None:
 
 
 def _nothing(number: int) -> TextIO:
-    """Return a stream on /dev/null, under the number of a closed one unless something has it already."""
+    """Return a stream on /dev/null. It gets the number of the closed stream, unless something has that number already."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     if descriptor != number:
         try:
@@ -60,14 +60,14 @@ def _nothing(number: int) -> TextIO:
 
 
 def standard_input() -> BinaryIO:
-    """Return standard input; InvalidArgumentError if it is closed."""
+    """Return standard input. Raise InvalidArgumentError if it is closed."""
     if "stdin" in _closed:
         raise InvalidArgumentError("standard input is closed: send it a file or a pipe")
     return sys.stdin.buffer
 
 
 def code_from_input() -> str:
-    """Read source text from standard input, which is UTF-8 whatever the locale."""
+    """Read source text from standard input. It is UTF-8 whatever the locale."""
     try:
         text = standard_input().read().decode()
     except UnicodeDecodeError as error:
@@ -77,7 +77,7 @@ def code_from_input() -> str:
 
 
 def code_from_argument(text: str) -> str:
-    """Return source text of the command line. In the C locale Python keeps the bytes of other letters as lone surrogates."""
+    """Return source text from the command line. In the C locale Python keeps the bytes of other letters as lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -89,24 +89,24 @@ def code_from_argument(text: str) -> str:
 
 
 def tell(text: str, end: str = "\n") -> None:
-    """Print on standard error. Where that cannot be written the exit code says enough."""
+    """Print on standard error. If that cannot be written, print nothing: the exit code is enough."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def flush() -> None:
-    """Write what is left of the output; serving MCP closes the stream at its end."""
+    """Write what is left of the output. Serving MCP closes the stream at its end."""
     if not sys.stdout.closed:
         sys.stdout.flush()
 
 
 def output_problem() -> OSError | None:
-    """Return why standard output could not be written, if it could not."""
+    """Return why standard output could not be written, or None."""
     return _Output.problem
 
 
 def silence() -> None:
-    """Drop what the streams cannot write, so that the interpreter does not fail on it at its own end."""
+    """Drop what the streams cannot write. Otherwise the interpreter would fail on it at its own end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
