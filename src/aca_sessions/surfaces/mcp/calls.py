@@ -1,4 +1,4 @@
-"""One call of a tool: whose it is, and what its client hears of it before it is answered."""
+"""One call of a tool: its client, and what the client receives before the answer."""
 
 import json
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from .clients import Client
 
 _LOGGER = "aca_sessions.cell"
 _LONGEST_NOTE = 4000
-_MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of all
+_MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of the output
 _ANSWER = {"type": "object", "properties": {"answer": {"type": "string", "title": "Answer"}}, "required": ["answer"]}
 _LONGEST_PROMPT = 2000
 _NO_LOUDER = ("warning", "error", "critical", "alert", "emergency")
@@ -24,7 +24,7 @@ _NO_LOUDER = ("warning", "error", "critical", "alert", "emergency")
 
 @dataclass(slots=True)
 class Call:
-    """What a tool is given beside its arguments."""
+    """What a tool gets beside its arguments."""
 
     client: Client
     context: RequestContext[ServerSession, Client, Any]
@@ -33,17 +33,17 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """What the model reads or sees, in the place of the answer as JSON."""
+        """Add content that the model reads or sees, in place of the answer as JSON."""
         self.content += blocks
 
     @property
     def can_ask(self) -> bool:
-        """Whether the client asks its user for us."""
+        """Return whether the client can ask its user (MCP elicitation)."""
         parameters = self.context.session.client_params
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def tell(self, event: Event) -> None:
-        """Passes on what a cell does, as progress where that was asked for and as a line of the log, up to a budget."""
+        """Send the client an event of the cell: as progress, if it asked for that, and as a log message. Stop after 64,000 characters."""
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
@@ -53,18 +53,18 @@ class Call:
         await self._log(event.kind, told)
 
     async def ask(self, prompt: str) -> str | None:
-        """What the user answers to input(); None where there is no answer."""
+        """Return the user's answer to `input()`, or None if there is none: the cell gets an EOFError then."""
         session, request = self.context.session, self.context.request_id
         message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
         try:
             answered = await session.elicit_form(message, _ANSWER, related_request_id=request)
         except McpError:
-            return None  # a client that could not ask its user
+            return None  # the client could not ask its user
         text = (answered.content or {}).get("answer") if answered.action == "accept" else None
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
-        """Says that there are other resources to list, and to whoever watches one that it has changed."""
+        """Notify the client that its list of resources changed, and that those of the URIs which it watches changed."""
         session = self.context.session
         await session.send_resource_list_changed()
         for uri in uris:
@@ -98,5 +98,5 @@ def _described(event: Event) -> str:
 
 
 def as_json(answer: dict[str, Any]) -> str:
-    """An answer as a model reads it."""
+    """Return an answer as the text that a model reads."""
     return json.dumps(answer, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Tools that run code."""
+"""Tools that run code. Their docstrings are sent to models."""
 
 from functools import partial
 from typing import Annotated

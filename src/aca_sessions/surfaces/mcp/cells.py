@@ -1,4 +1,4 @@
-"""Runs a cell for a client: told while it runs, interrupted where the call is cancelled, its outputs handed on."""
+"""Cells of a client: their events are sent while they run, a cancelled call interrupts them, and their outputs reach the other sessions."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from .named_session import NamedSession
 from .outputs import Taken
 
 _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
-_MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result; a client's own limits are near
+_MOST_IMAGE_CHARACTERS = 4 << 20  # of all images of a result in base64; clients have limits of about that size
 _MOST_LINKS = 20
 _MOST_NAMED = 10
 _PLAIN = "text/plain"
@@ -36,7 +36,7 @@ class ErrorAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellAnswer:
-    """What became of a cell."""
+    """The result of a cell."""
 
     session_id: str
     success: bool
@@ -56,7 +56,14 @@ class CellAnswer:
 async def run_cell(
     call: Call, named: NamedSession, request: CodeExecutionRequest, answer: Callable[[CodeExecutionResult, Taken], Awaitable[Answer]]
 ) -> Answer:
-    """Run a cell and return what `answer` makes of its result, and of what it left below outputs/."""
+    """Run a cell and return what `answer` returns for its result and for the files that it left below outputs/.
+
+    Args:
+        call: The call of the tool.
+        named: The session.
+        request: The cell.
+        answer: Makes the tool's answer.
+    """
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.bring(session, named)
@@ -95,7 +102,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, taken: Taken) -> CellAnswer:
-    """The answer, with what a model reads and sees of it, and resources for the rest."""
+    """Show the model the result's text, images and links to further resources, and return the structured answer."""
     text = render(replace(result, max_output=call.client.options.max_output))
     call.show(types.TextContent(type="text", text="\n".join([text, *_notes(taken)])))
     images, others = _told_apart(result.displays)
@@ -129,7 +136,7 @@ def _answer(named: NamedSession, result: CodeExecutionResult, taken: Taken, uris
 
 
 def file_uri(named: NamedSession, path: str) -> str:
-    """The resource of a file."""
+    """Return the URI of a file's resource."""
     return f"session://{named.name}/files/{quote(path)}"
 
 
@@ -148,7 +155,7 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _told_apart(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Images as far as there is room, and what is left; what is text alone is in the text."""
+    """Return the images that fit the limit, and the other displays. A display that is text alone is in the result's text and left out."""
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

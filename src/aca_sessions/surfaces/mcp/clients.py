@@ -1,4 +1,4 @@
-"""Whose session is whose: each connection has names of its own, and reaches another's session only where that one was made to be shared."""
+"""Clients and their sessions. Each connection has names of its own. It reaches a session of another client only if that one is shared."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ _MOST_WATCHED = 1000
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What all clients of a server have in common: the pool, and the sessions that were made to be shared."""
+    """What all clients of a server have in common: the pool, and the shared sessions."""
 
     pool: SessionPool
     options: Options
@@ -33,16 +33,16 @@ class House:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def heard(self, event: PoolEvent) -> None:
-        """A session that was idle for too long begins anew with its next use."""
+        """Note that the pool ended an idle session. Its next use starts an empty one."""
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].begun = False
 
 
 class Client:
-    """One connection: its sessions, and which of them is meant where none is named."""
+    """One connection: its sessions, and which of them is active. Tools use the active one if a call names no session."""
 
     def __init__(self, house: House) -> None:
-        """Begins with a session `default`, which is started by its first use."""
+        """Start with the session `default`, which begins at its first use."""
         self.house = house
         self.options = house.options
         self.outputs = Outputs(house.options.outputs_size)
@@ -54,14 +54,14 @@ class Client:
         self._add(NamedSession(name=DEFAULT))
 
     def sessions(self) -> dict[str, NamedSession]:
-        """All that it reaches, by name."""
+        """Return all sessions that it reaches, by name."""
         return {**self.house.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
-        """The session of a name, or the active one."""
+        """Return the session of a name, or the active one. Raise InvalidArgumentError if the name is unknown."""
         sessions = self.sessions()
         if name is None and self.active not in sessions:
-            self.active = DEFAULT  # whoever shared the active one has ended it
+            self.active = DEFAULT  # the active session was shared by another client, which has ended it
         try:
             return sessions[self.active if name is None else name]
         except KeyError:
@@ -70,7 +70,10 @@ class Client:
             ) from None
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
-        """A new session; a name that is taken, or one too many, is refused."""
+        """Create a session, with a new name if none is given.
+
+        Raise InvalidArgumentError if the name is taken or the client has too many sessions.
+        """
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
@@ -95,7 +98,7 @@ class Client:
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
-        """A new session that goes on from where another is; it belongs to this client alone."""
+        """Create a session that continues from another one. It belongs to this client alone."""
         made, one = self.create(name, f"branched from {named.name}"), None
         try:
             async with self.lease(named) as session:
@@ -103,27 +106,27 @@ class Client:
             made.id, made.begun = one.session_id, named.begun
             self.house.known[made.id] = made
             async with self.lease(made):
-                return made  # from its first lease on it is the pool's to end
+                return made  # from its first lease on the pool ends it
         except BaseException:
             self._own.pop(made.name, None)
-            if one is not None:  # the pool had no place for it, for example
+            if one is not None:  # for example: the pool had no place for it
                 with anyio.CancelScope(shield=True):
                     await one.close()
             raise
 
     def watch(self, uri: str) -> None:
-        """Tells this client when a resource changes."""
+        """Notify this client when a resource changes. Raise InvalidArgumentError if it watches too many."""
         if len(self.subscribed) >= _MOST_WATCHED:
             raise InvalidArgumentError("too many resources are watched: unsubscribe from some")
         self.subscribed.add(uri)
 
     def switch(self, name: str) -> str:
-        """Makes a session the active one; answers which was."""
+        """Make a session the active one. Return the name of the one before."""
         previous, self.active = self.find(None).name, self.find(name).name
         return previous
 
     async def delete(self, name: str) -> bool:
-        """Ends a session, even in the middle of a cell; answers whether it was the active one."""
+        """End a session, even in the middle of a cell. Return whether it was the active one."""
         if name == DEFAULT:
             raise InvalidArgumentError("the session 'default' cannot be deleted; restart it if its variables are in the way")
         named = self.find(name)
@@ -137,12 +140,12 @@ class Client:
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
-        """The session itself, for the block."""
+        """Lease the session for the block."""
         async with self.house.pool.session(named.id) as session:
             yield session
 
     async def close(self) -> None:
-        """Ends what was its own; what it shared stays where the options say so."""
+        """End the client's own sessions. Sessions that it shared stay if the options have `keep_shared`."""
         ending = [*self._own.values()]
         if not self.options.keep_shared:
             ending += [one for one in self._made_to_share if self.house.shared.get(one.name) is one]

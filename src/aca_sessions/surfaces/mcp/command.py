@@ -6,7 +6,7 @@ from .. import keys
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command and its options."""
+    """Add the command and its options."""
     mcp = commands.add_parser("mcp", help="serve sessions to MCP clients, on standard input and output or over HTTP")
     mcp.add_argument("--tools", choices=("session", "all"), default="session", help="all adds files, variables, checkpoints and more")
     mcp.add_argument("--http", action="store_true", help="streamable HTTP at /mcp, for many clients")

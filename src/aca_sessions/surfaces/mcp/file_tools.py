@@ -1,4 +1,4 @@
-"""Tools for a session's files."""
+"""Tools for a session's files. Their docstrings, and those of their answers, are sent to models."""
 
 import base64
 import binascii
@@ -166,7 +166,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
 
 
 def _text(part: bytes) -> str | None:
-    """A cut may have gone through the last character, which is left out then."""
+    """Return a part of a file as text, or None if it is not UTF-8. A last character that the part cuts in two is left out."""
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(part)
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Tools that say how a session fares. A cell that runs is not waited for."""
+"""Tools that report how a session is doing. They do not wait for a cell that runs. Their docstrings are sent to models."""
 
 import time
 from dataclasses import dataclass, field
@@ -110,7 +110,7 @@ async def check_kernel_responsiveness(call: Call, timeout: Patience = _PATIENCE,
 
 
 async def _asked(call: Call, named: NamedSession, patience: float) -> SessionHealth | None:
-    """The session's own word; one that runs a cell, or that was never used, is not asked."""
+    """Ask the session for its health. Return None without asking if it runs a cell or was never used."""
     if named.busy_for is not None or not named.begun:
         return None
     async with call.client.lease(named) as session:

@@ -1,4 +1,4 @@
-"""What the server knows of a session without asking it: its names, what it ran, how that went. Nothing here awaits."""
+"""What the server knows of a session without asking it: its names, how many cells it ran and how they ended. Nothing here awaits."""
 
 import time
 import uuid
@@ -16,7 +16,7 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
-    """A session as clients name it; `id` is its name in the pool, which no client learns."""
+    """A session as clients name it. `id` is its name in the pool, which no client learns."""
 
     name: str
     description: str = ""
@@ -35,17 +35,17 @@ class NamedSession:
 
     @property
     def uptime(self) -> float:
-        """Seconds since it was made."""
+        """Return the seconds since it was created."""
         return (datetime.now(UTC) - self.created).total_seconds()
 
     @property
     def busy_for(self) -> float | None:
-        """Seconds since the oldest of its unfinished cells was sent; None where there is none."""
+        """Return the seconds since the oldest of its unfinished cells was sent, or None if there are none."""
         return time.monotonic() - self._running[0] if self._running else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Counts a cell for as long as the block lasts."""
+        """Count a cell as running for the block."""
         started = time.monotonic()
         self._running.append(started)
         try:
@@ -57,7 +57,7 @@ class NamedSession:
             self.last_execution = datetime.now(UTC)
 
     def learn(self, result: CodeExecutionResult) -> None:
-        """Takes down how a cell ended."""
+        """Note how a cell ended."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":
@@ -66,11 +66,11 @@ class NamedSession:
             self.begun = False
 
     def restarted(self, cause: str) -> None:
-        """Takes down that its variables began anew."""
+        """Note that its variables began anew, and why. The latest 20 causes are kept."""
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:
-        """The number by which a display is read later; the oldest go first."""
+        """Keep a display and return the number by which it is read later. The oldest are dropped: 50 and 16 MB of text are kept."""
         self.displayed += 1
         self.displays[self.displayed] = display
         while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):

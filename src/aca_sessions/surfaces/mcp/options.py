@@ -1,4 +1,4 @@
-"""How sessions are given to MCP clients."""
+"""Limits of MCP clients, and what stays when a client leaves."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,19 +10,19 @@ MB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a client may have, and what is left when it goes."""
+    """What a client may have, and what stays when it leaves."""
 
     sessions_per_client: int
     clients: int
     idle_seconds: float
     keep_shared: bool
-    outputs_size: int  # in bytes, kept in this process; 0 keeps the sessions of a client apart
+    outputs_size: int  # bytes of outputs/ kept in this process; 0 keeps the sessions of a client apart
     tools: Literal["session", "all"] = "session"
-    max_output: int = 10_000  # characters of a result that a model reads, about
+    max_output: int = 10_000  # about how many characters of a result a model reads
 
     @classmethod
     def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
-        """Return what the settings say, in seconds and bytes."""
+        """Return the settings' options, in seconds and bytes."""
         return cls(
             sessions_per_client=settings.SessionsPerClient,
             clients=settings.Clients,

@@ -1,6 +1,7 @@
-"""What the sessions of one client hand on to each other: the files below outputs/, copied from session to session between cells.
+"""Shared outputs: the files below outputs/ of one client's sessions, copied from session to session between cells.
 
-No mount, so that it works at every endpoint; a session sees what others wrote as it was at the end of their latest cells.
+Files are copied and not mounted, so that this works at every endpoint. A session sees what others wrote as it was at the end of their
+latest cells.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from .named_session import NamedSession
 
 FOLDER = "outputs"
 _MOST_FILES = 1000
-_MOST_KNOWN = 5000  # deleted ones included, which have to be deleted elsewhere too
+_MOST_KNOWN = 5000  # including deleted files, which have to be deleted in the other sessions too
 _DEEPEST = 8
 _PLACEHOLDER = f"{FOLDER}/.folder"
 
@@ -24,7 +25,7 @@ Marks = dict[str, tuple[int, datetime]]
 
 @dataclass(frozen=True, slots=True)
 class _Handed:
-    """A file as its latest writer left it; no data where that one deleted it."""
+    """A file as its latest writer left it. `data` is None if the writer deleted it."""
 
     version: int
     data: bytes | None
@@ -32,7 +33,7 @@ class _Handed:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What became of the files that a cell left below outputs/."""
+    """The files that a cell left below outputs/: those that are shared now, and those that are not."""
 
     shared: tuple[str, ...] = ()
     left: tuple[str, ...] = ()  # too large, or with names that no API takes
@@ -40,18 +41,18 @@ class Taken:
 
 @dataclass(slots=True)
 class _Place:
-    """One session's outputs/: which version of each file was brought there or came from there, and what was last seen there."""
+    """The outputs/ of one session: which version of each file it has, and what was last seen there."""
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
-    unseen: bool = False  # something was written, and nobody looked
+    unseen: bool = False  # something may have been written since the folder was last listed
 
 
 class Outputs:
-    """One client's files to hand on, kept in this process up to a size."""
+    """The files that one client's sessions share, kept in this process up to a size."""
 
     def __init__(self, limit: int) -> None:
-        """Keeps at most `limit` bytes; with 0 nothing is handed on."""
+        """Keep at most `limit` bytes. With 0 nothing is shared."""
         self._limit = limit
         self._files: dict[str, _Handed] = {}
         self._version = 0
@@ -60,22 +61,25 @@ class Outputs:
 
     @property
     def size(self) -> int:
-        """Bytes that are kept."""
+        """Return the bytes that are kept."""
         return sum(len(handed.data) for handed in self._files.values() if handed.data is not None)
 
     def take_part(self, named: NamedSession) -> bool:
-        """Whether a session hands on and is brought anything."""
+        """Return whether a session shares its outputs/. Sessions that all clients reach do not."""
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """A session is gone, or other than it was; what it handed on stays, and is brought to it again if it goes on."""
+        """Forget what a session has, because it ended or was rolled back.
+
+        Files that it shared stay, and are copied into it again if it continues.
+        """
         self._places.pop(named.id, None)
 
     async def bring(self, session: Session, named: NamedSession) -> None:
-        """Before a cell: what other sessions handed on since this one's last cell is written into it."""
+        """Write into a session what other sessions shared since its last cell. Call this before a cell."""
         if not named.begun:
             self.forget(named)
-            await session.upload_file(_PLACEHOLDER, b"")  # code that writes into the folder does not make it
+            await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
             await session.delete_file(_PLACEHOLDER)
             named.begun = True
         if not self.take_part(named):
@@ -92,11 +96,11 @@ class Outputs:
                 place.seen |= {path: marks for path, marks in now.items() if path in news}
 
     def look_later(self, named: NamedSession) -> None:
-        """Something may have been written by a cell that nobody waited for: the next one's end is the time to look."""
+        """Note that a cell whose end was not awaited may have written something. The folder is listed after the next cell."""
         self._places.setdefault(named.id, _Place()).unseen = True
 
     async def take(self, session: Session, named: NamedSession, result: CodeExecutionResult | None = None) -> Taken:
-        """After a cell, or whatever else may have written: what is new below outputs/ is kept for the other sessions."""
+        """Keep what is new below outputs/ for the other sessions. Call this after a cell, and after anything else that may have written."""
         if not self.take_part(named):
             return Taken()
         async with self._turn:
@@ -105,7 +109,7 @@ class Outputs:
                 if result is None or place.unseen or await _may_have_changed(session, result):
                     return await self._keep_news(session, place)
             except ACASessionsError:
-                place.unseen = True  # the cell's result is told in any case
+                place.unseen = True  # the cell's result is returned in any case
             return Taken()
 
     async def _keep_news(self, session: Session, place: _Place) -> Taken:
@@ -126,7 +130,7 @@ class Outputs:
         except ACASessionsError:
             return False
         if not self._has_room(path, len(data)):
-            return False  # a process that goes on may have written more meanwhile
+            return False  # a process of the session may have written more meanwhile
         self._hand_on(place, path, data)
         return True
 
@@ -144,7 +148,16 @@ class Outputs:
 
 
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
-    """Files and folders below a folder, each folder before what is in it. One that goes meanwhile is passed over, but for the first."""
+    """Yield the files and folders below a folder, each folder before its content.
+
+    A subfolder that disappears meanwhile is skipped. If `folder` itself does not exist, NotFoundError is raised.
+
+    Args:
+        session: The session.
+        folder: The folder to start in, relative to /mnt/data.
+        depth: How many folders deep to go.
+        most: How many files and folders to yield at most.
+    """
     found, folders = await session.list_files(folder), [(folder, depth)]
     while folders:
         _, below = folders.pop(0)
@@ -166,12 +179,12 @@ async def _inside(session: Session, folder: str) -> list[RemoteFile]:
 
 
 def path_of(file: RemoteFile) -> str:
-    """Relative to /mnt/data."""
+    """Return the file's path relative to /mnt/data."""
     return file.full_path.removeprefix("/mnt/data/")
 
 
 async def _look(session: Session) -> tuple[Marks, bool]:
-    """What is below outputs/, and whether that is all."""
+    """Return what is below outputs/, and whether that is all of it."""
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
     except NotFoundError:
@@ -181,12 +194,12 @@ async def _look(session: Session) -> tuple[Marks, bool]:
 
 
 async def _may_have_changed(session: Session, result: CodeExecutionResult) -> bool:
-    """Where an endpoint tells of files, it has told; elsewhere somebody has to look."""
+    """Return whether a cell may have changed something below outputs/. Endpoints whose results list no files have to be asked each time."""
     return not await session.supports("rich") or any(file.path.startswith(f"{FOLDER}/") for file in result.files)
 
 
 async def _write(session: Session, path: str, data: bytes | None) -> None:
-    """A session without room for it, or with a folder in its place, goes without it."""
+    """Write or delete one file. If the session has no room, or a folder of that name, it goes without the file."""
     try:
         await (session.delete_file(path) if data is None else session.upload_file(path, data))
     except ACASessionsError:

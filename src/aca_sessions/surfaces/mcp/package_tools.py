@@ -1,4 +1,4 @@
-"""Tools that bring code along: packages, and scripts that are kept."""
+"""Tools that bring code into a session: packages, and scripts that are kept. Their docstrings are sent to models."""
 
 import re
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Source = Annotated[str, Field(description="Python source.", max_length=1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledAnswer:
-    """What became of installing packages."""
+    """The result of installing packages."""
 
     session_id: str
     success: bool
@@ -52,7 +52,7 @@ class SavedAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RanAnswer:
-    """What became of a script."""
+    """The result of a script."""
 
     session_id: str
     success: bool
@@ -128,7 +128,7 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
 
 
 async def _find(session: Session, path: str) -> str:
-    """Where the file is: as it was named, or among the saved scripts, with or without its ending."""
+    """Return the path of a script: as it was named or among the saved scripts, with or without its ending."""
     folder, _, name = path.rpartition("/")
     places = [(folder, name)] if folder else [(SCRIPTS, name), ("", name)]
     for place, wanted in [(place, ending) for place, name in places for ending in (name, f"{name}.py")]:
@@ -137,7 +137,7 @@ async def _find(session: Session, path: str) -> str:
         except NotFoundError:
             continue
         if wanted in names:
-            return f"{place}/{wanted}" if place else f"./{wanted}"  # never an option
+            return f"{place}/{wanted}" if place else f"./{wanted}"  # with a folder in front, Python cannot take it for an option
     raise InvalidArgumentError("there is no such script: save_script keeps one, or write the file below /mnt/data first")
 
 

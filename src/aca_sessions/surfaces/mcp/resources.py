@@ -1,4 +1,4 @@
-"""What sessions hold, as resources: their files and what they displayed. session://NAME/files/PATH and session://NAME/displays/NUMBER."""
+"""Resources of sessions: files (session://NAME/files/PATH) and displays (session://NAME/displays/NUMBER)."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ TEMPLATES = [
 
 
 async def listed(client: Client) -> list[types.Resource]:
-    """The files and displays of all sessions that were used."""
+    """Return the files and displays of all sessions that were used, at most 500."""
     found: list[types.Resource] = []
     for named in client.sessions().values():
         if named.begun:
@@ -38,7 +38,7 @@ async def listed(client: Client) -> list[types.Resource]:
 
 
 async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
-    """A file's content or a display's; McpError says what is wrong with the address."""
+    """Return the content of a file or a display. Raise McpError if the URI names none."""
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
@@ -103,7 +103,7 @@ def _kind(name: str) -> str:
 
 
 def _best(display: Display) -> str:
-    """The form of it that shows most; a cell may have shown it in forms that nobody knows."""
+    """Return the MIME type that shows most of a display. A cell may use types that clients do not know."""
     known = [kind for kind in _PREFERRED if kind in display.data]
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 

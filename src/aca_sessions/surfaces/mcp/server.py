@@ -1,4 +1,4 @@
-"""The server of the protocol: what clients ask, by kind; a connection's client begins and ends with it."""
+"""The protocol's server: one handler for each kind of request. A connection's client begins and ends with it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,10 +23,10 @@ _INSTRUCTIONS = (
 
 
 class SessionServer(Server[Client, Any]):
-    """Gives each connection sessions of its own."""
+    """An MCP server that gives each connection sessions of its own."""
 
     def __init__(self, house: House) -> None:
-        """Over a pool, with the tools that the options name."""
+        """Serve sessions of a pool, with the tools that the options name."""
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
         self._house = house
         self._tools = _tools(house.options.tools)
@@ -44,7 +44,7 @@ class SessionServer(Server[Client, Any]):
         notification_options: NotificationOptions | None = None,
         experimental_capabilities: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
-        """Says that resources change, and that they can be watched."""
+        """Return the server's capabilities: resources change, and clients can subscribe to them."""
         del notification_options
         options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
         if options.capabilities.resources is not None:
@@ -103,7 +103,7 @@ class SessionServer(Server[Client, Any]):
 
 
 def _tools(kind: str) -> dict[str, Tool]:
-    """Those of the documentation's page, or all."""
+    """Return the tools of docs/mcp.md's first table, or with "all" those of both tables."""
     chosen = [*session_tools.TOOLS, *cell_tools.TOOLS, *package_tools.TOOLS, *health_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]

@@ -1,4 +1,4 @@
-"""Where clients arrive: standard input and output, or a port behind a key."""
+"""Transports of the MCP server: standard input and output, or a port behind a key."""
 
 import argparse
 import asyncio
@@ -27,7 +27,7 @@ _LARGEST_REQUEST = 16 * MB
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:
-    """Serves one client, until it closes our standard input."""
+    """Serve one client until it closes our standard input."""
     standard_input()
     async with _house(options) as house, stdio_server() as (reading, writing):
         server = SessionServer(house)
@@ -36,7 +36,7 @@ async def serve_stdio(options: argparse.Namespace) -> int:
 
 
 async def serve_http(options: argparse.Namespace) -> int:
-    """Serves until a signal ends it."""
+    """Serve many clients until a signal ends the server."""
     given = api_key(options)
     listener = listen_on_port(options.host, options.port)
     key = given or secrets.token_urlsafe(24)
@@ -51,7 +51,7 @@ async def serve_http(options: argparse.Namespace) -> int:
 
 
 class _Connections:
-    """The connections over HTTP, and their end."""
+    """The connections over HTTP. Leaving the block ends them."""
 
     def __init__(self, house: House) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -72,12 +72,12 @@ class _Connections:
         await self.end(0)
 
     async def end(self, _grace: float) -> None:
-        """Ends every connection, its cells and its sessions: a stream that stays open would keep the server."""
+        """End every connection with its cells and sessions. A stream that stays open would keep the server from ending."""
         self._stopping.set()
         await self._task
 
     async def _run(self) -> None:
-        """In one task from its beginning to its end, as its task group wants it."""
+        """Run the manager until `end` is called: its task group must be entered and left in the same task."""
         async with self._manager.run():
             self._started.set()
             await self._stopping.wait()

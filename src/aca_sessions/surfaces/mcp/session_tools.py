@@ -1,4 +1,4 @@
-"""Tools that make, choose, list and end sessions."""
+"""Tools that make, choose, list and end sessions. Their docstrings, and those of their answers, are sent to models."""
 
 from dataclasses import dataclass
 from datetime import datetime

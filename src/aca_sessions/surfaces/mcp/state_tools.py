@@ -1,4 +1,4 @@
-"""Tools for what a session holds: its variables, what they are, and going back to what they were."""
+"""Tools for the state of a session: variables, completion, checkpoints and branches. Their docstrings are sent to models."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""A function as a model calls it: its signature makes the schemas, its arguments are checked, its failures are answers."""
+"""Tools made of functions: the signature makes the schemas, the arguments are checked, and failures are answers."""
 
 import inspect
 import json
@@ -19,21 +19,21 @@ Kind = Literal["reads", "changes", "destroys"]
 SessionName = Annotated[str | None, Field(description="The session to use. Without it the active one is used.", max_length=256)]
 
 
-# Clients check answers against their schema, and that one each time: by the older dialect in a tenth of the time.
+# Clients validate each answer against its schema, and validate the schema each time too. With draft 7 that takes a tenth of the time.
 _DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#"}
 
 
 class _Untitled(GenerateJsonSchema):
-    """A title that repeats a name is so much more for a model to read."""
+    """A generator of schemas without titles: a title that repeats the field's name costs a model tokens and adds nothing."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
-        """None is."""
+        """Return False for every field."""
         del schema
         return False
 
 
 def _words(value: object) -> object:
-    """Some clients send a list as its JSON text, or a single word."""
+    """Return a list: some clients send one as its JSON text, or send a single word."""
     if not isinstance(value, str):
         return value
     try:
@@ -56,7 +56,7 @@ class Tool:
     _answer: TypeAdapter[Any]
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Answers in any case; what goes wrong on purpose is told to the model."""
+        """Call the function and return its answer. Wrong arguments and the package's own errors become answers that the model can read."""
         try:
             checked = self._arguments.model_validate(arguments)
             answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
@@ -70,7 +70,15 @@ class Tool:
 
 
 def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False, outside: bool = False) -> Tool:
-    """A tool of a function, whose docstring is what a model reads of it. `repeatable`: twice is as once."""
+    """Return a tool that calls a function. Models read the function's docstring as the tool's description.
+
+    Args:
+        function: The function. Its first parameter is the call; the others make the schema of the arguments.
+        title: The name that users see.
+        kind: Whether the tool only reads, changes something, or may destroy something.
+        repeatable: Whether calling it twice has the same effect as once.
+        outside: Whether it may reach anything outside of the session.
+    """
     signature = inspect.signature(function, eval_str=True)
     parameters = [*signature.parameters.values()][1:]
     fields: dict[str, Any] = {one.name: (one.annotation, ... if one.default is one.empty else one.default) for one in parameters}
@@ -95,12 +103,12 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
 
 
 def failure(message: str) -> types.CallToolResult:
-    """A call that did not do what it was asked to."""
+    """Return the answer of a call that failed."""
     return types.CallToolResult(content=[types.TextContent(type="text", text=message)], isError=True)
 
 
 def _told(error: ValidationError, known: Iterable[str]) -> str:
-    """What is wrong with which argument. Its value is not repeated: it may be long, and it may be secret."""
+    """Return what is wrong with which argument. Its value is not repeated, since it may be long or secret."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     told = [f"{'.'.join(str(part)[:50] for part in one['loc'])}: {one['msg']}" for one in problems[:5]]
     return f"the arguments do not fit: {'; '.join(told)}. There are: {', '.join(known)}"
