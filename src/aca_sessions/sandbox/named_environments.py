@@ -1,4 +1,4 @@
-"""Environments of their own for guests, by name, below the user's data folder: sessions need not see the host program's packages."""
+"""Named virtual environments for guests, in the user's data folder. Sessions in one of them do not see the host program's packages."""
 
 import asyncio
 import re
@@ -18,8 +18,8 @@ from .resolver import Resolver
 
 _INSTALLED = "lib/python*/site-packages/*.dist-info"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
-_ALWAYS = ("ipython>=8.31", "matplotlib-inline>=0.1.7")  # what a session cannot do without
-# What Azure's own sessions have, as somebody who looked wrote it down in July 2026.
+_ALWAYS = ("ipython>=8.31", "matplotlib-inline>=0.1.7")  # every session needs these
+# The packages in Azure's own sessions, as written down in July 2026 by a user who listed them there.
 FAMILIAR = {
     "azure": (
         *("numpy==1.26.4", "pandas==2.2.2", "matplotlib==3.8.4", "scipy==1.13.1", "scikit-learn==1.5.1", "seaborn==0.13.2"),
@@ -34,7 +34,7 @@ _CHECKS_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class NamedEnvironment:
-    """One that is there: its Python's version, and how many packages it has."""
+    """An existing environment: its name, the version of its Python, and how many packages it has."""
 
     name: str
     python: str
@@ -42,7 +42,7 @@ class NamedEnvironment:
 
 
 def python_of(name: str) -> str:
-    """The interpreter of an environment; ConfigurationError where there is none of that name."""
+    """Return the interpreter of an environment. Raise ConfigurationError if the name is invalid or unknown."""
     python = _folder(name) / "bin" / "python"
     if not python.exists():
         raise ConfigurationError(
@@ -53,31 +53,47 @@ def python_of(name: str) -> str:
 
 
 class Environments:
-    """Those that there are, and more of them, made of wheels. As with packages of sessions, nothing of them runs on this host."""
+    """The named environments of this user: list, make and remove them.
+
+    They are made of wheels only. As with packages of sessions, none of their code runs on this host.
+    """
 
     def __init__(self, source: PackageSource, tell: Tell) -> None:
-        """Takes wheels from the source, and tells how far it is."""
+        """Take wheels from `source`, and call `tell` with each line of progress."""
         self._source = source
         self._tell = tell
 
     def listed(self) -> list[NamedEnvironment]:
-        """All of them, by name."""
+        """Return all environments, sorted by name."""
         root = _root()
         found = sorted(path for path in root.iterdir() if (path / "bin" / "python").exists()) if root.is_dir() else []
         return [NamedEnvironment(path.name, _version(path), len([*path.glob(_INSTALLED)])) for path in found]
 
     def remove(self, name: str) -> None:
-        """Removes one; sessions that live in it lose their packages."""
+        """Remove an environment. Sessions that live in it lose their packages. Raise ConfigurationError if it does not exist."""
         python_of(name)
         shutil.rmtree(_folder(name))
 
     async def create(self, name: str, *, listed_in: Path, python: str | None = None) -> None:
-        """Makes one of what a requirements.txt lists; nothing is left of one that fails."""
+        """Make an environment with the packages of a requirements.txt. Raise ConfigurationError on failure, and leave nothing behind.
+
+        Args:
+            name: the name of the new environment.
+            listed_in: the path of the requirements.txt.
+            python: the interpreter to make it with; None is the host program's own.
+        """
         async with self._bare(name, python) as folder:
             await self._install(folder, [f"--requirement={listed_in}"])
 
     async def create_like(self, name: str, familiar: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
-        """Makes one with the packages of a known place; answers which have no wheel here, and are left out if that was asked for."""
+        """Make an environment with the packages of a known service. Return those that have no wheel for this Python.
+
+        Args:
+            name: the name of the new environment.
+            familiar: the service, a key of `FAMILIAR`.
+            python: the interpreter to make it with; None is the host program's own.
+            skip_missing: leave out packages that have no wheel. Otherwise they raise ConfigurationError.
+        """
         wanted = FAMILIAR[familiar]
         async with self._bare(name, python) as folder:
             missing = await self._missing(folder, wanted)
@@ -88,6 +104,7 @@ class Environments:
 
     @asynccontextmanager
     async def _bare(self, name: str, python: str | None) -> AsyncIterator[Path]:
+        """Make an environment without packages for the block to fill. Remove it if the block fails."""
         folder = _folder(name)
         if folder.exists():
             raise ConfigurationError(f"there is an environment {name}: remove it first with `aca-sessions env remove {name}`")
@@ -103,10 +120,10 @@ class Environments:
 
     async def _install(self, folder: Path, wanted: Sequence[str]) -> None:
         await self._resolver(folder).install(folder, [*_ALWAYS, *wanted], self._tell)
-        shutil.rmtree(folder / "http", ignore_errors=True)
+        shutil.rmtree(folder / "http", ignore_errors=True)  # pip's cache of downloads
 
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
-        """All at once where all are there; one by one to find out which are not."""
+        """Return the packages that have no wheel. Check all of them at once, and one by one only if that fails."""
         if await self._have_wheels(folder, wanted):
             return []
         turns = asyncio.Semaphore(_CHECKS_AT_ONCE)
@@ -115,6 +132,7 @@ class Environments:
             async with turns:
                 return not await self._have_wheels(folder, [one])
 
+        # Every check ends before an error is raised: the folder that they work in is removed then.
         found = await asyncio.gather(*map(has_none, wanted), return_exceptions=True)
         for error in found:
             if isinstance(error, BaseException):

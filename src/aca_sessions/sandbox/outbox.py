@@ -1,4 +1,4 @@
-"""Write the host's frames to a guest, one whole frame after another."""
+"""The queue of the host's frames to a guest. It writes one whole frame after another."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class _Outgoing:
+    """A frame that is not completely written yet."""
     left: memoryview
     descriptors: Sequence[int]
     written: asyncio.Future[None]
@@ -17,15 +18,15 @@ class _Outgoing:
 
 
 class Outbox:
-    """Write frames to a socket in the order in which they came.
+    """A queue of frames that are written to a socket in the order in which they came.
 
-    Several tasks send at the same time, and a frame may be larger than the socket's buffer. So only this object writes: a frame
-    that was begun is written to its end, even if its sender was cancelled meanwhile. Waiting for a guest that does not read blocks no
-    reader: the guest may itself wait until the host reads.
+    Several tasks send at the same time, and a frame may be larger than the socket's buffer. So only this object writes. A frame that was
+    begun is written to its end, even if its sender was cancelled meanwhile. Waiting for a guest that does not read blocks no reader: the
+    guest may itself wait until the host reads.
     """
 
     def __init__(self, link: socket.socket) -> None:
-        """Write to a connected socket, which stays the caller's."""
+        """Write to a connected socket. The caller stays its owner and closes it."""
         link.setblocking(False)
         self._link = link
         self._waiting: deque[_Outgoing] = deque()
@@ -38,7 +39,10 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Return a future that is done when the frame is written, or cannot be. Cancelling it drops a frame that was not begun."""
+        """Queue a frame. Return a future that is done when the frame is written, or when it cannot be.
+
+        Cancelling the future drops a frame that was not begun.
+        """
         written = asyncio.get_running_loop().create_future()
         if not self._open:
             written.set_result(None)
@@ -50,18 +54,18 @@ class Outbox:
         return written
 
     def close(self) -> None:
-        """Drop what is not written."""
+        """Drop all frames that are not written, and do not write any more."""
         self._open = False
         self._watch(False)
         while self._waiting:
             self._drop()
 
     def _write(self) -> None:
-        """Write as much as the socket takes at once, and no more in this turn of the event loop."""
+        """Write as much as one send takes, and no more in this turn of the event loop."""
         while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
             self._drop()
         if self._waiting and not self._has_written(self._waiting[0]):
-            self.close()  # the reader is gone: the interpreter's death is noticed elsewhere
+            self.close()  # the reader is gone; other code notices the interpreter's death
         self._watch(bool(self._waiting))
 
     def _has_written(self, frame: _Outgoing) -> bool:

@@ -1,10 +1,13 @@
-"""Unpacked sets of wheels on this host, shared by its sessions: content-addressed, never changed, those in use never removed. Blocking.
+"""The unpacked sets of wheels on this host, shared by its sessions. All calls block.
 
-sets/NAME        one set; the folder can be entered and not listed, and names cannot be guessed
-labels/NAME      what is in it, its size, and when it was used last; who holds a shared lock on it uses the set
-answers/KEY      what some requirements were resolved to, and when
-notes/KEY        what else is kept for later processes
-work/            what is being unpacked
+A set is named after its content and never changed. A set in use is never removed.
+
+sets/NAME        one set; the folder can be entered but not listed, and names cannot be guessed
+labels/NAME      the set's wheels and size, and as its mtime the last use; a shared lock on this file means that the set is in use
+answers/KEY      the set that some requirements were resolved to, and as its mtime the time when
+notes/KEY        other text that is kept for later processes
+work/            folders in which sets are being unpacked
+key              the secret that all names are derived from
 """
 
 import contextlib
@@ -28,13 +31,13 @@ from .policy import PackageSource
 from .requirements import PackageError, Wheel
 
 SHOWN_AT = "/.packages"
-_ABANDONED_SECONDS = 86_400.0
+_ABANDONED_SECONDS = 86_400.0  # after this time without a change, a folder in work/ is removed: its process has died
 _NAME_BYTES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class HeldSet:
-    """A set in use: it stays until it is let go of."""
+    """A set in use. It cannot be removed until `let_go` is called."""
 
     name: str
     path: str  # where sessions find it
@@ -42,15 +45,21 @@ class HeldSet:
     lock: int
 
     def let_go(self) -> None:
-        """It may be removed when room is needed."""
+        """Release the set. From now on it may be removed when room is needed."""
         os.close(self.lock)
 
 
 class PackageCache:
-    """One folder of this host, used by any number of processes at once."""
+    """The cache in one folder of this host. Any number of processes use it at the same time."""
 
     def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
-        """Makes the folder where there is none; PackageError where it cannot be. None: sessions see its sets where they are."""
+        """Create the folder if it is missing. Raise PackageError if it cannot be created or used.
+
+        Args:
+            folder: where the cache is; "" if this user has no home folder, which raises.
+            size: how many bytes the sets may have together; those that were not used for the longest time are removed first.
+            shown_at: where sessions see the folder of sets; None if they see it at its path on this host.
+        """
         if not folder:
             advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
             raise PackageError("PackageCacheError", f"packages cannot be kept: this user has no home folder: {advice}")
@@ -65,20 +74,21 @@ class PackageCache:
 
     @property
     def sets(self) -> str:
-        """The folder that sessions see."""
+        """Return the folder of all sets, which sessions see."""
         return str(self._root / "sets")
 
     def name_of(self, *parts: str) -> str:
-        """A name for some content, the same each time; nobody without the cache's secret can tell it."""
+        """Return a name for some content. It is the same each time, and cannot be guessed without the cache's secret."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def hold(self, name: str) -> HeldSet | None:
-        """A set, if it is there, for as long as it is not let go of."""
+        """Return a set and protect it from removal until `let_go` is called. Return None if it does not exist."""
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         fcntl.flock(lock, fcntl.LOCK_SH)
+        # `_remove` may have had the lock before: it has unlinked the label by now.
         if os.fstat(lock).st_nlink == 0 or not (self._root / "sets" / name).is_dir():
             os.close(lock)
             return None
@@ -86,15 +96,18 @@ class PackageCache:
         return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Takes over an unpacked set, unless it is there already; makes room by removing others."""
+        """Move an unpacked set into the cache, unless it is there already. Remove others if the cache is too large."""
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
-        self._create(self._root / "labels" / name, json.dumps(label))  # never replaced: locks on it would be on another file
-        with contextlib.suppress(OSError):  # somebody else was first
+        self._create(self._root / "labels" / name, json.dumps(label))  # never replaced: locks that are held would be on another file
+        with contextlib.suppress(OSError):  # another process was first
             os.rename(unpacked, self._root / "sets" / name)
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """The set that some requirements were resolved to, if that was no longer ago and it is still there."""
+        """Return the set that some requirements were resolved to, and hold it.
+
+        Return None if that was more than `within` seconds ago, or if the set is gone.
+        """
         path = self._root / "answers" / key
         try:
             if time.time() - path.stat().st_mtime > within:
@@ -104,15 +117,15 @@ class PackageCache:
             return None
 
     def remember(self, key: str, name: str) -> None:
-        """From now on some requirements are resolved to this set."""
+        """Record which set some requirements were resolved to."""
         self._replace(self._root / "answers" / key, name)
 
     def note(self, key: str, text: str) -> None:
-        """Keeps a text for later processes."""
+        """Keep a text for later processes."""
         self._replace(self._root / "notes" / key, text)
 
     def noted(self, key: str) -> str | None:
-        """A text that was kept."""
+        """Return a text that `note` kept, or None."""
         try:
             return (self._root / "notes" / key).read_text()
         except FileNotFoundError:
@@ -120,7 +133,10 @@ class PackageCache:
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
-        """A folder to work in, on the same file system, that is gone afterwards."""
+        """Make a folder for the block to work in, and remove it afterwards.
+
+        It is on the cache's file system, so that files can be moved and linked.
+        """
         folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
         try:
             yield folder
@@ -128,7 +144,7 @@ class PackageCache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
-        """A copy of a set but for some of its packages; files are linked, not copied."""
+        """Make a copy of a set without some of its packages, and return its folder. Files are linked, not copied."""
         source, target = self._root / "sets" / held.name, place / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}
 
@@ -140,30 +156,30 @@ class PackageCache:
         return target
 
     def metadata_of(self, held: HeldSet) -> list[Path]:
-        """Where the packages of a set say what they are and need."""
+        """Return the METADATA files of a set's packages: their names, versions and requirements."""
         return sorted((self._root / "sets" / held.name).glob("*.dist-info/METADATA"))
 
     def modules_of(self, held: HeldSet, name: str) -> list[str]:
-        """The names by which a package of a set is imported."""
+        """Return the names by which a package of a set is imported."""
         tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / held.name, name)}
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
     def _prepare(self) -> bytes:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         if (about := self._root.stat()).st_uid != os.geteuid() or about.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, "others may write there")  # and so decide what sessions import
+            raise PermissionError(errno.EPERM, "others may write there")  # they could decide what sessions import
         for name in ("labels", "answers", "notes", "work"):
             (self._root / name).mkdir(exist_ok=True, mode=0o700)
         sets = self._root / "sets"
         sets.mkdir(exist_ok=True)
-        sets.chmod(0o311)  # sessions enter it, as another user or as this one, and cannot list it
+        sets.chmod(0o311)  # sessions enter it, as another user or as this one, but cannot list it
         key = self._root / "key"
         if not key.exists():
             self._create(key, secrets.token_hex(32))
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Whoever comes first makes the file, whole."""
+        """Create a file with its whole content, unless it exists. If several processes do so at once, the first one wins."""
         with self.workplace() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
@@ -188,7 +204,7 @@ class PackageCache:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _remove(self, label: Path) -> int:
-        """What was freed; 0 where the set is in use."""
+        """Remove a set, and return how many bytes that freed: 0 if the set is in use."""
         size = _labelled_size(label)
         try:
             lock = os.open(label, os.O_RDWR | os.O_CLOEXEC)
@@ -202,13 +218,16 @@ class PackageCache:
         with self.workplace() as place:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self._root / "sets" / label.name, place / "removed")
-            label.unlink(missing_ok=True)  # last: whoever waits for the lock sees by it that the set is gone
+            label.unlink(missing_ok=True)  # last: `hold`, which may wait for the lock, sees by it that the set is gone
             os.close(lock)
         return size
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """What a package's own record says; the record may be hostile, and only names what to leave out of a copy."""
+    """Return the files of a package, from its RECORD.
+
+    The record may be hostile. So it is only used to leave files out of a copy, and to name modules.
+    """
     found: set[str] = set()
     for about in folder.glob("*.dist-info"):
         if canonicalize_name(about.name.partition("-")[0]) == name:
@@ -219,12 +238,12 @@ def _files_of(folder: Path, name: str) -> set[str]:
 
 
 def _inside(recorded: str) -> str:
-    """Scripts are recorded as they would lie in an environment: ../../bin/name."""
+    """Return the path inside the set of a recorded file. Scripts are recorded as ../../bin/name, as they would lie in an environment."""
     return recorded.strip('"').removeprefix("../../")
 
 
 def _prune(folder: Path) -> None:
-    """An empty folder could still be imported, as a namespace."""
+    """Remove empty folders: they could still be imported, as namespace packages. The folder itself stays."""
     for place, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(place)
@@ -257,7 +276,10 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """The folder that sessions see, by where they see it; none where this host cannot keep packages, which whoever asks for one is told."""
+    """Return the folder of all sets, by the path at which sessions see it.
+
+    Return an empty dict if this host cannot keep packages: a call that asks for a package then fails with the reason.
+    """
     try:
         return {SHOWN_AT: PackageCache(source.folder, source.cache_size).sets}
     except PackageError:

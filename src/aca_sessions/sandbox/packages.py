@@ -1,4 +1,7 @@
-"""What sessions may install: resolved on the host for the guests' Python, unpacked once, kept for all. Nothing of a package runs here."""
+"""The packages that sessions may install. They are resolved on the host for the guests' Python, unpacked once and kept for all sessions.
+
+No code of a package runs on the host.
+"""
 
 import asyncio
 import json
@@ -18,16 +21,16 @@ from .policy import Policy
 from .requirements import PackageError, Wheel, by_name, canonical, is_pinned
 from .resolver import Known, Resolver
 
-_VALID_SECONDS = 86_400.0  # that an answer to what is not pinned is taken for the newest
+_VALID_SECONDS = 86_400.0  # how long the answer to requirements without an exact version counts as the newest
 _FOREVER = float("inf")
-_AT_ONCE = 2  # programs of pip's; further ones wait, and may find in the cache what they came for
+_AT_ONCE = 2  # installs that run pip; further ones wait, and may then find in the cache what they need
 
 
 class Packages:
-    """The cache and the resolver of all sessions under one policy."""
+    """The package cache and the resolver of all sessions under one policy."""
 
     def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
-        """Touches nothing yet. Of an image's Python only a session tells."""
+        """Prepare without touching anything. `ask_image` asks an image's Python about itself: it runs in sessions only."""
         self._python = policy.image or policy.python or sys.executable
         self._ask_image = ask_image
         self._source = policy.packages
@@ -39,7 +42,7 @@ class Packages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def environment(self) -> dict[str, str]:
-        """What guests find anyway: versions by names."""
+        """Return the packages of the guests' environment, as versions by names."""
         if self._environment is None and self._ask_image is not None:
             told = await self._ask_image()
             self._resolver = replace(self._resolver, python=sys.executable, image=told)
@@ -51,13 +54,21 @@ class Packages:
 
     @property
     def cache(self) -> PackageCache:
-        """The folder of this host; PackageError where it cannot be used."""
+        """Return the package cache of this host. Raise PackageError if it cannot be used."""
         if self._cache is None:
             self._cache = PackageCache(self._source.folder, self._source.cache_size, shown_at=self._shown_at)
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
-        """What meets the requirements beside the environment and some sets, held; None where nothing is to be added."""
+        """Return a set, held, that meets the requirements together with the environment and `sets`. Return None if nothing has to be added.
+
+        Raise PackageError if the requirements cannot be met.
+
+        Args:
+            requirements: all that the session has asked for and its environment lacks.
+            sets: what the session has already; the new set may replace packages of it.
+            tell: called with each line of progress.
+        """
         known = Known(await self.environment(), [path for held in sets for path in self.cache.metadata_of(held)])
         texts = sorted(map(canonical, requirements))
         key = self._key(texts, [held.name for held in sets])
@@ -66,15 +77,17 @@ class Packages:
             return held
         async with self._turns:
             try:
+                # Another call may have fetched it while this one waited for its turn.
                 return self.cache.recall(key, within=within) or await self._resolved(key, texts, known, tell)
             except PackageError as error:
+                # Without the index, an answer of any age will do.
                 older = self.cache.recall(key, within=_FOREVER) if error.name == "IndexUnreachableError" else None
                 if older is None:
                     raise
                 return older
 
     async def kept(self, wheels: Sequence[Wheel], unpacked: Path) -> HeldSet:
-        """An unpacked set, in the cache from now on, and held."""
+        """Move an unpacked set into the cache, and return it, held."""
         name = self.cache.name_of("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
         await to_thread.run_sync(self.cache.keep, name, wheels, unpacked)
         held = self.cache.hold(name)
@@ -83,7 +96,7 @@ class Packages:
         return held
 
     async def without(self, held: HeldSet, names: set[str]) -> HeldSet | None:
-        """The set but for some of its packages, held as well; None where nothing is left."""
+        """Return the set without some of its packages, held as well. Return None if nothing is left."""
         rest = [wheel for wheel in held.wheels if wheel.name not in names]
         if not rest:
             return None
@@ -102,7 +115,10 @@ class Packages:
         return held
 
     def _surveyed(self) -> Survey:
-        """Asking an interpreter takes longer than all the rest: what it said is kept until its environment changes."""
+        """Return what the guests' Python reports about itself, from the cache until its environment changes.
+
+        Asking an interpreter takes longer than all the rest.
+        """
         key = self.cache.name_of("survey", self._python)
         kept = self.cache.noted(key)
         if kept is not None and (found := Survey(**json.loads(kept))).is_current:
@@ -112,7 +128,7 @@ class Packages:
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
-        """All that an answer depends on."""
+        """Return a cache key made of all that an answer depends on."""
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
         return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)

@@ -1,7 +1,7 @@
-"""pip in a domain of its own: it writes below one folder and starts no program, so nothing of a package ever runs on this host.
+"""pip, confined: it writes below one folder and starts no program. So no code of a package ever runs on this host.
 
-Without the second, a wheel whose metadata names a source at some address would have it built here, `--only-binary` or not. Runs in the
-guests' Python as a program, with the standard library alone.
+If it could start programs, a wheel whose metadata names a source at some address would be built here, in spite of `--only-binary`. This
+module runs as a program with the standard library alone: in the guests' Python, or in the host's if the guests' is an image's.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import zipfile
 
 from . import syscalls
 
-_READ = 4 | 8  # files and folders; not EXECUTE, which is handled and granted nowhere
-_FIRST_RIGHTS = (1 << 13) - 1
+_READ = 4 | 8  # READ_FILE and READ_DIR of landlock(7); not EXECUTE, which is handled and granted nowhere
+_FIRST_RIGHTS = (1 << 13) - 1  # all that the first version of Landlock knows
 _RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14}  # refer, truncate
 _EXECUTE = 1
-_MEMORY = 2 << 30
+_MEMORY = 2 << 30  # bytes
 _MOST_FILES = 500_000  # of all wheels together; the largest of PyPI have some 30,000
 _MOST_ABOUT = 64 << 20  # bytes of one file that pip reads whole: metadata, or the record of all files
 TOO_LARGE = "wheels hold more than the whole cache may"
@@ -30,8 +30,12 @@ TOO_MUCH_ABOUT = "the metadata of a wheel is larger than 64 MB"
 
 
 def main() -> None:
-    """`CODE FOLDER LARGEST RUNNER KNOWN MARKERS pip's own arguments`: KNOWN holds metadata of what is to count as installed, and MARKERS
-    is what requirements are to find if it is another Python that they are for, of which KNOWN tells everything.
+    """Confine this process and run pip in it.
+
+    The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS` and pip's own arguments. CODE is the entry of `sys.path` that this module
+    came from. FOLDER is where pip may write. LARGEST is how many bytes a file, all wheels and all that is received may have. RUNNER is the
+    script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is empty, or as JSON the markers of
+    another Python that pip looks for; KNOWN then describes all of its packages.
     """
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
@@ -40,8 +44,8 @@ def main() -> None:
     else:
         find_packages()
     sys.path.append(known)
-    limit(resource.RLIMIT_FSIZE, int(largest))  # no file grows larger
-    limit(resource.RLIMIT_DATA, _MEMORY)  # a wheel's directory is read whole, before it can be looked at
+    limit(resource.RLIMIT_FSIZE, int(largest))
+    limit(resource.RLIMIT_DATA, _MEMORY)  # zipfile reads a wheel's directory whole, before it can be checked
     limit_received(int(largest))
     limit_wheels(int(largest), together="--dry-run" not in arguments)
     confine(folder)
@@ -50,15 +54,15 @@ def main() -> None:
 
 
 def limit(kind: int, size: int) -> None:
-    """Set a limit of this process; one that is lower already stays."""
+    """Set a limit of this process. A limit that is lower already stays."""
     _, hard = resource.getrlimit(kind)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(kind, (most, most))
 
 
 def limit_received(size: int) -> None:
-    """End pip once it has received more than this: it fetches as many files as an index and their metadata lead it to."""
-    left, read = size, socket.SocketIO.readinto  # all that http.client reads goes by it, over TLS as well
+    """End pip once it has received more than `size` bytes. An index and its metadata decide how many files pip fetches."""
+    left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
 
     def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
         nonlocal left
@@ -72,10 +76,14 @@ def limit_received(size: int) -> None:
 
 
 def limit_wheels(size: int, *, together: bool) -> None:
-    """Refuse a wheel by what its directory says, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
+    """Refuse a wheel by its directory, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
 
-    zipfile reads no more of a member than the directory says. While pip looks for versions, it opens wheels that it will not install:
-    then each counts for itself, not all of them together.
+    zipfile reads no more of a member than the directory states.
+
+    Args:
+        size: how many bytes may be in wheels.
+        together: limit all wheels together. While pip looks for versions, it opens wheels that it will not install: then each is limited
+            by itself.
     """
     seen: dict[str, tuple[int, int]] = {}
 
@@ -96,13 +104,16 @@ def limit_wheels(size: int, *, together: bool) -> None:
 
 
 def refuse_wheel(reason: str) -> None:
-    """End pip, whatever it would make of an exception."""
+    """Print the reason and end pip at once, since pip might catch an exception."""
     print(f"ERROR: {reason}", flush=True)
     os._exit(1)
 
 
 def answer_for_another(markers: dict[str, str], runner: str) -> None:
-    """pip asks the Python that runs it what markers mean, even where it looks for another one."""
+    """Make markers of requirements apply to another Python.
+
+    pip takes their meaning from the Python that runs it, even if it looks for packages of another one.
+    """
     sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
     from pip._vendor.packaging import markers as read
 
@@ -112,7 +123,9 @@ def answer_for_another(markers: dict[str, str], runner: str) -> None:
 
 
 def find_packages() -> None:
-    """What `site` does at an interpreter's start, without the lines of code in .pth files and without sitecustomize."""
+    """Add the folders of packages as `site` does when an interpreter starts, but read no .pth file, which may hold code, and no
+    sitecustomize.
+    """
     import site
 
     site.addpackage = lambda *_: None
@@ -121,7 +134,10 @@ def find_packages() -> None:
 
 
 def confine(folder: str) -> None:
-    """Reads everything, writes below the folder alone, executes nothing: for good."""
+    """Let this process read everything, write only below the folder, and execute nothing. This cannot be undone.
+
+    Raise OSError if the kernel has no Landlock: pip must not run then.
+    """
     version = syscalls.landlock_version()
     if version == 0:
         raise OSError(38, "this kernel has no Landlock")

@@ -1,4 +1,7 @@
-"""What pip wrote, as a reason that a user can act on. Addresses are left out: an index's may hold its password. Nothing here awaits."""
+"""Errors and progress out of what pip wrote, in words that a user can act on. Nothing here awaits.
+
+Addresses are left out, because an index's address may hold its password.
+"""
 
 import re
 from collections.abc import Callable, Iterable
@@ -44,7 +47,7 @@ _BY_SIGN = {
 
 
 def explained(output: str) -> PackageError:
-    """Why pip failed."""
+    """Return the error for a run of pip that failed: the cause, and what to do."""
     for sign, (name, message) in _BY_SIGN.items():
         if re.search(sign, output):
             return PackageError(name, message)
@@ -59,14 +62,17 @@ def explained(output: str) -> PackageError:
 
 
 def progress(line: str) -> str | None:
-    """What a line of pip's tells of how far it is, if it does; without the folders of this host, and not at all with an address."""
+    """Return a line of pip's output if it reports progress, else None.
+
+    Folders of this host are cut out of the line. A line with an address is not returned at all.
+    """
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
     return _FOLDERS.sub("", line.strip())
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:
-    """The text without any address, and without what an address in the settings holds."""
+    """Return the text without any address, and without the secret parts of addresses in the settings."""
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
     return _ADDRESS.sub("[address]", text)
@@ -90,13 +96,13 @@ def _errors(output: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """In the words of this project: what pip takes for a constraint is the environment."""
+    """Return pip's words in terms of this project, 2000 characters at most. What pip calls a constraint is the sessions' environment."""
     told = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in told.splitlines())[:_LONGEST]
 
 
 def _secrets(value: str) -> set[str]:
-    """The name, the password and the folders of each address in a value."""
+    """Return the user name, the password and the folders of each address in a value, if they are longer than three characters."""
     found: set[str] = set()
     for word in value.split():
         if not word.startswith(("http://", "https://")):
