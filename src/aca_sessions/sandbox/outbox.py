@@ -11,6 +11,7 @@ from dataclasses import dataclass
 @dataclass(slots=True)
 class _Outgoing:
     """A frame that is not completely written yet."""
+
     left: memoryview
     descriptors: Sequence[int]
     written: asyncio.Future[None]

@@ -123,8 +123,9 @@ def answer_for_another(markers: dict[str, str], runner: str) -> None:
 
 
 def find_packages() -> None:
-    """Add the folders of packages as `site` does when an interpreter starts, but read no .pth file, which may hold code, and no
-    sitecustomize.
+    """Add the folders of packages as `site` does when an interpreter starts.
+
+    It reads no .pth file, which may hold code, and runs no sitecustomize.
     """
     import site
 

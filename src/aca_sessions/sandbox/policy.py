@@ -1,4 +1,4 @@
-"""What a sandbox may do: the whole posture on one screen. Every default of the embedded endpoint is written here, and only here."""
+"""The limits and rights of a sandbox on one screen. Every default of the embedded endpoint is written here, and only here."""
 
 import os
 import re
@@ -9,8 +9,8 @@ from ..errors import ConfigurationError
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
 INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL
-ANSWER_SECONDS = 600.0  # for whoever is asked by a cell
-STILL_SECONDS = 3600.0  # that the clock of one cell stands still in all, while it waits for answers
+ANSWER_SECONDS = 600.0  # how long a cell waits for the answer to a question or host call
+STILL_SECONDS = 3600.0  # how long the clock of one cell may stand still in total, while it waits for answers
 
 _PLACE = re.compile(r"/mnt(/(?!\.\.?(/|$))[\w.@+-]+)+", re.ASCII)
 _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", re.ASCII)
@@ -20,35 +20,38 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """What one session may use, in bytes, counts and seconds.
 
-    Files are kept in memory: `disk` is at most half of `memory`, and `temporary` a quarter, so that files never have more than processes.
+    Files are kept in memory. So `disk` is at most half of `memory`, and `temporary` a quarter: files never have more than processes.
     """
 
-    memory: int = 2 * GB  # of all its processes; what one cannot have is a MemoryError in it, what all cannot have ends them
+    memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
     disk: int = 256 * MB  # /mnt/data, which is kept in memory; also the largest file
     files: int = 16_384  # inodes in /mnt/data
     temporary: int = 64 * MB  # /tmp and /dev/shm, each
     processes: int = 128  # processes and threads
     open_files: int = 1024  # descriptors of each process
-    cpu: float | None = None  # processors' worth of time; None is all there are, shared fairly. Needs control groups
-    checkpoints: int = 10  # of a session; the oldest go first
-    checkpoint_files: int = 64 * MB  # of a session's files, which each checkpoint copies (about 1 ms a megabyte); with more there is none
+    cpu: float | None = None  # processors' worth of time; None allows all there are, shared fairly. Needs control groups
+    checkpoints: int = 10  # of a session; the oldest are removed first
+    checkpoint_files: int = 64 * MB  # of a session's files, which each checkpoint copies (about 1 ms a MB); with more it cannot be taken
     cell_timeout: float = 100.0  # Azure's own default; at most 220, as there
     output: int = MB  # of each stream: its head and its tail are kept
     history: int = 1000  # cells in `In`, values in `Out`; a value in `Out` stays in memory
 
     def __post_init__(self) -> None:
-        """Lower what files may have to what the memory allows."""
+        """Lower `disk` and `temporary` to what `memory` allows."""
         object.__setattr__(self, "disk", min(self.disk, self.memory // 2))
         object.__setattr__(self, "temporary", min(self.temporary, self.memory // 4))
 
     @property
     def folders(self) -> int:
-        """How many bytes /mnt/data, /tmp and /dev/shm hold together."""
+        """Return how many bytes /mnt/data, /tmp and /dev/shm may hold together."""
         return self.disk + 2 * self.temporary
 
     @property
     def family(self) -> int:
-        """How many bytes a session, its branches and its checkpoints have in /mnt/data together, as far as the host writes them."""
+        """Return how many bytes a session, its branches and its checkpoints may have in /mnt/data together.
+
+        The host checks it when it writes.
+        """
         return 2 * self.disk
 
 
@@ -57,28 +60,31 @@ class Together:
     """What all sessions of this process may use together, so that the host stays usable."""
 
     memory_share: float = 0.75  # of the machine's memory
-    processes: int = 16_384  # half of what Linux has by default; without control groups, all else of this user counts as well
-    # How much of each processor's time they get where others want it, this process's event loop among them: each of those weighs 1. Without
-    # control groups this is the weight of each session. Beside a bomb of forks, whose dead processes the kernel collects outside of any
-    # group, the event loop's p99 was 1.4 to 5 ms with 0.125, 70 to 450 ms with 0.25 and up to 2.5 s with 0.5 (two processors, quiet).
+    processes: int = 16_384  # half of Linux's default; without control groups, all other processes of this user count as well
+    # Their share of each processor's time when others need it too, such as this process's event loop: each of those weighs 1. Without
+    # control groups this is the weight of each session. Beside a fork bomb, whose dead processes the kernel collects outside of any group,
+    # the event loop's p99 was 1.4 to 5 ms with 0.125, 70 to 450 ms with 0.25 and up to 2.5 s with 0.5 (two processors, quiet).
     cpu_weight: float = 0.125
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a session reaches besides its own loopback."""
+    """What a session can reach besides its own loopback interface."""
 
     kind: Literal["none", "allow", "host"] = "none"
     domains: tuple[str, ...] = ()
 
     @classmethod
     def none(cls) -> "Network":
-        """Nothing."""
+        """Return a network without any access."""
         return cls()
 
     @classmethod
     def allow(cls, *domains: str) -> "Network":
-        """HTTP and HTTPS to domains, `*.` in front for all below one, `:port` behind for another port; public addresses only."""
+        """Allow HTTP and HTTPS to some domains, at public addresses only. Raise ConfigurationError for an invalid domain, or without any.
+
+        `*.example.org` is every domain below example.org, and `*` is every domain. `:port` at the end replaces the ports 80 and 443.
+        """
         names = tuple(domain.strip().lower() for domain in domains)
         for name in names:
             if not _DOMAIN.fullmatch(name):
@@ -91,14 +97,15 @@ class Network:
 
     @classmethod
     def host(cls) -> "Network":
-        """Everything that this host reaches, its own services included: only for code that you trust with them."""
+        """Allow everything that this host reaches, its own services included. Use it only for code that you trust with them."""
         return cls("host")
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A folder of the host that every session sees below /mnt. Writable is what the sessions' users may write to: where the host is root,
-    only what everybody may.
+    """A folder of the host that every session sees under /mnt.
+
+    In a writable one, a session may write what its user may write. If the host runs as root, that is only what everybody may write.
     """
 
     host: str
@@ -106,7 +113,7 @@ class Mount:
     shared: Literal["read-only", "writable"] = "read-only"
 
     def __post_init__(self) -> None:
-        """ConfigurationError where it cannot be."""
+        """Raise ConfigurationError if `guest` is not a path under /mnt and outside /mnt/data, or if `host` is not a folder."""
         if not _PLACE.fullmatch(self.guest) or self.guest == "/mnt/data" or self.guest.startswith("/mnt/data/"):
             raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.guest} is no place below /mnt and beside /mnt/data")
         if not os.path.isdir(self.host):
@@ -114,9 +121,9 @@ class Mount:
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
-    """Return a folder of the user's own: the one that a variable names, or one in their home; None if they have neither.
+    """Return a folder of this user: the one that an environment variable names, or else one in their home. Return None without either.
 
-    Without HOME and an entry in the user database Python leaves `~` as it is, which must not become a folder of that name.
+    Without HOME and an entry in the user database, Python leaves `~` as it is. That must not become a folder of that name.
     """
     named, home = os.environ.get(variable), os.path.expanduser("~")
     if named:
@@ -126,16 +133,16 @@ def user_folder(variable: str, *below_home: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Where packages that sessions ask for come from, and where this host keeps them, unpacked, for all sessions to share."""
+    """Where packages for sessions come from, and where this host keeps them, unpacked and shared by all sessions."""
 
-    index_url: str | None = field(default=None, repr=False)  # may hold a password; None is what pip is configured for on this host
+    index_url: str | None = field(default=None, repr=False)  # may hold a password; None is the one in this host's pip configuration
     wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
     cache: str | None = None  # None is aca-sessions/packages in the user's cache folder
-    cache_size: int = 4 * GB  # the sets that were not used for the longest time go first, those in use never
+    cache_size: int = 4 * GB  # the sets that were not used for the longest time are removed first, those in use never
 
     @property
     def folder(self) -> str:
-        """Where they are kept; empty for a user without a home, whose sessions cannot install packages."""
+        """Return the folder of unpacked packages. It is empty for a user without a home folder, whose sessions cannot install packages."""
         if self.cache:
             folder = os.path.expanduser(self.cache)
             return "" if folder.startswith("~") else os.path.abspath(folder)
@@ -145,26 +152,26 @@ class PackageSource:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Limits and network of a session, and the Python that it runs."""
+    """What a sandbox is made of: its limits, network, mounts, Python, packages and level of isolation."""
 
     limits: Limits = field(default_factory=Limits)
     together: Together = field(default_factory=Together)
     network: Network = field(default_factory=Network)
     mounts: tuple[Mount, ...] = ()
     python: str | None = None  # an interpreter whose environment has IPython; None is the host program's own, or the image's
-    # The guests' root in the place of this host's /usr and Python: a folder, the tar of one, or an image that podman or docker has.
+    # The guests' root, in the place of this host's /usr and Python: a folder, the tar of one, or an image that podman or docker has.
     image: str | None = None
-    # Modules that sessions find imported. None: numpy, pandas and matplotlib where they are installed, as soon as they are loaded.
+    # Modules that sessions find imported. None: numpy, pandas and matplotlib if they are installed, as soon as they are loaded.
     preload: tuple[str, ...] | None = None
     packages: PackageSource = field(default_factory=PackageSource)
     spares: int = 2  # sessions that are kept ready ahead of their use, 6 MB each
-    # Whoever names another tenant has another fork server, and so another address layout and hash seed. None: one for all who name none.
+    # Sessions of another tenant have another fork server, and so another address layout and hash seed. None: one for all without a tenant.
     tenant: str | None = None
-    # "no-namespaces" is less, for hosts that refuse namespaces: Landlock, seccomp and limits alone. SECURITY.md says what it does not hold.
+    # "no-namespaces" is for hosts that refuse namespaces: only Landlock, seccomp and limits. SECURITY.md lists what it does not enforce.
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:
-        """ConfigurationError where a session without namespaces could not have what is asked for."""
+        """Raise ConfigurationError if a setting needs namespaces and `isolation` has none."""
         if self.isolation == "full":
             return
         if self.image:

@@ -1,4 +1,4 @@
-"""What this host enforces, found by doing it: a session is started, looked at from outside, and asked to break out."""
+"""A check of what this host enforces: it starts a session, looks at it from outside, and runs code in it that tries to break out."""
 
 import os
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ _NAMESPACES = {
     "uts": "host name",
     "cgroup": "cgroup view",
 }
+# Expected errors: 101 is ENETUNREACH, 97 is EAFNOSUPPORT. 192.0.2.1 is for documentation, so no host has it (RFC 5737).
 _DIRECT = "no host network"
 _SYSTEM_CALLS = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); libc.unshare(1 << 28); raise OSError(ctypes.get_errno(), '')"
 _ATTEMPTS: dict[str, tuple[str, str | tuple[str, ...]]] = {
@@ -53,7 +54,7 @@ _NOT_WITHOUT_NAMESPACES = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One part of the isolation, and how it was found."""
+    """One part of the isolation: whether it is enforced, and how that was found."""
 
     name: str
     enforced: bool
@@ -62,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """All parts. Full isolation is every one of them; less is a level that the settings name."""
+    """The findings about all parts of the isolation. `level` is what the settings ask for: full isolation, or less."""
 
     findings: tuple[Finding, ...]
     remedy: str = ""
@@ -70,7 +71,7 @@ class IsolationReport:
 
     @property
     def full(self) -> bool:
-        """Whether every part is enforced."""
+        """Return whether full isolation was asked for and every part of it is enforced."""
         return self.level == "full" and all(finding.enforced for finding in self.findings)
 
     def __str__(self) -> str:
@@ -82,13 +83,13 @@ class IsolationReport:
 
 
 async def report(policy: Policy) -> IsolationReport:
-    """Starts a session on this host and finds out."""
+    """Start sandboxes on this host, check one session and return the findings."""
     async with Sandboxes(policy) as sandboxes:
         return await examine(sandboxes)
 
 
 async def examine(sandboxes: Sandboxes) -> IsolationReport:
-    """Starts a further session and finds out."""
+    """Open one more session, check it and return the findings. An IsolationError while it starts is returned as the only finding."""
     policy = sandboxes.policy
     try:
         sandbox = await sandboxes.open()
@@ -152,7 +153,10 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """An image has an /etc/shadow of its own; where it lies on this host is in no image."""
+    """Return the attempt on host files for an image, which has an /etc/shadow of its own: list the folder where the image is on this host.
+
+    That folder is not in any image.
+    """
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
@@ -185,7 +189,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """How the processes of a branch are kept from running while another one's files are shown."""
+    """Return how processes of a branch are kept from running while the files of another branch are shown."""
     return Finding(
         "processes of branches",
         True,
@@ -202,5 +206,5 @@ def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
 
 
 def _process(pidfd: int) -> Path:
-    """The /proc folder of a process that lives in a pid namespace below ours."""
+    """Return the /proc folder of a process that lives in a pid namespace below this process's own."""
     return Path("/proc", str(host_pid(pidfd)))

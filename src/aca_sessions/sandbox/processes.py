@@ -1,8 +1,9 @@
-"""The processes of a session and its branches, each of which belongs to one tree: only those of the tree that is shown run.
+"""The processes of a session and its branches, on hosts without control groups. Each belongs to one workspace (`tree` in the code).
 
-All of them live in one pid namespace and one mount namespace, where guests have no capability: a process cannot be given a /mnt/data of its
-own. So the host stops every process of a tree before another tree takes its place, and continues it afterwards. What is stopped cannot
-fork: whatever else is alive, but the session's first process, belongs to the tree that is shown. Blocking: for a worker thread.
+Only processes of the workspace that is shown run. All of them live in one pid namespace and one mount namespace, where guests have no
+capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops every process of a workspace before another
+workspace takes its place, and continues it afterwards. A stopped process cannot fork. So every other process that is alive, except the
+session's first one, belongs to the workspace that is shown. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -17,17 +18,17 @@ from ..models import RunningProcess
 from .shortage import is_shortage, told_of
 
 _INIT = 1
-_STATE, _PARENT, _THREADS, _START = 0, 1, 17, 19  # in /proc/PID/stat, counted from what stands behind the name
+_STATE, _PARENT, _THREADS, _START = 0, 1, 17, 19  # fields in /proc/PID/stat, counted from behind the name: proc(5)
 _STOPPED, _DEAD, _BLOCKED = frozenset("Tt"), frozenset("ZX"), frozenset("D")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_DESCRIPTORS = 5  # that one look at a process has open, and one to spare
+_DESCRIPTORS = 5  # open during one look at a process, and one to spare
 _QUIET = 2  # looks in a row that find nothing new
-_CALM_LOOKS, _QUICK_LOOKS, _MOST_LOOKS = 3, 60, 400
-_SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: looking without a pause took five times as long
+_CALM_LOOKS, _QUICK_LOOKS, _MOST_LOOKS = 3, 60, 400  # until new processes are signalled unseen, until pauses get longer, in all
+_SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: without a pause this took five times as long
 
 
 class Identity(NamedTuple):
-    """Name a process by its number in the session and the clock tick at which it started: a number alone may be reused."""
+    """The identity of a process: its number in the session, and the clock tick at which it started. A number alone may be reused."""
 
     number: int
     start: int
@@ -51,29 +52,32 @@ class _Seen(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """Hold what `Processes.end` did: the processes that ended, and those that are still alive although they were killed."""
+    """The outcome of ending processes: those that ended, and those that are still alive although they were killed."""
 
     ended: tuple[RunningProcess, ...] = ()
     left: tuple[RunningProcess, ...] = ()
 
 
 class Processes:
-    """Stop, continue and end the processes of one pid namespace. `switch` and `end` must not overlap, nor outlast `close`."""
+    """The processes of one pid namespace, to stop, continue and end. `switch` and `end` must not overlap, nor be running at `close`."""
 
     def __init__(self, proc: int, tree: int) -> None:
-        """Take over a descriptor of the namespace's own /proc, and know which tree is shown.
-
-        /proc lists every process of the namespace. Lists of children, read one after the other, miss one that changes its parent meanwhile.
-        """
+        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the workspace that is shown."""
         self.shown: int | None = tree
         self._mounted: int | None = tree
         self._latest = tree
-        self._proc = proc
+        self._proc = proc  # it lists every process; lists of children, read one by one, miss one that changes its parent meanwhile
         self._members: dict[int, Identity] = {}
-        self._frozen: dict[int, dict[Identity, bool]] = {}  # of each tree that is not shown: whether it has to be continued
+        self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not shown: whether to continue each process
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Know an interpreter from what its cells start. One whose tree is not shown stands still until it is."""
+        """Register an interpreter, to distinguish it from what its cells start. Stop it until its workspace is shown.
+
+        Args:
+            number: its number in the session.
+            tree: its workspace.
+            process: a pidfd of it.
+        """
         with contextlib.suppress(OSError), self._opened(number) as folder:
             seen = _look(folder, number)
             self._members[number] = seen.identity
@@ -86,18 +90,20 @@ class Processes:
         self._members.pop(number, None)
 
     def drop(self, tree: int) -> None:
-        """Forget a tree that has ended."""
+        """Forget a workspace that has ended."""
         self._frozen.pop(tree, None)
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the numbers of interpreters, and of all processes that belong to another tree than this one."""
+        """Return the numbers of all interpreters, and of all processes that belong to another workspace than `tree`."""
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Stop all that runs, have `show` show another tree, and continue what belongs to it. Return what ended since it would not stop.
+        """Stop all that runs, call `show`, and continue what belongs to `tree`.
 
-        Raise TimeoutError if something runs on even then: the other tree must not be shown to it. If `show` fails, no tree is shown, and
-        everything stands still until the next switch.
+        Return the processes that were ended because they did not stop.
+
+        `show` puts the workspace into /mnt/data. If it fails, no workspace is shown, and everything stays stopped until the next switch.
+        Raise TimeoutError if something runs even after the kill: it must not see the other workspace.
         """
         ended = self.halt()
         if self._mounted != tree:
@@ -109,7 +115,10 @@ class Processes:
         return ended
 
     def halt(self) -> tuple[RunningProcess, ...]:
-        """Stop all that runs until the next switch: no tree is shown. Return what ended since it would not stop."""
+        """Stop all that runs until the next switch: no workspace is shown. Return the processes that were ended because they did not stop.
+
+        Raise TimeoutError if something runs even after that.
+        """
         stopped, calm = self._stop()
         ended: tuple[RunningProcess, ...] = ()
         if not calm:
@@ -123,7 +132,7 @@ class Processes:
         return ended
 
     def end(self, tree: int) -> Ended:
-        """End the processes of a tree, but its interpreters: stopped before they are killed, none of them starts another meanwhile."""
+        """End the processes of a workspace, except its interpreters. They are stopped first, so that none starts another one meanwhile."""
         if tree != self.shown:
             doomed = self._frozen.get(tree, {}).keys() - {*self._members.values()}
             return self._kill(doomed.__contains__)
@@ -134,20 +143,20 @@ class Processes:
             self._continue(stopped)
 
     def has_work(self) -> bool:
-        """Return whether more than idle interpreters runs on the tree that is shown."""
+        """Return whether more than idle interpreters runs in the workspace that is shown."""
         others, members = self._of_others(self.shown), {*self._members.values()}
         mine = [one for one in self._look_at_all()[0] if one.states and one.identity not in others]
         return any(one.threads > 1 or one.identity not in members for one in mine)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Close the descriptor of /proc."""
         os.close(self._proc)
 
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
-        """Stop all processes. Return those of the tree that is shown, each with whether this stopped it, and whether all of them stand.
+        """Stop all processes. Return those of the shown workspace, each with whether this call stopped it, and whether all of them stand.
 
-        A process may start another, or be continued by one that still runs, while the list is read: it is read until nothing has changed
-        twice in a row. Other trees' processes are looked at as well, since code in the session may have continued one.
+        While the list is read, a process may start another one, or be continued by one that still runs. So the list is read until nothing
+        has changed twice in a row. Processes of other workspaces are looked at too, since code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[Identity, bool] = {}
@@ -178,12 +187,12 @@ class Processes:
         return found, False
 
     def _kill_shown(self) -> Ended:
-        """Kill what belongs to the tree that is shown and is no interpreter."""
+        """Kill the processes of the shown workspace, except interpreters."""
         spared = {*self._of_others(self.shown), *self._members.values()}
         return self._kill(lambda one: one not in spared, {one.number for one in spared})
 
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
-        """Kill processes until none of them is seen twice in a row."""
+        """Kill processes until two looks in a row find none of them alive, or for 400 looks."""
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
         quiet = 0
@@ -200,7 +209,7 @@ class Processes:
         return Ended(tuple(told for one, told in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue what this stopped. Children first: a shell that learns of a stopped child takes it for a stopped job."""
+        """Continue what `_stop` stopped, children first: a shell that notices a stopped child takes it for a stopped job."""
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
                 with contextlib.suppress(OSError), self._opened(one.number) as process:
@@ -213,10 +222,12 @@ class Processes:
     def _look_at_all(
         self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
     ) -> tuple[list[_Seen], bool]:
-        """Look at every process but the first, and signal those that are wanted. Return what was seen, and whether one had gone by then.
+        """Look at every process but the first, and signal those that `wanted` selects.
 
-        Where it is `known` which processes there were, others are signalled before they are looked at: one that starts another and ends,
-        again and again, would be gone by then.
+        Return them all, and whether one had ended before the look.
+
+        If `known` is given, processes that are not in it are signalled before they are looked at. Otherwise a process that starts another
+        one and ends, again and again, would always be gone by then.
         """
         seen: list[_Seen] = []
         gone = False
@@ -233,14 +244,14 @@ class Processes:
                     seen.append(one._replace(signalled=at_once))
             except OSError as error:
                 if is_shortage(error):
-                    raise  # what cannot be looked at may run
+                    raise  # a process that cannot be looked at may run
                 gone = True
         return seen, gone
 
     def _numbers(self) -> list[int]:
-        """List the processes by a new descriptor: threads would share the offset of the one that is kept."""
+        """Return the numbers of all processes but the first."""
         try:
-            with self._opened(".") as folder:
+            with self._opened(".") as folder:  # a new descriptor: threads would share the offset of the one that is kept
                 return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
         except OSError as error:
             if is_shortage(error):
@@ -249,7 +260,10 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Open the folder of a process: it never names a later one of that number, and takes signals like a pidfd: pidfd_send_signal(2)."""
+        """Open the folder of a process.
+
+        It never refers to a later process of that number, and takes signals as a pidfd does: pidfd_send_signal(2).
+        """
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder
@@ -258,22 +272,24 @@ class Processes:
 
 
 def _check_descriptors() -> None:
-    """Raise GuestDiedError, before anything is stopped, if there are too few descriptors to look at processes."""
+    """Raise GuestDiedError, before anything is stopped, if there are too few free descriptors to look at processes."""
     with told_of("stopping the session's processes"), contextlib.ExitStack() as opened:
         for _ in range(_DESCRIPTORS):
             opened.callback(os.close, os.open("/", _FOLDER))
 
 
 def _all_stand(alive: list[_Seen]) -> bool:
-    """Return whether none can run on. One that waits for its vfork child to start a program stops only then, and stands like the child."""
+    """Return whether none of the processes can run on."""
+    # A process that waits for its vfork child to start a program (state D) stops only after that. It stands if its child does.
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
     return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
 
 
 def _look(process: int, number: int) -> _Seen:
-    """Look at a process and each of its threads: it has only the state of its first thread, which may have ended before the others."""
+    """Return the state of a process and of each of its threads."""
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
+    # The process itself has only the state of its first thread, which may have ended before the others.
     states = {fields[_STATE]} if threads == 1 else _states(process)
     return _Seen(Identity(number, int(fields[_START])), int(fields[_PARENT]), name, threads, frozenset(states - _DEAD))
 
@@ -296,6 +312,7 @@ def _stat(path: str, process: int) -> tuple[str, list[str]]:
         text = os.read(descriptor, 1 << 12).decode(errors="backslashreplace")
     finally:
         os.close(descriptor)
+    # The name is in brackets, and may hold brackets and blanks itself.
     return text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 1 :].split()
 
 

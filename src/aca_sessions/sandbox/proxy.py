@@ -1,7 +1,8 @@
-"""The way out for sessions whose policy names domains: an HTTP proxy on this side of the wall, behind a listener on theirs.
+"""The way out for sessions whose policy names domains: an HTTP proxy in the host, behind a listener in the session.
 
-The session's listener is a socket of its own network namespace, accepted from here: the session itself reaches nothing else. Every
-address is looked up and checked here, and the checked one is the one connected to. What goes through an allowed domain is not inspected.
+The listener is a socket of the session's own network namespace, from which the host accepts connections. The session itself reaches nothing
+else. The proxy looks up and checks every address, and connects to the address that it checked. It does not inspect what goes through an
+allowed domain.
 """
 
 import asyncio
@@ -33,16 +34,16 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class DeniedError(Exception):
-    """The policy does not let this through; the message says why, to the session as well."""
+    """The policy does not allow a request. The message has the reason, and the session receives it too."""
 
 
 class MalformedError(DeniedError):
-    """The request is not one that every server reads in the same way."""
+    """A request that not all servers read in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A request's target, and what is sent there in its place; nothing for CONNECT."""
+    """The target of a request, and the head that is sent there instead of the original one: empty for CONNECT."""
 
     host: str
     port: int
@@ -51,18 +52,18 @@ class _Head:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Every address of a name."""
+    """Return every address of a name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 async def connect(address: str, port: int) -> Streams:
-    """A connection to an address that was checked."""
+    """Open a connection to an address that was checked."""
     return await asyncio.open_connection(address, port)
 
 
 class Proxy:
-    """Carries what the policy's domains are asked, and refuses everything else."""
+    """An HTTP proxy that reaches the policy's domains and refuses everything else."""
 
     def __init__(
         self,
@@ -71,13 +72,12 @@ class Proxy:
         resolve: Callable[[str, int], Awaitable[list[str]]] = resolve,
         connect: Callable[[str, int], Awaitable[Streams]] = connect,
     ) -> None:
-        """Serves nobody yet; names are looked up and connected to by the given functions."""
         self._network = network
         self._resolve = resolve
         self._connect = connect
 
     async def serve(self, listener: socket.socket) -> "Serving":
-        """Serves one session, by its own listener, until what it answers is closed."""
+        """Serve one session on its listener until the returned object is closed."""
         serving = Serving(self._answer)
         await serving.start(listener)
         return serving
@@ -100,7 +100,10 @@ class Proxy:
             await _carry(head, (reader, writer), there)
 
     async def _checked(self, host: str, port: int) -> str:
-        """The address to connect to: every one that the name has must be a public one, and none of this host's own."""
+        """Return the address to connect to. Raise DeniedError unless the policy allows the domain and every address of it is public.
+
+        An address of this host counts as not public.
+        """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
             raise DeniedError("an address or an unusable name in the place of a domain")
         if not any(_allows(domain, host, port) for domain in self._network.domains):
@@ -113,10 +116,9 @@ class Proxy:
 
 
 class Serving:
-    """The connections of one session."""
+    """The connections of one session to the proxy."""
 
     def __init__(self, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
-        """Accepts nothing yet."""
         self._answer = answer
         self._tasks = Tasks()
         self._open: set[asyncio.StreamWriter] = set()
@@ -124,16 +126,16 @@ class Serving:
         self._closed = False
 
     async def start(self, listener: socket.socket) -> None:
-        """Begins to accept."""
+        """Begin to accept connections."""
         self._server = await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD)
 
     async def close(self) -> None:
-        """Ends the listener and every connection."""
+        """Close the listener and every connection."""
         self._closed = True
         if self._server is not None:
             self._server.close()
         await self._tasks.cancel()
-        for writer in self._open:  # of conversations that were cancelled before their first step
+        for writer in self._open:  # a task that was cancelled before its first step has not closed its connection
             writer.transport.abort()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,7 +154,7 @@ class Serving:
                     await writer.wait_closed()
         finally:
             self._open.discard(writer)
-            writer.transport.abort()  # whoever does not read what is left does not keep it open
+            writer.transport.abort()  # a client that does not read the rest cannot keep the connection open
 
 
 def _parse(head: bytes) -> _Head:
@@ -175,7 +177,10 @@ def _parse(head: bytes) -> _Head:
 
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
-    """The headers to pass on, and the length of the body: one request a connection, so that no second one is smuggled behind it."""
+    """Return the headers to pass on, and the length of the body. Raise MalformedError for a header that servers may read differently.
+
+    A connection carries one request, so that no second one is smuggled behind it.
+    """
     kept: list[bytes] = []
     body: int | None = None
     for line in lines:
@@ -183,7 +188,7 @@ def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
         if header is None:
             raise MalformedError("a header line that is not 'name: value', or that continues the one before")
         name, value = header[1].lower(), line[len(header[1]) + 1 :].strip()
-        if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers take '_' for '-'
+        if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers read '_' as '-'
             raise MalformedError("a header that another server might read as Host, Connection, Content-Length or Transfer-Encoding")
         match name:
             case b"host" | b"connection" | b"keep-alive" | b"upgrade" | b"te" | b"trailer":
@@ -224,12 +229,12 @@ def _is_public(address: str) -> bool:
 
 
 def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address carries an IPv4 address, to which the network may translate it: that one was not checked."""
+    """Return whether an IPv6 address carries an IPv4 address. The network may translate it to that one, which was not checked."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
 
-# `is_global` of these differs between releases of Python, or is true although no public service has such an address.
+# `is_global` differs between releases of Python for these, or is true although no public service has such an address.
 _NEVER = tuple(
     map(
         ipaddress.ip_network,
@@ -247,23 +252,24 @@ _NEVER = tuple(
 
 
 def _is_ours(address: str, version: int) -> bool:
-    """Whether this host has the address itself: its services are not for its guests. Only an own address can be bound."""
+    """Return whether an address belongs to this host, whose services are not for its guests."""
     with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
         try:
-            probe.bind((address, 0))
+            probe.bind((address, 0))  # works only with an address of this host
         except OSError:
             return False
     return True
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
+    """Copy in both directions until the target has no more to send, or the session cannot receive."""
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
         here[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
     sending = asyncio.ensure_future(_copy(here[0], there[1], head.body if head.forwarded else None))
     try:
-        with contextlib.suppress(OSError, TimeoutError):  # one end went away: so does the other
+        with contextlib.suppress(OSError, TimeoutError):  # one end was closed: close the other as well
             await _copy(there[0], here[1], None)
     finally:
         sending.cancel()
@@ -272,7 +278,7 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None) -> None:
-    """Copies to the end, or a number of bytes, and passes the end on."""
+    """Copy `left` bytes, or if it is None, up to the end of the source and pass that end on."""
     while left is None or left > 0:
         async with asyncio.timeout(_IDLE_SECONDS):
             data = await source.read(_CHUNK if left is None else min(_CHUNK, left))

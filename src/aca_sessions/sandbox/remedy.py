@@ -1,4 +1,4 @@
-"""What to do where a host refuses a part of the isolation: the row of docs/hosts.md that it is, and its line to paste."""
+"""Advice for a host that refuses a part of the isolation: the row of docs/hosts.md that describes the host, and the line to paste."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ _BY_PART = {
     "control group": hosts.SHORTAGE,
 }
 _ENGINES = {"/run/.containerenv": hosts.PODMAN, "/.dockerenv": hosts.DOCKER}
-_NEEDED_BY_BOTH = ("Landlock", "seccomp", "uid", "capabilities")  # levels: the lesser one is no way out
+_NEEDED_BY_BOTH = ("Landlock", "seccomp", "uid", "capabilities")  # levels of isolation: the lower one does not help then
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ETOOMANYREFS)
 _CAP_SYS_ADMIN = 1 << 21
 _OR_LESS = (
@@ -51,7 +51,7 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """The lines of a Dockerfile that add what an image lacks."""
+    """Return the lines of a Dockerfile that add what an image lacks."""
     if missing.startswith("Python 3.9"):
         return "Build on a newer one:\n  FROM python:3.12-slim\n  RUN pip install ipython"
     kind = "without Python" if "python3" in missing or "standard library" in missing else "with Python"
@@ -59,7 +59,14 @@ def lines_for_image(missing: str) -> str:
 
 
 def remedy_for(part: str, number: int) -> str:
-    """What enables a part here, as far as this host tells, and where the page says more; a remote endpoint always does."""
+    """Return how to enable a part of the isolation on this host, as far as the cause can be seen, and which documentation to read.
+
+    A lower level of isolation or a remote endpoint is offered too, unless resources or a usable Python are all that is missing.
+
+    Args:
+        part: the part that failed, as an IsolationError names it.
+        number: the errno of the failure.
+    """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
     if hosts.NO_PYTHON not in causes and hosts.SHORTAGE not in causes:
@@ -68,7 +75,7 @@ def remedy_for(part: str, number: int) -> str:
 
 
 def elsewhere(platform: str) -> str:
-    """What to do on a system that is not Linux, named as in sys.platform."""
+    """Return what to do on a system that is not Linux. `platform` is a value of sys.platform."""
     host = hosts.BY_PLATFORM.get(platform, hosts.NOT_LINUX)
     return f"{host}. See {host.row}."
 
@@ -87,7 +94,8 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
-    """Root is held back as well: its sessions' namespaces are made by users without power."""
+    """Return the kernel settings that forbid namespaces here."""
+    # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
 
@@ -98,7 +106,7 @@ def _contained() -> list[Host]:
 
 
 def _engine() -> list[Host]:
-    """The one that this process runs in, as far as can be told."""
+    """Return the container engine that this process runs in, as far as it can be detected."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [hosts.KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]

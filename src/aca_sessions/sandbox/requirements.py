@@ -1,4 +1,4 @@
-"""What a caller may ask to install: names with versions, extras and markers, and nothing that leads anywhere else. Nothing here awaits."""
+"""What a caller may ask to install: names with versions, extras and markers. What leads anywhere else is refused. Nothing here awaits."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,17 +13,16 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
 class PackageError(Exception):
-    """Why packages could not be had: `.name` is the kind, as a failed result names it."""
+    """Packages could not be installed or removed. `name` is the kind of error, as a failed result names it."""
 
     def __init__(self, name: str, message: str) -> None:
-        """Keeps both."""
         super().__init__(message)
         self.name = name
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One distribution as it was resolved; the hash is empty where its index told none."""
+    """One distribution as it was resolved. The hash is empty if its index gave none."""
 
     name: str
     version: str
@@ -31,12 +30,12 @@ class Wheel:
 
     @property
     def pin(self) -> str:
-        """What names this version and no other."""
+        """Return the requirement that only this version meets."""
         return f"{self.name}=={self.version}"
 
 
 def parsed(texts: Iterable[str]) -> list[Requirement]:
-    """The requirements that some texts are; PackageError for what is none, or leads to a file or an address."""
+    """Parse 1 to 100 requirements. Raise PackageError for a text that is not one, or that leads to a file or an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
         raise _invalid(f"a call names 1 to {_MOST} packages")
@@ -44,26 +43,29 @@ def parsed(texts: Iterable[str]) -> list[Requirement]:
 
 
 def canonical(requirement: Requirement) -> str:
-    """The one way to write a requirement down. No name in it looks like a file's to pip."""
+    """Return a requirement in its one canonical spelling, in which pip cannot take a name for that of a file."""
     extras = f"[{','.join(sorted(map(canonicalize_name, requirement.extras)))}]" if requirement.extras else ""
     marker = f" ; {requirement.marker}" if requirement.marker else ""
     return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}{marker}"
 
 
 def is_pinned(requirement: Requirement) -> bool:
-    """Whether it names one version."""
+    """Return whether a requirement names one version."""
     return any(one.operator == "==" and not one.version.endswith("*") for one in requirement.specifier)
 
 
 def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
-    """Whether what is there is enough, as far as names and versions tell; what an extra or a marker means is for the resolver."""
+    """Return whether an installed version meets a requirement.
+
+    With extras or a marker return False, since only the resolver understands those.
+    """
     version = versions.get(canonicalize_name(requirement.name))
     plain = requirement.marker is None and not requirement.extras
     return plain and version is not None and _fits(requirement, version)
 
 
 def check_against(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """PackageError where the guests' environment has another version than the one that is asked for: that one stays."""
+    """Raise PackageError if the guests' environment has the package in a version that does not fit. That version cannot be replaced."""
     version = environment.get(canonicalize_name(requirement.name))
     if version is not None and requirement.marker is None and not _fits(requirement, version):
         raise PackageError(
@@ -74,14 +76,14 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
 
 
 def checked_name(text: str) -> str:
-    """The name of a package, in its one spelling."""
+    """Return the canonical name of a package. Raise PackageError if the text is more than a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
         raise _invalid("a package to uninstall is given by its name alone")
     return canonicalize_name(text)
 
 
 def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Versions by canonical names, of what has a version that one can compare."""
+    """Return versions by canonical names, without versions that cannot be compared."""
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 

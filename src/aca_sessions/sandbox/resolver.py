@@ -1,4 +1,4 @@
-"""Asks pip, confined by pip_launcher, which wheels meet some requirements in the guests' environment, and has it unpack them."""
+"""The resolver: it asks pip, confined by pip_launcher, which wheels meet requirements in the guests' environment, and to unpack them."""
 
 import ast
 import asyncio
@@ -23,10 +23,10 @@ from .requirements import PackageError, Wheel
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from aca_sessions.sandbox.pip_launcher import main; main()"
 _CODE = Path(__file__).parents[2]
 _ALWAYS = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--only-binary=:all:", "--root-user-action=ignore", "-vv")
-_OUTPUT_KEPT = 4 << 20
+_OUTPUT_KEPT = 4 << 20  # characters
 _MOST_REPORT = 64 << 20  # bytes: it holds the metadata of all wheels, and is read whole
 _MOST_WHEELS = 1000  # of one resolution; the largest applications have some 500
-# What of the host's own configuration of pip says how to reach an index; nothing else in it counts here.
+# Of the host's own pip configuration, only the settings that concern how to reach an index are used.
 _SETTING = re.compile(r"(?:global|install|:env:)\.([\w-]+)=(.+)")
 _REACH = frozenset({"cert", "client-cert", "proxy", "timeout", "default-timeout", "retries", "trusted-host"})
 _INDEX = frozenset({"index-url", "extra-index-url", "find-links", "no-index"})
@@ -35,17 +35,17 @@ _REACH_VARIABLES = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is there already: the environment, which stays as it is, and what a session added to it, which may be replaced."""
+    """What is installed already: the environment, which must stay as it is, and what a session added to it, which may be replaced."""
 
     environment: Mapping[str, str]
-    added: Sequence[Path]  # their METADATA
+    added: Sequence[Path]  # the METADATA files of what was added
 
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """pip for one Python and one source of wheels. Each call works in a folder that the caller made and removes.
+    """pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
-    An image's Python runs in sessions only: pip then runs in the host's, and is told for which one it looks.
+    An image's Python runs in sessions only. For an image, pip runs in the host's Python instead, with the image's markers and tags.
     """
 
     python: str
@@ -54,7 +54,14 @@ class Resolver:
     image: ImagePython | None = None
 
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
-        """The wheels to add so that the requirements are met; PackageError with the reason where there are none."""
+        """Return the wheels to add so that the requirements are met. Raise PackageError with the reason if that is impossible.
+
+        Args:
+            folder: an empty folder to work in.
+            requirements: in canonical spelling.
+            known: what is installed already.
+            tell: called with each line of progress.
+        """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
         _copy_metadata(folder / "known", known.added)
@@ -66,8 +73,8 @@ class Resolver:
         return _wheels(json.loads(report.read_text()))
 
     async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
-        """A folder with the contents of these wheels and of no others."""
-        hashed = all(wheel.sha256 for wheel in wheels)
+        """Unpack these wheels and no others into a new folder in `folder`, and return it."""
+        hashed = all(wheel.sha256 for wheel in wheels)  # pip wants hashes of all or of none
         listing, target = folder / "wheels.txt", folder / "unpacked"
         listing.write_text("".join(f"{wheel.pin} --hash=sha256:{wheel.sha256}\n" if hashed else f"{wheel.pin}\n" for wheel in wheels))
         where = (f"--target={target}", f"--requirement={listing}")
@@ -75,7 +82,7 @@ class Resolver:
         return target
 
     async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
-        """Into the Python's own environment, which lies below the folder: requirements, and pip's own options if need be."""
+        """Install into the Python's own environment, which lies below `folder`. `arguments` are requirements and options of pip."""
         await self._pip(folder, ["--no-warn-script-location", *arguments], tell)
 
     async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
@@ -88,7 +95,7 @@ class Resolver:
             raise explained(without_secrets(output, variables.values()))
 
     async def _variables(self) -> dict[str, str]:
-        """By the environment and not by arguments, which everybody on the host can read: an index's address may hold its password."""
+        """Return pip's settings as environment variables."""
         told = await _configuration()
         chosen = {name: value for name, value in told.items() if name in _REACH}
         if self.source.index_url is None and self.source.wheels is None:
@@ -99,17 +106,18 @@ class Resolver:
             chosen["no-index"] = "1"
         if self.source.wheels is not None:
             chosen["find-links"] = self.source.wheels
+        # Not as arguments, which every user of the host can read: an index's address may hold its password.
         variables = {f"PIP_{name.upper().replace('-', '_')}": value for name, value in chosen.items()}
         return variables | {name: os.environ[name] for name in _REACH_VARIABLES if name in os.environ}
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """Nothing that pip reads or writes of its own accord lies elsewhere."""
+    """Return variables that keep all that pip reads or writes by itself inside the folder."""
     return {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(folder / "http"), "TMPDIR": str(folder)}
 
 
 def _runner() -> str:
-    """What pip itself starts for `pip --python`."""
+    """Return the script that pip itself starts for `pip --python`."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
         raise PackageError("PackageError", "the host program's environment has no pip: install it there")
@@ -117,7 +125,7 @@ def _runner() -> str:
 
 
 async def _configuration() -> dict[str, str]:
-    """The host's own settings of pip, the later ones over the earlier."""
+    """Return the host's own settings of pip. If several set the same, the later one counts."""
     status, output = await _ran((sys.executable, "-I", "-m", "pip", "config", "list"), dict(os.environ), Path("/"), lambda _line: None)
     settings = {}
     for line in output.splitlines() if status == 0 else ():
@@ -128,7 +136,7 @@ async def _configuration() -> dict[str, str]:
 
 
 async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Path, tell: Tell) -> tuple[int, str]:
-    """A program's status and what it wrote; it ends with its caller's patience."""
+    """Run a program and return its exit status and output. If the caller is cancelled, kill the program and all of its process group."""
     process = await asyncio.create_subprocess_exec(
         *command,
         env=variables,
@@ -178,7 +186,7 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
 
 
 def _copy_metadata(folder: Path, files: Sequence[Path]) -> None:
-    """What makes pip take packages for installed, without a line of their code."""
+    """Copy the metadata of packages, so that pip takes them for installed. Their code is not needed."""
     folder.mkdir()
     for file in files:
         place = folder / file.parent.name

@@ -1,7 +1,10 @@
-"""Put a session's files back as a checkpoint has them. Blocking; as the guest's user, by descriptors, and never through its links.
+"""The restoring of a session's files from a checkpoint. It blocks.
 
-Files keep their inodes, even those that were renamed since: what the checkpoint's interpreter has open (a log, a database) goes on to be
-the file of that name. First everything is prepared, which may fail and changes nothing. Then it is committed, which has no reason to fail.
+It acts as the guest's user, by descriptors, and never follows its links.
+
+Files keep their inodes, even those that were renamed since the checkpoint. So a file that the checkpoint's interpreter has open (a log, a
+database) is still the file of that name. First everything is prepared: this may fail and changes nothing. Then it is committed, which has
+no reason to fail.
 """
 
 import errno
@@ -37,22 +40,27 @@ from .trees import (
 )
 
 _MAX_PATH = 4096  # bytes, with the NUL at the end
-_MOST_NAMED = 20
+_MOST_NAMED = 20  # files in `cut_off`; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """Hold how many bytes the files have, and which open files of the restored interpreter lead to none of them (`cut_off`)."""
+    """The outcome of a restore: the bytes of the files, and the open files of the restored interpreter that are deleted (`cut_off`)."""
 
     size: int
     cut_off: tuple[str, ...] = ()
 
 
 def restore(checkpoint: Files, live: Files, allocate: Allocate) -> Restored:
-    """Make the live files the same as the checkpoint's, while no process of the session runs.
+    """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
 
-    Raise SnapshotError if that cannot be: the live files are then as they were, each with its inode. Raise PartlyRestoredError if it failed
-    half-way, which takes a process that writes at the same time.
+    Raise SnapshotError if that is impossible: the live files are then as they were, each with its inode. Raise PartlyRestoredError if it
+    failed half-way, which takes a process that writes at the same time.
+
+    Args:
+        checkpoint: the files to copy from.
+        live: the files to change.
+        allocate: allocates memory for new content, charged to the session.
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
@@ -65,14 +73,15 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> Restored:
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
-    """Return which of a process's open files are deleted files of this tree, by their last paths; None if this host may not look.
+    """Return the last paths of files that a process has open and that are deleted from this workspace.
 
-    It may as root with CAP_SYS_PTRACE, and as an ordinary user, who owns the user namespace that all sessions are in. A root that acts as
-    the guest may not: the /proc entries of a process that is not dumpable belong to root.
+    At most 20 paths are returned, with the number of further ones. Return None if this host may not look.
     """
     try:
         with live.as_guest() as top:
             tree = os.fstat(top).st_dev
+        # Root with CAP_SYS_PTRACE may look, and so may an ordinary user, who owns the user namespace that all sessions are in. Root that
+        # acts as the guest may not: the /proc entries of a process that is not dumpable belong to root.
         found = {name for entry in os.listdir(f"/proc/{pid}/fd") if (name := _deleted_name(f"/proc/{pid}/fd/{entry}", tree))}
     except OSError:
         return None
@@ -93,7 +102,7 @@ def _deleted_name(entry: str, tree: int) -> str | None:
 
 
 class _Restoration:
-    """Make one tree the same as another, from what is wanted (the checkpoint's) and found (the live files), each by its path."""
+    """One restore of a workspace. `_wanted` is what the checkpoint has, and `_found` what is there now, each by path."""
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._source = source
@@ -102,15 +111,15 @@ class _Restoration:
         self._allocate = allocate
         self._wanted: dict[str, os.stat_result] = {}
         self._found: dict[str, os.stat_result] = {}
-        self._inodes: dict[int, int] = {}  # which found inode becomes a wanted one
-        self._at: dict[int, str] = {}  # a path that leads to the inode of a wanted file by now
-        self._kept = {""}  # paths that go on to be names of the same inodes
-        self._moved: list[str] = []  # paths whose inode is found elsewhere
-        self._changed: dict[str, bool] = {}  # files whose attributes differ, and whether their contents do
-        self._made: dict[str, str] = {}  # hidden names in the top folder, by the paths that they are to have
+        self._inodes: dict[int, int] = {}  # by wanted inode: the found inode that becomes it
+        self._at: dict[int, str] = {}  # by wanted inode: a path that leads to its file by now
+        self._kept = {""}  # paths that stay names of the same inodes
+        self._moved: list[str] = []  # wanted paths whose inode is at another path now
+        self._changed: dict[str, bool] = {}  # files whose attributes differ, and whether their contents differ too
+        self._made: dict[str, str] = {}  # hidden names in the top folder, by the paths that they will have
         self._hidden = f"{HIDDEN}{secrets.token_hex(8)}-"
         self._numbers = itertools.count()
-        self._is_tight = False
+        self._is_tight = False  # whether there is only space after other files were removed
         self._undo = ExitStack()
         self._failures: list[Exception] = []
 
@@ -130,11 +139,11 @@ class _Restoration:
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._fits():
                     raise
-                self._is_tight = True  # there is no space for it beside what has to go, but in its place there is
+                self._is_tight = True  # there is no space beside what will be removed, but there is in its place
             self._undo.pop_all()
 
     def commit(self) -> None:
-        """Do all of it, whatever fails on the way; then raise PartlyRestoredError if something did."""
+        """Apply everything that was decided, even if some of it fails. Raise PartlyRestoredError at the end if something did."""
         doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
         if self._is_tight:
             self._drop_contents()
@@ -151,6 +160,7 @@ class _Restoration:
             raise PartlyRestoredError(f"the files are neither as they were nor as at the checkpoint: {_reason(self._failures[0])}")
 
     def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
+        """Call `do` with each path, and remember what fails."""
         for path in paths:
             try:
                 do(path)
@@ -173,10 +183,8 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Decide which found inode becomes which wanted one: that which it was copied from, or else that at its path.
-
-        By paths alone, the log that was open at the checkpoint and has been rotated since would become the file it was renamed to.
-        """
+        """Decide which found inode becomes which wanted one: the one that it was copied from, or else the one at its path."""
+        # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
         for path, status in self._wanted.items():
             place = places.get(self._origins.get(status.st_ino, -1))
@@ -189,7 +197,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Return where each found inode is, without those that were moved too deep to be named."""
+        """Return the path of each found inode, without those that were moved too deep for a path."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -199,7 +207,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Decide which paths stay, and which get their inode from another place."""
+        """Decide which paths keep their inode, and which get it from another path."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -225,7 +233,7 @@ class _Restoration:
 
     def _compare(self) -> None:
         for inode, path in self._firsts().items():
-            with opened(self._source, path, READ) as source:  # each can be read, or nothing is begun
+            with opened(self._source, path, READ) as source:  # raises before anything is changed if one cannot be read
                 if inode in self._inodes:
                     self._compare_file(path, source)
 
@@ -241,13 +249,13 @@ class _Restoration:
                 self._changed[path] = False
 
     def _open_up(self, path: str, rights: int) -> None:
-        """Give the owner rights, which commit or undo takes away again."""
+        """Give the owner more rights. Commit or undo takes them away again."""
         if path not in self._found or self._found[path].st_mode & rights != rights:
             before = add_rights(self._target, path, rights)
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make what is new under hidden names, and take the space for what will be written; all of it or nothing."""
+        """Make new entries under hidden names, and take the space for all that will be written: all of it or nothing."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:
@@ -273,7 +281,7 @@ class _Restoration:
         try:
             if stat.S_ISDIR(wanted.st_mode):
                 os.mkdir(hidden, 0o700, dir_fd=self._target)
-                add_rights(self._target, hidden, stat.S_IRWXU)  # an access list that the top hands down may have taken some
+                add_rights(self._target, hidden, stat.S_IRWXU)  # an ACL inherited from the top folder may have removed some
             elif wanted.st_ino in self._at:
                 link(self._target, self._at[wanted.st_ino], self._target, hidden)
             elif stat.S_ISLNK(wanted.st_mode):
@@ -302,13 +310,15 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the files fit into the limits once others are removed. A tmpfs counts every name as an inode."""
+        """Return whether the wanted files fit into the limits once others are removed."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
+        # A tmpfs counts every name as an inode.
         return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
 
     def _drop_contents(self) -> None:
-        """Empty the files that have to go: those that another checkpoint's interpreter has open would keep their space."""
+        """Truncate the files that will be removed."""
+        # Otherwise those that another checkpoint's interpreter has open would keep their space.
         staying = {*self._inodes.values()}
         for path, status in self._found.items():
             if stat.S_ISREG(status.st_mode) and status.st_ino not in staying:
@@ -324,7 +334,7 @@ class _Restoration:
         self._at[inode] = self._made[path]
 
     def _trim(self, path: str) -> None:
-        """Remove from a file what is not wanted of it, so that the rest has its space."""
+        """Remove unwanted content from a file, so that wanted content can have its space."""
         wanted = self._wanted[path]
         place = self._at[wanted.st_ino]
         add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)
