@@ -1,4 +1,4 @@
-"""A sandbox: the tree, the limits and the files of a session. An interpreter is one live process in it. Files outlive interpreters."""
+"""A sandbox: the workspace, the limits and the files of one session. An interpreter is a live process in it; files outlive interpreters."""
 
 import asyncio
 import contextlib
@@ -35,13 +35,13 @@ _UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
 
 @dataclass(slots=True)
 class Kin:
-    """Count the sandboxes that share a memory: one, and its branches."""
+    """The number of sandboxes that share a memory: a session and its branches."""
 
     count: int = 0
 
 
 class Sandbox:
-    """Isolate one session, and start an interpreter in it when a caller asks for one."""
+    """The isolation around one session. It starts an interpreter when one is asked for."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Sandbox:
         packages: Packages,
         kin: "Kin | None" = None,
     ) -> None:
-        """Take over a tree. `Sandboxes.open` makes one, and `branch` makes one with the same memory."""
+        """Take over a workspace. `Sandboxes.open` makes one, and `branch` makes one that shares the memory."""
         self._all_packages = packages
         self._fork_server = fork_server
         self._tree = tree
@@ -76,38 +76,41 @@ class Sandbox:
 
     @property
     def usable(self) -> bool:
-        """Return whether it can still have an interpreter; the fork server may have died."""
+        """Return whether the sandbox can still have an interpreter. It cannot once it is closed or its fork server has died."""
         return not self._closed and self._fork_server.alive
 
     @property
     def running(self) -> Interpreter | None:
-        """Return the current interpreter or None, without starting one."""
+        """Return the current interpreter, or None. This never starts one."""
         return self._interpreter
 
     async def interpreter(self) -> Interpreter:
-        """Return the live interpreter, or a fresh one if it has ended."""
+        """Return the live interpreter. If it has ended, continue from the latest checkpoint, or start a fresh one."""
         if self._interpreter is not None and self._interpreter.alive and not self._turn.locked():
             return self._interpreter
         return await self._tasks.to_its_end(self._ensure_interpreter())
 
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
-        """Write a file. The interpreter is started before, if there is none: its control group is charged for the file's memory."""
+        """Write a file into the workspace.
+
+        Start the interpreter first if it does not run: its control group is charged for the file's memory.
+        """
         home = (await self.interpreter()).home
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
 
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Call `tell` once it is closed, and `adopt` with each of its branches."""
+        """Call `tell` once the sandbox is closed, and `adopt` with each of its branches."""
         self._on_close, self._adopt = tell, adopt
 
     async def checkpoint(self, name: str | None = None) -> Moment:
-        """Keep variables and files as they are now; SnapshotError says what is in the way."""
+        """Make a checkpoint of the variables and files. Raise SnapshotError with the reason if that is impossible."""
         try:
             return await self._tasks.to_its_end(self._take(name))
         except CellNotSentError as error:
             raise SnapshotError("the session was reset, or its interpreter ended, before the checkpoint: take it again") from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[Moment, int]:
-        """Return to a checkpoint, or to the latest, which stays. Return it with the position of the ledger's entry."""
+        """Return to a checkpoint, by its id or name, or else to the latest. It stays. Return it, and the position of the ledger's entry."""
         return await self._tasks.to_its_end(self._roll_back_to(id, name))
 
     async def checkpoints(self) -> list[Moment]:
@@ -115,14 +118,14 @@ class Sandbox:
         return self.timeline.moments
 
     async def forget(self, id: str) -> None:
-        """Remove a checkpoint."""
+        """Remove a checkpoint. Raise SnapshotError if it does not exist."""
         await self.timeline.drop(self.timeline.find(id))
 
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
-        """Run a cell by the given function. What happens to the session meanwhile is in the ledger.
+        """Run a cell with the function `run`, and return its result. The ledger records what happens to the session meanwhile.
 
-        A transactional cell that fails is undone. SnapshotError is raised, before it runs, if that cannot be promised. If another cell
-        loses its interpreter, the session continues from the latest checkpoint.
+        If a transactional cell fails, its changes are undone. Raise SnapshotError before it runs if that cannot be promised. If any other
+        cell loses its interpreter, the session continues from the latest checkpoint.
         """
         if transactional:
             return await self._attempt(run)
@@ -137,7 +140,7 @@ class Sandbox:
         try:
             result = await run(await self.interpreter())
         finally:
-            if result is None or result.success:  # it was not started, or succeeded
+            if result is None or result.success:  # the cell was not started, or it succeeded
                 self.timeline.use_up(moment)
         if not result.success:
             undone = await self._tasks.to_its_end(self._undo(moment, result.state.reason))
@@ -145,7 +148,7 @@ class Sandbox:
         return result
 
     async def _undo(self, moment: Moment, cause: str | None) -> bool:
-        """Undo a transactional cell that failed, or record that it could not be undone."""
+        """Undo a transactional cell that failed, and return whether that worked. Record in the ledger if it did not."""
         try:
             if self.ledger.contains("reset", since=moment.position):
                 await self._roll_back_files(moment, cause)
@@ -154,6 +157,7 @@ class Sandbox:
             return True
         except ACASessionsError:
             if not self._closed:
+                # A dead interpreter's entry has recorded the lost variables already.
                 variables = "unknown" if self._interpreter is not None and self._interpreter.alive else "kept"
                 self.ledger.append("not_undone", cause="not undone", variables=variables, files="unknown")
             return False
@@ -161,29 +165,35 @@ class Sandbox:
             self.timeline.use_up(moment, returned_to=moment.interpreter is self._interpreter)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
-        """Return another sandbox with the same variables and files, which shares the limits. Their cells take turns."""
+        """Return another sandbox with the same variables and files, which shares the limits. The cells of both take turns.
+
+        `reseed` seeds the random numbers of the branch anew. Otherwise it draws the same ones.
+        """
         return await self._tasks.to_its_end(self._branch(reseed))
 
     async def warm_up(self) -> None:
-        """Start the interpreter before its first cell, and have it touch the memory that a cell needs."""
+        """Start the interpreter before its first cell, and make it touch the memory that a cell needs."""
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
-        """End the interpreter and all that its cells left running; the next cell gets a fresh one. Return the position in the ledger."""
+        """End the interpreter and all that its cells left running. Return the position of the ledger's entry.
+
+        The next cell gets a fresh interpreter.
+        """
         return await self._tasks.to_its_end(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
-        """End every process and give the memory back."""
+        """End every process and free the memory. `cause` is recorded as the reason why the interpreter ended."""
         if not self._closed:
             self._closed = True
             await self._tasks.to_its_end(self._end(cause))
 
     async def fork_server_answers(self) -> bool:
-        """Return whether the fork server still answers: its death is seen here before its process has ended."""
+        """Return whether the fork server still answers. This notices its death before its process has ended."""
         return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
 
     def note_lost_workspace(self) -> None:
-        """Record, once, that the fork server died, and with it the session's variables and files."""
+        """Record, once, that the fork server has died, and with it the session's variables and files."""
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
@@ -200,7 +210,7 @@ class Sandbox:
         interpreter.when_dead = self._on_death
 
     def abandon(self) -> None:
-        """End every process at once, if the event loop that this belongs to is closed."""
+        """End every process at once, for use when the sandbox's event loop is closed."""
         self._closed = True
         self.timeline.abandon()
         if self._interpreter is not None:
@@ -218,13 +228,13 @@ class Sandbox:
         return await (await self.interpreter()).extend(paths, replaced)
 
     async def _show_again(self, interpreter: Interpreter) -> None:
-        """Show what the session has installed to an interpreter that takes over."""
+        """Make installed packages importable in an interpreter that takes over."""
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
     async def _take(self, name: str | None, *, hidden: bool = False) -> Moment:
         live = await self.interpreter()
-        position = self.ledger.position  # what dies after this does not belong to the checkpoint
+        position = self.ledger.position  # a death after this does not belong to the checkpoint
         moment = await self.timeline.take(live, name, self.ledger.checkpoint_numbers, hidden=hidden)
         moment.position = position
         self.ledger.append("checkpoint", checkpoint=None if hidden else moment.id)
@@ -239,10 +249,10 @@ class Sandbox:
             return await self._return_to(moment, cause, with_files=with_files)
 
     async def _return_to(self, moment: Moment, cause: str | None, *, with_files: bool) -> int:
-        """Make a checkpoint the session's state, and return the position of the entry.
+        """Make a checkpoint the session's state, and return the position of the ledger's entry.
 
-        What can fail comes first, while the live interpreter stands still; it continues if something fails. If files were changed by then,
-        an entry says so.
+        What can fail is done first, while the live interpreter stands still. If something fails, the live interpreter continues. If files
+        were changed by then, an entry records it.
         """
         if self._closed:
             raise SnapshotError("the session was ended meanwhile: the next call begins a new one")
@@ -280,18 +290,19 @@ class Sandbox:
         return position
 
     def _note_processes(self, killed: Ended) -> None:
-        """Record whether processes were ended, and whether some are still alive although they were killed: those may change files."""
+        """Record that processes were ended, and that some are still alive although they were killed: those may change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     def _note_mixed(self, moment: Moment, with_files: bool) -> None:
+        """Record that the files are those of the checkpoint, but the variables are not."""
         if with_files:
             self.ledger.append("rolled_back", files="rolled_back", to=moment.position)
 
     async def _roll_back_files(self, moment: Moment, cause: str | None) -> None:
-        """Put back only the files, after a reset in the middle of a transactional cell: its variables are gone by request."""
+        """Restore only the files, after a reset during a transactional cell: the reset asked for the loss of the variables."""
         async with self._turn:
             await self._restore_files(moment, moment.interpreter.home)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=moment.position)
@@ -304,7 +315,7 @@ class Sandbox:
             raise
 
     async def _after_death(self) -> None:
-        """Continue from the latest checkpoint, if there is one. If the fork server died as well, the workspace is lost."""
+        """Continue from the latest checkpoint, if there is one. If the fork server died as well, record the loss of the workspace."""
         async with self._turn:
             if self._closed or (self._interpreter is not None and self._interpreter.alive):
                 return
@@ -314,7 +325,7 @@ class Sandbox:
             await self._fall_back()
 
     async def _fall_back(self) -> None:
-        """Replace a dead interpreter by the latest checkpoint that answers."""
+        """Replace a dead interpreter by a fork of the latest checkpoint that answers. Do nothing if none does."""
         died_of = self._interpreter.cause_of_death if self._interpreter is not None else "killed"
         which = "the last"
         for moment in reversed(self.timeline.moments):
@@ -349,7 +360,7 @@ class Sandbox:
             if self._interpreter is None or not self._interpreter.alive:
                 if self._interpreter is not None:
                     self._note_processes(await self._interpreter.kill())
-                    await self._interpreter.close()  # it is still ours: its death is recorded, if it was not yet
+                    await self._interpreter.close()  # before it is replaced: so its death is recorded, if it was not yet
                 self._go_on_with(await self._start_interpreter())
                 self.ledger.append("started")
             assert self._interpreter is not None  # noqa: S101
@@ -375,10 +386,13 @@ class Sandbox:
             return position
 
     async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
-        """Kill an interpreter that was replaced, and record what that did to processes. A reset is for ending them, which is no news."""
+        """Kill an interpreter that was replaced, and record what happened to its processes.
+
+        A reset is meant to end them. So after a reset, only those that are still alive are recorded.
+        """
         try:
             killed = await live.kill(cause)
-        except ACASessionsError:  # there is no descriptor left to look at them
+        except ACASessionsError:  # no descriptor is left to look at them
             killed = Ended(left=(RunningProcess(0, "unknown"),))
         self._note_processes(Ended(left=killed.left) if cause == "reset" else killed)
 

@@ -1,5 +1,6 @@
-"""Opens sandboxes under one policy: from a fork server that serves at once, from one with the heavy libraries when that is ready, and a few
-ahead of time.
+"""The source of sandboxes under one policy. They come from a light fork server at first, and later from one with the heavy libraries.
+
+The light one serves at once. A few sandboxes are made ahead of their use.
 """
 
 import asyncio
@@ -22,8 +23,8 @@ from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox
 
-_PATIENCE_FOR_HEAVY = 1.0  # who only runs a cell or two does not wait for it, nor pays for it
-_REFILL_AFTER = 0.1  # a first cell goes before the next spare
+_PATIENCE_FOR_HEAVY = 1.0  # seconds; a program that only runs a cell or two neither waits nor pays for it
+_REFILL_AFTER = 0.1  # seconds; a first cell goes before the next spare
 _REFILL_PACE = 0.02
 _SECONDS_TO_TELL = 30.0
 _TRIES = 3
@@ -31,33 +32,33 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that came from it; one that is superseded ends with the last of them."""
+    """A fork server and the sandboxes that came from it. Once it is superseded, the fork server is released with the last of them."""
 
     def __init__(self, fork_server: ForkServer) -> None:
-        """Takes over one use of the fork server."""
+        """Take over one use of the shared fork server."""
         self.fork_server = fork_server
         self._sandboxes: set[Sandbox] = set()
         self._superseded = self._released = False
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Keeps a sandbox until it is closed."""
+        """Keep a sandbox, and later its branches, until it is closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """No further sandbox comes from it."""
+        """Release the fork server when its last sandbox is closed: no further one comes from it."""
         self._superseded = True
         self._release_if_done()
 
     def retire(self) -> None:
-        """Have the fork server end with its sandboxes, if no one else uses it."""
+        """Have the fork server end with its sandboxes, unless another user shares it."""
         if not self._released:
             self.fork_server.retire()
 
     async def finish(self) -> None:
-        """Waits until the fork server was let go of."""
+        """Wait until a release that has begun is done."""
         await self._tasks.finish()
 
     def abandon(self) -> None:
@@ -79,10 +80,10 @@ class Generation:
 
 
 class Sandboxes:
-    """Opens sandboxes on a fork server that lives."""
+    """The source of sandboxes. It replaces a fork server that has died."""
 
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Starts nothing yet. Where the policy names domains, they are reached by the given proxy, or one of our own."""
+        """Prepare without starting anything. If the policy names domains, sessions reach them by `proxy`, or by one that is made here."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
@@ -98,11 +99,11 @@ class Sandboxes:
 
     @property
     def alive(self) -> bool:
-        """Whether the fork server in use lives; a dead one is replaced when the next sandbox is opened."""
+        """Return whether the fork server in use is alive. A dead one is replaced when the next sandbox is opened."""
         return bool(self._generations) and self._generations[-1].fork_server.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]]]:
-        """The guests' Python and the packages that they find."""
+        """Return the version of the guests' Python, and the names and versions of the packages that it finds."""
         if self.policy.image is not None:
             told = await self._image_python()
             return told.version, [*told.packages.items()]
@@ -110,7 +111,7 @@ class Sandboxes:
         return found.version, found.packages
 
     async def start(self) -> None:
-        """Begins to start the fork server, which goes on by itself. An image may have to be unpacked before."""
+        """Start a fork server if none is alive, without waiting until it is ready. An image may have to be unpacked first."""
         if self.alive:
             return
         if self.policy.image is not None:
@@ -120,17 +121,17 @@ class Sandboxes:
             self._background.start(self._begin_heavy())
 
     async def wait_until_ready(self) -> None:
-        """Wait until sandboxes can be opened; raise IsolationError if this host does not let it."""
+        """Wait until sandboxes can be opened. Raise IsolationError if this host does not allow it."""
         while True:
             latest = self._generations[-1]
             try:
                 return await to_thread.run_sync(latest.fork_server.wait_until_ready, limiter=limiter())
             except GuestDiedError:
-                if latest is self._generations[-1]:  # else another one was quicker, and this one ended before it was ready
+                if latest is self._generations[-1]:  # otherwise a newer one replaced this one before it was ready
                     raise
 
     async def open(self) -> Sandbox:
-        """Return a new, empty sandbox: a spare one, or one that is forked now. A fork server that turns out to be dead is replaced."""
+        """Return a new, empty sandbox: a spare one, or one that is forked now. Replace a fork server that turns out to be dead."""
         for _ in range(_TRIES - 1):
             try:
                 return await self._open()
@@ -155,11 +156,11 @@ class Sandboxes:
             generation.retire()
 
     async def close(self) -> None:
-        """Lets go of the fork servers; sandboxes are closed before."""
+        """Release the fork servers. All sandboxes must be closed before."""
         self._closed = True
         await self._background.cancel()
         await self._starting.finish()
-        if self._coming is not None:  # first of all: somebody may still wait for it to be ready
+        if self._coming is not None:  # first of all: a task may still wait for it to be ready
             await to_thread.run_sync(self._coming.release, limiter=limiter())
         await self._discard_spares()
         await self._tasks.finish()
@@ -168,7 +169,7 @@ class Sandboxes:
             await generation.finish()
 
     def abandon(self) -> None:
-        """End all processes at once, where the event loop that opened them is closed: `close` could only wait forever."""
+        """End all processes at once, for use when the event loop that opened them is closed: `close` would wait forever then."""
         self._closed = True
         if self._coming is not None:
             self._coming.release()
@@ -176,13 +177,13 @@ class Sandboxes:
             generation.abandon()
 
     def _begin(self, fork_server: ForkServer) -> None:
-        """From here on sandboxes come from this fork server."""
+        """Make new sandboxes come from this fork server."""
         for earlier in self._generations:
             earlier.supersede()
         self._generations.append(Generation(fork_server))
 
     async def _begin_heavy(self) -> None:
-        """Sessions of its fork server find the usual libraries imported; until it is ready, others go on serving."""
+        """Start a fork server with the usual libraries imported, and switch to it once it is ready. Until then, the current one serves."""
         await asyncio.sleep(_PATIENCE_FOR_HEAVY)
         modules = await self._worth_preloading()
         if not modules:
@@ -192,7 +193,7 @@ class Sandboxes:
                 heavy = await self._ready_heavy(modules)
                 break
             except ACASessionsError as error:
-                if is_last_try or not isinstance(error, GuestDiedError):  # one that died may have found too little memory for a moment
+                if is_last_try or not isinstance(error, GuestDiedError):  # one that died may have lacked memory for a moment
                     _logger.warning("sessions start without preloaded libraries: %s", type(error).__name__)
                     return
         self._coming = None
@@ -200,7 +201,7 @@ class Sandboxes:
         await self._discard_spares()
 
     async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        """Start a fork server that preloads modules, and return it once it is ready. One that fails is let go of."""
+        """Start a fork server that preloads modules, and return it once it is ready. Release it if it fails."""
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
         try:
             await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
@@ -216,7 +217,7 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """What the image's Python says of itself in a session: nothing of an image runs anywhere else."""
+        """Return what the image's Python reports about itself. It is asked in a session, since nothing of an image runs anywhere else."""
         if self._told is None:
             sandbox = await self.open()
             try:
@@ -253,7 +254,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Puts it with the others itself: whoever waits for a spare may be cancelled when it is ready, and nobody would end it."""
+        """Make a sandbox and add it to the spares."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:
@@ -264,7 +265,7 @@ class Sandboxes:
         if self._closed or generation is not self._generations[-1]:
             await sandbox.close()
         else:
-            self._spares.append(sandbox)
+            self._spares.append(sandbox)  # here and not in the caller: it may be cancelled by now, and nothing would close the sandbox
 
     async def _discard_spares(self) -> None:
         while self._spares:

@@ -1,4 +1,4 @@
-"""What one session installed. The host remembers it, so that the session's next interpreter has it as well."""
+"""The packages that one session installed. The host remembers them, so that the session's next interpreter has them as well."""
 
 import asyncio
 import errno
@@ -20,10 +20,16 @@ Show = Callable[[Sequence[str], Sequence[str]], Awaitable[CodeExecutionResult]]
 
 
 class SessionPackages:
-    """Adds sets of packages to a session and takes them away, one call after another."""
+    """The sets of packages of a session. They are added and removed by one call after another."""
 
     def __init__(self, packages: Packages, show: Show) -> None:
-        """Starts with none. `show` has the live interpreter find these paths and no others, unless modules that are replaced are loaded."""
+        """Begin without packages.
+
+        Args:
+            packages: the cache and the resolver.
+            show: makes the live interpreter find the packages at these paths and no others. It takes the paths, and the names of modules
+                that come in another version: if one of them is loaded, the result has an error and nothing changes.
+        """
         self._packages = packages
         self._show = show
         self._sets: list[HeldSet] = []
@@ -31,34 +37,40 @@ class SessionPackages:
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
         self._closed = False
-        self.ever_changed = False  # an interpreter that was kept from before may find something else
+        self.ever_changed = False  # then an interpreter from before, as in a checkpoint, may find other packages
 
     @property
     def paths(self) -> list[str]:
-        """Where the session's interpreters find what is installed."""
+        """Return the folders in which the session's interpreters find what is installed."""
         return [held.path for held in self._sets]
 
     @property
     def installed(self) -> list[Package]:
-        """What the session has beyond its environment."""
+        """Return the packages that the session has beyond its environment, sorted by name."""
         return sorted((Package(name=name, version=version) for name, version in self._versions.items()), key=lambda one: one.name)
 
     async def install(self, requirements: Sequence[str], *, timeout: float, on_progress: Tell | None = None) -> CodeExecutionResult:
-        """What became of it: failed, with the reason, it changed nothing."""
+        """Install packages, and return the result. If it has an error, nothing was changed.
+
+        Args:
+            requirements: names with versions, extras and markers.
+            timeout: seconds until the packages must be fetched.
+            on_progress: called with each line of progress.
+        """
         return await self._told(lambda: self._install(requirements, timeout, on_progress or _nobody))
 
     async def uninstall(self, names: Sequence[str]) -> CodeExecutionResult:
-        """Takes away what was installed here; what is imported stays loaded."""
+        """Remove packages that this session installed. What is imported stays loaded."""
         return await self._told(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Has what another session has, of which this one is a branch."""
+        """Take the packages of another session, of which this one is a branch."""
         held = [self._packages.cache.hold(one.name) for one in other._sets]
         self._sets = [one for one in held if one is not None]
         self._asked, self.ever_changed = dict(other._asked), other.ever_changed
 
     async def close(self) -> None:
-        """Lets go of everything; what is on its way is not added any more."""
+        """Release all sets. An install that still runs adds nothing any more."""
         self._closed = True
         await self._tasks.finish()
         self._let_go(self._sets)
@@ -69,6 +81,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
     async def _told(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
+        """Await `work`, one change at a time. Return a PackageError or OSError as a failed result."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -129,7 +142,7 @@ class SessionPackages:
         return replace(result, stdout=told + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
-        """The sets as they are without some packages."""
+        """Return the session's sets, each without some packages."""
         kept: list[HeldSet] = []
         for held in self._sets:
             new = await self._packages.without(held, names) if names & _names(held) else held
@@ -137,7 +150,7 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """The session has these sets from now on, if its interpreter took them; whichever it has not are let go of."""
+        """Give the session these sets, if its interpreter takes them. Release the sets that it does not have then."""
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
@@ -175,4 +188,4 @@ def _not_here(name: str, environment: dict[str, str]) -> str:
 
 
 def _nobody(_line: str) -> None:
-    """Where nobody wants to know how far it is."""
+    """Ignore progress."""
