@@ -153,7 +153,7 @@ class Processes:
         os.close(self._proc)
 
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
-        """Stop all processes. Return those of the shown workspace, each with whether this call stopped it, and whether all of them stand.
+        """Stop all processes. Return those of the shown workspace, each with whether this call stopped it, and whether all are stopped now.
 
         While the list is read, a process may start another one, or be continued by one that still runs. So the list is read until nothing
         has changed twice in a row. Processes of other workspaces are looked at too, since code in the session may have continued one.
@@ -280,7 +280,7 @@ def _check_descriptors() -> None:
 
 def _all_stand(alive: list[_Seen]) -> bool:
     """Return whether none of the processes can run on."""
-    # A process that waits for its vfork child to start a program (state D) stops only after that. It stands if its child does.
+    # A process that waits for its vfork child to start a program (state D) stops only after that. It counts as stopped if its child does.
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
     return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
 

@@ -1,4 +1,7 @@
-"""Report that this process has no descriptor left. Only the request that needs one fails, with advice."""
+"""The shortage of descriptors in this process: its error with advice, the room for sessions, and a reserve.
+
+Only the request that needs a descriptor fails.
+"""
 
 import contextlib
 import errno
@@ -13,8 +16,8 @@ from typing import TypeVar
 from ..errors import ACASessionsError, GuestDiedError
 
 Result = TypeVar("Result")
-# Of a session: its /mnt/data, its link, its first process and that one's reports, its interpreter, three pipes, and what counts its memory
-# (root: the group's file of events; others: the session's /proc and its list of sockets). One that starts has two more for a moment.
+# Of one session: its /mnt/data, its link, its first process and the reports of that, its interpreter, three pipes, and what counts its
+# memory (root: the group's file of events; others: the session's /proc and its list of sockets). At its start it has two more for a moment.
 DESCRIPTORS = 10
 _OPEN = "/proc/self/fd"
 _SHARE, _MOST_KEPT = 4, 4096  # a quarter of all descriptors, at most 4096, is kept for connections and files
@@ -22,7 +25,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error says that no descriptor is left, and nothing of what was to be opened."""
+    """Return whether an error means that no descriptor is left. It is then not about the file that was to be opened."""
     return error.errno in _NO_DESCRIPTOR
 
 
@@ -33,7 +36,7 @@ def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> A
 
 @contextmanager
 def told_of(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """Raise `kind`, with what to do, in the place of an OSError that says that no descriptor is left."""
+    """Raise `kind`, with advice, in the place of an OSError which means that no descriptor is left."""
     try:
         yield
     except OSError as error:
@@ -44,7 +47,8 @@ def told_of(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterato
 
 @functools.cache
 def allow_many() -> None:
-    """Raise this process's limit of descriptors to the most that it may have, once. A session takes several; shells give 1,024 to all."""
+    """Raise this process's limit of descriptors to the most that it may have, once."""
+    # A session takes several; shells give 1,024 to all.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -52,7 +56,8 @@ def allow_many() -> None:
 
 
 def open_descriptors() -> int:
-    """Return how many descriptors this process has open. Linux says so as the size of their folder from 6.2 on."""
+    """Return how many descriptors this process has open."""
+    # From Linux 6.2 on, the folder's size is their number.
     return os.stat(_OPEN).st_size or len(with_reserve(lambda: os.listdir(_OPEN)))
 
 
@@ -63,20 +68,20 @@ def room_for_sessions() -> int:
 
 
 class _Reserve:
-    """A descriptor that is kept for what has to work without a free one: counting a session's memory, and ending its processes."""
+    """A descriptor that is kept for what must work without a free one: counting a session's memory, and ending its processes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: int | None = None
 
     def hold(self) -> None:
-        """Take it, if it is not held."""
+        """Open it, if it is not open."""
         with self._lock:
             self._take()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Free it for the block. Another thread may be quicker to use it."""
+        """Close it for the block, and open it again afterwards. Another thread may use the free descriptor first."""
         with self._lock:
             if self._held is not None:
                 os.close(self._held)
@@ -96,7 +101,7 @@ reserve = _Reserve()
 
 
 def with_reserve(act: Callable[[], Result]) -> Result:
-    """Return what `act` returns; if it finds no free descriptor, once more with the one that is kept."""
+    """Return what `act` returns. If it finds no free descriptor, call it once more with the reserve freed."""
     try:
         return act()
     except OSError as error:

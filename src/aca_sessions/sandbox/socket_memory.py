@@ -1,7 +1,7 @@
-"""The memory of a session's sockets, where no control group counts it: the kernel lists sockets with what each holds (sock_diag(7)).
+"""The memory of a session's sockets, on hosts without control groups. The kernel lists sockets with what each holds (sock_diag(7)).
 
-The listing is of the network namespace in which the asking socket was made: the session's first process makes it and gives it away
-before any code of a user runs. Nothing but the kernel can write to it, since sessions make no netlink socket.
+The list covers the network namespace in which the asking socket was made. The session's first process makes that socket and gives it to the
+host before any code of a user runs. Only the kernel can write to it, since sessions cannot make netlink sockets.
 """
 
 import logging
@@ -17,7 +17,8 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ALL_STATES = 0xFFFF_FFFF
 _MEMORY = struct.Struct("=8I")  # SK_MEMINFO_*: received, its limit, sent, its limit, reserved, queued, options, backlog
-# A family: its request, how long the fixed part of an answer is, and the attribute that holds the above.
+# Of a family: its request, the length of the fixed part of an answer, and the attribute that holds the above. 0x20 is UDIAG_SHOW_MEMINFO,
+# and 5 UNIX_DIAG_MEMINFO.
 _UNIX = (struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, 0x20, 0, 0), 16, 5)
 _ITSELF = 2048  # about what a socket takes without any buffer
 _SECONDS = 5.0
@@ -35,7 +36,7 @@ _KINDS = {
 
 
 class SocketMemory:
-    """Counts one session's sockets. Blocking, for one thread at a time."""
+    """The counter of one session's sockets. All calls block, and only one thread may call at a time."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over a netlink socket of the session's network namespace."""
@@ -45,19 +46,19 @@ class SocketMemory:
         self._last = 0
 
     def used(self, unlisted: Sequence[str] = ()) -> int:
-        """Return the bytes of all sockets, their buffers included, but for the kinds that the kernel does not list."""
+        """Return the bytes of all sockets with their buffers, except for the kinds in `unlisted`, which the kernel does not list."""
         try:
             self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
-        except OSError as error:  # what was last seen still counts
+        except OSError as error:  # what was seen last still counts
             _logger.warning("the sockets of a session cannot be listed now: %s", error.strerror)
         return self._last
 
     def missing(self) -> list[str]:
-        """Return the kinds of sockets that this kernel does not list: a part of it that can be left out (CONFIG_UNIX_DIAG and others)."""
+        """Return the kinds of sockets that this kernel does not list. That part of it is optional (CONFIG_UNIX_DIAG and others)."""
         return [kind for kind in _KINDS if not self._lists(kind)]
 
     def close(self) -> None:
-        """Close the socket; the namespace ends with its last user."""
+        """Close the socket. The namespace ends with its last user."""
         self._socket.close()
 
     def _lists(self, kind: str) -> bool:
@@ -76,7 +77,7 @@ class SocketMemory:
         while True:
             for kind, sequence, payload in _messages(self._socket.recv(1 << 17)):
                 if sequence != self._sequence:
-                    continue  # of a dump that was given up
+                    continue  # an answer to a listing that was given up
                 if kind in (_ERROR, _DONE):
                     (error,) = struct.unpack_from("=i", payload) if payload else (0,)
                     if error:

@@ -20,10 +20,13 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return the folder that sessions of an image see, by where they see it. Without an image they see this host's environment."""
+    """Return the folder that sessions of an image see, by the path at which they see it.
+
+    Return an empty dict without an image: those sessions see this host's environment.
+    """
     try:
         return {SUPPLY: _folder()} if image else {}
-    except ConfigurationError:  # this host can keep nothing: an image that brings its own IPython needs nothing kept
+    except ConfigurationError:  # this host cannot keep files; an image with an IPython of its own does not need them
         return {}
 
 
@@ -34,7 +37,7 @@ def _folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield packages and what they require. Markers are passed over, since the image's Python is another one; extras are not asked for."""
+    """Yield packages and all that they require. Markers are ignored, since the image has another Python. Extras are left out."""
     seen, coming = set(names), list(names)
     while coming:
         try:
@@ -55,7 +58,8 @@ def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
 def _copy(packages: list[Distribution], folder: Path) -> None:
     for package in packages:
         files = [Path(file) for file in package.files or ()]
-        # What is compiled for this host's version alone is left out, and so is the metadata: it would say that the package is whole.
+        # What is compiled for this host's Python version alone is left out. So is the package's metadata then: it would claim that the
+        # package is complete.
         left_out = {file for file in files if file.suffix == ".so" and not file.name.endswith(_FOR_ANY_VERSION)}
         for file in files:
             is_metadata = file.parts[0].endswith(".dist-info")
@@ -70,6 +74,6 @@ def _copy(packages: list[Distribution], folder: Path) -> None:
 
 
 def _oldest_python(packages: list[Distribution]) -> str:
-    """Return the oldest Python 3.x that all of them allow."""
+    """Return the oldest Python 3.x that all packages allow."""
     allowed = [SpecifierSet(str(package.metadata.json.get("requires_python") or "")) for package in packages]
     return next(f"3.{minor}" for minor in range(9, 100) if all(one.contains(f"3.{minor}.99") for one in allowed))

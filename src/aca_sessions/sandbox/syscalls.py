@@ -1,4 +1,4 @@
-"""The few Linux calls that Python lacks, through ctypes; both sides of the wall use them."""
+"""The few Linux system calls that Python lacks, through ctypes. Host and guest both use them. Failures raise OSError unless noted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import IntFlag
 
 MACHINE = os.uname().machine
 
-# Calls that glibc wraps late or never: x86_64, aarch64. From 424 on the numbers are the same everywhere.
+# System calls that glibc wraps late or never, for x86_64 and aarch64. From 424 on the numbers are the same everywhere.
 _NUMBERS = {
     "pivot_root": (155, 41),
     "capset": (126, 91),
@@ -74,109 +74,112 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(namespaces: Namespace) -> None:
-    """Leaves the given namespaces for new ones."""
+    """Leave the given namespaces for new ones."""
     _checked(_libc.unshare(ctypes.c_int(namespaces)), f"unshare {namespaces!r}")
 
 
 def setns(descriptor: int, namespace: Namespace) -> None:
-    """Enters the namespace that the descriptor names."""
+    """Enter the namespace that the descriptor refers to."""
     _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(namespace)), f"setns {namespace!r}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: Mount, data: str | None = None) -> None:
-    """Mounts as mount(2) does."""
+    """Mount a file system as mount(2) does."""
     arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     status = _libc.mount(*arguments[:3], ctypes.c_ulong(flags), arguments[3])
     _checked(status, f"mount {kind or flags!r} on {target}")
 
 
 def harden_mount(target: str, *, read_only: bool) -> None:
-    """Takes set-user-id programs and devices from a mount and all below it, and the right to write if need be."""
+    """Forbid set-user-id programs and devices in a mount and all mounts below it, and writing if `read_only` is set."""
     flags = Mount.NO_SUID | Mount.NO_DEVICES | (Mount.READ_ONLY if read_only else 0)
     attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
     _call("mount_setattr", -100, os.fsencode(target), _AT_RECURSIVE, attributes, len(attributes))
 
 
 def unmount(target: str) -> None:
-    """Takes a mount and all below it out of sight; it ends when its last user does."""
+    """Detach a mount and all mounts below it. It ends when its last user does."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 
 def open_tree(path: str) -> int:
-    """A descriptor of a copy of a mount, which is in no namespace yet."""
+    """Return a descriptor of a copy of a mount. The copy is in no namespace yet."""
     return _call("open_tree", -100, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def move_mount(mount: int, target: str) -> None:
-    """Mounts what a descriptor names."""
+    """Mount the copy that a descriptor of `open_tree` refers to."""
     _call("move_mount", mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_FROM_DESCRIPTOR)
 
 
 def pivot_root_here() -> None:
-    """Makes the working directory the root and lets go of the old one."""
+    """Make the working directory the root, and detach the old root."""
     _call("pivot_root", b".", b".")
     unmount(".")
     os.chdir("/")
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """A signal for this process when the thread that forked it ends. A change of uid clears it: call again."""
+    """Send this process a signal when the thread that forked it ends. A change of uid clears this: call it again then."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of whatever below it loses its own."""
+    """Make this process the parent of all processes below it that lose their own."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_dumpable(wanted: bool) -> None:
-    """Whether processes of the same user may trace this one; if not, its entries in /proc belong to root. A change of uid takes it away."""
+    """Set whether processes of the same user may trace this one. If not, its entries in /proc belong to root.
+
+    A change of uid forbids it again.
+    """
     _prctl(_PR_SET_DUMPABLE, int(wanted))
 
 
 def no_new_privileges() -> None:
-    """From here on no execve gives anything that this process does not have."""
+    """Stop execve(2) from giving this thread, and what it starts, privileges that it does not have. This cannot be undone."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability, in every set, for good; what bounds programs only while that may be done."""
+    """Give up every capability in every set, for good. The bounding set is only emptied if this process may do that (CAP_SETPCAP)."""
     drop_bounding_set()
     _prctl(_PR_CAP_AMBIENT, 4)
     _call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def drop_bounding_set() -> None:
-    """Lets no program that is run from here on have a capability from its file."""
+    """Stop programs that are run from now on from getting capabilities from their files."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
-            break  # past the last one that this kernel knows
+            break  # past the last capability of this kernel, or not permitted
 
 
 def install_filter(program: bytes) -> None:
-    """Installs a seccomp filter (classic BPF) for this process and all that come from it."""
+    """Install a seccomp filter (classic BPF) for this thread and all that it starts."""
     buffer = ctypes.create_string_buffer(program, len(program))
     description = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
     _call("seccomp", _SECCOMP_SET_MODE_FILTER, 0, description)
 
 
 def check_filters() -> None:
-    """OSError where this kernel takes no seccomp filter."""
+    """Raise OSError if this kernel has no seccomp filters."""
     _call("seccomp", _SECCOMP_GET_ACTION_AVAIL, 0, struct.pack("=I", _RETURN_ERRNO))
 
 
 def landlock_version() -> int:
-    """The Landlock version of this kernel; 0 where it has none."""
+    """Return the Landlock version of this kernel, or 0 if it has none."""
     return max(0, int(_libc.syscall(_number("landlock_create_ruleset"), None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
 def landlock_ruleset(attributes: bytes) -> int:
-    """A descriptor of a new Landlock rule set."""
+    """Return a descriptor of a new Landlock rule set."""
     return _call("landlock_create_ruleset", attributes, len(attributes), 0)
 
 
 def landlock_allow(ruleset: int, path: str, access: int) -> None:
-    """Adds what may be done beneath a path."""
+    """Add a rule to a rule set: `access` is allowed beneath a path."""
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         _call("landlock_add_rule", ruleset, 1, struct.pack("=QI", access, descriptor), 0)
@@ -185,44 +188,48 @@ def landlock_allow(ruleset: int, path: str, access: int) -> None:
 
 
 def landlock_enforce(ruleset: int) -> None:
-    """Binds this process and all that come from it to the rule set."""
+    """Restrict this thread and all that it starts to a rule set. This cannot be undone."""
     _call("landlock_restrict_self", ruleset, 0)
 
 
 def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) -> int:
-    """Opens a path below a directory under rules that the kernel itself keeps: no look-up to be raced."""
+    """Open a path below a directory.
+
+    The kernel itself enforces the rules of `resolve`, so that no change of the path can race with a check.
+    """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode if flags & os.O_CREAT else 0, resolve)
     return _call("openat2", directory, os.fsencode(path), how, len(how))
 
 
 def reserve(descriptor: int, start: int, length: int) -> None:
-    """Give a part of a file memory of its own, without a change to its size and content: to write there can no longer fail for space."""
+    """Allocate memory for a part of a file without changing its size or content. Writing there can no longer fail for lack of space."""
     _fallocate(descriptor, _KEEP_SIZE, start, length)
 
 
 def punch_hole(descriptor: int, start: int, length: int) -> None:
-    """Make a part of a file zeros that take no space."""
+    """Turn a part of a file into zeros that take no space."""
     _fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, start, length)
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:
-    """Makes this thread alone act on files as another user (the gid first: without the uid it could not)."""
+    """Make this thread alone use files as another user."""
+    # The gid first: without the uid it could not be changed. Neither call reports an error: setfsuid(2).
     _libc.syscall(_number("setfsgid"), ctypes.c_uint(gid))
     _libc.syscall(_number("setfsuid"), ctypes.c_uint(uid))
 
 
 def set_line_buffered() -> None:
-    """Makes C's stdout line-buffered, so that C, Python and child processes write in true order."""
+    """Make C's stdout line-buffered, so that C, Python and child processes write in true order."""
     _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, 1, ctypes.c_size_t(0))
 
 
 def flush_c_streams() -> None:
-    """Writes out what C code has buffered."""
+    """Write out what C code has buffered."""
     _libc.fflush(None)
 
 
 def set_host_name(name: bytes) -> None:
-    """Names this UTS namespace."""
+    """Set the host name of this UTS namespace."""
     _checked(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
 
 
@@ -232,7 +239,7 @@ def _fallocate(descriptor: int, mode: int, start: int, length: int) -> None:
             status = _libc.fallocate(ctypes.c_int(descriptor), ctypes.c_int(mode), ctypes.c_int64(start), ctypes.c_int64(length))
             _checked(status, "fallocate")
             return
-        except InterruptedError:  # tmpfs gives up at any signal
+        except InterruptedError:  # tmpfs gives up at any signal: repeat it
             continue
 
 

@@ -1,4 +1,7 @@
-"""A session's checkpoints: its variables as a fork that waits, its files as a copy. Taken and returned to between two cells."""
+"""The checkpoints of a session: its variables as a fork that waits, its files as a copy.
+
+They are taken and returned to between two cells.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -22,7 +25,7 @@ from .starting import fork
 
 @dataclass(slots=True)
 class Moment:
-    """Hold a checkpoint: the interpreter that waits since then, and a tree with its files. `position` is that of the ledger.
+    """A checkpoint: the interpreter that waits since then, and a workspace with a copy of the files. `position` is that of the ledger.
 
     A hidden one belongs to a transactional cell.
     """
@@ -44,7 +47,7 @@ class Moment:
 
 
 class Timeline:
-    """Keep the checkpoints of one session. They count towards its memory; the oldest are removed first."""
+    """The checkpoints of one session. They count towards its memory. The oldest are removed first."""
 
     def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
         self._fork_server = fork_server
@@ -56,11 +59,17 @@ class Timeline:
 
     @property
     def moments(self) -> list[Moment]:
-        """Return the checkpoints that can be returned to, the oldest first; one may have been ended for its memory."""
+        """Return the checkpoints that can be returned to, the oldest first.
+
+        Hidden ones, and ones that were ended for their memory, are left out.
+        """
         return [moment for moment in self._moments if moment.interpreter.alive and not moment.hidden]
 
     def find(self, id: str | None, name: str | None = None) -> Moment:
-        """Return a checkpoint by name or by id, or the latest. A name is looked for first; of several, the latest is returned."""
+        """Return a checkpoint by name or by id, or the latest. Raise SnapshotError if it does not exist.
+
+        The name is looked for first. If several have it, the latest is returned.
+        """
         latest_first = self.moments[::-1]
         found = [moment for moment in latest_first if name is not None and moment.name == name]
         found += [moment for moment in latest_first if id is not None and moment.id == id]
@@ -73,12 +82,19 @@ class Timeline:
         raise SnapshotError(gone if asked else "there is no checkpoint to return to: take one first")
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> Moment:
-        """Keep the session as it is now, under the next of the numbers."""
+        """Make a checkpoint of the session as it is now, and return it. Remove the oldest ones if there are too many.
+
+        Args:
+            live: the interpreter to fork.
+            name: a name for the checkpoint, or None.
+            numbers: the source of its id.
+            hidden: whether it belongs to a transactional cell.
+        """
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
         files = Files(tree, self._files.room)
         most, allocate = self._limits.checkpoint_files, live.home.allocate
         copying = self._tasks.own(to_thread.run_sync(lambda: copies.copy(self._files, files, most=most, allocate=allocate)))
-        try:
+        try:  # forked while the files are copied
             interpreter, left = await fork(live, self._tree, self._limits)
         except BaseException:
             await asyncio.gather(copying, return_exceptions=True)
@@ -98,9 +114,9 @@ class Timeline:
         return moment
 
     async def prepare(self, moment: Moment) -> Interpreter:
-        """Return an interpreter with the variables of a checkpoint, which has answered. The checkpoint stays as it is.
+        """Return an interpreter with the variables of a checkpoint, after it has answered. The checkpoint stays as it is.
 
-        A hidden one is for a single return, so its own interpreter takes over.
+        A hidden one is for a single return, so its own interpreter is returned. Raise SnapshotError if the checkpoint was removed or fails.
         """
         if moment not in self._moments:
             raise SnapshotError("this checkpoint was removed: the session was reset or ended meanwhile")
@@ -125,20 +141,23 @@ class Timeline:
             await self._tasks.to_its_end(self._end(moment))
 
     def use_up(self, moment: Moment, *, returned_to: bool = False) -> None:
-        """Remove a hidden checkpoint in the background. One that was returned to has given its interpreter away."""
+        """Remove a hidden checkpoint in the background.
+
+        If the session returned to it, its interpreter is the session's now and lives on.
+        """
         if moment in self._moments:
             self._moments.remove(moment)
             self._tasks.start(self._drop_tree(moment.tree, moment.files) if returned_to else self._end(moment))
 
     async def clear(self, *, hidden: bool = True) -> None:
-        """Remove all checkpoints, or all that are not hidden."""
+        """Remove all checkpoints, or only those that are not hidden."""
         for moment in [*self._moments]:
             if hidden or not moment.hidden:
                 await self.drop(moment)
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Drop all at once, if the event loop that they belong to is closed."""
+        """Drop all checkpoints at once, for use when the event loop that they belong to is closed."""
         for moment in self._moments:
             moment.interpreter.abandon()
             moment.files.close()
@@ -146,7 +165,10 @@ class Timeline:
         self._moments.clear()
 
     async def _drop_oldest(self) -> None:
-        """Keep no more checkpoints, and no more bytes of their files, than the limits allow. Hidden ones do not count."""
+        """Remove the oldest checkpoints until their number, and the bytes of their files, are within the limits. The latest always stays.
+
+        Hidden ones do not count.
+        """
         while len(own := [moment for moment in self._moments if not moment.hidden]) > 1 and (
             len(own) > self._limits.checkpoints or sum(moment.size for moment in own) > self._limits.disk
         ):

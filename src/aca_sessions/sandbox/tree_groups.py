@@ -1,7 +1,8 @@
-"""The processes of a session and its branches where this host has control groups: a group for each tree, frozen while another one is shown.
+"""The processes of a session and its branches, on hosts with control groups: one group for each workspace (`tree` in the code).
 
-What is frozen runs no instruction, whatever its code does, and a process is in the group of the one that started it. So nothing has to be
-found by looking again and again, as `processes.py` does it where there are no groups. Blocking: for a worker thread.
+A group is frozen while another workspace is shown. A frozen process runs no instruction, whatever its code does, and a process is in the
+group of the one that started it. So nothing has to be found by looking again and again, as in `processes.py` for hosts without groups. All
+calls block: use a worker thread.
 """
 
 import contextlib
@@ -17,28 +18,43 @@ from .ends import host_pid
 from .processes import Ended
 from .shortage import with_reserve
 
-_FREEZE_SECONDS = 2.0  # a process that waits for a device, or is being traced, may take its time
+_FREEZE_SECONDS = 2.0  # a process that waits for a device, or is being traced, may need some time
 _END_SECONDS = 2.0
 _LOOK_SECONDS = 0.0005
 
 
 class TreeGroups:
-    """Freeze, thaw and end the processes of each tree. Until there are two trees, the group of the first process is the first tree's."""
+    """The control groups of one session, to freeze, thaw and end the processes of each workspace.
+
+    Until there are two workspaces, the group of the session's first process serves the first one.
+    """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
-        """Take over the group of a first process and all that it forks. Know that process by its pidfd, and which tree is shown."""
+        """Take over `group`, which holds the session's first process and all that it forks.
+
+        Args:
+            group: the folder of the control group.
+            init: a pidfd of the first process.
+            tree: the workspace that is shown.
+        """
         self.shown: int | None = tree
         self._mounted: int | None = tree
         self._first = self._latest = tree
         self._group = group
         self._init = init
-        self._members: dict[int, tuple[int, int]] = {}  # of each interpreter, by its number in the session: its tree and its pidfd
-        self._stopped: dict[int, tuple[int, int]] = {}  # those among them that wait for a place in the group of their tree
+        self._members: dict[int, tuple[int, int]] = {}  # by an interpreter's number in the session: its workspace and its pidfd
+        self._stopped: dict[int, tuple[int, int]] = {}  # those that wait to be put into the group of their workspace
         self._groups: dict[int, Path] = {}
-        self._divided = False  # whether each tree has a group
+        self._divided = False  # whether each workspace has a group of its own
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Know an interpreter from what its cells start. One whose tree is not shown stands still until it is."""
+        """Register an interpreter, to distinguish it from what its cells start. Stop it until its workspace is shown.
+
+        Args:
+            number: its number in the session.
+            tree: its workspace.
+            process: a pidfd of it.
+        """
         self._members[number] = (tree, process)
         if tree != self.shown:
             with contextlib.suppress(OSError):
@@ -51,22 +67,24 @@ class TreeGroups:
         self._stopped.pop(number, None)
 
     def drop(self, tree: int) -> None:
-        """Forget a tree that has ended."""
+        """Forget a workspace that has ended, and remove its group."""
         group = self._groups.pop(tree, None)
         if group is not None:
             with contextlib.suppress(OSError):
                 group.rmdir()
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the numbers of interpreters, and of all processes that belong to another tree than this one."""
+        """Return the numbers of all interpreters, and of all processes that belong to another workspace than `tree`."""
         others = [group for other, group in [*self._groups.items()] if other != tree]
         return {*self._members} | {told.pid for group in others for _, told in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Freeze all that runs, have `show` show another tree, and thaw what belongs to it. Return what ended since it would not freeze.
+        """Freeze all that runs, call `show`, and thaw what belongs to `tree`.
 
-        Raise TimeoutError if something runs on even then: the other tree must not be shown to it. If `show` fails, no tree is shown, and
-        everything stands still until the next switch.
+        Return the processes that were ended because they did not freeze.
+
+        `show` puts the workspace into /mnt/data. If it fails, no workspace is shown, and everything stays frozen until the next switch.
+        Raise TimeoutError if something runs even after the kill: it must not see the other workspace.
         """
         ended = self.halt()
         self._place_stopped()
@@ -80,9 +98,14 @@ class TreeGroups:
         return ended
 
     def halt(self) -> tuple[RunningProcess, ...]:
-        """Freeze all that runs until the next switch: no tree is shown. Return what ended since it would not freeze."""
+        """Freeze all that runs until the next switch: no workspace is shown.
+
+        Return the processes that were ended because they did not freeze.
+
+        Raise TimeoutError if something runs even after that.
+        """
         group = self._group_of(self.shown) if self.shown is not None else None
-        if group == self._group:  # the first process goes on: it allocates memory for files that are put back meanwhile
+        if group == self._group:  # the first process must run on: it allocates memory for files that are put back meanwhile
             _put(self._group.parent, self._init_pid())
         ended: tuple[RunningProcess, ...] = ()
         if group is not None and not _freeze(group):
@@ -93,7 +116,7 @@ class TreeGroups:
         return ended
 
     def end(self, tree: int) -> Ended:
-        """End the processes of a tree, but its interpreters: while they are frozen, none of them starts another."""
+        """End the processes of a workspace, except its interpreters. They are frozen meanwhile, so that none starts another one."""
         group = self._group_of(tree)
         if group is None:
             return Ended()
@@ -106,24 +129,28 @@ class TreeGroups:
             _write(group / "cgroup.freeze", "0")
 
     def has_work(self) -> bool:
-        """Return whether more than idle interpreters runs on the tree that is shown."""
+        """Return whether more than idle interpreters runs in the workspace that is shown."""
         group = self._group_of(self.shown) if self.shown is not None else None
         interpreters, init = self._interpreters(), self._init_pid()
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
 
     def close(self) -> None:
-        """Let go of the groups. What is still in one is about to end, and the group is removed with the session's memory."""
+        """Remove the groups."""
+        # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
         for tree in [*self._groups]:
             self.drop(tree)
         with contextlib.suppress(OSError):
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group of a tree, or None if the tree has ended."""
+        """Return the group of a workspace, or None if the workspace has ended."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:
-        """Put interpreters that came since the last switch into groups of their trees, which are made first. Everything is frozen."""
+        """Put interpreters that came since the last switch into groups of their workspaces, which are made if missing.
+
+        Everything is frozen.
+        """
         if self._stopped and not self._divided:
             self._make(self._first)
             elsewhere = {self._init_pid(), *(pid for _, process in self._stopped.values() for pid in _pid_of(process))}
@@ -147,12 +174,12 @@ class TreeGroups:
         _write(group / "cgroup.freeze", "1")
 
     def _kill(self, group: Path) -> Ended:
-        """Kill what is in a group and is no interpreter, and wait until it has ended."""
+        """Kill what is in a group, except interpreters, and wait until it has ended, for at most 2 s."""
         spared = self._interpreters() | {self._init_pid()}
         doomed = [(pid, told) for pid, told in _processes_in(group) if pid not in spared]
         for pid, _ in doomed:
             with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)  # it is frozen, or was a moment ago: its number is no other's
+                os.kill(pid, signal.SIGKILL)  # frozen, or was a moment ago: no other process has its number
         left = {pid for pid, _ in doomed}
         until = time.monotonic() + _END_SECONDS
         while left and time.monotonic() < until:
@@ -162,7 +189,10 @@ class TreeGroups:
         return Ended(tuple(told for pid, told in doomed if pid not in left), tuple(told for pid, told in doomed if pid in left))
 
     def _interpreters(self) -> set[int]:
-        """The interpreters, as this host numbers them. A number is no other's while a pidfd names a live process by it."""
+        """Return the interpreters, as this host numbers them.
+
+        No other process has such a number while a pidfd refers to a live process by it.
+        """
         return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
 
     def _init_pid(self) -> int:
@@ -208,7 +238,7 @@ def _put(group: Path, pid: int) -> None:
 
 
 def _freeze(group: Path) -> bool:
-    """Freeze a group; return whether all of it is frozen. If it cannot be looked at, it goes on."""
+    """Freeze a group, and return whether all of it is frozen within 2 s. If its state cannot be read, thaw it and raise OSError."""
     try:
         _write(group / "cgroup.freeze", "1")
         until = time.monotonic() + _FREEZE_SECONDS

@@ -1,4 +1,4 @@
-"""Which number each tree has, and which user owns it: neither is given to two sessions at a time."""
+"""The numbers of workspaces (`tree` in the code), and the users that own them. No two sessions have the same one at a time."""
 
 import itertools
 import threading
@@ -7,20 +7,21 @@ from ..errors import IsolationError
 
 
 class Numbers:
-    """Give out numbers of trees and of the users that own them. A user belongs to one session, its checkpoints and its branches."""
+    """The numbers that are in use. A user belongs to one session, its checkpoints and its branches."""
 
     def __init__(self, most: int | None) -> None:
-        """Give out `most` users at a time, or as many as are asked for."""
+        """Give out at most `most` users at a time, or without a limit if it is None."""
         self._most = most
-        self._trees: dict[int, int] = {}  # how many trees a user has
+        self._trees: dict[int, int] = {}  # how many workspaces a user has
         self._latest = 0
         self._further = itertools.count(1 if most is None else most + 1)
         self._lock = threading.Lock()
 
     def take(self, user: int | None = None) -> tuple[int, int]:
-        """Return a number for a tree, and that of its user: a free one, or the one that is given.
+        """Return a number for a new workspace, and the number of its user: `user`, or a free one. Raise IsolationError if none is free.
 
-        A new user's first tree has its user's number: a session without namespaces has one tree, and is known by it.
+        The first workspace of a new user has its user's number. A session without namespaces has one workspace, and is known by that
+        number.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -29,7 +30,7 @@ class Numbers:
             return number, user
 
     def give_back(self, user: int) -> None:
-        """Have one tree less of a user: without any, the user is free."""
+        """Give back one workspace of a user. The user is free once it has none."""
         with self._lock:
             self._trees[user] -= 1
             if not self._trees[user]:

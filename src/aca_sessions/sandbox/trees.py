@@ -1,7 +1,8 @@
-"""Look up, list, link and remove in a session's tree: by descriptors, and never through its links. Blocking; call it within `as_guest`.
+"""Operations in a session's workspace: look up, list, link and remove. They block, and must be called within `as_guest`.
 
-A process of the session may change the tree at any moment: what is opened is named by a descriptor from then on, and modes and times are
-set through it. By name, a folder that has become a link would lead to files of the host's user.
+They work by descriptors and never follow links. A process of the session may change the workspace at any moment. So what was opened is
+referred to by its descriptor from then on, and modes and times are set through it. A path could lead to files of the host's user, if a
+folder in it has become a link.
 """
 
 import os
@@ -22,14 +23,15 @@ WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
 CHANGING = "the session's files change while they are copied: end its processes first"
 _PLACE = os.O_PATH | os.O_NOFOLLOW
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
-_MOST_ENTRIES = 1 << 17  # some kernels read on and on while a process goes on making files
-_DEPTH = 16  # folders that are open at a time
+_MOST_ENTRIES = 1 << 17  # some kernels keep listing a folder as long as a process makes files in it
+_DEPTH = 16  # how many folders may be open at a time
 
 
 def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield everything in a tree with its status, each folder before what is in it and before it is read; the top is ''.
+    """Yield everything in a workspace with its status, each folder before what is in it and before it is read. The top is ''.
 
-    A folder that cannot be read raises OSError, unless it may be passed over.
+    Raise OSError if a folder cannot be read, unless `may_pass_over` returns True for it. Raise SnapshotError if there are more than 131,072
+    entries.
     """
     yield "", os.fstat(top)
     pending, count = [""], 0
@@ -62,7 +64,7 @@ def opened(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Open the folder that a path is in: a descriptor of it, and the name there."""
+    """Open the folder that a path is in. Yield its descriptor, and the last name of the path."""
     with opened(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
@@ -79,7 +81,7 @@ def link(top: int, path: str, folder: int, name: str) -> None:
 
 
 def read_link(top: int, path: str) -> str:
-    """Return where a symbolic link leads."""
+    """Return the target of a symbolic link."""
     with parent_of(top, path) as (folder, name):
         return os.readlink(name, dir_fd=folder)
 
@@ -91,7 +93,7 @@ def set_attributes(descriptor: int, status: os.stat_result) -> None:
 
 
 def add_rights(top: int, path: str, rights: int) -> int:
-    """Give the owner of what is at a path some rights; return the mode that it had."""
+    """Give the owner of what is at a path more rights. Return the mode that it had."""
     with _marked(top, path) as place:
         mode = stat.S_IMODE(os.fstat(place).st_mode)
         if mode & rights != rights:
@@ -115,7 +117,7 @@ def remove(top: int, path: str) -> None:
 
 
 def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -> None:
-    """Remove all but what is in the deepest folders: these are moved to the top, to be removed from there."""
+    """Remove an entry. Move folders that lie too deep to the top instead, and add their new names to `deep`, to be removed from there."""
     with suppress(IsADirectoryError):
         os.unlink(name, dir_fd=folder)
         return
@@ -132,6 +134,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _marked(top: int, path: str) -> Iterator[int]:
+    """Open a path only to refer to it (O_PATH), for which no rights are needed."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -140,9 +143,9 @@ def _marked(top: int, path: str) -> Iterator[int]:
 
 
 def _chmod(place: int, mode: int) -> None:
-    """Set a mode by a descriptor that only marks a place, which fchmod(2) refuses; /proc leads to what it marks, whatever its name is."""
+    """Set the mode of what an O_PATH descriptor refers to, except of a link. fchmod(2) refuses such a descriptor."""
     if not stat.S_ISLNK(os.fstat(place).st_mode):
-        os.chmod(f"/proc/self/fd/{place}", mode)
+        os.chmod(f"/proc/self/fd/{place}", mode)  # leads to what was opened, whatever its name is by now
 
 
 def _listed(top: int, folder: str) -> list[tuple[str, os.stat_result]]:

@@ -1,4 +1,4 @@
-"""Unpacks the tar of a root file system: nothing of it lands outside its folder, is a device, or gives anybody another's rights."""
+"""The unpacking of a root file system's tar. Nothing lands outside its folder, is a device, or gives anybody the rights of another user."""
 
 import contextlib
 import os
@@ -14,21 +14,22 @@ from .syscalls import Resolve
 _BENEATH = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _RIGHTS = 0o777  # neither set-user-id nor set-group-id nor sticky
+# Files at the top of an archive that `docker save` made, and of OCI archives.
 _LAYERS = frozenset(("manifest.json", "oci-layout"))
 
 
-_MOST_HEADER = 1 << 20  # bytes that say what one member is called and may do; a name has at most 4,096
+_MOST_HEADER = 1 << 20  # bytes of headers of one member: its name, of at most 4,096, and its attributes
 _MOST_ENTRIES = 2_000_000  # files, links and folders; Debian with a desktop has 300,000
 _MOST_BYTES = 64 << 30
-_FREE_SHARE = 2  # of the free disk an image may take a half
+_FREE_SHARE = 2  # an image may take half of the free disk
 
 
 class UnpackingError(Exception):
-    """An archive that is no root file system, or one that would leave its folder."""
+    """An archive that is not a root file system, that is too large, or that would leave its folder."""
 
 
 class _Allowance:
-    """What is left of the room that an archive may take. A few kilobytes can claim to be terabytes."""
+    """The bytes and entries that an archive may still take. A few kilobytes can claim to be terabytes."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
@@ -36,7 +37,7 @@ class _Allowance:
         self._entries = self._most_entries = most_entries
 
     def take(self, size: int) -> None:
-        """Take the room for one more entry, before it is made."""
+        """Count one more entry, before it is made. Raise UnpackingError if it does not fit."""
         self._entries -= 1
         self._bytes -= size
         if self._bytes < 0:
@@ -46,7 +47,10 @@ class _Allowance:
 
 
 class _Headers:
-    """Lets tarfile read the headers of one member, up to a limit: it reads long names, attributes and maps of holes whole."""
+    """A stream from which tarfile reads the headers of one member, up to a limit.
+
+    tarfile reads long names, attributes and maps of holes whole.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -68,7 +72,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
-        """Read the next one."""
+        """Read the next member."""
         stream = tarfile.fileobj
         tarfile.fileobj = _Headers(stream)
         try:
@@ -78,13 +82,16 @@ class _Member(tarfile.TarInfo):
 
 
 def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
-    """Unpacks into an empty folder. All of it belongs to this process's user, whatever the archive says; devices are left out."""
+    """Unpack a tar into an empty folder. All of it belongs to this process's user, whatever the archive states. Devices are left out.
+
+    Raise UnpackingError if the archive cannot be read, is too large, or would leave the folder.
+    """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         allowance = _Allowance(root, most_entries)
         with tarfile.open(fileobj=archive, mode="r|*", tarinfo=_Member) as members:
             while (member := members.next()) is not None:
-                members.members.clear()  # type: ignore[attr-defined]  # it would keep every one
+                members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member
                 allowance.take(member.size if member.isreg() else 0)
                 _Place(root, member.name, allowance).put(members, member)
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
@@ -94,7 +101,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
 
 
 class _Place:
-    """Where one member goes: the folder that it lies in, by a way without links, and its name there."""
+    """The place of one member: the folder that it lies in, reached without links, and its name there."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
@@ -102,7 +109,7 @@ class _Place:
         self._allowance = allowance
 
     def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Makes what a member says, in the place of what an earlier one said."""
+        """Create what a member describes, in the place of an earlier member of that name."""
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
         if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
@@ -129,7 +136,7 @@ class _Place:
             os.close(descriptor)
 
     def _link(self, target: str, parent: int, name: str) -> None:
-        """A second name of a file that was unpacked before."""
+        """Make another name for a file that was unpacked before."""
         folder, _, file = _inside(target).rpartition("/")
         source = _open_folder(self._root, folder, self._allowance)
         try:
@@ -148,7 +155,7 @@ def _inside(path: str) -> str:
 
 
 def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
-    """A folder below the root; one that the archive has not named so far is made."""
+    """Open a folder below the root. Make it, and the folders above it, if the archive has not named it so far."""
     try:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
     except FileNotFoundError:
@@ -166,6 +173,7 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
 
 
 def _clear(parent: int, name: str) -> None:
+    """Remove what an earlier member has put there. Raise UnpackingError if it is a folder."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise UnpackingError("a folder in it is something else as well")
@@ -173,7 +181,7 @@ def _clear(parent: int, name: str) -> None:
 
 
 def _make_folder(parent: int, name: str, mode: int) -> None:
-    """Its owner may always work in it: an ordinary user could put nothing into it otherwise, nor remove it."""
+    """Make a folder, or take an existing one, and set its mode."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent)
     try:
@@ -181,6 +189,7 @@ def _make_folder(parent: int, name: str, mode: int) -> None:
     except OSError:
         raise UnpackingError("a folder in it is something else as well") from None
     try:
+        # The owner gets all rights: otherwise an ordinary user could neither put anything into it nor remove it.
         os.fchmod(folder, mode & _RIGHTS | 0o700)
     finally:
         os.close(folder)
@@ -195,4 +204,4 @@ def _write(members: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name:
         shutil.copyfileobj(content, file, 1 << 20)
         os.fchmod(file.fileno(), member.mode & _RIGHTS | 0o400)
         file.flush()
-        os.utime(file.fileno(), (member.mtime, member.mtime))  # compiled modules name the time of their sources
+        os.utime(file.fileno(), (member.mtime, member.mtime))  # compiled modules record the time of their sources

@@ -1,6 +1,6 @@
-"""Where no control group counts a session's memory, this looks at it: often while a cell runs, now and then while none does.
+"""The watch over a session's memory on hosts without control groups. It looks often while a cell runs, and now and then otherwise.
 
-What a process shares with the fork server is nobody's; what processes of one session share is counted once.
+What a process shares with the fork server counts for no session. What processes of one session share is counted once.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from .policy import Limits, Together
 from .shortage import is_shortage, with_reserve
 from .socket_memory import SocketMemory
 
-_WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0
+_WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0  # seconds between two looks
 _KB = 1024
 _NICE_STEP = 1.25  # of weight, from one nice value to the next: sched(7)
 _SUMMED = {
@@ -26,22 +26,27 @@ _SUMMED = {
 }
 _PRIVATE = re.compile(r"^Private_(?:Dirty|Clean):\s+(\d+) kB", re.MULTILINE)
 _NEVER_COUNTED = "buffers of pipes, and what the kernel itself needs for files, processes and watches"
-_used: "dict[Watchdog, int]" = {}  # by sessions that are watched
-_kept: "dict[Watchdog, int]" = {}  # by the files of sessions that have no process
+_used: "dict[Watchdog, int]" = {}  # bytes in use, by sessions that are watched
+_kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no process
 
 
 class Watchdog:
-    """Ends a session that is over its memory, or is the largest of all that are over theirs together.
+    """The watch over one session.
 
-    Processes and sockets have the limit. Files have limits of their own, the sizes of their folders, and count to what all sessions have.
+    It ends the session if that exceeds its memory, or if all sessions together exceed theirs and it is the largest.
+
+    The limit is for processes and sockets. Files have limits of their own, the sizes of their folders. They count towards what all sessions
+    have together.
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
-        """Looks at nothing yet.
+        """Prepare without looking at anything.
 
         Args:
-            files: returns the bytes of all the /mnt/data that the session has; None where its files are not kept in memory.
-            lists_sockets: whether what lists the session's sockets comes with `begin`.
+            limits: what the session may use.
+            together: what all sessions of this process may use together.
+            files: returns the bytes in all workspaces of the session; None if its files are not kept in memory.
+            lists_sockets: whether `begin` gets a descriptor that lists the session's sockets.
         """
         self.lists_sockets = lists_sockets
         self.freezes = False
@@ -59,7 +64,7 @@ class Watchdog:
 
     @property
     def how(self) -> str:
-        """What is counted and how, and what is not."""
+        """Return a text about what is counted and how, and what is not."""
         counted = "processes" if self._unlisted == ["all"] else "processes and sockets"
         sockets = [f"buffers of {', '.join(self._unlisted)} sockets"] if self._unlisted else []
         files = f"; its files, at most {self._limits.folders >> 20} MB, by the sizes of their folders" if self._files else ""
@@ -69,10 +74,10 @@ class Watchdog:
         )
 
     async def take_in(self, init: int) -> None:
-        """Do nothing: what a process shares with the fork server is known once its interpreter is ready."""
+        """Ignore the session's first process: what it shares with the fork server is measured in `begin`, once its interpreter is ready."""
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Watch a session's processes; `kill` ends them for their memory. Takes over what lists their sockets."""
+        """Watch a session's processes, and call `kill` when they exceed their memory. Take over `sockets`, which lists their sockets."""
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
             self._shared = await in_thread(_at_most, init)
@@ -86,23 +91,23 @@ class Watchdog:
             self._watches[init].add_done_callback(lambda _: memory.close())
 
     def cell_runs(self, running: bool) -> None:
-        """From now on, or no more."""
+        """Set whether a cell runs: the watch looks more often then."""
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes of files now, and of processes and sockets when last looked at. A file that is mapped counts twice."""
+        """Return the bytes of files now, and of processes and sockets at the last look. A file that is mapped counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:
-        """Return no bound: files have limits of their own."""
+        """Return the largest number: files have limits of their own."""
         return sys.maxsize
 
     def was_exceeded(self) -> bool:
-        """It says so itself when it kills."""
+        """Return False: the watch reports an exceeded limit itself when it kills."""
         return False
 
     async def end(self, init: int) -> None:
-        """The processes of an init have ended; files of the session may be there still."""
+        """End the watch over processes that have ended. Files of the session may still be there, and count on."""
         watch = self._watches.get(init)
         self.let_go(init)
         if watch is not None:
@@ -111,10 +116,10 @@ class Watchdog:
             _kept[self] = self._bytes_of_files(None)
 
     def let_go(self, init: int) -> None:
-        """End the watch at once, if there is one; what lists the sockets is closed after the last look."""
+        """End the watch at once, if there is one."""
         watch = self._watches.pop(init, None)
         if watch is not None:
-            watch.cancel()
+            watch.cancel()  # the descriptor that lists the sockets is closed after the last look
 
     def remove(self) -> None:
         """Forget the session."""
@@ -138,7 +143,7 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Return whether it is over. A look needs a descriptor; if even the reserve is gone, the next look is soon."""
+        """Return whether a limit is exceeded. Return False if even the reserve of descriptors is used up: the next look is soon."""
         try:
             return self._is_over(init, sockets)
         except OSError as error:
@@ -147,7 +152,8 @@ class Watchdog:
             return False
 
     def _is_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """A first look is cheap, and counts shared memory again and again; only if that is too much, the second is exact."""
+        """Return whether the session exceeds its memory, or is the largest while all sessions together exceed theirs."""
+        # The first look is cheap, and counts shared memory once for each process. Only if that is too much, a second look is exact.
         held = sockets.used(self._unlisted) if sockets is not None else 0
         used = _at_most(init) - self._shared + held
         if used > self._limit:
@@ -159,7 +165,7 @@ class Watchdog:
         return over or (sum(everyones) + sum([*_kept.values()]) > self._share and used == max(everyones))
 
     def _bytes_of_files(self, init: int | None) -> int:
-        """Return the bytes in /mnt/data and, as long as its first process lives, in the session's own /tmp and /dev/shm."""
+        """Return the bytes in /mnt/data and, as long as the session's first process lives, in the session's own /tmp and /dev/shm."""
         if self._files is None:
             return 0
         own = ("tmp", "dev/shm") if init is not None else ()
@@ -167,7 +173,7 @@ class Watchdog:
 
 
 def bytes_in(folder: int | str) -> int:
-    """Return how many bytes the file system of a folder holds."""
+    """Return how many bytes are used in the file system of a folder."""
     status = os.statvfs(folder)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
@@ -175,14 +181,14 @@ def bytes_in(folder: int | str) -> int:
 def _in_folder(path: str, most: int) -> int:
     try:
         return bytes_in(path)
-    except PermissionError:  # a root without CAP_SYS_PTRACE, as in containers: rather too much than nothing
+    except PermissionError:  # root without CAP_SYS_PTRACE, as in containers: too much is better than nothing
         return most
     except OSError:
         return 0  # the session has ended
 
 
 def private_memory(init: int) -> int:
-    """Return the bytes that each of a session's processes shares with no other; 0 if this process may not look."""
+    """Return the bytes that each of a session's processes shares with no other. Return 0 if this process may not look."""
     told = [_told(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
     return sum(map(sum, told)) * _KB
 
@@ -200,7 +206,7 @@ def _summed(init: int, file: str) -> int:
 
 
 def family(init: int) -> list[int]:
-    """A session's first process and all that descends from it: orphans become its children."""
+    """Return the numbers of a session's first process and of all that descends from it: orphans become its children."""
     return with_reserve(lambda: _family(init))
 
 
@@ -222,14 +228,14 @@ def _threads(pid: int) -> list[str]:
 
 
 def _kilobytes(pid: int, file: str) -> int:
-    """A process whose first thread has ended tells nothing of its memory, though it goes on: then its other threads do."""
+    """Return the kB of memory of a process."""
     told = _told(f"/proc/{pid}/{file}", _SUMMED[file])
+    # A process whose first thread has ended shows no memory, although others run on. Their entries do.
     if not told:
         told = next(filter(None, (_told(f"/proc/{pid}/task/{thread}/{file}", _SUMMED[file]) for thread in _threads(pid))), told)
     if not told and file != "status":
-        return _kilobytes(
-            pid, "status"
-        )  # a root without CAP_SYS_PTRACE, as in containers, may not look closer: rather too much than nothing
+        # Root without CAP_SYS_PTRACE, as in containers, may not look closer: too much is better than nothing.
+        return _kilobytes(pid, "status")
     return sum(told)
 
 
@@ -241,7 +247,10 @@ def _told(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _if_there() -> Iterator[None]:
-    """Pass over what ended meanwhile or may not be looked at. That no descriptor is left says nothing of a process."""
+    """Ignore processes that ended meanwhile or may not be looked at.
+
+    Raise OSError if no descriptor is left: that is not about a process.
+    """
     try:
         yield
     except OSError as error:

@@ -1,8 +1,9 @@
-"""Frames between host and guest. Pure data, standard library only.
+"""The frames between host and guest. Pure data, standard library only.
 
-A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. What comes from a guest is hostile
-until `decode` has let it through: one of the expected kinds, exactly its fields, each of its type, nothing nested, no text named twice. So
-the size of a frame bounds what reading it costs."""
+A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. A frame of the guest is hostile until
+`decode` has accepted it: one of the expected kinds, with exactly its fields, each of its type, nothing nested, no text named twice. So the
+size of a frame bounds the cost of reading it.
+"""
 
 import json
 import struct
@@ -12,23 +13,23 @@ from functools import cache
 from typing import Any, Optional, TypeVar, Union, get_args, get_origin
 
 MAX_FROM_GUEST = 32 << 20
-BROKEN_EXIT = 71  # an interpreter whose own loop failed
-REPORT = struct.Struct("<ii")  # from a session's first process: a process's number in the session, and its wait status
-ALLOCATION = struct.Struct("<qq")  # to it: where a part starts in the file that is sent with it, and its length
+BROKEN_EXIT = 71  # exit code of an interpreter whose own loop failed
+REPORT = struct.Struct("<ii")  # by a session's first process: the number in the session of a process that ended, and its wait status
+ALLOCATION = struct.Struct("<qq")  # to the first process: where a part starts in the file that is sent with it, and its length
 MOST_PARTS = 200  # in one request: the kernel sends at most 253 descriptors with a message
 _MAX_HEADER = 256 << 10
 _LENGTH = struct.Struct("<I")
 _IN_THE_HEADER = 128  # characters; a longer text goes behind it
 
-# The guests' Python may be 3.9, which knows no `X | Y` where a type is a value, as in fields of dataclasses.
 SUPPLY = "/.ipython"  # where an image that has no IPython finds the host's
 SUPPLY_NEEDS = ".needs"  # a file in it: the oldest Python that it is for
+# The guests' Python may be 3.9. There, `X | Y` cannot be used for a type that is evaluated, as in fields of dataclasses.
 Scalar = Union[str, int, float, bool, None]
 Expected = TypeVar("Expected", bound="Message")
 
 
 class WireError(Exception):
-    """A frame that is not one of ours."""
+    """A frame that this module does not allow."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,17 @@ class Message:
     """The content of a frame."""
 
 
-# --- host → zygote, each answered by Done, Refused or what is named here ---
+# --- host → zygote (the guest half of the fork server), each answered by Done, Refused or what is named here ---
 
 
 @dataclass(frozen=True)
 class Plan(Message):
-    """What the template root holds (mounts by their place in it) and which uids its sessions get; the first thing a zygote hears.
+    """The first message to a zygote: what the template root holds, and which uids its sessions get.
 
-    A base is the folder of sessions that have no namespaces, and so no root; "" where they have. An image is the folder of a root of its
-    own, and a python the path of its interpreter in it; "" is this host's, or to be found."""
+    `mounts` are by their path in the root. `base` is the folder of sessions without namespaces, which have no root; with namespaces it is
+    "". `image` is the folder of an image that replaces the host's system, and `python` the path of its interpreter in it. "" is this host's
+    system, and an interpreter that is to be found.
+    """
 
     roots: dict[str, str]
     first_uid: int
@@ -60,7 +63,7 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A session's /mnt/data; Done brings a descriptor of it. The owner is the session whose user it belongs to."""
+    """A request to make a workspace. Done brings a descriptor of it. `owner` is the number of the session whose user it belongs to."""
 
     tree: int
     owner: int
@@ -70,21 +73,24 @@ class MakeTree(Message):
 
 @dataclass(frozen=True)
 class DropTree(Message):
-    """Lets go of a tree; its memory is free when its last user is gone."""
+    """A request to let go of a workspace. Its memory is free when its last user is gone."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class ShowTree(Message):
-    """A tree takes the place of /mnt/data in a session; comes with a pidfd of its init."""
+    """A request to put a workspace into a session's /mnt/data. It brings a pidfd of the session's first process."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """One live interpreter on a tree; comes with its socket and its report pipe, Done brings a pidfd of its init."""
+    """A request to start an interpreter on a workspace. It brings the session's socket and report socket.
+
+    Done brings a pidfd of its first process.
+    """
 
     tree: int
     owner: int
@@ -105,7 +111,7 @@ class Done(Message):
 
 @dataclass(frozen=True)
 class Refused(Message):
-    """This host cannot give a part of the isolation."""
+    """This host cannot provide a part of the isolation."""
 
     part: str
     errno: int
@@ -117,22 +123,25 @@ class Refused(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The interpreter is confined and waits for cells; brings its pidfd, the read ends of its further frames, its stdout and its stderr,
-    and the socket on which it expects a proxy, if it may have one."""
+    """The interpreter is confined and waits for cells.
+
+    It brings its pidfd, the read end of its further frames, its stdout and its stderr. With namespaces, the session's /proc follows; then
+    the socket on which it expects a proxy, if it may have one, and the socket that lists its sockets, if they are counted that way.
+    """
 
     landlock: int
 
 
 @dataclass(frozen=True)
 class Started(Message):
-    """From here on a SIGINT reaches the cell."""
+    """The cell has started: from now on a SIGINT reaches it."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Shown(Message):
-    """A cell displayed something, under a name if it is to change; an update is another state of what has that name."""
+    """A cell displayed something. `name` is set if it may change later; an `update` replaces what has that name."""
 
     execution: str
     data: dict[str, str]
@@ -142,14 +151,14 @@ class Shown(Message):
 
 @dataclass(frozen=True)
 class Cleared(Message):
-    """A cell took back what it displayed so far."""
+    """A cell took back everything that it has displayed so far."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Asked(Message):
-    """Code in the session waits for an answer from outside; `number` is its own, for the answer."""
+    """Code in the session waits for an answer from the host. `number` is the question's own, and the answer repeats it."""
 
     execution: str
     number: int
@@ -159,8 +168,11 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """What became of a cell. `text` is None where nothing was shown last; `files` are `kind size path`, `processes` are `pid name`,
-    `variables` are `kind size shape type name`, the shape as `2x3` or `-`, the type without blanks."""
+    """The result of a cell. `text` is None if the last expression showed nothing.
+
+    `files` are `kind size path`. `processes` are `pid name`. `variables` are `kind size shape type name`, the shape as `2x3` or `-`, the
+    type without blanks.
+    """
 
     execution: str
     value: Scalar
@@ -171,7 +183,7 @@ class Finished(Message):
     files: list[str]
     processes: list[str]
     variables: list[str] = field(default_factory=list)
-    value_is_none: bool = False  # its last expression is no call, and its value is None
+    value_is_none: bool = False  # the last expression is not a call, and its value is None
 
 
 # --- host → guest ---
@@ -179,7 +191,7 @@ class Finished(Message):
 
 @dataclass(frozen=True)
 class Run(Message):
-    """A cell to run; `answered` says what of its questions somebody is there to answer: `input`, `call`."""
+    """A cell to run. `answered` lists the kinds of questions that the host can answer: `input`, `call`."""
 
     execution: str
     code: str
@@ -188,9 +200,13 @@ class Run(Message):
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """Another interpreter with the same variables; brings the ends it is to have: its socket, its frames' pipe, its stdout and stderr.
+    """A request for another interpreter with the same variables.
 
-    Answered like a cell, with its number in the session as the value, and a line for each thing that it could not take along."""
+    It brings the fork's ends: its socket, its frames' pipe, its stdout and stderr.
+
+    It is answered like a cell. The value is the fork's number in the session, and the text has a line for each thing that it could not take
+    along.
+    """
 
     execution: str
     reseed: bool
@@ -198,7 +214,7 @@ class Fork(Message):
 
 @dataclass(frozen=True)
 class Answer(Message):
-    """What was asked for; `given` is false where the text says why there is no answer."""
+    """The answer to a question. If `given` is False, the text has the reason why there is none."""
 
     number: int
     given: bool
@@ -207,7 +223,7 @@ class Answer(Message):
 
 @dataclass(frozen=True)
 class Command(Message):
-    """A program to run in the place of a cell; its exit code is the value."""
+    """A program to run in the place of a cell. Its exit code is the value."""
 
     execution: str
     arguments: list[str]
@@ -216,22 +232,24 @@ class Command(Message):
 
 @dataclass(frozen=True)
 class WarmUp(Message):
-    """Touch what a cell needs, ahead of the first one; answered like a cell."""
+    """A request to touch the memory that a cell needs, before the first one. It is answered like a cell."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Ping(Message):
-    """Do nothing; answered like a cell, which proves that the interpreter can answer."""
+    """A request to do nothing. It is answered like a cell, which proves that the interpreter can answer."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Extend(Message):
-    """The folders of installed packages that the session finds from now on, and no others, unless one of the modules is loaded: the name
-    of a module that comes in another version. Answered like a cell."""
+    """The folders of installed packages that the session finds from now on, and no others. It is answered like a cell.
+
+    `replaced` are modules that come in another version. If one of them is loaded, nothing changes.
+    """
 
     execution: str
     paths: list[str]
@@ -239,7 +257,7 @@ class Extend(Message):
 
 
 def encode(message: Message) -> bytes:
-    """One message as a payload."""
+    """Return a message as a payload."""
     texts: list[bytes] = []
     content = {field.name: _without_long_texts(getattr(message, field.name), texts) for field in fields(message)}
     header = json.dumps({"kind": type(message).__name__, "texts": [len(text) for text in texts], **content}, separators=(",", ":")).encode()
@@ -247,7 +265,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
-    """The message in a payload; WireError unless it is one of the expected kinds, well formed."""
+    """Return the message in a payload. Raise WireError unless it is well formed and one of the expected kinds."""
     content, texts = _split(payload)
     kind = content.pop("kind", None)
     for candidate in expected:
@@ -257,21 +275,23 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
 
 
 def frame(message: Message) -> bytes:
-    """A message's payload with its length in front."""
+    """Return a message's payload with its length in front."""
     payload = encode(message)
     return _LENGTH.pack(len(payload)) + payload
 
 
 class Frames:
-    """Cut a byte stream into payloads, each of a limited size, in a time that grows with the stream and not with its square."""
+    """A splitter of a byte stream into payloads, each of a limited size.
+
+    Its time grows with the stream and not with the stream's square.
+    """
 
     def __init__(self, limit: int) -> None:
-        """Start with nothing read."""
         self.limit = limit
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the payloads that are complete with this data."""
+        """Yield the payloads that are complete with this data. Raise WireError if one is larger than the limit."""
         self.rest += data
         start = 0
         try:
@@ -283,7 +303,7 @@ class Frames:
                 if len(self.rest) < end:
                     return
                 payload, start = bytes(memoryview(self.rest)[start + _LENGTH.size : end]), end
-                if 2 * start > len(self.rest):  # after each payload, it could copy a long rest each time
+                if 2 * start > len(self.rest):  # not after each payload: that could copy a long rest each time
                     del self.rest[:start]
                     start = 0
                 yield payload
@@ -292,7 +312,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """The value with each long text in it replaced by its place in the list of them."""
+    """Return the value, with each long text in it replaced by its index in `texts`, to which the text is added."""
     if isinstance(value, str) and len(value) > _IN_THE_HEADER:
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
@@ -304,7 +324,7 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 
 def _split(payload: bytes) -> tuple[dict[str, object], list[bytes]]:
-    """The header's content, and the texts behind it."""
+    """Return the content of the header, and the texts behind it."""
     try:
         (length,) = _LENGTH.unpack_from(payload)
         if length > _MAX_HEADER:
@@ -332,7 +352,10 @@ def _build(kind: type[Expected], content: dict[str, object], texts: dict[int, by
 
 @cache
 def _declared(kind: type[Any]) -> dict[str, tuple[object, tuple[object, ...]]]:
-    """The fields of a kind, by their names: of a dict or list what it is and the kinds of its values, of a scalar None and its kinds."""
+    """Return the fields of a kind by their names.
+
+    For a dict or list, a field is its type and the types of its values. For a scalar, it is None and its types.
+    """
     found: dict[str, tuple[object, tuple[object, ...]]] = {}
     for declared in fields(kind):
         origin, parts = get_origin(declared.type), get_args(declared.type)
@@ -341,7 +364,7 @@ def _declared(kind: type[Any]) -> dict[str, tuple[object, tuple[object, ...]]]:
 
 
 def _value(value: object, origin: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
-    """A field's value, if it is of its type: a scalar, or a flat dict or list of them."""
+    """Return a field's value, checked against its type: a scalar, or a flat dict or list of scalars."""
     if origin is dict and isinstance(value, dict):
         return {_well_formed(key): _scalar(item, kinds, texts) for key, item in value.items()}
     if origin is list and isinstance(value, list):
@@ -358,16 +381,17 @@ def _scalar(value: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Each text can be had once: a header that names one a thousand times would make a frame a thousand times its size."""
+    """Return a text that a header refers to, and remove it from `texts`."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a frame with a text that is not there")
     try:
+        # Each text can be used once: a header that refers to one a thousand times would make a frame a thousand times its size.
         return texts.pop(index).decode("utf-8")
     except UnicodeDecodeError:
         raise WireError("a frame with a text that is not UTF-8") from None
 
 
 def _well_formed(text: str) -> str:
-    """The text with lone surrogates spelled out: nothing further along could encode them."""
+    """Return the text with lone surrogates escaped, since later code could not encode them."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
