@@ -1,1 +1,1 @@
-"""Agent sessions, as programs use them."""
+"""Test agent sessions as programs use them."""

@@ -1,4 +1,4 @@
-"""What outlives sessions, in each of its places; a Redis is a real one, of the tests' own."""
+"""Fixtures for what outlives sessions: storage in a folder, and in a real Redis server that the tests start."""
 
 import shutil
 import signal
@@ -17,7 +17,7 @@ from aca_sessions.agent.storage import Storage
 
 
 class RedisServer:
-    """A Redis of the test's own."""
+    """A Redis server of the test's own."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:

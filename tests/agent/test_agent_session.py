@@ -1,4 +1,4 @@
-"""What a session makes outlives it: skills, artifacts and dependencies from inside cells and from outside."""
+"""Test what outlives a session: skills, artifacts and dependencies that cells or the host made."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ DOUBLE = 'def run(n):\n    """Doubles a number.\n\n    >>> run(21)\n    {said}\n
 
 
 @pytest.mark.long
-async def test_a_later_session_finds_what_an_earlier_one_made(pool: SessionPool, tmp_path: Path) -> None:
+async def test_a_later_session_finds_the_skills_and_artifacts_of_an_earlier_one(pool: SessionPool, tmp_path: Path) -> None:
     asked = list[int]()
 
     @tool(effect="irreversible")
@@ -63,14 +63,14 @@ async def test_examples_run_apart_from_the_session(pool: SessionPool) -> None:
         assert (await agent.run("x, skills.double(4), await skills.double(n=5)")).text == "(1, 8, 10)"
 
 
-async def test_a_skill_may_be_a_coroutine_called_either_way(pool: SessionPool) -> None:
+async def test_a_skill_may_be_a_coroutine_called_with_or_without_await(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:
         await agent.add_skill("wait", "import asyncio\nasync def run(n):\n    await asyncio.sleep(0)\n    return n\n")
         assert (await agent.run("import asyncio\nawait asyncio.sleep(0)\n(skills.wait(1), await skills.wait(2))")).text == "(1, 2)"
 
 
 @pytest.mark.slow
-async def test_artifacts_of_every_kind_cross_the_wall(pool: SessionPool) -> None:
+async def test_artifacts_of_every_kind_pass_between_host_and_session(pool: SessionPool) -> None:
     code = """
 import pathlib, pandas as pd, matplotlib.pyplot as plt
 pathlib.Path('own.txt').write_text('text of a file')
@@ -85,7 +85,7 @@ artifacts.exists('file'), artifacts.exists('nothing'), int(artifacts.load('table
 
 
 @pytest.mark.long
-async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> None:
+async def test_a_dependency_that_a_cell_adds_is_there_for_the_next_session(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
         assert "'pending': ['humanize']" in str((await agent.run("deps.add('humanize')")).text)
@@ -94,7 +94,7 @@ async def test_a_dependency_of_a_cell_is_there_for_the_next(tmp_path: Path) -> N
 
 
 @pytest.mark.long
-async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next(tmp_path: Path) -> None:
+async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next_session(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
         await agent.run("deps.add('humanize')")
@@ -105,7 +105,7 @@ async def test_a_dependency_that_a_cell_removes_is_gone_for_the_next(tmp_path: P
 
 
 @pytest.mark.long
-async def test_of_what_a_cell_wants_of_a_package_its_last_word_counts(tmp_path: Path) -> None:
+async def test_the_last_add_or_remove_of_a_package_in_a_cell_counts(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "humanize")
     async with open_pool(Settings(Packages={"WheelFolder": str(tmp_path / "wheels")})) as pool, AgentSession(pool) as agent:
         await agent.run("deps.add('humanize'), deps.remove('humanize')")

@@ -1,4 +1,4 @@
-"""Who decides calls, what they may use up, and what is written down of them."""
+"""Test who approves calls, the budgets of tools, and the record of calls."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SENDS = "for name in ['Ada', 'Grace', 'Mary']:\n    tools.send(to=name)\n"
 
 
 class Mail:
-    """Tools of each kind, and what they did."""
+    """Tools of each kind, and a log of their calls."""
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.sent: list[str] = []
@@ -30,7 +30,7 @@ class Mail:
         return act
 
 
-async def test_nothing_irreversible_happens_where_nobody_can_be_asked(pool: SessionPool) -> None:
+async def test_an_irreversible_call_is_refused_without_an_approver(pool: SessionPool) -> None:
     mail = Mail()
     async with AgentSession(pool, tools=mail.tools) as agent:
         result = await agent.run("tools.look('a'); tools.draft('b'); tools.send('c')")
@@ -54,7 +54,7 @@ async def test_calls_that_write_are_shown_before_they_are_made(pool: SessionPool
     assert mail.sent == ["Ada", "Mary", "x"]
 
 
-async def test_a_loop_is_decided_at_once(pool: SessionPool) -> None:
+async def test_a_loop_of_calls_is_approved_in_one_question(pool: SessionPool) -> None:
     mail, asked = Mail(), list[int]()
 
     async def approve(calls: Sequence[Call]) -> bool:
@@ -67,7 +67,7 @@ async def test_a_loop_is_decided_at_once(pool: SessionPool) -> None:
     assert (asked, mail.sent) == ([3], ["Ada", "Grace", "Mary"])
 
 
-async def test_of_a_batch_some_may_be_allowed(pool: SessionPool) -> None:
+async def test_part_of_a_batch_may_be_approved(pool: SessionPool) -> None:
     mail = Mail()
     code = "with tools.batch():\n    one, two = tools.send('a'), tools.send('b')\n(one.value, tools.look('c'))\n"
     async with AgentSession(pool, tools=mail.tools, approve=lambda calls: [call.arguments["to"] == "a" for call in calls]) as agent:
@@ -85,14 +85,14 @@ async def test_a_batch_that_fails_makes_no_call(pool: SessionPool) -> None:
 
 
 @pytest.mark.parametrize("answer", mostly_long([None, 1, "yes", [], [True, True], [1], {"ok": True}], every=3))
-async def test_only_a_clear_yes_allows(pool: SessionPool, answer: object) -> None:
+async def test_only_an_explicit_yes_approves(pool: SessionPool, answer: object) -> None:
     mail = Mail()
     async with AgentSession(pool, tools=mail.tools, approve=lambda calls: answer) as agent:  # type: ignore[arg-type, return-value]
         assert "was not allowed" in str((await agent.run("tools.send()")).error)
     assert mail.sent == []
 
 
-async def test_whoever_fails_to_decide_has_not_allowed(pool: SessionPool) -> None:
+async def test_an_approver_that_fails_approves_nothing(pool: SessionPool) -> None:
     mail = Mail()
 
     def approve(calls: Sequence[Call]) -> bool:
@@ -104,7 +104,7 @@ async def test_whoever_fails_to_decide_has_not_allowed(pool: SessionPool) -> Non
 
 
 @pytest.mark.long
-async def test_the_clock_of_a_cell_stands_still_while_a_person_decides(pool: SessionPool) -> None:
+async def test_the_clock_of_a_cell_stops_during_an_approval(pool: SessionPool) -> None:
     async def approve(calls: Sequence[Call]) -> bool:
         await asyncio.sleep(3)
         return True
@@ -117,7 +117,7 @@ async def test_the_clock_of_a_cell_stands_still_while_a_person_decides(pool: Ses
     ("budget", "said"),
     mostly_long([(Budget(calls=2), "2 calls"), (Budget(size=20), "20 bytes"), (Budget(seconds=1e-9), "1e-09 seconds")], every=2),
 )
-async def test_a_budget_ends(pool: SessionPool, budget: Budget, said: str) -> None:
+async def test_a_budget_is_exhausted(pool: SessionPool, budget: Budget, said: str) -> None:
     mail = Mail(budget)
     async with AgentSession(pool, tools=mail.tools) as agent:
         assert said in str((await agent.run("for _ in range(10): tools.look('abcdef')")).error)
@@ -133,7 +133,7 @@ out = await asyncio.gather(*(go(n) for n in range(20)), return_exceptions=True)
 
 
 class Parallel:
-    """A tool whose calls can be at the same time, and how many were."""
+    """A tool whose calls can overlap. It records how many did."""
 
     def __init__(self, budget: Budget, *, seconds: float = 60.0) -> None:
         self.made = self.running = self.most = 0
@@ -162,9 +162,7 @@ class Parallel:
         every=3,
     ),
 )
-async def test_calls_at_the_same_time_do_not_overrun_a_budget(
-    pool: SessionPool, budget: Budget, seconds: float, made: int, most: int
-) -> None:
+async def test_parallel_calls_do_not_exceed_a_budget(pool: SessionPool, budget: Budget, seconds: float, made: int, most: int) -> None:
     parallel = Parallel(budget, seconds=seconds)
     async with AgentSession(pool, tools=[parallel.tool]) as agent:
         result = await agent.run(AT_ONCE.format(tool="work"))
@@ -174,7 +172,7 @@ async def test_calls_at_the_same_time_do_not_overrun_a_budget(
     assert parallel.most <= most
 
 
-async def test_a_call_that_fails_gives_back_what_it_did_not_use(pool: SessionPool) -> None:
+async def test_a_failed_call_returns_its_unused_budget(pool: SessionPool) -> None:
     parallel = Parallel(Budget(size=1000, calls=21))
     parallel.fails = True
     async with AgentSession(pool, tools=[parallel.tool]) as agent:
@@ -185,7 +183,7 @@ async def test_a_call_that_fails_gives_back_what_it_did_not_use(pool: SessionPoo
         assert "used up: 21 calls" in str((await agent.run("tools.work(1)")).error)
 
 
-async def test_a_call_that_is_cancelled_gives_back_what_it_reserved(pool: SessionPool) -> None:
+async def test_a_cancelled_call_returns_its_reserved_budget(pool: SessionPool) -> None:
     begun, hang = asyncio.Event(), asyncio.Event()
 
     @tool(effect="read", budget=Budget(size=100, seconds=50))
@@ -203,7 +201,7 @@ async def test_a_call_that_is_cancelled_gives_back_what_it_reserved(pool: Sessio
         assert (await agent.run("tools.work()", timeout=10)).value == "done"
 
 
-async def test_a_record_keeps_every_call_and_of_large_arguments_the_latest(pool: SessionPool) -> None:
+async def test_a_record_keeps_every_call_and_large_arguments_of_the_latest_only(pool: SessionPool) -> None:
     @tool(effect="read")
     async def take(data: bytes, n: int) -> int:
         return n
@@ -214,7 +212,7 @@ async def test_a_record_keeps_every_call_and_of_large_arguments_the_latest(pool:
         assert "dropped from the record" in agent.calls[0].arguments["n"]
 
 
-async def test_every_call_is_written_down(pool: SessionPool) -> None:
+async def test_every_call_is_recorded(pool: SessionPool) -> None:
     mail = Mail(Budget(calls=1))
     async with AgentSession(pool, tools=mail.tools) as agent:
         for code in ("tools.look('a')", "tools.look('b')", "tools.send('c')", "tools.draft('d')"):

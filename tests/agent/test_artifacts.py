@@ -1,4 +1,4 @@
-"""Artifacts: tables as parquet, and files that a person put into the folder."""
+"""Test artifacts: tables stored as parquet, and files that a person put into the folder."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ class Evil:
 
 
 @pytest.mark.slow
-async def test_a_table_is_kept_as_parquet_and_comes_back_on_either_side(pool: SessionPool, tmp_path: Path) -> None:
+async def test_a_table_is_stored_as_parquet_and_loads_on_host_and_guest(pool: SessionPool, tmp_path: Path) -> None:
     async with AgentSession(pool, storage=FileStorage(tmp_path)) as agent:
         await agent.run(f"{FRAME}artifacts.save('inside', frame)")
         await agent.save_artifact("outside", await agent.load_artifact("inside"))
@@ -36,7 +36,7 @@ async def test_a_table_is_kept_as_parquet_and_comes_back_on_either_side(pool: Se
 
 
 @pytest.mark.slow
-async def test_a_table_that_parquet_does_not_take_is_kept_as_json(pool: SessionPool) -> None:
+async def test_a_table_that_parquet_cannot_store_is_stored_as_json(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:
         await agent.run("import pandas as pd\nartifacts.save('mixed', pd.DataFrame({'a': [{'b': 1}, [2]], 'x': [1 / 3, 1e-7 / 7]}))")
         mixed = await agent.load_artifact("mixed")
@@ -46,7 +46,7 @@ async def test_a_table_that_parquet_does_not_take_is_kept_as_json(pool: SessionP
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow, which is installed here, takes any names of columns")
-async def test_a_table_that_no_form_takes_is_refused(pool: SessionPool) -> None:
+async def test_a_table_that_no_format_can_store_is_refused(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:
         await agent.run("import pandas as pd")
         refused = "artifacts.save('numbers', pd.DataFrame([[1, 2]]))"
@@ -55,7 +55,7 @@ async def test_a_table_that_no_form_takes_is_refused(pool: SessionPool) -> None:
             await agent.save_artifact("numbers", pd.DataFrame([[1, 2]]))
 
 
-async def test_files_that_a_person_put_there_are_artifacts(pool: SessionPool, tmp_path: Path) -> None:
+async def test_files_that_a_person_put_into_the_folder_are_artifacts(pool: SessionPool, tmp_path: Path) -> None:
     folder = tmp_path / "artifacts"
     folder.mkdir()
     files = {"a.json": b'{"b": 1}', "b.csv": b"n\n1\n", "c.png": b"\x89PNG", "d.json": b"{"}
@@ -83,7 +83,7 @@ async def test_a_file_of_any_name_is_never_unpickled(tmp_path: Path, name: str) 
 
 
 class Counting(MemoryStorage):
-    """Counts how many contents are on their way out of it."""
+    """Count how many contents are being loaded at the same time."""
 
     def __init__(self) -> None:
         super().__init__()

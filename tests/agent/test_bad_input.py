@@ -1,4 +1,4 @@
-"""Tools, skills and decisions that misbehave: the session goes on, and so does the program that gave them."""
+"""Test tools, skills and approvers that misbehave: the session and the host program survive."""
 
 import asyncio
 import sys
@@ -56,7 +56,7 @@ def generator() -> object:
     ),
 )
 @pytest.mark.slow
-async def test_whatever_a_tool_does_the_session_goes_on(pool: SessionPool, act: Callable[[], object], said: str | None) -> None:
+async def test_a_session_survives_a_misbehaving_tool(pool: SessionPool, act: Callable[[], object], said: str | None) -> None:
     async with AgentSession(pool, tools=[tool(name="bad", effect="read")(act if act is not exit else lambda: exit())]) as agent:
         error = (await agent.run("x = 1\ntools.bad()")).error
         assert (error is None) if said is None else (said in str(error))
@@ -67,7 +67,7 @@ async def test_whatever_a_tool_does_the_session_goes_on(pool: SessionPool, act: 
 @pytest.mark.parametrize(
     "name", mostly_long(["print", "open", "type", "import", "class", "None", "self", "tools", "mro", "items"], every=4)
 )
-async def test_a_tool_named_as_something_of_pythons_shadows_nothing(pool: SessionPool, name: str) -> None:
+async def test_a_tool_named_like_a_python_builtin_shadows_nothing(pool: SessionPool, name: str) -> None:
     async with AgentSession(pool, tools=[tool(name=name, effect="read")(lambda: "ours")]) as agent:
         assert (await agent.run(f"getattr(tools, {name!r})()")).value == "ours"
         assert (await agent.run("print is __builtins__.print if hasattr(__builtins__, 'print') else True")).value is True
@@ -75,14 +75,14 @@ async def test_a_tool_named_as_something_of_pythons_shadows_nothing(pool: Sessio
 
 
 @pytest.mark.parametrize("name", mostly_long(["print", "tools", "run", "mro", "items"], "run"))
-async def test_a_skill_may_have_a_name_of_pythons(pool: SessionPool, name: str) -> None:
+async def test_a_skill_may_be_named_like_a_python_builtin(pool: SessionPool, name: str) -> None:
     async with AgentSession(pool) as agent:
         await agent.add_skill(name, "def run(): return 'ours'")
         assert (await agent.run(f"skills.{name}()")).value == "ours"
 
 
 def with_example(body: str) -> str:
-    """A skill that has an example to try."""
+    """Return the source of a skill that has an example to try."""
     return f'def run():\n    """Misbehaves.\n\n    >>> run()\n    """\n    {body}\n'
 
 
@@ -101,7 +101,7 @@ def with_example(body: str) -> str:
         every=3,
     ),
 )
-async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, body: str, said: str) -> None:
+async def test_a_skill_whose_examples_misbehave_is_refused(pool: SessionPool, body: str, said: str) -> None:
     send = tool(name="send", effect="irreversible")(lambda: "sent")
     source = with_example(body)
     async with AgentSession(pool, tools=[send]) as agent:
@@ -113,14 +113,14 @@ async def test_examples_that_misbehave_refuse_the_skill(pool: SessionPool, body:
 
 
 @pytest.mark.long
-async def test_examples_that_never_end_refuse_the_skill(pool: SessionPool) -> None:
+async def test_a_skill_whose_examples_never_end_is_refused(pool: SessionPool) -> None:
     async with AgentSession(pool) as agent:
         with pytest.raises(InvalidArgumentError, match="longer than 10 s"):
             await agent.add_skill("bad", with_example("while True: pass"))
         assert await agent.list_skills() == []
 
 
-async def test_whoever_never_decides_is_not_waited_for_by_a_caller_who_leaves(pool: SessionPool) -> None:
+async def test_a_cancelled_cell_does_not_wait_for_an_approver_that_never_returns(pool: SessionPool) -> None:
     asked, sent = asyncio.Event(), []
 
     async def approve(calls: Sequence[Call]) -> bool:
@@ -138,7 +138,7 @@ async def test_whoever_never_decides_is_not_waited_for_by_a_caller_who_leaves(po
     assert sent == []
 
 
-async def test_a_call_that_was_cut_short_is_written_down(pool: SessionPool) -> None:
+async def test_an_interrupted_call_is_recorded(pool: SessionPool) -> None:
     began = asyncio.Event()
 
     @tool(effect="read")

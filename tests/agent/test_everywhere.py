@@ -1,4 +1,4 @@
-"""What an agent session promises, wherever its session runs: in process, over TCP with TLS, and where no event can leave a cell."""
+"""Test agent sessions at every kind of endpoint: in process, over TCP with TLS, and where a cell cannot send events."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -101,7 +101,7 @@ async def test_a_cell_calls_tools_of_the_host(agent: AgentSession, code: str, te
         every=3,
     ),
 )
-async def test_what_cannot_be_called_says_why(agent: AgentSession, code: str, said: str) -> None:
+async def test_a_call_that_is_not_possible_raises_the_reason(agent: AgentSession, code: str, said: str) -> None:
     result = await agent.run(code)
     assert said in str(result.error)
     assert said in result.stderr
@@ -109,14 +109,14 @@ async def test_what_cannot_be_called_says_why(agent: AgentSession, code: str, sa
     assert (await agent.run("tools.weather('Oslo')")).text == "'sunny in Oslo for 1'"
 
 
-async def test_state_stays_between_cells_and_reset_clears_it(agent: AgentSession) -> None:
+async def test_state_persists_between_cells_and_reset_clears_it(agent: AgentSession) -> None:
     await agent.run("x = tools.weather('Oslo')")
     assert (await agent.run("x")).value == "sunny in Oslo for 1"
     await agent.reset()
     assert (await agent.run("'x' in globals(), tools.weather('Rome')")).text == "(False, 'sunny in Rome for 1')"
 
 
-async def test_a_hanging_or_endless_tool_ends_at_its_limits(pool: SessionPool) -> None:
+async def test_a_hanging_or_endless_tool_is_stopped_at_its_limits(pool: SessionPool) -> None:
     @tool(effect="read", seconds=0.2)
     async def hang() -> None:
         import asyncio
@@ -129,7 +129,7 @@ async def test_a_hanging_or_endless_tool_ends_at_its_limits(pool: SessionPool) -
         assert "larger than a call may answer" in str((await agent.run("tools.large()")).error)
 
 
-async def test_skills_are_tried_kept_and_called(agent: AgentSession) -> None:
+async def test_skills_are_tested_saved_and_called(agent: AgentSession) -> None:
     source = 'def run(n):\n    """Doubles.\n\n    >>> run(21)\n    {}\n    """\n    return n * 2\n'
     with pytest.raises(InvalidArgumentError, match="examples do not hold"):
         await agent.add_skill("double", source.format(43))
@@ -140,7 +140,7 @@ async def test_skills_are_tried_kept_and_called(agent: AgentSession) -> None:
     assert (await agent.run(code)).text == "(True, 8, 10)"
 
 
-async def test_artifacts_cross_the_wall(agent: AgentSession) -> None:
+async def test_artifacts_pass_between_host_and_session(agent: AgentSession) -> None:
     code = "artifacts.save('a', {'b': bytes(100)})\nartifacts.exists('a'), len(artifacts.load('a')['b'])"
     await agent.save_artifact("from outside", b"bytes")
     assert (await agent.run("artifacts.load('from outside')")).text == "b'bytes'"

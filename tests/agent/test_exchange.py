@@ -1,4 +1,4 @@
-"""Cells with calls where no event can leave a cell: they run in a thread of the session, and plain executions meet them there."""
+"""Test cells that call tools at a plain endpoint: the cell runs in a thread of the session, and plain executions carry its calls."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -43,7 +43,7 @@ async def agent(pool: SessionPool) -> AsyncIterator[AgentSession]:
         yield opened
 
 
-async def test_a_cell_is_what_it_is_in_a_notebook(agent: AgentSession) -> None:
+async def test_a_cell_behaves_as_in_a_notebook(agent: AgentSession) -> None:
     result = await agent.run("import sys, asyncio\nprint('out')\nprint('err', file=sys.stderr)\nx = await asyncio.sleep(0, 20)\nx + 22")
     assert (result.stdout, result.stderr, result.value, result.text, str(result.state)) == ("out\n", "err\n", 42, "42", "kept")
     assert (await agent.run("_ + x")).value == 62
@@ -67,7 +67,7 @@ async def test_a_cell_is_what_it_is_in_a_notebook(agent: AgentSession) -> None:
         every=2,
     ),
 )
-async def test_what_fails_says_so_without_our_frames(agent: AgentSession, code: str, name: str, last: str) -> None:
+async def test_an_error_in_a_cell_is_shown_without_our_frames(agent: AgentSession, code: str, name: str, last: str) -> None:
     result = await agent.run(code)
     assert (result.error and result.error.name, str(result.state)) == (name, "kept")
     assert last in result.stderr
@@ -75,7 +75,7 @@ async def test_what_fails_says_so_without_our_frames(agent: AgentSession, code: 
     assert (await agent.run("6 * 7")).value == 42
 
 
-async def test_everything_that_a_cell_shows_is_a_display(agent: AgentSession) -> None:
+async def test_every_display_of_a_cell_is_in_the_result(agent: AgentSession) -> None:
     code = """
 import matplotlib.pyplot as plt
 from IPython.display import HTML, display, update_display
@@ -91,13 +91,13 @@ update_display(HTML('<b>second</b>'), display_id='a')"""
 
 
 @pytest.mark.parametrize("size", [10_000_000, 3_000_000])
-async def test_a_flood_is_cut_in_its_middle(agent: AgentSession, size: int) -> None:
+async def test_a_flood_of_output_is_cut_in_the_middle(agent: AgentSession, size: int) -> None:
     result = await agent.run(f"print('a' * {size} + 'end')\ntools.weather('Oslo')")
     assert result.value == "sunny in Oslo"
     assert (len(result.stdout) < 1_100_000, result.stdout[0], result.stdout[-4:]) == (True, "a", "end\n")
 
 
-async def test_what_programs_write_is_there_too(agent: AgentSession) -> None:
+async def test_output_of_child_processes_is_in_the_result(agent: AgentSession) -> None:
     result = await agent.run("import os\nos.system('echo raw; echo error >&2')\nprint('python')")
     assert (sorted(result.stdout.split()), result.stderr) == (["python", "raw"], "error\n")
 
@@ -116,7 +116,7 @@ async def test_a_cell_that_never_ends_is_interrupted(agent: AgentSession) -> Non
 
 @pytest.mark.long
 @pytest.mark.parametrize("code", mostly_long(["import time\ntime.sleep(30)", "import threading\nthreading.Event().wait()"], every=2))
-async def test_a_cell_that_cannot_be_interrupted_is_told_as_it_is(agent: AgentSession, code: str) -> None:
+async def test_a_cell_that_cannot_be_interrupted_is_reported_as_such(agent: AgentSession, code: str) -> None:
     result = await agent.run(code, timeout=0.3)
     assert (result.error and result.error.name, str(result.state)) == ("TimeoutError", "unknown: still running")
     assert "still runs in a thread of the session" in result.stderr
@@ -130,7 +130,7 @@ async def test_a_cancelled_call_interrupts_its_cell(agent: AgentSession) -> None
     assert (await agent.run("import threading\nreached, threading.active_count() < 4")).text == "(1, True)"
 
 
-async def test_the_clock_stands_still_while_the_host_works(pool: SessionPool) -> None:
+async def test_the_clock_of_a_cell_stops_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:
         await asyncio.sleep(1.5)
@@ -140,7 +140,7 @@ async def test_the_clock_stands_still_while_the_host_works(pool: SessionPool) ->
         assert (await agent.run("tools.slow()", timeout=1)).value == "done"
 
 
-def test_the_clock_counts_what_is_computed_and_at_most_a_second_in_a_second() -> None:
+def test_the_clock_counts_computing_at_most_at_the_rate_of_real_time() -> None:
     now = [0.0]
     clock = Clock(lambda: now[0])
     used = []
@@ -152,7 +152,7 @@ def test_the_clock_counts_what_is_computed_and_at_most_a_second_in_a_second() ->
 
 
 @pytest.mark.parametrize("computed", [0.0, None, float("nan"), -1e300])
-def test_the_clock_stands_still_for_an_hour_at_most_whatever_a_session_tells(computed: float | None) -> None:
+def test_the_clock_stops_for_an_hour_at_most_whatever_a_session_reports(computed: float | None) -> None:
     now = [0.0]
     clock = Clock(lambda: now[0])
     for seconds in (10, 3580, 100):
@@ -161,7 +161,7 @@ def test_the_clock_stands_still_for_an_hour_at_most_whatever_a_session_tells(com
     assert clock.used == 90
 
 
-async def test_a_cell_that_ends_its_interpreter_says_what_is_lost(agent: AgentSession) -> None:
+async def test_a_cell_that_ends_its_interpreter_reports_what_is_lost(agent: AgentSession) -> None:
     await agent.run("x = 1")
     result = await agent.run("import os; os._exit(1)")
     assert (result.error and result.error.name, result.state.kind) == ("InterpreterDied", "lost")
@@ -169,7 +169,7 @@ async def test_a_cell_that_ends_its_interpreter_says_what_is_lost(agent: AgentSe
     assert (again.text, str(again.state)) == ("(False, 'sunny in Oslo')", "kept")
 
 
-async def test_a_session_that_ends_while_the_host_works_is_lost(pool: SessionPool) -> None:
+async def test_a_session_that_ends_while_the_host_works_is_reported_as_lost(pool: SessionPool) -> None:
     @tool(effect="read")
     async def end() -> str:
         session = agent._live.session
@@ -182,7 +182,7 @@ async def test_a_session_that_ends_while_the_host_works_is_lost(pool: SessionPoo
         assert (await agent.run("tools.weather('Oslo')")).value == "sunny in Oslo"
 
 
-async def test_a_session_that_ended_between_two_cells_is_told_with_the_later_one(agent: AgentSession) -> None:
+async def test_a_session_that_ended_between_two_cells_is_reported_with_the_later_one(agent: AgentSession) -> None:
     await agent.run("x = 1")
     session = agent._live.session
     await session._interpreter.delete_session(session.session_id)
@@ -193,7 +193,7 @@ async def test_a_session_that_ended_between_two_cells_is_told_with_the_later_one
 
 @pytest.mark.parametrize("fault", mostly_long(["drop after", "drop before", "500"], every=2))
 @pytest.mark.parametrize("answered_before", mostly_long(range(3, 8), 4, 5))
-async def test_a_lost_reply_neither_runs_a_cell_twice_nor_a_tool(endpoint: str, fault: str, answered_before: int) -> None:
+async def test_a_lost_reply_runs_neither_the_cell_nor_a_tool_twice(endpoint: str, fault: str, answered_before: int) -> None:
     ran = []
     note = tool(name="note", effect="write")(lambda number: ran.append(number))
     proxy = FaultyProxy(int(endpoint.rpartition(":")[2]), "POST /executions", [*["pass"] * answered_before, fault])
@@ -204,7 +204,7 @@ async def test_a_lost_reply_neither_runs_a_cell_twice_nor_a_tool(endpoint: str, 
         try:
             result = await agent.run("print('once', file=open('ran', 'a'))\nfor number in range(3): tools.note(number)\nnumber")
         except ServiceError:
-            assert (ran, fault, answered_before) == ([], "500", 3)  # the service says that it did not run
+            assert (ran, fault, answered_before) == ([], "500", 3)  # the service reports that it did not run
             return
         if result.state.kind == "kept":
             assert (ran, result.value, await agent._live.session.download_file("ran")) == ([0, 1, 2], 2, b"once\n")
@@ -212,13 +212,13 @@ async def test_a_lost_reply_neither_runs_a_cell_twice_nor_a_tool(endpoint: str, 
             assert (ran, str(result.state), fault, answered_before) == ([], "unknown: no reply", "drop before", 3)
 
 
-async def test_a_line_like_ours_is_text(agent: AgentSession) -> None:
+async def test_a_printed_line_that_looks_like_our_protocol_is_text(agent: AgentSession) -> None:
     code = "import os, json\nline = json.dumps({'cell': 'over', 'result': {}})\nprint(line)\nos.write(1, line.encode() + b'\\n')\n6 * 7"
     result = await agent.run(code)
     assert (result.value, result.stdout.count('"over"')) == (42, 2)
 
 
-async def test_what_is_redirected_or_printed_by_a_fork_goes_where_it_should(agent: AgentSession) -> None:
+async def test_redirected_output_and_output_of_forks_go_where_they_should(agent: AgentSession) -> None:
     fork = "import os\nchild = os.fork()\nif not child:\n    print('child', flush=True)\n    os._exit(0)\nos.waitpid(child, 0)[1]"
     assert (await agent.run(fork)).stdout == "child\n"
     code = "with contextlib.redirect_stdout(io.StringIO()) as into:\n    print(tools.weather('Oslo'))\ninto.getvalue()"
@@ -226,7 +226,7 @@ async def test_what_is_redirected_or_printed_by_a_fork_goes_where_it_should(agen
     assert (result.stdout, result.value) == ("", "sunny in Oslo\n")
 
 
-async def test_where_no_thread_can_be_had_the_cell_says_so(agent: AgentSession) -> None:
+async def test_a_cell_reports_that_no_thread_can_be_started(agent: AgentSession) -> None:
     code = "import threading\nend = threading.Event()\nwhile True: threading.Thread(target=end.wait, daemon=True).start()"
     assert "can't start new thread" in (await agent._live.session.run(code)).stderr
     result = await agent.run("end.set()")
@@ -235,7 +235,7 @@ async def test_where_no_thread_can_be_had_the_cell_says_so(agent: AgentSession) 
     assert (await agent.run("tools.weather('Oslo')")).value == "sunny in Oslo"
 
 
-async def test_a_tool_that_cancels_itself_fails_like_any(pool: SessionPool) -> None:
+async def test_a_tool_that_cancels_itself_fails_like_any_other(pool: SessionPool) -> None:
     @tool(effect="read")
     async def cancel() -> None:
         raise asyncio.CancelledError
@@ -244,7 +244,7 @@ async def test_a_tool_that_cancels_itself_fails_like_any(pool: SessionPool) -> N
         assert (await agent.run("tools.cancel()")).error.name == "ToolError"
 
 
-async def test_cells_that_are_sent_together_run_one_by_one(agent: AgentSession) -> None:
+async def test_cells_that_are_sent_together_run_one_after_the_other(agent: AgentSession) -> None:
     await agent.run("running = 0")
     code = "running += 1\ntools.weather('Oslo')\nrunning -= 1\nrunning"
     assert [result.value for result in await asyncio.gather(*[agent.run(code) for _ in range(3)])] == [0, 0, 0]
@@ -259,14 +259,14 @@ async def test_cells_that_are_sent_together_run_one_by_one(agent: AgentSession) 
         ("import zlib; zlib.decompress = None", "its sessions do not take what cells need for them"),
     ],
 )
-async def test_a_session_that_lacks_something_is_known_by_it(pool: SessionPool, broken: str, said: str) -> None:
+async def test_a_session_that_lacks_a_module_is_reported_by_its_name(pool: SessionPool, broken: str, said: str) -> None:
     async with pool.session() as session:
         await session.run(broken)
         assert await place(session) == said
 
 
 @pytest.mark.long
-async def test_where_calls_cannot_be_answered_the_refusal_says_why(tmp_path: Path) -> None:
+async def test_an_endpoint_that_cannot_carry_calls_is_refused_with_the_reason(tmp_path: Path) -> None:
     with Server("--port", "0", "--api-key", "key", "--plain", "--shell") as server:
         async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool:
             async with AgentSession(pool, storage=FileStorage(tmp_path)) as agent:
@@ -279,7 +279,7 @@ async def test_where_calls_cannot_be_answered_the_refusal_says_why(tmp_path: Pat
                 await AgentSession(pool, tools=[weather]).start()
 
 
-async def test_an_earlier_thread_calls_nothing_when_its_cell_is_over(agent: AgentSession) -> None:
+async def test_a_thread_of_an_earlier_cell_calls_no_tool(agent: AgentSession) -> None:
     code = """
 import threading
 over, said = threading.Event(), []
@@ -297,7 +297,7 @@ thread.start()"""
     assert (await agent.run("said")).text == "['nobody takes calls here: run the cell in an AgentSession']"
 
 
-async def test_a_cell_is_noted_as_it_was_sent(agent: AgentSession) -> None:
+async def test_the_history_records_a_cell_as_it_was_sent(agent: AgentSession) -> None:
     await agent.run("```python\nx = tools.weather('Oslo')\n```")
     await agent.run("x")
     cells = agent._live.session.history.cells
@@ -308,19 +308,19 @@ async def test_a_cell_is_noted_as_it_was_sent(agent: AgentSession) -> None:
 
 
 @pytest.mark.parametrize("code", [5, "'\ud800'"])
-async def test_what_is_no_cell_is_refused_before_it_is_sent(agent: AgentSession, code: str) -> None:
+async def test_code_that_is_not_text_is_refused_before_it_is_sent(agent: AgentSession, code: str) -> None:
     result = await agent.run(code)
     assert (result.success, str(result.state)) == (False, "kept")
 
 
-async def test_a_long_cell_and_a_long_answer_go_by_files(pool: SessionPool) -> None:
+async def test_a_long_cell_and_a_long_answer_are_carried_by_files(pool: SessionPool) -> None:
     many = tool(name="many", effect="read")(lambda: list(range(200_000)))
     async with AgentSession(pool, tools=[many]) as agent:
         assert (await agent.run("text = " + repr("x" * 200_000) + "\nlen(text), len(tools.many())")).text == "(200000, 200000)"
         assert (await agent.run("import os; os.listdir('/mnt/data')")).text == "[]"
 
 
-async def test_a_dependency_that_cannot_be_installed_is_told(agent: AgentSession, tmp_path: Path) -> None:
+async def test_a_dependency_that_cannot_be_installed_is_reported(agent: AgentSession, tmp_path: Path) -> None:
     result = await agent.run("deps.add('humanize')['pending']")
     assert result.text == "['humanize']"
     assert "deps: humanize could not be installed: this session reaches no package index" in result.stderr

@@ -1,4 +1,4 @@
-"""Tools that are programs, HTTP endpoints and MCP servers, as YAML files describe them."""
+"""Test tools described by YAML files: programs, HTTP endpoints and MCP servers."""
 
 import http.server
 import json
@@ -50,7 +50,7 @@ server.run(sys.argv[1] if len(sys.argv) > 1 else "stdio")
 
 @pytest.fixture
 def show() -> Program:
-    """A program that tells how it was called."""
+    """Return a program that prints how it was called."""
     return Program(
         name="show",
         command=SHOW,
@@ -72,7 +72,9 @@ def show() -> Program:
         ("tools.show('x', loud=False)", ["x"]),
     ],
 )
-async def test_a_program_gets_words_and_never_a_line(pool: SessionPool, show: Program, call: str, words: list[str]) -> None:
+async def test_a_program_gets_separate_arguments_and_never_a_shell_line(
+    pool: SessionPool, show: Program, call: str, words: list[str]
+) -> None:
     async with AgentSession(pool, tools=show.tools()) as agent:
         assert (await agent.run(f"import json; json.loads({call})")).text == repr(words)
 
@@ -96,7 +98,7 @@ async def test_a_program_gets_words_and_never_a_line(pool: SessionPool, show: Pr
         every=4,
     ),
 )
-async def test_what_a_program_does_not_take_is_refused(pool: SessionPool, show: Program, call: str, said: str) -> None:
+async def test_an_argument_that_a_program_does_not_accept_is_refused(pool: SessionPool, show: Program, call: str, said: str) -> None:
     async with AgentSession(pool, tools=show.tools()) as agent:
         assert said in str((await agent.run(call)).error)
 
@@ -111,13 +113,13 @@ async def test_what_a_program_does_not_take_is_refused(pool: SessionPool, show: 
         ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
     ],
 )
-async def test_a_program_that_fails_says_how(pool: SessionPool, code: str, said: str) -> None:
+async def test_a_failing_program_reports_its_error(pool: SessionPool, code: str, said: str) -> None:
     program = Program(name="run", command=[sys.executable, "-c", code], seconds=0.5 if "sleep" in code else 30)
     async with AgentSession(pool, tools=program.tools()) as agent:
         assert said in str((await agent.run("tools.run()")).error)
 
 
-async def test_a_program_that_is_not_there_says_so(pool: SessionPool, tmp_path: Path) -> None:
+async def test_a_missing_program_is_reported(pool: SessionPool, tmp_path: Path) -> None:
     async with AgentSession(pool, tools=Program(name="none", command=[str(tmp_path / "none")]).tools()) as agent:
         assert "could not be started: No such file" in str((await agent.run("tools.none()")).error)
 
@@ -139,7 +141,7 @@ recipes:
 """
 
 
-async def test_a_recipe_sets_options_that_nobody_else_may(pool: SessionPool, tmp_path: Path) -> None:
+async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_path: Path) -> None:
     (tmp_path / "show.yaml").write_text(YAML.format(python=sys.executable))
     async with AgentSession(pool, tools=tools_in(tmp_path)) as agent:
         assert (await agent.run("import json; json.loads(tools.show.post(url='x'))")).text == "['-q', '-XPOST', 'x']"
@@ -163,7 +165,7 @@ async def test_a_recipe_sets_options_that_nobody_else_may(pool: SessionPool, tmp
         ("name: !!python/object/apply:os.system [id]\ncommand: y", "cannot be read as YAML"),
     ],
 )
-def test_a_description_that_is_wrong_says_where(tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_in_a_description_names_its_place(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "tool.yaml").write_text(text)
     with pytest.raises(ConfigurationError, match=said):
         tools_of(tmp_path / "tool.yaml")
@@ -212,7 +214,7 @@ def described(api: str) -> HttpApi:
 
 
 @pytest.mark.slow
-async def test_an_endpoint_is_a_tool_and_its_headers_stay_outside(pool: SessionPool, api: str) -> None:
+async def test_an_endpoint_is_a_tool_and_its_headers_stay_on_the_host(pool: SessionPool, api: str) -> None:
     async with AgentSession(pool, tools=[described(api)]) as agent:
         assert (await agent.run("tools.hub.user(login='a/../b?c=d', page=2)")).text == "{'path': '/users/a%2F..%2Fb%3Fc%3Dd?page=2'}"
         assert (await agent.run("tools.hub.add(login='ada')")).success
@@ -264,7 +266,7 @@ async def test_an_mcp_server_at_a_url_gives_its_tools(pool: SessionPool, tmp_pat
 
 
 @pytest.mark.slow
-async def test_an_mcp_server_that_does_not_begin_says_so(pool: SessionPool) -> None:
+async def test_an_mcp_server_that_does_not_start_is_reported(pool: SessionPool) -> None:
     with pytest.raises(ConfigurationError, match="numbers could not be opened"):
         await AgentSession(pool, tools=[McpServer("numbers", command=[sys.executable, "-c", "raise SystemExit"])]).start()
 

@@ -1,4 +1,4 @@
-"""Calls that a cell makes at the same time: all are answered, whatever the size of their answers, and the session goes on."""
+"""Test calls that a cell makes at the same time: every call gets its answer, whatever its size, and the session survives."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ async def rows(n: int) -> list[object]:
     return [n, ["x" * 60_000] * 20]
 
 
-async def test_large_answers_at_the_same_time_arrive_whole(pool: SessionPool) -> None:
+async def test_large_parallel_answers_arrive_whole(pool: SessionPool) -> None:
     async with AgentSession(pool, tools=[rows]) as agent:
         await agent.run("kept = 1")
         assert (await agent.run(f"{AT_ONCE}[(n, len(of)) for n, of in out]", timeout=20)).text == str([(n, 20) for n in range(6)])
@@ -33,7 +33,7 @@ async def test_large_answers_at_the_same_time_arrive_whole(pool: SessionPool) ->
 
 
 @pytest.mark.parametrize("size", [1_000, 100_000, 3_000_000])
-async def test_answers_to_threads_arrive_whole(session: Session, size: int) -> None:
+async def test_parallel_answers_to_threads_arrive_whole(session: Session, size: int) -> None:
     answer = json.dumps({"value": "x" * size})
 
     async def on_call(_text: str) -> str:
@@ -44,8 +44,8 @@ async def test_answers_to_threads_arrive_whole(session: Session, size: int) -> N
     assert (await session.run("6 * 7")).value == 42
 
 
-async def test_host_and_guest_write_at_the_same_time_and_neither_waits_for_ever(session: Session) -> None:
-    """Both ways are full: the host reads while its answers wait, and the guest reads in a thread while its displays wait."""
+async def test_host_and_guest_write_at_the_same_time_without_deadlock(session: Session) -> None:
+    """Fill both directions: the host reads while its answers wait, and the guest reads in a thread while its displays wait."""
 
     async def on_call(_text: str) -> str:
         return json.dumps({"value": "x" * 3_000_000})
@@ -56,7 +56,7 @@ async def test_host_and_guest_write_at_the_same_time_and_neither_waits_for_ever(
     assert (result.error, result.value, len(result.displays)) == (None, 4, 20)
 
 
-async def test_a_cell_that_is_interrupted_among_large_answers_leaves_the_session_whole(pool: SessionPool) -> None:
+async def test_an_interrupt_among_large_answers_leaves_the_session_usable(pool: SessionPool) -> None:
     async with AgentSession(pool, tools=[rows]) as agent:
         await agent.run("kept = 1")
         running = asyncio.create_task(agent.run(f"while True:\n    {AT_ONCE.replace(chr(10), chr(10) + '    ')}"))

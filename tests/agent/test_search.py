@@ -1,4 +1,4 @@
-"""How well tools and skills are found: a small labelled set, by words; and by meaning, where a caller gives vectors."""
+"""Test the search for tools and skills with a small labelled set: by words, and by meaning if the caller provides vectors."""
 
 import threading
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def recall(at: int) -> float:
 
 
 @pytest.mark.parametrize(("at", "found"), [(1, 46), (3, 47)])
-def test_words_and_related_words_find_what_was_meant(at: int, found: int) -> None:
+def test_words_and_related_words_find_the_tool_that_was_meant(at: int, found: int) -> None:
     assert recall(at) >= found / 47
 
 
@@ -54,7 +54,7 @@ def test_fetching_from_a_url_is_found_by_words_that_it_does_not_share(query: str
     assert Index({name: text for name, (text, _) in LABELLED.items()}).best(query, 5)[0] == "fetch_json"
 
 
-def test_a_word_itself_counts_more_than_related_words() -> None:
+def test_an_exact_word_counts_more_than_related_words() -> None:
     assert Index({"a": "Load a picture", "b": "Load an image"}).best("image", 5) == ["b", "a"]
 
 
@@ -69,7 +69,7 @@ class Letters(EmbeddingGeneratorBase):
         return np.array([[float("cat" in text or "kitten" in text), float("car" in text)] for text in texts])
 
 
-async def test_by_meaning_tools_and_skills_are_found_the_same_way(pool: SessionPool) -> None:
+async def test_tools_and_skills_are_found_by_meaning(pool: SessionPool) -> None:
     tools = [tool(name=name)(lambda: None) for name in ("brush_cat", "wash_car")]
     async with AgentSession(pool, tools=tools, embed=embed_by(Letters(ai_model_id="letters"))) as agent:
         await agent.add_skill("feed_cat", "def run(): pass", "Feeds")
@@ -80,7 +80,7 @@ async def test_by_meaning_tools_and_skills_are_found_the_same_way(pool: SessionP
         assert [one["name"] for one in await agent.search_skills("my car")] == ["drive_car", "feed_cat"]
 
 
-async def test_a_function_without_await_may_make_the_vectors(pool: SessionPool) -> None:
+async def test_a_synchronous_function_may_make_the_vectors(pool: SessionPool) -> None:
     threads = set[int]()
 
     def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -94,7 +94,7 @@ async def test_a_function_without_await_may_make_the_vectors(pool: SessionPool) 
     assert threading.get_ident() not in threads
 
 
-async def test_each_text_becomes_a_vector_once_and_not_too_many_at_a_time() -> None:
+async def test_each_text_is_embedded_once_and_in_batches() -> None:
     asked = list[int]()
 
     async def embed(texts: Sequence[str]) -> list[list[float]]:
@@ -108,7 +108,7 @@ async def test_each_text_becomes_a_vector_once_and_not_too_many_at_a_time() -> N
 
 
 @pytest.mark.parametrize("made", [[], [[1.0]], [[1.0], [1.0, 2.0]], [1.0, 2.0], [["a"], ["b"]]])
-async def test_vectors_that_are_none_are_refused(made: Any) -> None:
+async def test_invalid_vectors_are_refused(made: Any) -> None:
     async def embed(texts: Sequence[str]) -> Any:
         return made
 

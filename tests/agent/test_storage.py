@@ -1,4 +1,4 @@
-"""What outlives sessions, on files and in a real Redis: the same suite."""
+"""Run the same tests of storage against files and a real Redis."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "a\0b", ".hidden
 DOUBLE = "def run(n):\n    return n * 2\n"
 
 
-async def test_a_record_is_there_until_it_is_deleted(storage: Storage) -> None:
+async def test_a_record_exists_until_it_is_deleted(storage: Storage) -> None:
     await storage.write("skills", "one", b"\x00 first")
     await storage.write("skills", "one", b"second")
     assert (await storage.read("skills", "one"), await storage.names("skills")) == (b"second", ["one"])
@@ -32,19 +32,19 @@ async def test_a_record_is_there_until_it_is_deleted(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_name_is_refused_whatever_is_done(storage: Storage, name: str) -> None:
+async def test_every_operation_refuses_a_hostile_name(storage: Storage, name: str) -> None:
     for act in (storage.read("artifacts", name), storage.write("artifacts", name, b""), storage.delete("artifacts", name)):
         with pytest.raises(InvalidArgumentError, match="a name is up to 128"):
             await act
 
 
-async def test_a_stamp_changes_with_what_is_kept(storage: Storage) -> None:
+async def test_the_stamp_changes_with_the_content(storage: Storage) -> None:
     before = await storage.stamp("skills")
     await storage.write("skills", "one", b"")
     assert await storage.stamp("skills") != before
 
 
-async def test_whoever_reads_and_writes_back_is_alone(storage: Storage) -> None:
+async def test_a_lock_makes_read_and_write_back_exclusive(storage: Storage) -> None:
     async def count() -> None:
         async with storage.locked("deps"):
             before = int(await storage.read("deps", "count") or b"0")
@@ -55,7 +55,7 @@ async def test_whoever_reads_and_writes_back_is_alone(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("data", ["text ä", b"\x00\xff", {"a": [1, None]}, [1.5], 7, None, ""])
-async def test_an_artifact_comes_back_as_it_was(storage: Storage, data: object) -> None:
+async def test_an_artifact_comes_back_unchanged(storage: Storage, data: object) -> None:
     artifacts = Artifacts(storage)
     told = await artifacts.save("result.json", data, "what it is", {"rows": 2})
     assert await artifacts.load("result.json") == data
@@ -65,14 +65,14 @@ async def test_an_artifact_comes_back_as_it_was(storage: Storage, data: object) 
     assert (await artifacts.list(), await storage.names("content")) == ([], [])
 
 
-async def test_of_two_writers_one_wins_and_nothing_is_left_of_the_other(storage: Storage) -> None:
+async def test_one_of_several_parallel_writers_wins_and_nothing_of_the_others_remains(storage: Storage) -> None:
     artifacts = Artifacts(storage)
     await asyncio.gather(*(artifacts.save("one", str(number) * 1000) for number in range(10)))
     assert len(set(await artifacts.load("one"))) == 1
     assert len(await storage.names("content")) == 1
 
 
-async def test_an_artifact_that_was_replaced_keeps_nothing_of_the_old(storage: Storage) -> None:
+async def test_a_replaced_artifact_keeps_nothing_of_the_old_one(storage: Storage) -> None:
     artifacts = Artifacts(storage)
     await artifacts.save("one", b"bytes")
     await artifacts.save("one", {"now": "json"})
@@ -81,13 +81,13 @@ async def test_an_artifact_that_was_replaced_keeps_nothing_of_the_old(storage: S
 
 
 @pytest.mark.parametrize("data", [object(), {1, 2}, {"a": object()}])
-async def test_what_cannot_be_kept_is_refused(storage: Storage, data: object) -> None:
+async def test_a_value_that_cannot_be_stored_is_refused(storage: Storage, data: object) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be kept"):
         await Artifacts(storage).save("one", data)
     assert await storage.names("content") == []
 
 
-async def test_a_skill_is_found_again_with_its_earlier_versions(storage: Storage) -> None:
+async def test_a_skill_is_stored_with_its_earlier_versions(storage: Storage) -> None:
     skills = Skills(storage)
     await skills.add("double", DOUBLE, "Two times a number")
     second = await skills.add("double", DOUBLE.replace("2", "3 - n"), "Two times a number")
@@ -100,7 +100,7 @@ async def test_a_skill_is_found_again_with_its_earlier_versions(storage: Storage
     assert await skills.get("double") is None
 
 
-async def test_an_index_notices_what_others_write(storage: Storage) -> None:
+async def test_an_index_notices_skills_that_others_write(storage: Storage) -> None:
     one, other = Skills(storage), Skills(storage)
     assert await one.search("double", 5) == []
     await other.add("double", DOUBLE)
@@ -122,19 +122,19 @@ async def test_a_skill_may_be_named_in_camel_case(storage: Storage) -> None:
         '"""Fetch and parse JSON from a URL."""\n\nasync def run(url: str, headers: dict = None) -> dict:\n    ...\n',
     ],
 )
-async def test_a_skill_that_only_a_docstring_describes_is_found(storage: Storage, source: str) -> None:
+async def test_a_skill_described_by_its_docstring_alone_is_found(storage: Storage, source: str) -> None:
     await Skills(storage).add("one", source)
     (told,) = await Skills(storage).search("parse JSON", 5)
     assert told["description"] == "Fetch and parse JSON from a URL."
 
 
-async def test_what_a_docstring_adds_to_the_description_is_searched_as_well(storage: Storage) -> None:
+async def test_the_rest_of_a_docstring_is_searched_too(storage: Storage) -> None:
     await Skills(storage).add("one", '"""Measures rainfall."""\ndef run():\n    """From a gauge."""\n', "Weather")
     for query in ("weather", "rainfall", "gauge"):
         assert [told["description"] for told in await Skills(storage).search(query, 5)] == ["Weather"]
 
 
-async def test_a_library_reads_and_writes_skills_without_await(storage: AnyStorage) -> None:
+async def test_a_library_reads_and_writes_skills_synchronously(storage: AnyStorage) -> None:
     library = storage.get_skill_library()
     assert (len(library), library.list(), [*library], library.get("double")) == (0, [], [], None)
     await Skills(storage).add("double", DOUBLE, "Two times a number")
@@ -151,7 +151,7 @@ async def test_a_library_reads_and_writes_skills_without_await(storage: AnyStora
     assert len(library) == 1
 
 
-async def test_a_library_takes_the_skills_of_another(storage: AnyStorage, tmp_path: Path) -> None:
+async def test_a_library_copies_the_skills_of_another(storage: AnyStorage, tmp_path: Path) -> None:
     files = FileStorage(tmp_path / "others")
     await Skills(files).add("double", DOUBLE, "Two times a number")
     library = storage.get_skill_library()
@@ -177,20 +177,20 @@ async def test_a_library_takes_the_skills_of_another(storage: AnyStorage, tmp_pa
         ("x", 5, "is text"),
     ],
 )
-async def test_what_is_no_skill_is_refused(storage: Storage, name: str, source: str, said: str) -> None:
+async def test_source_that_is_not_a_skill_is_refused(storage: Storage, name: str, source: str, said: str) -> None:
     with pytest.raises(InvalidArgumentError, match=said):
         await Skills(storage).add(name, source)
     assert await storage.names("skills") == []
 
 
-async def test_nothing_of_a_skill_runs_on_the_host(storage: Storage, tmp_path: Path) -> None:
+async def test_no_code_of_a_skill_runs_on_the_host(storage: Storage, tmp_path: Path) -> None:
     mark = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
     await Skills(storage).add("evil", f"{mark}\ndef run(a: {mark} = {mark}):\n    '''>>> {mark}'''\n{mark}")
     await Skills(storage).list()
     assert not (tmp_path / "ran").exists()
 
 
-async def test_a_session_does_not_replace_what_its_owner_gave(storage: Storage) -> None:
+async def test_a_session_does_not_replace_skills_of_its_owner(storage: Storage) -> None:
     skills = Skills(storage)
     await skills.add("double", DOUBLE)
     for act in (skills.add("double", DOUBLE, origin="session"), skills.remove("double", origin="session")):
@@ -198,7 +198,7 @@ async def test_a_session_does_not_replace_what_its_owner_gave(storage: Storage) 
             await act
 
 
-async def test_requirements_are_kept_once_each(storage: Storage) -> None:
+async def test_each_requirement_is_stored_once(storage: Storage) -> None:
     deps = Deps(storage)
     for package in ("pandas", "Humanize>=4", "pandas>=2"):
         await deps.remember(package)
@@ -207,7 +207,7 @@ async def test_requirements_are_kept_once_each(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("package", ["", "-r file", "a b", "--index-url=http://x", "../wheel.whl"])
-async def test_what_is_no_requirement_is_refused(storage: Storage, package: str) -> None:
+async def test_an_invalid_requirement_is_refused(storage: Storage, package: str) -> None:
     with pytest.raises(InvalidArgumentError, match="a dependency is a requirement"):
         await Deps(storage).remember(package)
 
@@ -217,7 +217,7 @@ async def test_locked_requirements_stay(storage: Storage) -> None:
         await Deps(storage, locked=True).remember("pandas")
 
 
-async def test_files_are_readable_and_plain_ones_are_skills(tmp_path: Path) -> None:
+async def test_files_are_readable_and_plain_python_files_are_skills(tmp_path: Path) -> None:
     (tmp_path / "skills").mkdir()
     (tmp_path / "skills" / "own.py").write_text('def run():\n    """Mine.\n\n    More.\n    """\n')
     (tmp_path / "skills" / "broken.py").write_text("def (")
@@ -229,19 +229,19 @@ async def test_files_are_readable_and_plain_ones_are_skills(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-async def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="cannot be written"):
         await FileStorage(tmp_path).write("skills", "x", b"")
 
 
-async def test_a_file_in_the_place_of_the_folder_says_so(tmp_path: Path) -> None:
+async def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         await FileStorage(tmp_path / "file").write("skills", "x", b"")
 
 
-async def test_a_redis_client_that_was_given_is_used_and_left_open(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_given_redis_client_is_used_and_left_open(redis_server: RedisServer, tmp_path: Path) -> None:
     client = AsyncRedis.from_url(redis_server.url)
     storage = RedisStorage(redis=client, prefix=tmp_path.name)
     await Skills(storage).add("double", DOUBLE)
@@ -251,7 +251,7 @@ async def test_a_redis_client_that_was_given_is_used_and_left_open(redis_server:
     await client.aclose()
 
 
-async def test_closing_ends_the_connections_that_were_opened_and_no_others(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_close_ends_only_the_connections_that_it_opened(redis_server: RedisServer, tmp_path: Path) -> None:
     name = tmp_path.name.replace("_", "")
     with Redis.from_url(redis_server.url) as server:
 
@@ -264,7 +264,7 @@ async def test_closing_ends_the_connections_that_were_opened_and_no_others(redis
         assert connections() == 1
         await opened.close()
         async with asyncio.timeout(30):
-            while connections():  # the server notices later
+            while connections():  # the server notices only later
                 await asyncio.sleep(0.01)
         with Redis.from_url(redis_server.url, client_name=name) as client:
             given = RedisStorage(redis=client, prefix=name)
@@ -283,7 +283,7 @@ async def test_a_redis_storage_takes_a_url_or_a_client_that_can_carry_bytes(redi
         RedisStorage()
 
 
-async def test_a_redis_lock_that_a_thread_gets_for_a_cancelled_caller_is_released(redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_redis_lock_acquired_for_a_cancelled_caller_is_released(redis_server: RedisServer, tmp_path: Path) -> None:
     with Redis.from_url(redis_server.url) as client:
         storage = RedisStorage(redis=client, prefix=tmp_path.name)
 
@@ -299,5 +299,5 @@ async def test_a_redis_lock_that_a_thread_gets_for_a_cancelled_caller_is_release
         for task in (waiting, holder):
             task.cancel()
         await asyncio.gather(holder, waiting, return_exceptions=True)
-        async with asyncio.timeout(8), storage.locked("deps"):  # a lock that nobody releases ends after ten seconds
+        async with asyncio.timeout(8), storage.locked("deps"):  # a lock that is never released expires after ten seconds
             pass

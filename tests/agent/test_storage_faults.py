@@ -1,4 +1,4 @@
-"""Storage that others write at the same time, that is full, read-only or gone, and writers that end in the middle."""
+"""Test storage that others write at the same time, that is full, read-only or gone, and writers that are killed in the middle."""
 
 import asyncio
 import subprocess
@@ -29,14 +29,14 @@ mount -t tmpfs -o size=512k,nr_inodes=64 tmpfs "$1" && python="$2" writers="$3" 
 
 @pytest.fixture(params=mostly_long(["files", "redis"], "files"))
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where other processes find the storage."""
+    """Return where other processes find the storage."""
     if request.param == "files":
         return str(tmp_path / "kept")
     return f"redis://127.0.0.1:{request.getfixturevalue('redis_server').port} {tmp_path.name}"
 
 
 @pytest.mark.long
-async def test_of_two_processes_that_write_at_once_both_are_heard(place: str) -> None:
+async def test_writes_of_two_processes_at_the_same_time_are_both_kept(place: str) -> None:
     both = [subprocess.Popen([*WRITERS, "write", place, who]) for who in "ab"]
     storage = opened(place)
     artifacts, skills = Artifacts(storage), Skills(storage)
@@ -52,7 +52,7 @@ async def test_of_two_processes_that_write_at_once_both_are_heard(place: str) ->
 
 
 @pytest.mark.long
-async def test_a_writer_that_is_killed_at_any_moment_leaves_nothing_half_written(place: str) -> None:
+async def test_a_writer_killed_at_any_moment_leaves_nothing_half_written(place: str) -> None:
     assert await asyncio.to_thread(subprocess.call, [*WRITERS, "crash", place]) == 0
     storage = opened(place)
     await Artifacts(storage).save("one", "whole")
@@ -60,7 +60,7 @@ async def test_a_writer_that_is_killed_at_any_moment_leaves_nothing_half_written
     await closed(storage)
 
 
-async def test_a_full_disk_and_one_that_is_read_only_say_so_and_are_read(tmp_path: Path) -> None:
+async def test_a_full_or_read_only_disk_is_reported_and_still_read(tmp_path: Path) -> None:
     unshared = next((one for one in (["unshare", "-m"], ["unshare", "-rm"]) if subprocess.call([*one, "true"]) == 0), None)
     if unshared is None:
         pytest.skip("this host gives no mount namespaces")
@@ -73,7 +73,7 @@ async def test_a_full_disk_and_one_that_is_read_only_say_so_and_are_read(tmp_pat
     ), done.stderr
 
 
-async def test_a_session_goes_on_where_its_storage_cannot_be_written(pool: SessionPool, tmp_path: Path) -> None:
+async def test_a_session_survives_storage_that_cannot_be_written(pool: SessionPool, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     async with AgentSession(pool, storage=FileStorage(tmp_path / "file")) as agent:
         for call in ("artifacts.save('a', 1)", "skills.create('a', 'def run(): pass')", "deps.add('humanize')"):
@@ -83,7 +83,9 @@ async def test_a_session_goes_on_where_its_storage_cannot_be_written(pool: Sessi
         assert (await agent.run("6 * 7")).value == 42
 
 
-async def test_a_full_redis_says_so_and_is_read_and_deleted_from(pool: SessionPool, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_a_full_redis_is_reported_and_can_be_read_and_deleted_from(
+    pool: SessionPool, redis_server: RedisServer, tmp_path: Path
+) -> None:
     storage, server = RedisStorage(redis_server.url, prefix=tmp_path.name), Redis.from_url(redis_server.url)
     async with AgentSession(pool, storage=storage) as agent:
         await agent.run("skills.create('double', 'def run(n): return n * 2')\nartifacts.save('kept', 'before')")
@@ -102,7 +104,7 @@ async def test_a_full_redis_says_so_and_is_read_and_deleted_from(pool: SessionPo
 
 
 @pytest.mark.long
-async def test_redis_may_go_and_come_back_in_the_middle_of_a_cell(pool: SessionPool, redis_server: RedisServer, tmp_path: Path) -> None:
+async def test_redis_may_go_and_return_in_the_middle_of_a_cell(pool: SessionPool, redis_server: RedisServer, tmp_path: Path) -> None:
     storage = RedisStorage(redis_server.url, prefix=tmp_path.name)
     tools = [tool(name=name)(act) for name, act in (("stop", redis_server.stop), ("start", redis_server.start))]
     gone = "try: artifacts.load('one')\nexcept ToolError as error: said = str(error)\n"
@@ -115,7 +117,7 @@ async def test_redis_may_go_and_come_back_in_the_middle_of_a_cell(pool: SessionP
     await storage.close()
 
 
-async def test_redis_may_restart_in_between(redis_server: RedisServer) -> None:
+async def test_redis_may_restart_between_calls(redis_server: RedisServer) -> None:
     storage = RedisStorage(redis_server.url, prefix="restart")
     await storage.write("skills", "one", b"kept")
     redis_server.stop()
@@ -127,7 +129,7 @@ async def test_redis_may_restart_in_between(redis_server: RedisServer) -> None:
 
 
 @pytest.mark.long
-async def test_a_redis_that_is_not_there_says_so() -> None:
+async def test_a_missing_redis_is_reported() -> None:
     storage = RedisStorage("redis://127.0.0.1:1")
     with pytest.raises(StorageError, match="look whether the server runs"):
         await storage.read("skills", "one")
@@ -135,7 +137,7 @@ async def test_a_redis_that_is_not_there_says_so() -> None:
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.001, 0.003, 0.01])
-async def test_whoever_is_cancelled_while_a_file_is_locked_does_not_keep_it(tmp_path: Path, wait: float) -> None:
+async def test_a_caller_cancelled_while_a_file_is_locked_releases_it(tmp_path: Path, wait: float) -> None:
     storage = FileStorage(tmp_path)
 
     async def hold() -> None:

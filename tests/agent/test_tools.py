@@ -1,4 +1,4 @@
-"""Tools of the host that cells call: through the guest, its wire, the server and its events, and back."""
+"""Test host tools that cells call, through the guest, its wire, the server and its events, and back."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -64,7 +64,7 @@ async def test_a_cell_calls_a_tool_of_the_host(agent: AgentSession, code: str) -
     assert await text(agent, code) == "'sunny in Oslo for 1'"
 
 
-async def test_many_calls_may_wait_at_the_same_time(pool: SessionPool) -> None:
+async def test_many_calls_may_be_pending_at_the_same_time(pool: SessionPool) -> None:
     gate = asyncio.Event()
     waiting = []
 
@@ -95,18 +95,18 @@ async def test_many_calls_may_wait_at_the_same_time(pool: SessionPool) -> None:
         every=3,
     ),
 )
-async def test_values_come_back_as_they_were_sent(agent: AgentSession, given: str, answered: str) -> None:
+async def test_values_come_back_unchanged(agent: AgentSession, given: str, answered: str) -> None:
     assert await text(agent, f"tools.twice({given})") == answered
 
 
-async def test_large_things_go_by_files_that_are_gone_afterwards(agent: AgentSession) -> None:
+async def test_large_values_are_carried_by_files_that_are_removed(agent: AgentSession) -> None:
     code = "big = 'x' * 3_000_000\none, two = tools.twice(big)\nraw, _ = tools.twice(bytes(5_000_000))\n(one == big, len(raw))"
     assert await text(agent, code) == "(True, 5000000)"
     assert await text(agent, "import os; [name for name in os.listdir('/mnt/data')]") == "[]"
 
 
 @pytest.mark.slow
-async def test_tables_come_back_with_their_types(agent: AgentSession) -> None:
+async def test_tables_keep_their_types(agent: AgentSession) -> None:
     code = "import pandas as pd\nframe = pd.DataFrame({'a': [1, 2], 'b': ['x', None]})\nback = tools.twice(frame)[0]\n"
     assert await text(agent, code + "(list(back.columns), back.a.tolist(), str(back.a.dtype))") == "(['a', 'b'], [1, 2], 'int64')"
 
@@ -131,17 +131,17 @@ async def test_tables_come_back_with_their_types(agent: AgentSession) -> None:
         every=3,
     ),
 )
-async def test_what_cannot_be_called_says_why(agent: AgentSession, code: str, said: str) -> None:
+async def test_a_call_that_is_not_possible_raises_the_reason(agent: AgentSession, code: str, said: str) -> None:
     assert said in await failure(agent, code)
     assert await text(agent, "tools.weather('Oslo')") == "'sunny in Oslo for 1'"
 
 
-async def test_a_failed_tool_is_caught_like_any_exception(agent: AgentSession) -> None:
+async def test_a_failed_tool_raises_an_exception_that_a_cell_can_catch(agent: AgentSession) -> None:
     code = "try:\n    tools.refuse()\nexcept ToolError as error:\n    said = (error.name, str(error))\nsaid"
     assert await text(agent, code) == "('LookupError', 'nothing small is there')"
 
 
-async def test_tools_say_what_they_are(agent: AgentSession) -> None:
+async def test_tools_describe_themselves(agent: AgentSession) -> None:
     assert "weather(city: str, days: int = 1)" in (await agent.run("help(tools.weather)")).stdout
     assert "next days" in (await agent.run("help(tools.weather)")).stdout
     assert await text(agent, "[one['name'] for one in tools.list()]") == "['weather', 'twice', 'refuse']"
@@ -149,26 +149,26 @@ async def test_tools_say_what_they_are(agent: AgentSession) -> None:
     assert await text(agent, "dir(tools)") == "['batch', 'list', 'refuse', 'search', 'twice', 'weather']"
 
 
-async def test_the_host_lists_and_searches_them_too(agent: AgentSession) -> None:
+async def test_the_host_lists_and_searches_tools_too(agent: AgentSession) -> None:
     assert [one["name"] for one in await agent.list_tools()] == ["weather", "twice", "refuse"]
     assert (await agent.search_tools("outdoor weather", limit=1))[0]["tags"] == ["outdoors"]
 
 
-async def test_a_name_of_the_users_comes_first_and_ours_comes_back(agent: AgentSession) -> None:
+async def test_a_name_that_the_user_assigns_hides_ours_until_it_is_deleted(agent: AgentSession) -> None:
     assert await text(agent, "tools = 5\ntools") == "5"
     assert await text(agent, "del tools\ntools.weather('Oslo')") == "'sunny in Oslo for 1'"
     await agent.reset()
     assert await text(agent, "tools.weather('Oslo')") == "'sunny in Oslo for 1'"
 
 
-async def test_other_things_are_awaited_as_ever(agent: AgentSession) -> None:
+async def test_other_awaitables_are_awaited_as_usual(agent: AgentSession) -> None:
     own = "class Own:\n    async def x(self): return 'own'\n    def y(self): return self.x()\n"
     code = f"{own}tools = Own()\n[await tools.x(), await tools.y()]"
     assert await text(agent, code) == "['own', 'own']"
 
 
 @pytest.mark.slow
-async def test_the_clock_of_a_cell_stands_still_while_the_host_works(pool: SessionPool) -> None:
+async def test_the_clock_of_a_cell_stops_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:
         await asyncio.sleep(3)
@@ -179,7 +179,7 @@ async def test_the_clock_of_a_cell_stands_still_while_the_host_works(pool: Sessi
 
 
 @pytest.mark.slow
-async def test_a_tool_that_hangs_ends_at_its_time_and_the_session_goes_on(pool: SessionPool) -> None:
+async def test_a_hanging_tool_is_stopped_at_its_timeout_and_the_session_survives(pool: SessionPool) -> None:
     @tool(effect="read", seconds=0.2)
     async def hang() -> None:
         await asyncio.Event().wait()
@@ -193,7 +193,7 @@ async def test_a_tool_that_hangs_ends_at_its_time_and_the_session_goes_on(pool: 
     ("answer", "said"),
     [(object(), "a object cannot be sent"), ({1: 2}, "keys that are no text"), (bytes(70 << 20), "larger than")],
 )
-async def test_what_a_tool_may_not_answer_is_said(pool: SessionPool, answer: object, said: str) -> None:
+async def test_an_answer_that_a_tool_may_not_return_is_reported(pool: SessionPool, answer: object, said: str) -> None:
     @tool(effect="read")
     async def answers() -> object:
         return answer
@@ -202,7 +202,7 @@ async def test_what_a_tool_may_not_answer_is_said(pool: SessionPool, answer: obj
         assert said in await failure(agent, "tools.answers()")
 
 
-async def test_cancelling_the_cell_cancels_what_the_host_does_for_it(pool: SessionPool) -> None:
+async def test_cancelling_the_cell_cancels_the_tools_that_it_called(pool: SessionPool) -> None:
     began, ended = asyncio.Event(), asyncio.Event()
 
     @tool(effect="read")
@@ -229,7 +229,7 @@ async def test_a_plain_session_has_no_tools(pool: SessionPool) -> None:
 
 
 @pytest.mark.long
-async def test_what_earlier_cells_left_computing_takes_no_time_of_a_cell_that_waits(pool: SessionPool) -> None:
+async def test_computing_left_by_earlier_cells_is_not_charged_to_a_waiting_cell(pool: SessionPool) -> None:
     @tool(effect="read")
     async def wait() -> str:
         await asyncio.sleep(4)
@@ -241,21 +241,21 @@ async def test_what_earlier_cells_left_computing_takes_no_time_of_a_cell_that_wa
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a b", "list", "search", "a..b", "../x", "x" * 80])
-def test_a_tool_that_code_could_not_name_is_refused(name: str) -> None:
+def test_a_tool_whose_name_code_cannot_use_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match="is no name for a tool"):
         tool(name=name or " ")(lambda: None)
 
 
-async def test_two_tools_of_one_name_are_refused(pool: SessionPool) -> None:
+async def test_two_tools_with_the_same_name_are_refused(pool: SessionPool) -> None:
     with pytest.raises(ConfigurationError, match="two tools named weather"):
         await AgentSession(pool, tools=[weather, weather]).start()
 
 
-async def test_a_session_that_was_not_started_says_so(pool: SessionPool) -> None:
+async def test_a_session_that_was_not_started_is_reported(pool: SessionPool) -> None:
     with pytest.raises(ACASessionsError, match="async with"):
         await AgentSession(pool).run("1")
 
 
-async def test_a_decorated_function_can_still_be_called() -> None:
+async def test_a_decorated_function_is_still_callable() -> None:
     assert await weather("Oslo") == "sunny in Oslo for 1"
     assert twice(1) == [1, 1]

@@ -1,6 +1,6 @@
-"""A model that follows a script, through Semantic Kernel: it uses tools in a loop, saves a skill, and its next session finds it.
+"""Test a scripted model through Semantic Kernel: it uses tools in a loop, saves a skill, and its next session finds the skill.
 
-The same over every endpoint whose cells can call tools.
+The same runs over every endpoint whose cells can call tools.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,7 +41,7 @@ SKILL = f'''def run(minimum: int) -> list:
 
 
 class Office:
-    """Tools of a program, and what was asked and done through them."""
+    """Tools of a program, and a log of their calls."""
 
     def __init__(self) -> None:
         self.asked: list[list[object]] = []
@@ -81,8 +81,8 @@ async def leased(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             yield pool
 
 
-async def said_by_model(agent: AgentSession, script: Sequence[str | Callable[[str], str]]) -> str:
-    """What the model says at the end; each step is code, or is made of what the last code answered."""
+async def run_script(agent: AgentSession, script: Sequence[str | Callable[[str], str]]) -> str:
+    """Return the last text of the model. Each step is code, or makes code from the last answer."""
 
     def step(code: str | Callable[[str], str]) -> Callable[[list[dict]], Answer]:
         def answer(messages: list[dict]) -> Answer:
@@ -98,16 +98,16 @@ async def said_by_model(agent: AgentSession, script: Sequence[str | Callable[[st
             return str(await ChatCompletionAgent(kernel=kernel, name="Clerk").get_response("Remind those who owe us."))
 
 
-async def test_a_model_saves_what_it_did_and_its_next_session_does_it_again(leased: SessionPool, tmp_path: Path) -> None:
+async def test_a_model_saves_a_skill_and_its_next_session_uses_it(leased: SessionPool, tmp_path: Path) -> None:
     office = Office()
     options = {"storage": FileStorage(tmp_path / "kept"), "tools": office.tools, "approve": office.approve}
     async with AgentSession(leased, **options) as agent:  # type: ignore[arg-type]
         find, save = "tools.search('send a reminder')[0]['signature']", f"skills.create('remind_debtors', {SKILL!r})['tested']"
-        assert "remind(name: string)" in await said_by_model(agent, [find])
-        assert "['reminded Ada', 'reminded Mary']" in await said_by_model(agent, [LOOP])
-        assert "True" in await said_by_model(agent, [save])
+        assert "remind(name: string)" in await run_script(agent, [find])
+        assert "['reminded Ada', 'reminded Mary']" in await run_script(agent, [LOOP])
+        assert "True" in await run_script(agent, [save])
     assert office.asked == [["Ada", "Mary"]]
     async with AgentSession(leased, **options) as later:  # type: ignore[arg-type]
         search = "print(skills.search('remind customers who owe money')[0]['name'])"
-        assert "['reminded Mary']" in await said_by_model(later, [search, lambda found: f"skills.invoke({found.strip()!r}, minimum=50)"])
+        assert "['reminded Mary']" in await run_script(later, [search, lambda found: f"skills.invoke({found.strip()!r}, minimum=50)"])
     assert (office.asked, office.reminded) == ([["Ada", "Mary"], ["Mary"]], ["Ada", "Mary", "Mary"])

@@ -1,4 +1,4 @@
-"""Other processes that write to a storage, for tests: `python writers.py write|crash|full|read-only PLACE`."""
+"""Write to a storage from other processes, for tests: `python writers.py write|crash|full|read-only PLACE`."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ POINT_SECONDS = 0.001
 
 
 def opened(place: str) -> Storage:
-    """The storage of a place: a folder, or the URL of a Redis and a prefix."""
+    """Open the storage of a place: a folder, or the URL of a Redis and a prefix."""
     if place.startswith("redis:"):
         url, prefix = place.split()
         return RedisStorage(url, prefix=prefix)
@@ -27,7 +27,7 @@ def opened(place: str) -> Storage:
 
 
 async def write(storage: Storage, who: str, rounds: int) -> None:
-    """Changes one of each again and again."""
+    """Change one record, artifact and skill again and again."""
     artifacts, deps, skills = Artifacts(storage), Deps(storage), Skills(storage)
     for number in range(rounds):
         await artifacts.save("one", who * SIZE)
@@ -36,7 +36,7 @@ async def write(storage: Storage, who: str, rounds: int) -> None:
 
 
 async def check(storage: Storage) -> None:
-    """All that is there is whole."""
+    """Check that everything stored is whole."""
     artifacts, skills = Artifacts(storage), Skills(storage)
     for told in await artifacts.list():
         text = await artifacts.load(told["name"])
@@ -49,18 +49,20 @@ async def check(storage: Storage) -> None:
 
 
 def crash(place: str) -> None:
-    """Ends writers at many points: each writes into what the ones before it left."""
+    """Kill writers at many points. Each writes into what the ones before it left."""
     for point in range(POINTS):
         child = os.fork()
         if child == 0:
-            signal.setitimer(signal.ITIMER_REAL, (point + 1) * POINT_SECONDS)  # nobody handles SIGALRM: it ends the process where it is
+            signal.setitimer(
+                signal.ITIMER_REAL, (point + 1) * POINT_SECONDS
+            )  # no handler for SIGALRM: the signal ends the process where it is
             asyncio.run(write(opened(place if point % 10 else f"{place}-{point}"), "ab"[point % 2], 1000))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGALRM
         asyncio.run(check(opened(place)))
 
 
 async def fill(storage: Storage) -> None:
-    """Writes until there is no room; what was there is whole, and there is room again where something is deleted."""
+    """Write until there is no room. What was there stays whole, and deleting makes room again."""
     artifacts = Artifacts(storage)
     await Skills(storage).add("double", "def run(n): return n * 2")
     try:
@@ -75,7 +77,7 @@ async def fill(storage: Storage) -> None:
 
 
 async def look(storage: Storage) -> None:
-    """Reads what cannot be written."""
+    """Read storage that cannot be written."""
     assert await Artifacts(storage).load("a1") == "x"
     assert await Skills(storage).source("double") == "def run(n): return n * 2"
     try:
