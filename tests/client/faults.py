@@ -1,4 +1,4 @@
-"""A proxy on loopback that does what networks do."""
+"""A proxy on loopback that fails as networks do."""
 
 import asyncio
 from collections import deque
@@ -18,7 +18,7 @@ ANSWERS = {
 
 
 class FaultyProxy:
-    """Passes requests on; those whose first line holds `target` meet the next fault first."""
+    """Forward requests. A request whose first line contains `target` meets the next fault first."""
 
     def __init__(self, port: int, target: str, faults: list[str]) -> None:
         self._port = port

@@ -1,4 +1,4 @@
-"""Tokens: cached, renewed early by one flight, kept while they are valid."""
+"""Test tokens: cached, renewed early by a single request, and kept while they are valid."""
 
 import asyncio
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Credential:
-    """As azure-identity's: it may be slow, and it may fail."""
+    """A credential like those of azure-identity: it may be slow, and it may fail."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.asked, self.broken, self.scopes = clock, 0, False, ()
@@ -51,19 +51,19 @@ def provider(kind: type = Credential) -> tuple[AzureTokenProvider, Credential, C
     return AzureTokenProvider(credential, refresh_before=300, clock=clock), credential, clock
 
 
-async def test_a_token_is_asked_for_once() -> None:
+async def test_a_token_is_requested_once() -> None:
     tokens, credential, _ = provider()
     assert [await tokens.get_token() for _ in range(3)] == ["token-1"] * 3
     assert credential.scopes == ("https://dynamicsessions.io/.default",)
 
 
-async def test_many_callers_are_one_flight() -> None:
+async def test_many_callers_share_one_request() -> None:
     tokens, credential, _ = provider()
     await asyncio.gather(*(tokens.get_token() for _ in range(50)))
     assert credential.asked == 1
 
 
-async def test_it_is_renewed_before_it_ends() -> None:
+async def test_a_token_is_renewed_before_it_expires() -> None:
     tokens, _, clock = provider()
     await tokens.get_token()
     clock.now += 3299

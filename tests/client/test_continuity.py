@@ -1,4 +1,4 @@
-"""Sessions at an endpoint that says no more than Azure does."""
+"""Test sessions at an endpoint without extensions, which reports no more than Azure does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -24,7 +24,7 @@ async def plain(request: pytest.FixtureRequest) -> AsyncIterator[CodeInterpreter
 
 
 @pytest.mark.long
-async def test_a_session_that_was_begun_anew_is_noticed(plain: CodeInterpreter) -> None:
+async def test_a_session_that_was_recreated_is_noticed(plain: CodeInterpreter) -> None:
     assert str((await plain.execute("alice", "x = 1")).state) == "kept"
     await asyncio.sleep(3.3)
     result = await plain.execute("alice", "'x' in globals()")
@@ -32,7 +32,7 @@ async def test_a_session_that_was_begun_anew_is_noticed(plain: CodeInterpreter) 
     assert str((await plain.execute("alice", "1")).state) == "kept"
 
 
-async def test_a_session_that_lives_on_is_not_doubted(plain: CodeInterpreter) -> None:
+async def test_a_session_that_continues_is_not_reported_as_lost(plain: CodeInterpreter) -> None:
     await plain.execute("alice", "x = 1")
     for _ in range(4):
         await asyncio.sleep(0.22)
@@ -40,7 +40,7 @@ async def test_a_session_that_lives_on_is_not_doubted(plain: CodeInterpreter) ->
         assert (result.value, str(result.state)) == (1, "kept")
 
 
-async def test_an_interpreter_that_died_is_told_with_its_cell_and_once(plain: CodeInterpreter) -> None:
+async def test_an_interpreter_that_died_is_reported_once_with_its_cell(plain: CodeInterpreter) -> None:
     await plain.execute("alice", "x = 1")
     died = await plain.execute("alice", "import os; os._exit(1)")
     assert (died.success, died.state.kind) == (False, "lost")
@@ -48,7 +48,7 @@ async def test_an_interpreter_that_died_is_told_with_its_cell_and_once(plain: Co
     assert (result.value, str(result.state)) == (False, "kept")
 
 
-async def test_after_a_time_out_it_is_found_out_whether_the_variables_are_kept(plain: CodeInterpreter) -> None:
+async def test_after_a_timeout_the_client_finds_out_whether_the_variables_are_kept(plain: CodeInterpreter) -> None:
     await plain.execute("alice", "x = 1")
     assert str((await plain.execute("alice", "while True: pass", timeout=0.3)).state) == "unknown: no reply"
     result = await plain.execute("alice", "x")
@@ -60,12 +60,12 @@ async def test_files_are_importable_and_in_the_working_directory(plain: CodeInte
     assert (await plain.execute("alice", "import data, os; (sum(data.values), os.getcwd())")).text == "(6, '/mnt/data')"
 
 
-async def test_our_own_cells_leave_no_variable(plain: CodeInterpreter) -> None:
+async def test_the_clients_own_cells_leave_no_variable(plain: CodeInterpreter) -> None:
     result = await plain.execute("alice", "[name for name in globals() if not name.startswith('_') and name not in ('In', 'Out')]")
     assert set(eval(result.text)) <= {"get_ipython", "exit", "quit", "open"}
 
 
-async def test_a_session_that_was_deleted_is_no_loss() -> None:
+async def test_a_deleted_session_is_not_a_loss() -> None:
     async with open_server(hosting=Hosting(plain=True)) as app:
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
         async with CodeInterpreter(SessionsHttpClient(client), verify_after=0) as interpreter:
@@ -75,7 +75,7 @@ async def test_a_session_that_was_deleted_is_no_loss() -> None:
 
 
 @pytest.mark.parametrize(("version", "told"), [("2024-02-02-preview", (True, "kept")), ("2025-10-02-preview", (False, "lost: expired"))])
-async def test_a_pool_whose_service_cannot_end_sessions_does_not_say_that_it_did(version: str, told: tuple[bool, str]) -> None:
+async def test_a_pool_whose_service_cannot_end_sessions_does_not_claim_that_it_did(version: str, told: tuple[bool, str]) -> None:
     async with open_server(hosting=Hosting(plain=True)) as app:
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
         async with (
@@ -93,7 +93,7 @@ async def test_a_pool_whose_service_cannot_end_sessions_does_not_say_that_it_did
 
 
 class Servers(httpx.AsyncBaseTransport):
-    """Two servers behind one address, as a proxy has them: the second answers once the first is gone."""
+    """Two servers behind one address, as a proxy has them. The second answers when the first is gone."""
 
     def __init__(self, *apps: object) -> None:
         self._transports = [httpx.ASGITransport(app) for app in apps]
@@ -116,7 +116,7 @@ async def moving(request: pytest.FixtureRequest) -> AsyncIterator[tuple[CodeInte
             yield interpreter, servers
 
 
-async def test_a_session_that_another_server_began_anew_is_told_as_lost_once(moving: tuple[CodeInterpreter, Servers]) -> None:
+async def test_a_session_that_another_server_recreated_is_reported_as_lost_once(moving: tuple[CodeInterpreter, Servers]) -> None:
     interpreter, servers = moving
     await interpreter.execute("alice", "x = 1")
     servers.lose_one()
@@ -125,7 +125,7 @@ async def test_a_session_that_another_server_began_anew_is_told_as_lost_once(mov
     assert str((await interpreter.execute("alice", "1")).state) == "kept"
 
 
-async def test_a_move_that_an_upload_met_is_told_with_the_next_cell(moving: tuple[CodeInterpreter, Servers]) -> None:
+async def test_a_move_noticed_by_an_upload_is_reported_with_the_next_cell(moving: tuple[CodeInterpreter, Servers]) -> None:
     interpreter, servers = moving
     await interpreter.execute("alice", "x = 1")
     servers.lose_one()
@@ -134,7 +134,7 @@ async def test_a_move_that_an_upload_met_is_told_with_the_next_cell(moving: tupl
     assert str((await interpreter.execute("alice", "1")).state) == "kept"
 
 
-async def test_a_move_is_told_by_a_cell_that_is_followed(moving: tuple[CodeInterpreter, Servers]) -> None:
+async def test_a_move_is_reported_by_a_streamed_cell(moving: tuple[CodeInterpreter, Servers]) -> None:
     interpreter, servers = moving
     await interpreter.execute("alice", "x = 1")
     servers.lose_one()
@@ -142,7 +142,7 @@ async def test_a_move_is_told_by_a_cell_that_is_followed(moving: tuple[CodeInter
     assert str((await execution.wait()).state) == "lost: expired"
 
 
-async def test_a_move_that_our_own_cell_met_is_told_with_the_next_of_the_user(moving: tuple[CodeInterpreter, Servers]) -> None:
+async def test_a_move_noticed_by_the_clients_own_cell_is_reported_with_the_next_user_cell(moving: tuple[CodeInterpreter, Servers]) -> None:
     interpreter, servers = moving
     await interpreter.execute("alice", "x = 1")
     servers.lose_one()

@@ -1,4 +1,4 @@
-"""Downloads: a file of this machine is replaced whole or not at all, and no part is of another version than the rest."""
+"""Test downloads: a host file is replaced whole or not at all, and all parts are of one version."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from ..ports import KEY, QUERY, TARGET, cell, serving
 Content = TypeVar("Content")
 LARGE = 20 << 20  # more than two parts
 
-# Files of one kind of byte each, every one of them whole before it takes the place of the last; some are shorter.
+# Files that each repeat one byte, every one of them whole before it replaces the previous one. Some are shorter.
 REWRITING = """
 import itertools, os
 for number in itertools.count(1):
@@ -61,22 +61,20 @@ async def test_a_download_that_is_cancelled_leaves_the_hosts_file(session: Sessi
     assert (target.read_text(), only(target)) == ("years of work", True)
 
 
-async def test_what_replaces_a_file_has_its_permissions(session: Session, target: Path) -> None:
+async def test_a_replaced_file_keeps_its_permissions(session: Session, target: Path) -> None:
     await session.upload_file("data", b"new")
     assert await session.save_file("data", target) == 3
     assert (target.read_bytes(), stat.S_IMODE(target.stat().st_mode), only(target)) == (b"new", 0o640, True)
 
 
-async def test_a_new_file_has_the_permissions_of_any_other(session: Session, tmp_path: Path) -> None:
+async def test_a_new_file_has_default_permissions(session: Session, tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     await session.upload_file("data", b"new")
     await session.save_file("data", tmp_path / "saved")
     assert stat.S_IMODE((tmp_path / "saved").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
 
 
-async def test_a_link_stays_and_the_file_that_it_names_is_replaced(
-    session: Session, target: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+async def test_a_link_is_kept_and_its_target_is_replaced(session: Session, target: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     link = tmp_path_factory.mktemp("links") / "link"
     link.symlink_to(target)
     await session.upload_file("data", b"new")
@@ -84,7 +82,7 @@ async def test_a_link_stays_and_the_file_that_it_names_is_replaced(
     assert (link.is_symlink(), target.read_bytes(), only(link)) == (True, b"new", True)
 
 
-async def test_a_device_is_written_to_and_a_folder_refused(session: Session, tmp_path: Path) -> None:
+async def test_a_device_is_written_to_and_a_folder_is_refused(session: Session, tmp_path: Path) -> None:
     await session.upload_file("data", b"new")
     assert await session.save_file("data", Path("/dev/null")) == 3
     assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
@@ -102,7 +100,7 @@ def test_a_plugins_download_replaces_a_whole_file(target: Path) -> None:
 
 
 async def whole_or_refused(download: Awaitable[Content]) -> Content | None:
-    """What a download returns; None where it says that the file went on changing."""
+    """Return what a download returns, or None if it reports that the file kept changing."""
     try:
         return await download
     except ServiceError as error:
@@ -113,7 +111,7 @@ async def whole_or_refused(download: Awaitable[Content]) -> Content | None:
 
 @pytest.mark.long
 async def test_no_download_mixes_two_versions(session: Session, tmp_path: Path) -> None:
-    """It succeeds with one of them, or says that the file went on changing."""
+    """Check that a download returns one of the versions, or reports that the file kept changing."""
     saved = tmp_path / "saved"
     saved.write_bytes(b"earlier")
     async for event in session.stream(REWRITING):
@@ -130,10 +128,10 @@ async def test_no_download_mixes_two_versions(session: Session, tmp_path: Path) 
     assert (len(set(saved.read_bytes())), saved.stat().st_size, only(saved)) == (1, size, True)
 
 
-async def test_a_part_is_of_the_version_that_is_asked_for(http: httpx.AsyncClient) -> None:
+async def test_a_part_belongs_to_the_requested_version(http: httpx.AsyncClient) -> None:
     await http.post("/files", files={"file": ("a.txt", b"hello")})
     while (first := await http.get("/files/a.txt/content", headers={"range": "bytes=0-1"})).headers["etag"].startswith("W/"):
-        pass  # written in this tick of the kernel's clock
+        pass  # written within this tick of the kernel's clock
     tag = first.headers["etag"]
 
     async def part(name: str, value: str) -> tuple[int, bytes]:
@@ -149,7 +147,7 @@ async def test_a_part_is_of_the_version_that_is_asked_for(http: httpx.AsyncClien
 
 
 async def test_a_weak_tag_matches_no_part(http: httpx.AsyncClient) -> None:
-    """A change in the same tick of the kernel's clock leaves the same times: no part of it may be joined with another."""
+    """A change within the same tick of the kernel's clock leaves the same times, so no part may be joined with another."""
     await http.post("/files", files={"file": ("a.txt", b"hello")})
     written = (await http.post("/executions", json={"code": "open('a.txt', 'w').write('other')"})).json()
     assert written["status"] == "Succeeded"
@@ -158,7 +156,7 @@ async def test_a_weak_tag_matches_no_part(http: httpx.AsyncClient) -> None:
 
 
 async def test_no_part_of_a_file_that_shrank_is_missed(session: Session) -> None:
-    """The file is as long as its first part said, or it is read again."""
+    """Check that the file is as long as its first part reported, or that it is read again."""
     shrinking = f"""
 import os
 while not os.path.exists("stop"):
@@ -177,8 +175,8 @@ while not os.path.exists("stop"):
 
 
 @pytest.mark.parametrize(("wanted", "kept"), [({}, True), ({"range": f"bytes=1-{64 << 20}"}, False), ({"if-match": "*"}, False)])
-async def test_a_large_file_that_changes_while_it_is_sent_does_not_pass_for_one_version(wanted: dict[str, str], kept: bool) -> None:
-    """Parts of a version end early; without a wish for one, all is sent, with a tag that matches no part."""
+async def test_a_large_file_that_changes_while_it_is_sent_is_not_taken_for_one_version(wanted: dict[str, str], kept: bool) -> None:
+    """Parts of a requested version end early. Without a requested version everything is sent, with a tag that matches no part."""
     size = 64 << 20
     async with serving() as (_, port):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
@@ -196,7 +194,7 @@ async def test_a_large_file_that_changes_while_it_is_sent_does_not_pass_for_one_
         writer.close()
 
 
-async def test_a_large_file_that_is_cut_short_while_it_is_sent_is_not_taken_for_whole() -> None:
+async def test_a_large_file_that_is_truncated_while_it_is_sent_is_not_taken_for_whole() -> None:
     async with serving() as (_, port), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
         await client.post("/executions", json=cell(f"open('z', 'wb').truncate({64 << 20})"))
         async with client.stream("GET", "/files/z/content") as answer:

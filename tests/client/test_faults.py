@@ -1,4 +1,4 @@
-"""What a network does to a cell, how often the cell ran, and what its caller was told."""
+"""Test what network faults do to a cell: how often it ran, and what its caller gets."""
 
 import asyncio
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def plain_port() -> Iterator[int]:
 
 
 async def through(port: int, session: str, faults: list[str], *, target: str = "POST /executions", **options: object) -> tuple[object, int]:
-    """What the caller got for one cell, and how often it ran."""
+    """Return what the caller got for one cell, and how often the cell ran."""
     proxy = FaultyProxy(port, target, faults)
     async with proxy.listening() as endpoint, open_interpreter(_settings(endpoint, **options)) as interpreter:
         try:
@@ -37,14 +37,14 @@ async def through(port: int, session: str, faults: list[str], *, target: str = "
         except ACASessionsError as error:
             got = error
     async with open_interpreter(_settings(f"http://127.0.0.1:{port}")) as interpreter:
-        return got, await _ran(interpreter, session)
+        return got, await _times_run(interpreter, session)
 
 
 def _settings(endpoint: str, **options: object) -> Settings:
     return Settings(SessionsHttpClient={"Endpoint": endpoint, "ApiKey": "key", "PatienceSeconds": 1, **options})
 
 
-async def _ran(interpreter: CodeInterpreter, session: str) -> int:
+async def _times_run(interpreter: CodeInterpreter, session: str) -> int:
     return (await interpreter.execute(session, "globals().get('n', 0)")).value
 
 
@@ -56,7 +56,7 @@ async def _ran(interpreter: CodeInterpreter, session: str) -> int:
     ),
     ids=str,
 )
-async def test_a_cell_whose_answer_can_be_had_is_answered(port: int, faults: list[str], ran: int) -> None:
+async def test_a_cell_whose_answer_can_be_recovered_is_answered(port: int, faults: list[str], ran: int) -> None:
     got, count = await through(port, f"answered-{'-'.join(faults)}".replace(" ", "-"), faults)
     assert got.value == 1
     assert str(got.state) == "kept"
@@ -67,25 +67,25 @@ async def test_a_cell_whose_answer_can_be_had_is_answered(port: int, faults: lis
     ("fault", "kind"),
     [("401", AuthenticationError), ("500", ServiceError), ("503", ServiceError), ("html", ServiceUnavailableError)],
 )
-async def test_an_answer_that_refuses_the_cell_is_told_and_nothing_ran(port: int, fault: str, kind: type) -> None:
+async def test_an_answer_that_refuses_the_cell_is_reported_and_nothing_ran(port: int, fault: str, kind: type) -> None:
     got, count = await through(port, f"refused-{fault}", [fault])
     assert isinstance(got, kind)
     assert count == 0
 
 
-async def test_a_connection_that_ends_before_anything_was_forwarded_is_not_known_to_have_run(port: int) -> None:
+async def test_after_a_connection_dropped_before_the_request_it_is_unknown_whether_the_cell_ran(port: int) -> None:
     got, count = await through(port, "dropped-before", ["drop before"])
     assert (got.success, str(got.state)) == (False, "unknown: no reply")
     assert count == 0
 
 
-async def test_a_storm_of_429_ends_with_the_budget(port: int) -> None:
+async def test_repeated_429_answers_end_with_the_time_budget(port: int) -> None:
     got, count = await through(port, "storm", ["429"] * 200)
     assert isinstance(got, RateLimitedError)
     assert count == 0
 
 
-async def test_a_wait_that_is_longer_than_the_budget_is_not_begun(port: int) -> None:
+async def test_a_wait_longer_than_the_time_budget_is_not_started(port: int) -> None:
     proxy = FaultyProxy(port, "POST /executions", ["429 for long"])
     async with proxy.listening() as endpoint, open_interpreter(_settings(endpoint)) as interpreter:
         with pytest.raises(RateLimitedError) as refused:
@@ -94,19 +94,19 @@ async def test_a_wait_that_is_longer_than_the_budget_is_not_begun(port: int) -> 
     assert sum(line.startswith("POST") for line in proxy.seen) == 1
 
 
-async def test_lost_reads_are_read_again(port: int) -> None:
+async def test_lost_reads_are_repeated(port: int) -> None:
     got, count = await through(port, "lost-reads", ["drop before", "drop after", "503", "half"], target="GET /executions")
     assert (got.value, count) == (1, 1)
 
 
-async def test_a_lost_answer_of_the_older_generation_is_not_known(port: int) -> None:
+async def test_after_a_lost_answer_of_the_older_api_the_outcome_is_unknown(port: int) -> None:
     got, count = await through(port, "older-lost", ["drop after"], target="POST /code/execute", ApiVersion="2024-02-02-preview")
     assert (got.success, str(got.state)) == (False, "unknown: no reply")
     assert count == 1
 
 
 @pytest.mark.long
-async def test_a_lost_answer_is_asked_for_at_a_plain_endpoint_too(plain_port: int) -> None:
+async def test_a_lost_answer_is_fetched_at_a_plain_endpoint_too(plain_port: int) -> None:
     got, count = await through(plain_port, "plain-lost", ["drop after"])
     assert (got.value, count) == (1, 1)
 
@@ -115,7 +115,7 @@ async def test_a_lost_answer_is_asked_for_at_a_plain_endpoint_too(plain_port: in
 @pytest.mark.parametrize(
     "version", mostly_long(["2024-02-02-preview", "2024-10-02-preview", "2025-02-02-preview", "2025-10-02-preview"], "2025-02-02-preview")
 )
-async def test_every_version_of_our_client_works_at_a_plain_endpoint(plain_port: int, version: str) -> None:
+async def test_every_api_version_of_our_client_works_at_a_plain_endpoint(plain_port: int, version: str) -> None:
     session = f"version-{version}"
     async with open_interpreter(_settings(f"http://127.0.0.1:{plain_port}", ApiVersion=version)) as interpreter:
         assert (await interpreter.execute(session, "x = 20; x + 22")).value == 42
@@ -128,7 +128,7 @@ async def test_every_version_of_our_client_works_at_a_plain_endpoint(plain_port:
         assert await interpreter.list_files(session) == []
 
 
-async def test_many_clients_at_once_get_their_own_answers(port: int) -> None:
+async def test_many_parallel_clients_get_their_own_answers(port: int) -> None:
     async def client(number: int) -> None:
         async with open_interpreter(_settings(f"http://127.0.0.1:{port}")) as interpreter:
             for round in range(5):

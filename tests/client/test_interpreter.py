@@ -1,4 +1,4 @@
-"""The request/result style, and what a network does to it."""
+"""Test the request/result API, and what network faults do to it."""
 
 import httpx
 import pytest
@@ -20,14 +20,14 @@ async def test_without_sanitizing_a_fence_is_a_syntax_error(interpreter: CodeInt
 
 
 @pytest.mark.parametrize("code", [None, 3, b"1", "'\ud800'"])
-async def test_what_is_no_code_is_a_failed_result(interpreter: CodeInterpreter, code: object) -> None:
+async def test_code_that_cannot_be_run_is_a_failed_result(interpreter: CodeInterpreter, code: object) -> None:
     result = await interpreter.execute("s1", code)  # type: ignore[arg-type]
     assert not result.success
     assert result.error.message
     assert (await interpreter.execute("s1", "6 * 7")).value == 42
 
 
-async def test_a_cell_longer_than_a_request_may_be_is_polled(interpreter: CodeInterpreter) -> None:
+async def test_a_cell_that_outlasts_one_request_is_polled(interpreter: CodeInterpreter) -> None:
     result = await interpreter.execute("s1", "import time; time.sleep(0.2); 5", timeout=1000)
     assert result.value == 5
 
@@ -42,13 +42,13 @@ async def test_sessions_are_known_to_the_service(interpreter: CodeInterpreter) -
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e9, "5", True])
-async def test_a_time_limit_that_is_none_is_refused(interpreter: CodeInterpreter, timeout: object) -> None:
+async def test_an_invalid_time_limit_is_refused(interpreter: CodeInterpreter, timeout: object) -> None:
     with pytest.raises(InvalidArgumentError):
         await interpreter.execute("s1", "1", timeout=timeout)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("session_id", ["", "x" * 300, "名前", "a\nb", "\ud800"])
-async def test_a_session_id_that_is_none_is_refused(interpreter: CodeInterpreter, session_id: object) -> None:
+async def test_an_invalid_session_id_is_refused(interpreter: CodeInterpreter, session_id: object) -> None:
     for call in (interpreter.execute(session_id, "1"), interpreter.list_files(session_id), interpreter.delete_session(session_id)):  # type: ignore[arg-type]
         with pytest.raises(InvalidArgumentError):
             await call
@@ -62,18 +62,18 @@ async def test_a_file_name_that_cannot_be_sent_is_refused(interpreter: CodeInter
 
 
 @pytest.mark.parametrize("data", [3, None, ["x"], "\ud800"])
-async def test_data_that_is_none_is_refused(interpreter: CodeInterpreter, data: object) -> None:
+async def test_data_that_is_not_bytes_is_refused(interpreter: CodeInterpreter, data: object) -> None:
     with pytest.raises(InvalidArgumentError):
         await interpreter.upload_file("s1", "name", data)  # type: ignore[arg-type]
 
 
-async def test_any_kind_of_bytes_is_data(interpreter: CodeInterpreter) -> None:
+async def test_any_bytes_like_object_is_data(interpreter: CodeInterpreter) -> None:
     for data in (b"x", bytearray(b"x"), memoryview(b"x"), "x"):
         await interpreter.upload_file("s1", "name", data)  # type: ignore[arg-type]
         assert await interpreter.download_file("s1", "name") == b"x"
 
 
-async def test_a_closed_interpreter_says_so() -> None:
+async def test_a_closed_interpreter_is_reported() -> None:
     async with open_interpreter() as interpreter:
         pass
     with pytest.raises(ServiceUnavailableError, match="closed"):
@@ -81,19 +81,19 @@ async def test_a_closed_interpreter_says_so() -> None:
 
 
 @pytest.mark.parametrize("body", [{"foo": 1}, {"id": 1, "identifier": "s", "status": "Succeeded", "result": 5}, [], None, "x"])
-async def test_an_answer_of_another_shape_is_no_crash(body: object) -> None:
+async def test_a_malformed_answer_is_an_error_and_not_a_crash(body: object) -> None:
     async with against(lambda _: httpx.Response(200, json=body)) as interpreter:
         with pytest.raises(ServiceUnavailableError):
             await interpreter.execute("s1", "1")
 
 
 def against(answer) -> CodeInterpreter:
-    """An interpreter whose network does as it is told."""
+    """Return an interpreter whose network answers as given."""
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://pool.example")
     return CodeInterpreter(SessionsHttpClient(client, patience=0.3))
 
 
-async def test_a_proxys_page_is_not_a_traceback() -> None:
+async def test_an_error_page_of_a_proxy_is_not_a_traceback() -> None:
     async with against(lambda _: httpx.Response(200, html="<h1>Welcome</h1>")) as interpreter:
         with pytest.raises(ServiceUnavailableError, match="session pool"):
             await interpreter.execute("s1", "1")
@@ -103,7 +103,7 @@ async def test_a_proxys_page_is_not_a_traceback() -> None:
 
 
 @pytest.mark.parametrize("status", [502, 504])
-async def test_a_gateway_without_an_answer_leaves_open_whether_the_cell_ran(status: int) -> None:
+async def test_a_gateway_error_leaves_open_whether_the_cell_ran(status: int) -> None:
     async with against(lambda _: httpx.Response(status, html="<h1>Bad gateway</h1>")) as interpreter:
         result = await interpreter.execute("s1", "1")
     assert (result.success, str(result.state)) == (False, "unknown: no reply")
@@ -118,13 +118,13 @@ async def test_a_proxys_error_page_does_not_change_what_the_endpoint_offers() ->
         assert await interpreter.supports("rich")
 
 
-async def test_missing_rights_name_the_role() -> None:
+async def test_a_missing_permission_names_the_role() -> None:
     async with against(lambda _: httpx.Response(403)) as interpreter:
         with pytest.raises(AuthenticationError, match="Azure ContainerApps Session Executor"):
             await interpreter.execute("s1", "1")
 
 
-async def test_an_endpoint_that_is_not_there_got_nothing() -> None:
+async def test_a_missing_endpoint_got_no_request() -> None:
     client = httpx.AsyncClient(base_url="http://127.0.0.1:1")
     async with CodeInterpreter(SessionsHttpClient(client)) as interpreter:
         with pytest.raises(ServiceUnavailableError) as raised:
@@ -132,7 +132,7 @@ async def test_an_endpoint_that_is_not_there_got_nothing() -> None:
     assert raised.value.sent is False
 
 
-async def test_after_a_lost_answer_the_service_is_asked_and_the_cell_is_not_sent_again() -> None:
+async def test_after_a_lost_answer_the_result_is_fetched_and_the_cell_is_not_sent_again() -> None:
     posts = []
 
     def lose_the_first_answer(request: httpx.Request) -> httpx.Response:
@@ -147,7 +147,7 @@ async def test_after_a_lost_answer_the_service_is_asked_and_the_cell_is_not_sent
     assert len(posts) == len(set(posts))
 
 
-async def test_where_nobody_knows_what_became_of_a_cell_the_result_says_so() -> None:
+async def test_a_result_reports_that_the_outcome_of_a_cell_is_unknown() -> None:
     def lose_everything(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadTimeout("late")
 
@@ -156,7 +156,7 @@ async def test_where_nobody_knows_what_became_of_a_cell_the_result_says_so() -> 
     assert (result.success, str(result.state)) == (False, "unknown: no reply")
 
 
-async def test_what_an_endpoint_cannot_do_is_said() -> None:
+async def test_an_operation_that_an_endpoint_does_not_support_is_reported() -> None:
     async with against(lambda _: httpx.Response(404)) as interpreter:
         with pytest.raises(NotSupportedError, match="aca-sessions serve"):
             await interpreter.interrupt("s1", "e1")

@@ -1,4 +1,4 @@
-"""The pool's decisions, without a clock or a session of their own."""
+"""Test the decisions of the pool without a real clock or real sessions."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -25,14 +25,14 @@ def test_a_named_lease_is_granted_at_once() -> None:
     assert leases().acquire("alice", woken([])) == Granted("alice")
 
 
-def test_an_anonymous_session_has_a_name_nobody_can_guess() -> None:
+def test_an_anonymous_session_has_an_unguessable_name() -> None:
     state = leases()
     first, second = state.acquire(None, woken([])), state.acquire(None, woken([]))
     assert first.session_id != second.session_id
     assert len(first.session_id) == 36
 
 
-def test_the_limit_counts_sessions_that_are_held() -> None:
+def test_the_limit_counts_leased_sessions() -> None:
     state = leases(limit=1)
     state.acquire("alice", woken([]))
     assert isinstance(state.acquire("bob", woken([])), Waiter)
@@ -46,7 +46,7 @@ def test_leases_of_one_name_share_their_session() -> None:
     assert state.leased == 1
 
 
-def test_who_waited_longest_is_next() -> None:
+def test_the_longest_waiter_is_next() -> None:
     state, order = leases(limit=1), []
     state.acquire("alice", woken([]))
     for name in ("bob", "carol"):
@@ -57,7 +57,7 @@ def test_who_waited_longest_is_next() -> None:
     assert [granted.session_id for granted in order] == ["bob", "carol"]
 
 
-def test_nobody_overtakes_the_queue() -> None:
+def test_no_caller_overtakes_the_queue() -> None:
     state = leases(limit=1)
     state.acquire("alice", woken([]))
     waiter = state.acquire("bob", woken([]))
@@ -96,7 +96,7 @@ def test_an_idle_session_expires() -> None:
     assert state.expire() == ["alice"]
 
 
-def test_a_held_session_does_not_expire() -> None:
+def test_a_leased_session_does_not_expire() -> None:
     clock = Clock()
     state = leases(clock=clock)
     state.acquire("alice", woken([]))
@@ -104,7 +104,7 @@ def test_a_held_session_does_not_expire() -> None:
     assert state.expire() == []
 
 
-def test_a_waiter_that_was_granted_and_leaves_gives_its_lease_on() -> None:
+def test_a_waiter_that_was_granted_a_lease_and_leaves_passes_it_on() -> None:
     state, order = leases(limit=1), []
     state.acquire("alice", woken([]))
     bob = state.acquire("bob", woken([]))
@@ -114,7 +114,7 @@ def test_a_waiter_that_was_granted_and_leaves_gives_its_lease_on() -> None:
     assert [granted.session_id for granted in order] == ["carol"]
 
 
-def test_infos_say_who_is_held() -> None:
+def test_session_infos_show_which_sessions_are_leased() -> None:
     state = leases()
     state.acquire("alice", woken([]))
     state.acquire("bob", woken([]))
@@ -122,7 +122,7 @@ def test_infos_say_who_is_held() -> None:
     assert {info.session_id: info.is_active for info in state.infos()} == {"alice": True, "bob": False}
 
 
-def test_a_terminated_session_frees_its_place_and_the_next_in_the_queue_gets_it() -> None:
+def test_a_terminated_session_frees_its_place_for_the_next_waiter() -> None:
     state, order = leases(limit=1), []
     first = state.acquire("alice", woken([]))
     state.acquire("bob", woken(order))
@@ -131,7 +131,7 @@ def test_a_terminated_session_frees_its_place_and_the_next_in_the_queue_gets_it(
     assert [info.session_id for info in state.infos()] == ["bob"]
 
 
-def test_the_lease_of_a_terminated_session_does_not_end_one_of_the_session_that_has_its_name_now() -> None:
+def test_the_lease_of_a_terminated_session_does_not_end_its_successor_of_the_same_name() -> None:
     state = leases()
     first = state.acquire("alice", woken([]))
     state.terminate("alice")

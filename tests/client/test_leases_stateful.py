@@ -1,4 +1,4 @@
-"""The pool against a model of it, in every order of events that hypothesis thinks of: decisions alone, and real sessions."""
+"""Compare the pool with a model of it, in orders of events from hypothesis: its decisions alone, and with real sessions."""
 
 import asyncio
 from collections import Counter
@@ -19,7 +19,7 @@ IDLE = timedelta(minutes=30)
 
 
 class LeasesMachine(RuleBasedStateMachine):
-    """What must hold whatever happens: the limit, the order of the queue, and that no state changes hands."""
+    """Check what must always hold: the limit, the order of the queue, and that no state passes to another caller."""
 
     held = Bundle("held")
     waiters = Bundle("waiters")
@@ -51,7 +51,7 @@ class LeasesMachine(RuleBasedStateMachine):
             self.alive.discard(name)
 
     def after_change(self) -> None:
-        """Takes note of those who were woken; nobody who came later was, unless into a session that is held."""
+        """Record which waiters were woken. No later waiter may be woken first, unless its session is already leased."""
         for waiter in [waiter for waiter in self.queue if waiter.granted is not None]:
             self.queue.remove(waiter)
             self.granted(waiter.session_id, waiter.granted)
@@ -67,8 +67,8 @@ class LeasesMachine(RuleBasedStateMachine):
         return self.granted(name, answer)
 
     @rule(lease=consumes(held))
-    def let_go(self, lease: Granted | Waiter) -> None:
-        """Releases a lease, or gives up waiting for one, or gives one back that came meanwhile."""
+    def release_lease(self, lease: Granted | Waiter) -> None:
+        """Release a lease, or stop waiting for one, or return one that came meanwhile."""
         granted = lease.granted if isinstance(lease, Waiter) else lease
         if granted is None:
             self.queue.remove(lease)
@@ -96,12 +96,12 @@ class LeasesMachine(RuleBasedStateMachine):
         self.ended(expired)
 
     @rule(name=NAMES)
-    def release_what_nobody_holds(self, name: str) -> None:
+    def release_unleased_name(self, name: str) -> None:
         if not self.count[name]:
             assert self.leases.release(name) == []
 
     @invariant()
-    def the_limit_holds_and_nobody_waits_in_vain(self) -> None:
+    def the_limit_holds_and_no_waiter_is_forgotten(self) -> None:
         if not hasattr(self, "leases"):
             return
         assert self.leases.leased == len(+self.count) <= self.leases.limit
@@ -118,7 +118,7 @@ TestLeases.settings = settings(max_examples=100, stateful_step_count=30, deadlin
 
 
 class MoreLeases(LeasesMachine):
-    """The same, in more orders of events."""
+    """Run the same checks in more orders of events."""
 
 
 TestMoreLeases = pytest.mark.long(MoreLeases.TestCase)
@@ -126,7 +126,7 @@ TestMoreLeases.settings = settings(max_examples=2000, stateful_step_count=30, de
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Real sessions: each caller finds its own counter, as often increased as it did so itself since the session began."""
+    """Use real sessions: each caller finds its own counter, as often increased as it did so itself since the session began."""
 
     held = Bundle("held")
 

@@ -1,4 +1,4 @@
-"""Cells that are followed while they run: live output, questions, cells in the background. In process; tests/scenarios has it over TCP."""
+"""Test cells that are followed while they run: live output, questions, background cells. In process here; tests/scenarios covers TCP."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ async def text_of(session: Session, code: str, kind: str) -> str:
     return "".join([event.text async for event in session.stream(code) if event.kind == kind])
 
 
-async def test_output_is_told_while_the_cell_runs(session: Session) -> None:
+async def test_output_arrives_while_the_cell_runs(session: Session) -> None:
     seen = []
     async for event in session.stream(GATED):
         seen.append(event.text)
@@ -35,7 +35,7 @@ async def test_the_last_event_is_the_result(session: Session) -> None:
     assert (result.value, result.stdout, str(result.state)) == (42, "out\n", "kept")
 
 
-async def test_streams_are_told_apart_and_a_failure_is_a_result(session: Session) -> None:
+async def test_streams_are_separate_and_a_failure_is_a_result(session: Session) -> None:
     events = [event async for event in session.stream("import sys\nprint('a', file=sys.stderr)\n1 / 0")]
     assert events[0] == Event(kind="stderr", text="a\n")
     assert events[-1].result is not None
@@ -43,13 +43,13 @@ async def test_streams_are_told_apart_and_a_failure_is_a_result(session: Session
     assert events[-1].result.error.name == "ZeroDivisionError"
 
 
-async def test_displays_come_as_they_are_shown(session: Session) -> None:
+async def test_displays_arrive_as_they_are_shown(session: Session) -> None:
     events = [event async for event in session.stream("display('one')\nprint('two')\ndisplay('three')")]
     shown = [event.display.data["text/plain"] for event in events if event.display is not None]
     assert shown == ["'one'", "'three'"]
 
 
-async def test_a_character_that_is_written_in_two_pieces_is_told_as_one(session: Session) -> None:
+async def test_a_character_written_in_two_pieces_arrives_as_one(session: Session) -> None:
     code = "import os, time\nos.write(1, b'\\xc3'); time.sleep(0.05); os.write(1, b'\\xa4')"
     assert await text_of(session, code, "stdout") == "ä"
 
@@ -64,7 +64,7 @@ async def test_leaving_the_loop_interrupts_the_cell(session: Session) -> None:
     assert (result.value, str(result.state)) == (True, "kept")
 
 
-async def test_a_slow_reader_holds_nobody_up_and_is_told_what_it_missed(session: Session) -> None:
+async def test_a_slow_reader_delays_no_cell_and_sees_how_much_it_missed(session: Session) -> None:
     execution = await session.start("for _ in range(100):\n    print('x' * 99_999)")
     result = await execution.wait()
     events = [event async for event in execution.events()]
@@ -74,14 +74,14 @@ async def test_a_slow_reader_holds_nobody_up_and_is_told_what_it_missed(session:
     assert events[-1].result == result
 
 
-async def test_a_cell_in_the_background_is_found_again_by_its_id(session: Session) -> None:
+async def test_a_background_cell_is_found_by_its_id(session: Session) -> None:
     started = await session.start("print('once')\n'done'")
     again = session.execution(started.id)
     assert (await again.wait()).value == "done"
     assert [event.text async for event in again.events() if event.kind == "stdout"] == ["once\n"]
 
 
-async def test_a_cell_in_the_background_can_be_cancelled(session: Session) -> None:
+async def test_a_background_cell_can_be_cancelled(session: Session) -> None:
     execution = await session.start(ENDLESS)
     async for event in execution.events():
         if event.kind == "stdout":
@@ -91,18 +91,18 @@ async def test_a_cell_in_the_background_can_be_cancelled(session: Session) -> No
     assert (result.error.name, str(result.state)) == ("KeyboardInterrupt", "kept")
 
 
-async def test_a_cell_may_be_cancelled_when_it_is_over(session: Session) -> None:
+async def test_a_finished_cell_may_be_cancelled(session: Session) -> None:
     execution = await session.start("1")
     await execution.wait()
     await execution.cancel()
     assert (await execution.wait()).value == 1
 
 
-async def test_what_cannot_be_a_cell_is_a_result_here_as_well(session: Session) -> None:
+async def test_code_that_cannot_be_run_is_a_failed_result_here_too(session: Session) -> None:
     assert (await (await session.start("'\ud800'")).wait()).error is not None
 
 
-async def test_an_execution_that_nobody_knows_is_told_as_unknown(session: Session) -> None:
+async def test_an_unknown_execution_is_reported_as_unknown(session: Session) -> None:
     await session.run("1")
     assert str((await session.execution("nobody").wait()).state) == "unknown: no reply"
 
@@ -121,7 +121,7 @@ async def test_input_is_answered_by_a_coroutine(session: Session) -> None:
     assert (await execution.wait()).value == "AB"
 
 
-async def test_input_that_nobody_answers_is_a_clear_error(session: Session) -> None:
+async def test_input_without_a_handler_is_a_clear_error(session: Session) -> None:
     result = await session.run("input('Who? ')")
     assert result.error is not None
     assert result.error.name == "EOFError"
@@ -129,7 +129,7 @@ async def test_input_that_nobody_answers_is_a_clear_error(session: Session) -> N
     assert str(result.state) == "kept"
 
 
-async def test_a_caller_that_cannot_answer_ends_the_question(session: Session) -> None:
+async def test_a_handler_that_fails_ends_the_question(session: Session) -> None:
     def fail(prompt: str) -> str:
         raise LookupError(prompt)
 
@@ -147,7 +147,7 @@ async def test_an_answer_is_text(session: Session) -> None:
         await execution.wait()
 
 
-async def test_threads_of_a_cell_ask_each_for_its_own(session: Session) -> None:
+async def test_parallel_threads_of_a_cell_get_their_own_answers(session: Session) -> None:
     asked = "[*map(str, range(40))]"
     code = f"import concurrent.futures as f\nwith f.ThreadPoolExecutor(8) as pool: answers = [*pool.map(input, {asked})]"
     execution = await session.start(code, on_input=lambda prompt: prompt)
@@ -156,7 +156,7 @@ async def test_threads_of_a_cell_ask_each_for_its_own(session: Session) -> None:
 
 
 @pytest.mark.long
-async def test_the_clock_of_a_cell_stands_still_while_it_is_answered(session: Session) -> None:
+async def test_the_clock_of_a_cell_stops_while_it_waits_for_an_answer(session: Session) -> None:
     async def slowly(prompt: str) -> str:
         await asyncio.sleep(3)
         return "late"

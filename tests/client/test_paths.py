@@ -1,4 +1,4 @@
-"""Paths that models write: a file lands where its path says, or nowhere."""
+"""Test paths that models write: a file is stored where its path names, or refused."""
 
 import posixpath
 
@@ -28,7 +28,7 @@ WALK = "import os; [os.path.join(d, f) for d, _, fs in os.walk('/mnt/data') for 
 
 
 @pytest.mark.parametrize("name", INSIDE)
-async def test_a_path_below_mnt_data_is_taken(session: Session, name: str) -> None:
+async def test_a_path_under_mnt_data_is_accepted(session: Session, name: str) -> None:
     await session.upload_file(name, "a,b")
     assert (await session.run(WALK)).text == "['/mnt/data/data.csv']"
     assert await session.download_file(name) == b"a,b"
@@ -37,7 +37,7 @@ async def test_a_path_below_mnt_data_is_taken(session: Session, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-async def test_a_path_elsewhere_is_refused_with_one_to_use(pool: SessionPool, name: str) -> None:
+async def test_a_path_elsewhere_is_refused_with_a_suggestion(pool: SessionPool, name: str) -> None:
     async with PythonTool(pool) as tool:
         said = await tool.execute_python_with_files("1", {"first.csv": "a", name: "a,b"})
         assert "'/mnt/data/data.csv'" in said
@@ -45,7 +45,7 @@ async def test_a_path_elsewhere_is_refused_with_one_to_use(pool: SessionPool, na
         assert await tool.execute_python(WALK) == "[]"
 
 
-async def test_folders_are_held_to_the_same(session: Session, http: httpx.AsyncClient) -> None:
+async def test_folders_follow_the_same_rules(session: Session, http: httpx.AsyncClient) -> None:
     await session.upload_file("folder/data.csv", "a,b")
     for folder in ("folder", "/mnt/data/folder", "/mnt/data/folder/", "./folder"):
         assert [file.name for file in await session.list_files(folder)] == ["data.csv"]
@@ -56,7 +56,7 @@ async def test_folders_are_held_to_the_same(session: Session, http: httpx.AsyncC
 
 
 @pytest.mark.parametrize("folder", ["/tmp", "/mnt/database", "/mnt/data/..", "/mnt"])
-async def test_the_server_moves_no_path_either(http: httpx.AsyncClient, folder: str) -> None:
+async def test_the_server_redirects_no_path_either(http: httpx.AsyncClient, folder: str) -> None:
     answers = [
         await http.post("/files", params={"path": folder}, files={"file": ("data.csv", b"a,b")}),
         await http.get("/files", params={"path": folder}),
@@ -69,7 +69,7 @@ async def test_the_server_moves_no_path_either(http: httpx.AsyncClient, folder: 
 
 
 @given(st.lists(st.sampled_from(["/", "mnt", "data", "a", "..", ".", "database"]), max_size=9).map("".join))
-def test_every_path_is_where_posix_says_or_refused(path: str) -> None:
+def test_every_path_resolves_as_in_posix_or_is_refused(path: str) -> None:
     meant = posixpath.normpath(posixpath.join("/mnt/data", path))
     try:
         folder, name = checked_path(path)
@@ -82,5 +82,5 @@ def test_every_path_is_where_posix_says_or_refused(path: str) -> None:
             inside = check(path)
         except (InvalidArgumentError, UnusableNameError):
             continue
-        if meant.strip("/"):  # "/" alone is /mnt/data, as in Azure's API
+        if meant.strip("/"):  # "/" alone means /mnt/data, as in Azure's API
             assert posixpath.normpath(posixpath.join("/mnt/data", inside)) == meant.replace("//", "/")

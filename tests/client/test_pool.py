@@ -1,4 +1,4 @@
-"""Leases on real sessions."""
+"""Test leases on real sessions."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def test_a_named_session_is_the_same_next_time(pool: SessionPool) -> None:
         assert (await session.run("x")).value == 1
 
 
-async def test_an_anonymous_session_is_gone_afterwards(pool: SessionPool) -> None:
+async def test_an_anonymous_session_is_gone_after_its_lease(pool: SessionPool) -> None:
     async with pool.session() as session:
         await session.run("x = 1")
         name = session.session_id
@@ -30,7 +30,7 @@ async def test_an_anonymous_session_is_gone_afterwards(pool: SessionPool) -> Non
         assert (await session.run("'x' in globals()")).value is False
 
 
-async def test_the_verbs_of_the_documentation(pool: SessionPool) -> None:
+async def test_the_documented_methods(pool: SessionPool) -> None:
     session = await pool.get_or_create()
     assert [info.is_active for info in pool.active()] == [True]
     await pool.release(session.session_id)
@@ -42,7 +42,7 @@ async def test_the_verbs_of_the_documentation(pool: SessionPool) -> None:
     await pool.release("alice")
 
 
-async def test_no_more_sessions_are_held_than_allowed() -> None:
+async def test_no_more_sessions_are_leased_than_allowed() -> None:
     async with open_pool(Settings(SessionPool={"MaxConcurrentSessions": 2, "AcquireTimeoutSeconds": 0.05})) as pool:
         async with pool.session("a"), pool.session("b"), pool.session("a"):
             with pytest.raises(PoolTimeoutError, match="2 of 2 are held"):
@@ -51,7 +51,7 @@ async def test_no_more_sessions_are_held_than_allowed() -> None:
             assert repr(pool) == "<SessionPool 2 of 2 leased, 0 waiting>"
 
 
-async def test_terminate_frees_the_place_of_a_session_and_forgets_it() -> None:
+async def test_terminate_frees_the_place_of_a_session_and_deletes_its_state() -> None:
     async with open_pool(Settings(SessionPool={"MaxConcurrentSessions": 2, "AcquireTimeoutSeconds": 5})) as pool:
         for name in (None, "alice"):
             session = await pool.get_or_create(name)
@@ -63,7 +63,7 @@ async def test_terminate_frees_the_place_of_a_session_and_forgets_it() -> None:
         assert [info.session_id for info in pool.active()] == [third.session_id]
 
 
-async def test_terminate_ends_what_a_caller_began_after_its_lease_was_terminated(interpreter: CodeInterpreter) -> None:
+async def test_terminate_ends_a_session_recreated_by_a_terminated_lease(interpreter: CodeInterpreter) -> None:
     async with SessionPool(interpreter) as pool:
         alice = await pool.get_or_create("alice")
         await alice.run("x = 1")
@@ -73,10 +73,10 @@ async def test_terminate_ends_what_a_caller_began_after_its_lease_was_terminated
         result = await alice.run("'x' in globals()")
         assert (result.value, str(result.state)) == (False, "lost: terminated")
         await interpreter.delete_session("alice")
-    await pool.terminate("alice")  # of a closed pool, there is none
+    await pool.terminate("alice")  # a closed pool has none
 
 
-async def test_terminate_gives_the_place_to_the_next_in_the_queue() -> None:
+async def test_terminate_gives_the_place_to_the_next_waiter() -> None:
     async with open_pool(max_concurrent_sessions=1) as pool:
         await pool.get_or_create("alice")
         waiting = asyncio.create_task(pool.get_or_create("bob"))
@@ -85,7 +85,7 @@ async def test_terminate_gives_the_place_to_the_next_in_the_queue() -> None:
         assert (await (await waiting).run("6 * 7")).value == 42
 
 
-async def test_the_block_of_a_terminated_session_ends_what_it_began_since_and_nothing_of_others(interpreter: CodeInterpreter) -> None:
+async def test_the_block_of_a_terminated_session_ends_only_what_it_started_since(interpreter: CodeInterpreter) -> None:
     async with SessionPool(interpreter) as pool:
         async with pool.session("alice") as session, pool.session() as anonymous:
             for one in (session, anonymous):
@@ -100,7 +100,7 @@ async def test_the_block_of_a_terminated_session_ends_what_it_began_since_and_no
         assert repr(pool) == "<SessionPool 1 of 10 leased, 0 waiting>"
 
 
-async def test_who_waits_gets_the_next_free_session() -> None:
+async def test_a_waiter_gets_the_next_free_session() -> None:
     async with open_pool(max_concurrent_sessions=1) as pool:
         first = await pool.get_or_create("a")
         waiting = asyncio.create_task(pool.get_or_create("b"))
@@ -123,7 +123,7 @@ async def test_a_cancelled_waiter_leaves_the_counts_right() -> None:
             pass
 
 
-async def test_an_idle_session_ends_and_its_owner_is_told() -> None:
+async def test_an_idle_session_ends_and_the_loss_is_reported_to_its_owner() -> None:
     async with open_pool(Settings(SessionTimeoutMinutes=0.2 / 60)) as pool:
         async with pool.session("alice") as session:
             await session.run("x = 1")
@@ -136,7 +136,7 @@ async def test_an_idle_session_ends_and_its_owner_is_told() -> None:
             assert str((await session.run("1")).state) == "kept"
 
 
-async def test_whoever_used_the_new_session_without_a_cell_leaves_its_owner_to_be_told() -> None:
+async def test_a_use_without_a_cell_leaves_the_loss_to_be_reported_to_the_owner() -> None:
     async with open_pool(Settings(SessionTimeoutMinutes=0.2 / 60)) as pool:
         async with pool.session("alice") as session:
             await session.run("x = 1")
@@ -148,10 +148,10 @@ async def test_whoever_used_the_new_session_without_a_cell_leaves_its_owner_to_b
             await session.list_files()
             assert str((await again.run("1")).state) == "lost: expired"
             assert str((await again.run("1")).state) == "kept"
-            assert str((await session.run("1")).state) == "lost: expired"  # each caller is told once
+            assert str((await session.run("1")).state) == "lost: expired"  # reported to each caller once
 
 
-async def test_a_name_used_again_while_its_session_ends_gets_a_whole_one() -> None:
+async def test_a_name_used_again_while_its_session_ends_gets_a_complete_session() -> None:
     async with open_pool(Settings(SessionTimeoutMinutes=0.05 / 60)) as pool:
         for _ in range(5):
             async with pool.session("alice") as session:
@@ -163,7 +163,7 @@ async def test_a_name_used_again_while_its_session_ends_gets_a_whole_one() -> No
                 assert (await session.run("'x' in globals()")).value is False
 
 
-async def test_a_closed_pool_gives_no_session() -> None:
+async def test_a_closed_pool_returns_no_session() -> None:
     async with open_pool() as pool:
         pass
     with pytest.raises(PoolClosedError):
@@ -179,12 +179,12 @@ async def test_closing_the_pool_ends_its_sessions_at_the_service(interpreter: Co
     assert await interpreter.list_sessions() == []
 
 
-async def test_names_are_not_shown(pool: SessionPool) -> None:
+async def test_names_are_not_shown_in_the_repr(pool: SessionPool) -> None:
     async with pool.session("a-secret-name") as session:
         assert "a-secret-name" not in repr(session) + repr(pool)
 
 
-async def test_no_log_holds_a_name_a_cell_or_a_file(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_log_contains_a_name_a_cell_or_a_file(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG"):
         async with open_pool() as pool, pool.session("the-secret-name") as session:
             await session.upload_file("data.txt", "the-secret-content")
@@ -194,7 +194,7 @@ async def test_no_log_holds_a_name_a_cell_or_a_file(caplog: pytest.LogCaptureFix
     assert "the-secret" not in caplog.text
 
 
-async def test_who_waits_when_the_pool_is_closed_is_told() -> None:
+async def test_a_waiter_gets_an_error_when_the_pool_is_closed() -> None:
     async with open_pool(max_concurrent_sessions=1) as pool:
         await pool.get_or_create("a")
         waiting = asyncio.create_task(pool.get_or_create("b"))
@@ -204,7 +204,7 @@ async def test_who_waits_when_the_pool_is_closed_is_told() -> None:
 
 
 @pytest.mark.parametrize("session_id", ["", 5, "名前"])
-async def test_a_name_that_is_none_is_refused(pool: SessionPool, session_id: object) -> None:
+async def test_an_invalid_name_is_refused(pool: SessionPool, session_id: object) -> None:
     with pytest.raises(InvalidArgumentError):
         await pool.get_or_create(session_id)  # type: ignore[arg-type]
     assert pool.active() == []
@@ -219,7 +219,7 @@ async def test_as_many_sessions_as_are_allowed_live_at_once() -> None:
         assert (await sessions[0].run("x")).value == 0
 
 
-async def test_events_are_told_as_they_happen() -> None:
+async def test_events_are_reported_as_they_happen() -> None:
     events = []
     async with open_pool(Settings(SessionTimeoutMinutes=0.1 / 60), on_event=events.append) as pool:
         async with pool.session("alice"):
@@ -230,7 +230,7 @@ async def test_events_are_told_as_they_happen() -> None:
     assert [event.kind for event in events] == ["leased", "released", "expired", "leased", "terminated"]
 
 
-async def test_a_time_out_says_who_holds_what_by_hash() -> None:
+async def test_a_timeout_names_leased_sessions_by_their_hash() -> None:
     async with (
         open_pool(Settings(SessionPool={"MaxConcurrentSessions": 1, "AcquireTimeoutSeconds": 0.05})) as pool,
         pool.session("secret-name"),
@@ -240,7 +240,7 @@ async def test_a_time_out_says_who_holds_what_by_hash() -> None:
         assert "secret-name" not in str(raised.value)
 
 
-def test_a_pool_in_another_event_loop_says_so() -> None:
+def test_a_pool_used_in_another_event_loop_raises_a_clear_error() -> None:
     async def use(pool: SessionPool) -> None:
         async with pool.session() as session:
             await session.run("1")
@@ -255,7 +255,7 @@ def test_a_pool_in_another_event_loop_says_so() -> None:
     loop.close()
 
 
-def test_a_forgotten_pool_says_where_it_was_made() -> None:
+def test_a_pool_that_was_not_closed_warns_with_its_place_of_creation() -> None:
     async def forget() -> None:
         async with open_interpreter() as interpreter:
             pool = SessionPool(interpreter)
@@ -273,7 +273,7 @@ def test_a_forgotten_pool_says_where_it_was_made() -> None:
 LIGHT = Policy(preload=(), spares=0)
 
 
-async def test_the_embedded_server_has_room_for_all_that_the_pool_keeps() -> None:
+async def test_the_embedded_server_has_room_for_all_sessions_of_the_pool() -> None:
     async with open_pool(policy=LIGHT) as pool:
         for number in range(22):
             async with pool.session(f"talk {number}") as session:
@@ -284,7 +284,7 @@ async def test_the_embedded_server_has_room_for_all_that_the_pool_keeps() -> Non
         assert (result.value, str(result.state)) == (0, "kept")
 
 
-async def test_a_full_server_refuses_and_ends_nobodys_session() -> None:
+async def test_a_full_server_refuses_a_session_and_ends_none() -> None:
     settings = Settings(MaxConcurrentSessions=1, SessionsHttpClient={"PatienceSeconds": 0})
     async with open_pool(settings, policy=LIGHT) as pool:
         async with pool.session("first") as session:
@@ -302,7 +302,7 @@ async def test_a_full_server_refuses_and_ends_nobodys_session() -> None:
             assert (await session.run("x")).value == 1
 
 
-async def test_a_branch_closes_after_its_session_and_its_pool() -> None:
+async def test_a_branch_can_be_closed_after_its_session_and_its_pool() -> None:
     async with open_pool(policy=LIGHT) as pool, pool.session() as session:
         one, other = await session.branch(2)
         await pool._interpreter.delete_session(one.session_id)

@@ -1,4 +1,4 @@
-"""Sessions written down as notebooks and scripts, and done again."""
+"""Test sessions that are saved as notebooks and scripts, and replayed."""
 
 import base64
 import json
@@ -45,7 +45,7 @@ async def again(pool: SessionPool, source: object) -> str:
 
 @pytest.mark.slow
 @pytest.mark.preloaded
-async def test_a_notebook_is_valid_and_comes_out_the_same_in_a_fresh_session(pool: SessionPool, session: Session, tmp_path: Path) -> None:
+async def test_a_notebook_is_valid_and_replays_identically_in_a_fresh_session(pool: SessionPool, session: Session, tmp_path: Path) -> None:
     written = await recorded(session, *STEADY)
     nbformat.validate(nbformat.from_dict(written))
     session.write_notebook(tmp_path / "a.ipynb")
@@ -59,7 +59,7 @@ async def test_a_notebook_is_valid_and_comes_out_the_same_in_a_fresh_session(poo
 @pytest.mark.slow
 @pytest.mark.parametrize("endpoint", ["plain", pytest.param("tls", marks=pytest.mark.long)])
 @pytest.mark.preloaded
-async def test_a_notebook_goes_to_another_endpoint_and_back(pool: SessionPool, session: Session, endpoint: str, tmp_path: Path) -> None:
+async def test_a_notebook_replays_at_another_endpoint_and_back(pool: SessionPool, session: Session, endpoint: str, tmp_path: Path) -> None:
     there = await recorded(session, FIGURE, "figure = 1\nprint('out')", "[1, 2]", "1 / 0", "import warnings; warnings.warn('careful')")
     with settings_of(endpoint, tmp_path) as settings, pytest.MonkeyPatch.context() as patch:
         if endpoint == "tls":
@@ -71,7 +71,7 @@ async def test_a_notebook_goes_to_another_endpoint_and_back(pool: SessionPool, s
     assert await again(pool, back) == "5 of 5 cells came out the same"
 
 
-async def test_a_cell_that_draws_a_number_comes_out_differently_and_is_named(pool: SessionPool, session: Session) -> None:
+async def test_a_cell_that_draws_a_random_number_differs_and_is_named(pool: SessionPool, session: Session) -> None:
     written = await recorded(session, "1", "import random; random.random()", "1 / (random.random() > 2)", "2")
     lines = (await again(pool, written)).splitlines()
     assert lines[0] == "3 of 4 cells came out the same"
@@ -90,7 +90,7 @@ async def test_a_cell_that_draws_a_number_comes_out_differently_and_is_named(poo
         ("1 / 0", "1", "cell 1: error differs; shown was [], is ['1']; error was 'ZeroDivisionError: division by zero', is None"),
     ],
 )
-async def test_what_differs_is_told(pool: SessionPool, session: Session, before: str, after: str, said: str) -> None:
+async def test_differences_are_reported(pool: SessionPool, session: Session, before: str, after: str, said: str) -> None:
     await session.run(before)
     written = session.to_notebook()
     written["cells"][0]["source"] = after
@@ -99,7 +99,7 @@ async def test_what_differs_is_told(pool: SessionPool, session: Session, before:
 
 @pytest.mark.slow
 @pytest.mark.preloaded
-async def test_of_an_image_its_size_counts(pool: SessionPool, session: Session) -> None:
+async def test_images_are_compared_by_size(pool: SessionPool, session: Session) -> None:
     await session.run("import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)); plt.plot([1, 2])")
     written = session.to_notebook()
     written["cells"][0]["source"] = "import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1)); plt.plot([2, 1])"
@@ -108,7 +108,7 @@ async def test_of_an_image_its_size_counts(pool: SessionPool, session: Session) 
     assert "output differs" in await again(pool, written)
 
 
-async def test_resets_and_deletions_are_done_again(pool: SessionPool, session: Session) -> None:
+async def test_resets_and_deletions_are_replayed(pool: SessionPool, session: Session) -> None:
     await session.upload_file("a.txt", "a")
     await session.run("x = 1")
     await session.reset()
@@ -119,7 +119,7 @@ async def test_resets_and_deletions_are_done_again(pool: SessionPool, session: S
     assert await again(pool, session.to_notebook()) == "3 of 3 cells came out the same"
 
 
-async def test_a_file_that_is_too_large_is_named_and_not_held(pool: SessionPool, session: Session, tmp_path: Path) -> None:
+async def test_a_file_that_is_too_large_is_named_and_not_saved(pool: SessionPool, session: Session, tmp_path: Path) -> None:
     (tmp_path / "large.bin").write_bytes(b"x" * (5 << 20))
     await session.upload_file("large.bin", tmp_path / "large.bin")
     await session.upload_file("small.bin", b"x")
@@ -140,14 +140,14 @@ async def test_a_file_that_was_tampered_with_is_not_restored(pool: SessionPool, 
         assert (report.same, report.missing, await fresh.list_files()) == (False, ("a.txt, which the notebook does not hold",), [])
 
 
-async def test_cells_that_are_followed_are_in_the_history(session: Session) -> None:
+async def test_streamed_cells_are_in_the_history(session: Session) -> None:
     async for _ in session.stream("print(1)"):
         pass
     await (await session.start("2")).wait()
     assert [(cell.code, cell.result.output) for cell in session.history.cells] == [("print(1)", "1\n"), ("2", "2")]
 
 
-async def test_the_history_holds_what_ran_and_lets_go_of_the_oldest(session: Session) -> None:
+async def test_the_history_holds_what_ran_and_drops_the_oldest(session: Session) -> None:
     for number in range(999):
         session.history.note(Ran(str(number)))
     for code in ("first", "second", "third"):
@@ -165,7 +165,7 @@ async def test_the_history_is_bounded_in_bytes() -> None:
     assert len(kept) == 8
 
 
-async def test_a_script_has_the_cells_without_what_only_ipython_knows(session: Session, tmp_path: Path) -> None:
+async def test_a_script_has_the_cells_without_ipython_syntax(session: Session, tmp_path: Path) -> None:
     await recorded(session, "x = 1", "%pwd", "%%bash\necho hello", "files = !ls\ny = 2", "len?")
     session.write_script(tmp_path / "a.py")
     text = (tmp_path / "a.py").read_text()
@@ -180,12 +180,12 @@ async def test_a_script_has_the_cells_without_what_only_ipython_knows(session: S
     compile(text, "a.py", "exec")
 
 
-async def test_a_notebook_of_other_peoples_is_replayed(session: Session) -> None:
+async def test_a_notebook_of_another_program_is_replayed(session: Session) -> None:
     other = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("1 + 1")])
     assert str(await replay(other, session)).splitlines()[1] == "cell 1: output differs; shown was [], is ['2']"
 
 
-async def test_where_the_session_cannot_be_reached_the_rest_is_not_run() -> None:
+async def test_a_replay_stops_when_the_session_cannot_be_reached() -> None:
     async with open_pool() as pool, pool.session() as session:
         written = await recorded(session, "1", "2")
         gone = await pool.get_or_create()
@@ -193,7 +193,7 @@ async def test_where_the_session_cannot_be_reached_the_rest_is_not_run() -> None
     assert [cell.verdict for cell in report.cells] == ["not run", "not run"]
 
 
-async def test_what_cannot_be_installed_is_told_and_the_cells_are_run(session: Session) -> None:
+async def test_a_failed_install_is_reported_and_the_cells_are_run(session: Session) -> None:
     session.history.note(Installed(("no-package-of-that-name-anywhere",)))
     session.history.note(Ran("1"))
     written = session.to_notebook()
@@ -204,7 +204,7 @@ async def test_what_cannot_be_installed_is_told_and_the_cells_are_run(session: S
 
 
 @pytest.mark.slow
-async def test_what_the_session_went_back_from_is_not_in_the_history(pool: SessionPool, session: Session) -> None:
+async def test_cells_undone_by_a_rollback_are_not_in_the_history(pool: SessionPool, session: Session) -> None:
     await session.run("x = 1")
     await session.checkpoint()
     await session.run("x = 2")
@@ -225,7 +225,7 @@ async def test_a_cell_that_was_rolled_back_is_not_run_again(pool: SessionPool, s
     assert await again(pool, session.to_notebook()) == "3 of 3 cells came out the same"
 
 
-async def test_code_that_is_not_well_formed_can_be_written_down(session: Session, tmp_path: Path) -> None:
+async def test_malformed_code_can_be_saved(session: Session, tmp_path: Path) -> None:
     await session.run("'\ud800'")
     session.write_notebook(tmp_path / "a.ipynb")
     session.write_script(tmp_path / "a.py")
@@ -269,13 +269,13 @@ def upload(path: str, attachments: object = None) -> dict[str, object]:
         with_cell(cell_type="markdown", source="", metadata={"aca_sessions": {"install": ["--index-url=http://example.org"]}}),
     ],
 )
-def test_what_is_no_notebook_is_refused(source: object) -> None:
+def test_a_file_that_is_not_a_notebook_is_refused(source: object) -> None:
     with pytest.raises(InvalidArgumentError):
         notebook.read_notebook(source)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]"])
-def test_a_file_that_is_no_notebook_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+def test_a_refused_notebook_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.ipynb").write_bytes(content)
     with pytest.raises(InvalidArgumentError):
         notebook.read_notebook(tmp_path / "a.ipynb")

@@ -1,4 +1,4 @@
-"""Code comes out of fences, and nothing else is touched."""
+"""Test that code is taken out of fences and not changed otherwise."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aca_sessions.client.sanitize import sanitize
 
-# What a fence is, as one expression; it is right, and takes quadratic time.
+# A fence as one regular expression: correct, but it takes quadratic time.
 FENCED = re.compile(r"\A\s*(?P<fence>`{3,}|~{3,})[ \t]*[\w+.-]*[ \t]*\n(?P<code>.*?)\n?[ \t]*(?P=fence)\s*\Z", re.DOTALL)
 QUOTED = re.compile(r"\A\s*`(?P<code>[^`\n]+)`\s*\Z")
 PIECES = ["```", "~~~", "`", "~", " ", "\t", "\n", "\r\n", "\x0b", "\u2028", "py", "x=1", "-", "\ufeff"]
@@ -116,7 +116,7 @@ def test_an_inner_fence_survives_a_longer_outer_one() -> None:
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=14))
-def test_it_takes_out_what_one_expression_says(pieces: list[str]) -> None:
+def test_sanitizing_agrees_with_the_regular_expression(pieces: list[str]) -> None:
     code = "".join(pieces)
     text = code.removeprefix("\ufeff").replace("\r\n", "\n")
     fenced, quoted = FENCED.match(text), QUOTED.match(text)
@@ -138,7 +138,7 @@ def is_python(code: str) -> bool:
 
 
 @given(st.lists(st.sampled_from(PYTHON), max_size=12).map("".join).filter(is_python))
-def test_no_python_is_changed_but_for_a_first_line_without_effect(code: str) -> None:
+def test_python_is_unchanged_but_for_a_first_line_without_effect(code: str) -> None:
     sanitized = sanitize(code)
     if sanitized != code:
         first, *rest = ast.parse(code).body
@@ -149,7 +149,7 @@ def test_no_python_is_changed_but_for_a_first_line_without_effect(code: str) -> 
         assert [ast.dump(one) for one in ast.parse(sanitized).body] == [ast.dump(one) for one in rest]
 
 
-def test_no_module_of_pythons_library_is_changed() -> None:
+def test_no_module_of_the_standard_library_is_changed() -> None:
     folder = Path(sysconfig.get_path("stdlib"))
     sources = [path.read_text(encoding="utf-8", errors="ignore") for path in (*folder.glob("*.py"), *folder.glob("*/*.py"))]
     assert len(sources) > 100
@@ -158,6 +158,6 @@ def test_no_module_of_pythons_library_is_changed() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("text", LONG)
-def test_a_long_text_takes_no_more_than_one_look(text: str) -> None:
+def test_a_long_text_takes_linear_time(text: str) -> None:
     code = f"from aca_sessions.client.sanitize import sanitize; n = 1_000_000; text = {text}; assert sanitize(text).strip() in text"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)  # in quadratic time it would be hours

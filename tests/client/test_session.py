@@ -1,4 +1,4 @@
-"""One leased session, at an endpoint that tells more than Azure does."""
+"""Test one leased session, at an endpoint with extensions."""
 
 import asyncio
 from contextlib import aclosing
@@ -38,7 +38,7 @@ async def test_reset_ends_what_cells_left_running(session: Session) -> None:
     assert (await session.run(counted)).value == 2
 
 
-async def test_a_busy_session_is_not_responsive_and_its_cell_goes_on(session: Session) -> None:
+async def test_a_busy_session_is_not_responsive_and_its_cell_continues(session: Session) -> None:
     busy = await session.start("import os, time; print('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n'done'")
     async with aclosing(busy.events()) as events:
         await anext(events)
@@ -48,7 +48,7 @@ async def test_a_busy_session_is_not_responsive_and_its_cell_goes_on(session: Se
     assert (await session.health()).responsive
 
 
-async def test_what_cannot_be_answered_says_why(pool: SessionPool) -> None:
+async def test_an_unsupported_operation_raises_the_reason(pool: SessionPool) -> None:
     async with pool.session() as session:
         await session.run("import builtins; builtins.exec = None")
         with pytest.raises(ExecutionError, match="TypeError"):

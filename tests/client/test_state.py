@@ -1,4 +1,4 @@
-"""What results say of a session's state, against what is really in it."""
+"""Compare what results report of a session's state with what is really in it."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from aca_sessions.sandbox.policy import Limits, Together
 
 from ..conftest import mostly_long, until
 
-# The interpreter ends once it waits for the next cell, however long that takes.
+# The interpreter ends while it waits for the next cell, however long that takes.
 DIES_LATER = """import os, sys, threading, time
 def end_later():
     while sys._current_frames()[threading.main_thread().ident].f_code.co_name != '_read':
@@ -85,7 +85,7 @@ async def test_a_model_reads_that_its_cancelled_call_lost_the_variables(pool: Se
 
 
 @pytest.mark.parametrize("ask", ["variables", "health", "packages", "list_files", "checkpoints"])
-async def test_a_loss_that_something_else_hears_of_is_still_the_users_to_read(session: Session, ask: str) -> None:
+async def test_a_loss_that_another_operation_notices_is_still_reported_to_the_user(session: Session, ask: str) -> None:
     await session.run(f"x = 1; {DIES_LATER}")
     await dead(session)
     await getattr(session, ask)()
@@ -93,7 +93,7 @@ async def test_a_loss_that_something_else_hears_of_is_still_the_users_to_read(se
     assert (result.value, str(result.state)) == (False, "lost: exit")
 
 
-async def test_a_fall_back_that_only_an_own_cell_heard_of_is_reported(session: Session) -> None:
+async def test_a_fallback_that_only_an_own_cell_noticed_is_reported(session: Session) -> None:
     await session.run("x = 1")
     await session.checkpoint()
     await session.run(f"x = 2; {DIES_LATER}")
@@ -103,7 +103,7 @@ async def test_a_fall_back_that_only_an_own_cell_heard_of_is_reported(session: S
     assert (result.value, str(result.state)) == (1, "rolled_back: exit, to the last checkpoint")
 
 
-async def test_every_caller_of_a_session_is_told(pool: SessionPool) -> None:
+async def test_every_caller_of_a_session_gets_a_loss_reported(pool: SessionPool) -> None:
     async with pool.session("s") as one, pool.session("s") as other:
         await one.run("x = 1")
         await other.run("1")
@@ -112,7 +112,7 @@ async def test_every_caller_of_a_session_is_told(pool: SessionPool) -> None:
         assert str((await one.run("1")).state) == "kept"
 
 
-async def test_a_reset_is_news_to_the_other_callers_alone(pool: SessionPool) -> None:
+async def test_a_reset_is_reported_to_the_other_callers_only(pool: SessionPool) -> None:
     async with pool.session("s") as one, pool.session("s") as other:
         await one.run("x = 1")
         await other.run("1")
@@ -120,7 +120,7 @@ async def test_a_reset_is_news_to_the_other_callers_alone(pool: SessionPool) -> 
         assert [str((await caller.run("1")).state) for caller in (one, other)] == ["kept", "lost: reset"]
 
 
-async def test_a_branch_inherits_a_loss_that_its_origin_was_not_told(session: Session) -> None:
+async def test_a_branch_inherits_an_unreported_loss_of_its_origin(session: Session) -> None:
     await session.run(f"x = 1; {DIES_LATER}")
     await dead(session)
     (branch,) = await session.branch()
@@ -128,7 +128,7 @@ async def test_a_branch_inherits_a_loss_that_its_origin_was_not_told(session: Se
         assert [str((await one.run("1")).state) for one in (branch, branch, session)] == ["lost: exit", "kept", "lost: exit"]
 
 
-async def test_a_loss_is_reported_to_a_caller_whose_first_calls_run_beside_anothers(pool: SessionPool) -> None:
+async def test_a_loss_is_reported_to_a_caller_whose_first_calls_run_in_parallel_with_anothers(pool: SessionPool) -> None:
     async with pool.session("s") as one, pool.session("s") as other:
         first, died, second = await asyncio.gather(one.run("x = 1"), other.run("import os; os._exit(1)"), one.run("'x' in globals()"))
         assert (str(first.state), str(died.state)) == ("kept", "lost: exit")
@@ -203,7 +203,7 @@ async def test_a_transactional_cell_whose_checkpoint_is_dead_does_not_claim_a_ro
     assert await has_x(session) == (result.state.variables == "unknown")
 
 
-async def test_a_fall_back_is_not_reported_if_the_checkpoint_is_dead(session: Session) -> None:
+async def test_a_fallback_is_not_reported_if_the_checkpoint_is_dead(session: Session) -> None:
     await session.run("x = 1")
     await session.checkpoint()
     result = await session.run("import os; os.kill(-1, 9); os._exit(1)")
@@ -211,7 +211,7 @@ async def test_a_fall_back_is_not_reported_if_the_checkpoint_is_dead(session: Se
     assert not await has_x(session)
 
 
-async def test_a_model_reads_what_a_fall_back_brought_back(session: Session) -> None:
+async def test_a_model_reads_what_a_fallback_restored(session: Session) -> None:
     await session.run("x = 1; open('a', 'w').write('one')")
     await session.checkpoint()
     result = await session.run("x = 2; open('a', 'w').write('two'); import os; os._exit(3)")
@@ -231,7 +231,7 @@ async def test_names_of_checkpoints_are_not_taken_for_ids(session: Session) -> N
         assert (await session.rollback(str(step))).id == mark.id
 
 
-async def test_a_checkpoint_is_not_taken_for_one_of_another_life_or_of_a_branch(pool: SessionPool) -> None:
+async def test_a_checkpoint_is_not_confused_with_one_of_a_branch_or_of_a_session_recreated(pool: SessionPool) -> None:
     async with pool.session("a") as session:
         await session.run("x = 1")
         first = await session.checkpoint()
@@ -248,7 +248,7 @@ async def test_a_checkpoint_is_not_taken_for_one_of_another_life_or_of_a_branch(
         assert (await session.run("x")).value == 2
 
 
-async def test_the_history_knows_which_cells_a_fall_back_undid(session: Session, pool: SessionPool) -> None:
+async def test_the_history_marks_the_cells_that_a_fallback_undid(session: Session, pool: SessionPool) -> None:
     await session.run("x = 1")
     await session.checkpoint()
     await session.run("x = 100")
@@ -282,7 +282,7 @@ async def test_a_cell_that_is_cancelled_while_a_sibling_runs_never_starts(sessio
         execution = await branch.start("open('ran', 'w').close()")
         server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
         waiting = server._sessions.find(branch.session_id).executions
-        await until(lambda: asyncio.sleep(0, waiting.running is not None))  # it has its own session's turn, and not its family's
+        await until(lambda: asyncio.sleep(0, waiting.running is not None))  # it has the turn of its own session, but not of its family
         await execution.cancel()
         result = await execution.wait()
         assert result.error is not None
@@ -305,7 +305,7 @@ async def test_a_transactional_cell_that_is_cancelled_during_its_checkpoint_neve
 # --- the end of a session, of its server, of its fork server ---
 
 
-async def test_a_cell_whose_session_is_terminated_says_so_and_the_next_is_a_new_session(pool: SessionPool) -> None:
+async def test_a_cell_of_a_terminated_session_reports_it_and_the_next_runs_in_a_new_session(pool: SessionPool) -> None:
     async with pool.session("a") as session:
         await session.run("x = 1; open('f', 'w').close()")
         running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(60)"))
@@ -317,7 +317,7 @@ async def test_a_cell_whose_session_is_terminated_says_so_and_the_next_is_a_new_
         assert (await session.run("'x' in globals(), __import__('os').listdir()")).text == "(False, [])"
 
 
-async def test_a_caller_that_had_no_cell_running_reads_that_its_session_was_terminated(pool: SessionPool) -> None:
+async def test_a_caller_without_a_running_cell_gets_the_termination_of_its_session_reported(pool: SessionPool) -> None:
     async with pool.session("a") as session:
         await session.run("x = 1")
         await pool.terminate("a")
@@ -354,7 +354,7 @@ async def test_a_cell_during_which_the_fork_server_dies_reports_that_the_files_a
         assert str((await session.run("1")).state) == "kept"
 
 
-async def test_a_new_session_that_meets_a_dead_fork_server_starts_another() -> None:
+async def test_a_new_session_that_finds_a_dead_fork_server_starts_another() -> None:
     async with open_pool(policy=OWN_SERVER) as pool:
         async with pool.session() as session:
             await session.run("1")
@@ -373,7 +373,7 @@ async def test_a_session_that_was_opened_but_not_used_survives_its_fork_server()
         assert (result.value, str(result.state)) == (42, "kept")
 
 
-async def test_a_named_session_that_expired_is_reported_to_whoever_leases_it_next() -> None:
+async def test_an_expired_named_session_is_reported_to_its_next_caller() -> None:
     async with open_pool(Settings(SessionTimeoutMinutes=0.1 / 60)) as pool:
         async with pool.session("alice") as session:
             await session.run("x = 1")
@@ -411,7 +411,7 @@ async def test_an_operation_id_never_runs_twice(http: httpx.AsyncClient) -> None
     assert (await run("n", "last")).json()["result"]["executionResult"] == 1
 
 
-async def test_a_result_that_is_not_kept_any_more_is_not_taken_for_a_cell_that_may_not_have_run(session: Session) -> None:
+async def test_an_expired_result_is_not_confused_with_an_unknown_outcome(session: Session) -> None:
     first = await session.start("1")
     await first.wait()
     for _ in range(60):
@@ -485,7 +485,7 @@ async def test_a_branch_whose_call_was_cancelled_is_ended(session: Session, pool
 
 
 class Flaky(httpx.AsyncBaseTransport):
-    """Passes requests on, and answers the next one that contains a text with a gateway's time-out."""
+    """Forward requests, and answer the next one that contains a text with a gateway timeout."""
 
     def __init__(self, app: object) -> None:
         self._inner = httpx.ASGITransport(app)  # type: ignore[arg-type]
@@ -512,7 +512,7 @@ ID = "11111111-1111-4111-8111-111111111111"
 
 
 @pytest.mark.parametrize("version", ["2024-02-02-preview", "2025-10-02-preview"])
-async def test_a_look_at_the_marker_that_was_not_answered_is_no_loss(version: str) -> None:
+async def test_an_unanswered_check_of_the_marker_is_not_a_loss(version: str) -> None:
     async with plain_endpoint(version) as (flaky, interpreter):
         await interpreter.execute(ID, "x = 1")
         flaky.fail = "_aca_sessions_mark"
@@ -594,7 +594,7 @@ VICTIMS = {
 
 @pytest.mark.parametrize("turns", mostly_long([0, 8, 16, 24, 32, 48], 16))
 @pytest.mark.parametrize("victim", VICTIMS)
-async def test_a_rollback_that_is_hit_at_any_step_is_all_or_nothing_or_says_so(victim: str, turns: int) -> None:
+async def test_a_rollback_interrupted_by_a_death_is_all_or_nothing_or_reports_it(victim: str, turns: int) -> None:
     async with open_pool(policy=OWN_SERVER) as pool, pool.session() as session:
         await session.run("x = 1; open('a', 'w').write('one')")
         checkpoint = await session.checkpoint()
@@ -610,7 +610,7 @@ async def test_a_rollback_that_is_hit_at_any_step_is_all_or_nothing_or_says_so(v
         await asyncio.wait({rolling})
         returned = rolling.exception() is None
         x_then, a_then = (1, "one") if returned else (2, "two")
-        for _ in range(2):  # what dies while the first of these is on its way is reported by the second
+        for _ in range(2):  # a death during the first of these is reported by the second
             result = await session.run(WORLD)
             if result.error is None:
                 break

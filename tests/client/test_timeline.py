@@ -1,4 +1,4 @@
-"""Time travel: checkpoints, going back, branches, cells that leave no trace."""
+"""Test time travel: checkpoints, rollback, branches and transactional cells."""
 
 import asyncio
 import os
@@ -26,14 +26,14 @@ async def world(session: Session) -> str | None:
     return (await session.run(WORLD)).text
 
 
-async def test_going_back_brings_variables_and_files_as_they_were(begun: Session) -> None:
+async def test_a_rollback_restores_variables_and_files(begun: Session) -> None:
     checkpoint = await begun.checkpoint("first")
     await begun.run(FAILING)
     await begun.rollback(checkpoint)
     assert await world(begun) == "(1, ['a'], 'one')"
 
 
-async def test_a_checkpoint_can_be_gone_back_to_again_and_again(begun: Session) -> None:
+async def test_a_checkpoint_can_be_restored_again_and_again(begun: Session) -> None:
     await begun.checkpoint("first")
     for number in range(3):
         await begun.run(f"x = {number}; open('a', 'w').write('x')")
@@ -41,7 +41,7 @@ async def test_a_checkpoint_can_be_gone_back_to_again_and_again(begun: Session) 
         assert await world(begun) == "(1, ['a'], 'one')"
 
 
-async def test_one_can_go_forward_again(begun: Session) -> None:
+async def test_a_rollback_to_a_later_checkpoint_works(begun: Session) -> None:
     await begun.checkpoint("early")
     await begun.run("x = 2")
     await begun.checkpoint("late")
@@ -70,7 +70,7 @@ async def test_checkpoints_are_listed_and_named(begun: Session) -> None:
     assert [(one.id, one.name, one.size) for one in await begun.checkpoints()] == [("1", "first", 3), ("2", None, 3)]
 
 
-async def test_the_oldest_go_first() -> None:
+async def test_the_oldest_checkpoints_are_dropped_first() -> None:
     async with open_pool(policy=Policy(limits=Limits(checkpoints=2), preload=(), spares=0)) as pool, pool.session() as session:
         for name in ("a", "b", "c"):
             await session.checkpoint(name)
@@ -78,26 +78,26 @@ async def test_the_oldest_go_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["", 5, "x" * 257, "\ud800"])
-async def test_what_is_no_name_is_refused(session: Session, name: object) -> None:
+async def test_an_invalid_name_is_refused(session: Session, name: object) -> None:
     for act in (session.checkpoint, session.rollback):
         with pytest.raises(InvalidArgumentError, match="a checkpoint's name"):
             await act(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [0, -1, 65, True, "2", 1.5])
-async def test_branches_are_made_some_at_a_time(session: Session, count: object) -> None:
+async def test_the_number_of_branches_is_bounded(session: Session, count: object) -> None:
     with pytest.raises(InvalidArgumentError, match="1 to 64"):
         await session.branch(count)  # type: ignore[arg-type]
 
 
-async def test_a_checkpoint_that_is_not_there_is_told(begun: Session) -> None:
+async def test_a_missing_checkpoint_is_reported(begun: Session) -> None:
     await begun.checkpoint("first")
     with pytest.raises(SnapshotError, match="no such checkpoint"):
         await begun.rollback("nowhere")
     assert await world(begun) == "(1, ['a'], 'one')"
 
 
-async def test_folders_links_and_modes_come_back(session: Session) -> None:
+async def test_folders_links_and_modes_are_restored(session: Session) -> None:
     await session.run(
         "import os\nos.makedirs('d/e')\nopen('d/e/f', 'w').write('deep')\nos.symlink('d/e/f', 'link')\nos.chmod('d/e/f', 0o640)"
     )
@@ -109,7 +109,7 @@ async def test_folders_links_and_modes_come_back(session: Session) -> None:
     ).text == "('deep', '0o100640', 'd/e/f')"
 
 
-async def test_the_working_folder_stays_where_it_was(session: Session) -> None:
+async def test_the_working_folder_survives_a_rollback(session: Session) -> None:
     await session.run("import os\nos.mkdir('sub'); os.chdir('sub'); open('here', 'w').close()")
     await session.checkpoint()
     await session.run("os.chdir('/')")
@@ -117,7 +117,7 @@ async def test_the_working_folder_stays_where_it_was(session: Session) -> None:
     assert (await session.run("os.getcwd(), os.listdir()")).text == "('/mnt/data/sub', ['here'])"
 
 
-async def test_output_goes_on_coming(begun: Session) -> None:
+async def test_output_still_arrives_after_a_rollback(begun: Session) -> None:
     await begun.checkpoint()
     await begun.rollback()
     result = await begun.run(
@@ -126,7 +126,7 @@ async def test_output_goes_on_coming(begun: Session) -> None:
     assert (result.stdout, result.stderr) == ("out\nchild\nagain\n", "err\n")
 
 
-async def test_awaiting_goes_on_working_on_both_sides(session: Session) -> None:
+async def test_await_still_works_in_both_branches(session: Session) -> None:
     await session.run("import asyncio\nawait asyncio.sleep(0)")
     await session.checkpoint()
     assert (await session.run("await asyncio.sleep(0, 1)")).value == 1
@@ -145,12 +145,12 @@ async def test_awaiting_goes_on_working_on_both_sides(session: Session) -> None:
         ("import os\nos.mkfifo('pipe')", "1 pipes, sockets or devices among the files"),
     ],
 )
-async def test_what_cannot_be_taken_along_is_told(session: Session, code: str, told: str) -> None:
+async def test_what_a_checkpoint_cannot_contain_is_reported(session: Session, code: str, told: str) -> None:
     await session.run(code)
     assert (await session.checkpoint()).left_behind == (told,)
 
 
-async def test_a_session_with_threads_cannot_be_kept(begun: Session) -> None:
+async def test_a_session_with_threads_cannot_be_checkpointed(begun: Session) -> None:
     await begun.run(
         "import threading\nstop = threading.Event()\nworker = threading.Thread(target=stop.wait, name='worker')\nworker.start()"
     )
@@ -160,7 +160,7 @@ async def test_a_session_with_threads_cannot_be_kept(begun: Session) -> None:
     assert (await begun.checkpoint()).id == "1"
 
 
-async def test_more_files_than_a_checkpoint_keeps_are_refused() -> None:
+async def test_more_files_than_a_checkpoint_may_hold_are_refused() -> None:
     async with open_pool(policy=Policy(limits=Limits(checkpoint_files=1000), preload=(), spares=0)) as pool, pool.session() as session:
         await session.run("open('big', 'wb').write(bytes(2000))")
         with pytest.raises(SnapshotError, match="the files have"):
@@ -168,24 +168,24 @@ async def test_more_files_than_a_checkpoint_keeps_are_refused() -> None:
         assert (await session.run("1", transactional=True)).error is not None
 
 
-async def test_processes_that_a_cell_left_running_end_when_it_is_undone(begun: Session) -> None:
+async def test_processes_left_by_a_cell_end_when_it_is_undone(begun: Session) -> None:
     await begun.checkpoint()
     await begun.run("import subprocess\nsubprocess.Popen(['sleep', '4321'])\nsubprocess.Popen('(sleep 4321 &)', shell=True).wait()")
     await begun.rollback()
     result = await begun.run("1")
     assert result.processes == ()
     await begun.run("subprocess = __import__('subprocess'); subprocess.Popen(['sleep', '4321'])")
-    await begun.rollback()  # from what is a fork of the checkpoint
+    await begun.rollback()  # in a fork of the checkpoint
     assert (await begun.run("1")).processes == ()
 
 
-async def test_a_cell_that_fails_leaves_no_trace(begun: Session) -> None:
+async def test_a_failed_transactional_cell_leaves_no_trace(begun: Session) -> None:
     result = await begun.run(f"{FAILING}print('seen'); 1 / 0", transactional=True)
     assert (result.stdout, result.error and result.error.name, str(result.state)) == ("seen\n", "ZeroDivisionError", "rolled_back")
     assert await world(begun) == "(1, ['a'], 'one')"
 
 
-async def test_what_was_open_goes_on_after_a_cell_that_failed(session: Session) -> None:
+async def test_open_files_continue_after_a_failed_transactional_cell(session: Session) -> None:
     await session.run("log = open('log', 'w'); log.write('before\\n'); log.flush()")
     await session.run("import sqlite3; db = sqlite3.connect('db'); db.execute('create table t(a)'); db.commit()")
     await session.run("1 / 0", transactional=True)
@@ -194,7 +194,7 @@ async def test_what_was_open_goes_on_after_a_cell_that_failed(session: Session) 
     assert seen.text == "('before\\nafter\\n', (1,))"
 
 
-async def test_a_cell_that_succeeds_is_kept(begun: Session) -> None:
+async def test_a_successful_transactional_cell_is_kept(begun: Session) -> None:
     result = await begun.run("x = 2", transactional=True)
     assert (str(result.state), await begun.checkpoints()) == ("kept", [])
     assert (await begun.run("x")).value == 2
@@ -217,7 +217,7 @@ async def test_a_cell_that_succeeds_is_kept(begun: Session) -> None:
         every=2,
     ),
 )
-async def test_however_a_transactional_cell_ends_its_result_says_so(begun: Session, code: str, state: str, name: str) -> None:
+async def test_a_transactional_cell_reports_how_it_ended(begun: Session, code: str, state: str, name: str) -> None:
     result = await begun.run(f"{FAILING}{code}", timeout=1, transactional=True)
     assert (str(result.state), result.error and result.error.name) == (state, name)
     assert "are lost" not in result.stderr
@@ -225,7 +225,7 @@ async def test_however_a_transactional_cell_ends_its_result_says_so(begun: Sessi
 
 
 @pytest.mark.slow
-async def test_memory_that_ran_out_leaves_no_trace_in_a_transaction() -> None:
+async def test_a_transactional_cell_that_ran_out_of_memory_leaves_no_trace() -> None:
     async with open_pool(policy=Policy(limits=Limits(memory=200 << 20), preload=(), spares=0)) as pool, pool.session() as session:
         await session.run("x = 1; open('a', 'w').write('one')")
         code = "import os\nheld = b'x' * (170 << 20)\nif os.fork() == 0:\n    more = b'x' * (120 << 20)\nos.wait()\nwhile True: pass"
@@ -234,7 +234,7 @@ async def test_memory_that_ran_out_leaves_no_trace_in_a_transaction() -> None:
         assert await world(session) == "(1, ['a'], 'one')"
 
 
-async def test_an_interpreter_that_was_lost_goes_on_from_the_last_checkpoint(begun: Session) -> None:
+async def test_a_lost_interpreter_is_restored_from_the_last_checkpoint(begun: Session) -> None:
     await begun.checkpoint()
     result = await begun.run("x = 2; open('a', 'w').write('two'); import os; os._exit(3)")
     assert str(result.state) == "rolled_back: exit, to the last checkpoint"
@@ -242,7 +242,7 @@ async def test_an_interpreter_that_was_lost_goes_on_from_the_last_checkpoint(beg
     assert await world(begun) == "(1, ['a'], 'two')"
 
 
-async def test_a_loss_between_two_cells_goes_on_from_the_last_checkpoint_and_is_told(begun: Session) -> None:
+async def test_a_loss_between_two_cells_is_restored_from_the_last_checkpoint_and_reported(begun: Session) -> None:
     await begun.checkpoint()
     await begun.run("x = 2; import threading, os; threading.Timer(0.05, os._exit, [1]).start()")
     await asyncio.sleep(0.3)
@@ -250,7 +250,7 @@ async def test_a_loss_between_two_cells_goes_on_from_the_last_checkpoint_and_is_
     assert (result.value, str(result.state)) == (1, "rolled_back: exit, to the last checkpoint")
 
 
-async def test_branches_go_their_own_ways(begun: Session) -> None:
+async def test_branches_diverge(begun: Session) -> None:
     branches = await begun.branch(3)
     for number, branch in enumerate(branches):
         await branch.run(f"x += {10 * number}; open('a', 'w').write('branch {number}')")
@@ -258,7 +258,7 @@ async def test_branches_go_their_own_ways(begun: Session) -> None:
     assert await world(begun) == "(1, ['a'], 'one')"
 
 
-async def test_files_of_branches_are_their_own_from_outside_as_well(begun: Session) -> None:
+async def test_files_of_branches_are_separate_for_the_host_as_well(begun: Session) -> None:
     async with (await begun.branch())[0] as branch:
         await branch.upload_file("b", b"b")
         assert [file.name for file in await begun.list_files()] == ["a"]
@@ -289,7 +289,7 @@ async def test_branches_draw_random_numbers_of_their_own_or_the_same(session: Se
     assert (len({*own}), len({*same})) == (2, 1)
 
 
-async def test_cells_of_a_family_take_turns(begun: Session) -> None:
+async def test_cells_of_a_session_and_its_branches_take_turns(begun: Session) -> None:
     branches = [begun, *await begun.branch(2)]
     code = "for _ in range(50):\n    open('mine', 'a').write(str(x))\nassert {*open('mine').read()} == {str(x)}"
     for number, branch in enumerate(branches):
@@ -298,7 +298,7 @@ async def test_cells_of_a_family_take_turns(begun: Session) -> None:
     assert all(result.success for result in results)
 
 
-async def test_a_search_over_branches_keeps_the_best(begun: Session) -> None:
+async def test_a_search_over_branches_finds_the_best(begun: Session) -> None:
     scores = {}
     for step, branch in zip((3, 7, 5), await begun.branch(3), strict=True):
         result: CodeExecutionResult = await branch.run(f"x = -(({step} - 5) ** 2); x")
@@ -307,7 +307,7 @@ async def test_a_search_over_branches_keeps_the_best(begun: Session) -> None:
     assert max(scores, key=lambda step: scores[step]) == 5
 
 
-async def test_reset_forgets_the_checkpoints(begun: Session) -> None:
+async def test_reset_deletes_the_checkpoints(begun: Session) -> None:
     await begun.checkpoint()
     await begun.reset()
     assert await begun.checkpoints() == []
@@ -319,7 +319,7 @@ async def test_a_branch_needs_a_name_of_its_own(begun: Session) -> None:
 
 
 @pytest.mark.slow
-async def test_an_endpoint_without_time_travel_says_so() -> None:
+async def test_an_endpoint_without_time_travel_reports_it() -> None:
     with Server("--port", "0", "--api-key", "key", "--plain") as server:
         async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, pool.session() as session:
             for act in (session.checkpoint(), session.branch(), session.run("1", transactional=True)):
@@ -329,7 +329,7 @@ async def test_an_endpoint_without_time_travel_says_so() -> None:
 
 @pytest.mark.slow
 @pytest.mark.long
-async def test_a_failing_transactional_cell_over_half_a_gigabyte_leaves_it_alone(session: Session) -> None:
+async def test_a_failed_transactional_cell_with_half_a_gigabyte_leaves_it_unchanged(session: Session) -> None:
     await session.run("import numpy, pandas\nframe = pandas.DataFrame({'a': numpy.ones(62_500_000)})")
     result = await session.run("frame['a'] = 0.0\nframe['b'] = 1.0\n1 / 0", transactional=True)
     assert str(result.state) == "rolled_back"
@@ -348,7 +348,7 @@ async def test_nothing_is_left_of_checkpoints_and_branches() -> None:
         await branch.run("1 / 0", transactional=True)
 
 
-async def test_a_snapshot_that_was_killed_from_outside_is_no_checkpoint_any_more() -> None:
+async def test_a_checkpoint_killed_from_outside_is_no_longer_listed() -> None:
     async with open_pool(policy=Policy(spares=0, preload=())) as pool, pool.session() as session:
         await session.run("x = 1; open('a', 'w').write('one')")
         before = {*descendants(os.getpid())}
