@@ -1,4 +1,4 @@
-"""Clients of Azure's API that nobody here wrote, unmodified, against `aca-sessions serve --tls`: only their URL is changed."""
+"""Test other projects' clients of Azure's API, unmodified, against `aca-sessions serve --tls`. Only their URL is changed."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from aca_sessions.errors import ServiceUnavailableError
 
 from ..surfaces.test_cli import Server
 
-# They leave files and connections open; that is theirs.
+# These clients leave files and connections open.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 PLOT = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()"
 BASE = "/subscriptions/S/resourceGroups/R/sessionPools/P"
@@ -99,14 +99,14 @@ async def test_the_certificate_is_made_once_and_its_key_is_secret(endpoint: str,
     assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_certificate_that_nobody_trusts_is_refused(endpoint: str) -> None:
+async def test_an_untrusted_certificate_is_refused(endpoint: str) -> None:
     with pytest.raises(ServiceUnavailableError) as raised:
         async with open_pool(Settings(Endpoint=endpoint, ApiKey="key")) as pool, pool.session() as session:
             await session.run("1")
     assert raised.value.sent is False
 
 
-async def test_our_own_client_trusts_what_it_is_told_to(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_our_own_client_trusts_a_configured_certificate(endpoint: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
     async with open_pool(Settings(Endpoint=endpoint, ApiKey="key")) as pool, pool.session() as session:
         assert (await session.run("6 * 7")).value == 42
