@@ -1,1 +1,1 @@
-"""Other projects' scripts, as their pages show them."""
+"""Run scripts of other projects as their pages show them."""

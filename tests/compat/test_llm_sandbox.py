@@ -1,4 +1,4 @@
-"""Every example of llm-sandbox's page on interactive sessions runs after a change of its import."""
+"""Run every example of llm-sandbox's page on interactive sessions with only its import changed."""
 
 import dataclasses
 import gc
@@ -34,7 +34,7 @@ def test_quick_start(session: InteractiveSandboxSession) -> None:
     assert session.run("print(f'Result: {value}')").stdout == "Result: 42\n"
 
 
-def test_creating_one_with_keyword_arguments() -> None:
+def test_a_session_from_keyword_arguments() -> None:
     with InteractiveSandboxSession(lang="python", kernel_type="ipython", history_size=200, timeout=300) as session:
         assert session.settings == InteractiveSettings(kernel_type="ipython", history_size=200, timeout=300)
         assert session.run("1").success()
@@ -80,14 +80,14 @@ def test_settings_for_more_memory_and_time(settings: dict[str, Any]) -> None:
         assert session.run("6 * 7").stdout == "42\n"
 
 
-def test_the_language_in_capitals_and_memory_without_a_limit_of_its_own() -> None:
+def test_a_capitalised_language_and_memory_without_a_limit() -> None:
     with InteractiveSandboxSession(lang="PYTHON", max_memory=None) as session:
         assert session.settings.max_memory is None
         assert session.run("6 * 7").stdout == "42\n"
 
 
 @pytest.mark.parametrize("kind", [InteractiveSandboxSession, SandboxSession])
-def test_errors_and_warnings_name_the_class_that_the_user_has(kind: type[InteractiveSandboxSession]) -> None:
+def test_errors_and_warnings_name_the_users_class(kind: type[InteractiveSandboxSession]) -> None:
     with pytest.raises(ACASessionsError, match=f"use 'with {kind.__name__}"):
         kind().run("1")
     with pytest.warns(ResourceWarning, match=f"<{kind.__name__} open> made at {re.escape(__file__)}"):
@@ -111,7 +111,7 @@ def test_every_argument_and_method_is_shown_by_help_and_type_checkers(kind: type
         assert f" {name}(self" in shown
 
 
-def test_both_time_limits_of_llm_sandbox_are_taken() -> None:
+def test_both_time_limits_of_llm_sandbox_are_accepted() -> None:
     InteractiveSandboxSession(execution_timeout=5.0, default_timeout=6.0)
 
 
@@ -131,7 +131,7 @@ def test_magic_commands(session: InteractiveSandboxSession) -> None:
     assert [line.split()[-1] for line in result.stdout.splitlines()] == ["0", ".", "..", "here.txt"]
 
 
-@pytest.mark.long  # timeit looks at the clock for up to ten seconds
+@pytest.mark.long  # timeit measures for up to ten seconds
 def test_a_cell_is_timed(session: InteractiveSandboxSession) -> None:
     result = session.run("""
 %%timeit
@@ -289,14 +289,14 @@ def test_memory_is_limited_as_the_settings_say() -> None:
         assert session.run("print('alive')").stdout == "alive\n"
 
 
-def test_a_cell_ends_at_the_time_of_the_settings_and_the_state_is_kept() -> None:
+def test_a_cell_stops_at_the_timeout_of_the_settings_and_the_state_is_kept() -> None:
     with InteractiveSandboxSession(timeout=2) as session:
         session.run("x = 1")
         assert "TimeoutError" in session.run("while True: pass").stderr
         assert session.run("print(x)").stdout == "1\n"
 
 
-def test_the_one_shot_form_begins_anew_and_keeps_files(tmp_path: Path) -> None:
+def test_the_one_shot_form_starts_afresh_and_keeps_files(tmp_path: Path) -> None:
     with SandboxSession(lang="python") as session:
         session.run("x = 1; open('/sandbox/kept.txt', 'w').write('here')")
         assert "NameError" in session.run("print(x)").stderr
@@ -316,24 +316,24 @@ def test_files_stay_below_the_working_directory(session: InteractiveSandboxSessi
         session.copy_from_runtime("/etc/passwd", str(tmp_path / "x"))
 
 
-def test_commands_run_where_they_are_told(session: InteractiveSandboxSession) -> None:
+def test_commands_run_in_the_given_folder(session: InteractiveSandboxSession) -> None:
     assert session.execute_command("pwd", workdir="/tmp").stdout == "/tmp\n"
     assert session.execute_commands(["mkdir -p d", ("touch f", "d"), "ls d"]).stdout == "f\n"
     assert session.execute_commands(["false", "echo no"]) == ConsoleOutput(exit_code=1, stdout="", stderr="")
 
 
-def test_output_is_told_while_it_comes(session: InteractiveSandboxSession) -> None:
+def test_output_is_passed_on_while_it_is_written(session: InteractiveSandboxSession) -> None:
     seen: list[str] = []
     session.run("print('live')", on_stdout=seen.append)
     assert seen == ["live\n"]
 
 
-def test_what_is_about_containers_says_that_it_has_no_effect() -> None:
+def test_options_about_containers_warn_that_they_have_no_effect() -> None:
     with pytest.warns(UserWarning, match="image, keep_template: sessions run without containers"):
         InteractiveSandboxSession(image="python:3.11", keep_template=True)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     with pytest.raises(NotSupportedError, match="not java"):
         InteractiveSandboxSession(lang="java")
     with pytest.raises(TypeError, match="colour"):
@@ -344,6 +344,6 @@ def test_what_cannot_be_is_refused() -> None:
         InteractiveSandboxSession(kernel_type="xeus")
 
 
-def test_a_result_is_told_as_json(session: InteractiveSandboxSession) -> None:
+def test_a_result_is_serialized_as_json(session: InteractiveSandboxSession) -> None:
     result = session.run("print('a')")
     assert (result.text(), result.to_json()) == ("a\n", '{"exit_code": 0, "stdout": "a\\n", "stderr": ""}')

@@ -1,4 +1,4 @@
-"""Every example of py-code-mode's page about sessions, with another import and nothing else changed but the address that is asked."""
+"""Run every example of py-code-mode's page about sessions with only the import and the requested address changed."""
 
 import http.server
 import inspect
@@ -110,7 +110,7 @@ async def test_a_timeout_ends_the_cell_and_the_next_one_runs_at_once(session: Se
     assert (await session.run("6 * 7")).value == 42
 
 
-async def test_capabilities_are_told(session: Session) -> None:
+async def test_capabilities_are_reported(session: Session) -> None:
     assert {"timeout", "process_isolation", "network_isolation", "reset", "deps_install"} <= session.supported_capabilities()
     assert not session.supports("container_isolation")
 
@@ -120,7 +120,7 @@ async def test_tools_are_listed_and_found(session: Session) -> None:
     assert (await session.search_tools("make HTTP requests"))[0]["name"] == "curl"
 
 
-async def test_skills_are_kept_found_and_called(session: Session, github: str) -> None:
+async def test_skills_are_saved_found_and_called(session: Session, github: str) -> None:
     await session.add_skill(name="fetch_json", source=FETCH, description="Fetch and parse JSON from a URL")
     (listed,) = await session.list_skills()
     assert listed["parameters"] == [{"name": "url", "type": "str", "required": True, "default": None}]
@@ -135,7 +135,7 @@ async def test_skills_are_kept_found_and_called(session: Session, github: str) -
     assert await session.get_skill("fetch_json") is None
 
 
-async def test_artifacts_are_kept(session: Session) -> None:
+async def test_artifacts_are_saved(session: Session) -> None:
     data = {"repos": 42, "stars": 1000}
     await session.save_artifact(name="analysis_results", data=data, description="GitHub analysis results")
     assert await session.load_artifact("analysis_results") == data
@@ -204,14 +204,14 @@ async def test_tools_are_listed_and_found_before_the_start(tmp_path: Path) -> No
     assert (await session.search_tools("make HTTP requests"))[0]["name"] == "curl"
 
 
-async def test_an_error_names_the_class_that_the_user_has(tmp_path: Path) -> None:
+async def test_an_error_names_the_users_class(tmp_path: Path) -> None:
     session = Session(storage=FileStorage(tmp_path))
     with pytest.raises(ACASessionsError, match=r"use 'async with Session\("):
         await session.run("1")
 
 
 @pytest.mark.parametrize("query", ["http get", "download a web page", "fetch GitHub repository data"])
-async def test_a_skill_is_found_by_what_it_is_for(tmp_path: Path, query: str) -> None:
+async def test_a_skill_is_found_by_its_purpose(tmp_path: Path, query: str) -> None:
     session = Session(storage=FileStorage(tmp_path))
     await session.add_skill(name="fetch_json", source=FETCH, description="Fetch and parse JSON from a URL")
     assert [skill["name"] for skill in await session.search_skills(query)] == ["fetch_json"]
