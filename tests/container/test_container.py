@@ -1,4 +1,4 @@
-"""deploy/Dockerfile, built and run by Podman. `make test-containers` runs these: they take minutes, root, and Debian's packages."""
+"""Build deploy/Dockerfile and run it with Podman. `make test-containers` runs these tests: they need minutes, root and Debian packages."""
 
 import asyncio
 import contextlib
@@ -30,13 +30,13 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or not all(map(shutil.which, NEEDED)), reason="needs root; sudo apt install podman buildah runc"),
 ]
 BASE, SERVER, TESTED = (f"localhost/aca-sessions-test-{name}:latest" for name in ("base", "server", "tested"))
-# runc has no right to raise these on every machine.
+# runc may not raise these on every machine.
 LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096")
 OPEN = ("--security-opt", f"seccomp={ROOT}/deploy/seccomp.json", "--security-opt", "unmask=ALL")
 PUBLISHED = ("-p", "127.0.0.1:8080:8080")
 CLOSED = ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--read-only", "--tmpfs=/tmp", "--tmpfs=/home/sessions")
 KEY = "a-key-of-this-test"
-# A session has a process 1 as well: what is asked for by the number of a host's process must not be one of its own.
+# A session has a process 1 as well, so a host process in these tests must have a number that no process of the session has.
 _HIGH_PID = "i=0; while [ $i -lt 400 ]; do (:); i=$((i+1)); done"
 
 
@@ -59,13 +59,13 @@ def build(tag: str, dockerfile: Path, context: Path, *arguments: str) -> None:
 
 
 def _as_this_machine_finds_packages() -> list[str]:
-    """pip in the container has the index that pip has here, and the folders and certificates that its settings name."""
+    """Return options that give pip in the container the index of this machine's pip, and the folders and certificates of its settings."""
     told = [line.partition("=")[::2] for line in command(sys.executable, "-m", "pip", "config", "list").stdout.splitlines()]
     settings = {name.rpartition(".")[2]: value.strip("'\"").replace("\\n", " ") for name, value in told}
     conf = Path(os.environ["XDG_CACHE_HOME"], "pip.conf")
     conf.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
     words = [word for value in settings.values() for word in value.split()]
-    # An index of files has its files beside it.
+    # the files of a local index lie beside it
     places = {Path(word.removeprefix("file://")).parent if word.startswith("file://") else Path(word) for word in words}
     shown = [place for place in places if place.is_absolute() and place.exists()]
     return [f"--volume={place}:{place}:ro" for place in shown] + [f"--volume={conf}:/etc/pip.conf:ro"]
@@ -73,7 +73,7 @@ def _as_this_machine_finds_packages() -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def images() -> Iterator[None]:
-    """The container as it is shipped, on Debian's Python and with few packages for sessions; removed again."""
+    """Build the container as it is shipped, on Debian's Python and with few packages for sessions. Remove it afterwards."""
     subprocess.run(["podman", "import", "--quiet", str(root_tar("bookworm")), BASE], check=True, capture_output=True)
     build(SERVER, ROOT / "deploy" / "Dockerfile", ROOT, f"BASE={BASE}", "GUESTS=ipython matplotlib-inline")
     yield
@@ -82,7 +82,7 @@ def images() -> Iterator[None]:
 
 @contextlib.contextmanager
 def serving(flags: Sequence[str] = (*OPEN, *PUBLISHED)) -> Iterator[tuple[str, str]]:
-    """A container that serves on a port of loopback, a free one in the place of 8080: its name and endpoint."""
+    """Run a container that serves on a free port of loopback instead of 8080, and yield its name and endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     name = f"aca-sessions-test-{os.getpid()}"
@@ -119,7 +119,7 @@ def test_isolation_is_full_inside(flags: tuple[str, ...]) -> None:
 
 
 def _as_docker_refuses(folder: Path) -> tuple[str, ...]:
-    """What Docker's default profile refuses to who has no capability, beside its masked /proc."""
+    """Return the system calls that Docker's default profile refuses without capabilities, and its masked /proc."""
     names = ["unshare", "setns", "mount", "umount2", "pivot_root", "sethostname", "mount_setattr", "open_tree", "move_mount"]
     refused: list[dict[str, object]] = [{"names": names, "action": "SCMP_ACT_ERRNO"}]
     refused += [{"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]
@@ -132,7 +132,7 @@ def _as_docker_refuses(folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("missing", ["both", "the profile", "the whole /proc", "both, as in Docker"])
-def test_without_a_flag_one_error_says_which(missing: str, tmp_path: Path) -> None:
+def test_a_missing_flag_is_one_error_that_names_it(missing: str, tmp_path: Path) -> None:
     flags = {
         "both": (),
         "the profile": OPEN[2:],
@@ -148,7 +148,7 @@ def test_without_a_flag_one_error_says_which(missing: str, tmp_path: Path) -> No
     assert "Traceback" not in said
 
 
-async def test_a_session_is_had_by_http_from_outside() -> None:
+async def test_a_session_is_reachable_over_http_from_outside() -> None:
     with serving() as (name, endpoint):
         async with open_pool(Settings(Endpoint=endpoint, ApiKey=KEY)) as pool, pool.session() as session:
             assert (await session.run("x = 20; x + 22")).value == 42
@@ -163,7 +163,7 @@ async def test_a_session_is_had_by_http_from_outside() -> None:
         assert command("podman", "exec", name, "id", "-u").stdout == "10001\n"
 
 
-def test_the_line_of_the_readme_serves() -> None:
+def test_the_command_line_of_the_readme_serves() -> None:
     line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("$ podman run"))
     *flags, image = shlex.split(line.removeprefix("$ podman run "))
     assert image == "aca-sessions"
@@ -172,7 +172,7 @@ def test_the_line_of_the_readme_serves() -> None:
         assert httpx.get(f"{endpoint}/health").json()["status"] == "healthy"
 
 
-async def test_sessions_leave_nothing_behind_in_it() -> None:
+async def test_sessions_leave_nothing_behind_in_the_container() -> None:
     with serving() as (name, endpoint):
         async with open_pool(Settings(Endpoint=endpoint, ApiKey=KEY)) as pool:
             for _ in range(5):
@@ -188,19 +188,21 @@ async def test_sessions_leave_nothing_behind_in_it() -> None:
         assert ") Z " not in states
 
 
-def test_it_ends_when_it_is_told_to() -> None:
+def test_the_container_stops_on_sigterm() -> None:
     with serving() as (name, _):
-        assert command("podman", "stop", "--time", "60", name).returncode == 0  # after that it would be killed, and end with 137
+        assert (
+            command("podman", "stop", "--time", "60", name).returncode == 0
+        )  # after 60 seconds podman would kill it, and it would end with 137
         assert command("podman", "inspect", name, "--format", "{{.State.ExitCode}}").stdout == "0\n"
 
 
-def test_its_health_check_fails_where_nothing_answers() -> None:
+def test_the_health_check_fails_if_nothing_answers() -> None:
     check = json.loads(command("podman", "image", "inspect", SERVER).stdout)[0]["Healthcheck"]["Test"]
     assert check[:2] == ["CMD", "python"]
     assert run("--entrypoint=python", words=tuple(check[2:])).returncode != 0
 
 
-def test_the_hostile_tests_pass_inside_it() -> None:
+def test_the_hostile_tests_pass_inside_the_container() -> None:
     build(TESTED, ROOT / "tests" / "container" / "Dockerfile", ROOT / "tests" / "container", f"BASE={SERVER}")
     told = run(
         *(*OPEN, f"--volume={ROOT}:/checkout:ro", "--workdir=/checkout", "--env=HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis"),
