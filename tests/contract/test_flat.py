@@ -1,4 +1,4 @@
-"""The two halves of 2025-10-02-preview agree with each other and with recorded Azure replies."""
+"""Test that both halves of 2025-10-02-preview agree with each other and with recorded Azure replies."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -80,29 +80,29 @@ def through_json(body: object) -> object:
 
 
 @given(CALLS)
-def test_a_call_arrives_as_it_was_sent(call: ExecutionCall) -> None:
+def test_a_call_survives_encoding_and_decoding(call: ExecutionCall) -> None:
     assert flat.decode_call(through_json(flat.encode_call(call))) == call
 
 
 @given(RESULTS, st.booleans())
-def test_a_rich_result_arrives_as_it_was_sent(result: CodeExecutionResult, asynchronous: bool) -> None:
+def test_a_rich_result_survives_encoding_and_decoding(result: CodeExecutionResult, asynchronous: bool) -> None:
     status = "Succeeded" if result.success else "Failed"
     execution = Execution(id="e", identifier="s", status=status, asynchronous=asynchronous, result=result)
     assert flat.decode_execution(through_json(flat.encode_execution(execution, 10, rich=True))) == execution
 
 
 @given(FILES)
-def test_a_file_arrives_as_it_was_sent(file: RemoteFile) -> None:
+def test_a_file_survives_encoding_and_decoding(file: RemoteFile) -> None:
     assert flat.decode_file(through_json(flat.encode_file(file))) == file
 
 
 @given(MOMENTS)
-def test_a_session_arrives_as_it_was_sent(moment: datetime) -> None:
+def test_a_session_survives_encoding_and_decoding(moment: datetime) -> None:
     session = SessionInfo(session_id="s", created=moment, last_used=moment, expires=moment + timedelta(seconds=300))
     assert flat.decode_session(through_json(flat.encode_session(session))) == session
 
 
-def test_an_execution_that_still_runs_has_no_result() -> None:
+def test_a_running_execution_has_no_result() -> None:
     running = Execution(id="e", identifier="s", status="Running", asynchronous=True)
     assert flat.decode_execution(flat.encode_execution(running, 10, rich=True)) == running
 
@@ -123,7 +123,7 @@ def plain(result: CodeExecutionResult) -> dict:
         (float("nan"), "nan", "nan"),
     ],
 )
-def test_values_without_the_rich_header_are_azures(value: object, text: str | None, on_the_wire: object) -> None:
+def test_values_without_the_rich_header_are_encoded_as_azure_does(value: object, text: str | None, on_the_wire: object) -> None:
     assert plain(CodeExecutionResult(value=value, text=text))["result"]["executionResult"] == on_the_wire
 
 
@@ -135,7 +135,7 @@ def test_a_value_of_none_is_null_and_our_client_reads_both_as_none() -> None:
         assert (result.value, result.text) == (None, None)
 
 
-def test_our_client_reads_what_a_malformed_body_is_answered_with_and_what_older_servers_say() -> None:
+def test_our_client_reads_problems_of_this_and_of_older_servers() -> None:
     error = decode_problem(400, through_json(encode_problem(MalformedBodyError("$", "no JSON at 3"))), {})
     assert isinstance(error, ServiceError)
     assert (error.status_code, "no JSON at 3" in str(error)) == (400, True)
@@ -151,7 +151,7 @@ def test_an_image_is_azures_object() -> None:
     assert body["result"]["executionResult"] == {"type": "image", "format": "png", "base64_data": "iVBO"}
 
 
-def test_without_the_rich_header_nothing_of_ours_is_in_the_body() -> None:
+def test_without_the_rich_header_no_extension_is_in_the_body() -> None:
     body = plain(
         CodeExecutionResult(
             stdout="x" * 5000, state=State(variables="lost", reason="crash"), error=CodeError("InterpreterDied", "m"), stderr="m"
@@ -163,7 +163,7 @@ def test_without_the_rich_header_nothing_of_ours_is_in_the_body() -> None:
     assert len(body["result"]["stdout"]) == 4096
 
 
-def test_a_time_out_is_told_in_azures_words() -> None:
+def test_a_timeout_has_azures_error_text() -> None:
     body = plain(CodeExecutionResult(error=CodeError("TimeoutError", "the cell ran longer")))
     assert body["result"]["stderr"] == "Request timed out waiting for code execution to complete"
     assert flat.decode_execution(body).result.state == NO_REPLY
@@ -179,7 +179,7 @@ def test_a_recorded_execution_is_read() -> None:
     assert (execution.result.stdout, execution.result.value, execution.result.duration) == ("Hello World!\n", None, 0.007)
 
 
-def test_a_recorded_execution_is_what_the_server_would_say() -> None:
+def test_a_recorded_execution_is_what_the_server_would_encode() -> None:
     recorded = golden("execution")
     said = flat.encode_execution(flat.decode_execution(recorded), 4096, rich=False)
     assert said == recorded
@@ -223,7 +223,7 @@ def test_each_error_form_becomes_its_exception(status: int, body: object, kind: 
         assert "Azure ContainerApps Session Executor" in str(error)
 
 
-def test_a_service_may_ask_for_seconds_or_name_a_date() -> None:
+def test_retry_after_may_be_seconds_or_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     assert 3500 < retry_after({"retry-after": later}) <= 3600
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
@@ -231,7 +231,7 @@ def test_a_service_may_ask_for_seconds_or_name_a_date() -> None:
     assert retry_after({}) is None
 
 
-def test_a_problem_arrives_as_it_was_meant() -> None:
+def test_a_problem_survives_encoding_and_decoding() -> None:
     for status in (400, 404, 429):
         problem = ProblemError(status, "Code", "message")
         error = decode_problem(status, encode_problem(problem), {})
