@@ -1,4 +1,4 @@
-"""What the tests share. The product is its own fake: sessions are real, and the server is the emulator."""
+"""Fixtures for all tests. Nothing is mocked: sessions are real, and the server is the emulator."""
 
 import asyncio
 import contextlib
@@ -26,11 +26,11 @@ from aca_sessions.sandbox.policy import MB, Limits
 
 from .without_namespaces import BARE, python_for_everybody
 
-hypothesis.settings.register_profile("no time limit", deadline=None)  # pytest-timeout has one for each test
+hypothesis.settings.register_profile("no time limit", deadline=None)  # pytest-timeout limits each test
 hypothesis.settings.load_profile("no time limit")
 
 ROOT = Path(__file__).parent.parent
-# `ACA_TEST_IMAGE=… pytest tests/hostile` holds the wall around sessions of an image to the same.
+# `ACA_TEST_IMAGE=… pytest tests/hostile` runs the hostile tests in sessions of an image.
 IMAGE = os.environ.get("ACA_TEST_IMAGE")
 COMMAND = [sys.executable, "-m", "aca_sessions.surfaces.cli"]
 
@@ -43,7 +43,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("the minutes of this run are over")
 
 
-# Settings of light sessions: no library preloaded, no spare beside them. With both, a test takes three times the processor time.
+# Settings of light sessions: no library preloaded, no spare kept. With both, a test takes three times the processor time.
 LIGHT = {"ACASessions__Sandbox__Preload": "[]", "ACASessions__Sandbox__Spares": "0"}
 
 
@@ -66,7 +66,7 @@ def _clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """One fork server for the whole run: opening a pool is then a matter of milliseconds."""
+    """Keep one fork server for the whole run, so that opening a pool takes milliseconds."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))  # packages of this run only
     os.environ.update(LIGHT)  # for fixtures that serve a whole module, and start before those of a test
     server = ForkServer.shared(Policy())
@@ -117,21 +117,21 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    """Whatever a test opens, nothing of it is left: no process, no descriptor, no mount."""
+    """Check that everything the test opened is gone: processes, descriptors, mounts and control groups."""
     for server in [*ForkServer._shared.values()]:
         with contextlib.suppress(ACASessionsError):
-            server.wait_until_ready()  # while it starts, its helpers come and go
+            server.wait_until_ready()  # while the server starts, its helpers come and go
     before = settled()
     yield
     gc.collect()
-    deadline = time.monotonic() + 30  # on a busy machine what was ended is gone late, by this test or by the one before it
+    deadline = time.monotonic() + 30  # on a busy machine, what this test or the one before it ended may be gone late
     while more := [now - then for now, then in zip(settled(), before, strict=True) if now > then]:
         if time.monotonic() > deadline:
             pytest.fail(f"{more} more than {before} processes, descriptors, mounts and control groups")
 
 
 def settled() -> tuple[int, int, int, int]:
-    """What is killed is gone a moment later."""
+    """Return the counts once they no longer change: a killed process is gone only a moment later."""
     earlier, now = None, _remains()
     while now != earlier:
         time.sleep(0.05)
@@ -147,7 +147,7 @@ def _remains() -> tuple[int, int, int, int]:
 
 
 async def until(check: Callable[[], Awaitable[object]]) -> None:
-    """Wait until a check holds, but not for ever."""
+    """Wait until a check holds, for at most a minute."""
     async with asyncio.timeout(60):
         while not await check():
             await asyncio.sleep(0.02)
@@ -164,11 +164,11 @@ def mostly_long(cases: Iterable[object], *kept: object, every: int = 0) -> list[
 
 
 def uncharged(parts: Sequence[Part]) -> None:
-    """Charge no session for what is written into a tree that belongs to none."""
+    """Charge no session for files of a tree that belongs to no session."""
 
 
 def descendants(pid: int) -> set[int]:
-    """All processes below one."""
+    """Return all descendants of a process."""
     parents = {}
     for entry in filter(str.isdecimal, os.listdir("/proc")):
         try:
@@ -183,7 +183,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def aca_sessions(*arguments: str, stdin: str = "", **options: object) -> "subprocess.CompletedProcess[str]":
-    """Runs the command line."""
+    """Run the command line."""
     return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False, **options)
 
 
@@ -198,7 +198,7 @@ def public_python() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def bare_policy(public_python: str) -> Iterator[Policy]:
-    """That of sessions without namespaces; their fork server lives as long as the tests of one file."""
+    """A policy without namespaces. Its fork server lives as long as the tests of one file."""
     policy = replace(BARE, python=public_python)
     server = ForkServer.shared(policy)
     server.wait_until_ready()
@@ -208,7 +208,7 @@ def bare_policy(public_python: str) -> Iterator[Policy]:
 
 @pytest.fixture
 async def bare_pool(bare_policy: Policy) -> AsyncIterator[SessionPool]:
-    """Sessions without namespaces."""
+    """A pool of sessions without namespaces."""
     async with open_pool(policy=bare_policy) as opened:
         yield opened
 

@@ -1,7 +1,8 @@
-"""Runs our command line, or a program over our package, in a process that takes itself for another system's.
+"""Run our command line, or a program that uses our package, in a process that pretends to run on another system.
 
-`python -m tests.elsewhere darwin|win32 COMMAND …`, or `… PROGRAM.py`. Other people's libraries know their systems themselves and are
-loaded before. What is ours is loaded after, finds no module that only Unix has, and nothing of the sandbox or the server but plain data.
+`python -m tests.elsewhere darwin|win32 COMMAND …`, or `… PROGRAM.py`. Other projects' libraries detect the system themselves and are loaded
+before. Our package is loaded after. It finds no module that only Unix has, and may load nothing of the sandbox or the server but plain
+data.
 """
 
 import builtins
@@ -33,7 +34,7 @@ def _import_without_unix(
 
 
 def become(platform: str, command: str) -> None:
-    """From here on this process is elsewhere."""
+    """Pretend from here on that this process runs on another system."""
     for name in (*OTHERS, *OTHERS_OF.get(Path(command).name, ())):
         __import__(name)
     sys.platform = platform
@@ -41,7 +42,7 @@ def become(platform: str, command: str) -> None:
 
 
 def loaded_of_the_wall() -> set[str]:
-    """What was loaded of the sandbox and the server that is more than data."""
+    """Return the modules of the sandbox and the server that were loaded and are more than data."""
     own = {name.removeprefix("aca_sessions.sandbox") for name in sys.modules if name.startswith("aca_sessions.sandbox")}
     return (own - PLAIN) | {name for name in sys.modules if name.startswith("aca_sessions.server")}
 

@@ -1,4 +1,4 @@
-"""A server of this process on a port, as `aca-sessions serve` runs it."""
+"""Run a server of this process on a port, as `aca-sessions serve` does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ TARGET = "?api-version=2025-10-02-preview&identifier=a HTTP/1.1\r\nHost: localho
 
 @asynccontextmanager
 async def serving(pace: Pace = PACE, *, tls: tuple[Path, Path] | None = None) -> AsyncIterator[tuple[Server, int]]:
-    """The server, and its port on loopback."""
+    """Yield the server and its port on loopback."""
     started = asyncio.Event()
     hosting = Hosting(api_key="the-key", page=True)
     async with open_server(policy=Policy(preload=(), spares=0), hosting=hosting) as app:
@@ -33,5 +33,5 @@ async def serving(pace: Pace = PACE, *, tls: tuple[Path, Path] | None = None) ->
 
 
 def cell(code: str) -> dict[str, str]:
-    """The body of a request to run a cell."""
+    """Return the body of a request to run a cell."""
     return {"codeInputType": "inline", "executionType": "synchronous", "code": code}

@@ -1,4 +1,4 @@
-"""Root file systems of Debian for tests of images and containers: made once by debootstrap (a minute or two each), then kept."""
+"""Debian root file systems for tests of images and containers: made once by debootstrap (a minute or two each), then kept."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ASKED_FOR = bool(os.environ.get("ACA_TEST_CONTAINERS"))
-# What the newest Debian that has it brings: three versions of Python, and of IPython.
+# Packages of the newest Debian that has each: three versions of Python, and of IPython.
 RECIPES = {
     "bookworm": "python3,python3-venv,util-linux,ipython3",
     "bullseye": "python3,ipython3",
@@ -23,7 +23,7 @@ _KEPT = Path.home() / ".cache" / "aca-sessions-tests"
 
 
 def root_tar(suite: str) -> Path:
-    """The tar of a root; tests that want one take minutes, and are skipped where they were not asked for."""
+    """Return the tar of a root. Tests that need one take minutes and are skipped unless ACA_TEST_CONTAINERS is set."""
     if not ASKED_FOR:
         pytest.skip("make test-containers runs it")
     recipe = RECIPES[suite]
@@ -42,7 +42,7 @@ def root_tar(suite: str) -> Path:
 
 
 def _mirror() -> str:
-    """This machine's own package source."""
+    """Return this machine's own package source."""
     sources = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     text = "\n".join(source.read_text() for source in sources if source.is_file())
     found = re.search(r"^(?:deb|URIs:)\s+(?:\[[^]]*\]\s+)?(https?://\S+/debian)/?(?:\s|$)", text, re.MULTILINE)

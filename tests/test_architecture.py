@@ -1,4 +1,4 @@
-"""The rules of docs/architecture.md, held against the code itself."""
+"""Check the rules of docs/architecture.md against the code."""
 
 import ast
 import subprocess
@@ -39,8 +39,8 @@ MAY_IMPORT = {
     "policies": {"settings", "sandbox", "sandbox.policy", "errors"},
     "connect": {"settings", "policies", "client", "contract", "server", "sandbox", "sandbox.policy", "hosting", "errors", "owner"},
     "surfaces": {"surfaces", "connect", "sandbox.policy", "client", "contract", "hosting", "settings", "models", "rendering", "errors"},
-    "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens where it is given none
-    "agent.cells": {"agent.cells", "sandbox.guest", "sandbox.wire"},  # sent as text, with those that it needs
+    "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens if it is given none
+    "agent.cells": {"agent.cells", "sandbox.guest", "sandbox.wire"},  # sent as text, with the modules that they need
     "compat": {"compat", "surfaces", "agent", "connect", "client", "models", "errors", ""},
 }
 for _row in ("", "surfaces"):
@@ -72,14 +72,14 @@ def module_name(file: Path) -> str:
 
 
 def room(module: str) -> str:
-    """The row of the table that a module belongs to: the longest name that begins it."""
+    """Return the row of the table that a module belongs to: the longest name that begins it."""
     rows = [row for row in MAY_IMPORT if row and (module == row or module.startswith(row + "."))]
     return max(rows, key=len, default="")
 
 
 @cache
 def imports(file: Path) -> list[str]:
-    """Every module that a file imports, wherever in it; ours without the package's name in front of a dot."""
+    """Return every module that a file imports, anywhere in it. Our own start with the name of the package."""
     found = []
     package = ["aca_sessions", *file.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(file.read_text())):
@@ -99,14 +99,14 @@ def own_imports(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_a_module_imports_only_what_its_room_may(file: Path) -> None:
+def test_a_module_imports_only_what_its_row_allows(file: Path) -> None:
     own = room(module_name(file))
     for imported in own_imports(file):
         assert room(imported) in MAY_IMPORT[own] | {own}, f"{module_name(file)} may not import {imported}"
 
 
 @pytest.mark.parametrize("library", ONLY_IN)
-def test_a_library_stays_where_it_belongs(library: str) -> None:
+def test_a_library_is_imported_only_in_its_modules(library: str) -> None:
     users = {module_name(file) for file in FILES for name in imports(file) if name.partition(".")[0] == library}
     assert users <= ONLY_IN[library]
 
@@ -122,16 +122,16 @@ def test_settings_are_read_only_at_the_edges() -> None:
     assert readers <= {"", "connect", "policies", "surfaces"}
 
 
-def test_no_file_is_two_rooms() -> None:
+def test_no_file_is_longer_than_600_lines() -> None:
     assert [file.name for file in FILES if len(file.read_text().splitlines()) > 600] == []
 
 
-def test_no_name_says_nothing() -> None:
+def test_no_module_has_a_meaningless_name() -> None:
     empty = {"utils", "helpers", "common", "base", "types"}
     assert [file.name for file in FILES if file.stem in empty] == []
 
 
-def test_the_tests_use_the_real_thing() -> None:
+def test_the_tests_use_no_mocks() -> None:
     for file in (ROOT / "tests").rglob("*.py"):
         assert "unittest" + ".mock" not in file.read_text(), file.name
 
@@ -151,24 +151,24 @@ def test_every_public_name_can_be_imported() -> None:
         assert getattr(aca_sessions, name).__name__ == name
 
 
-async def test_a_session_finds_nothing_of_the_host_program_loaded(session) -> None:
+async def test_a_session_finds_no_module_of_the_host_program_loaded(session) -> None:
     result = await session.run("import sys; {'httpx', 'pydantic', 'azure', 'starlette', 'semantic_kernel'} & set(sys.modules)")
     assert result.text == "set()"
 
 
-# Files whose functions touch what a guest owns. Whatever they do there starts from a descriptor: a name may lead elsewhere by then.
+# Files whose functions touch what a guest owns. All that they do starts from a descriptor: a path may lead elsewhere by then.
 OF_GUESTS = ("files", "copies", "trees", "contents", "restore")
 BY_NAME = {"chmod", "chown", "lchown", "link", "listdir", "lstat", "makedirs", "mkdir", "mkfifo", "mknod", "open", "readlink", "remove"} | {
     *("removedirs", "rename", "renames", "replace", "rmdir", "scandir", "setxattr", "stat", "statvfs", "symlink", "truncate", "unlink"),
     *("utime", "walk"),
 }
 FROM_A_DESCRIPTOR = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
-DESCRIPTORS = {"descriptor", "inside", "target"}  # what such a function is given in the place of a name
-OWN_ENTRIES = {"entry", "f'/proc/self/fd/{place}'", "f'/proc/{pid}/fd'"}  # entries of /proc, which lead to what is open
+DESCRIPTORS = {"descriptor", "inside", "target"}  # arguments of such functions in the place of a path
+OWN_ENTRIES = {"entry", "f'/proc/self/fd/{place}'", "f'/proc/{pid}/fd'"}  # entries of /proc that lead to what is open
 
 
 @pytest.mark.parametrize("name", OF_GUESTS)
-def test_what_touches_a_guests_files_starts_from_a_descriptor(name: str) -> None:
+def test_code_that_touches_guest_files_starts_from_a_descriptor(name: str) -> None:
     tree = ast.parse((PACKAGE / "sandbox" / f"{name}.py").read_text())
     found = [
         ast.unparse(call)

@@ -1,4 +1,4 @@
-"""HTML of guests in the page of a notebook."""
+"""Test HTML of guests in the page of a notebook."""
 
 import random
 import re
@@ -50,11 +50,11 @@ def inside(html: str) -> str:
         ("", ""),
     ],
 )
-def test_what_runs_or_loads_something_is_left_out(html: str, left: str) -> None:
+def test_elements_that_run_or_load_something_are_removed(html: str, left: str) -> None:
     assert inside(html) == left
 
 
-def test_whatever_comes_in_what_goes_out_is_known_and_balanced() -> None:
+def test_output_is_known_and_balanced_whatever_the_input() -> None:
     generator = random.Random(5)
     for _ in range(3000):
         written = cleaned("x" + "".join(generator.choices(WORDS, k=generator.randint(1, 12))))
@@ -73,7 +73,7 @@ def test_whatever_comes_in_what_goes_out_is_known_and_balanced() -> None:
         assert (end, still_open) == (len(written), [])
 
 
-def test_tables_of_pandas_look_as_they_did() -> None:
+def test_tables_of_pandas_look_as_before() -> None:
     import pandas as pd
 
     frame = pd.DataFrame({"name": ["<b>", "b"], "size": [1, 2]})
@@ -86,7 +86,7 @@ def test_tables_of_pandas_look_as_they_did() -> None:
     assert "T_" not in styled
 
 
-def test_no_depth_and_no_size_is_too_much() -> None:
+def test_any_depth_and_size_is_handled() -> None:
     assert inside("<div>" * 100_000 + "x").count("<div>") == 300
     assert inside("x" + "<b " * 300_000) == "x"
     assert inside("x" + '<p ="' * 300_000 + ">") in ("x", "x<p></p>")
@@ -94,7 +94,7 @@ def test_no_depth_and_no_size_is_too_much() -> None:
     assert inside("x" + "</b>" * 300_000) == "x"
 
 
-def test_the_playground_has_the_same_lists() -> None:
+def test_the_playground_has_the_same_lists_of_allowed_elements() -> None:
     source = (ROOT / "src/aca_sessions/server/playground/clean.js").read_text()
     words = {
         name: set("".join(re.findall(r'"([^"]*)"', text)).split()) for name, text in re.findall(r"const (\w+) = words\(([^)]*)\)", source)

@@ -1,4 +1,4 @@
-"""What lies in deploy/ and needs no container to be held."""
+"""Test the files of deploy/ that need no container."""
 
 import json
 import runpy
@@ -11,7 +11,7 @@ def test_the_seccomp_profile_is_what_its_script_writes() -> None:
     assert json.loads((ROOT / "deploy" / "seccomp.json").read_text()) == script["profile"]()
 
 
-def test_the_seccomp_profile_lets_nothing_load_trace_or_reboot() -> None:
+def test_the_seccomp_profile_allows_no_loading_tracing_or_reboot() -> None:
     profile = json.loads((ROOT / "deploy" / "seccomp.json").read_text())
     allowed = {name for rule in profile["syscalls"] for name in rule["names"]}
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"

@@ -1,4 +1,4 @@
-"""Systems that are not Linux: everything but the embedded sandbox works there, against an Endpoint over TCP."""
+"""Test systems other than Linux: everything but the embedded sandbox works there, with an Endpoint over TCP."""
 
 import ast
 import os
@@ -33,7 +33,7 @@ async def main():
 
 asyncio.run(main())
 """
-# Whoever uses one of these says so here, and does so in a part that other systems do not come to.
+# A module that uses one of these must be listed here, and must use it only in code that other systems do not reach.
 OF_UNIX = {"geteuid", "getuid", "fork", "killpg", "pidfd_open", "sched_getaffinity", "O_CLOEXEC", "AF_UNIX", "SIGKILL", "SIGHUP", "SIGPIPE"}
 WHERE_UNIX_IS_USED = {"surfaces.serving", "agent.tools.command", "agent.storage"}
 
@@ -80,7 +80,7 @@ async def test_the_mcp_server_works_against_an_endpoint(endpoint: dict[str, str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("system", "host"), [("darwin", hosts.MACOS), ("win32", hosts.WINDOWS), ("freebsd14", hosts.NOT_LINUX)])
-def test_the_embedded_default_is_one_error_that_says_what_to_do(system: str, host: Host) -> None:
+def test_the_embedded_default_is_one_error_with_advice(system: str, host: Host) -> None:
     run = on(system, "run", "1")
     assert (run.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 1)
     assert run.stderr.startswith("aca-sessions: the embedded sandbox needs Linux. ")
@@ -89,7 +89,7 @@ def test_the_embedded_default_is_one_error_that_says_what_to_do(system: str, hos
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["doctor", "serve", "mcp"])
-def test_every_command_without_an_endpoint_says_the_same(command: str) -> None:
+def test_every_command_without_an_endpoint_gives_the_same_error(command: str) -> None:
     run = on("win32", command)
     assert run.returncode == 2
     assert "the embedded sandbox needs Linux" in run.stderr.splitlines()[-1]
@@ -97,6 +97,6 @@ def test_every_command_without_an_endpoint_says_the_same(command: str) -> None:
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if not module_name(file).startswith(("sandbox", "server"))], ids=module_name)
-def test_what_only_unix_has_is_used_where_it_is_said(file: Path) -> None:
+def test_unix_modules_are_used_only_where_listed(file: Path) -> None:
     used = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)} & OF_UNIX
     assert not used or module_name(file) in WHERE_UNIX_IS_USED

@@ -1,4 +1,4 @@
-"""A process that is forked from a host program: it is refused at once, closes nothing of its parent's, and holds nothing up."""
+"""Test a process that is forked from a host program: it is refused at once, closes nothing of its parent's, and blocks nothing."""
 
 import subprocess
 import sys
@@ -118,7 +118,7 @@ def run(program: str) -> str:
 def test_a_forked_process_is_refused_and_ends_nothing(program: str) -> None:
     advice = "refused: open another one here, or start processes with multiprocessing's 'spawn'\n"
     text = run(program)
-    assert "was forked" not in text  # what follows the colon is the advice
+    assert "was forked" not in text  # the advice follows the colon
     assert text == 4 * advice + "the child ended with 0\n42\n"
 
 

@@ -1,4 +1,4 @@
-"""docs/hosts.md: each condition that one machine can make is made, and met with the row and the line that the page has for it."""
+"""Test docs/hosts.md: make each condition that one machine can make, and check the row and the line that the page has for it."""
 
 import os
 import re
@@ -36,20 +36,20 @@ REFUSED = [
 
 
 def where(condition: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command line on a host as it is called in tests/conditions.py."""
+    """Run the command line under a condition of tests/conditions.py."""
     command = [sys.executable, "-m", "tests.conditions", condition, *COMMAND, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=os.environ | environment)
 
 
 def doctor_and_run(condition: str) -> "tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]":
-    """Both at the same time."""
+    """Run both at the same time."""
     with ThreadPoolExecutor() as threads:
         doctor, run = threads.submit(where, condition, "doctor"), threads.submit(where, condition, "run", "print('ran')")
         return doctor.result(), run.result()
 
 
 @pytest.mark.parametrize(("condition", "host"), REFUSED)
-def test_a_host_that_cannot_isolate_is_told_its_row_and_line_and_runs_nothing(condition: str, host: Host) -> None:
+def test_a_host_that_cannot_isolate_gets_its_row_and_line_and_runs_nothing(condition: str, host: Host) -> None:
     doctor, run = doctor_and_run(condition)
     assert (doctor.returncode, run.returncode, run.stdout) == (1, 2, "")
     for told in (doctor.stdout, run.stderr):
@@ -57,20 +57,20 @@ def test_a_host_that_cannot_isolate_is_told_its_row_and_line_and_runs_nothing(co
         assert host.row in told.partition(" See ")[2]
 
 
-def test_a_pod_is_told_what_to_write_into_its_spec() -> None:
+def test_a_pod_gets_the_lines_for_its_spec() -> None:
     told = where("masked_proc", "doctor", KUBERNETES_SERVICE_HOST="10.0.0.1").stdout
     assert f": {hosts.KUBERNETES.line}" in told
     assert hosts.KUBERNETES.row in told
 
 
-def test_without_control_groups_isolation_is_full_and_memory_is_looked_at() -> None:
+def test_without_control_groups_isolation_is_full_and_memory_is_polled() -> None:
     doctor = where("no_cgroups", "doctor")
     assert (doctor.returncode, doctor.stdout.splitlines()[-1]) == (0, "isolation: full")
     assert hosts.NO_CGROUPS.row in doctor.stdout
 
 
 @pytest.mark.parametrize("condition", mostly_long(["refuse_namespaces", "masked_proc", "ubuntu+ordinary_user"], "ubuntu+ordinary_user"))
-def test_the_lesser_level_works_by_its_name_where_namespaces_are_refused(condition: str, public_python: str) -> None:
+def test_the_lesser_level_works_if_chosen_on_a_host_that_refuses_namespaces(condition: str, public_python: str) -> None:
     chosen = {"ACASessions__Sandbox__Isolation": "no-namespaces", "ACASessions__Sandbox__Python": public_python}
     run = where(condition, "run", "1 + 1", **chosen)
     assert (run.returncode, run.stdout) == (0, "2\n"), run.stderr
@@ -86,7 +86,7 @@ def test_the_lesser_level_works_by_its_name_where_namespaces_are_refused(conditi
         pytest.param("lone_root", hosts.LONE_ROOT, marks=only_root),
     ],
 )
-def test_the_lesser_level_too_needs_both_and_another_user(condition: str, host: Host) -> None:
+def test_the_lesser_level_too_needs_landlock_seccomp_and_another_user(condition: str, host: Host) -> None:
     run = where(condition, "run", "1 + 1", ACASessions__Sandbox__Isolation="no-namespaces")
     assert (run.returncode, run.stdout) == (2, "")
     assert host.row in run.stderr
@@ -102,7 +102,7 @@ def test_no_two_rows_have_one_anchor() -> None:
     assert sorted(anchors) == sorted(ROWS)
 
 
-def test_what_the_page_calls_tried_has_a_test_here() -> None:
+def test_each_row_marked_as_tried_has_a_test_here() -> None:
     tried = {anchor for anchor, rest in re.findall(r'^\| <a id="([\w-]+)"></a>(.*)$', PAGE, re.MULTILINE) if rest.endswith("| tried |")}
     elsewhere = {"guests-python"}  # tests/sandbox/test_isolation.py
     assert tried - elsewhere <= {parameter.values[1].anchor for parameter in REFUSED}

@@ -31,7 +31,7 @@ def rolled_back(to: int, *, files: str = "rolled_back", cause: str | None = None
     }
 
 
-def test_a_start_and_a_checkpoint_are_no_news() -> None:
+def test_a_start_and_a_checkpoint_are_not_reported() -> None:
     ledger = ledger_of(("started", {}), ("checkpoint", {"checkpoint": "1"}))
     assert ledger.between(0, ledger.position) == State()
 
@@ -49,12 +49,12 @@ def test_a_rollback_to_what_the_caller_knows_undoes_a_loss() -> None:
     assert ledger.between(1, 3) == State("rolled_back", "kept", "ended", "exit, to the last checkpoint", "1")
 
 
-def test_a_rollback_to_after_a_loss_brings_back_the_loss() -> None:
+def test_a_rollback_to_after_a_loss_restores_the_loss() -> None:
     ledger = ledger_of(died(), ("started", {}), ("checkpoint", {}), rolled_back(3))
     assert ledger.between(0, 4) == State("lost", "rolled_back", "ended", "exit")
 
 
-def test_a_rollback_by_somebody_else_is_not_hidden_by_a_failed_cell_after_it() -> None:
+def test_a_rollback_by_another_caller_is_not_hidden_by_a_later_failed_cell() -> None:
     ledger = ledger_of(
         ("checkpoint", {}), ("checkpoint", {}), rolled_back(1, cause="rollback", checkpoint="1"), ("checkpoint", {}), rolled_back(4)
     )
@@ -72,7 +72,7 @@ def test_the_reason_is_that_of_the_variables_if_both_parts_changed() -> None:
     assert ledger.between(0, 2) == State("lost", "rolled_back", "ended", "reset")
 
 
-def test_a_callers_own_reset_is_no_news_to_it_and_a_loss_before_it_does_not_matter_any_more() -> None:
+def test_a_callers_own_reset_is_not_reported_to_it_and_makes_earlier_losses_irrelevant() -> None:
     ledger = ledger_of(died(), ("reset", {"cause": "reset", **LOST}))
     assert state_between(ledger.record(0, 2, 2).entries, 0, 2, asked={2}) == State()
 
@@ -94,13 +94,13 @@ def test_a_record_starts_no_later_than_its_execution() -> None:
     assert [entry.position for entry in ledger.record(2, 0, 2).entries] == [1, 2]
 
 
-def test_a_position_of_another_ledger_is_a_session_that_is_gone() -> None:
+def test_a_position_of_another_ledger_means_a_lost_session() -> None:
     state, record = ledger_of(("started", {})).seen_from("0123:7", 0, 1)
     assert (state, record.since) == (State("lost", "lost", "ended", "expired"), 0)
 
 
 @pytest.mark.parametrize("text", ["", ":", "x", "x:", ":1", "{id}:-1", "{id}:1e3", "{id}:" + "9" * 400])
-def test_a_position_that_cannot_be_read_is_one_of_another_ledger(text: str) -> None:
+def test_a_position_that_cannot_be_parsed_belongs_to_another_ledger(text: str) -> None:
     ledger = ledger_of(("started", {}))
     assert ledger.seen_from(text.format(id=ledger.id), 0, 1)[0].kind == "lost"
 
@@ -109,7 +109,7 @@ EFFECTS = st.sampled_from([("started", {}), died("exit"), died("memory"), ("rese
 
 
 @given(st.lists(EFFECTS, min_size=1, max_size=300), st.integers(1, 100))
-def test_a_summary_has_the_effect_of_what_it_sums_up(entries: list, most: int) -> None:
+def test_a_summary_has_the_effect_of_its_entries(entries: list, most: int) -> None:
     whole = [Entry(position, kind, **effects) for position, (kind, effects) in enumerate(entries, 1)]
     short = summarized(whole, most)
     assert len(short) <= most + 1
@@ -138,7 +138,7 @@ def test_a_loss_is_reported_until_a_result_was_delivered() -> None:
     assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"
 
 
-def test_a_delivery_that_was_taken_back_is_made_again() -> None:
+def test_a_delivery_that_failed_is_repeated() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
@@ -148,7 +148,7 @@ def test_a_delivery_that_was_taken_back_is_made_again() -> None:
     assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
 
 
-def test_an_older_result_that_arrives_late_reports_its_own_time_and_moves_nothing() -> None:
+def test_an_older_result_that_arrives_late_reports_its_own_time_only() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     early = result_at(ledger, 0, 1)
     ledger.append("died", cause="exit", **LOST)
@@ -157,7 +157,7 @@ def test_an_older_result_that_arrives_late_reports_its_own_time_and_moves_nothin
     assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"
 
 
-def test_a_result_that_arrives_late_still_says_what_its_own_cell_lost() -> None:
+def test_a_result_that_arrives_late_still_reports_what_its_own_cell_lost() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
@@ -166,7 +166,7 @@ def test_a_result_that_arrives_late_still_says_what_its_own_cell_lost() -> None:
     assert str(caller.deliver(died).state) == "lost: exit"
 
 
-def test_a_reset_while_a_cell_ran_is_news_in_its_result() -> None:
+def test_a_reset_while_a_cell_ran_is_reported_in_its_result() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
     entry = ledger.append("reset", cause="reset", **LOST)
@@ -174,7 +174,7 @@ def test_a_reset_while_a_cell_ran_is_news_in_its_result() -> None:
     assert str(caller.deliver(result_at(ledger, 1, 1)).state) == "lost: reset"
 
 
-def test_the_words_of_an_error_follow_the_state_that_is_delivered() -> None:
+def test_the_text_of_an_error_follows_the_delivered_state() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)

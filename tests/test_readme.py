@@ -1,4 +1,4 @@
-"""What the README shows is what a reader gets."""
+"""Test that the README shows what a reader gets."""
 
 import json
 import re
@@ -17,12 +17,12 @@ EXAMPLES = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README + PLUGIN
 
 
 @pytest.mark.parametrize(("code", "output"), EXAMPLES)
-def test_an_example_prints_what_it_says(code: str, output: str) -> None:
+def test_an_example_prints_the_output_on_the_page(code: str, output: str) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout == output
 
 
-def test_every_python_block_is_such_an_example() -> None:
+def test_every_python_block_is_a_tested_example() -> None:
     assert len(EXAMPLES) == (README + PLUGIN_PAGE).count("```python\n") == 3
 
 
@@ -32,7 +32,7 @@ def test_the_first_console_block_holds_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("page", [README, PLUGIN_PAGE], ids=["README", "plugin page"])
-def test_the_schema_on_the_page_is_what_a_model_sees(page: str) -> None:
+def test_the_schema_on_the_page_is_the_one_a_model_sees(page: str) -> None:
     from semantic_kernel import Kernel
     from semantic_kernel.connectors.ai.function_calling_utils import kernel_function_metadata_to_function_call_format
 

@@ -1,4 +1,4 @@
-"""What a model reads of a result."""
+"""Test what a model reads of a result."""
 
 import pytest
 
@@ -15,15 +15,15 @@ def test_one_kind_of_output_needs_no_heading() -> None:
     assert read(text="42", value=42) == "42"
 
 
-def test_several_kinds_are_told_apart() -> None:
+def test_several_kinds_of_output_have_headings() -> None:
     assert read(stdout="hello\n", stderr="careful\n", text="42") == "[stdout]\nhello\n[stderr]\ncareful\n[value]\n42"
 
 
-def test_nothing_at_all_is_said() -> None:
+def test_a_result_without_output_has_a_text() -> None:
     assert read() == "(no output)"
 
 
-def test_an_error_is_told_once() -> None:
+def test_an_error_is_shown_once() -> None:
     assert read(stdout="a\n", stderr="ValueError: no", error=CodeError("ValueError", "no")) == "a\nValueError: no"
 
 
@@ -53,11 +53,11 @@ def test_images_are_described_and_never_sent() -> None:
         ({}, "(no output)"),
     ],
 )
-def test_what_was_displayed_is_told_in_words(data: dict[str, str], said: str) -> None:
+def test_displays_are_described_in_words(data: dict[str, str], said: str) -> None:
     assert read(displays=(Display(data),)).startswith(said.strip("\n"))
 
 
-def test_a_value_that_has_more_forms_is_told_once() -> None:
+def test_a_value_with_several_forms_is_shown_once() -> None:
     assert read(text="   n\n0  1", displays=(Display({"text/plain": "   n\n0  1", "text/html": "<table>"}),)) == "   n\n0  1"
 
 
@@ -80,7 +80,7 @@ def test_a_value_that_has_more_forms_is_told_once() -> None:
         ({"text/plain": "hi\x1b]0;title\x07"}, "<pre>hi\\x1b]0;title\\x07</pre>"),
     ],
 )
-def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dict[str, str], shown: str) -> None:
+def test_a_notebook_shows_a_display_in_isolation_from_the_page(data: dict[str, str], shown: str) -> None:
     html = CodeExecutionResult(displays=(Display(data),))._repr_mimebundle_()["text/html"]
     assert html.startswith(shown)
     assert "<script>" not in html
@@ -111,12 +111,12 @@ def test_a_notebook_shows_a_display_and_nothing_of_it_reaches_the_page(data: dic
         ),
     ],
 )
-def test_a_state_that_is_not_kept_is_told(state: State, said: str) -> None:
+def test_a_changed_state_is_described(state: State, said: str) -> None:
     assert read(state=state) == f"{said}"
 
 
 @pytest.mark.parametrize("part", ["stdout", "stderr", "text"])
-def test_a_flood_stays_within_the_budget_with_head_and_tail(part: str) -> None:
+def test_long_output_is_cut_to_the_budget_with_head_and_tail(part: str) -> None:
     shown = read(**{part: "first" + "x" * 100_000 + "last"}, max_output=2000)
     assert len(shown) < 2300
     assert "first" in shown
@@ -142,7 +142,7 @@ async def test_a_traceback_is_trimmed_to_the_users_code(session: Session) -> Non
     assert "json/decoder.py" in result.error.traceback
 
 
-async def test_a_module_of_the_users_is_the_users_code(session: Session) -> None:
+async def test_a_module_of_the_user_is_user_code(session: Session) -> None:
     await session.upload_file("mine.py", "def f():\n    raise ValueError('no')\n")
     shown = str(await session.run("import mine; mine.f()"))
     assert "raise ValueError('no')" in shown
@@ -155,7 +155,7 @@ async def test_a_syntax_error_shows_where(session: Session) -> None:
     assert "SyntaxError" in shown
 
 
-async def test_what_a_cell_did_to_files_is_told(session: Session) -> None:
+async def test_changed_files_are_described(session: Session) -> None:
     await session.upload_file("changed.txt", "old")
     await session.upload_file("deleted.txt", "old")
     result = await session.run(

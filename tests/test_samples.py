@@ -1,4 +1,4 @@
-"""Each sample runs, as a reader would run it."""
+"""Run each sample as a reader would."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def run(sample: str) -> str:
 
 
 @pytest.mark.parametrize("sample", mostly_long(PRINTED, "quickstart.py"))
-def test_a_sample_prints_what_it_is_for(sample: str) -> None:
+def test_a_sample_prints_what_it_demonstrates(sample: str) -> None:
     assert run(sample) == PRINTED[sample]
 
 
@@ -52,7 +52,7 @@ def test_the_agent_answers_and_draws_a_chart() -> None:
     assert Path("chart.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_web_endpoint_keeps_its_users_apart() -> None:
+def test_the_web_endpoint_separates_its_users() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(SAMPLES), "--port", str(port), "--log-level", "error", "web_endpoint:app"]
@@ -76,7 +76,7 @@ def _post(port: int, user: str, code: str) -> dict:
             time.sleep(0.05)
 
 
-def test_the_settings_for_azure_ask_for_what_is_to_be_filled_in() -> None:
+def test_the_settings_for_azure_name_the_fields_to_fill_in() -> None:
     text = (SAMPLES / "appsettings.azure.json").read_text()
     Path("appsettings.json").write_text(text)
     with pytest.raises(ConfigurationError, match=r"SessionsHttpClient:Endpoint.*placeholder"):
@@ -89,6 +89,6 @@ def test_the_settings_for_azure_ask_for_what_is_to_be_filled_in() -> None:
     assert Settings().SessionsHttpClient.Endpoint.startswith("https://westeurope.dynamicsessions.io/subscriptions/s/")
 
 
-def test_every_sample_is_run_here() -> None:
+def test_every_sample_is_tested_here() -> None:
     known = {*PRINTED, "semantic_kernel_agent.py", "web_endpoint.py", "scripted_model.py", "__init__.py"}
     assert {file.name for file in SAMPLES.glob("*.py")} == known

@@ -1,4 +1,4 @@
-"""The ACASessions section: where it comes from, and what is said of mistakes in it."""
+"""Test the ACASessions section: where it comes from, and the errors for mistakes in it."""
 
 import json
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def test_flat_names_are_accepted_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.ApiKey.get_secret_value() == "k"
 
 
-def test_what_is_in_force_reads_back() -> None:
+def test_the_effective_defaults_can_be_read() -> None:
     settings = Settings()
     assert (settings.MaxConcurrentSessions, settings.SessionTimeoutMinutes) == (10, 30)
     assert settings.SessionPool.model_dump() == {"MaxConcurrentSessions": 10, "SessionTimeoutMinutes": 30, "AcquireTimeoutSeconds": 60}
@@ -101,12 +101,12 @@ def _leaves(values: dict) -> Iterator[tuple[str, object]]:
         yield from _leaves(value) if isinstance(value, dict) else [(name, value)]
 
 
-def test_limits_read_back_as_the_memory_allows() -> None:
+def test_limits_are_derived_from_the_memory() -> None:
     limits = Settings(Sandbox={"Limits": {"MemoryMegabytes": 128}}).Sandbox.Limits
     assert (limits.MemoryMegabytes, limits.DiskMegabytes, limits.TemporaryMegabytes) == (128, 64, 32)
 
 
-def test_null_is_unset_as_in_dotnet() -> None:
+def test_null_means_unset_as_in_dotnet() -> None:
     write({"SessionPool": {"MaxConcurrentSessions": None}, "MaxConcurrentSessions": 3, "Sandbox": {"Limits": {"Processes": None}}})
     assert Settings().MaxConcurrentSessions == 3
     assert Settings().Sandbox.Limits.Processes == 128
@@ -160,7 +160,7 @@ def test_a_mistake_in_a_file_names_its_line(text: str, message: str) -> None:
     assert str(raised.value).startswith(f"appsettings.json, {message}")
 
 
-def test_a_mistake_in_a_variable_is_not_taken_for_one_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_in_a_variable_is_not_attributed_to_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     write({"SessionPool": {"MaxConcurrentSessions": 3}})
     monkeypatch.setenv("ACASessions__MaxConcurrentSessions", "0")
     with pytest.raises(ConfigurationError, match=r"^the environment: ACASessions:SessionPool:MaxConcurrentSessions"):
@@ -222,7 +222,7 @@ def test_a_socket_file_is_an_endpoint() -> None:
         ({"Sandbox": {"Network": "everything"}}, "ACASessions:Sandbox:Network", "none"),
     ],
 )
-def test_a_mistake_is_named_with_what_to_do(section: dict, named: str, advice: str) -> None:
+def test_a_mistake_is_named_with_advice(section: dict, named: str, advice: str) -> None:
     write(section)
     with pytest.raises(ConfigurationError) as raised:
         Settings()
@@ -245,7 +245,7 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize("variables", CONTRADICTIONS)
-def test_variables_that_contradict_each_other_are_named(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+def test_contradicting_variables_are_named(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match="contradict each other") as raised:
@@ -254,7 +254,7 @@ def test_variables_that_contradict_each_other_are_named(monkeypatch: pytest.Monk
     for name in variables:
         monkeypatch.setenv(name, variables[next(iter(variables))])
     if not any("{" in value for value in variables.values()):
-        Settings()  # the same value twice is none
+        Settings()  # the same value twice is no contradiction
 
 
 @pytest.mark.parametrize("variable", ["ACASessions_Endpoint", "ACASESSIONS:ENDPOINT", "acasessions_sessionpool_maxconcurrentsessions"])
@@ -264,7 +264,7 @@ def test_a_variable_with_another_separator_is_named(monkeypatch: pytest.MonkeyPa
         Settings()
 
 
-def test_variables_that_kubernetes_sets_for_a_service_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ACASESSIONS_SERVICE_HOST", "ACASESSIONS_MCP_SERVICE_PORT", "ACASESSIONS_PORT_80_TCP_ADDR", "ACASESSIONS_SANDBOX_PORT"):
         monkeypatch.setenv(name, "10.0.0.1")
     assert Settings().SessionsHttpClient.Endpoint is None
@@ -277,7 +277,7 @@ def test_a_named_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"ACASessions": 3}'])
-def test_a_file_that_holds_no_settings_is_named(content: str) -> None:
+def test_a_file_without_settings_is_named(content: str) -> None:
     Path("appsettings.json").write_text(content)
     with pytest.raises(ConfigurationError, match=r"appsettings\.json"):
         Settings()
@@ -294,7 +294,7 @@ def test_a_mistake_in_a_secret_does_not_show_it() -> None:
     assert "hunter2" not in repr(Settings(Packages={"IndexUrl": "https://me:hunter2@example.org"}))
 
 
-def test_no_key_is_shown_with_what_holds_it() -> None:
+def test_no_key_is_shown_in_a_repr() -> None:
     shown = repr(Hosting(api_key="hunter2", metrics_key="hunter3")) + repr(Settings(ApiKey="hunter4"))
     assert "hunter" not in shown
     with pytest.raises(ConfigurationError) as raised:
@@ -311,23 +311,23 @@ def test_a_misspelt_section_is_named(section: str) -> None:
         Settings()
 
 
-def test_other_sections_are_not_ours() -> None:
+def test_other_sections_are_ignored() -> None:
     Path("appsettings.json").write_text(json.dumps({"Logging": {}, "AzureOpenAI": {}, "ConnectionStrings": {}}))
     assert Settings().SessionsHttpClient.Endpoint is None
 
 
-def test_a_folder_in_the_files_place_is_named() -> None:
+def test_a_folder_in_the_place_of_the_file_is_named() -> None:
     Path("appsettings.json").mkdir()
     with pytest.raises(ConfigurationError, match=r"appsettings\.json"):
         Settings()
 
 
-async def test_what_is_given_by_name_overrides_the_settings() -> None:
+async def test_arguments_override_the_settings() -> None:
     async with open_pool(Settings(MaxConcurrentSessions=5), max_concurrent_sessions=7) as pool:
         assert "of 7" in repr(pool)
 
 
-async def test_the_example_starts_embedded_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_example_file_starts_embedded_and_reports_it(caplog: pytest.LogCaptureFixture) -> None:
     Path("appsettings.json").write_bytes((ROOT / "appsettings.example.json").read_bytes())
     with caplog.at_level("INFO", "aca_sessions"):
         async with open_pool() as pool, pool.session() as session:
@@ -335,13 +335,13 @@ async def test_the_example_starts_embedded_and_says_so(caplog: pytest.LogCapture
     assert sum("embedded" in record.message for record in caplog.records) == 1
 
 
-async def test_pools_of_azures_are_signed_in_to_and_need_no_key() -> None:
+async def test_azure_pools_use_a_credential_and_need_no_key() -> None:
     for endpoint in ("https://pool.env.westeurope.azurecontainerapps.io", "https://westeurope.dynamicsessions.io/subscriptions/s"):
         async with open_interpreter(endpoint=endpoint) as interpreter:
             assert interpreter is not None
 
 
-async def test_an_endpoint_that_is_not_azures_needs_a_key() -> None:
+async def test_an_endpoint_outside_azure_needs_a_key() -> None:
     with pytest.raises(ConfigurationError, match="ApiKey"):
         async with open_pool(endpoint="http://127.0.0.1:1"):
             pass
@@ -351,10 +351,10 @@ async def test_an_endpoint_that_is_not_azures_needs_a_key() -> None:
     ("value", "words"),
     [("none", ("none",)), ("host", ("host",)), ("pypi.org, *.example.org", ("pypi.org", "*.example.org")), (None, ("none",))],
 )
-def test_the_network_is_none_or_the_hosts_or_a_list_of_domains(value: object, words: object) -> None:
+def test_the_network_is_none_host_or_a_list_of_domains(value: object, words: object) -> None:
     assert Settings(Sandbox={"Network": value}).Sandbox.Network == words
 
 
-def test_a_network_is_one_kind_alone() -> None:
+def test_a_network_is_of_one_kind_only() -> None:
     with pytest.raises(ConfigurationError, match="Sandbox:Network"):
         Settings(Sandbox={"Network": ["host", "example.org"]})

@@ -1,4 +1,4 @@
-"""Wheels and an index made on the spot: no test of packages needs the internet."""
+"""Make wheels and an index of packages locally, so that no test needs the internet."""
 
 import base64
 import functools
@@ -20,7 +20,7 @@ def make_wheel(
     files: Mapping[str, str] | None = None,
     tag: str = "py3-none-any",
 ) -> Path:
-    """A wheel with one module that knows its version, or with the given files."""
+    """Make a wheel with one module that knows its version, or with the given files."""
     module = name.replace("-", "_")
     about = f"{module}-{version}.dist-info"
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def make_wheel(
 
 @contextmanager
 def index_of(wheels: Path, *, password: str | None = None) -> Iterator[str]:
-    """A simple index (PEP 503) of a folder of wheels, on loopback; answers its address, with the password where it wants one."""
+    """Serve a folder of wheels as a simple index (PEP 503) on loopback. Yield its address, with the password if it has one."""
     root = wheels.parent / "index"
     for wheel in wheels.iterdir():
         project = root / "simple" / wheel.name.partition("-")[0].replace("_", "-")

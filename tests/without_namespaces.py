@@ -1,4 +1,4 @@
-"""Runs a program on a host that refuses namespaces and mounts, as the default filter of containers does; and a Python for its sessions.
+"""Run a program on a host that refuses namespaces and mounts, as the default filter of containers does; and find a Python for its sessions.
 
 As a program: `python -m tests.without_namespaces COMMAND …`.
 """
@@ -30,7 +30,7 @@ COMMAND = [sys.executable, "-m", "tests.without_namespaces"]
 
 
 def refuse_namespaces() -> None:
-    """For this process and all that come from it."""
+    """Install the filter for this process and its descendants."""
     column = syscalls.ARCHITECTURES.index(syscalls.MACHINE)
     flags = [seccomp._jump(seccomp._ANY_BIT, sum(syscalls.Namespace), 0, 1), seccomp._refuse(errno.EPERM), seccomp._return(seccomp._ALLOW)]
     rules = [
@@ -46,7 +46,7 @@ def refuse_namespaces() -> None:
 
 @contextmanager
 def python_for_everybody() -> Iterator[str | None]:
-    """A Python that sessions may run whatever user they have: this one, or where that lies in a private home, one beside it; or None."""
+    """Yield a Python that sessions may run whatever user they have: this one, a copy beside it if it lies in a private home, or None."""
     if os.geteuid() != 0 or _may_be_read_by_all(sys.base_prefix):
         yield sys.executable
         return
