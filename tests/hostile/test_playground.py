@@ -58,21 +58,21 @@ def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: P
         browser = stack.enter_context(Browser(tmp_path, f"--log-net-log={log}"))
         with opened(browser, server) as playground:
             page = playground.page
-            page.tell("loaded = 0; document.addEventListener('load', (event) => (loaded += event.target.matches('iframe')), true)")
+            page.evaluate("loaded = 0; document.addEventListener('load', (event) => (loaded += event.target.matches('iframe')), true)")
             playground.run(DISPLAYS.format(text=TEXT, html=HTML, svg=SVG, steals=STEALS))
             forged = json.dumps([{"name": TEXT, "type": TEXT, "shape": TEXT, "size": TEXT, "text": TEXT}, None, {"name": 5}, TEXT])
             playground.run(f"import builtins; real = print; builtins.print = lambda *_, **__: real({forged!r})")
             page.wait("document.querySelector('#variables').innerText.includes('onerror')")
             _ask(playground, TEXT)
-            page.tell("document.querySelector('#new-name').focus()")
+            page.evaluate("document.querySelector('#new-name').focus()")
             page.write(TEXT)
             page.press("Enter")
             page.wait("document.querySelector('.session[aria-current]').innerText.includes('onerror')")
             page.click(".session:not([aria-current])")
             page.wait("loaded >= 2")
-            frames = page.tell("[...document.querySelectorAll('iframe')].map((one) => [one.sandbox.value, one.contentDocument])")
+            frames = page.evaluate("[...document.querySelectorAll('iframe')].map((one) => [one.sandbox.value, one.contentDocument])")
             assert frames == [["", None]] * 2
-            assert page.tell("[document.title, typeof taken]") == ["aca-sessions playground", "undefined"]
+            assert page.evaluate("[document.title, typeof taken]") == ["aca-sessions playground", "undefined"]
             assert page.happened("Page.javascriptDialogOpening") == []
             with pytest.raises(AssertionError, match="ERR_NAME_NOT_RESOLVED"):
                 page.go("http://a-name-that-is-looked-up.example")
@@ -97,10 +97,10 @@ def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
                 playground.run(f"import sys; sys.stdout.write({flood}); sys.stdout.flush(); raise ValueError({flood})")
                 last = "[...document.querySelectorAll('.cell')].at(-1)"
                 counted = f"[{last}.querySelectorAll('.stream.stdout *').length, {last}.querySelectorAll('*').length]"
-                stream, cell = playground.page.tell(counted)
+                stream, cell = playground.page.evaluate(counted)
                 assert 0 < stream < 5000
                 assert cell < 10_000
-                shown = playground.page.tell(f"{last}.querySelector('.stream.stdout').textContent")
+                shown = playground.page.evaluate(f"{last}.querySelector('.stream.stdout').textContent")
                 assert shown == expected or (expected is None and "ab" in shown)
             assert "42" in playground.run("6 * 7")
 
@@ -115,7 +115,7 @@ def test_the_key_stays_in_the_memory_of_the_page(tmp_path: Path) -> None:
             page = playground.page
             playground.run("open('a.txt', 'w').close(); 42")
             page.wait("document.querySelector('#files .row')")
-            assert page.tell("location.href") == f"{server.endpoint}/"
+            assert page.evaluate("location.href") == f"{server.endpoint}/"
             requests = [one["request"] for one in page.happened("Network.requestWillBeSent")]
             assert [one["url"] for one in requests if KEY in one["url"] or not one["url"].startswith((server.endpoint, "data:"))] == []
             bearers = {
@@ -126,8 +126,8 @@ def test_the_key_stays_in_the_memory_of_the_page(tmp_path: Path) -> None:
             assert bearers == {f"Bearer {KEY}"}
             assert all(KEY not in json.dumps(one | {"headers": {}}) for one in requests if "api-version" in one["url"])
             kept = "[document.documentElement.outerHTML, document.cookie, JSON.stringify([localStorage, sessionStorage, history.state])]"
-            assert KEY not in "".join(page.tell(kept))
-            assert page.tell("indexedDB.databases().then((all) => all.length)") == 0
+            assert KEY not in "".join(page.evaluate(kept))
+            assert page.evaluate("indexedDB.databases().then((all) => all.length)") == 0
     assert KEY not in "".join(server.rest)
 
 

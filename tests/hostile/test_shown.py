@@ -152,13 +152,13 @@ async def test_what_a_notebook_shows_runs_no_script_and_loads_nothing(pool: Sess
     page.write_text(f"<!doctype html><title>notebook</title>{mimebundle(result)['text/html']}{cells}", encoding="utf-8", errors="replace")
     with Browser(tmp_path, f"--log-net-log={log}") as browser:
         tab = browser.open(page.as_uri())
-        assert tab.tell("[document.title, typeof taken, document.querySelectorAll('iframe, script, object, form').length]") == [
+        assert tab.evaluate("[document.title, typeof taken, document.querySelectorAll('iframe, script, object, form').length]") == [
             "notebook",
             "undefined",
             0,
         ]
         assert tab.happened("Page.javascriptDialogOpening") == []
-        found = tab.tell(AUDIT)
+        found = tab.evaluate(AUDIT)
         assert len(found) == 2 * len(soup)
         for tag, is_box, elements, attributes in found:
             assert (tag, is_box) in (("DIV", True), ("HR", False))

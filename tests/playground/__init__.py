@@ -1,1 +1,1 @@
-"""The playground page, in a real browser."""
+"""Test the playground page in a real browser."""

@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to by the DevTools protocol over two pipes: no port, no driver, no library."""
+"""Drive a headless Chromium by the DevTools protocol over two pipes: no port, no driver, no library."""
 
 import base64
 import json
@@ -24,10 +24,10 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: s
 
 
 class Browser:
-    """One browser process with a profile of its own."""
+    """A browser process with a profile of its own."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
-        """Starts it; its profile and downloads are in a folder."""
+        """Start the browser with its profile and downloads in a folder."""
         self.downloads = folder / "downloads"
         theirs, self._writing = os.pipe()
         reading, ours = os.pipe()
@@ -45,19 +45,19 @@ class Browser:
         self.events: deque[dict[str, Any]] = deque(maxlen=10_000)
 
     def send(self, method: str, session: str | None = None, **parameters: object) -> dict[str, Any]:
-        """The answer to a command."""
+        """Send a command and return its answer."""
         self._write(method, session, **parameters)
         number = self._number
         while (answer := self._received()).get("id") != number:
             if "method" in answer:
                 self.events.append(answer)
-            if answer.get("method") == "Page.javascriptDialogOpening":  # until it is closed, the page answers nothing
+            if answer.get("method") == "Page.javascriptDialogOpening":  # until the dialog is closed, the page answers nothing
                 self._write("Page.handleJavaScriptDialog", answer["sessionId"], accept=True)
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
     def open(self, address: str, **device: object) -> "Page":
-        """A tab, in a context of its own."""
+        """Open a tab in a context of its own."""
         context = self.send("Target.createBrowserContext")["browserContextId"]
         self.send("Browser.setDownloadBehavior", behavior="allow", browserContextId=context, downloadPath=str(self.downloads))
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
@@ -91,49 +91,49 @@ class Browser:
 
 
 class Page:
-    """One tab, as a person has it: keys, clicks and what is to be seen."""
+    """One tab, used as a person does: keys, clicks, and what is visible."""
 
     def __init__(self, browser: Browser, session: str, target: str) -> None:
-        """Listens to what the page logs."""
+        """Record what the page logs."""
         self._browser, self._session, self._target = browser, session, target
         for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **parameters: object) -> dict[str, Any]:
-        """A command to this tab."""
+        """Send a command to this tab."""
         return self._browser.send(method, self._session, **parameters)
 
     def go(self, address: str) -> None:
-        """Opens an address."""
+        """Open an address."""
         answer = self.send("Page.navigate", url=address)
         assert "errorText" not in answer, answer
         self.wait("document.readyState === 'complete'")
 
-    def tell(self, expression: str) -> Any:
-        """The value of some JavaScript, awaited."""
+    def evaluate(self, expression: str) -> Any:
+        """Evaluate JavaScript, await it, and return its value."""
         answer = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> Any:
-        """Until some JavaScript is true; its value."""
+        """Wait until some JavaScript is true, and return its value."""
         tries = (
             f"(async () => {{ const end = Date.now() + {_WAIT}; let found; while (!(found = {condition}) && Date.now() < end) "
             "await new Promise((go) => setTimeout(go, 20)); return found instanceof Node || found; })()"
         )
-        found = self.tell(tries)
+        found = self.evaluate(tries)
         assert found, f"not so within {_WAIT / 1000:g} s: {condition}\n{self.text('body')[-2000:]}"
         return found
 
     def text(self, selector: str) -> str:
-        """What is to be read there."""
-        return self.tell(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
+        """Return the visible text of an element."""
+        return self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
     def click(self, selector: str) -> None:
-        """A click of the mouse on the middle of an element."""
+        """Click the mouse on the middle of an element."""
         place = f"document.querySelector({json.dumps(selector)})"
         self.wait(f"{place} && !{place}.disabled")
-        x, y = self.tell(
+        x, y = self.evaluate(
             f"(() => {{ const one = {place}; one.scrollIntoView({{ block: 'center' }}); const box = one.getBoundingClientRect(); "
             "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
@@ -141,11 +141,11 @@ class Page:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def write(self, text: str) -> None:
-        """Types, without the keys."""
+        """Insert text without pressing keys."""
         self.send("Input.insertText", text=text)
 
     def press(self, keys: str) -> None:
-        """A key with others held: `Shift+Enter`."""
+        """Press a key while others are held: `Shift+Enter`."""
         *held, key = keys.split("+")
         modifiers = sum(_MODIFIERS[name] for name in held)
         text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
@@ -155,36 +155,36 @@ class Page:
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
     def drop(self, file: Path, selector: str) -> None:
-        """Drags a file from the desktop onto an element."""
+        """Drag a file from the desktop onto an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        x, y = self.tell(f"(() => {{ const box = {box}; return [box.x + 20, box.y + 20]; }})()")
+        x, y = self.evaluate(f"(() => {{ const box = {box}; return [box.x + 20, box.y + 20]; }})()")
         data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def choose(self, file: Path, selector: str) -> None:
-        """Gives a file to a field for files."""
+        """Choose a file for a file input."""
         root = self.send("DOM.getDocument")["root"]["nodeId"]
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def size(self, width: int, height: int, scale: float = 1, mobile: bool = False) -> None:
-        """The size of the window, or of a phone's screen."""
+        """Set the size of the window, or of a phone's screen."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
 
     def prefer(self, scheme: str) -> None:
-        """Light or dark."""
+        """Set the colour scheme: light or dark."""
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def picture(self) -> bytes:
-        """What is to be seen, as PNG."""
+        """Return a screenshot as PNG."""
         return base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
 
     def happened(self, method: str) -> list[dict[str, Any]]:
-        """What the browser told of this tab so far, by the protocol's name for it."""
-        self.tell("1")
+        """Return the events of this tab so far, by the protocol's name for them."""
+        self.evaluate("1")
         return [event["params"] for event in self._browser.events if event.get("sessionId") == self._session and event["method"] == method]
 
     def close(self) -> None:
-        """Closes the tab."""
+        """Close the tab."""
         self._browser.send("Target.closeTarget", targetId=self._target)

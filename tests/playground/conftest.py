@@ -1,4 +1,4 @@
-"""A browser for each module, and servers for it to look at."""
+"""Fixtures: a browser for each module, and servers for it."""
 
 from collections.abc import Iterator
 
@@ -12,34 +12,34 @@ _LAST = "[...document.querySelectorAll('.cell')].at(-1)"
 
 
 class Playground:
-    """The page of one tab, once it is open: cells are typed and run as a person does."""
+    """The page in one tab, once it is open. Cells are typed and run as a person does."""
 
     def __init__(self, page: Page) -> None:
-        """Begins at the first cell."""
+        """Start at the first cell."""
         self.page = page
         self.cells = 0
 
     def start(self, code: str, keys: str = "Shift+Enter") -> None:
-        """Types a cell and has it run."""
-        self.page.tell("document.querySelector('#source').focus()")
+        """Type a cell and run it."""
+        self.page.evaluate("document.querySelector('#source').focus()")
         self.page.write(code)
         self.page.press(keys)
         self.cells += 1
         self.page.wait(f"document.querySelectorAll('.cell').length === {self.cells}")
 
     def run(self, code: str, keys: str = "Shift+Enter") -> str:
-        """The same, and what it says at its end: the text of the cell."""
+        """Type a cell, run it, and return its text when it has ended."""
         self.start(code, keys)
         return self.ended()
 
     def ended(self) -> str:
-        """The text of the last cell, once it has ended and the panels know."""
+        """Return the text of the last cell, once it has ended and the panels are up to date."""
         self.page.wait(f"!{_LAST}.hasAttribute('aria-busy')")
-        return str(self.page.tell(f"{_LAST}.innerText"))
+        return str(self.page.evaluate(f"{_LAST}.innerText"))
 
     def state(self) -> str:
-        """What the last cell says of the session's state, in the words of results."""
-        return str(self.page.tell(f"{_LAST}.querySelector('.verdict').dataset.state"))
+        """Return what the last cell shows of the session's state, in the words of results."""
+        return str(self.page.evaluate(f"{_LAST}.querySelector('.verdict').dataset.state"))
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +63,15 @@ def playground(browser: Browser, server: Server) -> Iterator[Playground]:
 
 
 def opened(browser: Browser, server: Server) -> "Opened":
-    """A tab that is past the door, until the end of the block."""
+    """Open a tab, enter the key, and close the tab at the end of the block."""
     return Opened(browser.open(f"{server.endpoint}/#key={KEY}"))
 
 
 class Opened:
-    """Closes its tab."""
+    """A tab that closes at the end of the block."""
 
     def __init__(self, page: Page) -> None:
-        """Waits for the editor."""
+        """Wait for the editor."""
         self.playground = Playground(page)
         page.wait("document.activeElement?.id === 'source'")
 

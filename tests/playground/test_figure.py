@@ -1,4 +1,4 @@
-"""The one test of the playground that `make test` runs; test_page.py has the others."""
+"""The one test of the playground that `make test` runs. test_page.py has the others."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The playground, as a person uses it."""
+"""Test the playground as a person uses it."""
 
 import os
 import time
@@ -24,12 +24,12 @@ def test_output_appears_while_the_cell_runs_and_a_dropped_file_reaches_it(playgr
     (tmp_path / "go.txt").write_text("go")
     playground.start(UNTIL_GO)
     playground.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
-    assert playground.page.tell("document.querySelector('.cell').getAttribute('aria-busy')") == "true"
+    assert playground.page.evaluate("document.querySelector('.cell').getAttribute('aria-busy')") == "true"
     playground.page.drop(tmp_path / "go.txt", "#transcript")
     assert "begun\ngone on" in playground.ended()
 
 
-def test_what_a_cell_asks_is_answered_in_its_place(playground: Playground) -> None:
+def test_a_question_of_a_cell_is_answered_in_its_place(playground: Playground) -> None:
     playground.start("name = input('Who? ')\nprint('Hello', name)")
     playground.page.wait("document.activeElement.closest('.ask')")
     playground.page.write("Ada")
@@ -37,7 +37,7 @@ def test_what_a_cell_asks_is_answered_in_its_place(playground: Playground) -> No
     assert "Who? Ada\nHello Ada" in playground.ended()
 
 
-def test_a_file_is_chosen_read_written_downloaded_and_deleted(playground: Playground, browser: Browser, tmp_path: Path) -> None:
+def test_a_file_is_uploaded_read_written_downloaded_and_deleted(playground: Playground, browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "números.csv").write_text("1,2\n")
     page = playground.page
     page.choose(tmp_path / "números.csv", "#upload")
@@ -52,17 +52,17 @@ def test_a_file_is_chosen_read_written_downloaded_and_deleted(playground: Playgr
     assert playground.run("os.listdir()").count("out") == 1
 
 
-def test_a_wrong_key_is_told_and_the_right_one_is_not_kept_anywhere(browser: Browser, server: Server) -> None:
+def test_a_wrong_key_is_reported_and_the_right_one_is_stored_nowhere(browser: Browser, server: Server) -> None:
     page = browser.open(f"{server.endpoint}/#key=wrong")
     page.wait("document.querySelector('#key-problem').textContent.includes('does not take the key of this address')")
     for key in ("wrong again", "schlüssel", "鍵", KEY):
         assert page.text("#sessions") == ""
-        page.tell("document.querySelector('#key').select()")
+        page.evaluate("document.querySelector('#key').select()")
         page.write(key)
         page.press("Enter")
         page.wait("document.querySelector('#key-problem').textContent.includes('take this key') || document.activeElement.id === 'source'")
     page.wait("document.activeElement.id === 'source'")
-    kept = page.tell(
+    kept = page.evaluate(
         "[location.href, document.cookie, JSON.stringify(localStorage), JSON.stringify(sessionStorage), document.body.innerHTML]"
     )
     assert KEY not in "".join(kept)
@@ -97,7 +97,7 @@ def test_an_interrupt_keeps_the_variables(playground: Playground) -> None:
     assert "42" in playground.run("x")
 
 
-def test_what_became_of_the_state_is_told(playground: Playground) -> None:
+def test_a_changed_state_is_shown(playground: Playground) -> None:
     playground.run("x = 1; import os")
     assert "State lost (exit): variables from before are gone, files are kept." in playground.run("os._exit(3)")
     assert playground.state() == "lost: exit"
@@ -108,7 +108,7 @@ def test_what_became_of_the_state_is_told(playground: Playground) -> None:
     assert playground.state().startswith("rolled_back")
 
 
-def test_time_goes_back_and_sideways(playground: Playground) -> None:
+def test_rollback_and_branches(playground: Playground) -> None:
     page = playground.page
     playground.run("x = 1")
     page.click("#checkpoint")
@@ -127,7 +127,7 @@ def test_time_goes_back_and_sideways(playground: Playground) -> None:
     page.wait("document.querySelector('#undo').disabled && document.querySelector('#undo').title === 'There is no checkpoint.'")
 
 
-def test_a_reset_asks_first_and_keeps_the_files(playground: Playground) -> None:
+def test_a_reset_asks_for_confirmation_and_keeps_the_files(playground: Playground) -> None:
     playground.run("x = 1; open('a.txt', 'w').close()")
     playground.page.click("#reset")
     assert playground.page.text("#reset") == "Really reset"
@@ -136,7 +136,7 @@ def test_a_reset_asks_first_and_keeps_the_files(playground: Playground) -> None:
     assert "['a.txt']" in playground.run("import os; 'x' in globals() or os.listdir()")
 
 
-def test_everything_is_done_by_the_keyboard(browser: Browser, server: Server) -> None:
+def test_the_keyboard_is_enough_for_everything(browser: Browser, server: Server) -> None:
     page = browser.open(server.endpoint)
     page.wait("document.activeElement.id === 'key'")
     page.write(KEY)
@@ -147,7 +147,7 @@ def test_everything_is_done_by_the_keyboard(browser: Browser, server: Server) ->
     page.press("Enter")
     assert "0\n2" in playground.run("print(n * 2)", "Control+Enter")
     page.press("Alt+ArrowUp")
-    assert page.tell("document.activeElement.value") == "for n in range(2):\n    print(n * 2)"
+    assert page.evaluate("document.activeElement.value") == "for n in range(2):\n    print(n * 2)"
     page.press("Alt+ArrowDown")
     page.write("people = 709")
     playground.run("")
@@ -156,12 +156,12 @@ def test_everything_is_done_by_the_keyboard(browser: Browser, server: Server) ->
     page.wait("document.activeElement.value === 'people'")
     page.write("\n")
     page.press("Tab")
-    assert page.tell("document.activeElement.value") == "people\n    "
+    assert page.evaluate("document.activeElement.value") == "people\n    "
     page.press("Escape")
     page.press("Tab")
     page.wait("document.activeElement.id === 'transactional'")
     page.press("Tab")
-    assert page.tell("document.activeElement.id") == "run"
+    assert page.evaluate("document.activeElement.id") == "run"
     page.close()
 
 
@@ -170,11 +170,11 @@ def test_a_phone_scrolls_in_one_direction(playground: Playground, width: int) ->
     playground.run("import pandas as pd\ndisplay(pd.DataFrame([range(40)]))\nprint('x' * 500)")
     playground.run(PLOT + "\nraise ValueError('y' * 300)")
     playground.page.size(width, 800, scale=2, mobile=True)
-    playground.page.tell("new Promise(requestAnimationFrame)")
-    assert playground.page.tell("document.documentElement.scrollWidth") == width
+    playground.page.evaluate("new Promise(requestAnimationFrame)")
+    assert playground.page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_colours_and_lines_that_are_written_over_are_shown_as_a_terminal_does(playground: Playground) -> None:
+def test_colours_and_overwritten_lines_are_shown_as_in_a_terminal(playground: Playground) -> None:
     playground.run("print('\\x1b[31mred\\x1b[0m plain\\x1b]0;title\\x07')")
     text = playground.run("for n in range(3): print(f'\\r{n} of 3', end='', flush=True)")
     assert [playground.page.text(place) for place in (".stream", ".ansi-1")] == ["red plain\n", "red"]
@@ -190,18 +190,18 @@ def test_displays_are_updated_and_cleared(playground: Playground) -> None:
 
 @pytest.fixture
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers of these tests come and go fast."""
+    """Make servers of these tests start and stop fast."""
     monkeypatch.setenv("ACASessions__Sandbox__Preload", "[]")
     monkeypatch.setenv("ACASessions__Sandbox__Spares", "0")
 
 
 @pytest.mark.usefixtures("light")
-def test_a_plain_server_says_what_it_cannot(browser: Browser) -> None:
+def test_a_plain_server_shows_what_it_does_not_support(browser: Browser) -> None:
     with Server("--port", "0", "--api-key", KEY, "--plain") as plain, opened(browser, plain) as playground:
         page = playground.page
         assert "Interrupt, Checkpoint, Undo and Branch cannot be had here." in page.text("#limits")
         for id in ("interrupt", "checkpoint", "undo", "branch", "transactional"):
-            disabled, title, described = page.tell(
+            disabled, title, described = page.evaluate(
                 f"(() => {{ const one = document.querySelector('#{id}'); return [one.disabled, one.title, one.ariaDescription]; }})()"
             )
             assert (disabled, title == described, "nothing more" in title) == (True, True, True)
@@ -214,8 +214,8 @@ def test_a_plain_server_says_what_it_cannot(browser: Browser) -> None:
 
 
 @pytest.mark.usefixtures("light")
-@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["ours", "plain"])
-def test_a_session_that_ended_meanwhile_is_told(browser: Browser, options: list[str]) -> None:
+@pytest.mark.parametrize("options", [[], ["--plain"]], ids=["extended", "plain"])
+def test_a_session_that_ended_meanwhile_is_reported(browser: Browser, options: list[str]) -> None:
     with Server("--port", "0", "--api-key", KEY, "--cooldown", "0.5", *options) as short, opened(browser, short) as playground:
         playground.run("x = 1")
         _all_ended(short)
@@ -224,7 +224,7 @@ def test_a_session_that_ended_meanwhile_is_told(browser: Browser, options: list[
 
 
 @pytest.mark.usefixtures("light")
-def test_a_server_that_is_gone_leaves_nothing_known(browser: Browser) -> None:
+def test_after_the_server_is_gone_the_state_is_shown_as_unknown(browser: Browser) -> None:
     with Server("--port", "0", "--api-key", KEY) as doomed, opened(browser, doomed) as playground:
         playground.start("print('begun', flush=True)\nwhile True: pass")
         playground.page.wait("document.querySelector('.stream')?.innerText === 'begun\\n'")
@@ -244,8 +244,8 @@ def test_without_namespaces_there_is_no_time_travel(browser: Browser, public_pyt
         assert "42" in playground.run("6 * 7")
 
 
-def test_a_picture_of_it_is_taken(playground: Playground, tmp_path: Path) -> None:
-    """`make picture` has it in the documentation."""
+def test_a_screenshot_is_taken(playground: Playground, tmp_path: Path) -> None:
+    """Write the picture for the documentation if `make picture` runs this."""
     page = playground.page
     page.size(1320, 1070, scale=1.5)
     (tmp_path / "cities.csv").write_text("city,people,founded\nOslo,709,1040\nBergen,291,1070\nTrondheim,212,997\nTromsø,78,1794\n")
@@ -262,10 +262,10 @@ def test_a_picture_of_it_is_taken(playground: Playground, tmp_path: Path) -> Non
     page.wait("document.querySelector('.cell img')?.complete && document.querySelector('.framed iframe')")
     page.wait("document.querySelector('#variables').innerText.includes('chart')")
     page.wait("document.querySelector('#sessions').innerText.includes('idle')")
-    page.tell("document.querySelector('#source').focus()")
+    page.evaluate("document.querySelector('#source').focus()")
     page.send("Input.dispatchMouseEvent", type="mouseMoved", x=1, y=1)
     page.write("cities.groupby(cities.founded < 1100).people.mean()")
-    page.tell("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    page.evaluate("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
     picture = page.picture()
     (ROOT / "docs" / "playground.png" if os.environ.get("PLAYGROUND_PICTURE") else tmp_path / "playground.png").write_bytes(picture)
     assert (picture[:4], len(picture) > 50_000) == (b"\x89PNG", True)
