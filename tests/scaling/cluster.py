@@ -1,4 +1,4 @@
-"""Several `aca-sessions serve` on loopback behind a real nginx with deploy/nginx.conf, of which only addresses are replaced."""
+"""Run several `aca-sessions serve` on loopback behind a real nginx with deploy/nginx.conf. Only addresses in it are replaced."""
 
 import os
 import re
@@ -29,7 +29,7 @@ _NOBODY = 65534
 
 
 class Member:
-    """One server, which may be killed and come back at the same port."""
+    """One server, which may be killed and restarted at the same port."""
 
     def __init__(self, *flags: str) -> None:
         self.port = free_port()
@@ -43,7 +43,7 @@ class Member:
     def wait_until_ready(self) -> None:
         assert self.process.stdout.readline().startswith("Endpoint: ")
 
-    def tell(self, number: int) -> None:
+    def signal_process(self, number: int) -> None:
         self.process.send_signal(number)
 
     def end(self, number: int = signal.SIGKILL) -> None:
@@ -57,7 +57,7 @@ class Member:
         return open_interpreter(Settings(Endpoint=f"http://127.0.0.1:{self.port}", ApiKey=KEY))
 
     async def names(self) -> set[str]:
-        """The sessions that it has."""
+        """Return the sessions that the server has."""
         async with self.direct() as interpreter:
             return {info.session_id for info in await interpreter.list_sessions()}
 
@@ -95,7 +95,7 @@ class Cluster:
         shutil.rmtree(self.folder)
 
     def configure(self, members: Iterable[Member], **directives: str) -> None:
-        """Writes the configuration for some members; directives get other values."""
+        """Write the configuration for some members, with other values for the given directives."""
         text = CONFIGURATION.read_text().replace("127.0.0.1:8080", f"127.0.0.1:{self.port}")
         for kind in ("max_fails=0", "max_fails=1 fail_timeout=10s"):
             lines = "\n".join(f"server 127.0.0.1:{member.port} {kind};" for member in members)
@@ -106,7 +106,7 @@ class Cluster:
         (self.folder / "nginx.conf").write_text(text)
 
     def reload(self) -> None:
-        """Workers of the new configuration take over; those of the old one have stopped listening when the new ones answer."""
+        """Reload nginx. When the new workers answer, those of the old configuration no longer listen."""
         before = self._workers()
         self._nginx.send_signal(signal.SIGHUP)
         while self._workers() & before:
@@ -124,8 +124,8 @@ class Cluster:
     def settings(self, **options: object) -> Settings:
         return Settings(SessionsHttpClient={"Endpoint": self.endpoint, "ApiKey": KEY, **options})
 
-    def placed(self, identifiers: Iterable[str]) -> list[int]:
-        """The ports of the servers that requests for these identifiers, spelled as a query spells them, get to."""
+    def ports_of(self, identifiers: Iterable[str]) -> list[int]:
+        """Return the ports of the servers that receive requests for these identifiers, spelled as in a query."""
         names = [*identifiers]
         log = self.folder / "access.log"
         before = len(log.read_text().splitlines())
@@ -133,15 +133,15 @@ class Cluster:
             for name in names:
                 client.get(f"/session?api-version=2025-10-02-preview&identifier={name}")
         while len(lines := log.read_text().splitlines()[before:]) < len(names):
-            time.sleep(0.02)  # the line comes after the answer
+            time.sleep(0.02)  # the line is logged after the answer
         return [int(re.search(r" 127\.0\.0\.1:(\d+) ", line)[1]) for line in lines]
 
     def of(self, member: Member, count: int, prefix: str = "mine") -> list[str]:
-        """Return `count` identifiers of which a member is the server. Which one it is depends on the ports, which differ each time."""
+        """Return `count` identifiers that are routed to a member. The routing depends on the ports, which differ each time."""
         found: list[str] = []
         for first in range(0, 1000, 8):
             names = [urlencode({"": f"{prefix}-{number}"})[1:] for number in range(first, first + 8)]
-            found += [name for name, port in zip(names, self.placed(names), strict=True) if port == member.port]
+            found += [name for name, port in zip(names, self.ports_of(names), strict=True) if port == member.port]
             if len(found) >= count:
                 return found[:count]
         raise AssertionError(f"of 1000 identifiers, {len(found)} belong to port {member.port}: {count} expected")

@@ -1,4 +1,4 @@
-"""What is under deploy/ is used by a test, or says that it was not run; and what refers to each other there fits."""
+"""Test that each file under deploy/ is used by a test or marked as not run, and that references between them are valid."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ Body = dict[str, Any]
 
 
 def bodies(name: str) -> list[Body]:
-    """The objects of a file."""
+    """Return the objects of a file."""
     found = [body for body in yaml.safe_load_all((KUBERNETES / name).read_text()) if body]
     return [item for body in found for item in body.get("items", [body])]
 
@@ -30,7 +30,7 @@ def named(objects: list[Body], kind: str) -> dict[str, Body]:
 
 
 def pods(objects: list[Body]) -> Iterator[tuple[dict[str, str], Body]]:
-    """The labels and the specification of each pod that is made; of a StatefulSet's one for each replica, as it labels them."""
+    """Return the labels and the specification of each pod. A StatefulSet has one for each replica, labelled as it labels them."""
     for body in objects:
         template = body["spec"].get("template") or body["spec"].get("podTemplate")
         if template is None:
@@ -50,7 +50,7 @@ def servers(request: pytest.FixtureRequest) -> list[Body]:
 
 
 @pytest.mark.parametrize("file", [file for file in DEPLOY.rglob("*") if file.is_file()], ids=lambda file: file.name)
-def test_each_file_is_used_by_a_test_or_says_that_it_was_not_run(file: Path) -> None:
+def test_each_file_is_used_by_a_test_or_marked_as_not_run(file: Path) -> None:
     head = "\n".join(file.read_text().splitlines()[:6])
     tests = "".join(test.read_text() for test in (ROOT / "tests").rglob("*.py") if test != Path(__file__))
     assert file.name in tests or "not run" in head.lower()
@@ -66,7 +66,7 @@ def test_every_service_has_its_pod_and_its_port(servers: list[Body]) -> None:
             assert opened[port["targetPort"]] == port["port"]
 
 
-def test_selectors_volumes_and_probes_name_what_there_is(servers: list[Body]) -> None:
+def test_selectors_volumes_and_probes_name_existing_objects(servers: list[Body]) -> None:
     every = [*servers, *bodies("proxy.yaml"), *bodies("networkpolicy.yaml")]
     labels = [labels for labels, _ in pods(every)]
     for body in every:
@@ -80,7 +80,7 @@ def test_selectors_volumes_and_probes_name_what_there_is(servers: list[Body]) ->
         assert {probe.get("httpGet", probe.get("tcpSocket"))["port"] for probe in probes} == {container["ports"][0]["name"]}
 
 
-def test_the_policy_lets_the_proxy_in_and_servers_nowhere() -> None:
+def test_the_network_policy_lets_the_proxy_in_and_servers_reach_nothing() -> None:
     policies = named(bodies("networkpolicy.yaml"), "NetworkPolicy")
     (rule,) = policies["aca-sessions"]["spec"]["ingress"]
     (proxy,) = named(bodies("proxy.yaml"), "Deployment").values()
@@ -88,7 +88,7 @@ def test_the_policy_lets_the_proxy_in_and_servers_nowhere() -> None:
     assert policies["aca-sessions"]["spec"]["egress"] == []
 
 
-def test_a_server_is_started_as_the_command_line_has_it_and_killed_only_after_it_has_drained(servers: list[Body]) -> None:
+def test_a_server_starts_with_valid_options_and_is_killed_only_after_it_has_drained(servers: list[Body]) -> None:
     for _, spec in pods(servers):
         options = _parser().parse_args(spec["containers"][0]["args"])
         assert options.drain_seconds < spec["terminationGracePeriodSeconds"]
@@ -96,18 +96,18 @@ def test_a_server_is_started_as_the_command_line_has_it_and_killed_only_after_it
         assert "httpGet" not in spec["containers"][0]["livenessProbe"]
 
 
-def test_both_ways_to_run_servers_run_the_same() -> None:
+def test_both_ways_to_run_servers_use_the_same_settings() -> None:
     ignored = {"topologySpreadConstraints"}
     first, second = (next(pods(bodies(name)))[1] for name in ("servers.yaml", "agent-sandbox.yaml"))
     assert {name: value for name, value in first.items() if name not in ignored} == second
 
 
-def test_a_kustomization_names_files_that_are_there() -> None:
+def test_a_kustomization_names_existing_files() -> None:
     (kustomization,) = [yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())]
     assert all((KUBERNETES / name).is_file() for name in kustomization["resources"])
 
 
-def test_the_ingress_has_the_limits_of_the_proxy_and_a_service_that_there_is() -> None:
+def test_the_ingress_has_the_limits_of_the_proxy_and_an_existing_service() -> None:
     (ingress,) = bodies("ingress.yaml")
     said = {name.rpartition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()}
     text = CONFIGURATION.read_text()
@@ -120,7 +120,7 @@ def test_the_ingress_has_the_limits_of_the_proxy_and_a_service_that_there_is() -
 
 
 @needs_nginx
-def test_the_line_that_makes_the_configuration_for_the_cluster_makes_one(servers: list[Body], tmp_path: Path) -> None:
+def test_the_command_for_the_cluster_configuration_makes_a_valid_one(servers: list[Body], tmp_path: Path) -> None:
     line = re.search(r"^#   (sed '.*' deploy/nginx\.conf) \|", (KUBERNETES / "kustomization.yaml").read_text(), re.MULTILINE)[1]
     text = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"server ([\w-]+):8080 ", text)) == {name for name in named(servers, "Service") if name[-1].isdigit()}

@@ -1,4 +1,4 @@
-"""Servers that are killed, come back, are added or drained: whose sessions end, and what their owners are told."""
+"""Test servers that are killed, restarted, added or drained: which sessions end, and what results report to their owners."""
 
 import asyncio
 import signal
@@ -20,7 +20,7 @@ BEGUN = "import time; open('/mnt/data/begun', 'w').write('1'); "
 
 
 class Owners:
-    """The owners of many sessions, each of which counts its cells in its own variable. What they are told is checked with each cell."""
+    """The owners of many sessions, each of which counts its cells in its own variable. Each result is compared with that count."""
 
     def __init__(self, interpreter: CodeInterpreter, names: Iterable[str]) -> None:
         self._interpreter = interpreter
@@ -29,8 +29,8 @@ class Owners:
         self._unsure: set[str] = set()
         self._gate = asyncio.Semaphore(AT_ONCE)
 
-    async def go_on(self, then: Callable[[int], Awaitable[None]] | None = None) -> dict[str, CodeExecutionResult]:
-        """One more cell of each, and what became of it; `then` is called with how many are done."""
+    async def run_cells(self, then: Callable[[int], Awaitable[None]] | None = None) -> dict[str, CodeExecutionResult]:
+        """Run one more cell in each session and return the results. `then` is called with the number of results so far."""
         results: dict[str, CodeExecutionResult] = {}
 
         async def own(name: str) -> None:
@@ -67,7 +67,7 @@ def kinds(results: dict[str, CodeExecutionResult], names: Iterable[str]) -> set[
 async def owners_at(cluster: Cluster, names: Iterable[str], **options: object) -> AsyncIterator[Owners]:
     async with open_interpreter(cluster.settings(**options)) as interpreter:
         owners = Owners(interpreter, names)
-        assert kinds(await owners.go_on(), owners.names) == {"kept"}
+        assert kinds(await owners.run_cells(), owners.names) == {"kept"}
         yield owners
 
 
@@ -75,35 +75,35 @@ async def shares(cluster: Cluster) -> list[set[str]]:
     return [await member.names() for member in cluster.members]
 
 
-async def test_a_server_that_is_killed_loses_its_own_sessions_only_and_their_owners_are_told() -> None:
+async def test_a_killed_server_loses_only_its_own_sessions_and_results_report_it() -> None:
     with Cluster(3) as cluster:
         async with owners_at(cluster, (f"owner {number}" for number in range(SESSIONS))) as owners:
             victim, *others = cluster.members
             mine, *theirs = await shares(cluster)
             assert len(mine) + sum(map(len, theirs)) == SESSIONS
             assert all(len(share) > SESSIONS / 6 for share in (mine, *theirs))
-            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            assert kinds(await owners.run_cells(), owners.names) == {"kept"}
 
             async def kill_in_the_middle(done: int) -> None:
                 if done == SESSIONS // 2:
                     victim.end(signal.SIGKILL)
 
-            during = await owners.go_on(kill_in_the_middle)
-            after = await owners.go_on()
+            during = await owners.run_cells(kill_in_the_middle)
+            after = await owners.run_cells()
             assert kinds(during, set().union(*theirs)) | kinds(after, set().union(*theirs)) == {"kept"}
             told = {name for name in mine if "lost" in (during[name].state.kind, after[name].state.kind)}
             assert told == mine
-            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            assert kinds(await owners.run_cells(), owners.names) == {"kept"}
             assert mine <= (await others[0].names()) | (await others[1].names())
 
             victim.start()
             victim.wait_until_ready()
-            back = await owners.go_on()
+            back = await owners.run_cells()
             assert {name for name in owners.names if back[name].state.kind == "lost"} == mine
-            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            assert kinds(await owners.run_cells(), owners.names) == {"kept"}
 
 
-async def test_a_cell_that_ran_when_its_server_was_killed_is_sent_to_no_other() -> None:
+async def test_a_cell_that_ran_when_its_server_was_killed_is_not_sent_again() -> None:
     with Cluster(3) as cluster:
         victim, *others = cluster.members
         names = cluster.of(victim, 5)
@@ -114,36 +114,36 @@ async def test_a_cell_that_ran_when_its_server_was_killed_is_sent_to_no_other() 
             results = await asyncio.gather(*running)
             assert {str(result.state) for result in results} == {"unknown: no reply"}
             assert [await other.names() for other in others] == [set(), set()]
-            assert kinds(await owners.go_on(), names) == {"lost"}
+            assert kinds(await owners.run_cells(), names) == {"lost"}
 
 
 async def until_begun(member: Member, names: list[str]) -> None:
-    """Waits until a cell of each has begun, which writes a file first."""
+    """Wait until a cell of each has begun. Each writes a file first."""
     async with member.direct() as interpreter:
         while not all([await interpreter.list_files(name) for name in names]):
             await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_is_added_moves_its_share_only() -> None:
+async def test_an_added_server_moves_only_its_share_of_sessions() -> None:
     names = [f"name-{number}" for number in range(SESSIONS)]
     with Cluster(3) as cluster:
         *earlier, added = cluster.members
         cluster.configure(earlier)
         cluster.reload()
-        before = cluster.placed(names)
+        before = cluster.ports_of(names)
         async with owners_at(cluster, names[:60]) as owners:
             cluster.configure(cluster.members)
             cluster.reload()
-            after = cluster.placed(names)
+            after = cluster.ports_of(names)
             moved = [now for then, now in zip(before, after, strict=True) if then != now]
             assert set(moved) == {added.port}
             assert SESSIONS / 5 < len(moved) < SESSIONS / 2
-            results = await owners.go_on()
+            results = await owners.run_cells()
             told = {name for name in owners.names if results[name].state.kind == "lost"}
             assert told == {name for name, port in zip(owners.names, after, strict=False) if port == added.port}
 
 
-async def test_a_server_drains_before_it_is_restarted_and_nobody_is_told_anything_untrue() -> None:
+async def test_a_server_drains_before_a_restart_and_every_result_is_true() -> None:
     with Cluster(3, "--drain-seconds", "30") as cluster:
         leaving, *others = cluster.members
         names = cluster.of(leaving, 12)
@@ -151,9 +151,9 @@ async def test_a_server_drains_before_it_is_restarted_and_nobody_is_told_anythin
         async with owners_at(cluster, [*old, *elsewhere]) as owners:
             running = asyncio.create_task(owners._interpreter.execute(old[0], BEGUN + "time.sleep(1.5); count"))
             await until_begun(leaving, old[:1])
-            leaving.tell(signal.SIGTERM)
+            leaving.signal_process(signal.SIGTERM)
             assert (await running).value == 1
-            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            assert kinds(await owners.run_cells(), owners.names) == {"kept"}
             async with owners_at(cluster, new) as newcomers:
                 assert await leaving.names() == set(old)
                 await newcomers._interpreter.upload_file(new[0], "folder/a b.txt", b"content" * 200_000)
@@ -161,17 +161,17 @@ async def test_a_server_drains_before_it_is_restarted_and_nobody_is_told_anythin
                 for name in old:
                     await owners._interpreter.delete_session(name)
                 assert leaving.process.wait(10) == 0
-                assert kinds(await newcomers.go_on(), new) == {"kept"}
+                assert kinds(await newcomers.run_cells(), new) == {"kept"}
                 leaving.end()
                 leaving.start()
                 leaving.wait_until_ready()
-                assert kinds(await newcomers.go_on(), new) == {"lost"}
+                assert kinds(await newcomers.run_cells(), new) == {"lost"}
             owners.names = elsewhere
-            assert kinds(await owners.go_on(), elsewhere) == {"kept"}
+            assert kinds(await owners.run_cells(), elsewhere) == {"kept"}
 
 
-@pytest.mark.parametrize("flags", [(), ("--plain",)], ids=["ours", "plain"])
-async def test_every_version_tells_of_a_session_that_was_begun_anew(flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("flags", [(), ("--plain",)], ids=["extended", "plain"])
+async def test_every_api_version_reports_a_session_that_was_recreated(flags: tuple[str, ...]) -> None:
     with Cluster(2, *flags) as cluster:
         victim, _ = cluster.members
         names = iter(cluster.of(victim, 5))
@@ -179,11 +179,11 @@ async def test_every_version_tells_of_a_session_that_was_begun_anew(flags: tuple
         for version in VERSIONS:
             interpreter = await open_interpreter(cluster.settings(ApiVersion=version)).__aenter__()
             owners = Owners(interpreter, [next(names)])
-            assert kinds(await owners.go_on(), owners.names) == {"kept"}
+            assert kinds(await owners.run_cells(), owners.names) == {"kept"}
             begun.append(owners)
         victim.end(signal.SIGKILL)
-        told = [str(result.state) for owners in begun for result in (await owners.go_on()).values()]
-        again = [str(result.state) for owners in begun for result in (await owners.go_on()).values()]
+        told = [str(result.state) for owners in begun for result in (await owners.run_cells()).values()]
+        again = [str(result.state) for owners in begun for result in (await owners.run_cells()).values()]
         for owners in begun:
             await owners._interpreter.close()
         assert (told, again) == (["lost: expired"] * 5, ["kept"] * 5)

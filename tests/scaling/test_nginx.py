@@ -1,4 +1,4 @@
-"""Three servers behind nginx are one: what goes through it, and what does not."""
+"""Test three servers behind nginx as if they were one: which requests work, and which are refused."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -51,21 +51,21 @@ def client(cluster: Cluster) -> Iterator[httpx.Client]:
     ],
     ids=lambda spellings: spellings[0],
 )
-def test_an_identifier_is_found_however_it_is_spelled(cluster: Cluster, spellings: list[str]) -> None:
-    assert len(set(cluster.placed(spellings))) == 1
+def test_an_identifier_is_routed_alike_in_every_spelling(cluster: Cluster, spellings: list[str]) -> None:
+    assert len(set(cluster.ports_of(spellings))) == 1
 
 
 def test_identifiers_of_one_tenant_are_spread_over_the_servers(cluster: Cluster) -> None:
-    assert len(set(cluster.placed(f"tenant:7/conversation:{number}" for number in range(30)))) == 3
+    assert len(set(cluster.ports_of(f"tenant:7/conversation:{number}" for number in range(30)))) == 3
 
 
-async def test_a_spelling_reaches_the_session_that_another_one_began(client: httpx.Client) -> None:
+async def test_a_spelling_reaches_the_session_that_another_one_started(client: httpx.Client) -> None:
     began = client.post(f"/executions?{QUERY}&identifier=a%20b%3Ac", json=CELL | {"code": "x = 42"})
     found = client.post(f"/executions?{QUERY}&identifier=a+b:c", json=CELL | {"code": "x"})
     assert (began.status_code, found.json()["result"]["executionResult"]) == (200, 42)
 
 
-async def test_output_comes_while_a_cell_runs_and_questions_are_answered(interpreter: CodeInterpreter) -> None:
+async def test_output_arrives_while_a_cell_runs_and_questions_are_answered(interpreter: CodeInterpreter) -> None:
     code = "print('begun', flush=True); name = input('who? '); print('hello', name)"
     events = [event async for event in Session(interpreter, "live").stream(code, on_input=lambda _: "Ada")]
     assert [event.text for event in events if event.kind == "stdout"][0].startswith("begun")  # noqa: RUF015 - the first, not any
@@ -73,7 +73,7 @@ async def test_output_comes_while_a_cell_runs_and_questions_are_answered(interpr
     assert "hello Ada" in events[-1].result.stdout
 
 
-async def test_branches_are_where_their_session_is(interpreter: CodeInterpreter) -> None:
+async def test_branches_are_on_the_server_of_their_session(interpreter: CodeInterpreter) -> None:
     for number in range(6):
         session = Session(interpreter, f"branching-{number}")
         await session.run("x = 20")
@@ -83,7 +83,7 @@ async def test_branches_are_where_their_session_is(interpreter: CodeInterpreter)
         assert (result.value, str(result.state)) == (42, "kept")
 
 
-async def test_the_largest_file_is_taken_and_a_larger_one_refused(interpreter: CodeInterpreter) -> None:
+async def test_the_largest_file_is_accepted_and_a_larger_one_refused(interpreter: CodeInterpreter) -> None:
     most = Hosting().max_upload
     await interpreter.upload_file("files", "large.bin", b"x" * most)
     assert (await interpreter.execute("files", "import os; os.path.getsize('/mnt/data/large.bin')")).value == most
@@ -91,7 +91,7 @@ async def test_the_largest_file_is_taken_and_a_larger_one_refused(interpreter: C
         await interpreter.upload_file("files", "larger.bin", b"x" * (most + (1 << 17)))
 
 
-async def test_a_cell_that_outlasts_the_proxys_patience_is_asked_for_and_its_server_stays_in_use(cluster: Cluster) -> None:
+async def test_a_cell_that_outlasts_the_proxys_timeout_is_polled_and_its_server_stays_in_use(cluster: Cluster) -> None:
     cluster.configure(cluster.members, proxy_read_timeout="1s")
     cluster.reload()
     try:
@@ -118,14 +118,14 @@ def test_environments_of_the_mcp_endpoint_are_found_again(client: httpx.Client) 
 
 
 @pytest.mark.parametrize("name", ["mcp", "metrics", "listSessions", "python/execute", "upload"])
-async def test_files_may_be_called_as_routes_are(interpreter: CodeInterpreter, name: str) -> None:
+async def test_files_may_be_named_like_routes(interpreter: CodeInterpreter, name: str) -> None:
     for number in range(4):
         await interpreter.upload_file(f"names-{number}", name, b"1")
         assert await interpreter.download_file(f"names-{number}", name) == b"1"
         await interpreter.delete_file(f"names-{number}", name)
 
 
-def test_below_azures_base_path_it_is_the_same(client: httpx.Client) -> None:
+def test_routes_under_azures_base_path_work_the_same(client: httpx.Client) -> None:
     base = "/subscriptions/s/resourceGroups/g/sessionPools/p"
     client.post(f"{base}/executions?{QUERY}&identifier=azure", json=CELL | {"code": "x = 42"})
     answer = client.post(f"/executions?{QUERY}&identifier=azure", json=CELL | {"code": "x"})
@@ -144,17 +144,17 @@ def test_below_azures_base_path_it_is_the_same(client: httpx.Client) -> None:
         ("GET", f"/files?identifier=a&{QUERY}&identifier=b", 400, "SessionRequestValidationFailed"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+def test_a_request_that_cannot_be_sharded_is_refused(client: httpx.Client, method: str, path: str, status: int, code: str) -> None:
     answer = client.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
-def test_health_and_the_key_are_the_servers(client: httpx.Client, cluster: Cluster) -> None:
+def test_health_and_the_key_are_checked_by_the_servers(client: httpx.Client, cluster: Cluster) -> None:
     assert client.get("/health").json()["status"] == "healthy"
     assert httpx.get(f"{cluster.endpoint}/files?{QUERY}&identifier=a").status_code == 401
 
 
-async def test_a_stranger_who_is_cut_off_moves_nobodys_session(cluster: Cluster, interpreter: CodeInterpreter) -> None:
+async def test_an_unauthorized_upload_that_is_cut_off_moves_no_session(cluster: Cluster, interpreter: CodeInterpreter) -> None:
     (name,) = cluster.of(cluster.members[0], 1, "neighbour")
     await interpreter.execute(name, "x = 1")
     for _ in range(3):
@@ -169,7 +169,7 @@ async def test_a_stranger_who_is_cut_off_moves_nobodys_session(cluster: Cluster,
 async def test_no_log_holds_an_identifier_or_a_file(cluster: Cluster, interpreter: CodeInterpreter) -> None:
     secret = "secret-name:4711"
     await interpreter.upload_file(secret, "secret-file.txt", b"1")
-    cluster.configure([Member()])  # which was never started
+    cluster.configure([Member()])  # never started
     cluster.reload()
     httpx.get(f"{cluster.endpoint}/files/secret-file.txt?{QUERY}&identifier={quote(secret)}", headers=AUTHORIZED)
     httpx.post(f"{cluster.endpoint}/executions?{QUERY}&identifier={quote(secret)}", content=b" " * (70 << 20))
@@ -179,7 +179,7 @@ async def test_no_log_holds_an_identifier_or_a_file(cluster: Cluster, interprete
     assert "secret" not in cluster.logs()
 
 
-async def test_a_server_with_too_many_sessions_to_start_keeps_its_own(cluster: Cluster) -> None:
+async def test_a_server_that_starts_too_many_sessions_keeps_its_own(cluster: Cluster) -> None:
     member, *others = cluster.members
     names = cluster.of(member, Hosting().max_starting + 1, "starting")
     limits = httpx.Limits(max_connections=200)

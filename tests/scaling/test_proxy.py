@@ -1,4 +1,4 @@
-"""What `make test` runs of servers behind nginx: one session, and what its configuration says. test_nginx.py has the rest."""
+"""Test servers behind nginx in `make test`: one session, and the settings in its configuration. test_nginx.py has the rest."""
 
 import re
 
@@ -12,7 +12,7 @@ from .cluster import CONFIGURATION, Cluster, needs_nginx
 
 @pytest.mark.long
 @needs_nginx
-async def test_a_whole_session_works_through_it() -> None:
+async def test_a_whole_session_works_through_the_proxy() -> None:
     with Cluster(2) as cluster:
         async with open_interpreter(cluster.settings()) as interpreter:
             session = Session(interpreter, "whole session/1")
@@ -31,7 +31,7 @@ def test_both_lists_of_servers_are_the_same() -> None:
     assert first == second != []
 
 
-def test_it_waits_as_long_as_a_cell_may_run() -> None:
+def test_the_proxy_waits_as_long_as_a_cell_may_run() -> None:
     unit = {"s": 1, "m": 60, "h": 3600}
     value = re.search(r"proxy_read_timeout (\d+)([smh]);", CONFIGURATION.read_text())
     assert int(value[1]) * unit[value[2]] >= MAX_ASYNCHRONOUS_SECONDS
