@@ -1,4 +1,4 @@
-"""The endpoints that the scenarios run against: the same sessions in process, over TCP with TLS, without extensions, and Azure itself."""
+"""Endpoints for the scenarios: the same sessions in process, over TCP with TLS, without extensions, and Azure itself."""
 
 import os
 import ssl
@@ -20,7 +20,7 @@ _FLAGS = {"tls": ("--tls",), "plain": ("--plain",)}
 
 @contextmanager
 def settings_of(name: str, folder: Path) -> Iterator[Settings]:
-    """The settings by which an endpoint is reached, while it is there."""
+    """Yield the settings of an endpoint while it runs."""
     if name == "azure":
         yield Settings(Endpoint=LIVE)
         return
@@ -41,7 +41,7 @@ def _own(name: str, folder: Path) -> Iterator[Settings]:
 
 @contextmanager
 def trusted(certificate: Path) -> Iterator[None]:
-    """A self-signed certificate is trusted as any client would be told to: by the environment."""
+    """Trust a self-signed certificate by the environment, as any client can."""
     with pytest.MonkeyPatch.context() as patch:
         if certificate.exists():
             assert ssl.create_default_context(cafile=str(certificate))

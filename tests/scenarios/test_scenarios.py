@@ -1,4 +1,4 @@
-"""What a session promises, wherever it runs. With ACA_TEST_ENDPOINT set, and signed in, an Azure pool is held to it as well."""
+"""Test what a session promises at every kind of endpoint. With ACA_TEST_ENDPOINT set, and signed in, an Azure pool is tested as well."""
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -34,14 +34,14 @@ async def test_state_is_kept_between_cells(session: Session) -> None:
     assert (result.output, result.value, str(result.state)) == ("out\n42", 42, "kept")
 
 
-async def test_a_failed_cell_is_a_result_and_the_session_goes_on(session: Session) -> None:
+async def test_a_failed_cell_is_a_result_and_the_session_continues(session: Session) -> None:
     result = await session.run("y = 1\n1 / 0")
     assert (result.success, result.error and result.error.name) == (False, "ZeroDivisionError")
     assert "ZeroDivisionError: division by zero" in result.stderr
     assert (await session.run("y")).value == 1
 
 
-async def test_code_comes_out_of_its_fence(session: Session) -> None:
+async def test_code_is_taken_out_of_its_fence(session: Session) -> None:
     assert (await session.run("```python\n6 * 7\n```")).value == 42
 
 
@@ -70,7 +70,7 @@ async def test_an_uploaded_module_can_be_imported(session: Session) -> None:
     assert (await session.run("import figures; figures.answer")).value == 42
 
 
-async def test_a_cell_over_its_time_ends_and_what_became_of_the_variables_is_true(session: Session) -> None:
+async def test_a_cell_over_its_time_ends_and_the_reported_state_is_true(session: Session) -> None:
     await session.run("x = 1")
     overran = await session.run("while True: pass", timeout=1)
     assert not overran.success
@@ -94,7 +94,7 @@ async def test_reset_clears_the_variables_and_keeps_the_files(session: Session) 
     assert (result.text, str(result.state)) == ("(False, 'kept')", "kept")
 
 
-async def test_variables_are_told_by_type_and_shape(session: Session) -> None:
+async def test_variables_are_listed_with_type_and_shape(session: Session) -> None:
     await session.run("import math, numpy as np\nn = 3; s = 'abc'; a = np.zeros((2, 3)); _hidden = 1\nclass Own: pass\no = Own()")
     found = {variable.name: variable for variable in await session.variables()}
     assert sorted(found) == ["Own", "a", "n", "o", "s"]
@@ -102,7 +102,7 @@ async def test_variables_are_told_by_type_and_shape(session: Session) -> None:
     assert (found["a"].type, found["a"].shape, found["a"].size) == ("ndarray", (2, 3), 48)
 
 
-async def test_asking_for_variables_runs_nothing_of_the_users_and_changes_nothing(session: Session) -> None:
+async def test_listing_variables_runs_no_user_code_and_changes_nothing(session: Session) -> None:
     trap = "class Trap:\n    def __repr__(self): raise SystemExit\n    __len__ = __sizeof__ = __repr__\nt, l = Trap(), [Trap()]\n41 + 1"
     await session.run(trap)
     found = {variable.name: variable for variable in await session.variables()}
@@ -110,7 +110,7 @@ async def test_asking_for_variables_runs_nothing_of_the_users_and_changes_nothin
     assert (await session.run("_")).value == 42
 
 
-async def test_health_is_told_by_the_interpreter_itself(session: Session) -> None:
+async def test_health_is_reported_by_the_interpreter_itself(session: Session) -> None:
     await session.run("1")
     health = await session.health()
     assert health.responsive
@@ -123,7 +123,7 @@ async def test_health_is_told_by_the_interpreter_itself(session: Session) -> Non
         assert health.isolation is None
 
 
-async def test_packages_are_installed_only_where_an_index_is_reached(session: Session) -> None:
+async def test_packages_are_installed_only_if_an_index_is_reachable(session: Session) -> None:
     with pytest.raises(InvalidArgumentError):
         await session.install("--index-url=http://example.org")
     if not await session.supports("install"):
@@ -135,11 +135,11 @@ async def test_packages_are_installed_only_where_an_index_is_reached(session: Se
         assert (await session.run("import humanize; humanize.intcomma(12345)")).text in ("12,345", "'12,345'")
 
 
-async def test_a_library_that_is_there_needs_no_index(session: Session) -> None:
+async def test_an_installed_library_needs_no_index(session: Session) -> None:
     assert (await session.run("import numpy; 6 * 7", libraries=["numpy>=1"])).value == 42
 
 
-async def test_what_was_installed_is_listed_and_taken_away_where_the_endpoint_keeps_packages(session: Session) -> None:
+async def test_installed_packages_are_listed_and_uninstalled_if_the_endpoint_supports_it(session: Session) -> None:
     if not await session.supports("packages"):
         with pytest.raises(NotSupportedError, match="list what was installed"):
             await session.packages()
@@ -152,7 +152,7 @@ async def test_what_was_installed_is_listed_and_taken_away_where_the_endpoint_ke
         assert await session.packages() == []
 
 
-async def test_what_is_in_the_way_of_our_own_cells_is_the_sessions_to_clear(session: Session) -> None:
+async def test_user_code_that_breaks_the_clients_own_cells_is_undone_by_a_reset(session: Session) -> None:
     await session.run("import builtins; builtins.exec = None")
     with pytest.raises(ExecutionError):
         await session.variables()
