@@ -1,4 +1,4 @@
-"""Several workers would each have sessions of their own: that is refused, however they are asked for."""
+"""Test that several workers are refused however they are requested, since each would have sessions of its own."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def test_serve_has_no_option_for_workers() -> None:
 
 
 @pytest.mark.long
-def test_uvicorn_with_several_workers_is_told(tmp_path: Path) -> None:
+def test_uvicorn_with_several_workers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(APP)
     command = [sys.executable, "-m", "uvicorn", "mine:app", "--workers", "2", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
@@ -61,7 +61,7 @@ asyncio.run(main())
 
 @pytest.mark.long
 @pytest.mark.parametrize("arguments", [["-w", "4", "mine:app"], ["--workers=4"], ["-w4"]])
-def test_gunicorn_with_several_workers_is_told(tmp_path: Path, arguments: list[str]) -> None:
+def test_gunicorn_with_several_workers_is_refused(tmp_path: Path, arguments: list[str]) -> None:
     program = tmp_path / "gunicorn"
     program.write_text(OPEN)
     run = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, check=False)
@@ -75,7 +75,7 @@ async def test_one_worker_is_served(monkeypatch: pytest.MonkeyPatch, count: str)
         assert not app.has_sessions
 
 
-async def test_an_embedded_pool_is_its_own_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_embedded_pool_ignores_the_number_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEB_CONCURRENCY", "3")
     async with open_pool() as pool, pool.session() as session:
         assert (await session.run("6 * 7")).value == 42

@@ -1,4 +1,4 @@
-"""The service over HTTP: Azure's routes and shapes, and every kind of bad request."""
+"""Test the service over HTTP: Azure's routes and shapes, and every kind of bad request."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ async def test_a_plain_client_gets_azures_body_and_nothing_else(http: httpx.Asyn
     assert set(body) == {"$id", "id", "identifier", "executionType", "status", "result"}
 
 
-async def test_the_routes_stand_below_azures_base_path_too(http: httpx.AsyncClient) -> None:
+async def test_the_routes_work_under_azures_base_path_too(http: httpx.AsyncClient) -> None:
     response = await http.post("/subscriptions/s/resourceGroups/g/sessionPools/p/executions", json=CODE)
     assert response.json()["result"]["executionResult"] == 42
 
@@ -106,7 +106,7 @@ async def test_deleting_a_session_ends_its_running_cell(http: httpx.AsyncClient)
 @pytest.mark.parametrize("code", ["", " ", "\n\n", "# nothing"])
 @pytest.mark.parametrize("plain", [False, True])
 async def test_an_empty_cell_succeeds_in_every_dialect(code: str, plain: bool) -> None:
-    """AutoGen's executor sends one after `restart()`."""
+    """Send the empty cell that AutoGen's executor sends after `restart()`."""
     answers = []
     async with open_server(hosting=Hosting(plain=plain)) as app:
         transport = httpx.ASGITransport(app)
@@ -165,7 +165,7 @@ async def test_a_bad_path_is_a_clear_4xx(http: httpx.AsyncClient, path: str) -> 
 
 
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary=zz", "application/json", "text/plain"])
-async def test_an_upload_that_is_no_form_is_a_clear_400(http: httpx.AsyncClient, content_type: str) -> None:
+async def test_an_upload_that_is_not_a_form_is_a_clear_400(http: httpx.AsyncClient, content_type: str) -> None:
     response = await http.post("/files", content=b"x" * 100, headers={"content-type": content_type})
     assert response.status_code == 400
 
@@ -180,7 +180,7 @@ async def test_a_request_over_the_limit_is_a_413(http: httpx.AsyncClient) -> Non
     assert response.status_code == 413
 
 
-async def test_an_upload_over_the_disk_is_a_clear_answer_and_leaves_nothing(http: httpx.AsyncClient) -> None:
+async def test_an_upload_larger_than_the_disk_is_refused_and_leaves_nothing(http: httpx.AsyncClient) -> None:
     response = await http.post("/files", files={"file": ("big", b"x" * (20 << 20))})
     assert (response.status_code, response.json()["error"]["code"]) == (507, "SessionStorageFull")
     assert (await http.get("/files")).json()["value"] == []
@@ -211,7 +211,7 @@ def client(app: object) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", params={"api-version": "2025-10-02-preview"})
 
 
-async def test_the_least_recently_used_session_goes_first_and_its_owner_is_told() -> None:
+async def test_the_least_recently_used_session_ends_first_and_its_owner_gets_a_result_that_reports_it() -> None:
     async with open_server(hosting=Hosting(max_sessions=2)) as app, client(app) as http:
         for name in ("a", "b", "a", "c"):
             await http.post("/executions", json={"code": "x = 1"}, params={"identifier": name})
@@ -231,7 +231,7 @@ async def test_a_server_whose_sessions_all_run_is_full() -> None:
         await running
 
 
-async def test_a_plain_server_that_is_full_ends_nobodys_session() -> None:
+async def test_a_plain_server_that_is_full_ends_no_session() -> None:
     async with open_server(hosting=Hosting(max_sessions=1, plain=True)) as app, client(app) as http:
         await http.post("/executions", json={"code": "x = 42"}, params={"identifier": "first"})
         refused = await http.post("/executions", json=CODE, params={"identifier": "second"})
@@ -268,7 +268,7 @@ async def test_malformed_json_is_refused_as_aspnet_refuses_it(http: httpx.AsyncC
     assert (await http.post("/executions", json=CODE)).status_code == 200
 
 
-async def nobody_left(http: httpx.AsyncClient) -> None:
+async def all_sessions_ended(http: httpx.AsyncClient) -> None:
     async with asyncio.timeout(10):
         while (await http.get("/listSessions")).json()["sessions"]:
             await asyncio.sleep(0.02)
@@ -277,10 +277,10 @@ async def nobody_left(http: httpx.AsyncClient) -> None:
 async def test_an_unused_session_ends_after_the_cooldown() -> None:
     async with open_server(hosting=Hosting(cooldown=0.2)) as app, client(app) as http:
         await http.post("/executions", json=CODE, params={"identifier": "a"})
-        await nobody_left(http)
+        await all_sessions_ended(http)
 
 
-async def test_a_key_is_needed_where_one_is_set() -> None:
+async def test_a_key_is_required_if_one_is_set() -> None:
     async with open_server(hosting=Hosting(api_key="secret")) as app, client(app) as http:
         for headers in (
             {},
@@ -301,14 +301,14 @@ async def test_a_foreign_host_header_is_refused() -> None:
             assert (await http.get("/listSessions", headers=key | {"host": host})).status_code == status
 
 
-async def test_a_page_of_another_origin_is_refused_even_where_no_key_is_needed() -> None:
+async def test_a_page_of_another_origin_is_refused_even_if_no_key_is_required() -> None:
     async with open_server(hosting=Hosting(allowed_hosts=frozenset({"localhost", "::1"}))) as app, client(app) as http:
         for origin, status in (("http://localhost:80", 200), ("http://[::1]", 200), ("https://evil.example", 403), ("null", 403)):
             response = await http.get("/listSessions", headers={"host": "localhost", "origin": origin})
             assert response.status_code == status
 
 
-async def test_many_sessions_at_once_keep_apart(http: httpx.AsyncClient) -> None:
+async def test_many_parallel_sessions_stay_separate(http: httpx.AsyncClient) -> None:
     async def one(number: int) -> object:
         params = {"identifier": f"session-{number}"}
         await http.post("/executions", json={"code": f"x = {number}"}, params=params)
@@ -317,7 +317,7 @@ async def test_many_sessions_at_once_keep_apart(http: httpx.AsyncClient) -> None
     assert await asyncio.gather(*(one(number) for number in range(12))) == list(range(12))
 
 
-async def test_a_session_deleted_in_mid_cell_still_tells_what_the_cell_wrote(http: httpx.AsyncClient) -> None:
+async def test_a_session_deleted_during_a_cell_still_returns_its_output(http: httpx.AsyncClient) -> None:
     running = asyncio.create_task(rich(http, "print('before', flush=True)\nopen('begun', 'w')\nwhile True: pass"))
     while (await http.get("/files/begun")).status_code != 200:
         await asyncio.sleep(0.01)
@@ -334,21 +334,21 @@ async def rich(http: httpx.AsyncClient, code: str, **params: str) -> dict:
     return response.json()
 
 
-async def test_an_operation_id_belongs_to_one_life_of_a_session(http: httpx.AsyncClient) -> None:
+async def test_an_operation_id_is_not_kept_for_a_recreated_session(http: httpx.AsyncClient) -> None:
     once = {"operation-id": "once"}
     await http.post("/executions", json={"code": "'first'"}, headers=once)
     await http.delete("/session")
     assert (await http.post("/executions", json={"code": "'second'"}, headers=once)).json()["result"]["executionResult"] == "second"
 
 
-async def test_a_cell_interrupted_before_it_arrives_does_not_begin(http: httpx.AsyncClient) -> None:
+async def test_a_cell_interrupted_before_it_arrives_does_not_run(http: httpx.AsyncClient) -> None:
     assert (await http.post("/executions/late/interrupt")).status_code == 202
     body = (await http.post("/executions", json={"code": "ran = True"}, headers={"operation-id": "late"})).json()
     assert body["status"] == "Failed"
     assert (await run(http, "'ran' in globals()"))["result"]["executionResult"] is False
 
 
-async def test_large_results_are_not_remembered_for_long(http: httpx.AsyncClient) -> None:
+async def test_large_results_are_dropped_soon(http: httpx.AsyncClient) -> None:
     for number in range(6):
         code = "from IPython.display import HTML, display; display(HTML('x' * (5 << 20)))"
         await http.post("/executions", json={"code": code}, headers={"operation-id": f"large-{number}"})
@@ -356,7 +356,7 @@ async def test_large_results_are_not_remembered_for_long(http: httpx.AsyncClient
     assert (await http.get("/executions/large-5")).status_code == 200
 
 
-async def test_what_a_cell_displays_cannot_break_the_answer(http: httpx.AsyncClient) -> None:
+async def test_a_malformed_display_does_not_break_the_answer(http: httpx.AsyncClient) -> None:
     for shown in (
         "{'image/png': 'notbase64!'}",
         "{'image/png': 3}",
@@ -369,7 +369,7 @@ async def test_what_a_cell_displays_cannot_break_the_answer(http: httpx.AsyncCli
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_delete_whose_caller_goes_is_carried_out() -> None:
+async def test_a_delete_is_completed_if_its_caller_disconnects() -> None:
     async with open_server() as app, client(app) as http:
         for turns in range(8):
             name = {"identifier": f"s{turns}"}
@@ -382,7 +382,7 @@ async def test_a_delete_whose_caller_goes_is_carried_out() -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_first_call_whose_caller_goes_leaves_nothing() -> None:
+async def test_a_first_call_whose_caller_disconnects_leaves_nothing() -> None:
     async with open_server(hosting=Hosting(max_sessions=3)) as app, client(app) as http:
         for turns in range(12):
             starting = asyncio.create_task(http.get("/files", params={"identifier": f"s{turns}"}))
@@ -392,18 +392,18 @@ async def test_a_first_call_whose_caller_goes_leaves_nothing() -> None:
             await asyncio.wait({starting})
 
 
-async def test_sessions_deleted_while_others_expire_do_not_stop_the_expiring() -> None:
+async def test_sessions_deleted_while_others_expire_do_not_stop_the_expiry() -> None:
     async with open_server(hosting=Hosting(cooldown=0.1)) as app, client(app) as http:
         for _ in range(3):
             for name in "abcd":
                 await http.post("/executions", json=CODE, params={"identifier": name})
             await asyncio.sleep(0.08)
             await asyncio.gather(*(http.delete("/session", params={"identifier": name}) for name in "ab"))
-            await nobody_left(http)
+            await all_sessions_ended(http)
 
 
 @pytest.mark.parametrize("range", ["bytes=99999999999999999999999-", "bytes=5-2", "bytes=-5", "lines=1-2", "bytes=0-99999999999999999"])
-async def test_an_odd_range_is_no_server_error(http: httpx.AsyncClient, range: str) -> None:
+async def test_an_odd_range_is_not_a_server_error(http: httpx.AsyncClient, range: str) -> None:
     await http.post("/files", files={"file": ("a.txt", b"hello")})
     assert (await http.get("/files/a.txt/content", headers={"range": range})).status_code in (200, 206, 416)
 

@@ -1,4 +1,4 @@
-"""The audit log: a line for each event, in a file that may be moved, and that may be full."""
+"""Test the audit log: one line for each event, in a file that may be rotated and whose disk may be full."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ async def test_an_embedded_pool_writes_a_line_for_each_event(file: Path, events:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
-async def test_code_is_written_only_where_it_was_asked_for(file: Path, events: Events, named: bool) -> None:
+async def test_code_is_logged_only_if_configured(file: Path, events: Events, named: bool) -> None:
     async with open_pool(Settings(Audit={"File": str(file), "Code": named}), policy=POLICY) as pool, pool.session() as session:
         await session.run("x = 1")
     (cell,) = [event for event in events() if event["event"] == "cell"]
@@ -65,7 +65,7 @@ async def test_code_is_written_only_where_it_was_asked_for(file: Path, events: E
 
 
 @pytest.mark.slow
-async def test_a_refusal_names_its_code_and_its_route(file: Path, events: Events) -> None:
+async def test_a_refusal_is_logged_with_its_code_and_route(file: Path, events: Events) -> None:
     hosting = Hosting(audit=str(file), api_key="key", max_upload=10)
     params, headers = {"api-version": "2025-10-02-preview", "identifier": "mine"}, {"authorization": "Bearer key"}
     async with open_server(policy=POLICY, hosting=hosting) as app:
@@ -86,7 +86,7 @@ async def test_a_refusal_names_its_code_and_its_route(file: Path, events: Events
     assert "key" not in known
 
 
-def test_a_file_that_was_moved_away_is_begun_anew(log: AuditLog, file: Path, events: Events) -> None:
+def test_a_rotated_file_is_created_again(log: AuditLog, file: Path, events: Events) -> None:
     log.write("one")
     file.rename(file.with_suffix(".1"))
     log.write("two")
@@ -97,7 +97,7 @@ def test_a_file_that_was_moved_away_is_begun_anew(log: AuditLog, file: Path, eve
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_what_a_full_disk_does_not_take_is_counted_and_told(file: Path, events: Events, caplog: pytest.LogCaptureFixture) -> None:
+def test_events_lost_to_a_full_disk_are_counted_and_reported(file: Path, events: Events, caplog: pytest.LogCaptureFixture) -> None:
     file.symlink_to("/dev/full")
     log = AuditLog(str(file))
     with caplog.at_level(logging.ERROR, logger="aca_sessions"):
@@ -113,7 +113,7 @@ def test_what_a_full_disk_does_not_take_is_counted_and_told(file: Path, events: 
     assert [event.get("lost_before") for event in events()] == [3, None]
 
 
-def test_a_line_that_was_cut_off_spoils_no_other(log: AuditLog, file: Path) -> None:
+def test_a_truncated_line_does_not_spoil_the_next(log: AuditLog, file: Path) -> None:
     log.write("whole")
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -127,7 +127,7 @@ def test_a_line_that_was_cut_off_spoils_no_other(log: AuditLog, file: Path) -> N
     assert (json.loads(first)["event"], len(cut), json.loads(last)["event"], json.loads(last)["lost_before"]) == ("whole", 10, "whole", 2)
 
 
-def test_lines_are_appended_to_what_is_there(file: Path, events: Events) -> None:
+def test_lines_are_appended_to_an_existing_file(file: Path, events: Events) -> None:
     for _ in range(2):
         log = AuditLog(str(file))
         log.write("same")
@@ -136,7 +136,7 @@ def test_lines_are_appended_to_what_is_there(file: Path, events: Events) -> None
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o620, 0o604])
-def test_a_file_that_others_may_read_or_write_is_refused(file: Path, mode: int) -> None:
+def test_a_file_that_other_users_may_read_or_write_is_refused(file: Path, mode: int) -> None:
     file.touch()
     file.chmod(mode)
     with pytest.raises(ConfigurationError, match="chmod 600"):
@@ -144,7 +144,7 @@ def test_a_file_that_others_may_read_or_write_is_refused(file: Path, mode: int) 
 
 
 @pytest.mark.parametrize("name", ["", "none/audit.jsonl", "pipe"])
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="ACASessions:Audit:File"):
         AuditLog(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""A server that is about to stop: it answers for the sessions that it has, and takes no new ones."""
+"""Test a server that drains: it serves the sessions that it has and starts no new ones."""
 
 import asyncio
 import signal
@@ -21,14 +21,14 @@ CELL = {"codeInputType": "Inline", "executionType": "Synchronous", "code": "6 * 
 
 @pytest.fixture
 async def draining() -> AsyncIterator[tuple[Service, httpx.AsyncClient]]:
-    """With one session."""
+    """A draining server with one session."""
     async with open_server() as app, httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.post("/executions", params=MINE, json=CELL)).status_code == 200
         app.take_no_more()
         yield app, client
 
 
-async def test_a_session_that_is_there_goes_on(draining: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_an_existing_session_continues(draining: tuple[Service, httpx.AsyncClient]) -> None:
     _, client = draining
     answer = await client.post("/executions", params=MINE, json=CELL)
     assert (answer.status_code, answer.json()["result"]["executionResult"]) == (200, 42)
@@ -45,7 +45,7 @@ async def test_a_session_that_is_there_goes_on(draining: tuple[Service, httpx.As
         ("POST", "session/reset"),
     ],
 )
-async def test_a_session_that_is_not_there_is_asked_for_elsewhere(
+async def test_a_new_session_is_refused_with_advice_to_go_elsewhere(
     draining: tuple[Service, httpx.AsyncClient], method: str, path: str
 ) -> None:
     _, client = draining
@@ -54,20 +54,20 @@ async def test_a_session_that_is_not_there_is_asked_for_elsewhere(
     assert answer.json()["error"]["code"] == "ServerDraining"
 
 
-async def test_an_mcp_environment_is_asked_for_elsewhere_too(draining: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_a_new_mcp_environment_is_refused_as_well(draining: tuple[Service, httpx.AsyncClient]) -> None:
     _, client = draining
     for tool, arguments in (("launchShell", {}), ("runShellCommandInRemoteEnvironment", {"environmentId": "new", "shellCommand": "ls"})):
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
         assert (await client.post("/mcp", json=call)).status_code == 503
 
 
-async def test_health_says_so(draining: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_health_reports_draining(draining: tuple[Service, httpx.AsyncClient]) -> None:
     _, client = draining
     answer = await client.get("/health")
     assert (answer.status_code, answer.json()["status"], answer.json()["sessions"]) == (503, "draining", 1)
 
 
-async def test_it_can_end_once_its_last_session_has(draining: tuple[Service, httpx.AsyncClient]) -> None:
+async def test_the_server_may_stop_when_its_last_session_has_ended(draining: tuple[Service, httpx.AsyncClient]) -> None:
     app, client = draining
     assert app.has_sessions
     assert (await client.delete("/session", params=MINE)).status_code == 204
@@ -75,7 +75,7 @@ async def test_it_can_end_once_its_last_session_has(draining: tuple[Service, htt
 
 
 @pytest.mark.slow
-async def test_a_first_signal_leaves_sessions_their_time_and_the_server_ends_with_the_last() -> None:
+async def test_a_first_signal_lets_sessions_finish_and_the_server_stops_with_the_last() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
             await interpreter.execute("mine", "x = 20")
@@ -89,7 +89,7 @@ async def test_a_first_signal_leaves_sessions_their_time_and_the_server_ends_wit
 
 
 @pytest.mark.long
-async def test_a_cell_that_outlasts_the_drain_is_told_what_became_of_it() -> None:
+async def test_a_cell_that_outlasts_the_drain_is_reported_as_killed() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "0.2") as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
             running = asyncio.create_task(interpreter.execute("mine", "import time; time.sleep(60)"))
@@ -103,7 +103,7 @@ async def test_a_cell_that_outlasts_the_drain_is_told_what_became_of_it() -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drain", [pytest.param((), marks=pytest.mark.long), ("--drain-seconds", "0.2")], ids=["at once", "after a drain"])
-async def test_cells_that_still_run_then_get_five_seconds_more(drain: tuple[str, ...]) -> None:
+async def test_running_cells_get_five_seconds_more_after_the_drain(drain: tuple[str, ...]) -> None:
     assert GRACE_SECONDS == 5
     with Server("--port", "0", "--api-key", "key", *drain) as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
@@ -117,7 +117,7 @@ async def test_cells_that_still_run_then_get_five_seconds_more(drain: tuple[str,
 
 
 @pytest.mark.slow
-async def test_an_idle_session_keeps_a_server_for_as_long_as_the_drain_and_no_longer() -> None:
+async def test_an_idle_session_keeps_a_server_only_until_the_end_of_the_drain() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "1") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
         begun = time.monotonic()
@@ -127,7 +127,7 @@ async def test_an_idle_session_keeps_a_server_for_as_long_as_the_drain_and_no_lo
 
 
 @pytest.mark.slow
-def test_a_second_signal_waits_for_nobody() -> None:
+def test_a_second_signal_stops_the_server_at_once() -> None:
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
         server.process.send_signal(signal.SIGTERM)

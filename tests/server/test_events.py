@@ -1,4 +1,4 @@
-"""Events of an execution on the server: kept, merged, dropped; and their routes."""
+"""Test the events of an execution on the server: kept, merged and dropped; and their routes."""
 
 import httpx
 import pytest
@@ -9,7 +9,7 @@ from aca_sessions.models import Display, Event
 from aca_sessions.server.events import Events
 
 
-async def test_pieces_of_one_stream_join_while_nobody_has_read_them() -> None:
+async def test_unread_pieces_of_one_stream_are_joined() -> None:
     events = Events()
     for text in ("a", "b"):
         events.add(Event(kind="stdout", text=text))
@@ -19,7 +19,7 @@ async def test_pieces_of_one_stream_join_while_nobody_has_read_them() -> None:
     assert (await events.after(0, within=0))[0] == [Event(kind="stdout", text="ab"), Event(kind="stdout", text="c")]
 
 
-async def test_the_oldest_output_goes_first_and_that_is_told() -> None:
+async def test_the_oldest_output_is_dropped_first_and_the_drop_is_reported() -> None:
     events = Events()
     for number in range(100):
         events.add(Event(kind="stdout", text=str(number % 10) * 100_000))
@@ -32,7 +32,7 @@ def shown(content: str, name: str | None = None) -> Event:
     return Event(kind="display", display=Display({"text/html": content}, name))
 
 
-async def test_another_state_of_a_display_replaces_one_that_nobody_has_read() -> None:
+async def test_another_state_of_a_display_replaces_an_unread_one() -> None:
     events, written = Events(), Event(kind="stdout", text="x")
     for event in (shown("1", "bar"), written, shown("2", "bar"), shown("a"), shown("3", "bar")):
         events.add(event)
@@ -50,7 +50,7 @@ async def test_a_display_after_a_clear_replaces_none_before_it() -> None:
     assert (await events.after(0, within=0))[0] == [shown("1", "bar"), clear, shown("2", "bar")]
 
 
-async def test_of_too_many_displays_the_oldest_go_and_that_is_told() -> None:
+async def test_the_oldest_of_too_many_displays_are_dropped_and_the_drop_is_reported() -> None:
     events = Events()
     for number in range(100):
         events.add(shown(str(number % 10) * 1_000_000, str(number)))
@@ -63,7 +63,7 @@ async def test_of_too_many_displays_the_oldest_go_and_that_is_told() -> None:
     assert (await events.after(100, within=0))[0] == [shown("x" * 40_000_000)]
 
 
-async def test_a_reader_who_was_slow_is_told_of_text_and_displays() -> None:
+async def test_a_slow_reader_gets_the_number_of_dropped_characters_and_displays() -> None:
     events = Events()
     for _ in range(40):
         events.add(Event(kind="stdout", text="x" * 70_000))
@@ -72,11 +72,11 @@ async def test_a_reader_who_was_slow_is_told_of_text_and_displays() -> None:
     assert skipped.text.startswith("490000 characters of output and 7 displays")
 
 
-async def test_whoever_waits_gives_up_in_time() -> None:
+async def test_a_wait_for_events_ends_at_its_timeout() -> None:
     assert await Events().after(0, within=0.01) == ([], 0)
 
 
-async def test_the_end_wakes_whoever_waits() -> None:
+async def test_the_end_wakes_waiting_readers() -> None:
     events = Events()
     events.close()
     assert await events.after(0, within=60) == ([], 0)
@@ -93,7 +93,7 @@ def test_both_halves_of_an_event_agree(event: Event) -> None:
     "body",
     [None, [], {}, {"number": "1", "text": ""}, {"number": 0, "text": ""}, {"number": 1, "text": 5}, {"number": 1, "text": "\ud800"}],
 )
-def test_a_reply_of_another_shape_is_refused(body: object) -> None:
+def test_a_malformed_reply_is_refused(body: object) -> None:
     with pytest.raises(ValueError, match="a reply"):
         decode_reply(body)
 
@@ -103,7 +103,7 @@ async def started(http: httpx.AsyncClient, code: str, **headers: str) -> str:
     return str((await http.post("executions", json=body, headers=headers)).json()["id"])
 
 
-async def test_events_come_with_the_execution_at_the_end(http: httpx.AsyncClient) -> None:
+async def test_the_last_events_come_with_the_finished_execution(http: httpx.AsyncClient) -> None:
     id = await started(http, "print('out')\n5")
     after, kinds = 0, []
     while True:
@@ -115,12 +115,12 @@ async def test_events_come_with_the_execution_at_the_end(http: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("query", [{"after": "-1"}, {"after": "x"}, {"wait": "soon"}, {"wait": "-1"}, {"wait": "nan"}])
-async def test_a_page_that_cannot_be_is_refused(http: httpx.AsyncClient, query: dict[str, str]) -> None:
+async def test_an_invalid_page_is_refused(http: httpx.AsyncClient, query: dict[str, str]) -> None:
     id = await started(http, "1")
     assert (await http.get(f"executions/{id}/events", params=query)).status_code == 400
 
 
-async def test_an_answer_that_nobody_waits_for_is_refused(http: httpx.AsyncClient) -> None:
+async def test_an_answer_without_a_question_is_refused(http: httpx.AsyncClient) -> None:
     id = await started(http, "1")
     reply = await http.post(f"executions/{id}/replies", json={"number": 1, "text": "x"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (409, "QuestionNotOpen")
@@ -137,7 +137,7 @@ async def test_a_question_is_read_and_answered_by_any_client(http: httpx.AsyncCl
 
 
 @pytest.mark.long
-async def test_displays_that_nobody_reads_are_not_kept_and_the_result_has_the_last(session: Session) -> None:
+async def test_unread_displays_are_dropped_and_the_result_has_the_last(session: Session) -> None:
     updates = "h = display(HTML('a'), display_id=True)\nfor n in range(60): h.update(HTML(str(n) + 'x' * 1_000_000))\n"
     more = "for n in range(60):\n    if n % 20 == 0: clear_output()\n    display(HTML(str(n) + 'y' * 1_000_000))"
     for code, expected in ((updates, ["59x"]), (updates + more, [f"{n}y" for n in range(40, 60)])):

@@ -1,4 +1,4 @@
-"""A process with few descriptors: a session that would find too few is refused in words, and sessions that exist go on."""
+"""Test a process with few descriptors: a session that would run out is refused with an error, and existing sessions continue."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A host whose own disk is full: an upload says whose disk that is, and leaves nothing behind."""
+"""Test a host whose own disk is full: the error of an upload names that disk, and the upload leaves nothing behind."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ asyncio.run(main())
 """
 
 
-def test_an_upload_says_that_the_hosts_disk_is_full(tmp_path: Path) -> None:
+def test_an_upload_reports_that_the_hosts_disk_is_full(tmp_path: Path) -> None:
     unshared = next((one for one in (["unshare", "-m"], ["unshare", "-rm"]) if subprocess.call([*one, "true"]) == 0), None)
     if unshared is None:
         pytest.skip("this host gives no mount namespaces")

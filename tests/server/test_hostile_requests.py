@@ -1,4 +1,4 @@
-"""Any request at all: an answer in Azure's form, soon, and never an error of the server's own."""
+"""Send any request: the answer has Azure's form, comes soon, and is never an internal error."""
 
 import asyncio
 import json
@@ -71,7 +71,7 @@ REQUESTS = st.tuples(st.sampled_from(["GET", "POST", "DELETE", "PUT"]), st.sampl
 @pytest.mark.parametrize("shell", [False, True])
 @given(requests=st.lists(REQUESTS, min_size=20, max_size=20))
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_request_is_answered_in_form(requests: list[tuple], shell: bool) -> None:
+def test_every_request_gets_a_well_formed_answer(requests: list[tuple], shell: bool) -> None:
     asyncio.run(_send_all(requests, Hosting(shell=shell)))
 
 

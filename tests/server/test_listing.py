@@ -1,4 +1,4 @@
-"""What the list of sessions tells those who ask for more than Azure has."""
+"""Test the fields that the list of sessions has beyond Azure's, for clients that ask for them."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from aca_sessions import SessionInfo
 from aca_sessions.contract.flat import decode_sessions
 
 
-async def test_a_listed_session_tells_its_memory_and_what_runs_to_those_who_ask(http: httpx.AsyncClient) -> None:
+async def test_a_rich_listing_has_memory_and_running_executions(http: httpx.AsyncClient) -> None:
     rich = {"x-aca-sessions-rich": "1"}
     query = {"identifier": "mine"}
     await http.post("/executions", params=query, json={"code": "data = b'x' * 50_000_000"})
@@ -18,7 +18,7 @@ async def test_a_listed_session_tells_its_memory_and_what_runs_to_those_who_ask(
     answers = {"operation-id": "asking", "x-aca-sessions-answered": "input"}
     await http.post("/executions", params=query, json=cell, headers=answers)
     (await http.get("/executions/asking/events", params=query)).raise_for_status()
-    async with asyncio.timeout(20):  # where no control group counts it, somebody looks at it now and then
+    async with asyncio.timeout(20):  # without a control group the memory is polled now and then
         while (running := await _only(http, rich)).memory < 50_000_000:
             await asyncio.sleep(0.05)
     assert (running.is_active, running.running) == (True, "asking")

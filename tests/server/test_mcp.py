@@ -1,4 +1,4 @@
-"""The pool's own MCP endpoint: as its documentation calls it, and by the MCP SDK's client."""
+"""Test the pool's own MCP endpoint, called as its documentation shows and by the MCP SDK's client."""
 
 import httpx
 import pytest
@@ -16,7 +16,7 @@ async def called(http, tool: str, **arguments: object) -> dict:
     return (await http.post("/mcp", json=body)).json()["result"]
 
 
-async def test_it_introduces_itself_without_being_told_anything() -> None:
+async def test_it_answers_initialize_without_parameters() -> None:
     async with speaking(VERSION) as http:
         answer = (await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "initialize"})).json()
         assert (answer["id"], answer["result"]["serverInfo"]["name"]) == (1, "Microsoft Container Apps MCP Server")
@@ -44,7 +44,7 @@ async def test_an_environment_keeps_variables_and_files() -> None:
         ("runPythonCodeInRemoteEnvironment", {"pythonCode": "1 / 0", "environmentId": "{launched}"}),
     ],
 )
-async def test_what_failed_is_told_to_the_model(tool: str, arguments: dict) -> None:
+async def test_a_failure_is_reported_to_the_model(tool: str, arguments: dict) -> None:
     async with speaking(VERSION) as http:
         launched = (await called(http, "launchPythonEnvironment"))["structuredContent"]["environmentId"]
         if "environmentId" in arguments:
@@ -65,7 +65,7 @@ async def test_what_failed_is_told_to_the_model(tool: str, arguments: dict) -> N
         ({"id": 1, "method": 1}, -32600),
     ],
 )
-async def test_what_is_no_request_is_refused(body: object, code: int) -> None:
+async def test_a_malformed_request_is_refused(body: object, code: int) -> None:
     async with speaking(VERSION) as http:
         assert (await http.post("/mcp", json=body)).json()["error"]["code"] == code
 
@@ -86,7 +86,7 @@ async def test_the_sdks_client_finds_and_uses_the_tools() -> None:
 
 
 @pytest.mark.slow
-async def test_a_key_in_the_pools_own_header_opens_every_path_and_a_wrong_one_none() -> None:
+async def test_a_key_in_azures_own_header_is_accepted_on_every_path_and_a_wrong_one_on_none() -> None:
     body = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
     with Server("--port", "0", "--api-key", "key") as server:
         for method, path in (("POST", "/mcp"), ("GET", "/listSessions?api-version=2025-10-02-preview")):

@@ -1,4 +1,4 @@
-"""`serve --metrics`: what operators read of a server, by Prometheus's own parser; and the dashboard that names it."""
+"""Test `serve --metrics` with Prometheus's own parser, and the dashboard that uses the metrics."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def scraped(server: Server) -> str:
 
 
 def numbers(server: Server) -> Numbers:
-    """Sums over all labels, and for each label's word as well."""
+    """Return sums over all labels, and for each label value as well."""
     found: Counter[str] = Counter()
     for family in text_string_to_metric_families(scraped(server)):
         for sample in family.samples:
@@ -51,7 +51,7 @@ def numbers(server: Server) -> Numbers:
     return found
 
 
-async def test_what_sessions_do_is_counted(server: Server) -> None:
+async def test_sessions_are_counted(server: Server) -> None:
     before = numbers(server)
     async with open_pool(Settings(Endpoint=server.endpoint, ApiKey="key")) as pool, pool.session("mine") as session:
         await session.run("x = 1")
@@ -60,7 +60,7 @@ async def test_what_sessions_do_is_counted(server: Server) -> None:
         await session.run("raise TimeoutError('of its own')")
         await session.run("bytearray(1 << 20)")
         async with asyncio.timeout(10):
-            while numbers(server)["memory_usage_bytes"] < 1 << 20:  # without control groups it is looked at now and then
+            while numbers(server)["memory_usage_bytes"] < 1 << 20:  # without control groups the memory is polled now and then
                 await asyncio.sleep(0.1)
         now = numbers(server)
     grown = {name: now[name] - before[name] for name in now}
@@ -76,7 +76,7 @@ async def test_what_sessions_do_is_counted(server: Server) -> None:
     assert numbers(server)["sessions"] == before["sessions"]
 
 
-def test_what_a_limit_refuses_is_counted(server: Server) -> None:
+def test_refusals_by_a_limit_are_counted(server: Server) -> None:
     before = numbers(server)
     with httpx.Client(base_url=server.endpoint, headers={"authorization": "Bearer key"}) as client:
         cell = {"codeInputType": "Inline", "executionType": "Asynchronous", "code": "import time; time.sleep(60)"}
@@ -91,7 +91,7 @@ def test_what_a_limit_refuses_is_counted(server: Server) -> None:
     assert now["refusals_total SessionsCountExceedsLimit"] - before["refusals_total SessionsCountExceedsLimit"] == 1
 
 
-def test_every_label_has_a_fixed_word(server: Server) -> None:
+def test_every_label_has_a_fixed_set_of_values(server: Server) -> None:
     aca_sessions("run", "--endpoint", server.endpoint, "--session", "the-secret", "1", env=os.environ | {"ACASessions__ApiKey": "key"})
     text = scraped(server)
     ours = [family for family in text_string_to_metric_families(text) if family.name.startswith("aca_sessions")]
@@ -99,7 +99,7 @@ def test_every_label_has_a_fixed_word(server: Server) -> None:
     assert {label for family in ours for sample in family.samples for label in sample.labels if not label.startswith("otel_")} <= LABELS
 
 
-def test_the_dashboard_names_numbers_that_are_exported(server: Server) -> None:
+def test_the_dashboard_uses_only_exported_metrics(server: Server) -> None:
     exported = {sample.name for family in text_string_to_metric_families(scraped(server)) for sample in family.samples}
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     named = {name for query in queries for name in re.findall(r"aca_sessions_\w+", query)}
@@ -108,7 +108,7 @@ def test_the_dashboard_names_numbers_that_are_exported(server: Server) -> None:
     assert "not run in Grafana" in DASHBOARD["description"]
 
 
-def test_the_dashboard_shows_every_number_of_a_server() -> None:
+def test_the_dashboard_shows_every_metric_of_a_server() -> None:
     page = set(re.findall(r"^\| `(aca_sessions\.server\.[\w.]+)`", (ROOT / "docs" / "operators.md").read_text(), re.MULTILINE))
     shown = json.dumps(DASHBOARD["panels"])
     assert len(page) == 8
@@ -116,7 +116,7 @@ def test_the_dashboard_shows_every_number_of_a_server() -> None:
 
 
 @pytest.mark.long
-def test_a_server_without_it_has_no_such_path() -> None:
+def test_a_server_without_metrics_has_no_such_path() -> None:
     with Server("--port", "0", "--api-key", "key") as plain:
         assert httpx.get(f"{plain.endpoint}/metrics", headers={"authorization": "Bearer key"}).status_code == 404
 
@@ -126,7 +126,7 @@ def serve_after(first: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_numbers_that_go_elsewhere_already_are_not_taken() -> None:
+def test_a_meter_provider_of_another_library_is_not_replaced() -> None:
     configured = (
         "from opentelemetry import metrics; from opentelemetry.sdk import metrics as sdk; metrics.set_meter_provider(sdk.MeterProvider())"
     )

@@ -1,4 +1,4 @@
-"""Many sessions that are opened at once, beside one that is there already."""
+"""Test many sessions that are opened at once, beside one that exists already."""
 
 import asyncio
 import contextlib
@@ -35,14 +35,14 @@ async def http() -> AsyncIterator[httpx.AsyncClient]:
 
 
 def stopped_fork_server() -> contextlib.AbstractContextManager[None]:
-    """Have the fork server answer nobody, while the sessions that it has forked go on."""
+    """Stop the fork server from answering, while the sessions that it has forked continue."""
     server = next(server for key, server in ForkServer._shared.items() if key.preload == ("netrc",))
     return stopped({server._process.pid, *descendants(server._process.pid)})
 
 
 @contextlib.contextmanager
 def stopped(processes: set[int]) -> Iterator[None]:
-    """Stop fork servers, which are among the given processes, and none of their sessions, which are one pid namespace deeper."""
+    """Stop the fork servers among the given processes, and none of their sessions, which are one pid namespace deeper."""
     pids = [pid for pid in processes if depth(pid) <= depth(os.getpid()) + 1]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -54,7 +54,7 @@ def stopped(processes: set[int]) -> Iterator[None]:
 
 
 def depth(pid: int) -> int:
-    """In how many pid namespaces a process is."""
+    """Return how many pid namespaces a process is in."""
     told = Path(f"/proc/{pid}/status").read_text(errors="replace")
     return len(told.partition("NSpid:")[2].splitlines()[0].split())
 
@@ -63,7 +63,7 @@ async def run(http: httpx.AsyncClient, identifier: str, code: str) -> httpx.Resp
     return await http.post("/executions", json={"code": code}, params={"identifier": identifier})
 
 
-async def test_sessions_that_wait_to_be_opened_hold_up_no_other(http: httpx.AsyncClient) -> None:
+async def test_sessions_that_wait_to_be_opened_do_not_block_others(http: httpx.AsyncClient) -> None:
     assert (await run(http, "old", "x = 20")).status_code == 200
     with stopped_fork_server():
         pending = [asyncio.create_task(run(http, f"new-{number}", "6 * 7")) for number in range(PENDING)]
@@ -88,7 +88,7 @@ async def test_new_sessions_are_refused_while_too_many_wait_to_start(http: httpx
         told = {(answer.status_code, answer.headers["retry-after"], answer.json()["error"]["code"]) for answer in refused}
         assert told == {(503, "1", TOO_MANY_STARTING)}
         assert sum(task.done() for task in pending) == 100 - MOST
-        again = asyncio.create_task(run(http, "new-0", "6 * 7"))  # one that waits already is not another one
+        again = asyncio.create_task(run(http, "new-0", "6 * 7"))  # a second request of a waiting session does not count again
         async with asyncio.timeout(60):
             assert (await run(http, "one-more", "1")).status_code == 503
         assert not again.done()

@@ -1,4 +1,4 @@
-"""Packages over HTTP, as a client that is not ours would ask for them."""
+"""Test packages over HTTP, as a client of another project would use them."""
 
 import httpx
 import pytest
@@ -6,7 +6,7 @@ import pytest
 PATH = "session/packages"
 
 
-async def test_a_session_begins_without_packages_of_its_own(http: httpx.AsyncClient) -> None:
+async def test_a_new_session_has_no_packages_of_its_own(http: httpx.AsyncClient) -> None:
     assert (await http.get(PATH)).json() == {"packages": []}
 
 
@@ -25,7 +25,7 @@ async def test_a_session_begins_without_packages_of_its_own(http: httpx.AsyncCli
         b'{"requirements": ["alpha"], "timeout": "5"}',
     ],
 )
-async def test_a_body_of_another_shape_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
+async def test_a_malformed_body_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
     answer = await http.post(PATH, content=body)
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json" if not body else answer.json()["error"]["code"]
@@ -37,7 +37,7 @@ async def test_a_body_that_is_too_long_is_refused(http: httpx.AsyncClient) -> No
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_installed_is_a_failed_result_and_no_problem(http: httpx.AsyncClient) -> None:
+async def test_a_failed_install_is_a_result_and_not_a_problem(http: httpx.AsyncClient) -> None:
     answer = await http.post(PATH, json={"requirements": ["-e ."], "timeout": 5})
     assert answer.status_code == 200
     assert answer.json()["acaSessions"]["error"]["name"] == "InvalidRequirementError"
@@ -45,7 +45,7 @@ async def test_what_cannot_be_installed_is_a_failed_result_and_no_problem(http: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["", ",", "../x", "a b", "a" * 400])
-async def test_what_is_no_name_is_not_uninstalled(http: httpx.AsyncClient, names: str) -> None:
+async def test_an_invalid_name_is_not_uninstalled(http: httpx.AsyncClient, names: str) -> None:
     answer = await http.delete(PATH, params={"names": names})
     assert answer.json()["acaSessions"]["error"]["name"] == "InvalidRequirementError"
 

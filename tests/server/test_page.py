@@ -1,4 +1,4 @@
-"""The playground's files, as the server gives them."""
+"""Test the playground's files as the server sends them."""
 
 import httpx
 import pytest
@@ -13,7 +13,7 @@ def client(app: object, **headers: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
 
 
-async def test_the_page_and_all_that_it_names_are_there_without_a_key() -> None:
+async def test_the_page_and_all_files_that_it_names_need_no_key() -> None:
     async with open_server(hosting=Hosting(api_key="key", page=True)) as app, client(app) as http:
         page = await http.get("/")
         assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -27,7 +27,7 @@ async def test_the_page_and_all_that_it_names_are_there_without_a_key() -> None:
 
 
 @pytest.mark.parametrize("path", ["/playground/page.html", "/playground/", "/playground/../app.py", "/playground/cells/health.py"])
-async def test_nothing_else_is_given_as_a_part_of_the_page(path: str) -> None:
+async def test_no_other_path_is_served_as_part_of_the_page(path: str) -> None:
     async with open_server(hosting=Hosting(page=True)) as app, client(app) as http:
         assert (await http.get(path)).status_code == 404
 
@@ -39,6 +39,6 @@ async def test_a_server_without_a_page_has_none() -> None:
         assert (await http.get("/playground/page.js")).status_code == 401
 
 
-async def test_the_page_is_not_below_azures_path() -> None:
+async def test_the_page_is_not_served_under_azures_base_path() -> None:
     async with open_server(hosting=Hosting(page=True)) as app, client(app) as http:
         assert (await http.get("/subscriptions/s/resourceGroups/g/sessionPools/p/")).status_code == 404

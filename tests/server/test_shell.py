@@ -1,4 +1,4 @@
-"""Pools of shells: a command in, its exit code out, in the same sandbox as a cell."""
+"""Test pools of shells: a command returns its exit code and runs in the same sandbox as a cell."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from .test_versions import speaking
 VERSION = "2025-10-02-preview"
 
 
-async def ran(http, **body: object) -> tuple[str, str, str]:
+async def run_command(http, **body: object) -> tuple[str, str, str]:
     answer = await http.post("/executions", json=body)
     assert answer.status_code == 200, answer.text
     told = answer.json()
@@ -40,28 +40,28 @@ async def test_a_commands_exit_code_is_its_status() -> None:
 )
 async def test_commands(body: dict, status: str, stdout: str) -> None:
     async with speaking(VERSION, shell=True) as http:
-        assert (await ran(http, **body))[:2] == (status, stdout)
+        assert (await run_command(http, **body))[:2] == (status, stdout)
 
 
 async def test_files_are_kept_between_commands() -> None:
     async with speaking(VERSION, shell=True) as http:
         await http.post("/files", files={"file": ("a.txt", b"one\n")}, params={"path": "/mnt/data"})
-        assert await ran(http, shellCommand="cat a.txt >> b.txt; pwd") == ("0", "/mnt/data\n", "")
+        assert await run_command(http, shellCommand="cat a.txt >> b.txt; pwd") == ("0", "/mnt/data\n", "")
         assert (await http.get("/files/b.txt/content")).content == b"one\n"
 
 
-async def test_a_command_over_its_time_is_ended_with_all_it_started() -> None:
+async def test_a_command_over_its_time_is_ended_with_all_processes_it_started() -> None:
     async with speaking(VERSION, shell=True) as http:
         async with asyncio.timeout(100):
-            assert (await ran(http, shellCommand="sleep 500 & sleep 600", timeoutInSeconds=0.3))[0] == "-1"
-        assert (await ran(http, shellCommand="pgrep sleep | wc -l"))[1] == "0\n"
+            assert (await run_command(http, shellCommand="sleep 500 & sleep 600", timeoutInSeconds=0.3))[0] == "-1"
+        assert (await run_command(http, shellCommand="pgrep sleep | wc -l"))[1] == "0\n"
 
 
-async def test_the_wall_holds_for_commands_as_well() -> None:
+async def test_commands_are_isolated_like_cells() -> None:
     async with speaking(VERSION, shell=True) as http:
-        assert (await ran(http, shellCommand="cat /etc/shadow"))[0] != "0"
-        assert (await ran(http, shellCommand="unshare -r true"))[0] != "0"
-        assert "UID" not in (await ran(http, shellCommand="env"))[1]
+        assert (await run_command(http, shellCommand="cat /etc/shadow"))[0] != "0"
+        assert (await run_command(http, shellCommand="unshare -r true"))[0] != "0"
+        assert "UID" not in (await run_command(http, shellCommand="env"))[1]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ async def test_the_wall_holds_for_commands_as_well() -> None:
         {"shellCommand": "true", "timeoutInSeconds": -1},
     ],
 )
-async def test_what_is_no_command_is_refused(body: object) -> None:
+async def test_a_malformed_command_is_refused(body: object) -> None:
     async with speaking(VERSION, shell=True) as http:
         refused = await http.post("/executions", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "SessionRequestValidationFailed")

@@ -1,4 +1,4 @@
-"""Every api-version with its own routes and shapes."""
+"""Test every api-version with its own routes and shapes."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -66,14 +66,14 @@ async def test_the_second_generation(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", OLD + NEW)
-async def test_an_object_without_properties_misses_them(version: str) -> None:
+async def test_an_object_without_properties_is_refused(version: str) -> None:
     async with speaking(version) as http:
         refused = await http.post("/code/execute" if version in OLD else "/executions", json={})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "SessionPropertiesMissing")
     assert refused.headers["x-ms-error-code"] == "SessionPropertiesMissing"
 
 
-async def test_code_in_base64_is_decoded_and_enums_are_taken_in_any_case() -> None:
+async def test_base64_code_is_decoded_and_enums_are_accepted_in_any_case() -> None:
     code = base64.b64encode("x = 'größe'\nx".encode()).decode()
     async with speaking(NEW[-1]) as http:
         for kind in ("InlineBase64", "inlinebase64", "INLINEBASE64"):
@@ -139,7 +139,7 @@ async def test_metadata_names_the_python_and_its_packages() -> None:
     assert {"ipython", "pandas"} <= {package["name"].lower() for package in metadata["preInstalledPackages"]}
 
 
-async def test_the_platforms_own_words() -> None:
+async def test_the_routes_of_the_management_api() -> None:
     async with speaking(NEW[-1]) as http:
         assert (await http.post("/.management/getSession")).json()["error"]["code"] == "SessionWithIdentifierNotFound"
         await http.post("/executions", json={"code": "1"})
@@ -150,7 +150,7 @@ async def test_the_platforms_own_words() -> None:
         assert (await http.post("/.management/stopSession")).json()["error"]["code"] == "SessionRequestNotSupported"
 
 
-async def test_a_first_answer_says_that_the_session_is_new() -> None:
+async def test_the_first_answer_reports_a_new_session() -> None:
     async with speaking(NEW[-1]) as http:
         first, second = [await http.post("/executions", json={"code": "1"}) for _ in range(2)]
     assert [answer.headers["x-ms-new-allocation"] for answer in (first, second)] == ["true", "false"]
@@ -164,12 +164,12 @@ async def test_an_unknown_version_is_refused(version: str) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (400, "InvalidApiVersion")
 
 
-async def test_a_lenient_server_takes_the_wrapper() -> None:
+async def test_a_lenient_server_accepts_the_wrapper() -> None:
     async with speaking(NEW[-1], lenient=True) as http:
         assert (await http.post("/executions", json=wrapped("6 * 7"))).json()["result"]["executionResult"] == 42
 
 
-async def test_a_plain_server_has_nothing_of_ours() -> None:
+async def test_a_plain_server_has_no_extensions() -> None:
     async with speaking(NEW[-1], plain=True) as http:
         response = await http.post("/executions", json={"code": "6 * 7"}, headers={"x-aca-sessions-rich": "1"})
         assert set(response.json()) == {"$id", "id", "identifier", "executionType", "status", "result"}
@@ -181,14 +181,14 @@ async def test_a_plain_server_has_nothing_of_ours() -> None:
             assert (await http.post("/executions", json={"code": "1"}, params={"identifier": short})).status_code == 400
 
 
-async def test_a_form_that_is_labelled_json_is_still_a_form() -> None:
+async def test_a_form_labelled_as_json_is_accepted() -> None:
     async with speaking(OLD[0]) as http:
         body = b'--b1\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b1--\r\n'
         assert (await http.post("/files/upload", content=body, headers={"content-type": "application/json"})).status_code == 200
         assert (await http.get("/files/content/a.txt")).content == b"hello"
 
 
-async def test_a_form_with_bare_names_and_odd_order_is_a_form() -> None:
+async def test_a_form_with_bare_names_and_odd_order_is_accepted() -> None:
     async with speaking(NEW[-1]) as http:
         part = b"Content-Type: application/json\r\nContent-Disposition: form-data; name=file; filename=a.txt\r\n\r\nhello\r\n"
         body = b"--b1\r\n" + part + b"--b1--\r\n"
@@ -196,7 +196,7 @@ async def test_a_form_with_bare_names_and_odd_order_is_a_form() -> None:
         assert response.json()["name"] == "a.txt"
 
 
-async def test_a_chunked_upload_is_taken() -> None:
+async def test_a_chunked_upload_is_accepted() -> None:
     async def chunks():
         for part in (b'--b1\r\nContent-Disposition: form-data; name="file"; ', b'filename="a.txt"\r\n\r\nhel', b"lo\r\n--b1--\r\n"):
             yield part
@@ -206,7 +206,7 @@ async def test_a_chunked_upload_is_taken() -> None:
         assert (await http.get("/files/a.txt/content")).content == b"hello"
 
 
-async def test_a_probe_of_the_packages_finds_them_and_writes_nothing_else() -> None:
+async def test_a_probe_of_installed_packages_works_and_prints_nothing_else() -> None:
     async with speaking(OLD[0]) as http:
         probe = "import pkg_resources\n[d.project_name for d in pkg_resources.working_set]"
         answer = (await http.post("/code/execute", json=wrapped(probe))).json()["properties"]
