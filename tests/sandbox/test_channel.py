@@ -1,4 +1,4 @@
-"""Frames between the host and one guest: written whole and in order, read in turns, and never kept for ever."""
+"""Test frames between the host and one guest: written whole and in order, read in turns, and never kept for ever."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from aca_sessions.sandbox import wire
 from aca_sessions.sandbox.inbox import Inbox, Unfinished
 from aca_sessions.sandbox.outbox import Outbox
 
-LARGE = 3_000_000  # bytes, of one frame: no socket's buffer holds so much
+LARGE = 3_000_000  # bytes of one frame: more than any socket's buffer holds
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def link() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 async def read(theirs: socket.socket, count: int) -> list[bytes]:
-    """The next payloads, as the guest reads them."""
+    """Return the next payloads, as the guest reads them."""
     frames, payloads = wire.Frames(1 << 30), list[bytes]()
     while len(payloads) < count:
         payloads += frames.feed(await asyncio.get_running_loop().sock_recv(theirs, 1 << 16))
@@ -37,7 +37,7 @@ def framed(letter: str, size: int = LARGE) -> bytes:
     return struct.pack("<I", size) + letter.encode() * size
 
 
-async def test_frames_that_are_sent_at_once_arrive_whole_and_in_order(link: tuple[socket.socket, socket.socket]) -> None:
+async def test_frames_sent_in_parallel_arrive_whole_and_in_order(link: tuple[socket.socket, socket.socket]) -> None:
     outbox = Outbox(link[0])
     sent = [outbox.put(framed(letter, size)) for letter in "abcd" for size in (LARGE, 10)]
     payloads = await read(link[1], 8)
@@ -58,7 +58,7 @@ async def test_a_frame_whose_sender_is_cancelled_is_sent_whole_or_not_at_all(lin
     await last
 
 
-async def test_descriptors_go_with_the_first_byte_of_their_own_frame(link: tuple[socket.socket, socket.socket]) -> None:
+async def test_descriptors_are_sent_with_the_first_byte_of_their_own_frame(link: tuple[socket.socket, socket.socket]) -> None:
     outbox, (end, other) = Outbox(link[0]), os.pipe()
     sent = [outbox.put(framed("a")), outbox.put(framed("b", 10), [end]), outbox.put(framed("c", 10), [other])]
     sent[2].cancel()
@@ -75,7 +75,7 @@ async def test_descriptors_go_with_the_first_byte_of_their_own_frame(link: tuple
         os.close(descriptor)
 
 
-async def test_nobody_waits_for_a_guest_that_is_gone(link: tuple[socket.socket, socket.socket]) -> None:
+async def test_no_sender_waits_for_a_guest_that_is_gone(link: tuple[socket.socket, socket.socket]) -> None:
     outbox = Outbox(link[0])
     waiting = outbox.put(framed("a"))
     link[1].close()
@@ -85,7 +85,7 @@ async def test_nobody_waits_for_a_guest_that_is_gone(link: tuple[socket.socket, 
 
 
 class Guest:
-    """The guest's end of a pipe, and what the host took from it."""
+    """The guest's end of a pipe, and the payloads that the host read from it."""
 
     def __init__(self, unfinished: Unfinished) -> None:
         end, self.pipe = os.pipe()
@@ -102,7 +102,7 @@ class Guest:
         self.inbox.listen(take, most=lambda: self.most, forged=self.forged.set, silent=self.silent.set)
 
     def write(self, data: bytes) -> None:
-        """Write from a thread: a full pipe holds the writer up."""
+        """Write from a thread, since a full pipe blocks the writer."""
         self._writers.append(threading.Thread(target=partial(self._write, memoryview(data))))
         self._writers[-1].start()
 
@@ -137,7 +137,7 @@ async def until(reached: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_flood_of_frames_leaves_others_their_turn(guests: list[Guest]) -> None:
+async def test_a_flood_of_frames_leaves_other_guests_their_turn(guests: list[Guest]) -> None:
     guest, in_a_turn = guests[0], list[int]()
     guest.write(framed("a", 60) * 5000)
     while len(guest.taken) < 5000:
@@ -147,11 +147,11 @@ async def test_a_flood_of_frames_leaves_others_their_turn(guests: list[Guest]) -
     assert max(in_a_turn) < 100
 
 
-async def test_a_flood_is_held_up_once_it_had_its_burst(guests: list[Guest]) -> None:
+async def test_a_flood_is_throttled_after_its_burst(guests: list[Guest]) -> None:
     guest, count = guests[0], 200_000
     guest.write(framed("a", 60) * count)
     await until(lambda: len(guest.taken) > 5000)
-    for _ in range(count // 64 + 1):  # as many turns as would do, were it not held up
+    for _ in range(count // 64 + 1):  # as many turns as would be enough without throttling
         await asyncio.sleep(0)
     assert len(guest.taken) < count
 
@@ -167,7 +167,7 @@ async def test_the_end_of_a_pipe_comes_after_its_frames(guests: list[Guest]) -> 
     assert (len(guest.taken), guest.forged.is_set()) == (500, False)
 
 
-async def test_what_a_guest_wrote_before_it_ended_is_taken(guests: list[Guest]) -> None:
+async def test_what_a_guest_wrote_before_it_ended_is_read(guests: list[Guest]) -> None:
     guest = guests[0]
     os.write(guest.pipe, framed("a", 60) * 500)
     guest.inbox.finish()
@@ -180,7 +180,7 @@ async def test_a_large_frame_arrives(guests: list[Guest]) -> None:
     assert guests[0].taken == [30 << 20, 5]
 
 
-async def test_a_frame_over_the_limit_of_the_moment_is_refused_before_it_is_read(guests: list[Guest]) -> None:
+async def test_a_frame_over_the_current_limit_is_refused_before_it_is_read(guests: list[Guest]) -> None:
     guest = guests[0]
     guest.most = 1000
     guest.write(framed("a", 1000) + struct.pack("<I", 1001))
@@ -188,7 +188,7 @@ async def test_a_frame_over_the_limit_of_the_moment_is_refused_before_it_is_read
     assert guest.taken == [1000]
 
 
-async def test_of_unfinished_frames_over_the_limit_the_first_one_is_given_up(guests: list[Guest]) -> None:
+async def test_the_first_of_the_unfinished_frames_over_the_limit_is_dropped(guests: list[Guest]) -> None:
     first, second, third = guests
     unfinished, size = first.inbox._unfinished, 15 << 20
     for guest in (first, second):

@@ -1,4 +1,4 @@
-"""The time that a cell has used, with clocks that tests turn by hand."""
+"""Test the time that a cell has used, with clocks that tests set by hand."""
 
 from aca_sessions.sandbox.cell import Clock
 from aca_sessions.sandbox.policy import STILL_SECONDS
@@ -15,14 +15,14 @@ class Times:
         return self.clock.used
 
 
-def test_time_counts_while_it_runs_whatever_is_computed() -> None:
+def test_running_time_counts_whatever_is_computed() -> None:
     times = Times()
     assert times.pass_by(5) == 0
     times.clock.go_on()
     assert [times.pass_by(2), times.pass_by(1, computing=4)] == [2, 3]
 
 
-def test_while_it_stands_still_only_what_is_computed_counts() -> None:
+def test_while_it_is_stopped_only_computing_counts() -> None:
     times = Times()
     times.clock.go_on()
     times.clock.stop()
@@ -31,14 +31,14 @@ def test_while_it_stands_still_only_what_is_computed_counts() -> None:
     assert times.pass_by(1) == 2.5
 
 
-def test_several_threads_compute_no_more_than_a_second_in_a_second() -> None:
+def test_several_threads_count_as_at_most_real_time() -> None:
     times = Times()
     times.clock.go_on()
     times.clock.stop()
     assert times.pass_by(10, computing=40) == 10
 
 
-def test_it_does_not_stand_still_without_end() -> None:
+def test_it_does_not_stay_stopped_for_ever() -> None:
     times = Times()
     for _ in range(4):
         times.clock.go_on()
@@ -47,7 +47,7 @@ def test_it_does_not_stand_still_without_end() -> None:
     assert times.clock.used == STILL_SECONDS
 
 
-def test_a_second_question_stops_it_no_further() -> None:
+def test_a_second_question_does_not_extend_the_stop() -> None:
     times = Times()
     times.clock.go_on()
     times.clock.stop()

@@ -1,4 +1,4 @@
-"""This process has no descriptor left, or few: a request that needs one fails, in words, and nothing else does."""
+"""Test a process with few or no descriptors left: a request that needs one fails with a clear error, and nothing else does."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ _CEILING = 512
 
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
-    """Leaves this process so many free descriptors."""
+    """Leave this process that many free descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (_CEILING, hard))
     ballast: list[int] = []
@@ -44,7 +44,7 @@ def descriptors_left(count: int) -> Iterator[None]:
 
 
 def open_now() -> dict[str, str]:
-    """What is open, by its number."""
+    """Return what is open, by number."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # the listing itself
@@ -53,9 +53,9 @@ def open_now() -> dict[str, str]:
 
 
 def trees_of_sessions() -> int:
-    """How many /mnt/data the fork servers of this process keep."""
+    """Count the /mnt/data that the fork servers of this process keep."""
     seen = [_read(Path(f"/proc/{pid}/mountinfo")) for pid in descendants(os.getpid())]
-    return len({line for text in seen for line in text.splitlines() if " /.sess/" in line})  # several processes see the same
+    return len({line for text in seen for line in text.splitlines() if " /.sess/" in line})  # several processes see the same mount
 
 
 def _read(path: Path) -> str:
@@ -72,7 +72,7 @@ async def few() -> AsyncIterator[SessionPool]:
 
 
 async def open_another(pool: SessionPool, session: Session) -> None:
-    """As a server does it that did not see the shortage coming."""
+    """Open a session as a server does that did not foresee the shortage."""
     async with Sandboxes(POLICY) as sandboxes:
         sandbox = await sandboxes.open()
         try:
@@ -108,11 +108,11 @@ OPERATIONS: dict[str, Callable[[SessionPool, Session], Awaitable[None]]] = {
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("operation", mostly_long(OPERATIONS, "branch"))
-async def test_whatever_fails_for_a_descriptor_leaves_nothing_open(few: SessionPool, operation: str) -> None:
+async def test_an_operation_that_fails_for_lack_of_descriptors_leaves_nothing_open(few: SessionPool, operation: str) -> None:
     act, failed = OPERATIONS[operation], []
     beside = await few.get_or_create("beside")
     await beside.run("y = 2")
-    await act(few, await few.get_or_create("first"))  # what is imported and read once has been
+    await act(few, await few.get_or_create("first"))  # after this, what is imported and read once has been
     await few.terminate("first")
     for count in FEW:
         session = await few.get_or_create("first")
@@ -136,7 +136,7 @@ async def test_whatever_fails_for_a_descriptor_leaves_nothing_open(few: SessionP
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
-async def test_a_session_that_finds_no_descriptor_costs_no_other_its_state(few: SessionPool, fork_server: ForkServer, count: int) -> None:
+async def test_a_session_that_cannot_open_leaves_the_state_of_others(few: SessionPool, fork_server: ForkServer, count: int) -> None:
     first, second = await few.get_or_create("first"), await few.get_or_create("second")
     await first.run("x = 1")
     await second.run("y = 2")
@@ -163,7 +163,7 @@ asyncio.run(main())
 
 
 @pytest.mark.long
-def test_a_low_limit_of_a_shell_is_raised_when_a_pool_opens() -> None:
+def test_a_low_soft_limit_is_raised_when_a_pool_opens() -> None:
     limited = f"ulimit -Sn 100; exec {sys.executable} -c '{MANY}'"
     done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, timeout=100, check=False)
     assert (done.stdout, done.stderr) == ("True\n", "")

@@ -1,4 +1,4 @@
-"""What cells display: by MIME type, in order, once, and in its last state."""
+"""Test what cells display: by MIME type, in order, once, and in its last state."""
 
 import json
 
@@ -22,7 +22,7 @@ async def test_an_update_shows_the_last_state_in_its_place(session: Session) -> 
     assert [display.name for display in result.displays] == ["bar", None]
 
 
-async def test_an_update_of_an_earlier_cells_display_is_this_cells_by_the_same_name(session: Session) -> None:
+async def test_an_update_of_an_earlier_cells_display_belongs_to_this_cell_with_the_same_name(session: Session) -> None:
     await session.run("display('a', display_id='bar')")
     result = await session.run("from IPython.display import update_display\nupdate_display('b', display_id='bar')")
     assert [(display.name, display.data["text/plain"]) for display in result.displays] == [("bar", "'b'")]
@@ -35,7 +35,7 @@ async def test_updates_do_not_use_up_the_budget(session: Session) -> None:
     assert len(display.data["text/html"]) == 1_000_000
 
 
-async def test_states_of_a_display_and_its_end_are_told_while_the_cell_runs(session: Session) -> None:
+async def test_states_of_a_display_and_its_removal_arrive_while_the_cell_runs(session: Session) -> None:
     is_read = "input()"  # a reader who answers has read what came before
     code = f"h = display('a', display_id='bar'); {is_read}; h.update('b'); {is_read}; clear_output(); display('c')"
     code = f"from IPython.display import clear_output\n{code}"
@@ -46,31 +46,31 @@ async def test_states_of_a_display_and_its_end_are_told_while_the_cell_runs(sess
     assert texts(events[-1].result) == ["'c'"]
 
 
-async def test_of_a_display_over_the_budget_the_smaller_forms_are_kept(session: Session) -> None:
+async def test_a_display_over_the_budget_keeps_its_smaller_forms(session: Session) -> None:
     (display,) = (await session.run("display({'text/plain': 'd', 'text/html': 'x' * (25 << 20), 'text/latex': '$x$'}, raw=True)")).displays
     assert display.data == {"text/plain": "d", "text/latex": "$x$"}
 
 
-async def test_clearing_takes_back_what_was_displayed(session: Session) -> None:
+async def test_clear_output_removes_what_was_displayed(session: Session) -> None:
     result = await session.run("from IPython.display import clear_output\nprint(1); display('a'); clear_output(); print(2); display('b')")
     assert (texts(result), result.stdout) == (["'b'"], "1\n2\n")
 
 
-async def test_clearing_may_wait_for_what_comes_in_its_place(session: Session) -> None:
+async def test_clear_output_can_wait_for_the_next_display(session: Session) -> None:
     await session.run("from IPython.display import clear_output")
     result = await session.run("for n in range(5): clear_output(wait=True); display(n)\nclear_output(wait=True)")
     assert texts(result) == ["4"]
 
 
 @pytest.mark.slow
-async def test_very_many_displays_are_cut_and_told(session: Session) -> None:
+async def test_too_many_displays_are_cut_and_reported(session: Session) -> None:
     result = await session.run("for n in range(2000): display(n)")
     assert (len(result.displays), str(result.state)) == (900, "kept")
     assert "further displays were dropped" in result.displays[-1].data["text/plain"]
 
 
 @pytest.mark.slow
-async def test_a_thread_that_displays_when_no_cell_runs_is_shown_with_the_next(session: Session) -> None:
+async def test_a_display_of_a_thread_between_cells_belongs_to_the_next_cell(session: Session) -> None:
     code = "import threading\ndef late(): gone.wait(); display('late'); shown.set()\ngone, shown = threading.Event(), threading.Event()"
     await session.run(f"{code}\nthreading.Thread(target=late).start(); threading.Timer(0.05, gone.set).start()")
     await session.run("None")
@@ -78,7 +78,7 @@ async def test_a_thread_that_displays_when_no_cell_runs_is_shown_with_the_next(s
     assert (texts(result), str(result.state)) == (["'late'"], "kept")
 
 
-async def test_a_form_that_fails_is_told_and_the_others_are_shown(session: Session) -> None:
+async def test_a_form_that_fails_is_reported_and_the_others_are_shown(session: Session) -> None:
     await session.run("class Both:\n    def _repr_html_(self): raise ValueError('no html')\n    def _repr_latex_(self): return '$x$'")
     result = await session.run("Both()")
     assert result.success
@@ -86,7 +86,7 @@ async def test_a_form_that_fails_is_told_and_the_others_are_shown(session: Sessi
     assert "ValueError: no html" in result.stderr
 
 
-async def test_a_value_without_a_text_fails_the_cell(session: Session) -> None:
+async def test_a_value_whose_repr_fails_fails_the_cell(session: Session) -> None:
     result = await session.run("class Broken:\n    def __repr__(self): raise ValueError('no text')\nBroken()")
     assert (result.error.name, result.text) == ("ValueError", None)
 
@@ -125,7 +125,7 @@ async def test_an_image_is_a_png(session: Session) -> None:
         ("Image(data=bytes.fromhex('ffd8ffe0'), format='jpeg')", "image/jpeg"),
     ],
 )
-async def test_what_ipython_can_display_comes_by_its_type(session: Session, made: str, mime: str) -> None:
+async def test_what_ipython_can_display_has_its_mime_type(session: Session, made: str, mime: str) -> None:
     (display,) = (await session.run(f"from IPython.display import *\ndisplay({made})")).displays
     assert mime in display.data
 
@@ -152,12 +152,12 @@ async def test_a_series_is_shown_like_a_frame(session: Session) -> None:
 
 
 @pytest.mark.slow
-async def test_of_a_large_frame_a_sample_is_shown_at_no_cost(session: Session) -> None:
+async def test_a_sample_of_a_large_frame_is_shown_cheaply(session: Session) -> None:
     await session.run(
         "import numpy as np, pandas as pd\nlarge = pd.DataFrame({'a': np.arange(1_000_000), 'b': 'x' * 100_000})\nlarge.head()"
     )
     measured = "import tracemalloc; tracemalloc.start(); get_ipython().display_formatter.format(large); tracemalloc.get_traced_memory()[1]"
-    assert (await session.run(measured)).value < 4 << 20  # a column alone has 8 MB
+    assert (await session.run(measured)).value < 4 << 20  # one column alone has 8 MB
     resource = await table(session, "large")
     assert (resource["rowCount"], len(resource["data"]), len(resource["data"][0]["b"])) == (1_000_000, 20, 201)
 
@@ -170,14 +170,14 @@ async def test_a_wide_frame_and_odd_names_are_bounded(session: Session) -> None:
     assert resource["schema"]["fields"][1]["name"] == "a, 0"
 
 
-async def test_objects_in_a_frame_are_told_by_type(session: Session) -> None:
+async def test_objects_in_a_frame_are_shown_by_their_type(session: Session) -> None:
     await session.run("import pandas as pd\nclass Loud:\n    def __repr__(self): global said; said = 1; return 'loud'")
     resource = await table(session, "pd.DataFrame({'o': [Loud()], 'l': [[1]]})")
     assert resource["data"] == [{"index": 0, "o": "<Loud>", "l": "<list>"}]
 
 
 @pytest.mark.slow
-async def test_a_chart_of_plotly_is_json_and_a_document_of_its_own(session: Session) -> None:
+async def test_a_plotly_chart_is_json_and_a_document(session: Session) -> None:
     if not (await session.run("import importlib.util; importlib.util.find_spec('plotly') is not None")).value:
         pytest.skip("plotly is not installed")
     for code in (
@@ -192,7 +192,7 @@ async def test_a_chart_of_plotly_is_json_and_a_document_of_its_own(session: Sess
 
 
 @pytest.mark.slow
-async def test_a_chart_of_altair_is_json_and_a_document(session: Session) -> None:
+async def test_an_altair_chart_is_json_and_a_document(session: Session) -> None:
     if not (await session.run("import importlib.util; importlib.util.find_spec('altair') is not None")).value:
         pytest.skip("altair is not installed")
     code = "import altair, pandas as pd\naltair.Chart(pd.DataFrame({'a': [1], 'b': [2]}), title='T').mark_line().encode(x='a', y='b')"

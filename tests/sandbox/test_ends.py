@@ -1,4 +1,4 @@
-"""What the host holds of a session is let go of, whatever happens on the way."""
+"""Test that the host releases all resources of a session, whatever fails on the way."""
 
 import asyncio
 import os
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.slow
 
 
 class Refusing(Watchdog):
-    """Memory that nobody can count."""
+    """Memory that cannot be counted."""
 
     async def begin(self, *_: object) -> None:
         raise OSError(13, "Permission denied")
 
 
 async def gone(pidfd: int) -> None:
-    """Waits until a process has ended."""
+    """Wait until a process has ended."""
     ended = asyncio.Event()
     asyncio.get_running_loop().add_reader(pidfd, ended.set)
     await ended.wait()
@@ -40,7 +40,7 @@ def spawned_by(fork_server: ForkServer) -> tuple[Spawned, object]:
     return fork_server.spawn(place[0], Limits()), place
 
 
-def test_what_a_thread_makes_for_a_loop_that_has_ended_is_undone() -> None:
+def test_what_a_thread_makes_for_an_ended_loop_is_undone() -> None:
     undone: list[int] = []
     begun, go_on, ended = socket.socketpair(), socket.socketpair(), socket.socketpair()
 
@@ -70,7 +70,7 @@ def _unblocked(end: socket.socket) -> socket.socket:
     return end
 
 
-def test_what_is_made_and_not_taken_any_more_is_undone() -> None:
+def test_what_is_made_and_no_longer_wanted_is_undone() -> None:
     undone: list[int] = []
     handover = _Handover(lambda: 7, undone.append)
     handover.make()
@@ -79,7 +79,7 @@ def test_what_is_made_and_not_taken_any_more_is_undone() -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_spawned_session_that_nobody_takes_over_ends(fork_server: ForkServer) -> None:
+def test_a_spawned_session_that_is_not_taken_over_ends(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
     spawned.close()
     fork_server.drop_place(place)
@@ -109,7 +109,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(fork_server: ForkServer)
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_a_close_that_is_cancelled_still_lets_go(fork_server: ForkServer) -> None:
+async def test_a_cancelled_close_still_releases_everything(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
     interpreter, init = (
         await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree),
@@ -126,7 +126,9 @@ async def test_a_close_that_is_cancelled_still_lets_go(fork_server: ForkServer) 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_process_that_has_ended_has_no_number(fork_server: ForkServer) -> None:
-    """Its descriptor says -1, or 0 for one of another namespace: written to a control group, that would be a process of ours."""
+    """The descriptor of an ended process shows -1, or 0 for one of another namespace. Written to a control group, that would mean this
+    process.
+    """
     spawned, place = spawned_by(fork_server)
     assert host_pid(spawned.init) in descendants(os.getpid())
     signal.pidfd_send_signal(spawned.init, signal.SIGKILL)
@@ -138,14 +140,14 @@ async def test_a_process_that_has_ended_has_no_number(fork_server: ForkServer) -
 
 
 @pytest.mark.usefixtures("nothing_left")
-async def test_two_closes_at_once_take_no_reader_from_others(fork_server: ForkServer) -> None:
+async def test_two_parallel_closes_remove_no_reader_of_others(fork_server: ForkServer) -> None:
     spawned, place = spawned_by(fork_server)
     interpreter = await start(spawned, Limits(), tree=place[0].number, memory=place[1], proxy=None, show=fork_server.show_tree)
     number, heard = spawned.init, asyncio.Event()
     closing = [asyncio.create_task(interpreter.close()) for _ in range(2)]
     await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
     end, other_end = os.pipe()
-    os.dup2(end, number)  # stands for the next thing that is opened and gets the number
+    os.dup2(end, number)  # stands for the next file that is opened and gets the number
     asyncio.get_running_loop().add_reader(number, heard.set)
     await asyncio.wait(closing)
     os.write(other_end, b"x")

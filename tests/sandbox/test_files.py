@@ -1,4 +1,4 @@
-"""/mnt/data from the host's side, with a guest that lays traps in it."""
+"""Test /mnt/data from the host's side, with a guest that lays traps in it."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ def content_of(files: Files, name: str, start: int = 0, length: int = 1 << 20) -
         return reading.chunk(start, length)
 
 
-def test_what_is_written_is_read(files: Files) -> None:
+def test_a_written_file_can_be_read(files: Files) -> None:
     written = files.write("a.txt", [b"hel", b"lo"], "", uncharged)
     assert (written.name, written.size, written.content_type) == ("a.txt", 5, "text/plain")
     assert content_of(files, "a.txt") == b"hello"
@@ -41,7 +41,7 @@ def test_a_part_of_a_file_is_read(files: Files) -> None:
     assert content_of(files, "a.txt", 8, 4) == b"89"
 
 
-def test_what_is_open_for_reading_does_not_outlive_its_session(files: Files) -> None:
+def test_open_downloads_do_not_outlive_their_session(files: Files) -> None:
     files.write("a.txt", [b"0123456789"], "", uncharged)
     reading = files.open("a.txt")
     before = len(os.listdir("/proc/self/fd"))
@@ -61,13 +61,13 @@ def test_a_full_disk_leaves_the_old_file(files: Files) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", "x" * 300, "\ud800"])
-def test_a_name_is_one_usable_component(files: Files, name: str) -> None:
+def test_a_name_must_be_one_usable_path_component(files: Files, name: str) -> None:
     with pytest.raises(UnusableNameError):
         files.write(name, [b""], "", uncharged)
 
 
 @pytest.mark.parametrize("folder", ["..", "a/../..", "/../etc"])
-def test_a_folder_does_not_lead_upwards(files: Files, folder: str) -> None:
+def test_a_folder_cannot_lead_upwards(files: Files, folder: str) -> None:
     with pytest.raises(UnusableNameError):
         files.listing(folder)
 
@@ -84,13 +84,13 @@ TRAPS = {
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-async def test_the_host_does_not_read(session: Session, trap: str) -> None:
+async def test_the_host_does_not_read_a_trap(session: Session, trap: str) -> None:
     await session.run(f"import os; {TRAPS[trap]}")
     with pytest.raises(ServiceError):
         await session.download_file("trap")
 
 
-async def test_the_host_does_not_go_through_a_linked_folder(session: Session) -> None:
+async def test_the_host_does_not_follow_a_linked_folder(session: Session) -> None:
     await session.run("import os; os.symlink('/tmp', 'outside'); os.mkdir('real'); os.symlink('real', 'inside')")
     for folder in ("outside", "inside"):
         with pytest.raises(ServiceError):
@@ -108,7 +108,7 @@ async def test_links_and_pipes_are_not_listed(session: Session) -> None:
     assert [(file.name, file.is_directory) for file in await session.list_files()] == [("file", False), ("folder", True)]
 
 
-async def test_the_file_belongs_to_the_guest(session: Session) -> None:
+async def test_an_uploaded_file_belongs_to_the_guest(session: Session) -> None:
     await session.upload_file("a.txt", b"x")
     assert (await session.run("open('a.txt', 'a').write('y'); import os; os.stat('a.txt').st_uid")).value == 1000
 
@@ -133,7 +133,7 @@ async def test_unusual_names_survive(session: Session, name: str) -> None:
 
 
 async def test_a_large_file_comes_back_whole(session: Session) -> None:
-    data = bytes(range(256)) * (1 << 16) + b"tail"  # 16 MB and a bit: three parts
+    data = bytes(range(256)) * (1 << 16) + b"tail"  # a little more than 16 MB: three parts
     await session.upload_file("large.bin", data)
     assert await session.download_file("large.bin") == data
     exact = data[: 8 << 20]
@@ -160,7 +160,7 @@ async def test_a_missing_file_is_not_found(interpreter: CodeInterpreter) -> None
         "[os.mkdir('x' * 200) or os.chdir('x' * 200) for _ in range(30)]; os.chdir('/mnt/data')",
     ],
 )
-async def test_odd_files_do_not_hide_the_others(http: httpx.AsyncClient, odd: str) -> None:
+async def test_special_files_do_not_hide_the_others(http: httpx.AsyncClient, odd: str) -> None:
     await http.post("/executions", json={"code": f"import os; open('file', 'w').write('x'); {odd}"})
     listed = await http.get("/files", params={"recursive": "true"})
     assert "file" in [file["name"] for file in listed.json()["value"]]
@@ -171,7 +171,7 @@ async def test_missing_folders_are_made_for_an_upload(session: Session) -> None:
     assert (await session.run("import package.deep; package.deep.value")).value == 7
 
 
-async def test_files_go_from_disk_to_disk_in_parts(session: Session, tmp_path: Path) -> None:
+async def test_files_are_copied_from_disk_to_disk_in_parts(session: Session, tmp_path: Path) -> None:
     data = bytes(range(256)) * (1 << 16) + b"tail"
     (tmp_path / "local.bin").write_bytes(data)
     uploaded = await session.upload_file("remote.bin", tmp_path / "local.bin")
@@ -180,7 +180,7 @@ async def test_files_go_from_disk_to_disk_in_parts(session: Session, tmp_path: P
     assert (tmp_path / "back.bin").read_bytes() == data
 
 
-async def test_a_path_that_is_no_file_is_refused(session: Session, tmp_path: Path) -> None:
+async def test_a_path_that_is_not_a_file_is_refused(session: Session, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InvalidArgumentError):
             await session.upload_file("remote.bin", path)

@@ -1,4 +1,4 @@
-"""The zygote's host side."""
+"""Test the host's side of the fork server."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ async def test_pools_of_one_process_share_one_fork_server(fork_server: ForkServe
     assert fork_server.alive
 
 
-def test_threads_may_ask_at_the_same_time(fork_server: ForkServer) -> None:
+def test_threads_may_use_it_at_the_same_time(fork_server: ForkServer) -> None:
     trees = []
     threads = [threading.Thread(target=lambda: trees.append(fork_server.make_tree(Limits()))) for _ in range(20)]
     for thread in threads:
@@ -38,8 +38,8 @@ def test_threads_may_ask_at_the_same_time(fork_server: ForkServer) -> None:
         fork_server.drop_tree(tree)
 
 
-async def test_numbers_that_are_in_use_are_given_to_nobody_else() -> None:
-    """With three users in place of 65,535: what is kept of a session, and other sessions, take none of its own."""
+async def test_user_numbers_in_use_are_not_assigned_again() -> None:
+    """Use three users instead of 65,535. Neither checkpoints of a session nor other sessions get the user of another session."""
     server = ForkServer.shared(policy := Policy(preload=("colorsys",), spares=0))
     server._numbers = Numbers(3)
     async with open_pool(policy=policy) as pool:
@@ -59,7 +59,7 @@ async def test_numbers_that_are_in_use_are_given_to_nobody_else() -> None:
     server.release()
 
 
-def test_a_user_is_free_again_with_the_last_of_its_trees() -> None:
+def test_a_user_is_free_again_after_its_last_tree() -> None:
     numbers = Numbers(2)
     number, user = numbers.take()
     kept, _ = numbers.take(user)
@@ -91,7 +91,7 @@ def test_the_last_release_ends_it() -> None:
     assert not server.alive
 
 
-def test_a_release_while_it_loads_libraries_leaves_no_process() -> None:
+def test_a_release_while_libraries_load_leaves_no_process() -> None:
     for processes in (1, 2, 3, 3, 3, 3, 3, 3):
         server = ForkServer.shared(Policy(preload=("numpy", "pandas")))
         own = server._process.pid
@@ -123,7 +123,7 @@ def failure_of(server: ForkServer) -> type[Exception] | None:
     return None
 
 
-async def test_preloaded_modules_are_there() -> None:
+async def test_preloaded_modules_are_available() -> None:
     async with open_pool(policy=Policy(preload=("colorsys",))) as pool, pool.session() as session:
         assert (await session.run("import sys; 'colorsys' in sys.modules")).value is True
 
@@ -135,7 +135,7 @@ def test_a_module_that_cannot_be_preloaded_is_named() -> None:
     assert "Preload" in run.stderr
 
 
-async def test_a_python_that_is_none_is_named() -> None:
+async def test_an_invalid_python_is_named() -> None:
     with pytest.raises(ConfigurationError, match="ACASessions:Sandbox:Python"):
         async with open_pool(policy=Policy(python="/nonexistent")):
             pass
@@ -146,7 +146,7 @@ def kill(preload: tuple[str, ...]) -> None:
     ForkServer._shared[key]._process.kill()
 
 
-async def test_a_dead_zygote_is_replaced_and_the_loss_is_told() -> None:
+async def test_a_dead_zygote_is_replaced_and_the_loss_is_reported() -> None:
     async with open_pool(policy=Policy(preload=("cmd",))) as pool, pool.session() as session:
         await session.run("x = 1")
         kill(("cmd",))
@@ -158,7 +158,7 @@ async def test_a_dead_zygote_is_replaced_and_the_loss_is_told() -> None:
             assert (await another.run("1")).success
 
 
-async def test_a_zygote_that_dies_takes_its_cells_and_they_say_so() -> None:
+async def test_a_zygote_that_dies_ends_its_cells_and_their_results_report_it() -> None:
     async with open_pool(policy=Policy(preload=("code",))) as pool, pool.session() as session:
         async for event in session.stream("print('before', flush=True)\nwhile True: pass"):
             if event.kind == "stdout":
@@ -168,8 +168,8 @@ async def test_a_zygote_that_dies_takes_its_cells_and_they_say_so() -> None:
         assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: crash")
 
 
-def test_a_request_that_is_not_answered_ends_the_zygote() -> None:
-    """The next answer would otherwise be taken for this one's."""
+def test_an_unanswered_request_ends_the_zygote() -> None:
+    """Otherwise a late answer would be taken for that of the next request."""
     server = ForkServer.shared(Policy(preload=("shlex",)))
     server.wait_until_ready()
     for pid in descendants(server._process.pid) | {server._process.pid}:
@@ -186,7 +186,7 @@ async def test_a_terminals_interrupt_does_not_reach_the_sandbox(fork_server: For
     assert os.getpgid(fork_server._process.pid) != os.getpgid(0)
 
 
-def test_what_keeps_it_from_starting_is_told_to_everyone() -> None:
+def test_an_error_at_the_start_is_raised_for_every_caller() -> None:
     server = ForkServer.shared(Policy(preload=("nosuchmodule",)))
     for _ in range(3):
         with pytest.raises(IsolationError, match="nosuchmodule"):
@@ -194,14 +194,14 @@ def test_what_keeps_it_from_starting_is_told_to_everyone() -> None:
     server.release()
 
 
-def test_a_request_to_a_dead_zygote_says_so() -> None:
+def test_a_request_to_a_dead_zygote_is_an_error() -> None:
     server = ForkServer.shared(Policy(preload=("sched",)))
     server.wait_until_ready()
     server._process.kill()
     server._process.wait()
 
     def ask() -> None:
-        for _ in range(1000):  # what it has started ends a moment later
+        for _ in range(1000):  # processes that it has started end a moment later
             server.drop_tree(server.make_tree(Limits()))
             time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""A user without a home, as services and containers have: nothing is made in a folder named `~`."""
+"""Test a user without a home, as services and containers have: nothing is made in a folder named `~`."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What ACASessions:ContainerImage may name."""
+"""Test the values of ACASessions:ContainerImage."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ from aca_sessions.sandbox import supply
 from aca_sessions.sandbox.images import root_of
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     assert root_of(str(tmp_path / "link")) == str(tmp_path.resolve())
 
 
 @pytest.mark.parametrize("image", ["/no/such/folder", "./none", "~/none", "a b", "-rf", "a\nb", "x" * 300])
-def test_what_is_nothing_of_all_is_refused(image: str) -> None:
+def test_a_name_that_is_no_folder_file_or_image_is_refused(image: str) -> None:
     with pytest.raises(ConfigurationError, match="ACASessions:ContainerImage: no folder, file or image"):
         root_of(image)
 
@@ -27,7 +27,7 @@ def test_the_hosts_own_root_is_refused() -> None:
         root_of("/")
 
 
-def test_without_an_engine_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_name_without_an_engine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"needs podman or docker, and this host has neither: install one, name a root folder"):
         root_of("python:3.12-slim")
@@ -43,7 +43,7 @@ def test_an_image_that_the_engine_lacks_is_pulled_once(tmp_path: Path, monkeypat
     assert (tmp_path / "asked").read_text() == "image inspect python:3.12-slim\npull --quiet python:3.12-slim\n"
 
 
-def test_a_file_that_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_a_tar_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "image.tar").write_text("no tar")
     with pytest.raises(ConfigurationError, match="its root cannot be unpacked: it is no tar"):
@@ -52,7 +52,7 @@ def test_a_file_that_is_no_tar_is_refused_and_leaves_nothing(tmp_path: Path, mon
 
 
 @pytest.mark.long
-def test_what_images_without_ipython_get_holds_packages_of_ipythons_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_ipython_get_only_its_packages_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (folder,) = supply.shown("/srv/root").values()
     names = {entry.name.partition("-")[0].removesuffix(".py") for entry in Path(folder).iterdir()}
@@ -63,7 +63,7 @@ def test_what_images_without_ipython_get_holds_packages_of_ipythons_and_no_progr
     assert supply.shown(None) == {}
 
 
-def test_sessions_without_namespaces_have_no_image() -> None:
+def test_sessions_without_namespaces_cannot_have_an_image() -> None:
     with pytest.raises(ConfigurationError, match=r"ContainerImage.*without namespaces"):
         Policy(image="/srv/root", isolation="no-namespaces")
 

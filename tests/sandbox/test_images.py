@@ -1,4 +1,4 @@
-"""Sessions whose root and Python come from a container image."""
+"""Test sessions whose root and Python come from a container image."""
 
 import importlib.metadata
 import os
@@ -64,7 +64,7 @@ async def test_cells_work_as_they_do_on_the_hosts_python(root: str) -> None:
         assert [variable.name for variable in await session.variables() if variable.name == "x"] == ["x"]
 
 
-async def test_going_back_and_an_interrupt_work(root: str) -> None:
+async def test_rollback_and_interrupt_work(root: str) -> None:
     async with session_of(root) as session:
         await session.run("x = 1")
         checkpoint = await session.checkpoint()
@@ -75,7 +75,7 @@ async def test_going_back_and_an_interrupt_work(root: str) -> None:
         assert (late.success, late.state.kind) == (False, "kept")
 
 
-async def test_a_program_of_the_image_runs_in_the_place_of_the_hosts(bookworm: str) -> None:
+async def test_a_program_of_the_image_runs_instead_of_the_hosts(bookworm: str) -> None:
     async with session_of(bookworm) as session:
         told = await session.run(
             "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import IPython; print(IPython.__file__)'])"
@@ -92,7 +92,7 @@ async def test_numpy_of_the_image_is_preloaded() -> None:
         assert (await session.run("import numpy; numpy.arange(4).sum()")).text == "6"
 
 
-async def test_health_tells_the_images_python_and_packages(bookworm: str) -> None:
+async def test_health_reports_the_images_python_and_full_isolation(bookworm: str) -> None:
     async with session_of(bookworm) as session:
         health = await session.health()
         assert health.python.startswith("3.11")
@@ -112,7 +112,7 @@ def test_a_tar_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(scope="session")
 def known_to_podman() -> Iterator[str]:
-    """An image of podman's own, which is removed again."""
+    """An image in podman's own store, which is removed again."""
     if ENGINE is None or os.geteuid() != 0:
         pytest.skip("needs root and podman: sudo apt install podman")
     name = "localhost/aca-sessions-test-root:latest"
@@ -132,7 +132,7 @@ async def test_an_image_that_podman_knows_is_exported_once(known_to_podman: str,
 
 
 def linked_copy(root: str, folder: Path) -> Path:
-    """A root whose files are those of another: what is taken away here stays there."""
+    """Return a root whose files are links to those of another, so that removing a file here leaves the other unchanged."""
     subprocess.run(["cp", "-al", root, str(folder)], check=True)
     return folder
 
@@ -146,7 +146,7 @@ def bare_python(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path
     shutil.rmtree(image)
 
 
-async def test_an_image_without_ipython_gets_this_hosts_and_nothing_else_of_it(bare_python: Path) -> None:
+async def test_an_image_without_ipython_gets_only_this_hosts_ipython(bare_python: Path) -> None:
     async with session_of(str(bare_python)) as session:
         assert (await session.run("import IPython; IPython.__version__, IPython.__file__")).text == str(
             (importlib.metadata.version("ipython"), "/.ipython/IPython/__init__.py")
@@ -163,7 +163,7 @@ async def test_an_image_without_ipython_gets_this_hosts_and_nothing_else_of_it(b
         assert packages.text == str((importlib.metadata.version("ipython"), False))
 
 
-async def test_an_older_python_without_ipython_is_told_which_one_this_hosts_needs(tmp_path: Path) -> None:
+async def test_an_older_python_without_ipython_is_refused_with_the_version_that_is_needed(tmp_path: Path) -> None:
     image = linked_copy(root_of(str(root_tar("bullseye"))), Path(os.environ["XDG_CACHE_HOME"], "older"))
     shutil.rmtree(image / "usr/lib/python3/dist-packages/IPython")
     with pytest.raises(
@@ -174,7 +174,7 @@ async def test_an_older_python_without_ipython_is_told_which_one_this_hosts_need
     shutil.rmtree(image)
 
 
-async def test_packages_of_the_image_that_ipython_cannot_use_are_named(bookworm: str) -> None:
+async def test_packages_of_the_image_that_are_too_old_for_ipython_are_named(bookworm: str) -> None:
     image = linked_copy(bookworm, Path(os.environ["XDG_CACHE_HOME"], "mixed"))
     shutil.rmtree(image / "usr/lib/python3/dist-packages/IPython")
     (image / "usr/lib/python3/dist-packages/traitlets/__init__.py").unlink()
@@ -189,7 +189,7 @@ async def test_packages_of_the_image_that_ipython_cannot_use_are_named(bookworm:
 
 @pytest.fixture
 def slim(bare_python: Path, tmp_path: Path) -> Iterator[str]:
-    """An image as the registry has it, in podman's own store."""
+    """An image as in the registry, in podman's own store."""
     if ENGINE is None or os.geteuid() != 0:
         pytest.skip("needs root and podman: sudo apt install podman")
     name = "localhost/aca-sessions-test-python:3.11-slim"
@@ -199,13 +199,13 @@ def slim(bare_python: Path, tmp_path: Path) -> Iterator[str]:
     subprocess.run([ENGINE, "rmi", "--force", name], check=True, capture_output=True)
 
 
-async def test_an_image_of_python_alone_runs_by_its_name(slim: str) -> None:
+async def test_an_image_with_python_alone_runs_by_its_name(slim: str) -> None:
     settings = Settings(ContainerImage=slim.removeprefix("localhost/"), Sandbox={"Preload": [], "Spares": 0})
     async with open_pool(settings) as pool, pool.session() as session:
         assert (await session.run("6 * 7")).value == 42
 
 
-async def test_an_image_that_cannot_be_pulled_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_image_that_cannot_be_pulled_is_reported_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     if ENGINE is None or os.geteuid() != 0:
         pytest.skip("needs root and podman: sudo apt install podman")
     name = "localhost:1/nobody/python:3.11-slim"  # nothing listens there
@@ -214,7 +214,7 @@ async def test_an_image_that_cannot_be_pulled_is_told_with_the_command(monkeypat
             pass
 
 
-async def test_what_an_image_lacks_is_named_at_once_with_the_lines_that_add_it(bookworm: str, tmp_path: Path) -> None:
+async def test_what_an_image_lacks_is_named_with_the_lines_that_add_it(bookworm: str, tmp_path: Path) -> None:
     image = linked_copy(bookworm, Path(os.environ["XDG_CACHE_HOME"], "without"))
     shutil.rmtree(image / "usr/lib/python3/dist-packages/IPython")
     next((image / "usr/lib/python3.11/lib-dynload").glob("_ctypes.*")).unlink()
@@ -227,7 +227,7 @@ async def test_what_an_image_lacks_is_named_at_once_with_the_lines_that_add_it(b
     assert "FROM your-image\n  RUN apt-get update" in told
 
 
-async def test_an_old_python_is_named_with_what_to_build_on(bookworm: str) -> None:
+async def test_an_old_python_is_named_with_advice(bookworm: str) -> None:
     image = linked_copy(bookworm, Path(os.environ["XDG_CACHE_HOME"], "old"))
     old = image / "usr/local/bin/python3"
     old.write_text("#!/bin/sh\nexec /usr/bin/python3 -I -S -c 'import sys; sys.version_info = (3, 8, 18); exec(sys.argv[1])' \"$5\"\n")
@@ -238,14 +238,14 @@ async def test_an_old_python_is_named_with_what_to_build_on(bookworm: str) -> No
     shutil.rmtree(image)
 
 
-async def test_an_image_without_any_python_is_told_where_it_was_sought(tmp_path: Path) -> None:
+async def test_an_image_without_any_python_is_reported_with_the_paths_searched(tmp_path: Path) -> None:
     (tmp_path / "usr" / "bin").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=r"(?s)lacks python3 \(sought at /usr/local/bin/python3, .*install .* python3 ipython3"):
         async with session_of(str(tmp_path)):
             pass
 
 
-async def test_the_python_that_is_named_is_one_of_the_image(bookworm: str) -> None:
+async def test_a_configured_python_is_a_path_in_the_image(bookworm: str) -> None:
     with pytest.raises(ConfigurationError, match=r"lacks /no/python \(sought at /no/python\)"):
         async with session_of(bookworm, "/no/python"):
             pass
@@ -253,7 +253,7 @@ async def test_the_python_that_is_named_is_one_of_the_image(bookworm: str) -> No
         assert (await session.run("import sys; sys.executable")).value == "/usr/bin/python3.11"
 
 
-async def test_packages_are_found_for_the_images_python_and_not_for_the_hosts(root: str, suite: str, tmp_path: Path) -> None:
+async def test_packages_are_resolved_for_the_images_python_and_not_for_the_hosts(root: str, suite: str, tmp_path: Path) -> None:
     major, minor = VERSIONS[suite][0]
     wheels = tmp_path / "wheels"
     make_wheel(wheels, "needed-by-old")
@@ -270,7 +270,7 @@ async def test_packages_are_found_for_the_images_python_and_not_for_the_hosts(ro
         assert (await session.run("import choosy, compiled; choosy.version, compiled.version")).text == "('1.0', '2.0')"
 
 
-async def test_a_package_of_the_image_stays_as_it_is(bookworm: str, tmp_path: Path) -> None:
+async def test_a_package_of_the_image_is_not_replaced(bookworm: str, tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "decorator", "99.0")
     policy = Policy(image=bookworm, packages=PackageSource(wheels=str(tmp_path / "wheels")), preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as session:

@@ -1,4 +1,4 @@
-"""Cells: their state, their output, and what is said when one goes wrong."""
+"""Test cells: their state, their output, and the error when one fails."""
 
 import asyncio
 import textwrap
@@ -14,7 +14,7 @@ async def run(session: Session, code: str, **options: object) -> CodeExecutionRe
     return await session.run(textwrap.dedent(code), **options)
 
 
-async def test_variables_are_kept_from_cell_to_cell(session: Session) -> None:
+async def test_variables_persist_between_cells(session: Session) -> None:
     await session.run("x = 20")
     result = await session.run("x + 22")
     assert (result.output, str(result.state)) == ("42", "kept")
@@ -50,12 +50,12 @@ async def test_not_a_number_is_a_number(session: Session) -> None:
     assert result.value != result.value
 
 
-async def test_stdout_and_stderr_are_told_apart(session: Session) -> None:
+async def test_stdout_and_stderr_are_separate(session: Session) -> None:
     result = await session.run("import sys; print('out'); print('err', file=sys.stderr)")
     assert (result.stdout, result.stderr) == ("out\n", "err\n")
 
 
-async def test_python_c_and_child_processes_write_in_true_order(session: Session) -> None:
+async def test_python_c_and_child_processes_write_in_the_right_order(session: Session) -> None:
     result = await run(
         session,
         """
@@ -71,7 +71,7 @@ async def test_python_c_and_child_processes_write_in_true_order(session: Session
     assert result.stdout.split() == ["python", "c", "child", "descriptor", "python", "shell"]
 
 
-async def test_a_flood_of_output_is_cut_in_the_middle_and_told(session: Session) -> None:
+async def test_a_flood_of_output_is_cut_in_the_middle_and_reported(session: Session) -> None:
     result = await session.run("import os\nos.write(1, b'first')\nfor _ in range(20): os.write(1, b'x' * 1_000_000)\nos.write(1, b'last')")
     assert result.success
     assert result.stdout.startswith("firstx")
@@ -103,8 +103,8 @@ async def test_an_exception_is_data_with_a_readable_traceback(session: Session) 
     ("code", "name"),
     [
         ("x = (", "SyntaxError"),
-        ("f(", "SyntaxError"),  # 3.13 has an error of its own for code that could go on
-        ("a\0b", "Error"),  # Python's patch releases disagree: SyntaxError or ValueError
+        ("f(", "SyntaxError"),  # 3.13 has its own error for incomplete code
+        ("a\0b", "Error"),  # patch releases of Python disagree: SyntaxError or ValueError
         ("%nosuchmagic", "UsageError"),
         ("import sys; sys.exit(3)", "SystemExit"),
         ("exit()", "SystemExit"),
@@ -116,7 +116,7 @@ async def test_an_exception_is_data_with_a_readable_traceback(session: Session) 
         ("import asyncio; await asyncio.wait_for(asyncio.sleep(9), 0.01)", "TimeoutError"),
     ],
 )
-async def test_a_cell_that_fails_says_how_and_keeps_the_session(session: Session, code: str, name: str) -> None:
+async def test_a_cell_that_fails_reports_its_error_and_keeps_the_session(session: Session, code: str, name: str) -> None:
     await session.run("x = 1")
     result = await session.run(code)
     assert result.error.name.endswith(name)
@@ -150,12 +150,12 @@ async def test_displays_come_by_mime_type_and_in_order(session: Session) -> None
     assert "<table" in result.displays[2].data["text/html"]
 
 
-async def test_a_display_over_the_budget_is_dropped_and_told(session: Session) -> None:
+async def test_a_display_over_the_budget_is_dropped_and_reported(session: Session) -> None:
     result = await session.run("from IPython.display import HTML, display; display(HTML('x' * (30 << 20)))")
     assert "was dropped" in result.displays[0].data["text/plain"]
 
 
-async def test_top_level_await_and_tasks_that_go_on(session: Session) -> None:
+async def test_top_level_await_and_background_tasks(session: Session) -> None:
     await run(
         session,
         """
@@ -211,7 +211,7 @@ async def test_sessions_draw_different_numbers(pool: SessionPool) -> None:
     assert set(eval(first.text, {"UUID": str})) & set(eval(second.text, {"UUID": str})) == set()
 
 
-async def test_a_cell_over_its_time_is_interrupted_and_says_so(session: Session) -> None:
+async def test_a_cell_over_its_time_is_interrupted_and_reports_it(session: Session) -> None:
     result = await session.run("x = 5\nwhile True: pass", timeout=0.2)
     assert result.error.name == "TimeoutError"
     assert "0.2 s" in result.error.message
@@ -221,7 +221,7 @@ async def test_a_cell_over_its_time_is_interrupted_and_says_so(session: Session)
 
 
 @pytest.mark.slow
-async def test_a_cell_that_cannot_be_interrupted_is_killed_and_says_so(session: Session) -> None:
+async def test_a_cell_that_cannot_be_interrupted_is_killed_and_reports_it(session: Session) -> None:
     await session.run("x = 5; open('kept', 'w').write('file')")
     result = await session.run("sum(range(10 ** 12))", timeout=0.2)
     assert result.error.name == "TimeoutError"
@@ -282,7 +282,7 @@ async def test_cancelling_interrupts_the_cell_and_keeps_the_state(session: Sessi
     assert (result.text, str(result.state)) == ("(5, True)", "kept")
 
 
-async def test_cancelling_right_away_interrupts_as_well(session: Session) -> None:
+async def test_an_immediate_cancellation_interrupts_as_well(session: Session) -> None:
     for _ in range(20):
         running = asyncio.create_task(session.run("while True: pass"))
         await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""An interpreter at the edges: what cells leave running, background output, forged frames, values in other dress."""
+"""Test edge cases of the interpreter: processes left running, background output, forged frames, and the display of values."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ async def run(session: Session, code: str, **options: object) -> CodeExecutionRe
     return await session.run(textwrap.dedent(code), **options)
 
 
-async def test_an_interrupted_await_is_over(session: Session) -> None:
+async def test_an_interrupted_await_has_ended(session: Session) -> None:
     await session.run("import asyncio; x, ended = 0, False")
     await run(session, "try:\n    await asyncio.sleep(600); x = 1\nfinally:\n    ended = True", timeout=1)
     assert (await session.run("x, ended")).text == "(0, True)"
@@ -53,7 +53,7 @@ async def test_a_closed_session_leaves_nothing() -> None:
         await session.run("while True: pass", timeout=0.1)
 
 
-async def test_an_interpreter_that_died_between_two_cells_is_told_with_the_next(session: Session) -> None:
+async def test_an_interpreter_that_died_between_two_cells_is_reported_with_the_next(session: Session) -> None:
     await session.run("x = 5; import threading, os; threading.Timer(0.05, os._exit, [1]).start()")
     await asyncio.sleep(0.2)
     result = await session.run("'x' in globals()")
@@ -61,7 +61,7 @@ async def test_an_interpreter_that_died_between_two_cells_is_told_with_the_next(
     assert str((await session.run("1")).state) == "kept"
 
 
-async def test_a_session_killed_from_outside_says_so(session: Session) -> None:
+async def test_a_session_killed_from_outside_is_reported(session: Session) -> None:
     await session.run("x = 5")
     running = asyncio.create_task(session.run("while True: pass"))
     await asyncio.sleep(0.1)
@@ -73,19 +73,19 @@ async def test_a_session_killed_from_outside_says_so(session: Session) -> None:
     assert (await session.run("'x' in globals()")).value is False
 
 
-async def test_a_fork_that_a_cell_lets_run_on_is_no_second_interpreter(session: Session) -> None:
+async def test_a_fork_that_outlives_its_cell_is_not_a_second_interpreter(session: Session) -> None:
     result = await session.run("import os, time\npid = os.fork()\nif pid == 0: print('child')\nelse: os.waitpid(pid, 0)\nx = 0")
     assert (result.success, result.stdout) == (True, "child\n")
     for count in range(1, 6):
         assert (await session.run("x += 1; (x, os.getpid())")).text == f"({count}, 2)"
 
 
-async def test_processes_that_a_cell_starts_do_not_have_the_link(session: Session) -> None:
+async def test_processes_started_by_a_cell_do_not_inherit_the_link(session: Session) -> None:
     result = await session.run("!ls -l /proc/self/fd | grep -c socket")
     assert result.stdout == "0\n"
 
 
-async def test_displays_from_forked_workers_harm_nobody(session: Session) -> None:
+async def test_displays_from_forked_workers_are_harmless(session: Session) -> None:
     code = """
     from multiprocessing import get_context
     from IPython.display import HTML, display
@@ -97,7 +97,7 @@ async def test_displays_from_forked_workers_harm_nobody(session: Session) -> Non
     assert (result.success, str(result.state)) == (True, "kept")
 
 
-async def test_a_frame_while_no_cell_runs_ends_the_session_and_is_told(session: Session) -> None:
+async def test_a_frame_between_cells_ends_the_session_and_is_reported(session: Session) -> None:
     code = """
     import os, stat, struct, threading
     link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISFIFO(os.fstat(d).st_mode))
@@ -108,20 +108,20 @@ async def test_a_frame_while_no_cell_runs_ends_the_session_and_is_told(session: 
     assert str((await session.run("1")).state) == "lost: crash"
 
 
-async def test_a_long_cell_in_another_script_arrives(session: Session) -> None:
+async def test_a_long_cell_in_a_non_latin_script_arrives(session: Session) -> None:
     await session.run("x = 5")
     result = await session.run("#" + "é" * 6_000_000 + "\nx")
     assert (result.value, str(result.state)) == (5, "kept")
 
 
-async def test_an_interrupted_cell_shows_its_own_frames_only(session: Session) -> None:
+async def test_an_interrupted_cell_shows_only_its_own_frames(session: Session) -> None:
     result = await session.run("import signal\ndef f():\n    signal.raise_signal(signal.SIGINT)\nf()")
     assert result.error.name == "KeyboardInterrupt"
     assert "/.guest" not in result.stderr
     assert "raise_signal" in result.stderr
 
 
-async def test_a_flood_from_an_idle_session_leaves_the_others_alone(pool: SessionPool) -> None:
+async def test_a_flood_from_an_idle_session_does_not_disturb_others(pool: SessionPool) -> None:
     async with pool.session() as noisy, pool.session() as other:
         await run(
             noisy,
@@ -146,7 +146,7 @@ async def test_terminals_are_limited(session: Session) -> None:
     assert result.error.name == "OSError"
 
 
-async def test_processes_that_a_cell_left_are_named_and_end_with_reset(session: Session) -> None:
+async def test_processes_left_by_a_cell_are_listed_and_end_with_a_reset(session: Session) -> None:
     started = await session.run("import subprocess; left = [subprocess.Popen(['sleep', '60']), subprocess.Popen(['sleep', '61'])]; 1")
     assert [process.name for process in started.processes] == ["sleep", "sleep"]
     assert "[processes] 2 still running: sleep (" in str(started)
@@ -157,7 +157,7 @@ async def test_processes_that_a_cell_left_are_named_and_end_with_reset(session: 
     assert (await session.run("1")).processes == ()
 
 
-async def test_a_process_that_is_dead_and_not_collected_is_not_named(session: Session) -> None:
+async def test_a_zombie_process_is_not_listed(session: Session) -> None:
     result = await session.run("import subprocess, time; p = subprocess.Popen(['true']); time.sleep(0.2); 1")
     assert result.processes == ()
 
@@ -181,14 +181,14 @@ VALUES = [
 
 
 @pytest.mark.parametrize("code", VALUES)
-async def test_a_plain_value_looks_as_ipython_lays_it_out(session: Session, code: str) -> None:
+async def test_a_plain_value_is_formatted_as_by_ipython(session: Session, code: str) -> None:
     from IPython.core.formatters import PlainTextFormatter
 
     value = eval(code.rpartition(";")[2] if "'" not in code else code)
     assert (await session.run(code)).text == PlainTextFormatter()(value)
 
 
-async def test_how_plain_values_are_shown_can_be_changed(session: Session) -> None:
+async def test_the_format_of_plain_values_can_be_changed(session: Session) -> None:
     assert (await session.run("%precision 2\n3.14159")).text == "3.14"
     assert (await session.run("%precision %r\n3.14159")).text == "3.14159"
     await session.run("get_ipython().display_formatter.formatters['text/plain'].for_type(int, lambda n, p, c: p.text(f'<{n}>'))")
@@ -202,5 +202,5 @@ async def test_a_semicolon_hides_the_value(session: Session) -> None:
     assert (await session.run("'a;b'")).value == "a;b"
 
 
-async def test_what_an_older_matplotlib_takes_from_ipython_is_there(session: Session) -> None:
+async def test_names_that_older_matplotlib_imports_from_ipython_exist(session: Session) -> None:
     assert (await session.run("from IPython.core.pylabtools import backend2gui; backend2gui.get('agg')")).success

@@ -1,4 +1,4 @@
-"""What code in a session cannot do. Each line of the table is code, and what it must end with."""
+"""Test what code in a session cannot do. Each line of the table is code, and the error that it must end with."""
 
 import os
 import signal
@@ -111,7 +111,7 @@ async def test_sessions_do_not_see_each_other(pool: SessionPool) -> None:
 
 
 async def test_a_guest_is_nobody_on_the_host(pool: SessionPool) -> None:
-    """As root each session has a uid of its own, never 0; as an ordinary user it has that user's."""
+    """As root each session has a uid of its own, never 0. As an ordinary user it has that user's."""
     async with pool.session() as one, pool.session() as other:
         await one.run("import os; os.getuid()")
         await other.run("import os; os.getuid()")
@@ -122,7 +122,7 @@ async def test_a_guest_is_nobody_on_the_host(pool: SessionPool) -> None:
 
 
 def _name(pid: int) -> str:
-    """The pid that a process has in the innermost namespace."""
+    """Return the pid of a process in the innermost namespace."""
     return _status(pid, "NSpid").split()[-1]
 
 
@@ -135,14 +135,14 @@ def _status(pid: int, field: str) -> str:
     return next(line.partition(":")[2].strip() for line in lines if line.startswith(field + ":"))
 
 
-async def test_memory_beyond_the_limit_is_a_memory_error_and_the_session_goes_on(session: Session) -> None:
+async def test_memory_beyond_the_limit_is_a_memory_error_and_the_session_continues(session: Session) -> None:
     await session.run("x = 1")
     result = await session.run("bytearray(8 << 30)")
     assert result.error.name == "MemoryError"
     assert (await session.run("x")).value == 1
 
 
-async def test_a_fork_bomb_ends_at_the_limit_and_the_session_goes_on(session: Session) -> None:
+async def test_a_fork_bomb_ends_at_the_limit_and_the_session_continues(session: Session) -> None:
     bomb = """
     import os, time
     count = 0
@@ -159,7 +159,7 @@ async def test_a_fork_bomb_ends_at_the_limit_and_the_session_goes_on(session: Se
     assert (await session.run("1 + 1")).value == 2
 
 
-async def test_a_full_disk_is_an_error_and_the_session_goes_on(session: Session) -> None:
+async def test_a_full_disk_is_an_error_and_the_session_continues(session: Session) -> None:
     result = await session.run("f = open('big', 'wb')\nfor _ in range(300): f.write(bytes(1 << 20))")
     assert result.error.name == "OSError"
     assert (await session.run("import os; os.remove('big'); 1 + 1")).value == 2
@@ -184,7 +184,7 @@ def test_killing_the_host_leaves_no_guest_behind() -> None:
     host.send_signal(signal.SIGKILL)
     host.wait()
     host.stdout.close()
-    deadline = time.monotonic() + 20  # a fork server that still imports looks for its host after that
+    deadline = time.monotonic() + 20  # a fork server that still imports checks for its host after that
     while (left := [pid for pid in guests if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert left == []
@@ -196,12 +196,12 @@ async def test_this_host_isolates_fully() -> None:
 
 
 def in_a_user_namespace(script: str) -> "subprocess.CompletedProcess[str]":
-    """Runs the command line in a user namespace whose only user is root, after a script has changed something there."""
+    """Run the command line in a user namespace whose only user is root, after a script has changed something there."""
     command = ["unshare", "--user", "--map-root-user", "sh", "-c", f'{script}; exec "$@"', "sh", *COMMAND, "run", "1"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_host_without_user_namespaces_is_refused_with_what_to_do() -> None:
+def test_a_host_without_user_namespaces_is_refused_with_advice() -> None:
     run = in_a_user_namespace("echo 0 > /proc/sys/user/max_user_namespaces")  # a limit that belongs to the namespace
     assert run.returncode == 2
     assert "user namespace" in run.stderr
@@ -209,13 +209,13 @@ def test_a_host_without_user_namespaces_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be the root of a namespace and of the host at once")
-def test_a_root_with_no_other_uid_is_refused() -> None:
+def test_a_root_without_any_other_uid_is_refused() -> None:
     run = in_a_user_namespace("true")
     assert run.returncode == 2
     assert "guests would be root" in run.stderr
 
 
-def test_an_environment_without_ipython_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_an_environment_without_ipython_is_refused_with_advice(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     run = aca_sessions("run", "1", env=os.environ | {"ACASessions__Sandbox__Python": str(tmp_path / "bare" / "bin" / "python")})
     assert run.returncode == 2

@@ -1,4 +1,4 @@
-"""Limits that count for a whole session, and for all of them together, whoever counts."""
+"""Test limits for a whole session and for all sessions together, whether the kernel or the host counts."""
 
 import asyncio
 import contextlib
@@ -45,26 +45,26 @@ async def small() -> AsyncIterator[Session]:
         yield session
 
 
-async def test_one_process_over_the_limit_gets_a_memory_error_and_goes_on(small: Session) -> None:
+async def test_one_process_over_the_limit_gets_a_memory_error_and_continues(small: Session) -> None:
     await small.run("x = 1")
     assert (await small.run("bytearray(600 << 20)")).error.name == "MemoryError"
     assert str((await small.run("x")).state) == "kept"
 
 
-async def test_several_processes_do_not_have_more_than_the_session_may(small: Session) -> None:
+async def test_several_processes_together_are_limited_like_one(small: Session) -> None:
     result = await small.run(FOUR_HOGS, timeout=20)
     assert result.value == "killed" or str(result.state) == "lost: memory"
     assert (await small.run("6 * 7")).value == 42
 
 
-async def test_children_over_the_limit_are_no_reason_for_a_later_death(small: Session) -> None:
+async def test_children_killed_at_the_limit_are_not_the_reason_of_a_later_death(small: Session) -> None:
     for _ in range(2):
         await small.run(f"{FOUR_HOGS}\nfor hog in hogs:\n    hog.kill(); hog.wait()", timeout=20)
         result = await small.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
         assert str(result.state) == "lost: killed"
 
 
-async def test_memory_without_an_address_is_counted_or_refused(small: Session) -> None:
+async def test_memory_outside_of_address_spaces_is_counted_or_refused(small: Session) -> None:
     await small.run("open('kept.txt', 'w').write('kept')")
     fill = "import os\nfor n in range(1000):\n    os.write(os.memfd_create(str(n)), b'x' * (1 << 20))"
     result = await small.run(fill)
@@ -104,7 +104,7 @@ count
 
 
 def already_there() -> int:
-    """Threads that the kernel counts with ours: all of this user. A root's fork server has a user of its own."""
+    """Count the other threads of this user, which the kernel counts with ours. The fork server of root has a user of its own."""
     if os.geteuid() == 0:
         return 0
     found = 0
@@ -134,7 +134,7 @@ async def test_resets_and_branches_leave_no_control_group() -> None:
 
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
-async def test_a_group_goes_a_moment_after_its_last_process() -> None:
+async def test_a_group_is_removed_a_moment_after_its_last_process() -> None:
     groups = Groups.shared(Together())
     group = groups.make(Limits())
     with subprocess.Popen(["sleep", "60"]) as process:
@@ -149,7 +149,7 @@ async def test_a_group_goes_a_moment_after_its_last_process() -> None:
 
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
-async def test_groups_that_go_together_are_waited_for_by_one_thread() -> None:
+async def test_one_thread_waits_for_all_groups_that_are_removed() -> None:
     groups = Groups.shared(Together())
     made = [groups.make(Limits()) for _ in range(20)]
     with subprocess.Popen(["sleep", "60"]) as process:
@@ -164,7 +164,7 @@ async def test_groups_that_go_together_are_waited_for_by_one_thread() -> None:
     groups.release()
 
 
-async def test_all_sessions_together_have_no_more_processes_than_they_may() -> None:
+async def test_all_sessions_together_are_limited_in_processes() -> None:
     async with open_pool(policy=replace(SMALL, together=Together(processes=already_there() + 60))) as pool:
         async with pool.session() as first, pool.session() as second:
             await second.run("1")
@@ -177,7 +177,7 @@ async def test_all_sessions_together_have_no_more_processes_than_they_may() -> N
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at the memory of a session's processes here")
-async def test_what_an_idle_session_has_for_itself_is_counted() -> None:
+async def test_private_memory_of_an_idle_session_is_counted() -> None:
     async with open_pool(policy=SMALL) as pool:
         before = descendants(os.getpid())
         sessions = [await pool.get_or_create(f"idle-{number}") for number in range(10)]
@@ -190,20 +190,20 @@ async def test_what_an_idle_session_has_for_itself_is_counted() -> None:
 
 
 def kilobytes(pid: int, name: str) -> int:
-    """What the kernel says of a process's memory."""
+    """Return the value of a row of a process's smaps_rollup."""
     rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(row.split()[1]) for row in rows if row.startswith(f"{name}:"))
 
 
 def computed(pid: int) -> int:
-    """How many nanoseconds a process had a processor."""
+    """Return how many nanoseconds a process had a processor."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
 @pytest.mark.long
 @pytest.mark.skipif("cpu" not in getattr(VersionOne.find(), "_controllers", ()), reason="no control group of version 1 for processors here")
-async def test_the_weight_of_sessions_counts_on_each_processor() -> None:
-    """One busy session of a host with two processors has as much as any other process, if all sessions weigh 0.5 on each of them."""
+async def test_the_weight_of_sessions_applies_to_each_processor() -> None:
+    """One busy session of a host with two processors gets as much as any other process, if all sessions weigh 0.5 on each of them."""
     busy = (
         "import time; end, start = time.time() + 4, time.process_time_ns()\nwhile time.time() < end: pass\ntime.process_time_ns() - start"
     )
@@ -223,17 +223,17 @@ async def test_the_weight_of_sessions_counts_on_each_processor() -> None:
 
 
 async def gives_way() -> bool:
-    """Whether a session and its branch get the weight that their policy says while their cells run, in the words of the kernel."""
+    """Check in autogroup that a session and its branch have the weight of their policy while their cells run."""
     async with Sandboxes(SMALL) as sandboxes:
         sandbox = await sandboxes.open()
         branch = await sandbox.branch()
         wanted = sandbox.memory.nice
-        other = subprocess.Popen(["sleep", "60"], start_new_session=True)  # a session of its own has an autogroup; ours may have none
+        other = subprocess.Popen(["sleep", "60"], start_new_session=True)  # setsid gives the process an autogroup; this one may have none
         given = []
         for interpreter in (sandbox.running, branch.running):
             weight = Path(f"/proc/{host_pid(interpreter.pidfd)}/autogroup")
             cell = asyncio.create_task(interpreter.run("cell", "import time; time.sleep(10)", 20))
-            for _ in range(100):  # the kernel takes no other of an ordinary user meanwhile
+            for _ in range(100):  # the kernel refuses another change by an ordinary user meanwhile
                 with contextlib.suppress(BlockingIOError):
                     Path(f"/proc/{other.pid}/autogroup").write_text("0")
                 await asyncio.sleep(0.005)
@@ -260,8 +260,8 @@ async def test_without_control_groups_sessions_give_way_to_the_host() -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make and hide control groups here")
-def test_without_control_groups_somebody_looks() -> None:
-    """The same attempts in a mount namespace that shows no control group."""
+def test_without_control_groups_the_host_polls_memory() -> None:
+    """Run the same attempts in a mount namespace that shows no control group."""
     hidden = f"umount -a -t cgroup,cgroup2; exec {sys.executable} -c '{textwrap.dedent(_LOOKED_AT)}'"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", hidden], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
     assert done.stdout.splitlines() == ["None", "lost: memory", "PermissionError", "42", "True"], done.stderr
@@ -287,7 +287,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
-def test_the_group_of_all_sessions_is_gone_when_its_host_is_killed() -> None:
+def test_the_group_of_all_sessions_is_removed_when_its_host_is_killed() -> None:
     start = "import time\nfrom aca_sessions.sandbox.cgroup import Groups\nfrom aca_sessions.sandbox.policy import *\n"
     start += "groups = Groups.shared(Together())\ngroups.make(Limits())\nprint(*groups._tops, flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True) as host:
@@ -301,7 +301,7 @@ def test_the_group_of_all_sessions_is_gone_when_its_host_is_killed() -> None:
 
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
-def test_processor_time_is_limited_where_it_is_wanted() -> None:
+def test_processor_time_is_limited_if_configured() -> None:
     groups = Groups.shared(Together())
     group = groups.make(replace(Limits(), cpu=0.5))
     try:
@@ -312,8 +312,8 @@ def test_processor_time_is_limited_where_it_is_wanted() -> None:
         groups.release()
 
 
-def test_the_second_version_of_control_groups_is_written_to_in_its_own_words(tmp_path: Path) -> None:
-    """A delegated hierarchy is not at hand everywhere: here are its files alone."""
+def test_version_two_of_control_groups_is_written_in_its_own_format(tmp_path: Path) -> None:
+    """Not every machine has a delegated hierarchy, so these are plain files."""
     names = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight", "memory.events")
     for name in names:
         (tmp_path / name).touch()
@@ -333,12 +333,12 @@ async def asked(kernel: socket.socket) -> int:
 
 
 def answer(kernel: socket.socket, request: int) -> None:
-    """There are none."""
+    """Answer that there are no sockets."""
     kernel.send(struct.pack("=IHHIIi", 20, 3, 0, request, 0, 0))
 
 
 @pytest.mark.parametrize("earlier", [0, 5], ids=["first", "later"])
-async def test_what_lists_sockets_is_closed_after_the_last_look(earlier: int) -> None:
+async def test_the_socket_that_lists_sockets_is_closed_after_the_last_listing(earlier: int) -> None:
     kernel, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     kernel.setblocking(False)
     descriptor = asking.detach()

@@ -1,4 +1,4 @@
-"""Modules of the workspace: each cell sees them as their files are now."""
+"""Test modules of the workspace: each cell sees them as their files are now."""
 
 from aca_sessions import Session
 
@@ -19,11 +19,11 @@ async def test_a_module_whose_file_changed_is_imported_again(session: Session) -
     assert (await session.run("data.V")).value == 3
 
 
-async def test_without_namespaces_it_is_the_same(bare: Session) -> None:
+async def test_without_namespaces_a_changed_module_is_imported_again_too(bare: Session) -> None:
     await test_a_module_whose_file_changed_is_imported_again(bare)
 
 
-async def test_a_change_with_the_same_size_and_time_is_seen_and_no_old_pyc_is_used(session: Session) -> None:
+async def test_a_change_with_the_same_size_and_time_is_noticed_and_no_old_pyc_is_used(session: Session) -> None:
     await session.run(
         "import os, py_compile\nopen('data.py', 'w').write('V=1')\npy_compile.compile('data.py')\nos.utime('data.py', (0, 0))\nimport data"
     )
@@ -33,14 +33,14 @@ async def test_a_change_with_the_same_size_and_time_is_seen_and_no_old_pyc_is_us
     assert (await session.run("import data; data.V")).value == 2
 
 
-async def test_functions_and_classes_that_were_taken_from_it_are_up_to_date(session: Session) -> None:
+async def test_functions_and_classes_imported_from_a_module_are_updated(session: Session) -> None:
     await session.upload_file("tool.py", b"def f(): return 1\nclass C:\n    def m(self): return 1")
     await session.run("from tool import f, C; c = C()")
     await session.upload_file("tool.py", b"def f(): return 2\nclass C:\n    def m(self): return 2")
     assert (await session.run("f(), c.m(), C().m()")).text == "(2, 2, 2)"
 
 
-async def test_packages_and_modules_that_need_each_other_are_imported_again(session: Session) -> None:
+async def test_packages_and_modules_that_import_each_other_are_imported_again(session: Session) -> None:
     await session.upload_file("pkg/__init__.py", b"A = 1")
     await session.upload_file("pkg/part.py", b"from base import X\nB = X")
     await session.upload_file("base.py", b"X = 1")
@@ -52,7 +52,7 @@ async def test_packages_and_modules_that_need_each_other_are_imported_again(sess
     assert (await session.run("pkg.A, pkg.part.B")).text == "(2, 20)"
 
 
-async def test_a_module_that_cannot_be_imported_any_more_is_told(session: Session) -> None:
+async def test_a_module_that_can_no_longer_be_imported_is_reported(session: Session) -> None:
     await session.upload_file("data.py", b"V = 1")
     await session.run("import data")
     for source, name in ((b"V = (", "SyntaxError"), (b"V = 1 / 0", "ZeroDivisionError"), (b"raise SystemExit", "SystemExit")):
@@ -77,7 +77,7 @@ async def test_a_deleted_module_stays_as_it_was_imported(session: Session) -> No
     assert (result.value, result.stderr) == (1, "")
 
 
-async def test_a_rollback_and_a_branch_import_nothing_again_whose_content_is_the_same(session: Session) -> None:
+async def test_a_rollback_or_branch_imports_no_unchanged_module_again(session: Session) -> None:
     await session.upload_file("data.py", b"V = 1\ncalls = []")
     await session.run("import data; data.calls.append(1)")
     before = await session.checkpoint()
@@ -94,7 +94,7 @@ async def test_a_rollback_and_a_branch_import_nothing_again_whose_content_is_the
     assert (await session.run("data.V")).value == 4
 
 
-async def test_looking_for_changes_costs_a_look_at_each_file_and_nothing_without_modules(session: Session) -> None:
+async def test_checking_for_changes_costs_one_stat_per_file_and_nothing_without_modules(session: Session) -> None:
     await session.run(COUNTED)
     await session.run("1 + 1")
     assert (await session.run("len(seen)")).value == 0
@@ -105,7 +105,7 @@ async def test_looking_for_changes_costs_a_look_at_each_file_and_nothing_without
     assert (await session.run("seen")).text == "['/mnt/data/data.py', '/mnt/data/data.py']"
 
 
-async def test_cells_of_the_client_leave_what_a_module_prints_to_the_users(session: Session) -> None:
+async def test_output_of_an_import_by_the_clients_own_cells_belongs_to_the_next_user_cell(session: Session) -> None:
     await session.upload_file("data.py", b"V = 1")
     await session.run("import data")
     await session.upload_file("data.py", b"print('again')")

@@ -1,4 +1,4 @@
-"""Folders of the host that a policy shows to its sessions."""
+"""Test folders of the host that a policy mounts into its sessions."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_mount_is_read_and_not_written(folder: Path) -> None:
+async def test_a_mount_can_be_read_and_not_written(folder: Path) -> None:
     async with (
         open_pool(policy=Policy(mounts=(Mount(str(folder), "/mnt/models"),), preload=(), spares=0)) as pool,
         pool.session() as session,
@@ -43,7 +43,7 @@ async def test_a_writable_mount_is_shared_by_sessions_and_host(folder: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sessions run as that user")
-async def test_where_the_host_is_root_a_session_has_the_rights_of_everybody(folder: Path) -> None:
+async def test_a_session_of_a_root_host_has_the_rights_of_other_users(folder: Path) -> None:
     policy = Policy(mounts=(Mount(str(folder), "/mnt/shared", "writable"),), preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as session:
         assert "Errno 13" in str((await session.run("open('/mnt/shared/secret.txt').read()")).error)
@@ -51,11 +51,11 @@ async def test_where_the_host_is_root_a_session_has_the_rights_of_everybody(fold
 
 
 @pytest.mark.parametrize("guest", ["/mnt", "/mnt/data", "/mnt/data/x", "/etc", "/mnt/../etc", "mnt/x", "/mnt/x/../../etc", "/mnt//x"])
-def test_a_mount_lies_below_mnt_and_beside_data(tmp_path: Path, guest: str) -> None:
+def test_a_mount_target_must_be_under_mnt_and_outside_data(tmp_path: Path, guest: str) -> None:
     with pytest.raises(ConfigurationError, match="Sandbox:Mounts"):
         Mount(str(tmp_path), guest)
 
 
-def test_a_mount_is_a_folder_that_is_there(tmp_path: Path) -> None:
+def test_a_mount_source_must_be_an_existing_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no folder of this host"):
         Mount(str(tmp_path / "nothing"), "/mnt/x")

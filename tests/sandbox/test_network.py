@@ -1,4 +1,4 @@
-"""What a session reaches: nothing, the domains that its policy names, or all that the host does."""
+"""Test what a session reaches: nothing, the domains of its policy, or everything that the host reaches."""
 
 import asyncio
 import http.server
@@ -39,7 +39,7 @@ GET = "import urllib.request as u; u.urlopen('{url}', timeout=5).read().decode()
 
 
 class _Target(http.server.BaseHTTPRequestHandler):
-    """Answers with what it was asked."""
+    """Answer with the request that it got."""
 
     protocol_version = "HTTP/1.1"
 
@@ -75,7 +75,7 @@ def _fork_server_for_domains(fork_server: ForkServer) -> Iterator[None]:
 
 @asynccontextmanager
 async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
-    """A session behind a proxy whose names are ours, and whose public address leads to the target."""
+    """Open a session behind a proxy whose names are defined here, and whose public address leads to the target."""
     network = Network.allow(*domains)
     dialled: list[tuple[str, int]] = []
 
@@ -98,28 +98,28 @@ async def reaching(target: int, *domains: str) -> AsyncIterator[Interpreter]:
             await sandbox.close()
 
 
-async def got(interpreter: Interpreter, code: str) -> CodeExecutionResult:
+async def run_in(interpreter: Interpreter, code: str) -> CodeExecutionResult:
     return await interpreter.run("e", code, 20.0)
 
 
 async def test_an_allowed_domain_is_reached(target: int, nothing_left: None) -> None:
     async with reaching(target, "target.test", "*.wild.test") as session:
-        assert (await got(session, GET.format(url="http://target.test/a?b=1"))).value == "GET /a?b=1 target.test None"
-        assert (await got(session, GET.format(url="http://sub.wild.test"))).value == "GET / sub.wild.test None"
+        assert (await run_in(session, GET.format(url="http://target.test/a?b=1"))).value == "GET /a?b=1 target.test None"
+        assert (await run_in(session, GET.format(url="http://sub.wild.test"))).value == "GET / sub.wild.test None"
         posted = "u.urlopen('http://target.test/', data=b'x' * 1_000_000).read().decode()"
-        assert (await got(session, posted)).value == "POST / target.test Nonexxxxxxxxxx"
+        assert (await run_in(session, posted)).value == "POST / target.test Nonexxxxxxxxxx"
 
 
-async def test_a_tunnel_leads_to_the_one_target(target: int) -> None:
+async def test_a_tunnel_leads_only_to_its_target(target: int) -> None:
     async with reaching(target, "target.test") as session:
         tunnel = (
             "import http.client; c = http.client.HTTPConnection('127.0.0.1', 3128); c.set_tunnel('target.test', 443)\n"
             "c.request('GET', '/'); c.getresponse().read().decode()"
         )
-        assert (await got(session, tunnel)).value == "GET / target.test:443 None"
+        assert (await run_in(session, tunnel)).value == "GET / target.test:443 None"
 
 
-async def test_a_conversation_that_is_cancelled_at_any_step_leaves_no_connection() -> None:
+async def test_a_proxied_connection_cancelled_at_any_step_is_closed() -> None:
     async def closes(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -140,7 +140,7 @@ async def test_a_conversation_that_is_cancelled_at_any_step_leaves_no_connection
             far.close()
 
 
-async def test_a_connection_that_is_accepted_as_its_session_ends_is_closed() -> None:
+async def test_a_connection_accepted_while_its_session_ends_is_closed() -> None:
     answered: list[asyncio.StreamWriter] = []
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -186,7 +186,7 @@ async def test_a_connection_that_is_accepted_as_its_session_ends_is_closed() -> 
 async def test_everything_else_is_refused(target: int, url: str) -> None:
     names = ("target.test", "*.wild.test", *(name for name in NAMES if name not in ("target.test", "sub.wild.test")))
     async with reaching(target, *names) as session:
-        result = await got(session, GET.format(url=url))
+        result = await run_in(session, GET.format(url=url))
         assert not result.success
         assert "URLError" in str(result.error) or "HTTPError" in str(result.error) or "RemoteDisconnected" in str(result.error)
 
@@ -210,16 +210,16 @@ READ = "data = b''\nwhile part := s.recv(1 << 16): data += part\ndata.decode()"
         (b"GET http://target.test/ HTTP/1.1\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "502"),
     ],
 )
-async def test_what_is_no_request_to_a_proxy_is_refused(target: int, data: bytes, answer: str) -> None:
+async def test_a_malformed_proxy_request_is_refused(target: int, data: bytes, answer: str) -> None:
     async with reaching(target, "target.test") as session:
-        result = await got(session, RAW.format(data=data) + READ)
+        result = await run_in(session, RAW.format(data=data) + READ)
         assert f"HTTP/1.1 {answer}" in str(result.value) or "ConnectionReset" in str(result.error) or "BrokenPipe" in str(result.error)
 
 
-async def test_a_second_request_is_not_carried_behind_the_first(target: int) -> None:
+async def test_a_second_request_on_a_connection_is_not_forwarded(target: int) -> None:
     two = b"GET http://target.test/1 HTTP/1.1\r\nProxy-Authorization: x\r\n\r\nGET http://private.test/2 HTTP/1.1\r\n\r\n"
     async with reaching(target, "target.test") as session:
-        said = str((await got(session, RAW.format(data=two) + READ)).value)
+        said = str((await run_in(session, RAW.format(data=two) + READ)).value)
         assert "GET /1 target.test None" in said
         assert "/2" not in said
 
@@ -227,20 +227,20 @@ async def test_a_second_request_is_not_carried_behind_the_first(target: int) -> 
 async def test_there_is_no_way_around_the_proxy(target: int) -> None:
     async with reaching(target, "target.test") as session:
         for attempt, number in (("('192.0.2.1', 80)", 101), (f"('127.0.0.1', {target})", 111)):
-            result = await got(session, f"import socket; socket.create_connection({attempt}, 2)")
+            result = await run_in(session, f"import socket; socket.create_connection({attempt}, 2)")
             assert f"Errno {number}" in str(result.error)
-        assert "gaierror" in str((await got(session, "socket.getaddrinfo('target.test', 80)")).error)
-        assert "Errno 98" in str((await got(session, "socket.create_server(('127.0.0.1', 3128))")).error)
+        assert "gaierror" in str((await run_in(session, "socket.getaddrinfo('target.test', 80)")).error)
+        assert "Errno 98" in str((await run_in(session, "socket.create_server(('127.0.0.1', 3128))")).error)
 
 
-async def test_a_session_holds_no_more_than_its_share_of_connections(target: int) -> None:
+async def test_a_session_has_a_bounded_number_of_connections(target: int) -> None:
     async with reaching(target, "target.test") as session:
-        await got(
+        await run_in(
             session, "import socket, time; held = [socket.create_connection(('127.0.0.1', 3128)) for _ in range(80)]; time.sleep(0.5)"
         )
         counted = "def alive(s):\n    s.setblocking(False)\n    try: return s.recv(1) != b''\n    except BlockingIOError: return True\n"
         counted += "    except ConnectionError: return False\nsum(map(alive, held))"
-        assert (await got(session, counted)).value == 64
+        assert (await run_in(session, counted)).value == 64
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700:4700::1111"])
@@ -279,12 +279,12 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 
 @pytest.mark.parametrize("domain", ["", "exa mple.org", "localhost", "http://example.org", "example.org:0", "*.*.org", "example.org/path"])
-def test_a_domain_that_is_none_is_refused(domain: str) -> None:
+def test_an_invalid_domain_is_refused(domain: str) -> None:
     with pytest.raises(ConfigurationError, match="Sandbox:Network"):
         Network.allow(domain)
 
 
-async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
+async def test_the_host_network_must_be_chosen_explicitly(target: int) -> None:
     async with open_pool(policy=Policy(network=Network.host(), preload=(), spares=0)) as pool, pool.session() as session:
         assert (await session.run(GET.format(url=f"http://127.0.0.1:{target}/"))).value == f"GET / 127.0.0.1:{target} None"
         assert "Errno 97" in str((await session.run("import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)")).error)
@@ -293,7 +293,7 @@ async def test_the_host_network_is_reached_only_by_choice(target: int) -> None:
 
 
 @pytest.mark.long
-async def test_a_session_that_reaches_an_index_may_ask_it_itself(tmp_path: Path) -> None:
+async def test_a_session_that_reaches_an_index_may_use_it_directly(tmp_path: Path) -> None:
     make_wheel(tmp_path / "wheels", "tiny-package", files={"tiny_package.py": "answer = 42"})
     with index_of(tmp_path / "wheels") as address:
         async with open_interpreter(policy=Policy(network=Network.host(), preload=(), spares=0)) as interpreter:

@@ -1,4 +1,4 @@
-"""A notebook's semantics: magics, history, tasks, processes, and what a cell can leave behind."""
+"""Test the semantics of a notebook: magics, history, tasks, processes, and what a cell can leave behind."""
 
 import textwrap
 
@@ -32,7 +32,7 @@ async def run(session: Session, code: str, **options: object) -> CodeExecutionRe
         ("%env GREETING=hello\nimport os; os.environ['GREETING']", "env: GREETING=hello\n", "'hello'"),
     ],
 )
-async def test_what_a_notebook_knows(session: Session, code: str, stdout: str, text: str | None) -> None:
+async def test_notebook_features_work(session: Session, code: str, stdout: str, text: str | None) -> None:
     await session.upload_file("here.txt", "content")
     await session.run("x = 1; y = 'a'")
     result = await run(session, code)
@@ -54,7 +54,7 @@ async def test_what_a_notebook_knows(session: Session, code: str, stdout: str, t
         ("%%prun\nsum(range(10))", "function calls"),
     ],
 )
-async def test_what_a_notebook_tells(session: Session, code: str, said: str) -> None:
+async def test_notebook_features_print_messages(session: Session, code: str, said: str) -> None:
     await session.run("x = 1")
     await session.run('"""The second cell."""\ndef double(number):\n    "twice as much"\n    return 2 * number')
     result = await run(session, code)
@@ -63,7 +63,7 @@ async def test_what_a_notebook_tells(session: Session, code: str, said: str) -> 
 
 
 @pytest.mark.slow
-async def test_timeit_times(session: Session) -> None:
+async def test_timeit_reports_a_time(session: Session) -> None:
     assert "10 loops each" in (await run(session, "%%timeit -n 10 -r 2\n1 + 1")).stdout
 
 
@@ -73,14 +73,14 @@ async def test_a_script_runs_and_leaves_its_names(session: Session) -> None:
     assert (await session.run("from_script")).value == "argument"
 
 
-async def test_earlier_cells_and_values_are_at_hand(session: Session) -> None:
+async def test_earlier_cells_and_values_are_available(session: Session) -> None:
     await session.run("6 * 7")
     await session.run("'second'")
     result = await session.run("_, __, _1, Out[1], In[1], _i")
     assert result.text == "('second', 42, 42, 42, '6 * 7', \"'second'\")"
 
 
-async def test_a_history_of_a_set_size_lets_go_of_the_oldest() -> None:
+async def test_a_history_with_a_limit_drops_the_oldest() -> None:
     async with open_pool(policy=Policy(limits=Limits(history=3), preload=(), spares=0)) as pool, pool.session() as session:
         for number in range(6):
             await session.run(f"{number}")
@@ -101,7 +101,7 @@ async def test_reset_clears_the_variables_and_processes_can_be_spawned_afterward
 
 
 @pytest.mark.slow
-async def test_functions_of_a_cell_go_to_forked_processes(session: Session) -> None:
+async def test_functions_of_a_cell_can_be_sent_to_forked_processes(session: Session) -> None:
     result = await run(
         session,
         """
@@ -117,7 +117,7 @@ async def test_functions_of_a_cell_go_to_forked_processes(session: Session) -> N
 
 
 @pytest.mark.long
-async def test_functions_of_a_cell_cannot_go_to_spawned_processes_and_the_session_goes_on(session: Session) -> None:
+async def test_functions_of_a_cell_cannot_be_sent_to_spawned_processes_and_the_session_continues(session: Session) -> None:
     await session.run("import multiprocessing\ndef square(x): return x * x")
     result = await session.run("with multiprocessing.get_context('spawn').Pool(1) as p: p.map(square, [3])", timeout=2)
     assert "Can't get attribute 'square' on <module '__main__'" in result.stderr
@@ -132,7 +132,7 @@ async def test_a_task_can_be_started_without_awaiting(session: Session) -> None:
 
 
 @pytest.mark.slow
-async def test_tasks_go_on_between_cells(session: Session) -> None:
+async def test_tasks_continue_between_cells(session: Session) -> None:
     await run(
         session,
         """
@@ -153,7 +153,7 @@ async def test_tasks_go_on_between_cells(session: Session) -> None:
     assert (await session.run("len(seen) >= 10")).value is True
 
 
-async def test_a_task_that_would_end_the_interpreter_ends_alone(session: Session) -> None:
+async def test_a_task_that_raises_system_exit_ends_alone(session: Session) -> None:
     began = await run(
         session,
         """
@@ -168,13 +168,13 @@ async def test_a_task_that_would_end_the_interpreter_ends_alone(session: Session
     await until(session.list_files)
     result = await session.run("task.done()")
     assert (result.value, str(result.state)) == (True, "kept")
-    assert "SystemExit: 3" in began.stderr + result.stderr  # it may be quicker than the first result
+    assert "SystemExit: 3" in began.stderr + result.stderr  # it may be faster than the first result
 
 
 @pytest.mark.parametrize(
     "code", ["import sys; sys.exit()", "exit", "exit()", "quit()", "raise SystemExit(3)", "import sys; sys.exit('why')"]
 )
-async def test_leaving_ends_the_cell_and_keeps_the_session(session: Session, code: str) -> None:
+async def test_exit_ends_the_cell_and_keeps_the_session(session: Session, code: str) -> None:
     await session.run("x = 1")
     result = await session.run(code)
     assert (result.error.name, str(result.state)) == ("SystemExit", "kept")
@@ -187,12 +187,12 @@ async def test_a_warning_is_shown_once_with_its_line(session: Session) -> None:
     assert "warnings.warn('careful')" in result.stderr
 
 
-async def test_a_syntax_error_is_at_its_line(session: Session) -> None:
+async def test_a_syntax_error_shows_its_line(session: Session) -> None:
     result = await session.run("a = 1\nb = 2\nif True\n    pass")
     assert result.stderr == "  Cell In[1], line 3\n    if True\n           ^\nSyntaxError: expected ':'\n"
 
 
-async def test_a_group_of_exceptions_is_told_whole_and_without_our_frames(session: Session) -> None:
+async def test_an_exception_group_is_shown_whole_and_without_our_frames(session: Session) -> None:
     result = await session.run("def fail():\n    raise ExceptionGroup('several', [ValueError(1), TypeError('b')])\nfail()")
     assert result.error.name == "ExceptionGroup"
     assert "line 2, in fail" in result.stderr
@@ -202,26 +202,26 @@ async def test_a_group_of_exceptions_is_told_whole_and_without_our_frames(sessio
 
 
 @pytest.mark.parametrize("code", ["%nosuchmagic", "%%nosuchmagic\n1", "%cd /nowhere/at/all"])
-async def test_a_wrong_magic_is_told_once(session: Session, code: str) -> None:
+async def test_a_wrong_magic_is_reported_once(session: Session, code: str) -> None:
     result = await run(session, code)
     assert len(result.stderr.splitlines()) <= 1
     assert ("not found" in result.stderr) or ("No such file" in result.stderr + result.stdout)
 
 
-async def test_an_extension_that_is_not_there_is_named(session: Session) -> None:
+async def test_a_missing_extension_is_named(session: Session) -> None:
     result = await run(session, "%load_ext nothing_of_that_name")
     assert (result.error.name, result.error.message) == ("ModuleNotFoundError", "No module named 'nothing_of_that_name'")
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("act", ["sys.{0} = io.StringIO(); print('lost', file=sys.{0})", "sys.{0}.close()", "sys.{0} = None; 1 / 0"])
-async def test_a_stream_that_a_cell_replaced_is_back_for_the_next(session: Session, stream: str, act: str) -> None:
+async def test_a_stream_that_a_cell_replaced_is_restored_for_the_next(session: Session, stream: str, act: str) -> None:
     await session.run(f"import io, sys\n{act.format(stream)}")
     result = await session.run(f"print('here', file=sys.{stream})")
     assert getattr(result, stream) == "here\n"
 
 
-async def test_asking_leaves_a_redirected_stream_as_it_is(session: Session) -> None:
+async def test_the_clients_own_cells_leave_a_redirected_stream_as_it_is(session: Session) -> None:
     code = """
         import contextlib, io
         with contextlib.redirect_stdout(io.StringIO()) as caught:
@@ -232,7 +232,7 @@ async def test_asking_leaves_a_redirected_stream_as_it_is(session: Session) -> N
     assert (await run(session, code)).value == "?in\n"
 
 
-async def test_a_display_hook_that_a_cell_replaced_is_its_own(session: Session) -> None:
+async def test_a_display_hook_that_a_cell_replaced_is_kept(session: Session) -> None:
     assert (await session.run("import sys\nsys.displayhook = lambda value: print('mine', value)\n5")).stdout == "mine 5\n"
     assert (await session.run("6")).value == 6
 
@@ -245,20 +245,20 @@ async def test_a_display_hook_that_a_cell_replaced_is_its_own(session: Session) 
         ("import logging; logging.warning('logged')", "WARNING:root:logged"),
     ],
 )
-async def test_what_goes_wrong_aside_is_on_stderr(session: Session, code: str, said: str) -> None:
+async def test_errors_outside_of_the_cell_are_on_stderr(session: Session, code: str, said: str) -> None:
     result = await session.run(code)
     assert result.success
     assert said in result.stderr
 
 
 @pytest.mark.parametrize("code", ["breakpoint()\n1", "import pdb; pdb.set_trace()\n1"])
-async def test_a_debugger_that_nobody_answers_says_so(session: Session, code: str) -> None:
+async def test_a_debugger_without_an_answer_reports_it(session: Session, code: str) -> None:
     result = await session.run(code)
     assert result.error.name == "BdbQuit"
     assert "print what you want to see" in result.stderr
 
 
-async def test_debugging_after_an_error_ends_by_itself(session: Session) -> None:
+async def test_the_debugger_after_an_error_ends_by_itself(session: Session) -> None:
     await session.run("1 / 0")
     assert "1 / 0" in (await run(session, "%debug")).stdout
     assert (await session.run("1")).value == 1

@@ -1,4 +1,4 @@
-"""What a session had open at a checkpoint, after it went back there."""
+"""Test files that a session had open at a checkpoint, after a rollback to it."""
 
 from collections.abc import AsyncIterator
 
@@ -51,7 +51,7 @@ async def named(sandbox: Sandbox) -> tuple[str, ...] | None:
 
 @pytest.mark.parametrize("change", mostly_long(CHANGES, every=3))
 @pytest.mark.parametrize("way", ["rollback", "failing cell"])
-async def test_an_open_log_and_a_database_go_on(sandbox: Sandbox, way: str, change: str) -> None:
+async def test_an_open_log_and_a_database_continue_after_a_rollback(sandbox: Sandbox, way: str, change: str) -> None:
     assert (await run(sandbox, OPEN)).success
     if way == "rollback":
         await sandbox.checkpoint()
@@ -64,8 +64,8 @@ async def test_an_open_log_and_a_database_go_on(sandbox: Sandbox, way: str, chan
     assert await named(sandbox) == ()
 
 
-async def test_an_open_file_goes_on_at_the_place_where_it_was(sandbox: Sandbox) -> None:
-    """The interpreter that was undone has moved the position; a checkpoint serves more than once."""
+async def test_an_open_file_continues_at_its_position_of_the_checkpoint(sandbox: Sandbox) -> None:
+    """The interpreter that was undone has moved the position, and a checkpoint serves more than once."""
     await run(
         sandbox, "import os; file = open('file', 'w+'); print('kept', file=file, flush=True); os.set_inheritable(file.fileno(), True)"
     )
@@ -78,8 +78,8 @@ async def test_an_open_file_goes_on_at_the_place_where_it_was(sandbox: Sandbox) 
         assert found.text == "(True, 0, ['kept', 'new'])"
 
 
-async def test_a_database_is_unlocked_by_no_checkpoint(sandbox: Sandbox) -> None:
-    """To close any descriptor of a file gives up all that its process has locked of it: fcntl(2)."""
+async def test_a_checkpoint_unlocks_no_database(sandbox: Sandbox) -> None:
+    """Closing any descriptor of a file releases all locks that the process has on it: fcntl(2)."""
     await run(sandbox, f"{OPEN}\ndb.execute('insert into t values (5)')")
     await sandbox.checkpoint()
     locked = await run(sandbox, 'import subprocess, sys; code = \'import sqlite3; sqlite3.connect("db", 0).execute("delete from t")\'')
@@ -88,7 +88,7 @@ async def test_a_database_is_unlocked_by_no_checkpoint(sandbox: Sandbox) -> None
     assert other.value == "sqlite3.OperationalError: database is locked"
 
 
-async def test_open_files_that_were_deleted_are_named(sandbox: Sandbox) -> None:
+async def test_open_files_that_were_deleted_are_reported(sandbox: Sandbox) -> None:
     await run(sandbox, f"{OPEN}\nkept = open('kept', 'w'); odd = open(b'\\xff\\x1b[2J', 'w'); elsewhere = open('/tmp/elsewhere', 'w')")
     await sandbox.checkpoint()
     await run(sandbox, "import shutil; shutil.rmtree('folder'); os.unlink(b'\\xff\\x1b[2J'); os.unlink('db'); os.unlink('/tmp/elsewhere')")
@@ -99,7 +99,7 @@ async def test_open_files_that_were_deleted_are_named(sandbox: Sandbox) -> None:
     )
 
 
-async def test_they_are_named_after_branches_took_turns(sandbox: Sandbox) -> None:
+async def test_open_deleted_files_are_reported_after_branches_took_turns(sandbox: Sandbox) -> None:
     """Another mount of the tree is shown by then."""
     branch = await sandbox.branch()
     await run(branch, "1")
@@ -112,7 +112,7 @@ async def test_they_are_named_after_branches_took_turns(sandbox: Sandbox) -> Non
     await branch.close()
 
 
-async def test_only_so_many_are_named(sandbox: Sandbox) -> None:
+async def test_the_number_of_reported_files_is_bounded(sandbox: Sandbox) -> None:
     await run(sandbox, "import os\nopened = [open(f'{n:03}', 'w') for n in range(100)]")
     await sandbox.checkpoint()
     await run(sandbox, "for n in range(100): os.unlink(f'{n:03}')")
@@ -120,12 +120,12 @@ async def test_only_so_many_are_named(sandbox: Sandbox) -> None:
     assert await named(sandbox) == (*(f"{n:03}" for n in range(20)), "and 80 more")
 
 
-async def test_of_a_process_that_has_ended_nothing_is_claimed(sandbox: Sandbox) -> None:
+async def test_nothing_is_reported_of_a_process_that_has_ended(sandbox: Sandbox) -> None:
     pid = host_pid((await sandbox.interpreter()).pidfd)
     await sandbox.reset()
     assert cut_off(pid, sandbox.files) is None
 
 
-async def test_a_process_that_forbids_it_is_looked_at_all_the_same(sandbox: Sandbox) -> None:
+async def test_a_process_that_forbids_inspection_is_inspected_all_the_same(sandbox: Sandbox) -> None:
     await run(sandbox, "import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); gone = open('gone', 'w'); import os; os.unlink('gone')")
     assert await named(sandbox) == ("gone",)

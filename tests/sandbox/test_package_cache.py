@@ -1,4 +1,4 @@
-"""Sets of unpacked wheels in a folder of the host."""
+"""Test sets of unpacked wheels in a folder of the host."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def is_there(cache: PackageCache, name: str) -> bool:
     return held is not None
 
 
-def test_the_longest_unused_sets_go_first_and_those_in_use_never(cache: PackageCache) -> None:
+def test_the_longest_unused_sets_are_removed_first_and_those_in_use_never(cache: PackageCache) -> None:
     keep(cache, "used", 400, age=300)
     held = cache.hold("used")
     os.utime(Path(cache.sets).parent / "labels" / "used", (0, 0))
@@ -43,14 +43,14 @@ def test_the_longest_unused_sets_go_first_and_those_in_use_never(cache: PackageC
     held.let_go()
 
 
-def test_a_set_larger_than_the_cache_is_there_for_who_brought_it(cache: PackageCache) -> None:
+def test_a_set_larger_than_the_cache_is_kept_for_the_caller_that_added_it(cache: PackageCache) -> None:
     keep(cache, "large", 5000)
     assert is_there(cache, "large")
     keep(cache, "small", 10)
     assert not is_there(cache, "large")
 
 
-def test_what_another_process_uses_stays(cache: PackageCache, tmp_path: Path) -> None:
+def test_a_set_that_another_process_uses_is_kept(cache: PackageCache, tmp_path: Path) -> None:
     keep(cache, "used", 900)
     folder = str(tmp_path / "cache")
     use = f"held = PackageCache({folder!r}, 1000).hold('used'); print(held.name, flush=True); input()"
@@ -65,7 +65,7 @@ def test_what_another_process_uses_stays(cache: PackageCache, tmp_path: Path) ->
     assert not is_there(cache, "used")
 
 
-def test_who_comes_second_with_a_set_takes_the_first(cache: PackageCache) -> None:
+def test_the_second_caller_with_the_same_set_uses_the_first(cache: PackageCache) -> None:
     keep(cache, "same", 10)
     first = cache.hold("same")
     keep(cache, "same", 10)
@@ -75,7 +75,7 @@ def test_who_comes_second_with_a_set_takes_the_first(cache: PackageCache) -> Non
     first.let_go()
 
 
-def test_an_answer_is_taken_while_it_is_young_and_its_set_there(cache: PackageCache) -> None:
+def test_a_remembered_answer_is_used_while_it_is_recent_and_its_set_exists(cache: PackageCache) -> None:
     keep(cache, "answer", 10)
     cache.remember("key", "answer")
     held = cache.recall("key", within=60)
@@ -97,7 +97,7 @@ def test_a_set_without_a_package_has_neither_its_files_nor_its_folders(cache: Pa
     held.let_go()
 
 
-def test_a_record_that_names_what_is_not_its_own_leaves_nothing_out_of_sight(cache: PackageCache, tmp_path: Path) -> None:
+def test_a_record_that_names_files_outside_of_its_wheel_hides_nothing(cache: PackageCache, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     held = set_of(cache, {f"../../{tmp_path}/precious": "a", "../../../precious": "a", "b.py": "b"})
     with cache.workplace() as place:
@@ -123,7 +123,7 @@ def set_of(cache: PackageCache, owners: dict[str, str]) -> HeldSet:
     return held
 
 
-def test_names_of_sets_cannot_be_told_without_the_caches_own_secret(tmp_path: Path) -> None:
+def test_names_of_sets_cannot_be_computed_without_the_secret_of_the_cache(tmp_path: Path) -> None:
     one, other = (PackageCache(str(tmp_path / name), 1000) for name in ("one", "other"))
     assert one.name_of("set", "alpha==1.0") == PackageCache(str(tmp_path / "one"), 1000).name_of("set", "alpha==1.0")
     assert one.name_of("set", "alpha==1.0") != other.name_of("set", "alpha==1.0")
@@ -131,13 +131,13 @@ def test_names_of_sets_cannot_be_told_without_the_caches_own_secret(tmp_path: Pa
     assert modes == {".": 0o711, "sets": 0o311, "labels": 0o700, "answers": 0o700, "notes": 0o700, "key": 0o600}
 
 
-def test_a_place_that_cannot_be_written_is_named_by_its_setting(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PackageError, match="CacheFolder"):
         PackageCache(str(tmp_path / "file" / "below"), 1000)
 
 
-def test_work_that_somebody_abandoned_goes(cache: PackageCache) -> None:
+def test_abandoned_work_is_removed(cache: PackageCache) -> None:
     left = Path(cache.sets).parent / "work" / "left"
     left.mkdir()
     os.utime(left, (0, 0))
@@ -152,7 +152,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
         PackageCache(str(tmp_path / "shared"), 1000)
 
 
-def test_an_answer_goes_with_its_set(cache: PackageCache) -> None:
+def test_a_remembered_answer_is_removed_with_its_set(cache: PackageCache) -> None:
     keep(cache, "old", 900, age=100)
     cache.remember("key", "old")
     keep(cache, "new", 900)

@@ -1,4 +1,4 @@
-"""Packages that a session installs while it lives, from wheels made by the test."""
+"""Test packages that a session installs while it runs, from wheels made by the test."""
 
 import asyncio
 import os
@@ -41,7 +41,7 @@ def kind(result: object) -> str | None:
     return error.name if error else None
 
 
-async def test_a_package_comes_with_what_it_needs_and_is_imported_at_once(session: Session) -> None:
+async def test_a_package_is_installed_with_its_dependencies_and_importable_at_once(session: Session) -> None:
     assert await session.supports("install")
     await session.run("x = 1")
     installed = await session.install("beta")
@@ -50,7 +50,7 @@ async def test_a_package_comes_with_what_it_needs_and_is_imported_at_once(sessio
     assert await session.packages() == [Package(name="alpha", version="2.0"), Package(name="beta", version="1.0")]
 
 
-async def test_what_is_there_is_not_installed_again(session: Session) -> None:
+async def test_an_installed_package_is_not_installed_again(session: Session) -> None:
     assert "is there already" in (await session.install("ipython")).stdout
     await session.install("alpha<2")
     assert (await session.install("alpha>=1")).stdout == "alpha 1.0 is there already\n"
@@ -58,7 +58,7 @@ async def test_what_is_there_is_not_installed_again(session: Session) -> None:
     assert await session.packages() == [Package(name="alpha", version="1.0"), Package(name="beta", version="1.0")]
 
 
-async def test_a_second_session_has_the_same_set_without_an_index(pool: SessionPool, wheels: Path) -> None:
+async def test_a_second_session_gets_the_same_set_without_an_index(pool: SessionPool, wheels: Path) -> None:
     async with pool.session() as one, pool.session() as other:
         await other.run("1")
         await one.install("beta")
@@ -68,13 +68,13 @@ async def test_a_second_session_has_the_same_set_without_an_index(pool: SessionP
         assert (await other.run("import beta; beta.__file__")).value == (await one.run("import beta; beta.__file__")).value
 
 
-async def test_many_sessions_that_want_the_same_at_once_all_get_it(pool: SessionPool) -> None:
+async def test_parallel_sessions_that_install_the_same_package_all_get_it(pool: SessionPool) -> None:
     async with pool.session() as one, pool.session() as two, pool.session() as three, pool.session() as four:
         results = await asyncio.gather(*(session.install("beta") for session in (one, two, three, four)))
     assert [result.success for result in results] == [True] * 4
 
 
-async def test_after_a_reset_and_after_a_loss_the_packages_are_there_again(session: Session) -> None:
+async def test_packages_survive_a_reset_and_a_loss(session: Session) -> None:
     await session.install("alpha==1.0")
     await session.reset()
     assert (await session.run("import alpha; alpha.version")).value == "1.0"
@@ -82,7 +82,7 @@ async def test_after_a_reset_and_after_a_loss_the_packages_are_there_again(sessi
     assert (await session.run("import alpha; alpha.version")).value == "1.0"
 
 
-async def test_a_loss_before_an_install_is_told_with_the_next_cell(session: Session) -> None:
+async def test_a_loss_before_an_install_is_reported_with_the_next_cell(session: Session) -> None:
     await session.run("x = 1; import threading, os; threading.Timer(0.1, os._exit, [1]).start()")
     await asyncio.sleep(0.5)
     assert (await session.install("alpha")).success
@@ -97,13 +97,13 @@ async def test_a_file_larger_than_the_cache_is_refused(wheels: Path, tmp_path: P
         assert (await session.install("alpha")).success
 
 
-async def test_programs_that_the_session_starts_find_the_packages_as_well(session: Session) -> None:
+async def test_programs_started_by_the_session_find_the_packages_too(session: Session) -> None:
     await session.install("alpha")
     script = "import alpha, typing; print(alpha.version, typing.__file__.startswith('/.packages'))"
     assert (await session.run(f'import subprocess, sys; subprocess.run([sys.executable, "-c", "{script}"])')).stdout == "2.0 False\n"
 
 
-async def test_a_pth_file_is_honoured_in_the_session(session: Session, wheels: Path) -> None:
+async def test_a_pth_file_is_processed_in_the_session(session: Session, wheels: Path) -> None:
     make_wheel(
         wheels, "hooked", files={"hooked.pth": "import os; os.environ['HOOKED'] = 'yes'\nhooked_more\n", "hooked_more/deeper.py": "x = 5"}
     )
@@ -111,7 +111,7 @@ async def test_a_pth_file_is_honoured_in_the_session(session: Session, wheels: P
     assert (await session.run("import os, deeper; os.environ['HOOKED'], deeper.x")).text == "('yes', 5)"
 
 
-async def test_a_pth_file_that_ends_the_interpreter_ends_only_that(session: Session, wheels: Path) -> None:
+async def test_a_pth_file_that_ends_the_interpreter_has_no_other_effect(session: Session, wheels: Path) -> None:
     make_wheel(wheels, "quits", files={"quits.pth": "import os; os._exit(3)\n"})
     failed = await session.install("quits")
     assert (kind(failed), str(failed.state)) == ("InterpreterDied", "lost: exit")
@@ -119,7 +119,7 @@ async def test_a_pth_file_that_ends_the_interpreter_ends_only_that(session: Sess
     assert (await session.run("6 * 7")).value == 42
 
 
-async def test_what_is_uninstalled_is_not_imported_again(session: Session) -> None:
+async def test_an_uninstalled_package_cannot_be_imported_again(session: Session) -> None:
     await session.install("beta")
     assert (await session.uninstall("beta")).stdout.startswith("uninstalled beta 1.0")
     assert kind(await session.run("import beta")) == "ModuleNotFoundError"
@@ -128,19 +128,19 @@ async def test_what_is_uninstalled_is_not_imported_again(session: Session) -> No
     assert await session.packages() == []
 
 
-async def test_only_what_was_installed_here_is_uninstalled(session: Session) -> None:
+async def test_only_packages_installed_by_the_session_can_be_uninstalled(session: Session) -> None:
     environment, nothing = await session.uninstall("ipython"), await session.uninstall("no-such-package")
     assert "belongs to the sessions' environment" in str(environment.error)
     assert "not installed in this session" in str(nothing.error)
 
 
-async def test_another_version_replaces_one_that_is_not_loaded(session: Session) -> None:
+async def test_another_version_replaces_one_that_is_not_imported(session: Session) -> None:
     await session.install("beta")
     assert (await session.install("alpha==1.0")).stdout == "installed alpha 1.0\n"
     assert (await session.run("import alpha, beta; alpha.version")).value == "1.0"
 
 
-async def test_a_module_that_is_loaded_is_not_replaced_under_its_user(session: Session) -> None:
+async def test_an_imported_module_is_not_replaced(session: Session) -> None:
     await session.install("alpha==1.0")
     await session.run("import alpha")
     refused = await session.install("alpha==2.0")
@@ -157,7 +157,7 @@ async def test_libraries_are_installed_before_the_cell_runs(session: Session) ->
     assert (kind(refused), refused.stdout) == ("PackageNotFoundError", "")
 
 
-async def test_a_failed_install_says_why_and_changes_nothing(session: Session, wheels: Path) -> None:
+async def test_a_failed_install_reports_the_reason_and_changes_nothing(session: Session, wheels: Path) -> None:
     make_wheel(wheels, "elsewhere", tag="cp311-cp311-win_amd64")
     make_wheel(wheels, "picky", requires=["alpha<2"])
     make_wheel(wheels, "old-fashioned", requires=["ipython<1"])
@@ -179,7 +179,7 @@ _FAILURES = {
 }
 
 
-async def test_an_index_is_asked_where_one_is_named(wheels: Path) -> None:
+async def test_a_configured_index_is_used(wheels: Path) -> None:
     with index_of(wheels) as address:
         async with (
             open_pool(policy=Policy(packages=PackageSource(index_url=address), preload=(), spares=0)) as pool,
@@ -188,14 +188,14 @@ async def test_an_index_is_asked_where_one_is_named(wheels: Path) -> None:
             assert (await session.install("beta")).stdout == "installed alpha 2.0\ninstalled beta 1.0\n"
 
 
-async def test_an_index_that_is_not_reached_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_index_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_RETRIES", "0")
     source = PackageSource(index_url="http://127.0.0.1:9/simple/")
     async with open_pool(policy=Policy(packages=source, preload=(), spares=0)) as pool, pool.session() as session:
         assert kind(await session.install("alpha")) == "IndexUnreachableError"
 
 
-async def test_what_takes_too_long_ends_and_the_session_goes_on(session: Session) -> None:
+async def test_an_install_over_its_time_ends_and_the_session_continues(session: Session) -> None:
     late = await session.install("beta", timeout=0.01)
     assert (kind(late), str(late.state)) == ("TimeoutError", "kept")
     assert (await session.install("beta")).success
@@ -210,7 +210,7 @@ async def test_a_cancelled_install_leaves_the_session_as_it_was(session: Session
     assert (await session.install("beta")).success
 
 
-async def test_installing_waits_for_the_cell_that_runs(session: Session) -> None:
+async def test_an_install_waits_for_the_running_cell(session: Session) -> None:
     await session.install("alpha")
     busy = asyncio.create_task(session.run("import time; time.sleep(0.6); 'done'"))
     await asyncio.sleep(0.1)
@@ -218,7 +218,7 @@ async def test_installing_waits_for_the_cell_that_runs(session: Session) -> None
     assert (await busy).value == "done"
 
 
-async def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
+async def test_a_cache_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     source = PackageSource(cache=str(tmp_path / "file" / "cache"))
     async with open_pool(policy=Policy(packages=source, preload=(), spares=0)) as pool, pool.session() as session:
@@ -226,7 +226,7 @@ async def test_a_folder_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> 
         assert (await session.run("6 * 7")).value == 42
 
 
-async def test_nothing_is_left_of_sessions_with_packages(wheels: Path, nothing_left: None) -> None:
+async def test_sessions_with_packages_leave_nothing(wheels: Path, nothing_left: None) -> None:
     async with open_pool(policy=policy_of(wheels)) as pool, pool.session() as session:
         await session.install("beta")
         await session.uninstall("alpha")
@@ -234,7 +234,7 @@ async def test_nothing_is_left_of_sessions_with_packages(wheels: Path, nothing_l
         assert (await session.run("import beta; beta.version")).value == "1.0"
 
 
-async def test_how_far_an_install_is_can_be_followed(wheels: Path) -> None:
+async def test_the_progress_of_an_install_can_be_followed(wheels: Path) -> None:
     told: list[str] = []
     async with Sandboxes(policy_of(wheels)) as sandboxes:
         sandbox = await sandboxes.open()
@@ -247,7 +247,7 @@ async def test_how_far_an_install_is_can_be_followed(wheels: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the users that root's sessions run as may not read everybody's Python")
-async def test_sessions_without_namespaces_have_packages_as_well(wheels: Path) -> None:
+async def test_sessions_without_namespaces_can_install_packages_too(wheels: Path) -> None:
     policy = Policy(packages=PackageSource(wheels=str(wheels)), isolation="no-namespaces", preload=(), spares=0)
     async with open_pool(policy=policy) as pool, pool.session() as session:
         assert (await session.install("beta")).success
@@ -259,7 +259,7 @@ async def test_sessions_without_namespaces_have_packages_as_well(wheels: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
-async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> None:
+async def test_a_full_disk_is_reported(wheels: Path, tmp_path: Path) -> None:
     make_wheel(wheels, "large", files={"large.py": "#" * (4 << 20)})
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -274,7 +274,9 @@ async def test_a_full_disk_is_said_to_be_full(wheels: Path, tmp_path: Path) -> N
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-async def test_an_older_answer_stands_while_no_index_is_reached(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_remembered_answer_is_used_while_no_index_is_reachable(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_RETRIES", "0")
     with index_of(wheels) as address:
         policy = Policy(packages=PackageSource(index_url=address, cache=str(tmp_path / "cache")), preload=(), spares=0)
@@ -287,7 +289,7 @@ async def test_an_older_answer_stands_while_no_index_is_reached(wheels: Path, tm
         assert kind(await session.install("beta")) == "IndexUnreachableError"
 
 
-async def test_a_newer_version_is_found_after_a_day_unless_one_was_named(wheels: Path, tmp_path: Path) -> None:
+async def test_a_newer_version_is_found_after_a_day_unless_a_version_was_given(wheels: Path, tmp_path: Path) -> None:
     policy = Policy(packages=PackageSource(wheels=str(wheels), cache=str(tmp_path / "cache")), preload=(), spares=0)
     async with open_pool(policy=policy) as pool:
         for text in ("alpha", "alpha==2.0"):
@@ -304,7 +306,7 @@ async def test_a_newer_version_is_found_after_a_day_unless_one_was_named(wheels:
             assert (await session.install("alpha")).stdout == "installed alpha 3.0\n"
 
 
-async def test_a_script_that_comes_with_a_package_is_found_as_a_command(session: Session, wheels: Path) -> None:
+async def test_a_script_of_a_package_is_found_as_a_command(session: Session, wheels: Path) -> None:
     entry = {
         "tool_x-1.0.dist-info/entry_points.txt": "[console_scripts]\ntool-x = tool_x:main\n",
         "tool_x.py": "def main(): print('ran')\n",
@@ -328,7 +330,7 @@ asyncio.run(main())
 """
 
 
-def test_processes_that_install_the_same_at_once_do_not_disturb_each_other(wheels: Path, tmp_path: Path) -> None:
+def test_processes_that_install_the_same_package_at_once_do_not_interfere(wheels: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", _INSTALL, str(wheels), str(tmp_path / "cache")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0] for process in running] == ["2.0\n"] * 3

@@ -1,4 +1,4 @@
-"""What is installed, where a session goes back in time or branches: packages belong to the session, not to a moment of it."""
+"""Test installed packages with rollback and branches: packages belong to the session, not to a checkpoint of it."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +22,7 @@ async def session(tmp_path: Path) -> AsyncIterator[Session]:
         yield leased
 
 
-async def test_going_back_leaves_packages_as_they_are(session: Session) -> None:
+async def test_a_rollback_leaves_packages_installed(session: Session) -> None:
     await session.run("x = 1")
     await session.checkpoint()
     await session.install("alpha")
@@ -31,7 +31,7 @@ async def test_going_back_leaves_packages_as_they_are(session: Session) -> None:
     assert (await session.run("import alpha; x, alpha.version")).text == "(1, '1.0')"
 
 
-async def test_going_back_brings_nothing_back_that_was_uninstalled(session: Session) -> None:
+async def test_a_rollback_does_not_restore_an_uninstalled_package(session: Session) -> None:
     await session.install("alpha")
     await session.checkpoint()
     await session.uninstall("alpha")

@@ -1,4 +1,4 @@
-"""What pip says, in the words of this project."""
+"""Test how pip's output is translated into errors of this project."""
 
 import pytest
 
@@ -24,13 +24,13 @@ _NONE = "ERROR: Could not find a version that satisfies the requirement thing (f
         ("", "PackageError", "without a word"),
     ],
 )
-def test_each_failure_has_its_kind(output: str, name: str, part: str) -> None:
+def test_each_failure_is_classified(output: str, name: str, part: str) -> None:
     error = explained(output)
     assert error.name == name
     assert part in str(error)
 
 
-def test_a_conflict_is_told_with_its_causes() -> None:
+def test_a_conflict_is_reported_with_its_causes() -> None:
     causes = "The conflict is caused by:\n    The user requested a>1\n    The user requested (constraint) b==2\n\nTo fix this …\n"
     assert str(explained(f"{causes}ERROR: ResolutionImpossible: for help visit")).splitlines()[1:] == [
         "asked for is a>1",
@@ -46,7 +46,7 @@ def test_a_conflict_is_told_with_its_causes() -> None:
         "401 for reader with pa@ss at example.org",
     ],
 )
-def test_no_address_and_no_part_of_one_is_told(text: str) -> None:
+def test_no_address_and_no_part_of_one_is_shown(text: str) -> None:
     told = without_secrets(text, ["https://reader:pa%40ss@example.org/deep-token/simple"])
     assert not any(secret in told for secret in ("pa%40ss", "pa@ss", "deep-token", "reader"))
 
@@ -61,5 +61,5 @@ def test_no_address_and_no_part_of_one_is_told(text: str) -> None:
         ("Looking in links: /home/me/wheels", None),
     ],
 )
-def test_progress_is_told_without_addresses_and_folders(line: str, told: str | None) -> None:
+def test_progress_is_shown_without_addresses_and_folders(line: str, told: str | None) -> None:
     assert progress(line) == told

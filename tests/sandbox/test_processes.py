@@ -1,4 +1,4 @@
-"""Processes of a session and its branches run only while their own /mnt/data is shown, and end with what started them."""
+"""Test processes of a session and its branches: they run only while their own /mnt/data is mounted, and end with what started them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ async def family() -> AsyncIterator[tuple[Session, Session]]:
 
 
 async def size(session: Session) -> int:
-    """How long the log is, as the host sees it: without a cell, and so without a turn."""
+    """Return the length of the log as the host sees it, without a cell and so without a turn."""
     return next((file.size for file in await session.list_files() if file.name == "log"), 0)
 
 
@@ -34,7 +34,7 @@ async def grows(session: Session) -> None:
             await asyncio.sleep(0)
 
 
-async def test_what_a_failed_transaction_left_running_ends_with_a_branch_alive(family: tuple[Session, Session]) -> None:
+async def test_processes_left_by_a_failed_transaction_end_with_a_branch_alive(family: tuple[Session, Session]) -> None:
     session, branch = family
     result = await session.run(DAEMON + "1 / 0", transactional=True)
     assert str(result.state) == "rolled_back"
@@ -43,7 +43,7 @@ async def test_what_a_failed_transaction_left_running_ends_with_a_branch_alive(f
     assert (result.text, result.processes) == ("[]", ())
 
 
-async def test_what_a_failed_transaction_left_running_ends_while_a_cell_of_a_branch_runs(family: tuple[Session, Session]) -> None:
+async def test_processes_left_by_a_failed_transaction_end_while_a_cell_of_a_branch_runs(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run(DAEMON)
     failing = asyncio.create_task(session.run("import os; os.kill(os.getpid(), 9)", transactional=True))
@@ -54,7 +54,7 @@ async def test_what_a_failed_transaction_left_running_ends_while_a_cell_of_a_bra
 
 
 @pytest.mark.parametrize("shown", ["session", "branch"])
-async def test_a_reset_ends_what_was_left_running_with_a_branch_alive(family: tuple[Session, Session], shown: str) -> None:
+async def test_a_reset_ends_processes_left_running_with_a_branch_alive(family: tuple[Session, Session], shown: str) -> None:
     session, branch = family
     await session.run(DAEMON)
     if shown == "branch":
@@ -66,19 +66,19 @@ async def test_a_reset_ends_what_was_left_running_with_a_branch_alive(family: tu
 
 
 @pytest.mark.parametrize("shown", ["session", "branch"])
-async def test_the_end_of_a_branch_ends_what_it_left_running_and_nothing_else(family: tuple[Session, Session], shown: str) -> None:
+async def test_the_end_of_a_branch_ends_only_the_processes_it_left_running(family: tuple[Session, Session], shown: str) -> None:
     session, branch = family
     await branch.run("subprocess.run(['sh', '-c', 'tail -f /dev/null &'])")
     await session.run(DAEMON)
     if shown == "branch":
-        while "tail" not in [process.name for process in (await branch.run("1")).processes]:  # it was a shell until it began the program
+        while "tail" not in [process.name for process in (await branch.run("1")).processes]:  # it was a shell until it started the program
             await asyncio.sleep(0.01)
     await branch.close()
     await grows(session)
     assert {process.name for process in (await session.run("1")).processes} <= {"sh", "sleep"}
 
 
-async def test_what_an_interpreter_that_died_left_running_ends_with_a_branch_alive(family: tuple[Session, Session]) -> None:
+async def test_processes_left_by_an_interpreter_that_died_end_with_a_branch_alive(family: tuple[Session, Session]) -> None:
     session, branch = family
     result = await session.run(DAEMON + "os._exit(3)")
     assert str(result.state) == "lost: exit"
@@ -87,7 +87,7 @@ async def test_what_an_interpreter_that_died_left_running_ends_with_a_branch_ali
     assert (await session.run(COUNT)).value == before
 
 
-async def test_a_failed_transaction_in_a_fresh_interpreter_ends_nothing_of_a_branch(family: tuple[Session, Session]) -> None:
+async def test_a_failed_transaction_in_a_fresh_interpreter_ends_no_process_of_a_branch(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run("os._exit(3)")
     await session.run("1")
@@ -97,7 +97,7 @@ async def test_a_failed_transaction_in_a_fresh_interpreter_ends_nothing_of_a_bra
     assert (result.value, str(result.state)) == (1, "kept")
 
 
-async def test_a_branch_that_ran_no_cell_before_its_session_died_goes_on(family: tuple[Session, Session]) -> None:
+async def test_a_branch_that_ran_no_cell_before_its_session_died_continues(family: tuple[Session, Session]) -> None:
     session, branch = family
     await branch.run("1")
     (other,) = await session.branch()
@@ -106,14 +106,14 @@ async def test_a_branch_that_ran_no_cell_before_its_session_died_goes_on(family:
     assert [(await one.run("x")).value for one in (other, branch, other)] == [1, 1, 1]
 
 
-async def test_work_goes_on_after_a_cell_of_a_branch(family: tuple[Session, Session]) -> None:
+async def test_processes_continue_after_a_cell_of_a_branch(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run(DAEMON)
     await branch.run("1")
     await grows(session)
 
 
-async def test_work_goes_on_after_the_last_branch_has_ended(family: tuple[Session, Session]) -> None:
+async def test_processes_continue_after_the_last_branch_has_ended(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run(DAEMON)
     await branch.run("(lambda: time.sleep(0.01))()")
@@ -121,7 +121,7 @@ async def test_work_goes_on_after_the_last_branch_has_ended(family: tuple[Sessio
     await grows(session)
 
 
-async def test_work_that_a_branch_left_goes_on_until_another_cell(family: tuple[Session, Session]) -> None:
+async def test_processes_left_by_a_branch_continue_until_another_cell(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run(DAEMON)
     await branch.run(DAEMON)
@@ -133,7 +133,7 @@ async def test_work_that_a_branch_left_goes_on_until_another_cell(family: tuple[
     await grows(session)
 
 
-async def test_a_branch_outlives_its_session_and_goes_on(family: tuple[Session, Session]) -> None:
+async def test_a_branch_outlives_its_session_and_its_processes_continue(family: tuple[Session, Session]) -> None:
     session, branch = family
     await branch.run(DAEMON)
     await session.run("1")
@@ -141,7 +141,7 @@ async def test_a_branch_outlives_its_session_and_goes_on(family: tuple[Session, 
     await grows(branch)
 
 
-async def test_what_a_session_has_stopped_stays_stopped(family: tuple[Session, Session]) -> None:
+async def test_a_process_that_the_session_stopped_stays_stopped(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run("stopped, running = (subprocess.Popen(['sleep', '100']) for _ in range(2))")
     await session.run("os.kill(stopped.pid, signal.SIGSTOP)")
@@ -159,7 +159,7 @@ THREAD = """def write():
 threading.Thread(target=write, daemon=True).start()"""
 
 
-async def test_a_thread_stands_still_while_a_cell_of_a_branch_runs(family: tuple[Session, Session]) -> None:
+async def test_a_thread_is_stopped_while_a_cell_of_a_branch_runs(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run(THREAD)
     for _ in range(3):
@@ -167,12 +167,12 @@ async def test_a_thread_stands_still_while_a_cell_of_a_branch_runs(family: tuple
     await grows(session)
 
 
-HOPS = "import subprocess; subprocess.run(['sh', '-c', 'f() { echo x >> /mnt/data/log; f & }; f'])\n"  # starts another and ends, on and on
+HOPS = "import subprocess; subprocess.run(['sh', '-c', 'f() { echo x >> /mnt/data/log; f & }; f'])\n"  # starts another and ends, again
 BOMB = "import subprocess; subprocess.run(['sh', '-c', 'f() { echo x >> /mnt/data/log; f & f & wait; }; f &'], stderr=-3)\n"
 
 
 @pytest.mark.parametrize("bomb", [HOPS, BOMB], ids=["hops", "bomb"])
-async def test_a_bomb_stands_still_and_ends_with_its_session(family: tuple[Session, Session], bomb: str) -> None:
+async def test_a_bomb_is_stopped_and_ends_with_its_session(family: tuple[Session, Session], bomb: str) -> None:
     session, branch = family
     await session.run(bomb)
     for _ in range(3):
@@ -185,14 +185,14 @@ async def test_a_bomb_stands_still_and_ends_with_its_session(family: tuple[Sessi
     assert ((await branch.run("1")).processes, await size(session)) == ((), before)
 
 
-async def test_a_result_names_what_a_branch_left_running_beside_many_of_its_session(family: tuple[Session, Session]) -> None:
+async def test_a_result_lists_processes_of_a_branch_beside_many_of_its_session(family: tuple[Session, Session]) -> None:
     session, branch = family
     assert len((await session.run("children = [subprocess.Popen(['sleep', '100']) for _ in range(105)]")).processes) == 100
     result = await branch.run("child = subprocess.Popen(['sleep', '100']); child.pid")
     assert [process.pid for process in result.processes] == [result.value]
 
 
-async def test_children_that_a_failed_transaction_ended_are_reported_each_time(family: tuple[Session, Session]) -> None:
+async def test_children_ended_by_a_failed_transaction_are_reported_each_time(family: tuple[Session, Session]) -> None:
     session, _ = family
     for _ in range(10):
         await session.run("child = subprocess.Popen(['sleep', '100'])")
@@ -200,7 +200,7 @@ async def test_children_that_a_failed_transaction_ended_are_reported_each_time(f
         assert (await session.run("1 / 0", transactional=True)).state.processes == "kept"
 
 
-async def test_a_checkpoint_waits_through_cells_of_a_branch(family: tuple[Session, Session]) -> None:
+async def test_a_checkpoint_waits_for_cells_of_a_branch(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.checkpoint()
     await session.run("x = 2")
@@ -211,7 +211,7 @@ async def test_a_checkpoint_waits_through_cells_of_a_branch(family: tuple[Sessio
     assert (await branch.run("x")).value == 12
 
 
-async def test_what_a_branch_has_continued_is_stopped_for_the_next_one(family: tuple[Session, Session]) -> None:
+async def test_a_process_that_a_branch_continued_is_stopped_for_the_next_cell(family: tuple[Session, Session]) -> None:
     session, branch = family
     (other,) = await session.branch()
     await session.run(DAEMON)
@@ -221,7 +221,7 @@ async def test_what_a_branch_has_continued_is_stopped_for_the_next_one(family: t
     assert (await other.run("time.sleep(0.05); os.listdir('/mnt/data')")).text == "[]"
 
 
-async def test_a_cell_that_is_cancelled_while_it_waits_for_its_turn_shows_nobody_anothers_files(family: tuple[Session, Session]) -> None:
+async def test_a_cell_cancelled_while_it_waits_for_its_turn_shows_no_process_anothers_files(family: tuple[Session, Session]) -> None:
     session, branch = family
     await session.run("open('own', 'w').close()")
     for turns in range(0, 60, 2):

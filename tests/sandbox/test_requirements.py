@@ -1,4 +1,4 @@
-"""What a package may be called, and what else a text could be."""
+"""Test which texts are requirements of packages, and which are refused."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_a_requirement_has_one_spelling(text: str, written: str) -> None:
         "n" * 301,
     ],
 )
-def test_what_leads_anywhere_else_is_refused(text: str) -> None:
+def test_a_text_that_is_more_than_a_requirement_is_refused(text: str) -> None:
     with pytest.raises(PackageError) as refused:
         parsed([text])
     assert refused.value.name == "InvalidRequirementError"
@@ -60,7 +60,7 @@ def test_what_leads_anywhere_else_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("texts", [[], ["name"] * 101])
-def test_a_call_names_some_packages_and_not_thousands(texts: list[str]) -> None:
+def test_the_number_of_packages_in_one_call_is_bounded(texts: list[str]) -> None:
     with pytest.raises(PackageError, match="1 to 100"):
         parsed(texts)
 
@@ -69,21 +69,21 @@ def test_a_call_names_some_packages_and_not_thousands(texts: list[str]) -> None:
     ("text", "met"),
     [("a", True), ("A>=1", True), ("a==1.5", True), ("a>2", False), ("b", False), ("a[x]", False), ("a; python_version>'3'", False)],
 )
-def test_a_requirement_is_met_by_what_is_there(text: str, met: bool) -> None:
+def test_a_requirement_is_met_by_an_installed_package(text: str, met: bool) -> None:
     assert is_met(parsed([text])[0], {"a": "1.5"}) is met
 
 
-def test_a_version_beside_the_environments_is_refused() -> None:
+def test_a_version_that_contradicts_the_environment_is_refused() -> None:
     with pytest.raises(PackageError, match=r"a>2 does not fit a 1\.5, which the sessions' environment has"):
         check_against({"a": "1.5"}, parsed(["a>2"])[0])
 
 
 @pytest.mark.parametrize(("text", "pinned"), [("a==1", True), ("a", False), ("a>=1", False), ("a==1.*", False), ("a==1,!=2", True)])
-def test_pinned_is_what_names_one_version(text: str, pinned: bool) -> None:
+def test_a_requirement_is_pinned_if_it_names_one_version(text: str, pinned: bool) -> None:
     assert is_pinned(parsed([text])[0]) is pinned
 
 
 @pytest.mark.parametrize("name", ["", "a==1", "../a", "a b", "-a", "a/b", "*"])
-def test_only_a_name_is_uninstalled(name: str) -> None:
+def test_only_a_name_can_be_uninstalled(name: str) -> None:
     with pytest.raises(PackageError, match="by its name alone"):
         checked_name(name)

@@ -1,4 +1,4 @@
-"""Files that go back to a checkpoint: all of them or none, each in the inode that it had."""
+"""Test files that are restored from a checkpoint: all of them or none, each in the inode that it had."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ MakePlace = Callable[[Limits], "Place"]
 
 
 class Place(NamedTuple):
-    """A tree, with the eyes of its guest."""
+    """A tree, as its guest sees it."""
 
     files: Files
     path: Path
@@ -43,7 +43,7 @@ class Place(NamedTuple):
         copies.copy(self.files, other.files, most=64 * MB, allocate=uncharged)
 
     def seen(self) -> dict[str, tuple[Any, ...]]:
-        """What has to be the same again: kinds, modes, times, contents, and which names share an inode."""
+        """Return what must be the same after a rollback: kinds, modes, times, contents, and which names share an inode."""
         with self.entered() as top:
             found = {name: (status, content) for name, status, content in _all(top)}
         names: dict[int, list[str]] = {}
@@ -55,7 +55,7 @@ class Place(NamedTuple):
         }
 
     def inodes(self) -> dict[str, tuple[int, int]]:
-        """The inode of each file, and how much space it has."""
+        """Return the inode of each file, and how much space it has."""
         with self.entered() as top:
             return {name: (status.st_ino, status.st_blocks) for name, status, _ in _all(top)}
 
@@ -77,7 +77,7 @@ def _all(path: Path, name: str = "") -> Iterator[tuple[str, os.stat_result, Any]
 
 @contextlib.contextmanager
 def places(fork_server: ForkServer) -> Iterator[MakePlace]:
-    """Makes trees of one user, as a session and its checkpoints have them."""
+    """Make trees of one user, as a session and its checkpoints have them."""
     trees = []
 
     def make(limits: Limits = SMALL) -> Place:
@@ -111,7 +111,7 @@ def fill(place: Place, **files: bytes) -> None:
             (top / name).write_bytes(content)
 
 
-def goes_back(checkpoint: Place, live: Place) -> Restored:
+def check_restore(checkpoint: Place, live: Place) -> Restored:
     wanted = checkpoint.seen()
     restored = restore(checkpoint.files, live.files, uncharged)
     assert live.seen() == wanted
@@ -123,23 +123,23 @@ def test_files_keep_their_inodes(live: Place, checkpoint: Place) -> None:
     before = live.inodes()
     live.kept_in(checkpoint)
     fill(live, grows=b"l", shrinks=b"s" * 50_000, empty=b"not any more", new=b"new")
-    assert goes_back(checkpoint, live).size == 20_009
+    assert check_restore(checkpoint, live).size == 20_009
     assert live.inodes() == before
 
 
-def test_a_file_that_was_renamed_gets_its_name_back(live: Place, checkpoint: Place) -> None:
-    """What a log's handle writes to is the log, even if the log was rotated since."""
+def test_a_renamed_file_gets_its_name_back(live: Place, checkpoint: Place) -> None:
+    """A handle of a log still writes to the log, even if the log was rotated since."""
     fill(live, log=b"new", **{"log.1": b"old"})
     before = live.inodes()
     live.kept_in(checkpoint)
     with live.entered() as top:
         (top / "log").rename(top / "log.1")
         (top / "log").write_bytes(b"newest")
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
     assert live.inodes()["/log"] == before["/log"]
 
 
-def test_a_file_is_found_in_a_folder_that_has_to_go(live: Place, checkpoint: Place) -> None:
+def test_a_file_is_found_in_a_folder_that_is_removed(live: Place, checkpoint: Place) -> None:
     fill(live, log=b"log")
     before = live.inodes()
     live.kept_in(checkpoint)
@@ -147,11 +147,11 @@ def test_a_file_is_found_in_a_folder_that_has_to_go(live: Place, checkpoint: Pla
         (top / "old").mkdir()
         (top / "log").rename(top / "old" / "log")
         (top / "old").chmod(0o500)
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
     assert live.inodes() == before
 
 
-def test_a_folder_is_another_now(live: Place, checkpoint: Place) -> None:
+def test_a_replaced_folder_is_restored(live: Place, checkpoint: Place) -> None:
     with live.entered() as top:
         (top / "folder").mkdir()
         (top / "folder" / "log").write_text("log")
@@ -161,11 +161,11 @@ def test_a_folder_is_another_now(live: Place, checkpoint: Place) -> None:
         (top / "folder").rename(top / "other")
         (top / "folder").mkdir()
         (top / "other" / "log").rename(top / "folder" / "log")
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
     assert live.inodes()["/folder/log"] == before["/folder/log"]
 
 
-def test_a_file_that_is_too_deep_to_be_named_is_made_anew(live: Place, checkpoint: Place) -> None:
+def test_a_file_too_deep_to_be_named_is_created_again(live: Place, checkpoint: Place) -> None:
     fill(live, a=b"a")
     live.kept_in(checkpoint)
     with live.entered() as top:
@@ -176,10 +176,10 @@ def test_a_file_that_is_too_deep_to_be_named_is_made_anew(live: Place, checkpoin
             os.close(above)
         os.rename(top / "a", "a" * 250, dst_dir_fd=folder)
         os.close(folder)
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
 
 
-def test_hard_links_come_back_and_go(live: Place, checkpoint: Place) -> None:
+def test_hard_links_are_restored_and_removed(live: Place, checkpoint: Place) -> None:
     with live.entered() as top:
         for name in "abc":
             (top / name).write_text(name)
@@ -193,11 +193,11 @@ def test_hard_links_come_back_and_go(live: Place, checkpoint: Place) -> None:
         (top / "b").hardlink_to(top / "a")  # two that were apart
         (top / "d").unlink()
         (top / "d").write_text("apart")  # two that were one
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
     assert [live.inodes()[name] for name in ("/a", "/c", "/d")] == [before[name] for name in ("/a", "/c", "/c")]
 
 
-def test_files_and_folders_change_places(live: Place, checkpoint: Place) -> None:
+def test_files_and_folders_that_changed_places_are_restored(live: Place, checkpoint: Place) -> None:
     with live.entered() as top:
         (top / "folder" / "in").mkdir(parents=True)
         (top / "folder" / "in" / "file").write_text("deep")
@@ -211,7 +211,7 @@ def test_files_and_folders_change_places(live: Place, checkpoint: Place) -> None
             (top / name / "sub").mkdir(parents=True)
         (top / "folder").symlink_to("/etc")
         os.mkfifo(top / "pipe")
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
 
 
 def test_names_need_not_be_text(live: Place, checkpoint: Place) -> None:
@@ -222,10 +222,10 @@ def test_names_need_not_be_text(live: Place, checkpoint: Place) -> None:
     with live.entered() as top:
         shutil.rmtree(top / os.fsdecode(b"\xff"))
         (top / os.fsdecode(b"\xfe")).write_bytes(b"x")
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
 
 
-def test_what_is_locked_is_opened_and_locked_again(live: Place, checkpoint: Place) -> None:
+def test_files_without_permissions_are_restored_with_them(live: Place, checkpoint: Place) -> None:
     with live.entered() as top:
         (top / "folder").mkdir()
         for name in ("read-only", "folder/file"):
@@ -245,7 +245,7 @@ def test_what_is_locked_is_opened_and_locked_again(live: Place, checkpoint: Plac
             (top / name).chmod(0)
         for name in ("new/deep", "new", "folder", ""):
             (top / name).chmod(0)
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
 
 
 def test_holes_stay_holes(live: Place, checkpoint: Place) -> None:
@@ -255,21 +255,21 @@ def test_holes_stay_holes(live: Place, checkpoint: Place) -> None:
     live.kept_in(checkpoint)
     before = live.inodes()
     fill(live, sparse=b"y" * 900 * KB)
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
     assert checkpoint.inodes()["/sparse"][1] == live.inodes()["/sparse"][1] == before["/sparse"][1] == 8
 
 
-def test_the_same_checkpoint_serves_again_and_again(live: Place, checkpoint: Place) -> None:
+def test_the_same_checkpoint_can_be_restored_again_and_again(live: Place, checkpoint: Place) -> None:
     fill(live, a=b"a", b=b"b")
     live.kept_in(checkpoint)
     for name in ("a", "b", "c"):
         with live.entered() as top:
             (top / name).unlink(missing_ok=True)
             (top / "d").mkdir()
-        goes_back(checkpoint, live)
+        check_restore(checkpoint, live)
 
 
-# What fails while it is prepared
+# Failures during the preparation
 
 
 def too_much_in_one_file(top: Path) -> None:
@@ -322,7 +322,9 @@ DAMAGES = [an_unreadable_file, an_unreadable_folder, an_unreadable_top, a_pipe]
 
 
 @pytest.mark.parametrize("damage", [*LIMITS, *DAMAGES])
-def test_what_cannot_be_put_back_changes_nothing(make_place: MakePlace, live: Place, damage: Callable[[Path], None]) -> None:
+def test_a_restore_that_fails_in_its_preparation_changes_nothing(
+    make_place: MakePlace, live: Place, damage: Callable[[Path], None]
+) -> None:
     checkpoint = make_place(Limits(disk=8 * MB, files=200))
     with live.entered() as top:
         (top / "folder").mkdir()
@@ -333,7 +335,7 @@ def test_what_cannot_be_put_back_changes_nothing(make_place: MakePlace, live: Pl
             file.truncate(300 * KB)
     live.kept_in(checkpoint)
     with checkpoint.entered() as top:
-        (top / "sparse").write_bytes(b"x" * 300 * KB)  # space that is reserved, and has to be given back
+        (top / "sparse").write_bytes(b"x" * 300 * KB)  # space that is reserved, and must be released again
         damage(top)
     with live.entered() as top:
         (top / "a").chmod(0)
@@ -350,13 +352,13 @@ def test_what_cannot_be_put_back_changes_nothing(make_place: MakePlace, live: Pl
     assert os.statvfs(live.path) == free
 
 
-def test_a_session_that_was_ended_is_not_gone_back_to(live: Place, checkpoint: Place) -> None:
+def test_a_session_that_was_ended_is_not_restored(live: Place, checkpoint: Place) -> None:
     checkpoint.files.close()
     with pytest.raises(SnapshotError, match="ended"):
         restore(checkpoint.files, live.files, uncharged)
 
 
-# No space beside what has to go
+# No space beside the files that will be removed
 
 
 def no_bytes_left(top: Path) -> None:
@@ -396,36 +398,36 @@ def test_a_cell_that_used_up_its_limits_can_be_undone(live: Place, checkpoint: P
             file.write(b"x")
         (top / "renamed").rename(top / "folder" / "elsewhere")
         use_up(top)
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
     for name in ("/folder", "/folder/big", "/changed", "/renamed"):
         assert live.inodes()[name][0] == before[name][0]
 
 
-def test_what_a_file_has_too_much_makes_room_for_another(live: Place, checkpoint: Place) -> None:
+def test_the_excess_of_one_file_makes_room_for_another(live: Place, checkpoint: Place) -> None:
     fill(live, grown=b"g" * 100 * KB, lost=b"l" * 600 * KB)
     live.kept_in(checkpoint)
     with live.entered() as top:
         (top / "lost").unlink()
     fill(live, grown=b"g" * 900 * KB)
-    goes_back(checkpoint, live)
+    check_restore(checkpoint, live)
 
 
-def test_a_file_that_is_still_open_elsewhere_takes_no_space_from_those_that_come_back(live: Place, checkpoint: Place) -> None:
+def test_a_removed_file_that_is_still_open_takes_no_space_from_restored_files(live: Place, checkpoint: Place) -> None:
     fill(live, old=b"o" * 900 * KB)
     live.kept_in(checkpoint)
     with live.entered() as top:
         (top / "old").unlink()
     fill(live, junk=b"j" * 900 * KB)
     with open(live.path / "junk", "rb"):
-        goes_back(checkpoint, live)
+        check_restore(checkpoint, live)
 
 
-# What fails once it is committed
+# Failures after the commit
 
 
 @pytest.fixture
 def few_descriptors() -> Iterator[Callable[[int], None]]:
-    """Leaves this process so many more."""
+    """Leave this process that many more descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def leave(count: int) -> None:
@@ -437,14 +439,14 @@ def few_descriptors() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_what_was_put_back_in_part_is_told(live: Place, checkpoint: Place, few_descriptors: Callable[[int], None]) -> None:
+def test_a_partial_restore_is_reported(live: Place, checkpoint: Place, few_descriptors: Callable[[int], None]) -> None:
     fill(live, a=b"old", b=b"old", c=b"old")
     live.kept_in(checkpoint)
     fill(live, a=b"new", b=b"new")
     with live.entered() as top:
         (top / "c").unlink()
         (top / Path(*"0123456789")).mkdir(parents=True)
-        few_descriptors(6)  # enough for all but this
+        few_descriptors(6)  # enough for everything but this
         with pytest.raises(PartlyRestoredError, match=r"^the files are neither as they were nor as at the checkpoint: Too many open files"):
             restore(checkpoint.files, live.files, uncharged)
     seen = {name: value for name, value in live.seen().items() if not name.startswith("/0")}
@@ -453,7 +455,7 @@ def test_what_was_put_back_in_part_is_told(live: Place, checkpoint: Place, few_d
     assert {name: value[2] for name, value in seen.items()} == {name: value[2] for name, value in wanted.items()}
 
 
-async def test_a_session_that_could_not_go_back_goes_on_with_its_processes() -> None:
+async def test_a_session_that_could_not_be_restored_continues_with_its_processes() -> None:
     async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
         sandbox = await sandboxes.open()
         moment = await sandbox.checkpoint()
@@ -467,7 +469,7 @@ async def test_a_session_that_could_not_go_back_goes_on_with_its_processes() -> 
         await sandbox.close()
 
 
-async def test_after_that_a_sessions_files_are_unknown(few_descriptors: Callable[[int], None]) -> None:
+async def test_after_a_partial_restore_the_state_of_the_files_is_unknown(few_descriptors: Callable[[int], None]) -> None:
     async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
         sandbox = await sandboxes.open()
         await sandbox.checkpoint()
@@ -537,7 +539,7 @@ def regular_files(place: Place) -> dict[str, int]:
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(earlier=st.lists(ACTS, max_size=15), later=st.lists(ACTS, max_size=15))
-def test_any_files_go_back_to_what_they_were(fork_server: ForkServer, earlier: list[Any], later: list[Any]) -> None:
+def test_any_files_are_restored_as_they_were(fork_server: ForkServer, earlier: list[Any], later: list[Any]) -> None:
     with places(fork_server) as make_place:
         live, checkpoint = make_place(), make_place()
         do_all(live, earlier)

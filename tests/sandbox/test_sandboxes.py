@@ -1,4 +1,4 @@
-"""Generations of the fork server, and sessions kept ready."""
+"""Test generations of the fork server, and spare sessions."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ async def value(sandbox, code: str) -> object:
     return (await (await sandbox.interpreter()).run("e", code, 20.0)).value
 
 
-async def test_the_light_generation_serves_at_once_and_the_heavy_one_takes_over(fork_server: ForkServer, nothing_left: None) -> None:
+async def test_the_light_generation_serves_at_once_and_the_heavy_one_replaces_it(fork_server: ForkServer, nothing_left: None) -> None:
     async with Sandboxes(Policy()) as sandboxes:
         first = await sandboxes.open()
         assert await value(first, IMPORTED) is False
@@ -42,14 +42,14 @@ async def test_the_light_generation_serves_at_once_and_the_heavy_one_takes_over(
 
 
 async def coming(sandboxes: Sandboxes, after: ForkServer | None = None) -> ForkServer:
-    """The fork server with the heavy libraries, while it boots."""
+    """Return the fork server with the heavy libraries while it boots."""
     while sandboxes._coming in (None, after):
         await asyncio.sleep(0.01)
     assert not sandboxes._coming._ready
     return sandboxes._coming
 
 
-async def test_a_heavy_fork_server_that_dies_while_it_boots_is_tried_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         first = await coming(sandboxes)
         first._process.kill()
@@ -63,7 +63,7 @@ async def test_a_heavy_fork_server_that_dies_while_it_boots_is_tried_again(nothi
 
 
 @pytest.mark.long
-async def test_a_heavy_fork_server_that_dies_twice_is_not_tried_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_heavy_fork_server_that_dies_twice_is_not_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:
         first = await coming(sandboxes)
         first._process.kill()
@@ -78,7 +78,7 @@ async def test_a_heavy_fork_server_that_dies_twice_is_not_tried_again(nothing_le
 
 
 @pytest.mark.long
-async def test_closing_while_a_heavy_fork_server_is_tried_again_leaves_nothing(nothing_left: None) -> None:
+async def test_closing_while_a_heavy_fork_server_is_restarted_leaves_nothing(nothing_left: None) -> None:
     for pause in (0.0, 0.05, 0.3):
         async with Sandboxes(ALONE) as sandboxes:
             first = await coming(sandboxes)
@@ -86,7 +86,7 @@ async def test_closing_while_a_heavy_fork_server_is_tried_again_leaves_nothing(n
             await asyncio.sleep(pause)
 
 
-async def test_at_the_end_of_all_sessions_nothing_is_given_back_one_by_one(nothing_left: None) -> None:
+async def test_sessions_closed_after_retire_do_not_release_their_trees_one_by_one(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as sandboxes:
         opened = [await sandboxes.open() for _ in range(3)]
         trees = trees_of_sessions()
@@ -98,7 +98,7 @@ async def test_at_the_end_of_all_sessions_nothing_is_given_back_one_by_one(nothi
         await another.close()
 
 
-async def test_a_fork_server_that_others_use_gets_everything_back(nothing_left: None) -> None:
+async def test_a_fork_server_in_use_by_others_gets_its_resources_back(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as others, Sandboxes(replace(ALONE, preload=())) as sandboxes:
         theirs = await others.open()
         await value(theirs, "x = 42")
@@ -113,7 +113,7 @@ async def test_a_fork_server_that_others_use_gets_everything_back(nothing_left: 
 
 
 @pytest.mark.long
-async def test_a_fork_server_that_was_left_for_another_is_not_ended_for_others(nothing_left: None) -> None:
+async def test_a_replaced_fork_server_is_not_ended_for_others(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as others, Sandboxes(ALONE) as sandboxes:
         while len(sandboxes._generations) < 2:
             await asyncio.sleep(0.05)
@@ -126,7 +126,7 @@ async def test_a_fork_server_that_was_left_for_another_is_not_ended_for_others(n
 
 
 @pytest.mark.long
-async def test_a_heavy_fork_server_that_is_ready_first_is_waited_for(nothing_left: None) -> None:
+async def test_a_heavy_fork_server_that_is_ready_first_is_used(nothing_left: None) -> None:
     modules = environment.worth_preloading(sys.executable)
     async with Sandboxes(replace(ALONE, preload=modules)) as ready:
         await ready.wait_until_ready()
@@ -138,7 +138,7 @@ async def test_a_heavy_fork_server_that_is_ready_first_is_waited_for(nothing_lef
             await sandbox.close()
 
 
-async def test_who_comes_after_a_fork_server_was_retired_gets_another_one(nothing_left: None) -> None:
+async def test_an_open_after_a_fork_server_was_retired_uses_another(nothing_left: None) -> None:
     async with Sandboxes(replace(ALONE, preload=())) as sandboxes:
         sandboxes.retire()
         async with Sandboxes(replace(ALONE, preload=())) as others:
@@ -165,7 +165,7 @@ async def test_a_spare_is_a_session_like_any_other(nothing_left: None) -> None:
         await forked.close()
 
 
-async def test_a_spare_that_died_is_not_given_out(nothing_left: None) -> None:
+async def test_a_spare_that_died_is_not_used(nothing_left: None) -> None:
     async with Sandboxes(Policy(preload=(), spares=1)) as sandboxes:
         await (await sandboxes.open()).close()
         while not sandboxes._spares:
@@ -176,7 +176,7 @@ async def test_a_spare_that_died_is_not_given_out(nothing_left: None) -> None:
         await given.close()
 
 
-async def test_no_more_spares_are_made_than_are_wanted() -> None:
+async def test_no_more_spares_are_made_than_configured() -> None:
     async with Sandboxes(Policy(preload=(), spares=2)) as sandboxes:
         opened = [await sandboxes.open() for _ in range(5)]
         while len(sandboxes._spares) < 2:
@@ -186,7 +186,7 @@ async def test_no_more_spares_are_made_than_are_wanted() -> None:
         await asyncio.gather(*(sandbox.close() for sandbox in opened))
 
 
-async def test_closing_in_the_middle_of_anything_leaves_nothing(nothing_left: None) -> None:
+async def test_closing_at_any_moment_leaves_nothing(nothing_left: None) -> None:
     for pause in (0.0, 0.05, 0.11, 0.13, 0.16, 0.3, 1.01, 1.05, 1.3):
         async with Sandboxes(Policy()) as sandboxes:
             sandbox = await sandboxes.open()
@@ -216,7 +216,7 @@ async def test_many_sessions_leave_nothing(nothing_left: None) -> None:
         await asyncio.gather(*(one() for _ in range(8)))
 
 
-async def test_the_death_of_an_interpreter_that_ran_no_cell_is_no_loss_of_anything(nothing_left: None) -> None:
+async def test_the_death_of_an_interpreter_that_ran_no_cell_loses_nothing(nothing_left: None) -> None:
     async with Sandboxes(Policy(preload=())) as sandboxes:
         sandbox = await sandboxes.open()
         interpreter = await sandbox.interpreter()

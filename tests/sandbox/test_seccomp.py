@@ -1,4 +1,4 @@
-"""The filter program, run by a small interpreter of classic BPF, for both architectures."""
+"""Test the filter program with a small interpreter of classic BPF, for both architectures."""
 
 import errno
 import functools
@@ -53,7 +53,7 @@ def _program(counted: bool, machine: str, walls: seccomp.Walls) -> bytes:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_every_allowed_call_is_allowed_and_no_other(machine: str) -> None:
+def test_exactly_the_listed_calls_are_allowed(machine: str) -> None:
     allowed, otherwise = seccomp.allowed(machine), dict(seccomp.refused_otherwise(machine).values())
     depends_on_arguments = {allowed.get(name) for name in seccomp._argument_rules(seccomp.NAMESPACES)}
     for number in {*range(600)} - depends_on_arguments:
@@ -62,7 +62,7 @@ def test_every_allowed_call_is_allowed_and_no_other(machine: str) -> None:
     assert verdict(machine, allowed["memfd_create"]) == ERRNO | errno.EPERM  # where nothing counts its memory
 
 
-def test_the_table_of_reasons_has_each_name_of_the_filter_and_no_other() -> None:
+def test_the_table_of_reasons_has_exactly_the_names_of_the_filter() -> None:
     both = [numbers(machine) for machine in ARCHITECTURE]
     assert {section: {*lines} for section, lines in TABLE.items()} == {
         section: {name for machine in both for name in machine[section]} for section in both[0]
@@ -72,7 +72,7 @@ def test_the_table_of_reasons_has_each_name_of_the_filter_and_no_other() -> None
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
 @pytest.mark.parametrize("name", seccomp.COMMANDS)
-def test_commands_are_those_of_the_list(machine: str, name: str) -> None:
+def test_only_listed_commands_are_allowed(machine: str, name: str) -> None:
     if name not in seccomp.allowed(machine):
         return
     number, listed = seccomp.allowed(machine)[name], seccomp.COMMANDS[name].values()
@@ -83,7 +83,7 @@ def test_commands_are_those_of_the_list(machine: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_options_of_sockets_are_those_of_their_level(machine: str) -> None:
+def test_only_listed_socket_options_are_allowed_at_their_level(machine: str) -> None:
     listed = {(level, option) for (_, level), options in seccomp.OPTIONS.items() for option in options.values()}
     for call in ("getsockopt", "setsockopt"):
         for level, option in itertools.product((*range(50), 132, 279, 0xFFFFFFFF), range(130)):
@@ -92,7 +92,7 @@ def test_options_of_sockets_are_those_of_their_level(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_messages_have_no_other_flag_than_those_of_the_list(machine: str) -> None:
+def test_only_listed_flags_of_messages_are_allowed(machine: str) -> None:
     before = {"sendto": (3, 0, 0), "recvfrom": (3, 0, 0), "sendmsg": (3, 0), "recvmsg": (3, 0), "sendmmsg": (3, 0, 0)}
     for (call, arguments), flag in itertools.product(before.items(), [1 << bit for bit in range(32)]):
         expected = ALLOW if flag in seccomp.FLAGS["message"].values() else ERRNO | errno.EPERM
@@ -101,7 +101,7 @@ def test_messages_have_no_other_flag_than_those_of_the_list(machine: str) -> Non
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_no_memory_is_of_the_hosts_huge_pages(machine: str) -> None:
+def test_memory_cannot_use_the_hosts_huge_pages(machine: str) -> None:
     numbers = seccomp.allowed(machine)
     assert verdict(machine, numbers["mmap"], 0, 4096, 3, 0x22) == ALLOW
     assert verdict(machine, numbers["mmap"], 0, 4096, 3, 0x40022) == ERRNO | errno.EPERM
@@ -127,7 +127,7 @@ def test_no_clone_makes_a_namespace(machine: str, flag: int) -> None:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_clone_has_no_other_flag_than_those_of_the_list(machine: str) -> None:
+def test_clone_allows_only_listed_flags(machine: str) -> None:
     clone = seccomp.allowed(machine)["clone"]
     assert verdict(machine, clone, 0x3D0F00) == verdict(machine, clone, 0x7D0F00) == verdict(machine, clone, 0x1200011) == ALLOW
     for flag in (0x2000, 0x8000, 0x800000, 0x80000000):  # CLONE_PTRACE, CLONE_PARENT, CLONE_UNTRACED, CLONE_IO
@@ -192,7 +192,7 @@ def test_numbers_are_those_of_the_kernels_headers(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_without_namespaces_a_call_names_no_other_process(machine: str) -> None:
+def test_without_namespaces_a_call_cannot_name_another_process(machine: str) -> None:
     numbers, walls = seccomp.allowed(machine), seccomp.Walls()
     for name in ("prlimit64", "sched_setaffinity", "sched_setparam", "sched_setscheduler"):
         assert verdict(machine, numbers[name], 0, 3, walls=walls) == ALLOW
@@ -217,12 +217,12 @@ def test_without_namespaces_a_call_names_no_other_process(machine: str) -> None:
         (seccomp.NAMESPACES, "inotify_add_watch", True),
     ],
 )
-def test_a_wall_that_is_missing_costs_the_calls_that_it_would_hold(machine: str, walls: seccomp.Walls, name: str, allowed: bool) -> None:
+def test_a_missing_wall_costs_the_calls_that_it_would_contain(machine: str, walls: seccomp.Walls, name: str, allowed: bool) -> None:
     assert (verdict(machine, seccomp.allowed(machine)[name], walls=walls) == ALLOW) is allowed
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_without_namespaces_pairs_are_connected_streams(machine: str) -> None:
+def test_without_namespaces_socket_pairs_are_connected_streams(machine: str) -> None:
     pair, walls = seccomp.allowed(machine)["socketpair"], seccomp.Walls(network=True)
     assert verdict(machine, pair, 1, 1 | 0o2000000, walls=walls) == ALLOW
     for family, kind in ((1, 2), (1, 5), (2, 1), (16, 3)):
@@ -241,7 +241,7 @@ def test_no_descriptor_sends_a_signal(machine: str, walls: seccomp.Walls) -> Non
 
 
 @pytest.mark.parametrize("machine", ARCHITECTURE)
-def test_attributes_of_files_are_refused_as_file_systems_do_that_have_none(machine: str) -> None:
+def test_file_attributes_are_refused_like_on_file_systems_without_them(machine: str) -> None:
     for name, (number, refusal) in seccomp.refused_otherwise(machine).items():
         assert verdict(machine, number) == ERRNO | refusal
         assert (refusal == errno.EOPNOTSUPP) is ("xattr" in name)

@@ -1,4 +1,4 @@
-"""`!` and `%` commands in a cell: pip says what to use instead of it, and a command that fails at the end of a cell fails the cell."""
+"""Test `!` and `%` commands in a cell: pip names what to use instead, and a command that fails at the end of a cell fails the cell."""
 
 import pytest
 
@@ -21,7 +21,7 @@ INSTEAD = "a cell cannot install packages: the host does, between cells. Use ses
         "!{__import__('sys').executable} -m pip install humanize",
     ],
 )
-async def test_pip_in_a_cell_is_refused_with_one_line_that_says_what_to_use(session: Session, line: str) -> None:
+async def test_pip_in_a_cell_is_refused_with_one_line_of_advice(session: Session, line: str) -> None:
     result = await session.run(line)
     assert (result.success, result.error.name) == (False, "CalledProcessError")
     refusal, ended = result.stderr.splitlines()
@@ -31,7 +31,7 @@ async def test_pip_in_a_cell_is_refused_with_one_line_that_says_what_to_use(sess
     assert result.stdout == ""
 
 
-async def test_programs_that_run_pip_read_the_same_line(session: Session) -> None:
+async def test_programs_that_run_pip_print_the_same_line(session: Session) -> None:
     code = (
         "import subprocess, sys\nran = subprocess.run([sys.executable, '-m', 'pip', 'install', 'humanize'], capture_output=True, text=True)"
     )
@@ -40,17 +40,17 @@ async def test_programs_that_run_pip_read_the_same_line(session: Session) -> Non
     assert (await session.run("ran.stderr")).value.startswith(INSTEAD)
 
 
-async def test_without_namespaces_it_is_refused_as_well(bare: Session) -> None:
+async def test_without_namespaces_pip_is_refused_as_well(bare: Session) -> None:
     assert INSTEAD in (await bare.run("!python -m pip install humanize")).stderr
 
 
-async def test_it_makes_no_difference_what_a_session_reaches() -> None:
+async def test_pip_is_refused_whatever_the_network_of_the_session() -> None:
     async with open_pool(policy=Policy(network=Network.host(), preload=(), spares=0)) as pool, pool.session() as session:
         assert INSTEAD in (await session.run("%pip install humanize")).stderr
 
 
 @pytest.mark.long
-async def test_what_is_installed_is_met_and_the_rest_of_pip_works(session: Session) -> None:
+async def test_an_installed_requirement_is_met_and_the_rest_of_pip_works(session: Session) -> None:
     result = await session.run("!pip install 'ipython>=7' traitlets")
     assert (result.success, result.stderr) == (True, "")
     assert result.stdout == "Requirement already satisfied: ipython>=7\nRequirement already satisfied: traitlets\n"
@@ -88,12 +88,12 @@ async def test_a_command_that_fails_as_the_last_statement_fails_the_cell(session
         "!grep root /etc/passwd",
     ],
 )
-async def test_a_command_that_fails_elsewhere_does_not(session: Session, code: str) -> None:
+async def test_a_command_that_fails_elsewhere_does_not_fail_the_cell(session: Session, code: str) -> None:
     result = await session.run(code)
     assert (result.success, result.stderr) == (True, "")
 
 
-async def test_the_status_of_a_command_is_there_and_names_are_expanded(session: Session) -> None:
+async def test_the_exit_code_of_a_command_is_set_and_names_are_expanded(session: Session) -> None:
     result = await session.run("x = 5\ndef f(y):\n    !echo {y} $x $$HOME; exit 4\nf(7)")
     assert (result.success, result.stdout) == (True, "7 5 /mnt/data\n")
     assert (await session.run("_exit_code")).value == 4

@@ -1,4 +1,4 @@
-"""Tracebacks: cells have the names that users know, and a long traceback is short and quick."""
+"""Test tracebacks: cells have the names that users know, and a long traceback is short and quick."""
 
 import pytest
 
@@ -34,7 +34,7 @@ async def test_every_text_names_a_cell_as_its_traceback_does(session: Session) -
     assert "ipython-input" not in told
 
 
-async def test_the_source_of_what_a_cell_defined_is_found(session: Session) -> None:
+async def test_the_source_of_a_function_of_a_cell_is_found(session: Session) -> None:
     await session.run("def double(x):\n    return x * 2")
     await session.run("x = 1")
     assert (await session.run("import inspect; inspect.getsource(double)")).value == "def double(x):\n    return x * 2\n"
@@ -48,7 +48,7 @@ async def test_a_cell_that_runs_another_one_keeps_its_own_lines(session: Session
     assert "----> 3 1 / 0" in result.error.traceback
 
 
-async def test_a_recursion_error_is_short_and_says_how_many_frames_are_left_out(session: Session) -> None:
+async def test_a_recursion_error_is_short_and_shows_how_many_frames_are_left_out(session: Session) -> None:
     traceback = (await session.run(RECURSION)).error.traceback
     assert traceback.count("Cell In[1]") == 4
     assert "[... skipping similar frames: f at line 1 (" in traceback
@@ -67,7 +67,7 @@ async def test_a_recursion_error_is_short_and_says_how_many_frames_are_left_out(
     ],
 )
 async def test_few_frames_of_a_long_traceback_are_formatted(session: Session, code: str, most: int) -> None:
-    """IPython looks through all modules for each frame that it formats, and did so for a thousand, twice."""
+    """IPython searches all modules for each frame that it formats, and did so for a thousand frames, twice."""
     await session.run(
         "import inspect\nsought, real = [], inspect.getmodule\ndef counted(*given):\n    sought.append(1)\n    return real(*given)"
     )
@@ -76,7 +76,7 @@ async def test_few_frames_of_a_long_traceback_are_formatted(session: Session, co
     assert 0 < (await session.run("len(sought)")).value < most
 
 
-async def test_a_long_chain_of_errors_says_how_many_are_left_out(session: Session) -> None:
+async def test_a_long_chain_of_errors_shows_how_many_are_left_out(session: Session) -> None:
     result = await session.run("def h(n):\n    try: h(n + 1)\n    except Exception: raise ValueError(n)\nh(0)")
     assert (result.error.name, result.error.message) == ("ValueError", "0")
     first, *_, last = result.error.traceback.split("During handling of the above exception, another exception occurred:")

@@ -1,4 +1,4 @@
-"""What an archive may leave in the folder that it is unpacked into."""
+"""Test what an archive may leave in the folder that it is unpacked into."""
 
 import io
 import os
@@ -79,14 +79,14 @@ def test_a_file_replaces_an_earlier_link_and_is_not_written_through_it(root: Pat
     assert (root.parent / "secret").read_text() == SECRET
 
 
-def test_devices_pipes_and_rights_of_others_are_left_out(root: Path) -> None:
+def test_devices_pipes_and_special_rights_are_left_out(root: Path) -> None:
     kinds = [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE]
     unpack(archive(*(member(f"dev/{kind!r}", kind) for kind in kinds[:3]), member("usr/bin/su", mode=0o6755, size=1)), str(root))
     assert [path for path in root.rglob("*") if not path.is_dir() and not path.is_file()] == []
     assert stat.S_IMODE((root / "usr/bin/su").stat().st_mode) == 0o755
 
 
-def test_everything_belongs_to_this_user_and_keeps_its_time(root: Path) -> None:
+def test_every_file_belongs_to_this_user_and_keeps_its_time(root: Path) -> None:
     unpack(
         archive(member("./usr", FOLDER, mode=0o555), member("/usr/module.py", mode=0o000, size=1), member("bin", LINK, link="usr/bin")),
         str(root),
@@ -96,13 +96,13 @@ def test_everything_belongs_to_this_user_and_keeps_its_time(root: Path) -> None:
     assert os.readlink(root / "bin") == "usr/bin"
 
 
-def test_an_absolute_link_stays_what_it_is(root: Path) -> None:
+def test_an_absolute_link_is_unchanged(root: Path) -> None:
     unpack(archive(member("etc/python", LINK, link="/usr/bin/python3.9")), str(root))
     assert os.readlink(root / "etc/python") == "/usr/bin/python3.9"
 
 
 @pytest.mark.parametrize("cut", [1, 511, 600])
-def test_what_is_no_whole_tar_is_refused(root: Path, cut: int) -> None:
+def test_an_incomplete_tar_is_refused(root: Path, cut: int) -> None:
     whole = archive(member("a", size=2000)).getvalue()
     with pytest.raises(UnpackingError, match="tar"):
         unpack(io.BytesIO(whole[:cut]), str(root))

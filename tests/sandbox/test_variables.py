@@ -1,4 +1,4 @@
-"""What a cell did to the user's variables."""
+"""Test the reported changes of the user's variables."""
 
 import pytest
 
@@ -6,18 +6,18 @@ from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.sandbox import cell, wire
 
 
-def told(result: CodeExecutionResult) -> list[tuple[object, ...]]:
+def changes_in(result: CodeExecutionResult) -> list[tuple[object, ...]]:
     return [(change.kind, change.name, change.type, change.shape) for change in result.variables]
 
 
-async def test_what_is_added_changed_and_deleted_is_told(session: Session) -> None:
+async def test_added_changed_and_deleted_variables_are_reported(session: Session) -> None:
     added = await session.run("n = 1; text = 'abc'; items = [1]; import math; _hidden = 1\ndef f(): pass\nclass Own: pass\no = Own()")
-    assert told(added) == [
+    assert changes_in(added) == [
         ("added", "n", "int", None), ("added", "text", "str", (3,)), ("added", "items", "list", (1,)),
         ("added", "f", "function", None), ("added", "Own", "type", None), ("added", "o", "Own", None),
     ]  # fmt: skip
     changed = await session.run("n += 1; items.append(2); o = Own(); del text")
-    assert told(changed) == [
+    assert changes_in(changed) == [
         ("changed", "n", "int", None), ("changed", "o", "Own", None), ("changed", "items", "list", (2,)), ("deleted", "text", "", None)
     ]  # fmt: skip
     assert (await session.run("n; n = 2")).variables == ()
@@ -25,27 +25,27 @@ async def test_what_is_added_changed_and_deleted_is_told(session: Session) -> No
 
 async def test_arrays_and_frames_have_shapes_and_sizes(session: Session) -> None:
     result = await session.run("import numpy as np, pandas as pd\na = np.zeros((2, 3)); frame = pd.DataFrame({'a': a[0]})")
-    assert told(result) == [("added", "a", "ndarray", (2, 3)), ("added", "frame", "DataFrame", (3, 1))]
+    assert changes_in(result) == [("added", "a", "ndarray", (2, 3)), ("added", "frame", "DataFrame", (3, 1))]
     assert result.variables[0].size == 48
-    assert told(await session.run("frame['b'] = 1")) == [("changed", "frame", "DataFrame", (3, 2))]
+    assert changes_in(await session.run("frame['b'] = 1")) == [("changed", "frame", "DataFrame", (3, 2))]
 
 
-async def test_a_cell_that_fails_tells_what_it_did_before(session: Session) -> None:
-    assert told(await session.run("x = 1\n1 / 0")) == [("added", "x", "int", None)]
+async def test_a_failed_cell_reports_the_variables_it_changed_before(session: Session) -> None:
+    assert changes_in(await session.run("x = 1\n1 / 0")) == [("added", "x", "int", None)]
 
 
-async def test_a_variable_that_is_another_object_of_another_length_is_reported_once(session: Session) -> None:
+async def test_a_variable_bound_to_another_object_of_another_length_is_reported_once(session: Session) -> None:
     await session.run("items = (1,)")
-    assert told(await session.run("items = items + (2,)")) == [("changed", "items", "tuple", (2,))]
+    assert changes_in(await session.run("items = items + (2,)")) == [("changed", "items", "tuple", (2,))]
 
 
-async def test_a_reset_deletes_and_a_new_value_is_seen_wherever_it_lies(session: Session) -> None:
+async def test_a_reset_deletes_and_a_new_value_at_the_same_address_is_noticed(session: Session) -> None:
     await session.run("x = 1.5")
-    assert told(await session.run("x = 2.5; x = 3.5")) == [("changed", "x", "float", None)]
-    assert told(await session.run("%reset -f")) == [("deleted", "x", "", None)]
+    assert changes_in(await session.run("x = 2.5; x = 3.5")) == [("changed", "x", "float", None)]
+    assert changes_in(await session.run("%reset -f")) == [("deleted", "x", "", None)]
 
 
-async def test_looking_runs_nothing_of_the_users(session: Session) -> None:
+async def test_the_comparison_runs_no_user_code(session: Session) -> None:
     trap = """
 class Meta(type):
     __name__ = property(lambda self: 1 / 0)
@@ -59,26 +59,26 @@ class List(list):
     __len__ = __eq__ = __sizeof__ = lambda *_: 1 / 0
 t, l = Trap(), List()
 """
-    assert told(await session.run(trap))[-2:] == [("added", "t", "Trap", None), ("added", "l", "List", None)]
-    assert told(await session.run("l.append(1); t = Trap()")) == [("changed", "t", "Trap", None)]
+    assert changes_in(await session.run(trap))[-2:] == [("added", "t", "Trap", None), ("added", "l", "List", None)]
+    assert changes_in(await session.run("l.append(1); t = Trap()")) == [("changed", "t", "Trap", None)]
 
 
-async def test_names_and_types_of_any_shape_are_told_as_they_can_be(session: Session) -> None:
+async def test_names_and_types_of_any_kind_are_reported_as_far_as_possible(session: Session) -> None:
     result = await session.run("globals().update({'two words': 1, 'a\\nb': 2, 5: 3}); T = type('a b', (), {}); t = T(); T.__name__ = ''")
     assert {(change.name, change.type) for change in result.variables} >= {("two words", "int"), ("a\nb", "int")}
 
 
-async def test_of_very_many_variables_nothing_is_told_until_they_are_fewer(session: Session) -> None:
+async def test_too_many_variables_are_not_reported_until_there_are_fewer(session: Session) -> None:
     assert len((await session.run("for i in range(1000): globals()[f'v{i}'] = i")).variables) == 200
     assert (await session.run("for i in range(5000): globals()[f'v{i}'] = i")).variables == ()
     assert (await session.run("for i in range(5000): del globals()[f'v{i}']")).variables == ()
-    assert told(await session.run("x = 1")) == [("added", "x", "int", None)]
+    assert changes_in(await session.run("x = 1")) == [("added", "x", "int", None)]
 
 
 @pytest.mark.parametrize(
     "line", ["", "added", "added x - int a", "added 1 2x int a", "renamed 1 - int a", "added ² - int a", f"added {'9' * 30} - int a"]
 )
-def test_a_change_of_another_shape_is_refused(line: str) -> None:
+def test_a_malformed_change_is_refused(line: str) -> None:
     finished = wire.Finished("", None, None, None, "", "", [], [], [line])
     with pytest.raises(wire.WireError):
         cell.check(finished)

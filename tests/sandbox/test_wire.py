@@ -1,4 +1,4 @@
-"""Frames: what is encoded comes back, and nothing else gets through."""
+"""Test frames: what is encoded is decoded unchanged, and nothing else is accepted."""
 
 import json
 import struct
@@ -38,7 +38,7 @@ FINISHED = st.builds(
 
 
 @given(FINISHED)
-def test_a_message_comes_back_as_it_was(message: wire.Finished) -> None:
+def test_a_message_survives_encoding_and_decoding(message: wire.Finished) -> None:
     assert wire.decode(wire.encode(message), *KINDS) == message
 
 
@@ -51,13 +51,13 @@ def test_frames_may_arrive_in_any_pieces(messages: list[wire.Finished], size: in
 
 
 @given(st.binary())
-def test_noise_is_no_message(noise: bytes) -> None:
+def test_noise_is_not_a_message(noise: bytes) -> None:
     with pytest.raises(wire.WireError):
         wire.decode(noise, *KINDS)
 
 
 def payload(header: object, *texts: bytes) -> bytes:
-    """A payload as a guest might forge it."""
+    """Return a payload as a guest might forge it."""
     content = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<I", len(content)) + content + b"".join(texts)
 
@@ -68,7 +68,7 @@ def refused(forged: bytes) -> None:
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
-def test_json_that_is_no_message_is_refused(content: object) -> None:
+def test_json_that_is_not_a_message_is_refused(content: object) -> None:
     refused(payload(content))
 
 
@@ -91,11 +91,11 @@ def test_json_that_is_no_message_is_refused(content: object) -> None:
         {"kind": "Shown", "texts": [], "execution": "e", "data": {"a": 1e999}},
     ],
 )
-def test_a_message_of_another_shape_is_refused(header: dict) -> None:
+def test_a_malformed_message_is_refused(header: dict) -> None:
     refused(payload(header))
 
 
-def test_texts_must_be_there_and_be_text() -> None:
+def test_texts_are_required_and_must_be_text() -> None:
     header = {"kind": "Started", "texts": [4], "execution": {"text": 0}}
     assert wire.decode(payload(header, b"four"), wire.Started).execution == "four"
     for text in (b"", b"thr", b"fours", b"\xff\xff\xff\xff", b"\xed\xa0\x80x"):
@@ -112,7 +112,7 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
         next(wire.Frames(wire.MAX_FROM_GUEST).feed(struct.pack("<I", wire.MAX_FROM_GUEST + 1)))
 
 
-def test_lone_surrogates_are_spelled_out() -> None:
+def test_lone_surrogates_are_escaped() -> None:
     assert wire.decode(wire.encode(wire.Shown("e", {"x": "\ud800", "y": "\ud800" * 200})), wire.Shown).data == {
         "x": "\\ud800", "y": "\\ud800" * 200
     }  # fmt: skip

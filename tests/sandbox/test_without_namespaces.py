@@ -1,4 +1,4 @@
-"""The level that is less than full isolation: taken by its name only, and then sessions work as ever but for /mnt/data."""
+"""Test the level below full isolation: it must be chosen by name, and then sessions work as usual except for /mnt/data."""
 
 import asyncio
 import logging
@@ -36,20 +36,20 @@ def on_a_host_that_refuses(*arguments: str, **settings: str) -> "subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=environment)
 
 
-def test_where_namespaces_are_refused_nothing_less_is_chosen_silently() -> None:
+def test_a_host_that_refuses_namespaces_is_an_error_and_nothing_less_is_chosen_silently() -> None:
     run = on_a_host_that_refuses("run", "1")
     assert run.returncode == 2
     assert "namespace: " in run.stderr
     assert "ACASessions:Sandbox:Isolation=no-namespaces" in run.stderr
 
 
-def test_where_namespaces_are_refused_less_works_by_its_name(public_python: str) -> None:
+def test_a_host_that_refuses_namespaces_can_run_the_lesser_level_if_it_is_chosen(public_python: str) -> None:
     run = on_a_host_that_refuses("run", "print(6 * 7)", Isolation="no-namespaces", Python=public_python)
     assert (run.returncode, run.stdout) == (0, "42\n"), run.stderr
     assert "no-namespaces" in run.stderr, "a warning"
 
 
-def test_doctor_says_what_is_not_enforced(public_python: str) -> None:
+def test_doctor_reports_what_is_not_enforced(public_python: str) -> None:
     run = on_a_host_that_refuses("doctor", Isolation="no-namespaces", Python=public_python)
     assert run.returncode == 1
     assert run.stdout.rstrip().endswith("isolation: NOT full. It is no-namespaces, which the settings name.")
@@ -62,12 +62,12 @@ def test_doctor_says_what_is_not_enforced(public_python: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["none", "full ", "no_namespaces", "NO-NAMESPACES", "less"])
-def test_no_other_name_is_taken(level: str) -> None:
+def test_no_other_name_is_accepted(level: str) -> None:
     with pytest.raises(ConfigurationError, match="ACASessions:Sandbox:Isolation"):
         Settings(Sandbox={"Isolation": level})
 
 
-async def test_it_is_warned_of_once(public_python: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_warning_is_logged_once(public_python: str, caplog: pytest.LogCaptureFixture) -> None:
     forkserver._warn_of_less.cache_clear()
     with caplog.at_level(logging.WARNING, logger="aca_sessions"):
         for tenant in ("one", "other"):
@@ -84,12 +84,12 @@ async def test_health_and_metadata_name_the_level(bare: Session) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"network": Network.allow("example.org")}, {"mounts": (Mount("/usr", "/mnt/usr"),)}])
-def test_what_needs_a_namespace_is_refused(asked: dict[str, object]) -> None:
+def test_a_policy_that_needs_a_namespace_is_refused(asked: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError, match="without namespaces"):
         Policy(isolation="no-namespaces", **asked)
 
 
-async def test_what_promises_azures_paths_is_refused() -> None:
+async def test_a_plain_server_which_promises_azures_paths_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="/mnt/data"):
         async with open_server(policy=BARE, hosting=Hosting(plain=True)):
             pass
@@ -118,13 +118,13 @@ async def test_files_are_in_the_working_directory(bare: Session) -> None:
     assert [file.name for file in await bare.list_files()] == ["a"]
 
 
-async def test_who_looks_for_mnt_data_is_told_where_the_files_are(bare: Session) -> None:
+async def test_code_that_opens_mnt_data_gets_the_real_folder_in_the_error(bare: Session) -> None:
     result = await bare.run("open('/mnt/data/a.txt')")
     assert result.error.name == "FileNotFoundError"
     assert "There is no /mnt/data in this session: its files are in the working directory" in result.error.traceback
 
 
-async def test_temporary_files_are_its_own(bare_pool: SessionPool) -> None:
+async def test_each_session_has_its_own_temporary_files(bare_pool: SessionPool) -> None:
     async with bare_pool.session() as one, bare_pool.session() as other:
         path = (await one.run("import tempfile; kept = tempfile.NamedTemporaryFile(); kept.name")).value
         assert (await other.run(f"open({path!r})")).error.name == "PermissionError"
@@ -137,7 +137,7 @@ async def test_a_cell_is_interrupted_and_its_state_kept(bare: Session) -> None:
     assert (await bare.run("x")).value == 1
 
 
-async def test_what_a_cell_leaves_running_is_told_and_ends_with_a_reset(bare: Session) -> None:
+async def test_processes_left_by_a_cell_are_reported_and_end_with_a_reset(bare: Session) -> None:
     start = "import os, subprocess\nif os.fork() == 0:\n    subprocess.Popen(['sleep', '61'], start_new_session=True)\n"
     orphan = f"{start}    os._exit(0)\nos.wait()"
     result = await bare.run(orphan)
@@ -147,7 +147,7 @@ async def test_what_a_cell_leaves_running_is_told_and_ends_with_a_reset(bare: Se
     assert (await bare.run("1")).processes == ()
 
 
-async def test_an_interpreter_that_ends_takes_its_processes_with_it(bare: Session) -> None:
+async def test_an_interpreter_that_ends_ends_its_processes(bare: Session) -> None:
     pid = (await bare.run("import subprocess; subprocess.Popen(['sleep', '62'], start_new_session=True)")).processes[0].pid
     result = await bare.run("import os; os._exit(3)")
     assert str(result.state) == "lost: exit"
@@ -189,7 +189,7 @@ def host(public_python: str) -> "Iterator[subprocess.Popen[str]]":
 
 @pytest.mark.long
 @pytest.mark.parametrize("killed", ["host", "host and fork server"])
-def test_killing_the_host_leaves_no_process_and_no_folder(host: "subprocess.Popen[str]", killed: str) -> None:
+def test_a_killed_host_leaves_no_process_and_no_folder(host: "subprocess.Popen[str]", killed: str) -> None:
     folder = Path(host.stdout.readline().strip()).parents[1]
     guests = descendants(host.pid)
     assert folder.exists()
@@ -198,33 +198,33 @@ def test_killing_the_host_leaves_no_process_and_no_folder(host: "subprocess.Pope
     if killed == "host and fork server":
         os.kill(fork_server, signal.SIGKILL)
     deadline = time.monotonic() + 3
-    while (folder.exists() or any(map(_lives, guests))) and time.monotonic() < deadline:
+    while (folder.exists() or any(map(_is_alive, guests))) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not folder.exists()
-    assert [pid for pid in guests if _lives(pid)] == []
+    assert [pid for pid in guests if _is_alive(pid)] == []
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
 
 
-async def test_one_that_kills_its_init_from_outside_leaves_nothing_to_the_next(bare: Session) -> None:
-    """As the out-of-memory killer might: what loses its first process is found again by the fork server."""
+async def test_a_session_whose_init_is_killed_from_outside_leaves_nothing_to_the_next(bare: Session) -> None:
+    """Kill it as the out-of-memory killer might. The fork server adopts the processes that lost it."""
     left = (await bare.run("import subprocess; subprocess.Popen(['sleep', '63'], start_new_session=True)")).processes[0].pid
     parent = int(Path(f"/proc/{left}/stat").read_text().rpartition(")")[2].split()[1])
     init = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(init, signal.SIGKILL)
-    while _lives(parent):
+    while _is_alive(parent):
         await asyncio.sleep(0.01)
 
-    async def goes_on() -> bool:
+    async def is_kept() -> bool:
         return str((await bare.run("1")).state) == "kept"
 
-    await until(goes_on)
-    assert not _lives(left)
+    await until(is_kept)
+    assert not _is_alive(left)
 
 
 @pytest.mark.long
@@ -268,8 +268,8 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root has capabilities to lose")
-def test_the_root_of_a_default_container_holds_its_sessions(public_python: str) -> None:
-    """With the capabilities that containers have by default, without namespaces, and without control groups to write to."""
+def test_the_root_of_a_default_container_contains_its_sessions(public_python: str) -> None:
+    """Run with the default capabilities of containers, without namespaces, and without control groups to write to."""
     program = [*REFUSING, sys.executable, "-c", IN_A_CONTAINER, public_python]
     lose = ["setpriv", f"--bounding-set={CONTAINERS_CAPABILITIES}", *program]
     command = ["unshare", "--mount", "sh", "-c", 'umount -a -t cgroup,cgroup2; exec "$@"', "sh", *lose]
@@ -277,12 +277,12 @@ def test_the_root_of_a_default_container_holds_its_sessions(public_python: str) 
     assert done.stdout.split("\n")[:2] == ["lost: memory", "a"], done.stderr
 
 
-async def test_the_hosts_network_is_there_by_choice_alone(public_python: str) -> None:
+async def test_the_hosts_network_must_be_chosen_explicitly(public_python: str) -> None:
     listen = "import socket; socket.create_server(('127.0.0.1', 0)).getsockname()[0]"
     async with open_pool(policy=replace(BARE, python=public_python, network=Network.host())) as pool, pool.session() as session:
         assert (await session.run(listen)).value == "127.0.0.1"
         assert (await session.run("socket.socket(socket.AF_UNIX)")).error.name == "OSError"
 
 
-async def test_a_report_of_full_isolation_is_no_lesser_one() -> None:
+async def test_a_report_of_full_isolation_is_not_of_the_lesser_level() -> None:
     assert (await isolation_report()).level == "full"
