@@ -1,4 +1,4 @@
-"""Microsoft Agent Framework, with its own client against the scripted model."""
+"""Test Microsoft Agent Framework with its own client and a scripted model."""
 
 import pytest
 from agent_framework import Agent
@@ -23,7 +23,7 @@ async def test_a_result_is_content_with_its_images(pool: SessionPool) -> None:
     assert image.uri.startswith("data:image/png;base64,iVBO")
 
 
-async def test_each_conversation_has_its_own_session_and_finds_it_again(pool: SessionPool) -> None:
+async def test_each_conversation_has_a_session_of_its_own_and_finds_it_again(pool: SessionPool) -> None:
     def call(code: str) -> list:
         return [("execute_python", {"code": code})]
 

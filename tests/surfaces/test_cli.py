@@ -1,4 +1,4 @@
-"""The command line, as a shell sees it."""
+"""Test the command line as a shell uses it."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ def test_a_file_is_there_for_the_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_cell_over_its_time_says_so() -> None:
+def test_a_cell_over_its_time_reports_it() -> None:
     run = aca_sessions("run", "--timeout", "0.2", "while True: pass")
     assert run.returncode == 1
     assert "longer than 0.2 s" in run.stderr
@@ -85,7 +85,7 @@ def test_a_cell_over_its_time_says_so() -> None:
         (["serve", "--port", "70000"], "70000"),
     ),
 )
-def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) -> None:
+def test_an_error_is_one_line(arguments: list[str], said: str) -> None:
     run = aca_sessions(*arguments)
     assert run.returncode == 2
     assert said in run.stderr
@@ -98,14 +98,14 @@ def test_an_empty_cell_succeeds_and_prints_nothing(arguments: list[str]) -> None
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def test_a_reader_that_goes_is_no_traceback() -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_traceback() -> None:
     pipeline = f"{sys.executable} -m aca_sessions.surfaces.cli run 'print(\"x\" * 500000)' | true"
     run = subprocess.run(["sh", "-c", pipeline], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in run.stderr
 
 
 @pytest.mark.long
-def test_output_that_the_terminal_cannot_show_is_spelled_out() -> None:
+def test_output_that_the_terminal_cannot_show_is_escaped() -> None:
     assert aca_sessions("run", "print('é')", env=os.environ | {"PYTHONIOENCODING": "ascii"}).stdout == "\\xe9\n"
 
 
@@ -123,7 +123,7 @@ def test_nothing_of_the_host_is_shown() -> None:
 @pytest.mark.long
 def test_an_interrupted_command_ends_quietly() -> None:
     code = "print('ready', flush=True)\nwhile True: pass"
-    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background may ignore it
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
     command = subprocess.Popen([*COMMAND, "run", code], stderr=subprocess.PIPE, text=True, preexec_fn=listens)
     deadline = time.monotonic() + 20
     while len(descendants(command.pid)) < 5 and time.monotonic() < deadline:  # three of the fork server, two of the session
@@ -143,7 +143,7 @@ def test_doctor_reports_full_isolation_item_by_item() -> None:
         assert part in run.stdout
 
 
-def test_doctor_says_how_many_sessions_fit_and_why() -> None:
+def test_doctor_reports_how_many_sessions_fit_and_why() -> None:
     few = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", *COMMAND, "doctor"]
     run = subprocess.run(few, capture_output=True, text=True, timeout=100, check=False)
     (fit,) = (line for line in run.stdout.splitlines() if "sessions that fit" in line)
@@ -160,7 +160,7 @@ def test_doctor_says_how_many_sessions_fit_and_why() -> None:
     assert share * (1 << 20) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_doctor_looks_at_an_endpoint_step_by_step() -> None:
+def test_doctor_checks_an_endpoint_step_by_step() -> None:
     with Server("--port", "0", "--api-key", "key") as server:
         good = aca_sessions("doctor", "--endpoint", server.endpoint, env=os.environ | {"ACASessions__ApiKey": "key"})
         assert good.returncode == 0, good.stdout
@@ -172,7 +172,7 @@ def test_doctor_looks_at_an_endpoint_step_by_step() -> None:
 
 
 @pytest.mark.long
-def test_conformance_says_what_an_endpoint_answers(tmp_path: Path) -> None:
+def test_conformance_reports_the_answers_of_an_endpoint(tmp_path: Path) -> None:
     with Server("--port", "0", "--api-key", "key", "--plain") as server:
         environment = os.environ | {"ACASessions__ApiKey": "key"}
         run = aca_sessions("conformance", "--endpoint", server.endpoint, "--report", str(tmp_path / "report.json"), env=environment)
@@ -226,8 +226,8 @@ async def test_serve_makes_a_key_and_a_session_outlives_its_client() -> None:
     assert "mine" not in written
 
 
-async def test_an_answer_on_an_open_connection_does_not_wait_for_the_kernel() -> None:
-    """Linux keeps a small packet back until the one before it is acknowledged, up to 40 ms later, unless it is told not to."""
+async def test_an_answer_on_an_open_connection_is_not_delayed_by_the_kernel() -> None:
+    """Linux delays a small packet until the previous one is acknowledged, for up to 40 ms, unless TCP_NODELAY is set: tcp(7)."""
     told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -241,7 +241,7 @@ async def test_an_answer_on_an_open_connection_does_not_wait_for_the_kernel() ->
 
 
 @pytest.mark.long
-async def test_serve_on_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> None:
+async def test_serve_on_a_socket_file_is_reachable_by_this_user_only(tmp_path: Path) -> None:
     path = tmp_path / "sessions.sock"
     with Server("--socket", str(path)) as server:
         assert server.endpoint == f"unix://{path}"
@@ -252,7 +252,7 @@ async def test_serve_on_a_socket_file_is_for_this_user_alone(tmp_path: Path) -> 
 
 
 @pytest.mark.long
-async def test_a_served_cell_is_interrupted_when_its_caller_goes(tmp_path: Path) -> None:
+async def test_a_served_cell_is_interrupted_when_its_caller_disconnects(tmp_path: Path) -> None:
     import asyncio
 
     with Server("--socket", str(tmp_path / "s")) as server:
@@ -277,7 +277,7 @@ def test_serve_checks_the_host_header() -> None:
 
 
 @pytest.mark.long
-def test_serve_answers_without_a_key_where_that_is_asked_for_but_still_to_known_hosts_only() -> None:
+def test_serve_without_a_key_accepts_only_known_hosts() -> None:
     with Server("--port", "0", "--no-api-key") as server:
         files, query = f"{server.endpoint}/files", {"api-version": "2025-10-02-preview", "identifier": "some-session"}
         assert httpx.get(files, params=query).status_code == 200
@@ -286,7 +286,7 @@ def test_serve_answers_without_a_key_where_that_is_asked_for_but_still_to_known_
 
 
 @pytest.mark.long
-async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None:
+async def test_a_stopped_server_reports_it_in_the_results_of_running_cells(tmp_path: Path) -> None:
     import asyncio
 
     with Server("--socket", str(tmp_path / "s")) as server:
@@ -296,14 +296,14 @@ async def test_a_stopped_server_tells_the_cells_that_run(tmp_path: Path) -> None
             await asyncio.sleep(0.3)
             server.process.send_signal(signal.SIGTERM)
             result = await running
-        await asyncio.to_thread(server.process.wait, 60)  # a second SIGTERM, from the end of the block, would wait for nothing
+        await asyncio.to_thread(server.process.wait, 60)  # a second SIGTERM, from the end of the block, would not wait
     assert (result.success, result.stdout, str(result.state)) == (False, "before\n", "lost: killed")
     assert server.process.returncode == 0
     assert "Traceback" not in server.rest[1]
 
 
 @pytest.mark.long
-def test_a_second_server_does_not_take_a_socket_file_over(tmp_path: Path) -> None:
+def test_a_second_server_does_not_replace_a_socket_file(tmp_path: Path) -> None:
     with Server("--socket", str(tmp_path / "s")):
         second = aca_sessions("serve", "--socket", str(tmp_path / "s"))
         assert (second.returncode, "--socket" in second.stderr) == (2, True)
@@ -316,7 +316,7 @@ def test_the_module_and_the_script_are_the_same() -> None:
 
 
 @pytest.mark.long
-def test_the_access_log_names_routes_and_nothing_that_is_secret() -> None:
+def test_the_access_log_contains_routes_and_no_secrets() -> None:
     with Server("--port", "0", "--api-key", "the-key", "--access-log") as server:
         params = {"api-version": "2025-10-02-preview", "identifier": "the-secret"}
         with httpx.Client(base_url=server.endpoint, params=params, headers={"authorization": "Bearer the-key"}) as client:

@@ -1,4 +1,4 @@
-"""The limits for slow clients, and whom they do not concern."""
+"""Test the limits for slow clients, and requests that they must not affect."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ async def test_a_cell_that_runs_longer_than_a_head_may_take_is_answered() -> Non
 
 
 @pytest.mark.long
-async def test_an_upload_that_goes_on_slowly_arrives() -> None:
+async def test_a_slow_upload_that_makes_progress_arrives() -> None:
     async def parts():
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
         for _ in range(30):
@@ -38,7 +38,7 @@ async def test_an_upload_that_goes_on_slowly_arrives() -> None:
 
 
 @pytest.mark.long
-async def test_a_client_that_reads_slowly_gets_all() -> None:
+async def test_a_client_that_reads_slowly_gets_everything() -> None:
     async with serving(replace(SOON, answer=0.5)) as (_, port):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
             await client.post("/executions", json=cell(f"open('z', 'wb').truncate({4 << 20})"))
@@ -56,7 +56,7 @@ async def test_a_client_that_reads_slowly_gets_all() -> None:
         assert size == 4 << 20
 
 
-async def test_where_all_places_are_at_work_a_request_is_refused_in_words_until_one_is_free() -> None:
+async def test_a_request_beyond_the_limit_is_refused_until_a_place_is_free() -> None:
     async with serving() as (server, port):
         server._connections.most, server.config.limit_concurrency = 2, 3
 
@@ -77,7 +77,7 @@ async def test_where_all_places_are_at_work_a_request_is_refused_in_words_until_
         assert (await running.pop()).status_code == 200
 
 
-async def test_of_many_connections_the_address_that_has_most_of_them_loses_one() -> None:
+async def test_the_address_with_most_connections_loses_one_if_there_are_too_many() -> None:
     connections = Connections(Pace(), 4)
     listener, there = Listener(), []
     try:

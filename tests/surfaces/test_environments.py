@@ -1,4 +1,4 @@
-"""`aca-sessions env`: environments of their own for sessions. Their wheels are made from what is installed here."""
+"""Test `aca-sessions env`: separate environments for sessions. Their wheels are made from the packages installed here."""
 
 import importlib.metadata
 import os
@@ -55,7 +55,7 @@ def pack_again(folder: Path, distribution: importlib.metadata.Distribution) -> N
 
 
 @pytest.mark.long
-async def test_a_session_in_an_environment_of_its_own_sees_no_package_of_the_host_program() -> None:
+async def test_a_session_in_its_own_environment_sees_no_package_of_the_host_program() -> None:
     made = aca_sessions("env", "create", "small", "-r", "requirements.txt")
     assert (made.returncode, '"Environment": "small"' in made.stdout) == (0, True)
     assert re.match(r"small  Python 3\.\d+\.\d+  \d+ packages\n", aca_sessions("env", "list").stdout)
@@ -68,7 +68,7 @@ async def test_a_session_in_an_environment_of_its_own_sees_no_package_of_the_hos
 
 
 @pytest.mark.long
-def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+def test_an_environment_that_cannot_be_created_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("no-such-package\n")
     failed = aca_sessions("env", "create", "broken", "-r", "requirements.txt")
     assert failed.returncode == 2
@@ -77,7 +77,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_what_azure_has_and_this_python_has_no_wheel_of_is_told_by_name() -> None:
+def test_packages_of_azure_without_a_wheel_for_this_python_are_named() -> None:
     failed = aca_sessions("env", "create", "like-azure", "--like", "azure")
     assert failed.returncode == 2
     assert "pyarrow==16.1.0" in failed.stderr
@@ -85,7 +85,7 @@ def test_what_azure_has_and_this_python_has_no_wheel_of_is_told_by_name() -> Non
 
 
 @pytest.mark.long
-def test_what_has_no_wheel_is_left_out_if_that_is_asked_for(wheels: Path) -> None:
+def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     name, _, version = FAMILIAR["azure"][0].partition("==")
     make_wheel(wheels, name, version)
     made = aca_sessions("env", "create", "like-azure", "--like", "azure", "--skip-missing")
@@ -109,13 +109,13 @@ def test_what_has_no_wheel_is_left_out_if_that_is_asked_for(wheels: Path) -> Non
         every=4,
     ),
 )
-def test_a_mistake_says_what_to_do(arguments: list[str], said: str) -> None:
+def test_a_mistake_is_reported_with_advice(arguments: list[str], said: str) -> None:
     run = aca_sessions(*arguments)
     assert run.returncode == 2
     assert said in run.stderr
 
 
-async def test_an_environment_that_is_not_there_is_named_with_the_command_that_makes_it() -> None:
+async def test_a_missing_environment_is_named_with_the_command_that_creates_it() -> None:
     with pytest.raises(ConfigurationError, match="aca-sessions env create mine"):
         async with open_pool(Settings(Sandbox={"Environment": "mine"})):
             pass

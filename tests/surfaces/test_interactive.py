@@ -1,4 +1,4 @@
-"""Sessions without `await`: scripts, threads, Ctrl-C, notebooks."""
+"""Test sessions without `await`: scripts, threads, Ctrl-C, notebooks."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def session() -> Iterator[InteractiveSession]:
         yield opened
 
 
-def test_state_is_kept_from_cell_to_cell(session: InteractiveSession) -> None:
+def test_state_persists_between_cells(session: InteractiveSession) -> None:
     session.run("x = 20")
     result = session.run("print('out')\nx + 22")
     assert (result.output, result.text, str(result.state)) == ("out\n42", "42", "kept")
@@ -35,7 +35,7 @@ def test_a_failed_cell_is_a_result(session: InteractiveSession) -> None:
     assert (session.run("1 / 0").exit_code, session.run("1").exit_code) == (1, 0)
 
 
-def test_output_comes_while_the_cell_runs_in_the_callers_thread(session: InteractiveSession) -> None:
+def test_output_arrives_while_the_cell_runs_in_the_callers_thread(session: InteractiveSession) -> None:
     seen = []
 
     def take(text: str) -> None:
@@ -47,7 +47,7 @@ def test_output_comes_while_the_cell_runs_in_the_callers_thread(session: Interac
     assert (seen, result.value) == ([("go\n", threading.get_ident())], 5)
 
 
-def test_what_is_written_to_stderr_is_told_apart(session: InteractiveSession) -> None:
+def test_stderr_is_separate(session: InteractiveSession) -> None:
     out, err = [], []
     session.run("import sys\nprint('a')\nprint('b', file=sys.stderr)", on_stdout=out.append, on_stderr=err.append)
     assert (out, err) == (["a\n"], ["b\n"])
@@ -98,18 +98,18 @@ def test_commands_run_in_the_session(session: InteractiveSession) -> None:
 
 
 @pytest.mark.parametrize("command", ["", " ", None, ["ls"]])
-def test_what_is_no_command_is_refused(session: InteractiveSession, command: object) -> None:
+def test_an_invalid_command_is_refused(session: InteractiveSession, command: object) -> None:
     with pytest.raises(InvalidArgumentError, match="a command is text"):
         session.execute_command(command)  # type: ignore[arg-type]
 
 
-def test_a_command_that_runs_too_long_says_so(session: InteractiveSession) -> None:
+def test_a_command_over_its_time_reports_it(session: InteractiveSession) -> None:
     done = session.execute_command("sleep 60", timeout=0.2)
     assert done.exit_code == 1
     assert "TimeoutError" in done.stderr
 
 
-def test_variables_and_health_are_told(session: InteractiveSession) -> None:
+def test_variables_and_health_are_reported(session: InteractiveSession) -> None:
     session.run("x = [1, 2]")
     assert [(variable.name, variable.shape) for variable in session.variables()] == [("x", (2,))]
     assert session.health().responsive
@@ -126,7 +126,7 @@ def test_another_thread_interrupts_the_cell_that_runs(session: InteractiveSessio
     assert (result.error and result.error.name, str(result.state), session.run("x").value) == ("KeyboardInterrupt", "kept", 5)
 
 
-def test_cells_of_several_threads_go_one_after_the_other(session: InteractiveSession) -> None:
+def test_cells_of_several_threads_run_one_after_the_other(session: InteractiveSession) -> None:
     session.run("order = []")
     with ThreadPoolExecutor(8) as threads:
         results = [*threads.map(lambda number: session.run(f"order.append({number}); {number}"), range(20))]
@@ -136,7 +136,7 @@ def test_cells_of_several_threads_go_one_after_the_other(session: InteractiveSes
 
 @pytest.fixture
 def listens_to_ctrl_c() -> Iterator[None]:
-    """Programs that a shell starts in the background ignore SIGINT, and so would these tests."""
+    """Restore SIGINT: programs that a shell starts in the background ignore it, and so would these tests."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -153,7 +153,7 @@ def test_ctrl_c_interrupts_the_cell_and_keeps_the_state(session: InteractiveSess
     assert (result.value, str(result.state)) == (5, "kept")
 
 
-def test_a_cell_is_followed_and_cancelled_and_its_result_still_comes(session: InteractiveSession) -> None:
+def test_a_cell_is_streamed_and_cancelled_and_its_result_still_arrives(session: InteractiveSession) -> None:
     session.run("x = 5")
     cell = session.stream(f"print('go', flush=True)\n{ENDLESS}")
     for event in cell:
@@ -163,7 +163,7 @@ def test_a_cell_is_followed_and_cancelled_and_its_result_still_comes(session: In
     assert (event.result.error and event.result.error.name, str(event.result.state)) == ("KeyboardInterrupt", "kept")
 
 
-def test_a_cell_that_is_cancelled_at_once_is_interrupted_as_well(session: InteractiveSession) -> None:
+def test_an_immediate_cancellation_interrupts_as_well(session: InteractiveSession) -> None:
     cell = session.stream(ENDLESS)
     cell.cancel()
     last = [*cell][-1].result
@@ -177,7 +177,7 @@ def test_a_refused_input_is_an_end_of_file_in_the_cell(session: InteractiveSessi
     assert result.error.name == "EOFError"
 
 
-def test_time_is_travelled(session: InteractiveSession) -> None:
+def test_time_travel(session: InteractiveSession) -> None:
     session.run("x = 1")
     first = session.checkpoint("first")
     session.run("x = 2")
@@ -188,7 +188,7 @@ def test_time_is_travelled(session: InteractiveSession) -> None:
     assert session.checkpoints() == [first]
 
 
-def test_branches_go_on_each_by_itself_and_end_with_the_session() -> None:
+def test_branches_continue_independently_and_end_with_the_session() -> None:
     with InteractiveSession() as session:
         session.run("x = 1")
         one, other = session.branch(2)
@@ -201,7 +201,7 @@ def test_branches_go_on_each_by_itself_and_end_with_the_session() -> None:
             ended.run("x")
 
 
-async def test_it_works_where_a_loop_runs_already() -> None:
+async def test_it_works_inside_a_running_event_loop() -> None:
     with InteractiveSession() as session:
         assert session.run("import asyncio\nawait asyncio.sleep(0, 7)").value == 7
     assert asyncio.get_running_loop().is_running()
@@ -215,20 +215,20 @@ def test_a_second_session_starts_no_second_fork_server(session: InteractiveSessi
         assert len(ForkServer._shared) == servers
 
 
-def test_a_name_is_the_sessions_own() -> None:
+def test_a_name_identifies_the_session() -> None:
     with InteractiveSession(session_id="alice") as session:
         assert session.run("1").session_id == "alice"
 
 
 @pytest.mark.slow
-def test_a_session_that_is_joined_goes_on_when_it_is_left(tmp_path: Path) -> None:
+def test_a_session_that_is_joined_continues_after_it_is_left(tmp_path: Path) -> None:
     with Server("--socket", str(tmp_path / "s")) as server:
         for code, value in [("x = 5", None), ("x", 5)]:
             with InteractiveSession.join("alice", endpoint=server.endpoint) as session:
                 assert session.run(code).value == value
 
 
-def test_it_can_be_opened_and_closed_by_hand() -> None:
+def test_it_can_be_opened_and_closed_explicitly() -> None:
     session = InteractiveSession(timeout=2)
     session.open().open()
     assert session.run(ENDLESS).error is not None
@@ -251,7 +251,7 @@ def test_closing_it_ends_the_cell_of_another_thread() -> None:
             running.result()
 
 
-def test_one_that_was_forgotten_says_so() -> None:
+def test_a_session_that_was_not_closed_warns() -> None:
     with pytest.warns(ResourceWarning, match="never closed") as warned:
         InteractiveSession().open()
     assert warned[0].filename == __file__
@@ -263,7 +263,7 @@ def test_it_leaves_nothing_behind() -> None:
         session.run("x = 1", on_stdout=print)
 
 
-def test_a_session_is_written_down_and_done_again(session: InteractiveSession, tmp_path: Path) -> None:
+def test_a_session_is_saved_and_replayed(session: InteractiveSession, tmp_path: Path) -> None:
     session.upload_file("a.txt", "content")
     session.run("open('a.txt').read()")
     session.write_notebook(tmp_path / "a.ipynb")

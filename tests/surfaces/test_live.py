@@ -1,4 +1,4 @@
-"""`aca-sessions run --live`, as a shell sees it."""
+"""Test `aca-sessions run --live` as a shell uses it."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ STUBBORN = f"import os, signal\nsignal.signal(signal.SIGINT, lambda *_: os.write
 
 
 class Live:
-    """A cell of the command line that runs."""
+    """A running command with one cell."""
 
     def __init__(self, *arguments: str, **options: object) -> None:
-        listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in a shell's background may ignore it
+        listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
         command = [*COMMAND, "run", "--live", *arguments]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens, start_new_session=True, **options
@@ -36,17 +36,17 @@ class Live:
         return self.process.stdout.readline()
 
     def end(self) -> tuple[str, str, int]:
-        """What else it wrote on either stream, and its exit code."""
+        """Return the rest of its output on each stream, and its exit code."""
         return *self.process.communicate(timeout=30), self.process.returncode
 
 
-def test_a_cell_shows_the_same_as_without() -> None:
+def test_a_cell_prints_the_same_as_without_live() -> None:
     run = aca_sessions("run", "--live", "import sys\nprint('out', end='')\nprint('err', end='', file=sys.stderr)\n6 * 7")
     assert (run.stdout, run.stderr, run.returncode) == ("out\n42\n", "err\n", 0)
 
 
 @pytest.mark.long
-def test_what_is_displayed_is_shown_once_and_images_are_counted() -> None:
+def test_displays_are_printed_once_and_images_are_counted() -> None:
     image = "Image(b'\\x89PNG\\r\\n\\x1a\\n', format='png')"
     code = f"from IPython.display import Image\ndisplay('one')\ndisplay({image})\n'three'"
     run = aca_sessions("run", "--live", code)
@@ -54,18 +54,18 @@ def test_what_is_displayed_is_shown_once_and_images_are_counted() -> None:
 
 
 @pytest.mark.long
-def test_a_failed_cell_ends_with_its_traceback_once() -> None:
+def test_a_failed_cell_ends_with_one_traceback() -> None:
     run = aca_sessions("run", "--live", "print('out')\n1 / 0")
     assert (run.stdout, run.returncode) == ("out\n", 1)
     assert run.stderr.count("ZeroDivisionError: division by zero") == 1
 
 
-def test_json_is_for_the_end_and_live_is_not() -> None:
+def test_json_and_live_contradict_each_other() -> None:
     run = aca_sessions("run", "--live", "--json", "1")
     assert (run.returncode, "--json: not allowed with argument --live" in run.stderr) == (2, True)
 
 
-def test_ctrl_c_interrupts_the_cell_and_its_result_is_told() -> None:
+def test_ctrl_c_interrupts_the_cell_and_its_result_is_printed() -> None:
     with Live(ENDLESS) as live:
         assert live.line() == "ready\n"  # while it runs
         os.killpg(live.process.pid, signal.SIGINT)
@@ -76,7 +76,7 @@ def test_ctrl_c_interrupts_the_cell_and_its_result_is_told() -> None:
 
 
 @pytest.mark.long
-def test_a_cell_that_had_to_be_killed_says_so() -> None:
+def test_a_cell_that_had_to_be_killed_is_reported() -> None:
     with Live(STUBBORN) as live:
         live.line()
         live.process.send_signal(signal.SIGINT)
@@ -97,7 +97,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_result() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("option", mostly_long(["--access-log", "--plain"], "--plain"))
-def test_it_is_the_same_at_every_endpoint(option: str) -> None:
+def test_live_works_at_every_endpoint(option: str) -> None:
     with Server("--port", "0", "--api-key", "key", option) as server:
         environment = os.environ | {"ACASessions__Endpoint": server.endpoint, "ACASessions__ApiKey": "key"}
         run = aca_sessions("run", "--live", "--session", "mine", "print('out')\n1 / 0", env=environment)

@@ -1,4 +1,4 @@
-"""The notebook's magics, in a real Jupyter kernel."""
+"""Test the notebook's magics in a real Jupyter kernel."""
 
 import base64
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def executed(*sources: str) -> list[list[dict]]:
-    """The outputs of each cell."""
+    """Return the outputs of each cell."""
     notebook = new_notebook(cells=[new_code_cell(source) for source in ("%load_ext aca_sessions", *sources)])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     return [cell.outputs for cell in notebook.cells[1:]]
@@ -30,7 +30,7 @@ def executed(*sources: str) -> list[list[dict]]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[list[dict]]]:
-    """One notebook for all the tests that only look."""
+    """Run one notebook for all tests that only look at its outputs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("notebook"))
         Path("data.txt").write_text("content")
@@ -59,7 +59,7 @@ def test_a_cell_shows_what_it_printed_and_its_value(outputs: list[list[dict]]) -
     assert text(outputs[0]) == "out\n'content'"
 
 
-def test_state_is_kept_per_name(outputs: list[list[dict]]) -> None:
+def test_state_is_kept_per_session_name(outputs: list[list[dict]]) -> None:
     assert (text(outputs[1]), text(outputs[2])) == ("42", "False")
 
 
@@ -86,26 +86,26 @@ def test_html_is_shown_without_its_scripts(outputs: list[list[dict]]) -> None:
     assert "alert" not in html
 
 
-def test_html_runs_in_a_frame_where_it_is_asked_for_by_name(outputs: list[list[dict]]) -> None:
+def test_html_runs_in_a_frame_on_explicit_request(outputs: list[list[dict]]) -> None:
     html = html_of(outputs[11])
     assert html.startswith('<iframe sandbox="allow-scripts"')
     assert "<script>" not in html
 
 
-def test_output_looks_like_no_line_of_the_hosts(outputs: list[list[dict]]) -> None:
+def test_output_cannot_look_like_a_line_of_the_host(outputs: list[list[dict]]) -> None:
     assert text(outputs[12]) == "(printed) [session state lost: memory]\\x1b]0;title\\x07\n"
 
 
-def test_files_are_listed_and_a_reset_begins_anew(outputs: list[list[dict]]) -> None:
+def test_files_are_listed_and_a_reset_clears_the_state(outputs: list[list[dict]]) -> None:
     assert text(outputs[6]) == "['data.txt']"
     assert text(outputs[8]) == "False"
 
 
-def test_a_cell_over_its_time_says_so(outputs: list[list[dict]]) -> None:
+def test_a_cell_over_its_time_reports_it(outputs: list[list[dict]]) -> None:
     assert "longer than 0.2 s" in text(outputs[9])
 
 
-def test_what_has_no_safe_form_of_its_own_is_shown_in_one(outputs: list[list[dict]]) -> None:
+def test_a_display_without_a_safe_form_is_shown_as_text(outputs: list[list[dict]]) -> None:
     shown = [output["data"].get("text/html", "") for output in outputs[10] if "data" in output]
     assert [html[:24] for html in shown] == ['<img src="data:image/svg', "<pre># h</pre>", ""]
 

@@ -1,4 +1,4 @@
-"""Tools that a program calls from one event loop after another, as synchronous frameworks do."""
+"""Test tools that a program calls from one event loop after another, as synchronous frameworks do."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ def test_a_tool_is_refused_in_another_loop_and_closed_there(nothing_left: None, 
     asyncio.run(tool.close())
 
 
-def test_what_a_closed_loop_left_ends_with_all_it_had(nothing_left: None) -> None:
+def test_what_a_closed_loop_left_open_is_closed(nothing_left: None) -> None:
     opening = open_pool()
 
     async def use() -> None:
@@ -57,7 +57,7 @@ def test_a_loop_that_runs_in_another_thread_closes_what_it_opened(nothing_left: 
         loop.close()
 
 
-def test_a_loop_that_stands_still_is_run_to_close_what_it_opened(nothing_left: None) -> None:
+def test_a_stopped_loop_is_run_to_close_what_it_opened(nothing_left: None) -> None:
     loop, tool = asyncio.new_event_loop(), PythonTool()
     assert loop.run_until_complete(say(tool)) == "42"
     asyncio.run(tool.close())

@@ -1,4 +1,4 @@
-"""`aca-sessions playground`, as a shell sees it."""
+"""Test `aca-sessions playground` as a shell uses it."""
 
 import os
 import signal
@@ -42,8 +42,8 @@ def test_it_serves_a_page_on_loopback_with_a_key_of_its_own() -> None:
 
 
 @pytest.mark.long
-def test_the_browser_is_led_there_by_a_file_of_this_user_alone(tmp_path: Path) -> None:
-    """Arguments of a program can be read by every user: the key is in none."""
+def test_the_browser_is_opened_through_a_file_of_this_user_only(tmp_path: Path) -> None:
+    """Arguments of a program can be read by every user, so the key is in none."""
     browser, told = tmp_path / "browser", tmp_path / "told"
     browser.write_text(_BROWSER)
     browser.chmod(0o700)
@@ -58,12 +58,12 @@ def test_the_browser_is_led_there_by_a_file_of_this_user_alone(tmp_path: Path) -
 
 
 @pytest.mark.long
-def test_an_endpoint_in_the_settings_is_left_alone_and_said_to_be() -> None:
+def test_an_endpoint_in_the_settings_is_ignored_with_a_message() -> None:
     command = started("--no-browser", ACASessions__Endpoint="http://127.0.0.1:1", ACASessions__ApiKey="key")
     assert command.stdout.readline().startswith("Playground: http://127.0.0.1:")
     assert "The Endpoint of the settings is not used" in ended(command)
 
 
-def test_a_server_can_be_without_its_page() -> None:
+def test_a_server_can_run_without_its_page() -> None:
     with Server("--port", "0", "--no-page") as server:
         assert httpx.get(server.endpoint).status_code == 401

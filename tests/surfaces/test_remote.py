@@ -1,4 +1,4 @@
-"""`aca-sessions files` and `aca-sessions sessions`, as a shell sees them."""
+"""Test `aca-sessions files` and `aca-sessions sessions` as a shell uses them."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_files_are_put_listed_got_and_removed(files: Files, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_what_is_here_is_replaced_by_force_only(files: Files, tmp_path: Path) -> None:
+def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("mine")
     files("put", "-", "a.txt", stdin="theirs")
     refused = files("get", "a.txt")
@@ -66,7 +66,7 @@ def test_what_is_here_is_replaced_by_force_only(files: Files, tmp_path: Path) ->
         (["put", "none.txt"], "none.txt is no file on this machine"),
     ),
 )
-def test_what_cannot_be_done_is_said_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_an_error_is_reported_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:
     run = files(*arguments)
     assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (2, True, False), run.stderr
     assert "the-secret" not in run.stderr
@@ -74,7 +74,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(files: Files, tmp_path: 
 
 
 @pytest.mark.long
-def test_a_name_that_is_a_terminals_command_is_printed_harmlessly(files: Files, environment: dict[str, str]) -> None:
+def test_a_file_name_with_control_sequences_is_printed_harmlessly(files: Files, environment: dict[str, str]) -> None:
     aca_sessions("run", "--session", "the-secret", "open('\\x1b]0;title\\x07', 'w').close()", env=environment)
     assert "\x1b" not in files("ls").stdout
 
@@ -91,10 +91,10 @@ def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     "arguments", mostly_long([["files", "ls", "--session", "mine"], ["sessions", "ls"], ["sessions", "rm", "mine"]], every=3)
 )
-def test_without_an_endpoint_there_is_nothing_that_lasts(arguments: list[str]) -> None:
+def test_without_an_endpoint_the_commands_are_refused(arguments: list[str]) -> None:
     run = aca_sessions(*arguments)
     assert (run.returncode, "aca-sessions serve" in run.stderr) == (2, True)
 
 
-def test_files_are_those_of_a_session() -> None:
+def test_files_belong_to_one_session() -> None:
     assert "--session" in aca_sessions("files", "ls").stderr

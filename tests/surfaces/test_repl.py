@@ -1,4 +1,4 @@
-"""`aca-sessions repl` at a terminal."""
+"""Test `aca-sessions repl` at a terminal."""
 
 import fcntl
 import os
@@ -26,7 +26,7 @@ ENDLESS = "print('re' + 'ady'); exec('while True: pass')"
 
 
 class Terminal:
-    """The command at a terminal of its own: what is typed, and what is there to be read."""
+    """The command at a terminal of its own, with typed input and the output on the screen."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self._ours, theirs = os.openpty()
@@ -55,7 +55,7 @@ class Terminal:
         os.write(self._ours, text.encode())
 
     def reads(self, expected: str) -> str:
-        """What is shown up to a text, and with it."""
+        """Return the output up to a text, including it."""
         deadline = time.monotonic() + 10
         while expected not in self._unread:
             ready, _, _ = select.select([self._ours], [], [], max(0, deadline - time.monotonic()))
@@ -65,7 +65,7 @@ class Terminal:
         return before + expected
 
     def enters(self, code: str) -> str:
-        """What is shown from a line to the next prompt."""
+        """Type a line, and return the output up to the next prompt."""
         self.types(f"{code}\r")
         self.reads("\n")
         return self.reads(PROMPT)
@@ -99,7 +99,7 @@ def test_lines_are_read_until_the_cell_is_complete(terminal: Terminal) -> None:
 
 
 @pytest.mark.slow
-def test_a_failure_is_shown_and_the_session_goes_on(terminal: Terminal) -> None:
+def test_a_failure_is_shown_and_the_session_continues(terminal: Terminal) -> None:
     assert "ZeroDivisionError: division by zero" in terminal.enters("1 / 0")
     assert "SyntaxError" in terminal.enters("1 +")
     assert "42" in terminal.enters("6 * 7")
@@ -122,7 +122,7 @@ def test_ctrl_c_interrupts_the_cell_and_keeps_the_variables(terminal: Terminal) 
 
 
 @pytest.mark.long
-def test_a_second_ctrl_c_waits_for_nothing_and_says_so(terminal: Terminal) -> None:
+def test_a_second_ctrl_c_ends_the_repl_at_once_and_reports_it(terminal: Terminal) -> None:
     terminal.enters("import os, signal")
     terminal.types(f"_ = signal.signal(signal.SIGINT, lambda *_: os.write(1, b'n' b'o')); {ENDLESS}\r")
     terminal.reads("ready")
@@ -133,7 +133,7 @@ def test_a_second_ctrl_c_waits_for_nothing_and_says_so(terminal: Terminal) -> No
 
 
 @pytest.mark.long
-def test_what_is_lost_is_told(terminal: Terminal) -> None:
+def test_a_loss_is_reported(terminal: Terminal) -> None:
     said = "[session state lost: killed; variables from before are gone, files are kept]"
     assert said in terminal.enters("import os; os.kill(os.getpid(), 9)")
 
@@ -154,7 +154,7 @@ def test_ctrl_c_at_the_prompt_clears_it(terminal: Terminal) -> None:
 
 
 @pytest.mark.slow
-def test_time_is_travelled(terminal: Terminal) -> None:
+def test_time_travel(terminal: Terminal) -> None:
     terminal.enters("x = 11")
     assert "kept: checkpoint 1 first" in terminal.enters("%checkpoint first")
     terminal.enters("x = 22")
@@ -168,14 +168,14 @@ def test_time_is_travelled(terminal: Terminal) -> None:
 
 
 @pytest.mark.long
-def test_what_cannot_be_gone_back_to_is_said(terminal: Terminal) -> None:
+def test_an_impossible_rollback_is_reported(terminal: Terminal) -> None:
     assert "aca-sessions: " in terminal.enters("%undo")
     assert "aca-sessions: " in terminal.enters("%rollback never")
     assert "stands alone" in terminal.enters("%undo twice")
 
 
 @pytest.mark.long
-def test_images_are_saved_beside_those_that_are_there(terminal: Terminal, tmp_path: Path) -> None:
+def test_images_are_saved_without_replacing_files(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "image-1.png").write_text("mine")
     terminal.enters("from IPython.display import Image")
     assert "[image saved: image-2.png]" in terminal.enters("Image(bytes([137]) + b'PNG', format='png')")
@@ -197,7 +197,7 @@ def test_questions_are_answered_at_the_terminal(terminal: Terminal) -> None:
 
 
 @pytest.mark.long
-def test_what_was_typed_comes_back_from_a_file_of_this_user_alone(tmp_path: Path) -> None:
+def test_typed_lines_are_kept_in_a_file_of_this_user_only(tmp_path: Path) -> None:
     for typed in ("6 * 7\r", "\x1b[A\r"):
         with Terminal("--history", str(tmp_path / "history")) as terminal:
             terminal.reads(PROMPT)
@@ -209,7 +209,7 @@ def test_what_was_typed_comes_back_from_a_file_of_this_user_alone(tmp_path: Path
 
 
 @pytest.mark.long
-def test_a_named_session_at_an_endpoint_goes_on_afterwards() -> None:
+def test_a_named_session_at_an_endpoint_continues_afterwards() -> None:
     with Server("--port", "0", "--api-key", "key") as server:
         for code, shown in [("x = 42", ""), ("x", "42")]:
             with Terminal("--session", "mine", "--endpoint", server.endpoint, ACASessions__ApiKey="key") as terminal:
@@ -220,7 +220,7 @@ def test_a_named_session_at_an_endpoint_goes_on_afterwards() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("arguments", "said"), [([], "needs a terminal"), (["--port", "1"], "--port")])
-def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) -> None:
+def test_an_error_is_one_line(arguments: list[str], said: str) -> None:
     run = aca_sessions("repl", *arguments)
     assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (2, True, False)
 
@@ -241,5 +241,5 @@ def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], said: str) 
         ("%%bash\nls\n", True),
     ],
 )
-def test_a_cell_is_complete_where_python_or_an_empty_line_ends_it(code: str, complete: bool) -> None:
+def test_a_cell_is_complete_if_python_accepts_it_or_after_an_empty_line(code: str, complete: bool) -> None:
     assert is_complete(code) is complete

@@ -1,4 +1,4 @@
-"""Images in a chat: they follow the answers of their own turn, and reach no other history. The kernel is a real one."""
+"""Test images in a chat: they follow the answers of their own turn, and reach no other history. The kernel is a real one."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Artist:
-    """A plugin whose one function draws, or waits until it is let go."""
+    """A plugin whose one function draws, or waits until it is released."""
 
     def __init__(self) -> None:
         self.waiting, self.go_on = asyncio.Event(), asyncio.Event()
@@ -34,14 +34,14 @@ class Artist:
 
 
 async def turn(kernel: Kernel, history: ChatHistory, *drawn: str) -> None:
-    """What a connector does with the calls of one answer of a model."""
+    """Run the calls of one answer of a model, as a connector does."""
     calls = [FunctionCallContent(id=what, name="artist-draw", arguments={"what": what}) for what in drawn]
     history.add_message(ChatMessageContent(role=AuthorRole.ASSISTANT, items=[*calls]))
     await asyncio.gather(*(kernel.invoke_function_call(call, history) for call in calls))
 
 
 async def seen(history: ChatHistory) -> list[bytes]:
-    """What was drawn in the images that a history shows."""
+    """Return what was drawn in the images of a history."""
     await asyncio.sleep(0)
     images = [item for message in history.messages for item in message.items if isinstance(item, ImageContent)]
     return [image.data.removeprefix(PNG) for image in images]
@@ -56,7 +56,7 @@ def artist() -> tuple[Artist, Kernel]:
 
 
 async def cancelled_turn(artist: Artist, kernel: Kernel, history: ChatHistory) -> None:
-    """One call of the turn is answered, and the other one never."""
+    """Answer one call of the turn, and never the other."""
     artist.waiting.clear()
     going = asyncio.create_task(turn(kernel, history, "secret", "slow"))
     await artist.waiting.wait()
@@ -66,7 +66,7 @@ async def cancelled_turn(artist: Artist, kernel: Kernel, history: ChatHistory) -
 
 @pytest.mark.long
 async def test_images_of_a_cancelled_turn_reach_no_other_history(artist: tuple[Artist, Kernel]) -> None:
-    """Histories that follow one that is gone may get its number from Python."""
+    """A later history may get the id() of an earlier one that was deleted."""
     history = ChatHistory()
     await cancelled_turn(*artist, history)
     number = id(history)
@@ -80,7 +80,7 @@ async def test_images_of_a_cancelled_turn_reach_no_other_history(artist: tuple[A
     assert await seen(histories[-1]) == [b"own"]
 
 
-async def test_a_history_goes_on_after_a_cancelled_turn(artist: tuple[Artist, Kernel]) -> None:
+async def test_a_history_continues_after_a_cancelled_turn(artist: tuple[Artist, Kernel]) -> None:
     history = ChatHistory()
     await cancelled_turn(*artist, history)
     history.add_user_message("draw two others")
@@ -90,7 +90,7 @@ async def test_a_history_goes_on_after_a_cancelled_turn(artist: tuple[Artist, Ke
     assert await seen(history) == [b"one", b"other", b"last"]
 
 
-async def test_histories_at_the_same_time_see_their_own_images(artist: tuple[Artist, Kernel]) -> None:
+async def test_parallel_histories_see_their_own_images(artist: tuple[Artist, Kernel]) -> None:
     histories = [ChatHistory() for _ in range(5)]
     await asyncio.gather(*(turn(artist[1], history, f"{n}", f"{n}+") for n, history in enumerate(histories)))
     assert [await seen(history) for history in histories] == [[f"{n}".encode(), f"{n}+".encode()] for n in range(5)]

@@ -1,4 +1,4 @@
-"""The command line with standard streams that are closed, full or of other bytes: words, an exit code and no traceback."""
+"""Test the command line with standard streams that are closed, full or not in UTF-8: an error, an exit code, and no traceback."""
 
 import os
 import subprocess
@@ -34,20 +34,20 @@ def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize(("line", "code", "said"), mostly_long(ROWS, *ROWS[::6]))
-def test_what_is_wrong_with_a_stream_is_said(line: str, code: int, said: str) -> None:
+def test_a_broken_stream_is_reported(line: str, code: int, said: str) -> None:
     Path("bytes.py").write_bytes(b'print("\xff")')
     run = shell(f"aca {line}")
     assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (code, True, False), run.stderr
     assert len(run.stderr.splitlines()) <= 1
 
 
-def test_a_command_goes_on_without_streams_that_it_does_not_need() -> None:
+def test_a_command_works_without_streams_that_it_does_not_need() -> None:
     run = shell("aca run \"print('ran')\" <&- 2>&-")
     assert (run.stdout, run.returncode) == ("ran\n", 0)
 
 
 def test_no_file_gets_the_number_of_a_closed_stream() -> None:
-    """Else what a session's process writes on standard error could go into a file or a socket of the host's."""
+    """Otherwise what a session's process writes to standard error could go into a file or a socket of the host."""
     code = (
         "import os, sys; from aca_sessions.surfaces.standard_streams import prepare; prepare(); "
         "print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)], os.open('/', os.O_RDONLY) > 2)"
@@ -56,13 +56,13 @@ def test_no_file_gets_the_number_of_a_closed_stream() -> None:
     assert run.stdout == "['/dev/null', '/dev/null'] True\n"
 
 
-def test_a_reader_that_goes_is_the_code_that_shells_have_for_it() -> None:
+def test_a_reader_that_closes_the_pipe_gives_the_exit_code_of_sigpipe() -> None:
     run = shell("{ aca run 'print(\"x\" * 500000)'; echo $? >&2; } | head -c 5")
     assert (run.stdout, run.stderr) == ("xxxxx", "141\n")
 
 
 @pytest.mark.long
-def test_letters_of_the_command_line_arrive_in_any_locale() -> None:
+def test_non_ascii_arguments_arrive_in_any_locale() -> None:
     posix = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     assert shell("aca run \"print(len('ä'), 'ä')\"", **posix).stdout == "1 \\xe4\n"
     assert shell("printf 'len(\"\\303\\244\")' | aca run -", **posix).stdout == "1\n"
@@ -76,6 +76,6 @@ def test_letters_of_the_command_line_arrive_in_any_locale() -> None:
 @pytest.mark.parametrize(
     "prepare", mostly_long(["export TMPDIR=/nonexistent/tmp", "mkdir gone && cd gone && rmdir ../gone", "unset HOME"], "unset HOME")
 )
-def test_a_folder_that_is_missing_is_in_nobodys_way(prepare: str) -> None:
+def test_a_missing_folder_does_not_matter(prepare: str) -> None:
     run = shell(f"{prepare}; aca run 6*7")
     assert (run.stdout, run.stderr, run.returncode) == ("42\n", "", 0)

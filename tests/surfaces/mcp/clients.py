@@ -22,7 +22,7 @@ from ...conftest import COMMAND, LIGHT
 async def stdio_client_session(
     *arguments: str, environment: dict[str, str] | None = None, **callbacks: Any
 ) -> AsyncIterator[ClientSession]:
-    """A server process, and a client that is connected to it."""
+    """Start a server process, and yield a client that is connected to it."""
     own = {**LIGHT, "XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"], **(environment or {})}
     parameters = StdioServerParameters(command=COMMAND[0], args=[*COMMAND[1:], "mcp", *arguments], env=own)
     async with (
@@ -34,12 +34,12 @@ async def stdio_client_session(
 
 
 async def run(client: ClientSession, code: str, **arguments: Any) -> CallToolResult:
-    """What became of a cell."""
+    """Run a cell and return its result."""
     return await client.call_tool("run_python_code", {"code": code, **arguments})
 
 
 def text_of(result: CallToolResult) -> str:
-    """What a model reads of it."""
+    """Return what a model reads of a result."""
     return "\n".join(block.text for block in result.content if block.type == "text")
 
 
@@ -53,7 +53,7 @@ class Running(NamedTuple):
 
 @contextmanager
 def http_server(*arguments: str, **environment: str) -> Iterator[Running]:
-    """A server process on a free port, which ends by itself when it is told to."""
+    """Start a server process on a free port. It stops by itself when it is asked to."""
     command = [*COMMAND, "mcp", "--http", "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
     try:
@@ -67,7 +67,7 @@ def http_server(*arguments: str, **environment: str) -> Iterator[Running]:
 
 @asynccontextmanager
 async def http_client_session(server: Running, *, leaves: bool = True, **callbacks: Any) -> AsyncIterator[ClientSession]:
-    """A client that is connected to a server, and says so when it leaves."""
+    """Yield a client that is connected to a server and disconnects properly at the end."""
     async with (
         httpx.AsyncClient(headers={"Authorization": f"Bearer {server.key}"}, timeout=60) as http,
         streamable_http_client(server.address, http_client=http, terminate_on_close=leaves) as (reading, writing, _),
@@ -78,7 +78,7 @@ async def http_client_session(server: Running, *, leaves: bool = True, **callbac
 
 
 async def start(client: ClientSession, code: str, **arguments: Any) -> int:
-    """Sends a cell whose answer nobody waits for; answers the number of the request once the cell runs."""
+    """Send a cell without waiting for its answer, and return the number of the request once the cell runs."""
     started, id = anyio.Event(), client._request_id
     given = {"code": f"print('begun')\n{code}", **arguments}
     params = types.CallToolRequestParams(name="run_python_code", arguments=given).model_dump(mode="json", exclude_none=True)
@@ -96,6 +96,6 @@ async def start(client: ClientSession, code: str, **arguments: Any) -> int:
 
 
 async def cancel(client: ClientSession, request: int) -> None:
-    """Says that nobody waits for a request's answer any more."""
+    """Cancel a request."""
     params = types.CancelledNotificationParams(requestId=request)
     await client.send_notification(types.ClientNotification(types.CancelledNotification(params=params)))

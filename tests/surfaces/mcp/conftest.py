@@ -1,4 +1,4 @@
-"""Where the MCP server's sessions are."""
+"""The endpoint of the MCP server's sessions."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from ...conftest import COMMAND
 
 @pytest.fixture(scope="module")
 def plain_endpoint() -> Iterator[dict[str, str]]:
-    """What Azure has and no more."""
+    """An endpoint with Azure's API and no extensions."""
     process = subprocess.Popen([*COMMAND, "serve", "--plain", "--port", "0", "--api-key", "key"], stdout=subprocess.PIPE, text=True)
     endpoint = process.stdout.readline().partition(": ")[2].strip()
     yield {"ACASessions__Endpoint": endpoint, "ACASessions__ApiKey": "key"}

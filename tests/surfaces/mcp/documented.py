@@ -1,4 +1,4 @@
-"""The examples of the session documentation, as functions of a client. The data comes from loopback; what the page prints is answered."""
+"""The examples of the session documentation, as functions of a client. Their data comes from loopback, and printing is a return value."""
 
 # ruff: noqa: B007, F841, SIM118  (the page is not ours)
 

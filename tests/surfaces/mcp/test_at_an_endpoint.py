@@ -1,4 +1,4 @@
-"""The server over sessions that are elsewhere, at an endpoint that has what Azure has and no more."""
+"""Test the server with sessions at an endpoint that has Azure's API and no extensions."""
 
 import pytest
 
@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.long
-async def test_cells_images_files_and_scripts_are_as_elsewhere(plain_endpoint: dict[str, str]) -> None:
+async def test_cells_images_files_and_scripts_work_as_in_process(plain_endpoint: dict[str, str]) -> None:
     async with stdio_client_session("--tools", "all", environment=plain_endpoint) as client:
         await client.call_tool("save_script", {"name": "hello", "content": "import sys; print('hello', sys.argv[1])"})
         plot = await run(client, "x = 1; import matplotlib.pyplot as plt; plt.plot([1, 2]);")
@@ -21,7 +21,7 @@ async def test_cells_images_files_and_scripts_are_as_elsewhere(plain_endpoint: d
         assert (await client.call_tool("get_kernel_health", {})).structuredContent["status"] == "healthy"
 
 
-async def test_what_became_of_the_variables_is_told_as_far_as_it_is_known(plain_endpoint: dict[str, str]) -> None:
+async def test_the_state_of_the_variables_is_reported_as_far_as_it_is_known(plain_endpoint: dict[str, str]) -> None:
     async with stdio_client_session("--tools", "all", environment=plain_endpoint) as client:
         await run(client, "x = 1")
         assert "[state] unknown" in text_of(await run(client, "import time; time.sleep(30)", timeout=0.5))
@@ -30,7 +30,7 @@ async def test_what_became_of_the_variables_is_told_as_far_as_it_is_known(plain_
 
 
 @pytest.mark.long
-async def test_what_an_endpoint_cannot_do_is_said(plain_endpoint: dict[str, str]) -> None:
+async def test_an_operation_that_an_endpoint_does_not_support_is_reported(plain_endpoint: dict[str, str]) -> None:
     async with stdio_client_session("--tools", "all", environment=plain_endpoint) as client:
         await run(client, "x = 1")
         for tool in ("checkpoint", "rollback", "branch", "interrupt"):

@@ -1,4 +1,4 @@
-"""docs/mcp.md says what the server has."""
+"""Test that docs/mcp.md agrees with the server."""
 
 import re
 
@@ -11,7 +11,7 @@ from ...conftest import ROOT
 PAGE = (ROOT / "docs" / "mcp.md").read_text()
 
 
-def test_the_page_has_every_tool_with_its_arguments() -> None:
+def test_the_page_lists_every_tool_with_its_arguments() -> None:
     rows = {name: set(re.findall(r"`(\w+\??)`", given)) for name, given in re.findall(r"^\| `(\w+)` \|(.*?)\|", PAGE, re.MULTILINE)}
     tools = [tool.listed for tool in _tools("all").values()]
     assert rows == {
@@ -24,7 +24,7 @@ def test_the_page_has_every_tool_with_its_arguments() -> None:
     }
 
 
-def test_the_page_and_the_readme_have_the_defaults() -> None:
+def test_the_page_and_the_readme_have_the_current_defaults() -> None:
     options = Options.of(McpSettings())
     assert f"`Mcp:SessionsPerClient` ({options.sessions_per_client})" in PAGE
     assert f"`Mcp:Clients` ({options.clients})" in PAGE

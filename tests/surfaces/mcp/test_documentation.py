@@ -1,4 +1,4 @@
-"""The session documentation's examples, with their calls as written. Only the source of their data is another: one on loopback."""
+"""Run the session documentation's examples with their calls as written. Only their data comes from another source: loopback."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,7 +35,7 @@ class Result(NamedTuple):
 
 
 class Documented:
-    """The client of the page, which answers with `.data`."""
+    """The client of the page, which returns results with `.data`."""
 
     def __init__(self, session: ClientSession) -> None:
         self._session = session
@@ -69,7 +69,7 @@ async def test_sessions_are_isolated() -> None:
 
 
 @pytest.mark.long
-async def test_sessions_are_made_listed_switched_and_deleted(capsys) -> None:
+async def test_sessions_are_created_listed_switched_and_deleted(capsys) -> None:
     async with documented_client() as client:
         await documented.creating_sessions(client)
         await documented.session_information(client)
@@ -82,7 +82,7 @@ async def test_sessions_are_made_listed_switched_and_deleted(capsys) -> None:
 
 
 @pytest.mark.long
-async def test_a_pipeline_hands_its_files_on_from_session_to_session(capsys) -> None:
+async def test_a_pipeline_passes_its_files_from_session_to_session(capsys) -> None:
     async with documented_client() as client:
         await with_source(client, documented.data_pipeline_workflow)
         assert (await run(client, "accuracy")).startswith(("0.", "1."))
@@ -97,7 +97,7 @@ async def test_a_pipeline_hands_its_files_on_from_session_to_session(capsys) -> 
 
 
 async def with_source(client: Documented, example: Any) -> None:
-    """The example's first session gets its source of data before the example's first cell."""
+    """Give the example's first session its source of data before the example's first cell."""
 
     class Prepared:
         async def call_tool(self, name: str, arguments: dict[str, Any]) -> Result:

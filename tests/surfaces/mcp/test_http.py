@@ -1,4 +1,4 @@
-"""The server over HTTP: several clients, a key, and no strange page."""
+"""Test the server over HTTP: several clients, a key, and no foreign page."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,7 +23,7 @@ def server() -> Iterator[Running]:
         yield running
 
 
-async def test_two_clients_do_not_meet(server) -> None:
+async def test_two_clients_are_separate(server) -> None:
     async with http_client_session(server) as one, http_client_session(server) as other:
         await one.call_tool("create_session", {"session_id": "work"})
         await one.call_tool("switch_session", {"session_id": "work"})
@@ -39,7 +39,7 @@ async def test_two_clients_do_not_meet(server) -> None:
         assert text_of(await run(one, "x")) == "'mine'"
 
 
-async def test_a_session_that_is_made_to_be_shared_is_reached_by_others_and_outlives_its_maker(server) -> None:
+async def test_a_shared_session_is_reachable_by_others_and_outlives_its_creator(server) -> None:
     async with http_client_session(server) as other:
         async with http_client_session(server) as maker:
             await maker.call_tool("create_session", {"session_id": "team", "shared": True})
@@ -54,7 +54,7 @@ async def test_a_session_that_is_made_to_be_shared_is_reached_by_others_and_outl
 
 
 @pytest.mark.long
-async def test_shared_sessions_end_with_their_maker_where_the_settings_say_so() -> None:
+async def test_shared_sessions_end_with_their_creator_if_so_configured() -> None:
     with http_server(ACASessions__Mcp__KeepShared="false") as server:
         async with http_client_session(server) as other:
             async with http_client_session(server) as maker:
@@ -63,7 +63,7 @@ async def test_shared_sessions_end_with_their_maker_where_the_settings_say_so() 
             assert (await run(other, "1", session_id="team")).isError
 
 
-async def test_what_a_client_had_ends_when_it_leaves() -> None:
+async def test_the_sessions_of_a_client_end_when_it_disconnects() -> None:
     with http_server(ACASessions__Sandbox__Spares="0", ACASessions__Sandbox__Preload="[]") as server:
         before = len(descendants(server.pid))
         async with http_client_session(server) as client:
@@ -73,7 +73,7 @@ async def test_what_a_client_had_ends_when_it_leaves() -> None:
 
 
 @pytest.mark.long
-async def test_a_client_that_vanishes_in_the_middle_of_a_cell_is_gone_after_a_while() -> None:
+async def test_a_client_that_vanishes_during_a_cell_is_removed_after_a_while() -> None:
     with http_server(
         ACASessions__Mcp__ClientIdleMinutes="0.02", ACASessions__Sandbox__Spares="0", ACASessions__Sandbox__Preload="[]"
     ) as server:
@@ -86,13 +86,13 @@ async def test_a_client_that_vanishes_in_the_middle_of_a_cell_is_gone_after_a_wh
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """What is asked for comes true, or a minute is over."""
+    """Wait until something is true, for at most a minute."""
     with anyio.fail_after(60):
         while not holds():
             await anyio.sleep(0.05)
 
 
-async def test_while_a_cell_runs_the_host_answers_for_its_session(server) -> None:
+async def test_while_a_cell_runs_the_host_reports_the_health_of_its_session(server) -> None:
     async with http_client_session(server) as client:
         await start(client, "import time; time.sleep(60)")
         answer = (await client.call_tool("check_kernel_responsiveness")).structuredContent
@@ -101,7 +101,7 @@ async def test_while_a_cell_runs_the_host_answers_for_its_session(server) -> Non
         assert (health["status"], health["responsive"]) == ("healthy", False)
 
 
-async def test_a_running_cell_tells_what_it_prints(server) -> None:
+async def test_a_running_cell_streams_its_output(server) -> None:
     told, logged = [], []
 
     async def on_progress(_done: float, _total: float | None, message: str | None) -> None:
@@ -123,7 +123,7 @@ async def test_a_cancelled_call_interrupts_its_cell(server) -> None:
             assert text_of(await run(client, "x + 1")) == "2"
 
 
-async def test_a_session_that_is_ended_in_the_middle_of_a_cell_says_so_to_who_waits(server) -> None:
+async def test_a_session_deleted_during_a_cell_is_reported_to_the_waiting_caller(server) -> None:
     async with http_client_session(server) as client:
         await client.call_tool("create_session", {"session_id": "work"})
         answers = []
@@ -142,7 +142,7 @@ async def test_a_session_that_is_ended_in_the_middle_of_a_cell_says_so_to_who_wa
 
 
 @pytest.mark.long
-async def test_a_server_that_is_told_to_end_does_so_with_clients_connected() -> None:
+async def test_a_server_stops_on_a_signal_with_clients_connected() -> None:
     with http_server() as server:
         async with http_client_session(server, leaves=False) as client:
             await start(client, "import time; time.sleep(600)")
@@ -165,7 +165,7 @@ async def test_a_server_that_is_told_to_end_does_so_with_clients_connected() -> 
         ({"Authorization": "bearer KEY"}, 200),
     ],
 )
-async def test_strangers_are_refused(server, headers: dict[str, str], status: int) -> None:
+async def test_unauthorized_clients_are_refused(server, headers: dict[str, str], status: int) -> None:
     sent = {name: value.replace("KEY", server.key) for name, value in headers.items()} | ACCEPT
     async with httpx.AsyncClient() as http:
         answer = await http.post(server.address, json=INITIALIZE, headers=sent)
@@ -174,7 +174,7 @@ async def test_strangers_are_refused(server, headers: dict[str, str], status: in
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"5", b'{"jsonrpc": "2.0"}', b"\xff", b'{"jsonrpc": "2.0", "id": 1, "method": "nothing"}'])
-async def test_what_is_no_message_is_refused_and_the_server_goes_on(server, body: bytes) -> None:
+async def test_a_malformed_message_is_refused_and_the_server_continues(server, body: bytes) -> None:
     headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"} | ACCEPT
     async with httpx.AsyncClient(headers=headers) as http:
         assert (await http.post(server.address, content=body)).status_code >= 400

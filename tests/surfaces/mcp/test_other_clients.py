@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, and ones that speak badly."""
+"""Test clients of other projects, and clients that send malformed messages."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ BAD = [b"{", b"nothing", b"[]", b"5", b"\xff\xfe", b"[" * 100_000, b'{"jsonrpc":
 
 
 @pytest.mark.long
-async def test_what_is_no_message_does_not_end_the_server() -> None:
+async def test_a_malformed_message_does_not_end_the_server() -> None:
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "run_python_code", "arguments": {"code": "6 * 7"}}}
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, limit=1 << 24
@@ -47,7 +47,7 @@ async def test_what_is_no_message_does_not_end_the_server() -> None:
 
 
 @pytest.mark.long
-async def test_a_client_that_vanishes_in_the_middle_of_a_cell_leaves_nothing() -> None:
+async def test_a_client_that_vanishes_during_a_cell_leaves_nothing() -> None:
     call = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "run_python_code", "arguments": {"code": ENDLESS}}}
     process = await asyncio.create_subprocess_exec(*COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24)
     for message in (INITIALIZE, READY, call):

@@ -1,4 +1,4 @@
-"""The folder that the sessions of one client share, at any endpoint."""
+"""Test the folder that the sessions of one client share, at any endpoint."""
 
 from functools import partial
 from typing import Any
@@ -23,55 +23,55 @@ async def two(client: ClientSession) -> None:
         await client.call_tool("create_session", {"session_id": name})
 
 
-async def said(client: ClientSession, session: str, code: str, **more: Any) -> str:
+async def text_from(client: ClientSession, session: str, code: str, **more: Any) -> str:
     return text_of(await run(client, code, session_id=session, **more))
 
 
-async def test_what_one_session_writes_the_others_read_and_change(environment) -> None:
+async def test_files_that_one_session_writes_can_be_read_and_changed_by_others(environment) -> None:
     async with stdio_client_session(environment=environment) as client:
         await two(client)
-        told = await said(client, "one", "import os; os.makedirs('outputs/deep'); open('outputs/deep/a.txt', 'w').write('first')")
+        told = await text_from(client, "one", "import os; os.makedirs('outputs/deep'); open('outputs/deep/a.txt', 'w').write('first')")
         assert "your other sessions have these before their next cells: outputs/deep/a.txt" in told
-        assert await said(client, "two", "print(open('outputs/deep/a.txt').read())") == "first"
-        await said(client, "two", "open('outputs/deep/a.txt', 'w').write('second')")
-        assert await said(client, "one", "print(open('outputs/deep/a.txt').read())") == "second"
-        await said(client, "one", "os.remove('outputs/deep/a.txt')")
-        assert await said(client, "two", "import os; os.listdir('outputs/deep')") == "[]"
-        assert await said(client, "default", "import os; os.listdir('outputs')") == "[]"
+        assert await text_from(client, "two", "print(open('outputs/deep/a.txt').read())") == "first"
+        await text_from(client, "two", "open('outputs/deep/a.txt', 'w').write('second')")
+        assert await text_from(client, "one", "print(open('outputs/deep/a.txt').read())") == "second"
+        await text_from(client, "one", "os.remove('outputs/deep/a.txt')")
+        assert await text_from(client, "two", "import os; os.listdir('outputs/deep')") == "[]"
+        assert await text_from(client, "default", "import os; os.listdir('outputs')") == "[]"
 
 
 @pytest.mark.long
-async def test_what_a_session_wrote_outlives_it(environment) -> None:
+async def test_a_shared_file_outlives_its_session(environment) -> None:
     async with stdio_client_session(environment=environment) as client:
         await two(client)
-        await said(client, "one", "open('outputs/a.txt', 'w').write('kept')")
+        await text_from(client, "one", "open('outputs/a.txt', 'w').write('kept')")
         await client.call_tool("delete_session", {"session_id": "one"})
-        assert await said(client, "two", "print(open('outputs/a.txt').read())") == "kept"
+        assert await text_from(client, "two", "print(open('outputs/a.txt').read())") == "kept"
 
 
 @pytest.mark.long
-async def test_all_else_is_each_sessions_own() -> None:
+async def test_all_other_files_are_private_to_each_session() -> None:
     async with stdio_client_session() as client:
         await two(client)
-        await said(client, "one", "open('a.txt', 'w').write('mine')")
-        assert await said(client, "two", "import os; os.listdir('.')") == "['outputs']"
+        await text_from(client, "one", "open('a.txt', 'w').write('mine')")
+        assert await text_from(client, "two", "import os; os.listdir('.')") == "['outputs']"
 
 
 @pytest.mark.long
-async def test_what_is_too_large_is_not_handed_on_and_told() -> None:
+async def test_a_file_that_is_too_large_is_not_shared_and_reported() -> None:
     async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "1"}) as client:
         await two(client)
-        told = await said(client, "one", "open('outputs/large', 'wb').write(bytes(2 << 20)); open('outputs/small', 'w').write('x')")
+        told = await text_from(client, "one", "open('outputs/large', 'wb').write(bytes(2 << 20)); open('outputs/small', 'w').write('x')")
         assert "not handed on to your other sessions, for its size or name: outputs/large" in told
-        assert await said(client, "two", "import os; os.listdir('outputs')") == "['small']"
+        assert await text_from(client, "two", "import os; os.listdir('outputs')") == "['small']"
 
 
 @pytest.mark.long
-async def test_nothing_is_handed_on_where_the_settings_say_so() -> None:
+async def test_nothing_is_shared_if_so_configured() -> None:
     async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "0"}) as client:
         await two(client)
-        await said(client, "one", "open('outputs/a', 'w').write('x')")
-        assert await said(client, "two", "import os; os.listdir('outputs')") == "[]"
+        await text_from(client, "one", "open('outputs/a', 'w').write('x')")
+        assert await text_from(client, "two", "import os; os.listdir('outputs')") == "[]"
 
 
 HOSTILE = """
@@ -88,27 +88,27 @@ open(b'outputs/\\xff', 'w').close()
 
 
 @pytest.mark.long
-async def test_strange_things_among_the_outputs_harm_nobody() -> None:
+async def test_special_files_among_the_outputs_are_harmless() -> None:
     linked = "from pathlib import Path; any(path.is_symlink() for path in Path('outputs').rglob('*'))"
     async with stdio_client_session() as client:
         await two(client)
         assert not (await run(client, HOSTILE, session_id="one", timeout=60)).isError
-        assert await said(client, "two", linked) == "False"
-        assert await said(client, "one", "6 * 7") == "42"
+        assert await text_from(client, "two", linked) == "False"
+        assert await text_from(client, "one", "6 * 7") == "42"
 
 
 @pytest.mark.long
-async def test_a_link_in_the_place_of_outputs_harms_nobody() -> None:
+async def test_a_link_in_the_place_of_outputs_is_harmless() -> None:
     async with stdio_client_session() as client:
         await two(client)
-        await said(client, "one", "open('outputs/a', 'w').write('x')")
-        await said(client, "two", "import os; os.rename('outputs', 'away'); os.symlink('/', 'outputs')")
-        await said(client, "one", "open('outputs/a', 'w').write('y')")
-        assert await said(client, "two", "6 * 7; print(open('away/a').read())") == "x"
+        await text_from(client, "one", "open('outputs/a', 'w').write('x')")
+        await text_from(client, "two", "import os; os.rename('outputs', 'away'); os.symlink('/', 'outputs')")
+        await text_from(client, "one", "open('outputs/a', 'w').write('y')")
+        assert await text_from(client, "two", "6 * 7; print(open('away/a').read())") == "x"
 
 
 @pytest.mark.long
-async def test_sessions_that_write_at_the_same_time_lose_nothing_of_each_other() -> None:
+async def test_sessions_that_write_in_parallel_lose_no_file_of_each_other() -> None:
     async with stdio_client_session() as client:
         await two(client)
         write = "import time; time.sleep(0.5); open('outputs/{name}', 'w').write('{name}')"
@@ -116,40 +116,40 @@ async def test_sessions_that_write_at_the_same_time_lose_nothing_of_each_other()
             for name in ("one", "two"):
                 tasks.start_soon(partial(run, client, write.format(name=name), session_id=name))
         for name in ("one", "two", "default"):
-            assert await said(client, name, "import os; sorted(os.listdir('outputs'))") == "['one', 'two']"
+            assert await text_from(client, name, "import os; sorted(os.listdir('outputs'))") == "['one', 'two']"
 
 
 @pytest.mark.long
-async def test_files_that_a_tool_writes_are_handed_on_too() -> None:
+async def test_files_written_by_a_tool_are_shared_too() -> None:
     async with stdio_client_session("--tools", "all") as client:
         await two(client)
         await client.call_tool("write_file", {"path": "outputs/a.txt", "content": "by a tool", "session_id": "one"})
-        assert await said(client, "two", "open('outputs/a.txt').read()") == "'by a tool'"
+        assert await text_from(client, "two", "open('outputs/a.txt').read()") == "'by a tool'"
         await client.call_tool("delete_file", {"path": "outputs/a.txt", "session_id": "one"})
-        assert await said(client, "two", "import os; os.listdir('outputs')") == "[]"
+        assert await text_from(client, "two", "import os; os.listdir('outputs')") == "[]"
 
 
 @pytest.mark.long
-async def test_going_back_does_not_take_the_others_outputs_back() -> None:
+async def test_a_rollback_does_not_undo_outputs_of_other_sessions() -> None:
     async with stdio_client_session("--tools", "all") as client:
         await two(client)
-        await said(client, "one", "open('outputs/a', 'w').write('old')")
+        await text_from(client, "one", "open('outputs/a', 'w').write('old')")
         await client.call_tool("checkpoint", {"session_id": "one"})
-        await said(client, "two", "open('outputs/a', 'w').write('new'); open('outputs/b', 'w').write('new')")
-        await said(client, "one", "x = 1")
+        await text_from(client, "two", "open('outputs/a', 'w').write('new'); open('outputs/b', 'w').write('new')")
+        await text_from(client, "one", "x = 1")
         await client.call_tool("rollback", {"session_id": "one"})
         for name in ("one", "two"):
-            assert await said(client, name, "open('outputs/a').read() + open('outputs/b').read()") == "'newnew'"
+            assert await text_from(client, name, "open('outputs/a').read() + open('outputs/b').read()") == "'newnew'"
 
 
 @pytest.mark.long
-async def test_a_session_that_was_idle_for_too_long_begins_anew_with_the_outputs() -> None:
+async def test_a_session_that_was_idle_for_too_long_is_recreated_with_the_outputs() -> None:
     async with stdio_client_session(environment={"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}) as client:
         await two(client)
-        await said(client, "one", "x = 1; open('outputs/a', 'w').write('kept')")
+        await text_from(client, "one", "x = 1; open('outputs/a', 'w').write('kept')")
         with anyio.fail_after(30):
             while "started': True" in str((await client.call_tool("get_kernel_health", {"session_id": "one"})).structuredContent):
                 await anyio.sleep(1)
-        told = await said(client, "one", "'x' in globals() or open('outputs/a').read()")
+        told = await text_from(client, "one", "'x' in globals() or open('outputs/a').read()")
     assert told.startswith("'kept'")
     assert "lost: expired" in told

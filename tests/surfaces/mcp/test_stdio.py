@@ -1,4 +1,4 @@
-"""The server as a process of its own, driven by the protocol's own client."""
+"""Test the server as a process of its own, with the protocol's own client."""
 
 import base64
 from typing import Any
@@ -46,7 +46,7 @@ async def test_every_tool_is_described(kind: str, names: set[str]) -> None:
 
 
 @pytest.mark.long
-async def test_a_failed_cell_is_an_answer_that_shows_the_error() -> None:
+async def test_a_failed_cell_is_a_result_that_shows_the_error() -> None:
     async with stdio_client_session() as client:
         result = await run(client, "print('before')\n1 / 0")
     assert not result.isError
@@ -74,7 +74,7 @@ async def test_an_image_is_shown_and_other_displays_are_resources() -> None:
 
 
 @pytest.mark.long
-async def test_files_are_resources_that_are_listed_read_watched_and_told_of() -> None:
+async def test_files_are_resources_that_can_be_listed_read_and_subscribed_to() -> None:
     told = []
 
     async def heard(message: Any) -> None:
@@ -108,7 +108,7 @@ STRANGE = [
 
 
 @pytest.mark.long
-async def test_a_strange_resource_is_refused() -> None:
+async def test_an_invalid_resource_is_refused() -> None:
     async with stdio_client_session() as client:
         for uri in STRANGE:
             with pytest.raises(McpError):
@@ -116,7 +116,7 @@ async def test_a_strange_resource_is_refused() -> None:
         assert text_of(await run(client, "6 * 7")) == "42"
 
 
-async def test_a_running_cell_tells_what_it_prints() -> None:
+async def test_a_running_cell_streams_its_output() -> None:
     progress, logged = [], []
 
     async def on_progress(done: float, _total: float | None, message: str | None) -> None:
@@ -146,7 +146,7 @@ async def test_a_cancelled_call_interrupts_its_cell() -> None:
 
 
 @pytest.mark.long
-async def test_a_cell_that_runs_too_long_is_interrupted_and_says_what_became_of_its_variables() -> None:
+async def test_a_cell_over_its_time_is_interrupted_and_reports_the_state_of_its_variables() -> None:
     async with stdio_client_session() as client:
         await run(client, "x = 1")
         result = await run(client, "import time; time.sleep(30)", timeout=0.3)
@@ -165,7 +165,7 @@ async def test_a_transactional_cell_that_fails_leaves_no_trace() -> None:
 
 
 @pytest.mark.long
-async def test_a_cell_that_ends_its_interpreter_says_that_its_variables_are_lost() -> None:
+async def test_a_cell_that_ends_its_interpreter_reports_that_its_variables_are_lost() -> None:
     async with stdio_client_session() as client:
         await run(client, "x = 1; open('kept.txt', 'w').write('still here')")
         result = await run(client, "import os; os._exit(7)")
@@ -178,7 +178,7 @@ async def test_a_cell_that_ends_its_interpreter_says_that_its_variables_are_lost
 
 
 @pytest.mark.long
-async def test_input_is_asked_of_the_user_where_the_client_can() -> None:
+async def test_input_is_requested_from_the_user_if_the_client_supports_it() -> None:
     async def answer(_context: Any, asked: types.ElicitRequestParams) -> types.ElicitResult:
         assert "Your name?" in asked.message
         return types.ElicitResult(action="accept", content={"answer": "Ada"})

@@ -1,4 +1,4 @@
-"""Every tool, over both transports: what it answers, and what it says to what it cannot do."""
+"""Test every tool over both transports: its results, and its errors."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture(params=[pytest.param("stdio", marks=pytest.mark.long), "http"])
 def connected(request: pytest.FixtureRequest) -> Connected:
-    """Connects to a server with all tools."""
+    """Connect to a server with all tools."""
     if request.param == "stdio":
         return partial(stdio_client_session, "--tools", "all")
     return partial(http_client_session, request.getfixturevalue("server"))
@@ -49,7 +49,7 @@ async def refused(client: ClientSession, name: str, /, **arguments: Any) -> str:
     return text_of(result)
 
 
-async def test_sessions_are_made_chosen_and_ended(connected: Connected) -> None:
+async def test_sessions_are_created_selected_and_deleted(connected: Connected) -> None:
     async with connected() as client:
         made = await ask(client, "create_session", session_id="work", description="for work")
         assert (made["status"], made["description"], made["active_session"]) == ("created", "for work", "default")
@@ -68,7 +68,7 @@ async def test_sessions_are_made_chosen_and_ended(connected: Connected) -> None:
         assert "no session of that name" in text_of(await run(client, "x", session_id="work"))
 
 
-async def test_what_cannot_be_a_session_is_refused_and_the_rest_goes_on(connected: Connected) -> None:
+async def test_an_invalid_session_is_refused_and_the_rest_continues(connected: Connected) -> None:
     async with connected() as client:
         await ask(client, "create_session", session_id="work")
         assert "choose another" in await refused(client, "create_session", session_id="work")
@@ -106,7 +106,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def test_what_a_tool_cannot_take_is_told_without_repeating_it(connected: Connected) -> None:
+async def test_an_invalid_argument_is_reported_without_repeating_it(connected: Connected) -> None:
     async with connected() as client:
         for name, arguments, told in CASES:
             message = await refused(client, name, **arguments)
@@ -176,7 +176,7 @@ async def test_names_are_listed_inspected_and_completed(connected: Connected) ->
         assert (completed["matches"], completed["cursor_start"], completed["cursor_end"]) == (["append"], 6, 9)
 
 
-async def test_a_session_goes_back_branches_and_begins_anew(connected: Connected) -> None:
+async def test_a_session_is_rolled_back_branched_and_reset(connected: Connected) -> None:
     async with connected() as client:
         await run(client, "x = 1")
         await ask(client, "checkpoint", name="before")
@@ -194,14 +194,14 @@ async def test_a_session_goes_back_branches_and_begins_anew(connected: Connected
         assert "no such" in (await refused(client, "rollback", checkpoint="nothing")).lower()
 
 
-async def test_state_that_cannot_be_kept_is_not_restarted(connected: Connected) -> None:
+async def test_a_session_whose_outputs_cannot_be_saved_is_not_restarted(connected: Connected) -> None:
     async with connected() as client:
         await run(client, "import threading, time; x = 1; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()")
         assert await refused(client, "restart_kernel", preserve_state=True)
         assert text_of(await run(client, "x")) == "1"
 
 
-async def test_health_says_what_ran_and_how(connected: Connected) -> None:
+async def test_health_reports_the_last_execution(connected: Connected) -> None:
     async with connected() as client:
         await run(client, "1 / 0")
         health = await ask(client, "get_kernel_health")
@@ -222,15 +222,15 @@ async def test_the_server_answers(connected: Connected) -> None:
 
 
 @pytest.mark.long
-async def test_a_branch_that_the_pool_has_no_place_for_leaves_nothing() -> None:
-    """Another client gets the only place between the branch and its first lease."""
+async def test_a_branch_that_exceeds_the_limit_of_the_pool_leaves_nothing() -> None:
+    """Let another client take the only place between the branch and its first lease."""
     settings = Settings(MaxConcurrentSessions=1, SessionPool={"AcquireTimeoutSeconds": 3})
     async with open_pool(settings, policy=Policy(preload=(), spares=0)) as pool:
         client = Client(House(pool, Options.of(settings.Mcp)))
         named = client.find(None)
         held = await pool.get_or_create(named.id)
         await held.run("x = 1")
-        branching = asyncio.create_task(client.branch(named, "other"))  # into a session that is held already
+        branching = asyncio.create_task(client.branch(named, "other"))  # into a session that is leased already
         await asyncio.sleep(0)
         waiting = asyncio.create_task(pool.get_or_create("busy"))
         await asyncio.sleep(0)
