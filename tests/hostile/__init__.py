@@ -1,1 +1,3 @@
-"""Attempts to get out, to get at others, and to bring the host down. A test with a docstring is a claim, and a row of SECURITY.md."""
+"""Attempts to escape a session, to reach other sessions, and to bring the host down. The docstring of a test is a claim and a row of
+SECURITY.md.
+"""

@@ -1,4 +1,4 @@
-"""The committed table of what may answer a session, and the numbers of its names."""
+"""The committed table of kernel interfaces that a session may use, and the numbers of its names."""
 
 import tomllib
 from pathlib import Path

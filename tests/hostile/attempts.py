@@ -1,4 +1,4 @@
-"""Lets a session try something, and says what became of it in one word: the errno of the refusal, the error's name, or what was got."""
+"""Run an attempt in a session and return its outcome in one word: the errno of the refusal, the name of the error, or what was read."""
 
 import errno
 import re
@@ -8,7 +8,7 @@ from aca_sessions import CodeExecutionResult, Session
 
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 
-# `checked(status)` and `call(number, …)`, a bare system call, raise OSError; `alone(f)` runs f in a child and answers its wait status.
+# `checked(status)` and `call(number, …)`, a bare system call, raise OSError. `alone(f)` runs f in a child and returns its wait status.
 PRELUDE = """
 import ctypes, errno, os, signal, socket, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -30,12 +30,12 @@ def alone(f):
 
 
 async def outcome(session: Session, attempt: str, *, prelude: str = "") -> str:
-    """What an attempt ended with: `EACCES`, `MemoryError`, `got: …`."""
-    return told(await session.run(f"{prelude}\n{textwrap.dedent(attempt)}"))
+    """Run an attempt and return its outcome: `EACCES`, `MemoryError`, `got: …`."""
+    return outcome_of(await session.run(f"{prelude}\n{textwrap.dedent(attempt)}"))
 
 
-def told(result: CodeExecutionResult) -> str:
-    """What became of a cell, in one word."""
+def outcome_of(result: CodeExecutionResult) -> str:
+    """Return the outcome of a cell in one word."""
     if result.error is None:
         return f"got: {result.output}"
     number = _NUMBER.search(result.error.message)
@@ -43,5 +43,5 @@ def told(result: CodeExecutionResult) -> str:
 
 
 async def is_well(session: Session) -> bool:
-    """Whether a session answers as it should."""
+    """Check that a session runs cells."""
     return (await session.run("6 * 7")).value == 42

@@ -1,10 +1,10 @@
-"""Numbers of system calls that no session may make, on x86_64 and on aarch64; those of only one machine say so."""
+"""Numbers of system calls that no session may make, on x86_64 and on aarch64. Those of only one machine are marked."""
 
 import errno
 import os
 
 _MACHINES = ("x86_64", "aarch64")
-_FIRST_MODERN = 424  # from here on the refusal is ENOSYS, on which libc falls back
+_FIRST_MODERN = 424  # from this number on the refusal is ENOSYS, on which libc falls back
 
 _MOUNTS = {
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
@@ -50,5 +50,5 @@ REFUSED = _here()
 
 
 def refusal(number: int) -> str:
-    """What a call outside the list ends with."""
+    """Return the error of a call outside the list."""
     return errno.errorcode[errno.ENOSYS if number >= _FIRST_MODERN else errno.EPERM]

@@ -1,4 +1,4 @@
-"""What a session's code may make of the way by which it calls tools of the host where its cells run in a thread of it."""
+"""Attack the protocol by which a cell in a thread of a session calls tools of the host."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ SEND = json.dumps({"name": "tools.call", "arguments": {"name": "send", "argument
 
 
 def over(**parts: object) -> str:
-    """The line by which a session tells of the end of a cell, with other parts than it should have."""
+    """Return the line that reports the end of a cell, with other fields than it should have."""
     result = {"stdout": "", "stderr": "", "value": None, "text": None, "error": None, "displays": [], **parts}
     return json.dumps({"cell": "over", "result": result})
 
@@ -69,7 +69,7 @@ async def pool(endpoint: str) -> AsyncIterator[SessionPool]:
     ),
     ids=lambda line: line[:60],
 )
-async def test_what_a_session_tells_of_a_cell_in_a_thread_is_checked(pool: SessionPool, line: str) -> None:
+async def test_a_report_of_a_cell_in_a_thread_is_validated(pool: SessionPool, line: str) -> None:
     """What a session reports of a cell that runs in one of its threads is checked: if it is malformed, nothing of it is believed."""
     async with AgentSession(pool) as agent:
         await agent._live.session.upload_file("line", line)
@@ -89,7 +89,7 @@ async def test_what_a_session_tells_of_a_cell_in_a_thread_is_checked(pool: Sessi
         f"forge(json.dumps({{'cell': 'runs', 'calls': [[7, {SEND!r}]], 'waited': 0.0}}))",
     ],
 )
-async def test_a_call_of_a_cell_in_a_thread_is_decided_like_any(pool: SessionPool, call: str) -> None:
+async def test_a_call_of_a_cell_in_a_thread_needs_approval_like_any_other(pool: SessionPool, call: str) -> None:
     """A call of a cell that runs in a thread of its session is one that the session was given, and is decided on the host's side."""
     sent = []
     send = tool(name="send", effect="irreversible")(lambda: sent.append(1))
@@ -100,7 +100,7 @@ async def test_a_call_of_a_cell_in_a_thread_is_decided_like_any(pool: SessionPoo
     assert sent == []
 
 
-async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) -> None:
+async def test_a_repeated_call_is_made_once(pool: SessionPool) -> None:
     """A call that a session sends again and again, in answer to each question about its cell, is made once."""
     made = []
     count = tool(name="count", effect="read")(lambda: made.append(1))
@@ -111,7 +111,7 @@ async def test_a_call_that_is_told_again_is_not_made_again(pool: SessionPool) ->
     assert (made, str(result.state)) == ([1], "unknown: still running")
 
 
-async def test_calls_that_nobody_can_answer_in_time_are_not_taken_without_end(pool: SessionPool) -> None:
+async def test_unanswered_calls_are_accepted_only_up_to_a_limit(pool: SessionPool) -> None:
     """Of the calls of a cell that runs in a thread of its session, the host has at most 64 at a time, however many the session sends."""
     begun = []
 
@@ -147,7 +147,7 @@ THREAD_AND_CALLS = THREAD.replace("tools.wait()", "while True: tools.list()")
 
 
 @pytest.mark.parametrize("code", mostly_long([THREAD, THREAD_AND_CALLS], THREAD_AND_CALLS), ids=["one call", "many calls"])
-async def test_a_cell_in_a_thread_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, code: str) -> None:
+async def test_computing_of_a_cell_in_a_thread_counts_while_it_waits_for_the_host(pool: SessionPool, code: str) -> None:
     """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session reports it."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)
     async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:

@@ -1,4 +1,4 @@
-"""What a session's code may make of the way by which it calls tools of the host."""
+"""Attack the protocol by which cells call tools of the host."""
 
 import asyncio
 import sys
@@ -44,7 +44,7 @@ def frame(about, text, number=10 ** 6): link.send(wire.Asked(execution, number, 
         every=3,
     ),
 )
-async def test_a_session_calls_what_it_was_given_and_nothing_else(pool: SessionPool, name: str, arguments: dict[str, object]) -> None:
+async def test_a_session_calls_only_the_tools_it_was_given(pool: SessionPool, name: str, arguments: dict[str, object]) -> None:
     """Code calls no tool that its session was not given, and reaches nothing else of the host by the way of calls."""
     ran = []
 
@@ -78,7 +78,7 @@ async def test_a_session_calls_what_it_was_given_and_nothing_else(pool: SessionP
         every=2,
     ),
 )
-async def test_no_call_gets_round_its_decision(pool: SessionPool, call: str) -> None:
+async def test_no_call_avoids_its_approval(pool: SessionPool, call: str) -> None:
     """A call that needs approval is made by no frame, batch or skill before it was approved."""
     sent = []
     send = tool(name="send", effect="irreversible")(lambda: sent.append(1))
@@ -113,7 +113,7 @@ async def test_no_argument_reaches_a_shell(pool: SessionPool, tmp_path: Path, va
         "[frame('call', waiting, 5) for _ in range(2)]",
     ],
 )
-async def test_hostile_calls_end_that_session_only(pool: SessionPool, frame: str) -> None:
+async def test_hostile_calls_end_only_their_own_interpreter(pool: SessionPool, frame: str) -> None:
     """A call of another kind or size, or too many at a time, ends the interpreter that made it; the host and other sessions go on."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)
     waiting = "waiting = json.dumps({'name': 'tools.call', 'arguments': {'name': 'wait', 'arguments': {}}})"
@@ -158,7 +158,7 @@ ARGUMENTS = [(ONE_FILE, "(1, 59)", 1, 1), (MANY_FILES, "11", 11, 8), (LARGE_TEXT
 
 
 @pytest.mark.parametrize(("code", "text", "made", "most"), mostly_long(ARGUMENTS, ARGUMENTS[1]))
-async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: str, text: str, made: int, most: int) -> None:
+async def test_arguments_of_parallel_calls_take_bounded_memory(pool: SessionPool, code: str, text: str, made: int, most: int) -> None:
     """However many calls a session makes at a time, their arguments take bounded memory of the host, and a file is read once."""
     sizes, running = list[int](), list[int]()
 
@@ -167,7 +167,7 @@ async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: 
         sizes.append(len(data))  # type: ignore[arg-type]
         running.append(1)
         in_flight.append(len(running))
-        await asyncio.sleep(0.6)  # longer than the host reads the arguments of the next
+        await asyncio.sleep(0.6)  # longer than the host needs to read the arguments of the next call
         running.pop()
         return 1
 
@@ -184,7 +184,7 @@ async def test_arguments_take_so_much_memory_at_a_time(pool: SessionPool, code: 
         ["", "{", "[]", "[" * 100_000, '{"name": 5, "arguments": {}}', '{"name": "tools.list", "arguments": []}', "1" * 5000], every=2
     ),
 )
-async def test_a_call_that_is_none_is_answered_with_an_error(pool: SessionPool, text: str) -> None:
+async def test_a_malformed_call_is_answered_with_an_error(pool: SessionPool, text: str) -> None:
     """Text that is no call is answered with an error, and the session and its host go on."""
     async with AgentSession(pool) as agent:
         assert '"error"' in str((await agent.run(f"{BY_HAND}\nlink.ask(execution, 'call', {text!r})")).text)
@@ -213,7 +213,7 @@ async def test_nothing_that_a_session_sends_is_unpickled(pool: SessionPool, kind
     "call",
     mostly_long(["ignore=''", "ignore='='", "ignore='-a'", "ignore='x\\0'", "hide=''", "path='/'", "ignore=['']", "ignore=None"], every=3),
 )
-async def test_no_argument_takes_away_what_a_recipe_set(pool: SessionPool, tmp_path: Path, call: str) -> None:
+async def test_no_argument_overrides_an_option_of_a_recipe(pool: SessionPool, tmp_path: Path, call: str) -> None:
     """What a recipe sets for a program stays set, whatever a session gives for the rest: empty values, options and missing ones."""
     for name in ("secret", "public"):
         (tmp_path / name).touch()
@@ -282,7 +282,7 @@ os.waitpid(child, 0)
     "burn", mostly_long([IN_A_THREAD, IN_A_PROCESS, IN_ORPHANS], IN_A_THREAD, IN_ORPHANS), ids=["thread", "process", "orphan"]
 )
 @pytest.mark.parametrize("calls", mostly_long(["tools.wait()", "while True: tools.list()"], "tools.wait()"), ids=["one call", "many calls"])
-async def test_a_cell_that_computes_while_it_waits_for_the_host_has_its_deadline(pool: SessionPool, burn: str, calls: str) -> None:
+async def test_computing_of_a_cell_counts_while_it_waits_for_the_host(pool: SessionPool, burn: str, calls: str) -> None:
     """What a cell's threads and processes compute while its calls are made counts: calls without an end give no time without one."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)
     async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:

@@ -1,4 +1,4 @@
-"""All that the kernel can be asked for, tried from inside: what answers is in a committed table, with a reason."""
+"""Try everything that the kernel offers from inside a session. What is not refused must be in a committed table, with a reason."""
 
 import ast
 import itertools
@@ -23,8 +23,8 @@ _NUMBERS = {
 }  # fmt: skip
 NUMBERED = PRELUDE + "\n".join(f"{name} = {pair[ARCHITECTURES.index(MACHINE)]}" for name, pair in _NUMBERS.items()) + "\n"
 
-# `answering(calls)` says what of these (label, number, arguments …) ends with anything but a refusal. A child makes one after the other; a
-# call that ends its child or waits has answered, and another child goes on behind it.
+# `answering(calls)` returns which of these (label, number, arguments …) end with anything but a refusal. A child makes one call after the
+# other. A call that ends its child or waits was not refused, and another child continues behind it.
 ANSWERING = """
 import select, tempfile
 libc.syscall.argtypes = [ctypes.c_long] * 7
@@ -69,7 +69,7 @@ def make(calls, tell, refusals):
         os._exit(0)
 """
 _BITS = "[1 << bit for bit in range(32)]"
-# What is tried of each section of the table: labels are the numbers that the table's names stand for.
+# The attempts for each section of the table. Labels are the numbers that the table's names stand for.
 TRIED = {
     # A bare vfork would share this test's own stack.
     "calls": "answering((n, n, *[argument] * 6) for n in range(600) if n != VFORK for argument in (0, -1))",
@@ -90,7 +90,7 @@ TRIED = {
         answering((n, MADVISE, pages, 8192, n) for n in range(-1, 512))""",
     "membarrier": f"answering((n, MEMBARRIER, n) for n in [0, *{_BITS}, *range(3, 64)])",
     "sched_setscheduler": "answering((n, SCHED_SETSCHEDULER, 0, n, 0) for n in range(16))",
-    # A thread needs shared signal handlers and memory: no combination of it with one flag makes anything.
+    # A thread needs shared signal handlers and memory, so no combination of it with one flag makes anything.
     "clone": f"answering((n, CLONE, n | 0x10000) for n in {_BITS} if n != 0x10000)",
     "memfd_create": f"answering((n, MEMFD_CREATE, 0, n) for n in {_BITS})",
     "message": f"""
@@ -107,7 +107,7 @@ INTERESTING = {
     "PAGEMAP_SCAN": 0xC0606610, "PIDFD_GET_INFO": 0xC040FF0B, "NS_GET_MNTNS_ID": 0x8008B705, "TUNSETIFF": 0x400454CA,
     "LOOP_CTL_GET_FREE": 0x4C82, "KVM_CREATE_VM": 0xAE01, "USERFAULTFD_IOC_NEW": 0xAA00, "USBDEVFS_RESET": 0x5514,
 }  # fmt: skip
-# Of what attacks have used, or would, what no library needs.
+# Calls that attacks have used, or could use, and that no library needs.
 UNNEEDED = {
     "a table of the kernel's for futexes": "call(PRCTL, 78, 1, 1 << 21, 0, 0)",
     "names for its memory": "call(PRCTL, 0x53564D41, 0, 0, 0, 0)",
@@ -136,7 +136,7 @@ UNNEEDED = {
     "keys for its pages": "call(PKEY_ALLOC, 0, 0)",
     "another personality": "call(PERSONALITY, 0xFFFFFFFF)",
 }
-# The same, where libraries go on at one errno alone.
+# The same, for calls after which libraries fall back only on one errno.
 WORDED = {
     "an attribute of a file": ("os.setxattr(open('x', 'w').fileno(), 'user.a', bytes(1000))", "ENOTSUP"),
     "a program by its descriptor alone": ("call({'x86_64': 322, 'aarch64': 281}[os.uname().machine], 0, 0, 0, 0, 0)", "ENOSYS"),
@@ -154,7 +154,7 @@ async def _answering(session: Session, attempt: str) -> set[int | tuple[int, ...
 
 
 @pytest.mark.parametrize("section", TRIED)
-async def test_what_answers_is_in_the_table(session: Session, section: str) -> None:
+async def test_every_call_that_is_not_refused_is_in_the_table(session: Session, section: str) -> None:
     """Of all that the kernel can be asked for, a session is answered what a table lists, with a reason for each line."""
     answering = await _answering(session, TRIED[section])
     listed = numbers().get(section, {})
@@ -162,10 +162,10 @@ async def test_what_answers_is_in_the_table(session: Session, section: str) -> N
         answering -= {1 << bit for bit in range(8)}
     assert answering - {listed[name] for name in TABLE[section] if name in listed} == set()
     if section != "arch_prctl" or MACHINE == "x86_64":
-        assert answering or section == "memfd_create"  # which is refused where nothing counts its memory
+        assert answering or section == "memfd_create"  # refused unless its memory is counted
 
 
-async def test_only_options_of_the_table_are_had(session: Session) -> None:
+async def test_only_socket_options_in_the_table_are_available(session: Session) -> None:
     """Of the options of sockets a session reads and sets those of the table alone, whatever their level."""
     tried = """
     made = socket.socket(socket.AF_INET6).fileno()
@@ -178,7 +178,7 @@ async def test_only_options_of_the_table_are_had(session: Session) -> None:
     assert answering
 
 
-async def test_only_sockets_of_the_table_are_made(session: Session) -> None:
+async def test_only_sockets_in_the_table_can_be_made(session: Session) -> None:
     """Whatever family, type and protocol a session asks for, sockets and pairs are made of those of the table alone."""
     tried = """
     protocols = (*range(64), 115, 132, 136, 255, 256, 262)
@@ -197,7 +197,7 @@ _SOCKETS = (seccomp.FAMILIES, seccomp.TYPES, seccomp.PROTOCOLS)
 
 
 @pytest.mark.parametrize("attempt", [*UNNEEDED, *WORDED])
-async def test_what_no_library_needs_is_refused(session: Session, attempt: str) -> None:
+async def test_calls_that_no_library_needs_are_refused(session: Session, attempt: str) -> None:
     """A session does not have what no library needs: kernel memory that no limit counts, out-of-band messages, leases, socket filters."""
     code, refusal = WORDED[attempt] if attempt in WORDED else (UNNEEDED[attempt], "EPERM")
     assert await outcome(session, code, prelude=NUMBERED) == refusal

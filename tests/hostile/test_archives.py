@@ -1,4 +1,4 @@
-"""Archives that are small and claim to be large: wheels, and the tar of an image."""
+"""Attack with archives that are small and claim to be large: wheels, and the tar of an image."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def deflated(folder: Path, name: str, files: dict[str, int]) -> None:
-    """A wheel with files of so many zeros."""
+    """Make a wheel whose files are that many zeros."""
     about = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
         wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -60,21 +60,21 @@ LARGE = "x" * (4 * MB)
 
 
 def many_versions(wheels: Path) -> None:
-    """Each version but the oldest needs what is not there: each is fetched to find that out."""
+    """Each version but the oldest has a missing dependency, so each is fetched to find that out."""
     make_wheel(wheels, "bomb")
     for number in range(2, 16):
         make_wheel(wheels, "bomb", f"{number}.0", requires=["absent"], files={"bomb.py": LARGE})
 
 
 def large_metadata(wheels: Path) -> None:
-    """Each is within the limit for one wheel."""
+    """Make wheels that are each within the limit for one wheel."""
     make_wheel(wheels, "bomb", requires=["bomb-1", "bomb-2"])
     for number in (1, 2):
         make_wheel(wheels, f"bomb-{number}", requires=["alpha\nSummary: " + "x" * (40 * MB)])
 
 
 def many_packages(wheels: Path) -> None:
-    """None of them holds anything."""
+    """Make wheels without contents."""
     make_wheel(wheels, "bomb", requires=[f"bomb-{number}" for number in range(1000)])
     for number in range(1000):
         make_wheel(wheels, f"bomb-{number}")
@@ -87,7 +87,7 @@ def many_packages(wheels: Path) -> None:
         (many_versions, "PackageTooLargeError"),
     ),
 )
-async def test_wheels_that_are_too_much_together_are_not_installed(make: Callable[[Path], None], error: str, tmp_path: Path) -> None:
+async def test_wheels_that_are_too_large_together_are_not_installed(make: Callable[[Path], None], error: str, tmp_path: Path) -> None:
     """Of the wheels that one request leads to, no more is fetched than the cache may hold, and at most 1,000 with 64 MB of metadata."""
     wheels, cache = tmp_path / "wheels", tmp_path / "cache"
     make_wheel(wheels, "alpha")
@@ -112,7 +112,7 @@ def zeros(size: int) -> Iterable[bytes]:
 
 
 def holes(blocks: int) -> Iterable[bytes]:
-    """A member with holes, whose map goes on and on."""
+    """Return a member with holes, whose map never ends."""
     entry = b"%011o\0" % 512 + b"%011o\0" % 1
     first = bytearray(member(tarfile.GNUTYPE_SPARSE, 0))
     first[386 : 386 + 4 * 24], first[482] = entry * 4, 1
@@ -123,7 +123,7 @@ def holes(blocks: int) -> Iterable[bytes]:
 
 
 def listed_holes(size: int) -> Iterable[bytes]:
-    """The same in the newer format: the map is the beginning of the content."""
+    """The same in the newer format, in which the map is the beginning of the content."""
     fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "x", "GNU.sparse.realsize": "1"}
     yield pax(fields, size)
     yield b"99999999\n"

@@ -1,4 +1,4 @@
-"""Attempts to use everything up. Afterwards the session answers, or its next interpreter, and so do the others."""
+"""Exhaust every resource. Afterwards the session still runs cells, at the latest with its next interpreter, and so do others."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -51,7 +51,7 @@ BOMBS = {
     "a huge number": "10 ** 10 ** 10",
     "a huge text as the value": "'x' * (1 << 27)",
 }
-# These go on to the limit of time, or keep a processor busy for seconds.
+# These run until their time limit, or keep a processor busy for seconds.
 LASTING = {
     *("folders in folders", "output", "errors", "displays", "a loop that catches everything", "a loop in C", "signals shut off"),
     *("a deeper one", "a regular expression", "a huge number", "a huge text as the value"),
@@ -76,7 +76,7 @@ async def test_a_bomb_ends_at_its_limit(small: SessionPool, bomb: str) -> None:
         if result.state.kind == "kept" and result.processes:
             await session.reset()
         again = await session.run("open('/mnt/data/kept.txt').read()")
-        if again.state.kind == "lost":  # an interpreter that could not be kept, told once
+        if again.state.kind == "lost":  # an interpreter that could not be kept, reported once
             again = await session.run("open('/mnt/data/kept.txt').read()")
         assert again.value == "kept"
         assert await is_well(session)
@@ -84,7 +84,7 @@ async def test_a_bomb_ends_at_its_limit(small: SessionPool, bomb: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ["a segmentation fault", "an abort", "its own end", "signals shut off"])
-async def test_what_ends_the_interpreter_is_told(small: SessionPool, ending: str) -> None:
+async def test_the_end_of_the_interpreter_is_reported(small: SessionPool, ending: str) -> None:
     """The result of a cell whose interpreter ended says that the variables are lost, and why, if there is no checkpoint."""
     async with small.session() as session:
         await session.run("x = 1")

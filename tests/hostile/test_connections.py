@@ -1,4 +1,4 @@
-"""The port of `aca-sessions serve`: strangers without the key, and callers with it who do not keep up."""
+"""Attack the port of `aca-sessions serve`: clients without the key, and clients with the key that do not keep up."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,9 @@ from ..ports import KEY, QUERY, TARGET, cell, serving
 
 pytestmark = pytest.mark.slow
 DESCRIPTORS = 400
-UNREAD = b"GET /playground/page.css HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300  # more than the kernel keeps for a client that does not read
+UNREAD = (
+    b"GET /playground/page.css HTTP/1.1\r\nHost: localhost\r\n\r\n" * 300
+)  # more than the kernel buffers for a client that does not read
 UPLOAD = (
     "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 900000\r\n\r\n"
     '--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
@@ -34,7 +36,7 @@ def limit_descriptors() -> None:
 
 @pytest.mark.parametrize("sent", mostly_long([b"", HALF_A_HEAD, UNREAD], HALF_A_HEAD), ids=["nothing", "half a head", "unread"])
 @pytest.mark.parametrize("scheme", mostly_long(["http", "https", "http without a key"], "http"))
-def test_connections_of_strangers_keep_no_caller_out(scheme: str, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_without_a_key_keep_no_caller_out(scheme: str, sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without a key that opens more connections than a server has descriptors keeps no caller out, not even of one with no key."""
     keyless = ["--no-api-key"] if "without" in scheme else []
     if not keyless:
@@ -56,7 +58,7 @@ def test_connections_of_strangers_keep_no_caller_out(scheme: str, sent: bytes, t
         value_of("x = 20; open('z', 'wb').truncate(64 << 20)", "a")
         is_unread = sent == UNREAD
         if keyless and is_unread:
-            sent = f"GET /files/z/content{TARGET}\r\n".encode()  # one request is enough where strangers may ask for a file
+            sent = f"GET /files/z/content{TARGET}\r\n".encode()  # one request is enough if clients without a key may request a file
         for _ in range(DESCRIPTORS // 2 if is_unread else DESCRIPTORS + 50):
             stranger = held.enter_context(socket.socket())
             stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
@@ -65,7 +67,7 @@ def test_connections_of_strangers_keep_no_caller_out(scheme: str, sent: bytes, t
                 stranger.send(sent)
                 if is_unread and not tls:
                     stranger.recv(1)
-                    time.sleep(0.03)  # its answers fill what the kernel keeps of them
+                    time.sleep(0.03)  # its answers fill the kernel's buffers
         assert [value_of("x + 22", "a"), value_of("6 * 7", "new"), value_of("x + 22", "a")] == [42, 42, 42]
 
 
@@ -82,11 +84,11 @@ TOO_SLOW: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("slow", mostly_long([*TOO_SLOW, "an answer that is not read"], "a body in drops", "an answer that is not read"))
-async def test_a_client_that_makes_no_progress_loses_its_connection(slow: str, tmp_path: Path) -> None:
+async def test_a_client_that_makes_no_progress_is_disconnected(slow: str, tmp_path: Path) -> None:
     """A connection whose head or body comes too slowly, or whose client takes nothing of an answer, is closed, key or no key."""
     tls = certificate(tmp_path, "localhost") if "TLS" in slow else None
     async with serving(SOON, tls=tls) as (server, port), contextlib.AsyncExitStack() as held:
-        await held.enter_async_context(asyncio.timeout(30))  # a connection that stays open is a failure, not a wait without end
+        await held.enter_async_context(asyncio.timeout(30))  # a connection that stays open must fail the test and not hang it
         if slow in TOO_SLOW:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             held.callback(writer.close)
@@ -124,7 +126,7 @@ ENDLESS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("endless", ENDLESS)
-async def test_a_request_without_an_end_takes_little_memory(endless: str) -> None:
+async def test_an_endless_request_takes_little_memory(endless: str) -> None:
     """A request whose head or body goes on and on is refused, and takes a bounded part of the server's memory, key or no key."""
     async with serving() as (_, port):
         before = resident_megabytes()
@@ -143,7 +145,7 @@ def send_on_and_on(port: int, head: str, more: bytes) -> bytes:
         return client.recv(1 << 12)
 
 
-async def test_downloads_that_nobody_reads_take_little_memory() -> None:
+async def test_unread_downloads_take_little_memory() -> None:
     """A download takes a few chunks of the server's memory, however large its file is and however slowly its client reads."""
     async with serving() as (server, port):
         held = contextlib.ExitStack()
@@ -165,7 +167,7 @@ def resident_megabytes() -> int:
     return int(fields["VmRSS"].split()[0]) >> 10
 
 
-async def test_answers_that_nobody_reads_take_so_much_memory_together() -> None:
+async def test_unread_answers_together_take_bounded_memory() -> None:
     """Answers that their clients do not read take a bounded part of the server's memory together: beyond, connections are closed."""
     most, unread = 20 << 20, []
     async with serving(Pace(unread_bytes=most)) as (server, port), contextlib.AsyncExitStack() as held:

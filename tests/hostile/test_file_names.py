@@ -1,4 +1,4 @@
-"""Any name at all, against a real session's files."""
+"""Use any file name on a real session's files."""
 
 import contextlib
 

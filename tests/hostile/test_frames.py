@@ -1,4 +1,4 @@
-"""What a session's code may make of the pipe by which its frames reach the host."""
+"""Attack the pipe by which a session's frames reach the host."""
 
 import asyncio
 
@@ -36,11 +36,11 @@ async def test_a_flood_of_frames_slows_no_other_session(pool: SessionPool) -> No
             assert (await good.run("6 * 7")).value == 42
             cells += 1
         assert (await flooding).success
-        assert cells > 35  # of 20,000 frames that are read as they come, each of these cells waits for a thousand
+        assert cells > 35  # of 20,000 frames that were read as they arrive, each of these cells would wait for a thousand
         assert await is_well(bad)
 
 
-async def test_a_frame_is_no_larger_than_its_moment_allows() -> None:
+async def test_a_frame_may_not_exceed_the_current_limit() -> None:
     """A session has no room on the host for frames that cannot come: one that is too large between two cells ends the interpreter."""
     async with Sandboxes(Policy(image=IMAGE, preload=(), spares=0)) as sandboxes:
         sandbox = await sandboxes.open()

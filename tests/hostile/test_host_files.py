@@ -1,4 +1,4 @@
-"""Files of the host: none but /usr, a few settings and the Python environment, and of those none to write to."""
+"""Attack the host's files: a session sees only /usr, a few settings and the Python environment, and can write to none."""
 
 import asyncio
 import os
@@ -84,7 +84,7 @@ REFUSALS = ("EROFS", "EACCES", "EPERM", "EXDEV", "EBUSY", "ENOTSUP")
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Iterator[Path]:
-    """A file of the host's that everybody may read, and a socket beside it."""
+    """A file of the host that every user may read, and a socket beside it."""
     (tmp_path / "secret.txt").write_text(SECRET)
     with socket.socket(socket.AF_UNIX) as listener:
         os.chdir(tmp_path)
@@ -94,12 +94,12 @@ def secret(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_the_hosts_files_are_not_there(session: Session, place: str) -> None:
+async def test_the_hosts_files_are_not_visible(session: Session, place: str) -> None:
     """A session sees no file of the host but /usr, a few settings from /etc and its Python environment."""
     path = PLACES[place]
     found = await outcome(session, f"import os; found = os.stat({path!r}); print(found.st_dev, found.st_ino)")
-    if IMAGE:  # which has such files of its own
-        assert found != _told(path)
+    if IMAGE:  # it has such files of its own
+        assert found != _outcome_if_found(path)
     else:
         assert found == "ENOENT"
         assert await outcome(session, f"import os; os.access({path!r}, os.F_OK)") == "got: False"
@@ -121,26 +121,26 @@ async def test_a_socket_of_the_host_cannot_be_connected_to_by_its_path(session: 
 
 
 @pytest.mark.parametrize("write", mostly_long(WRITES, every=2))
-async def test_what_the_host_shows_is_read_only(session: Session, write: str) -> None:
+async def test_visible_host_files_are_read_only(session: Session, write: str) -> None:
     """What a session sees of the host it can neither write to nor change in mode, time, owner or name."""
     watched = [Path(path) for path in ("/usr/bin/true", "/usr/bin", os.__file__, os.path.realpath(sys.executable), "/dev/null")]
-    before = [_looks(path) for path in watched]
+    before = [_attributes(path) for path in watched]
     ended = await outcome(session, WRITES[write], prelude=PRELUDE)
     assert ended in REFUSALS
-    assert [_looks(path) for path in watched] == before
+    assert [_attributes(path) for path in watched] == before
 
 
-async def test_its_own_program_is_no_way_to_the_hosts_mount(tmp_path: Path) -> None:
+async def test_the_sessions_own_program_gives_no_access_to_the_hosts_mount(tmp_path: Path) -> None:
     """The file of a session's own running program cannot be changed by way of /proc/self/exe, even where it belongs to the same user."""
     python = _python_of_this_user(tmp_path / "own")
-    before = _looks(python)
+    before = _attributes(python)
     async with open_pool(policy=Policy(python=str(python), preload=(), spares=0)) as pool, pool.session() as session:
         assert await outcome(session, "import os; os.path.samefile('/proc/self/exe', __import__('sys').executable)") == "got: True"
         for change in ("os.chmod(exe, 0o4777)", "os.utime(exe)", "os.setxattr(exe, 'user.evil', b'1')", "os.chown(exe, 1000, 1000)"):
             assert await outcome(session, f"import os; exe = '/proc/self/exe'; {change}") in ("EROFS", "ENOTSUP")
         for change in ("open(exe, 'r+b')", "open(exe, 'wb')", "os.truncate(exe, 0)"):
             assert await outcome(session, f"import os; exe = '/proc/self/exe'; {change}") in ("EACCES", "EROFS", "ETXTBSY")
-    assert _looks(python) == before
+    assert _attributes(python) == before
 
 
 async def test_nothing_of_the_hosts_environment_is_in_the_guest() -> None:
@@ -165,18 +165,18 @@ async def test_nothing_of_the_hosts_environment_is_in_the_guest() -> None:
     assert run.stdout.split() == ["False", "True", "True"], run.stderr
 
 
-def _told(path: str) -> str:
-    """What a session would say if it found this file of the host's."""
+def _outcome_if_found(path: str) -> str:
+    """Return the outcome of an attempt that found this file of the host."""
     return f"got: {os.stat(path).st_dev} {os.stat(path).st_ino}\n" if os.path.exists(path) else ""
 
 
-def _looks(path: Path) -> tuple[int, ...]:
+def _attributes(path: Path) -> tuple[int, ...]:
     found = path.stat()
     return found.st_mode, found.st_uid, found.st_size, found.st_mtime_ns, found.st_nlink
 
 
 def _python_of_this_user(folder: Path) -> Path:
-    """An environment like this one, whose program belongs to this user, as those of uv and pyenv do."""
+    """Return an environment like this one, whose program belongs to this user, as those of uv and pyenv do."""
     (folder / "bin").mkdir(parents=True)
     shutil.copy(os.path.realpath(sys.executable), folder / "bin" / "python")
     shutil.copy(Path(sys.prefix, "pyvenv.cfg"), folder)

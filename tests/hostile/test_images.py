@@ -1,4 +1,4 @@
-"""Sessions whose root is an image's. `ACA_TEST_IMAGE` runs all other tests of this folder in such sessions as well."""
+"""Attack sessions whose root is an image. `ACA_TEST_IMAGE` runs all other tests of this folder in such sessions as well."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from aca_sessions.sandbox.images import root_of
 from ..conftest import ROOT
 from ..roots import ASKED_FOR, root_tar
 from .attempts import PRELUDE, outcome
-from .test_host_files import REFUSALS, WRITES, _looks
+from .test_host_files import REFUSALS, WRITES, _attributes
 
 pytestmark = pytest.mark.slow
 
@@ -50,13 +50,13 @@ async def test_a_session_sees_the_image_and_not_the_host(inside: Session, root: 
 async def test_the_image_is_read_only(inside: Session, root: str) -> None:
     """What a session sees of its image it can neither write to nor change in mode, time, owner or name."""
     watched = [Path(root, path) for path in ("usr/bin/true", "usr/bin", "usr/lib/python3.11/os.py", "etc/passwd", "etc")]
-    before = [_looks(path) for path in watched]
+    before = [_attributes(path) for path in watched]
     for name, write in WRITES.items():
         assert await outcome(inside, write, prelude=PRELUDE) in REFUSALS, name
-    assert [_looks(path) for path in watched] == before
+    assert [_attributes(path) for path in watched] == before
 
 
-async def test_an_image_brings_no_right_and_no_device(inside: Session, root: str) -> None:
+async def test_an_image_brings_no_special_right_and_no_device(inside: Session, root: str) -> None:
     """An image's tar brings no set-user-id program and no device, and belongs to no session's user where the host is root."""
     found = "import os; print(*{hex(os.lstat(os.path.join(p, n)).st_mode & 0o6000) for p, d, f in os.walk('/usr') for n in d + f})"
     assert (await inside.run(found)).stdout == "0x0\n"

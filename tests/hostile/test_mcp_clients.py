@@ -1,4 +1,4 @@
-"""Clients of one MCP server, against each other."""
+"""Attack other clients of the same MCP server."""
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ async def test_a_client_reaches_no_session_of_another() -> None:
             assert text_of(await run(owner, "secret", session_id="work")) == "'mine'"
 
 
-async def test_strangers_are_not_answered() -> None:
+async def test_unauthorized_clients_get_no_answer() -> None:
     """The MCP server over HTTP answers no caller without its key, no page of another origin and no request to a foreign host name."""
     with http_server() as server:
         good = {"Authorization": f"Bearer {server.key}"} | ACCEPT

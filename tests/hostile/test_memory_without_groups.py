@@ -1,4 +1,4 @@
-"""Memory that no process has: sockets' and files', where control groups count it, and where the host looks at it."""
+"""Test memory outside of processes, of sockets and files, if control groups count it and if the host polls it."""
 
 import functools
 import json
@@ -92,8 +92,8 @@ asyncio.run(main())
 
 
 @functools.cache
-def told(*, groups: bool) -> dict[str, Any]:
-    """What a program saw that opened sessions; without groups it found no control group."""
+def measured(*, groups: bool) -> dict[str, Any]:
+    """Return the results of a program that opens sessions. Without groups it finds no control group."""
     condition = [] if groups else [sys.executable, "-m", "tests.conditions", "no_cgroups"]
     done = subprocess.run([*condition, sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,31 +102,31 @@ def told(*, groups: bool) -> dict[str, Any]:
 
 @EACH
 @pytest.mark.parametrize("kind", mostly_long(["unix", "tcp", "udp"], "unix"))
-def test_what_sockets_hold_is_memory_of_the_session(kind: str, groups: bool) -> None:
+def test_memory_of_sockets_belongs_to_the_session(kind: str, groups: bool) -> None:
     """What a session's sockets hold is bounded by its memory limit: above it, the session ends or sends wait; others notice nothing."""
-    state, held, *others = told(groups=groups)[kind]
+    state, held, *others = measured(groups=groups)[kind]
     assert state == "lost: memory" or held <= 64 << 20
     assert others == ["kept", "kept"]
 
 
 @EACH
-def test_files_have_no_more_memory_than_the_session_may(groups: bool) -> None:
+def test_files_take_no_more_memory_than_the_session_may(groups: bool) -> None:
     """A session's files have no more memory than the session may have, and are reported as its own memory."""
-    written, memory, state, _ = told(groups=groups)["files"]
+    written, memory, state, _ = measured(groups=groups)["files"]
     assert written >> 20 in range(100, 129)
     assert memory >= written
     assert state == "kept"
 
 
 @EACH
-def test_files_count_to_what_all_sessions_have(groups: bool) -> None:
+def test_files_count_to_the_memory_of_all_sessions(groups: bool) -> None:
     """The files of all sessions count to the memory that they may have together: over it one of them ends."""
-    assert told(groups=groups)["together"] == [80 << 20, ["lost: memory"]]
+    assert measured(groups=groups)["together"] == [80 << 20, ["lost: memory"]]
 
 
 @EACH
-def test_what_is_not_counted_is_said(groups: bool) -> None:
+def test_uncounted_memory_is_reported(groups: bool) -> None:
     """Which memory of a session is not counted, its isolation says, however it is counted."""
-    isolation = told(groups=groups)["files"][3]
+    isolation = measured(groups=groups)["files"][3]
     assert ("branches and checkpoints included" in isolation) != ("; not counted: " in isolation)  # an ordinary user may make no groups
     assert groups or "processes and sockets, looked at" in isolation

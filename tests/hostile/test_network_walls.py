@@ -1,4 +1,4 @@
-"""The network: a loopback of the session's own, and nothing else."""
+"""Attack the network: a session has a loopback of its own, and nothing else."""
 
 import asyncio
 import os
@@ -62,7 +62,7 @@ CHANGES = {
 
 @pytest.fixture
 async def visits() -> AsyncIterator[list[int]]:
-    """A service on the host's loopback: its port, and then one for each visitor."""
+    """A service on the host's loopback: yield its port, and then one item for each visitor."""
     seen: list[int] = []
     server = await asyncio.start_server(lambda reader, writer: seen.append(1) or writer.close(), "127.0.0.1", 0)
     seen.append(server.sockets[0].getsockname()[1])
@@ -72,7 +72,7 @@ async def visits() -> AsyncIterator[list[int]]:
 
 
 @pytest.mark.parametrize("family", mostly_long(FAMILIES, every=3))
-async def test_sockets_of_other_families_are_not_made(session: Session, family: str) -> None:
+async def test_sockets_of_other_families_cannot_be_made(session: Session, family: str) -> None:
     """Of all families of sockets a session has Unix and the two of the internet; others are not made, not even in pairs."""
     for kind in (1, 2, 3, 5):
         assert await outcome(session, f"socket.socket({FAMILIES[family]}, {kind})", prelude=PRELUDE) == "EAFNOSUPPORT"
@@ -81,7 +81,7 @@ async def test_sockets_of_other_families_are_not_made(session: Session, family: 
 
 
 @pytest.mark.parametrize("kind", ODD_SOCKETS)
-async def test_only_tcp_and_udp_go_by_the_internet_families(session: Session, kind: str) -> None:
+async def test_internet_sockets_are_only_tcp_and_udp(session: Session, kind: str) -> None:
     """Internet sockets are TCP or UDP: no raw, ping, packet or other protocol's socket is made."""
     family, type_, protocol = ODD_SOCKETS[kind]
     ended = await outcome(session, f"socket.socket(socket.{family}, {type_}, {protocol})", prelude=PRELUDE)
@@ -97,7 +97,7 @@ async def test_no_address_is_reached(session: Session, address: str) -> None:
     assert await outcome(session, send, prelude=PRELUDE) == "ENETUNREACH"
 
 
-async def test_no_allowed_name_leads_to_a_platform() -> None:
+async def test_no_allowed_name_leads_to_a_cloud_platform() -> None:
     """Whatever domains its policy allows, no name leads a session to a private address or to a known service of a cloud's own."""
     dialled: list[str] = []
 
@@ -148,7 +148,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("method", ["GET http://a.any.test/", "CONNECT a.any.test:443"])
 @pytest.mark.parametrize("malformed", MALFORMED)
-async def test_a_request_that_servers_read_differently_is_not_carried(malformed: str, method: str) -> None:
+async def test_a_request_that_servers_may_read_differently_is_not_forwarded(malformed: str, method: str) -> None:
     """The proxy carries no request whose headers or length another server might read in another way, and answers it with 400."""
     dialled: list[str] = []
 
@@ -173,7 +173,7 @@ async def test_a_request_that_servers_read_differently_is_not_carried(malformed:
 
 
 @pytest.mark.parametrize("address", LOCAL_ADDRESSES)
-async def test_the_hosts_loopback_is_another(session: Session, visits: list[int], address: str) -> None:
+async def test_the_hosts_loopback_is_not_reachable(session: Session, visits: list[int], address: str) -> None:
     """A session's loopback is its own: the host's services there are not reached."""
     family = "socket.AF_INET6" if ":" in address else "socket.AF_INET"
     attempt = f"s = socket.socket({family}); s.settimeout(5); s.connect(('{address}', {visits[0]}))"
@@ -185,13 +185,13 @@ async def test_the_hosts_loopback_is_another(session: Session, visits: list[int]
 
 
 @pytest.mark.parametrize("name", LOOK_UPS)
-async def test_no_name_is_looked_up(session: Session, name: str) -> None:
+async def test_no_name_can_be_looked_up(session: Session, name: str) -> None:
     """A session looks up no name."""
     assert await outcome(session, f"import socket; socket.getaddrinfo({name!r}, 80)") == "gaierror"
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_the_network_is_not_changed(session: Session, change: str) -> None:
+async def test_the_network_cannot_be_changed(session: Session, change: str) -> None:
     """A session changes nothing of its network, which has a loopback and no other device."""
     attempt = f"import fcntl; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); {CHANGES[change]}"
     assert await outcome(session, attempt, prelude=PRELUDE) in ("EPERM", "ENOPROTOOPT")

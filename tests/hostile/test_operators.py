@@ -1,4 +1,4 @@
-"""What operators see of sessions is for operators: nothing of a session's name or contents is in it, and nobody writes into it."""
+"""Attack the logs and metrics of operators: no name and no content of a session is in them, and no session writes into them."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def numbers() -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> None:
-    """Numbers are collected in this process, as `serve --metrics` has them collected."""
+    """Collect metrics in this process, as `serve --metrics` does."""
     from opentelemetry import metrics
     from opentelemetry.sdk.metrics import MeterProvider
 
@@ -61,7 +61,7 @@ async def execute(client: httpx.AsyncClient, code: str) -> httpx.Response:
     return await client.post("/executions", json={"codeInputType": "Inline", "executionType": "Synchronous", "code": code})
 
 
-async def test_names_and_contents_are_in_no_audit_log_and_no_number(client: httpx.AsyncClient, file: Path) -> None:
+async def test_names_and_contents_are_in_no_audit_log_and_no_metric(client: httpx.AsyncClient, file: Path) -> None:
     """Of a session's name the audit log holds a hash and the numbers nothing; of its code, output and files both hold sizes alone."""
     await client.post("/files", files={"file": ("payroll.txt", b"wage 1")})
     assert (await execute(client, "password = 'hunter2'; print(password); open('payroll.txt').read()")).status_code == 200
@@ -85,7 +85,7 @@ async def test_a_cell_forges_no_line_of_the_audit_log(client: httpx.AsyncClient,
     assert [line["event"] for line in lines] == ["session_begun", "cell", "cell", "refusal", "refusal"]
 
 
-async def test_strangers_read_no_number_and_fill_no_disk(client: httpx.AsyncClient, file: Path) -> None:
+async def test_clients_without_a_key_read_no_metric_and_fill_no_disk(client: httpx.AsyncClient, file: Path) -> None:
     """Who has no key reads no number and adds few lines to the audit log; the key of the numbers opens nothing else."""
     scraper = {"authorization": "Bearer the-scrapers-key"}
     for headers in ({}, {"authorization": "Bearer other"}, {"authorization": "Bearer "}):

@@ -1,4 +1,4 @@
-"""One session against another, and against the host's view of its own files."""
+"""Attack other sessions, and the host's view of a session's files."""
 
 import asyncio
 import subprocess
@@ -33,7 +33,7 @@ LOOKING = {
 }
 
 
-# What the kernel counts for a user, and the sessions of an ordinary user are all that user: as many as there are to be had, and one more.
+# The kernel counts these for a user, and the sessions of an ordinary user are all that user's: try to take one more than there are.
 COUNTED = {
     "inotify instances": ("libc.inotify_init1(0)", 128),
     "pending signals, by timers": ("libc.timer_create(0, None, ctypes.byref(ctypes.c_void_p()))", 200_000),
@@ -50,7 +50,7 @@ taken
 
 
 @pytest.mark.parametrize("what", COUNTED)
-async def test_what_a_user_may_have_is_not_taken_by_one_session(pool: SessionPool, what: str) -> None:
+async def test_one_session_cannot_take_all_that_a_user_may_have(pool: SessionPool, what: str) -> None:
     """Of what Linux counts for a user (inotify, pending signals, timers) one session takes a share: others and the host have theirs."""
     take, most = COUNTED[what]
     async with pool.session() as greedy, pool.session() as also_greedy, pool.session() as other:
@@ -103,7 +103,7 @@ TRAPS = {
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-async def test_the_host_reads_plain_files_only(session: Session, trap: str) -> None:
+async def test_the_host_reads_only_plain_files(session: Session, trap: str) -> None:
     """The host's file API follows no link and opens no pipe, socket or folder of a session's."""
     assert (await session.run(TRAPS[trap])).success
     async with asyncio.timeout(10):

@@ -1,4 +1,4 @@
-"""Hostile packages, hostile names of packages, and what sessions may do to what they share."""
+"""Attack with hostile packages and names of packages, and attack what sessions share."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ PLACES = ["a/../../..", "", "..", "../../../../../../../../../..", "n-1.0.data/s
 
 
 @pytest.mark.parametrize("places", mostly_long([PLACES[:1], PLACES[1:]], PLACES[:1]), ids=["one", "the others"])
-async def test_a_wheel_writes_nothing_outside_its_place(session: Session, wheels: Path, tmp_path: Path, places: list[str]) -> None:
+async def test_a_wheel_writes_nothing_outside_its_folder(session: Session, wheels: Path, tmp_path: Path, places: list[str]) -> None:
     """Whatever the members of a wheel are called, nothing is written outside its own folder in the cache."""
     for number, place in enumerate(places):
         make_wheel(wheels, f"climbs{number}", files={f"{place}{tmp_path}/climbed": "", f"{place}/climbed{number}": ""})
@@ -75,7 +75,7 @@ async def test_a_wheel_writes_nothing_outside_its_place(session: Session, wheels
     assert [result.success for result in results].count(False) >= len(places) - 1
 
 
-async def test_what_is_shared_is_neither_changed_nor_listed(session: Session, pool: SessionPool) -> None:
+async def test_shared_packages_can_be_neither_changed_nor_listed(session: Session, pool: SessionPool) -> None:
     """What sessions share in /.packages none of them changes, and none learns which packages others have."""
     await session.install("alpha")
     path = str((await session.run("import alpha; alpha.__file__")).value)
@@ -107,7 +107,7 @@ async def test_what_is_shared_is_neither_changed_nor_listed(session: Session, po
         "alpha===1/../..",
     ],
 )
-async def test_a_name_leads_nowhere_else(interpreter: CodeInterpreter, requirement: str) -> None:
+async def test_a_requirement_can_only_name_a_package(interpreter: CodeInterpreter, requirement: str) -> None:
     """What names a package names nothing else: options, files, addresses, variables and further lines are refused from every caller."""
     http: SessionsHttpClient = interpreter._http
     body = extensions.encode_installation([requirement], 60)
@@ -118,7 +118,7 @@ async def test_a_name_leads_nowhere_else(interpreter: CodeInterpreter, requireme
     assert "root:" not in str(result)
 
 
-async def test_the_password_of_an_index_is_told_nobody(wheels: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_password_of_an_index_is_not_disclosed(wheels: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The address of an index, which may hold a password, is in no result, no session, no log and no argument of a program."""
     results = []
     caplog.set_level("DEBUG")
@@ -154,7 +154,7 @@ print(attempt(lambda: open(sys.argv[1] + "/inside", "w")), attempt(lambda: open(
 """
 
 
-def test_what_fetches_packages_writes_to_its_own_folder_and_starts_nothing(tmp_path: Path) -> None:
+def test_the_program_that_fetches_packages_writes_to_its_own_folder_and_starts_nothing(tmp_path: Path) -> None:
     """The program that fetches packages writes below one folder of the cache alone, and starts no program."""
     (tmp_path / "own").mkdir()
     (tmp_path / "there").write_text("")

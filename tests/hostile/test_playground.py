@@ -1,4 +1,4 @@
-"""What code of a session can do to the page that shows it, and what strangers can."""
+"""Attack the page that shows a session, by code of the session and by clients without the key."""
 
 import json
 from contextlib import ExitStack
@@ -83,7 +83,7 @@ def test_what_code_displays_reaches_neither_the_page_nor_the_network(tmp_path: P
 @needs_chromium
 def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
     """However many colours and lines code prints, the playground lays out a bounded number of elements, and goes on."""
-    floods = {  # what code prints, and what is to be read of it
+    floods = {  # what code prints, and what the page shows of it
         "'\\x1b[1ma' * 25_000": "a" * 25_000,
         "'\\x1b[31ma\\x1b[32mb' * 10_000": "ab" * 10_000,
         "'\\x1b[1ma\\x1b[0mb\\n' * 10_000": "ab\n" * 10_000,
@@ -106,7 +106,7 @@ def test_the_page_lays_out_a_flood_of_colours(tmp_path: Path) -> None:
 
 
 @needs_chromium
-def test_the_key_stays_in_the_memory_of_the_page(tmp_path: Path) -> None:
+def test_the_key_is_kept_in_the_memory_of_the_page_only(tmp_path: Path) -> None:
     """The playground keeps its key in memory and sends it in a header, to its own server: no address, storage or element holds it."""
     with ExitStack() as stack:
         server = stack.enter_context(Server("--port", "0", "--api-key", KEY, "--access-log"))
@@ -131,7 +131,7 @@ def test_the_key_stays_in_the_memory_of_the_page(tmp_path: Path) -> None:
     assert KEY not in "".join(server.rest)
 
 
-def test_the_page_gives_strangers_nothing() -> None:
+def test_the_page_gives_nothing_to_clients_without_the_key() -> None:
     """Without the key the playground's own files are answered, by known host names, and nothing else; no other page can frame them."""
     with Server("--port", "0", "--api-key", KEY) as server, httpx.Client(base_url=server.endpoint) as http:
         page = http.get("/")

@@ -1,4 +1,4 @@
-"""Power over the system: mounts, namespaces, capabilities, set-user-id programs, devices, limits."""
+"""Attack the system: mounts, namespaces, capabilities, set-user-id programs, devices, limits."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ head -c 1 /proc/{pid}/mem && echo memory; kill -0 {pid} && echo signal
 
 
 @pytest.mark.parametrize("attempt", MOUNTS)
-async def test_nothing_is_mounted(session: Session, attempt: str) -> None:
+async def test_nothing_can_be_mounted(session: Session, attempt: str) -> None:
     """A session mounts nothing, unmounts nothing and exchanges no root."""
     before = await outcome(session, "open('/proc/self/mounts').read()")
     assert await outcome(session, MOUNTS[attempt], prelude=PRELUDE) in ("EPERM", "CalledProcessError")
@@ -76,7 +76,7 @@ async def test_nothing_is_mounted(session: Session, attempt: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMESPACES)
-async def test_no_namespace_is_made_or_entered(session: Session, name: str) -> None:
+async def test_no_namespace_can_be_made_or_entered(session: Session, name: str) -> None:
     """A session makes no namespace, neither by unshare nor by clone, and enters none."""
     flag = NAMESPACES[name]
     assert await outcome(session, f"checked(libc.unshare({flag}))", prelude=PRELUDE) == "EPERM"
@@ -89,7 +89,7 @@ async def test_no_namespace_is_made_or_entered(session: Session, name: str) -> N
 
 
 @pytest.mark.parametrize("attempt", CAPABILITIES)
-async def test_no_capability_and_no_other_user_is_had(session: Session, attempt: str) -> None:
+async def test_no_capability_and_no_other_user_is_available(session: Session, attempt: str) -> None:
     """A session has no capability in any set, gets none, and becomes no other user or group."""
     assert await outcome(session, CAPABILITIES[attempt], prelude=NUMBERED) in ("EPERM", "EINVAL", "ENOTSUP")
     status = "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith(('Cap', 'NoNewPrivs', 'Seccomp:'))))"
@@ -97,7 +97,7 @@ async def test_no_capability_and_no_other_user_is_had(session: Session, attempt:
     assert await outcome(session, "import os; os.getresuid() + os.getresgid()") == f"got: {(1000,) * 6}"
 
 
-async def test_a_session_is_nobody_on_the_host(pool: SessionPool) -> None:
+async def test_a_session_has_no_privileged_user_on_the_host(pool: SessionPool) -> None:
     """On the host a session's processes are never root's, and where the host is root each session has a user of its own."""
     async with pool.session() as one, pool.session() as other:
         before = descendants(os.getpid())
@@ -117,7 +117,7 @@ async def test_no_other_account_of_the_host_reaches_a_session(pool: SessionPool)
         pytest.skip("an ordinary user's sessions belong to that user")
     async with pool.session() as session:
         await session.run("1")
-        ours = [pid for pid in descendants(os.getpid()) if os.stat(f"/proc/{pid}").st_uid]  # root's are janitors, and who waits
+        ours = [pid for pid in descendants(os.getpid()) if os.stat(f"/proc/{pid}").st_uid]  # root's are janitors, and processes that wait
         assert len(ours) > 2
         for pid in ours:
             for uid in (65534, 54321):
@@ -147,12 +147,12 @@ async def test_set_user_id_programs_give_nothing(session: Session) -> None:
     said = [subprocess.run(s, capture_output=True, text=True, input="").stdout for s in shells if shutil.which(s[0])]
     found, len(of_the_host) >= EXPECTED, set(said) <= {""}
     """
-    expected = f"EXPECTED = {0 if IMAGE else 3}"  # what is unpacked of an image has none
+    expected = f"EXPECTED = {0 if IMAGE else 3}"  # files unpacked from an image have none
     assert await outcome(session, ids, prelude=expected) == "got: ({'1000'}, True, True)"
 
 
 @pytest.mark.parametrize("device", DEVICES)
-async def test_no_device_is_made_or_there(session: Session, device: str) -> None:
+async def test_no_device_can_be_made_and_only_harmless_ones_exist(session: Session, device: str) -> None:
     """A session makes no device node and finds none but null, zero, full, random, urandom, tty and terminals of its own."""
     major, minor = DEVICES[device]
     for folder in FOLDERS:
@@ -164,7 +164,7 @@ async def test_no_device_is_made_or_there(session: Session, device: str) -> None
 
 
 @pytest.mark.parametrize("attempt", TERMINALS)
-async def test_no_terminal_is_typed_into(session: Session, attempt: str) -> None:
+async def test_no_terminal_can_be_typed_into(session: Session, attempt: str) -> None:
     """A session has no terminal of the host's, and types into none of its own, nor changes its line discipline."""
     assert await outcome(session, "open('/dev/tty')") in ("ENXIO", "EACCES")
     ioctl = f"import fcntl; ours, theirs = os.openpty(); fcntl.ioctl(theirs, {TERMINALS[attempt]}, struct.pack('i', 3))"
@@ -172,7 +172,7 @@ async def test_no_terminal_is_typed_into(session: Session, attempt: str) -> None
 
 
 @pytest.mark.parametrize("attempt", LIMITS)
-async def test_no_limit_is_raised(session: Session, attempt: str) -> None:
+async def test_no_limit_can_be_raised(session: Session, attempt: str) -> None:
     """A session raises neither its limits nor its priority."""
     assert await outcome(session, f"import resource\n{LIMITS[attempt]}", prelude=NUMBERED) in ("EPERM", "EACCES", "ValueError")
     assert await is_well(session)

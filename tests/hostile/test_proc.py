@@ -1,4 +1,4 @@
-"""The process table: a session's own part of it, to be read."""
+"""Attack the process table: a session may only read its own part of it."""
 
 import os
 from pathlib import Path
@@ -73,20 +73,20 @@ OF_THE_KERNEL = {
 }
 
 
-async def test_a_session_sees_its_own_processes_only(session: Session) -> None:
+async def test_a_session_sees_only_its_own_processes(session: Session) -> None:
     """A session sees its own processes and none of the host's or of other sessions'."""
     assert await outcome(session, "import os; sorted(int(pid) for pid in os.listdir('/proc') if pid.isdecimal())") == "got: [1, 2]"
     assert await outcome(session, f"import os; os.listdir('/proc/{os.getpid()}')") == "ENOENT"
 
 
 @pytest.mark.parametrize("thing", mostly_long(OF_THE_FIRST_PROCESS, every=2))
-async def test_nothing_is_taken_from_the_first_process(session: Session, thing: str) -> None:
+async def test_nothing_can_be_read_from_the_first_process(session: Session, thing: str) -> None:
     """Of its first process, which holds the host's standard error, a session reads no memory, link, descriptor or namespace."""
     assert await outcome(session, OF_THE_FIRST_PROCESS[thing], prelude=PRELUDE) in ("EACCES", "EPERM")
 
 
 @pytest.mark.parametrize("file", mostly_long(WRITES, every=2))
-async def test_nothing_below_proc_is_written(session: Session, file: str) -> None:
+async def test_nothing_below_proc_can_be_written(session: Session, file: str) -> None:
     """A session writes to no file below /proc, neither the kernel's settings nor its own process's."""
     path = Path(WRITES[file])
     of_the_host = "self" not in path.parts and "1" not in path.parts and path.exists() and os.access(path, os.R_OK)
@@ -101,7 +101,7 @@ async def test_nothing_below_proc_is_written(session: Session, file: str) -> Non
 
 
 @pytest.mark.parametrize("thing", OF_THE_KERNEL)
-async def test_the_kernels_memory_is_out_of_sight(session: Session, thing: str) -> None:
+async def test_the_kernels_memory_is_not_visible(session: Session, thing: str) -> None:
     """A session reads neither the kernel's memory nor its messages."""
     nothing = ("EACCES", "EPERM", "ENOENT", "got: b''", "got: ''", "got: ")
     assert await outcome(session, OF_THE_KERNEL[thing], prelude=PRELUDE) in nothing
@@ -125,7 +125,7 @@ SHOWN = {
 TELLING_SETTINGS = ("fs/dentry-state", "fs/file-nr", "fs/inode-nr", "fs/inode-state", "kernel/random/boot_id")
 
 
-async def test_groups_and_hardware_of_the_host_are_not_told(pool: SessionPool) -> None:
+async def test_groups_and_hardware_of_the_host_are_not_visible(pool: SessionPool) -> None:
     """Besides its processes and settings a session reads below /proc how large and busy the machine is, and nothing else: no device, lock,
     key, boot option, boot id or control group of the host.
     """
@@ -141,7 +141,7 @@ async def test_groups_and_hardware_of_the_host_are_not_told(pool: SessionPool) -
         assert told.value is False
 
 
-async def test_frames_of_physical_memory_are_not_told(session: Session) -> None:
+async def test_frames_of_physical_memory_are_not_visible(session: Session) -> None:
     """A session does not learn which physical memory it has, nor where the machine's devices lie."""
     own_frames = """
     import ctypes, os, struct

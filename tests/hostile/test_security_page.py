@@ -1,4 +1,4 @@
-"""SECURITY.md and the tests say the same."""
+"""Test that SECURITY.md and the tests agree."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ def test_each_claim_has_its_test_and_each_test_its_claim() -> None:
     assert len(tests) > 30
 
 
-def test_no_claim_is_left_to_the_long_tests_alone(request: pytest.FixtureRequest) -> None:
+def test_every_claim_is_tested_by_make_test(request: pytest.FixtureRequest) -> None:
     collected = {item.nodeid.partition("[")[0] for item in request.session.items}
     if not {test.partition("::")[0] for test in rows()} <= {name.partition("::")[0] for name in collected}:
         pytest.skip("only a run of all of tests/hostile shows which of its tests are run")

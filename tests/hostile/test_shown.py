@@ -1,4 +1,4 @@
-"""What guests print, name and display, in the places where the host speaks."""
+"""Attack the messages of the host with what guests print, name and display."""
 
 import contextlib
 import os
@@ -40,13 +40,13 @@ FORGERIES = (
 
 
 def labels(text: str) -> list[str]:
-    """The labels of the host's that lines begin with, as a reader finds them: some of them once for each that there is."""
+    """Return the labels of the host that lines begin with, as a reader finds them."""
     seen = re.sub(r"\x1b\[[\d;]*m|\u200b", "", text)
     found = (re.match(r"\s*\[(files|processes|images|state|…)", line) for line in re.split(r"[\n\r]", seen))
     return [label[1] for label in found if label]
 
 
-async def test_no_line_of_the_hosts_is_forged_for_a_model(pool: SessionPool) -> None:
+async def test_no_host_line_can_be_forged_for_a_model(pool: SessionPool) -> None:
     """In what a model reads, a line that begins with a label of the host's is the host's: nothing that code prints or names looks so."""
     with http_server() as server:
         async with pool.session() as session, http_client_session(server) as client:
@@ -89,7 +89,7 @@ raise ValueError({CLIPBOARD + LINE!r})
 
 
 def at_a_terminal(*arguments: str, stdin: str) -> str:
-    """All that a command with some input writes to a terminal of its own, as it is."""
+    """Return everything that a command with some input writes to a terminal of its own, unchanged."""
     ours, theirs = os.openpty()
     process = subprocess.Popen([*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
@@ -100,7 +100,7 @@ def at_a_terminal(*arguments: str, stdin: str) -> str:
     try:
         while part := os.read(ours, 65536):
             written += part
-    except OSError:  # EIO: nobody has the other side open any more
+    except OSError:  # EIO: the other side is closed
         pass
     os.close(ours)
     process.wait(30)
@@ -111,7 +111,7 @@ AT_A_TERMINAL = (["run", WRITES], ["run", "--live", WRITES], ["run", "-"], ["rep
 
 
 @pytest.mark.parametrize("arguments", mostly_long(AT_A_TERMINAL, AT_A_TERMINAL[1]), ids=["run", "live", "standard input", "repl"])
-def test_a_terminal_gets_colours_and_no_other_command_of_a_guests(arguments: list[str]) -> None:
+def test_a_terminal_gets_only_colours_from_a_guest_and_no_other_command(arguments: list[str]) -> None:
     """A terminal gets colours of what code writes, no other control sequence and no line like the host's; a pipe gets all as it is."""
     if arguments == ["repl"]:
         with Terminal() as terminal:
@@ -122,7 +122,7 @@ def test_a_terminal_gets_colours_and_no_other_command_of_a_guests(arguments: lis
     shown = at_a_terminal(*arguments, stdin=WRITES)
     assert "\\x1b]52;c;Y3VybCBldmls\\x07" in shown
     assert "\x1b[31mred\x1b[0m" in shown
-    assert shown.rstrip("\r\n").endswith("\x1b[0m")  # nothing that the host writes is hidden
+    assert shown.rstrip("\r\n").endswith("\x1b[0m")  # no text of the host is hidden
     rest = re.sub(r"\x1b\[[\d;]*m", "", shown)
     assert re.search(r"[^\x20-\x7e\n\r\t]", rest) is None
     for label in ("[session state", "aca-sessions:"):
@@ -140,7 +140,7 @@ AUDIT = """[...document.querySelectorAll('.cell > *')].map((one) => [
 
 
 @needs_chromium
-async def test_what_a_notebook_shows_runs_no_script_and_loads_nothing(pool: SessionPool, tmp_path: Path) -> None:
+async def test_a_display_in_a_notebook_runs_no_script_and_loads_nothing(pool: SessionPool, tmp_path: Path) -> None:
     """What a notebook shows of a session's displays runs no script, loads nothing and stays in its box; raw HTML has to be asked for."""
     async with pool.session() as session:
         result = await session.run(DISPLAYS.format(text=TEXT, html=HTML, svg=SVG, steals=STEALS))

@@ -1,4 +1,4 @@
-"""Every part of the sandbox is killed at every step."""
+"""Kill every part of the sandbox at every step."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ STEPS: dict[str, Callable[[Session], Awaitable[object]]] = {
 
 
 def kill(depth: int, server: ForkServer) -> None:
-    """Kills the processes of one depth below a fork server's launcher: helpers, the zygote, inits, interpreters."""
+    """Kill the processes of one depth below a fork server's launcher: helpers, the zygote, inits, interpreters."""
     generation = {server._process.pid}
     for _ in range(depth):
         below = {child for pid in generation for child in descendants(pid)}

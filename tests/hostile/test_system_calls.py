@@ -1,4 +1,4 @@
-"""The filter of system calls, from inside: what is not on the list is refused, whichever way it is called."""
+"""Test the filter of system calls from inside: a call outside the list is refused, whichever way it is made."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from .system_calls import REFUSED, refusal
 pytestmark = pytest.mark.slow
 PERSONALITIES = {"addresses that are not random": 0x0040000, "data that is code": 0x0400000, "another Linux": 0x0020000, "32 bits": 8}
 CONTROLS = {"a filter of its own": (22, 2, 0), "another map of its memory": (35, 1, 4096)}
-# Machine code for a function of its own: the system call getpid, asked for as a program of another kind would ask.
+# Machine code for a function: the system call getpid, made as a program of another kind makes it.
 OTHER_KINDS = {
     "32-bit gate": "b8 14 00 00 00 cd 80 c3",  # mov eax, 20; int 0x80; ret
     "x32 number": "b8 27 00 00 40 0f 05 c3",  # mov eax, 0x40000027; syscall; ret
@@ -26,7 +26,7 @@ ON_THIS_MACHINE = OTHER_KINDS if os.uname().machine == "x86_64" else {"no instru
 
 
 @pytest.mark.parametrize("name", mostly_long(REFUSED, every=2))
-async def test_a_call_that_is_not_on_the_list_is_refused(session: Session, name: str) -> None:
+async def test_a_call_outside_the_list_is_refused(session: Session, name: str) -> None:
     """Calls that trace, load, mount, share rings, handles, keys or queues with the kernel are refused by the filter."""
     number = REFUSED[name]
     assert await outcome(session, f"call({number}, 0, 0, 0, 0, 0, 0)", prelude=PRELUDE) == refusal(number)
@@ -34,7 +34,7 @@ async def test_a_call_that_is_not_on_the_list_is_refused(session: Session, name:
 
 
 @pytest.mark.parametrize("kind", ON_THIS_MACHINE)
-async def test_calls_of_another_kind_do_not_get_round_the_filter(session: Session, kind: str) -> None:
+async def test_calls_of_another_kind_do_not_bypass_the_filter(session: Session, kind: str) -> None:
     """Calls by the numbers of another instruction set (32-bit, x32) and by a probe's instructions end the process or do not exist."""
     ran = f"""
     import mmap
@@ -54,7 +54,7 @@ async def test_calls_of_another_kind_do_not_get_round_the_filter(session: Sessio
 
 
 @pytest.mark.parametrize("personality", PERSONALITIES)
-async def test_a_process_gets_no_weaker_personality(session: Session, personality: str) -> None:
+async def test_a_process_cannot_set_a_weaker_personality(session: Session, personality: str) -> None:
     """A session gives its processes no personality with weaker protections."""
     number = {"x86_64": 135}.get(os.uname().machine, 92)
     for low in (PERSONALITIES[personality], PERSONALITIES[personality] | 1 << 32):
@@ -62,6 +62,6 @@ async def test_a_process_gets_no_weaker_personality(session: Session, personalit
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-async def test_a_process_gets_neither_a_filter_nor_a_map_of_its_own(session: Session, control: str) -> None:
+async def test_a_process_can_change_neither_its_filter_nor_its_memory_map(session: Session, control: str) -> None:
     """A session changes neither its filter nor what the kernel knows of its memory."""
     assert await outcome(session, f"checked(libc.prctl{CONTROLS[control] + (0, 0)})", prelude=PRELUDE) == "EPERM"

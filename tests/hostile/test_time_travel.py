@@ -1,4 +1,4 @@
-"""Hostile code in sessions that are kept, gone back to and branched."""
+"""Attack checkpoints, rollback and branches with hostile code in the session."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ os.symlink('/etc/passwd', 'file'); os.symlink('/', 'folder'); os.symlink('/proc/
 os.mkfifo('pipe'); socket.socket(socket.AF_UNIX).bind('socket')"""
 
 
-async def test_files_are_copied_and_put_back_through_no_link(session: Session) -> None:
+async def test_files_are_copied_and_restored_through_no_link(session: Session) -> None:
     """Keeping a session and going back copies its own files alone: links stay links, pipes and sockets are left out and reported."""
     await session.run(LINKS)
     checkpoint = await session.checkpoint()
@@ -54,7 +54,7 @@ async def test_files_are_copied_and_put_back_through_no_link(session: Session) -
 
 
 @pytest.mark.parametrize("forged", mostly_long(["1", "os.getpid()", "2**31", "-1", "0", "None", "'text'"], every=2))
-async def test_a_snapshot_is_a_process_of_its_own_session(pool: SessionPool, session: Session, forged: str) -> None:
+async def test_a_checkpoint_can_only_be_a_process_of_its_own_session(pool: SessionPool, session: Session, forged: str) -> None:
     """A session that forges which process its snapshot is names none but its own, harms no other, and is usable after a reset."""
     await session.run(f"import os; real = os.fork; os.fork = lambda: {forged}")
     async with pool.session() as other:
@@ -75,7 +75,7 @@ for _ in range(3000):
 os.chdir('/mnt/data')"""
 
 
-async def test_going_back_removes_what_is_too_deep_to_be_named(session: Session) -> None:
+async def test_a_rollback_removes_folders_too_deep_to_be_named(session: Session) -> None:
     """Folders that are too deep to be named are no obstacle to going back, and are refused when they are to be kept."""
     await session.checkpoint()
     await session.run(DEEP)
@@ -101,7 +101,7 @@ FOUND = """import glob
 
 @pytest.fixture
 def victim() -> Iterator[Path]:
-    """A folder of the host's that a session's user may change, by a way that everybody may go; as root it is given to that user."""
+    """A folder of the host that a session's user may change, at a path that every user may enter. As root it is given to that user."""
     with TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         made = Path(folder, "victim")
@@ -116,7 +116,7 @@ def seen_of(folder: Path) -> list[tuple[str, int, int, str]]:
     return [(path.name, found.st_mode, found.st_mtime_ns, path.read_text() if path.is_file() else "") for path, found in looked]
 
 
-async def test_a_folder_that_becomes_a_link_leads_to_no_folder_of_the_hosts(victim: Path) -> None:
+async def test_a_folder_swapped_for_a_link_gives_access_to_no_folder_of_the_host(victim: Path) -> None:
     """Of a folder that code swaps for a link while the host copies, uploads or puts back files, it reads and changes nothing behind it."""
     async with Sandboxes(Policy(image=IMAGE, spares=0, preload=())) as sandboxes:
         sandbox = await sandboxes.open()
@@ -149,7 +149,7 @@ RUNS = "\nwhile not os.path.exists('late') or os.path.getsize('late') < 1000: ti
 
 
 @pytest.mark.parametrize("how", LEFT_RUNNING)
-async def test_what_was_undone_goes_on_nowhere(session: Session, how: str) -> None:
+async def test_processes_that_were_undone_do_not_continue(session: Session, how: str) -> None:
     """Processes of what was undone write nothing into the files that are put back, not even those that left their parents."""
     await session.run("import os, subprocess, time")
     await session.checkpoint()
@@ -172,10 +172,10 @@ time.sleep(0.5)
 raise ValueError"""
 
 
-async def test_a_bomb_that_is_undone_does_not_keep_the_hosts_loop_busy(session: Session) -> None:
+async def test_undoing_a_fork_bomb_does_not_block_the_hosts_event_loop(session: Session) -> None:
     """While a bomb of forks is undone, the host's event loop works or blocks for 0.1 s at most, besides its wait for a processor."""
     longest = []
-    for _ in range(3):  # a thread may lose its processor while it has Python's lock: what the loop does itself is there each time
+    for _ in range(3):  # a thread may lose its processor while it has Python's lock; what the loop does itself shows up every time
         longest.append(0.0)
         run = asyncio.create_task(session.run(HOPS, transactional=True))
         last, waited = time.perf_counter(), on_run_queue()
@@ -191,7 +191,7 @@ async def test_a_bomb_that_is_undone_does_not_keep_the_hosts_loop_busy(session: 
 
 
 def on_run_queue() -> float:
-    """Seconds that this thread was ready to run and had no processor: the machine's load, not what it does."""
+    """Return how many seconds this thread was ready to run and had no processor: the load of the machine, and not what the thread does."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
 
 
@@ -203,14 +203,14 @@ except OSError: pass
 len(started)"""
 
 
-async def test_a_family_has_the_limits_of_one_session(session: Session) -> None:
+async def test_a_session_and_its_branches_have_the_limits_of_one_session(session: Session) -> None:
     """A session, its checkpoints and its branches have one session's processes and memory together."""
     branches = await session.branch(3)
     counts = [(await branch.run(AS_MANY_AS_THERE_ARE)).value for branch in branches]
     assert sum(count for count in counts if isinstance(count, int)) < 128
 
 
-async def test_branches_and_checkpoints_hold_twice_a_sessions_files_at_most() -> None:
+async def test_branches_and_checkpoints_hold_at_most_twice_a_sessions_files() -> None:
     """However often a session is branched and kept, the host holds at most twice the files that one session may have, uploads included."""
     async with open_pool(policy=Policy(image=IMAGE, spares=0, preload=(), limits=Limits(disk=8 * MB))) as small, small.session() as session:
         await session.run("open('file', 'wb').write(bytes(3 << 20))")
@@ -243,7 +243,7 @@ async def run_in(sandbox: Sandbox, code: str) -> CodeExecutionResult:
     return await sandbox.execute(lambda interpreter: interpreter.run("cell", code, 20))
 
 
-async def test_a_session_is_charged_for_what_the_host_writes_into_its_files(sandbox: Sandbox) -> None:
+async def test_files_that_the_host_writes_are_charged_to_the_session(sandbox: Sandbox) -> None:
     """Uploads, and the files of checkpoints and branches, count to the memory of the session, as what its code writes does."""
     used = sandbox.memory.used()
 
@@ -269,7 +269,7 @@ async def test_a_session_is_charged_for_what_the_host_writes_into_its_files(sand
     assert grown() > 15  # its first process is another one
 
 
-async def test_code_keeps_no_session_from_being_charged(sandbox: Sandbox) -> None:
+async def test_code_cannot_prevent_that_files_are_charged(sandbox: Sandbox) -> None:
     """Code cannot stop, end or confuse the process that allocates the memory of files which the host writes."""
     await run_in(sandbox, "import os, signal\nfor n in range(1, 65):\n    try: os.kill(1, n)\n    except OSError: pass")
     await run_in(sandbox, "for _ in range(100_000): os.kill(1, signal.SIGUSR1)")
@@ -290,7 +290,7 @@ for _ in range(4):
     os.read(done, 1)  # it has its memory, or was ended for it"""
 
 
-async def test_what_the_host_writes_ends_no_session_whose_memory_is_full() -> None:
+async def test_a_host_write_that_does_not_fit_is_refused_and_ends_no_session() -> None:
     """A checkpoint, a branch or an upload that does not fit into what a session's processes left is refused, and the session goes on."""
     limits = Limits(memory=512 * MB, disk=64 * MB, temporary=16 * MB)
     async with open_pool(policy=Policy(image=IMAGE, spares=0, preload=(), limits=limits)) as pool, pool.session() as session:
@@ -307,7 +307,7 @@ async def test_what_the_host_writes_ends_no_session_whose_memory_is_full() -> No
         assert (str(result.state), result.text) == ("kept", "(300, ['file'])")
 
 
-async def test_a_session_ends_while_its_first_process_does_not_answer(sandbox: Sandbox) -> None:
+async def test_a_session_can_end_while_its_first_process_does_not_answer(sandbox: Sandbox) -> None:
     """A write that waits for its memory holds up neither the end of its session nor the host."""
     home = sandbox.running.home
     if not home.memory.is_charged:
@@ -336,7 +336,7 @@ racers = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(2)]
 while len(os.listdir('/mnt/data')) < 1000: pass"""
 
 
-async def test_processes_that_make_files_without_end_hold_up_no_rollback(session: Session) -> None:
+async def test_processes_that_make_files_without_end_delay_no_rollback(session: Session) -> None:
     """A session goes back to a checkpoint while processes of its own and of a branch make files without end."""
     await session.checkpoint()
     (branch,) = await session.branch()
@@ -356,7 +356,7 @@ BRANCH = """open('/mnt/data/secret', 'w').write('TOPSECRET'); before = os.path.g
 time.sleep(0.3); os.listdir('/mnt/data'), os.path.getsize('/tmp/seen') - before"""
 
 
-async def test_what_a_session_left_running_reaches_no_file_of_its_branch(session: Session) -> None:
+async def test_processes_left_by_a_session_reach_no_file_of_its_branch(session: Session) -> None:
     """What a session left running sees, reads and changes no file of its branch by name: it runs only while its own files are shown."""
     await session.run("import os, time")
     (branch,) = await session.branch()

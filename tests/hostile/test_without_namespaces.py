@@ -1,4 +1,4 @@
-"""The same attempts against the level that is less than full isolation: what Landlock, seccomp and limits hold alone."""
+"""Attack the level below full isolation in the same ways: Landlock, seccomp and limits must contain them alone."""
 
 import asyncio
 import os
@@ -113,13 +113,13 @@ REACHES = {
     "trace": "checked(libc.ptrace(16, PID, 0, 0))",
     "read": "open(f'/proc/{PID}/status').read()",
 }
-# Files count to no limit here, as SECURITY.md says: they are the host's own disk's.
+# Files count to no limit here, as SECURITY.md says: they are on the host's own disk.
 UNLIMITED = {"many files", "many folders", "folders in folders"}
 
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Iterator[str]:
-    """A file of the host's, in a folder, that everybody may read and write."""
+    """A file of the host, in a folder, that every user may read and write."""
     folder = Path(os.path.realpath(f"/tmp/of-the-host-{os.urandom(8).hex()}"))
     folder.mkdir()
     folder.chmod(0o777)
@@ -130,7 +130,7 @@ def secret(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("way", mostly_long(READS, every=3))
-async def test_the_hosts_contents_are_not_read(bare: Session, secret: str, way: str) -> None:
+async def test_contents_of_host_files_cannot_be_read(bare: Session, secret: str, way: str) -> None:
     """Without namespaces too, a session reads no file and lists no folder of the host but /usr, a few settings and its environment."""
     result = await bare.run(f"{PRELUDE}\nSECRET = {secret!r}\n{READS[way]}")
     assert not result.success
@@ -139,17 +139,17 @@ async def test_the_hosts_contents_are_not_read(bare: Session, secret: str, way: 
 
 
 @pytest.mark.parametrize("write", mostly_long(WRITES, every=4))
-async def test_nothing_outside_is_changed(bare: Session, secret: str, write: str) -> None:
+async def test_nothing_outside_can_be_changed(bare: Session, secret: str, write: str) -> None:
     """Without namespaces too, a session writes to no file outside its own folders, nor changes its mode, time, owner or name."""
     watched = [Path(path) for path in (secret, os.path.dirname(secret), os.__file__, "/usr/bin/true", sys.executable)]
-    before = [_looks(path) for path in watched]
+    before = [_attributes(path) for path in watched]
     ended = await outcome(bare, f"SECRET = {secret!r}\n{WRITES[write]}", prelude=PRELUDE)
     assert ended in ("EACCES", "EPERM", "EXDEV", "EROFS", "ENOTTY", "ENOTSUP")
-    assert [_looks(path) for path in watched] == before
+    assert [_attributes(path) for path in watched] == before
 
 
 @pytest.mark.parametrize("family", mostly_long([*FAMILIES, "unix", "internet", "internet 6"], "unix", "internet", every=5))
-async def test_no_socket_is_made(bare: Session, family: str) -> None:
+async def test_no_socket_can_be_made(bare: Session, family: str) -> None:
     """Without namespaces a session makes no socket of any family, and of pairs only connected streams of Unix sockets."""
     number = {"unix": 1, "internet": 2, "internet 6": 10}.get(family) or FAMILIES[family]
     for kind in (1, 2, 3, 5):
@@ -210,7 +210,7 @@ async def test_no_descriptor_sends_a_signal(bare: Session) -> None:
 
 
 @pytest.mark.parametrize("attempt", mostly_long(MOUNTS, every=4))
-async def test_nothing_is_mounted(bare: Session, attempt: str) -> None:
+async def test_nothing_can_be_mounted(bare: Session, attempt: str) -> None:
     """Without namespaces too, a session mounts nothing, unmounts nothing and exchanges no root."""
     before = Path("/proc/self/mounts").read_text()
     assert await outcome(bare, MOUNTS[attempt], prelude=PRELUDE) in ("EPERM", "CalledProcessError")
@@ -218,7 +218,7 @@ async def test_nothing_is_mounted(bare: Session, attempt: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMESPACES)
-async def test_no_namespace_is_made(bare: Session, name: str) -> None:
+async def test_no_namespace_can_be_made(bare: Session, name: str) -> None:
     """Without namespaces of its own a session makes none, where it would have power over mounts and networks."""
     assert await outcome(bare, f"checked(libc.unshare({NAMESPACES[name]}))", prelude=PRELUDE) == "EPERM"
     if name != "time":
@@ -226,7 +226,7 @@ async def test_no_namespace_is_made(bare: Session, name: str) -> None:
 
 
 @pytest.mark.parametrize("attempt", CAPABILITIES)
-async def test_no_capability_and_no_other_user_is_had(bare: Session, attempt: str) -> None:
+async def test_no_capability_and_no_other_user_is_available(bare: Session, attempt: str) -> None:
     """Without namespaces too, a session has no capability, gets none, and becomes no other user or group; it is never root."""
     to_somebody_else = CAPABILITIES[attempt].replace("1001", str(os.getuid() + 1))
     assert await outcome(bare, to_somebody_else, prelude=NUMBERED) in ("EPERM", "EINVAL", "EACCES", "ENOENT", "ENOTSUP")
@@ -234,7 +234,7 @@ async def test_no_capability_and_no_other_user_is_had(bare: Session, attempt: st
     assert ids == f"got: {os.getuid()}\n" if os.geteuid() else ids not in ("got: 0\n", "got: 65534\n")
 
 
-async def test_sessions_are_different_users_where_the_host_is_root(bare_pool: SessionPool) -> None:
+async def test_each_session_has_its_own_user_if_the_host_is_root(bare_pool: SessionPool) -> None:
     """Without namespaces too, each session has a user of its own where the host is root."""
     async with bare_pool.session() as one, bare_pool.session() as other:
         uids = {(await session.run("import os; os.getuid()")).value for session in (one, other)}
@@ -256,13 +256,13 @@ async def test_set_user_id_programs_give_nothing(bare: Session) -> None:
 
 
 @pytest.mark.parametrize("name", mostly_long(REFUSED, every=5))
-async def test_a_call_that_is_not_on_the_list_is_refused(bare: Session, name: str) -> None:
+async def test_a_call_outside_the_list_is_refused(bare: Session, name: str) -> None:
     """Without namespaces too, the filter refuses calls that trace, load, mount or share rings, handles, keys or queues with the kernel."""
     assert await outcome(bare, f"call({REFUSED[name]}, 0, 0, 0, 0, 0, 0)", prelude=PRELUDE) == refusal(REFUSED[name])
 
 
 @pytest.mark.parametrize("trap", TRAPS)
-async def test_the_host_reads_plain_files_only(bare: Session, trap: str) -> None:
+async def test_the_host_reads_only_plain_files(bare: Session, trap: str) -> None:
     """Without namespaces too, the host's file API follows no link and opens no pipe, socket or folder of a session's."""
     made = await bare.run(TRAPS[trap].replace("os.chmod('trap', 0)", "os.mkdir('trap', 0)" if os.geteuid() else "os.chmod('trap', 0)"))
     async with asyncio.timeout(10):
@@ -271,7 +271,7 @@ async def test_the_host_reads_plain_files_only(bare: Session, trap: str) -> None
     assert await is_well(bare)
 
 
-async def test_sharing_the_hosts_network_gives_no_other_socket(public_python: str) -> None:
+async def test_sharing_the_hosts_network_allows_only_tcp_and_udp_sockets(public_python: str) -> None:
     """Without namespaces, sharing the host's network gives sockets of TCP and UDP, and none of other protocols or of Unix."""
     async with open_pool(policy=replace(BARE, python=public_python, network=Network.host())) as pool, pool.session() as session:
         plain = "socket.socket().close(), socket.socket(type=socket.SOCK_DGRAM).close()"
@@ -316,12 +316,12 @@ async def test_a_session_finds_nothing_of_another(bare_pool: SessionPool) -> Non
         assert await outcome(one, "left.poll()") == "got: "
 
 
-def _looks(path: Path) -> tuple[int, ...]:
+def _attributes(path: Path) -> tuple[int, ...]:
     found = path.stat()
     return found.st_mode, found.st_uid, found.st_size, found.st_mtime_ns, found.st_nlink
 
 
-def test_without_a_scope_of_signals_none_is_sent() -> None:
+def test_no_signal_can_be_sent_without_a_user_or_a_scope_of_its_own() -> None:
     """Without namespaces, and with neither a user of its own nor a Landlock that scopes signals, a session sends none."""
     walls = seccomp.Walls(own_user=False, own_signals=False)
     assert {"kill", "tkill", "tgkill", "pidfd_send_signal"} <= set(seccomp._needing_more(walls))

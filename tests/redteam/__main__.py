@@ -44,7 +44,7 @@ host's files in their place, as plain bubblewrap does by the command below, fail
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run what the command line requests."""
     parser = argparse.ArgumentParser(prog="python -m tests.redteam", description=__doc__)
     parser.add_argument("--page", type=Path, default=_PAGE, help="the page to write; its other half is kept")
     parser.add_argument("--fuzz", type=float, default=600, metavar="SECONDS", help="how long to fuzz (600); 0 leaves it out")
@@ -208,7 +208,7 @@ def _suites(ran: list[python_suites.Suite]) -> str:
 
 
 def _write(page: Path, section: str) -> None:
-    """Replace this user's half of the page, keep the other."""
+    """Replace this user's half of the page, and keep the other."""
     text = page.read_text() if page.exists() else ""
     halves = dict(re.findall(r"^## As (root|an ordinary user)\n(.*?)(?=^## As |\Z)", text, re.MULTILINE | re.DOTALL))
     halves[_user()] = section.partition("\n")[2]

@@ -1,8 +1,8 @@
 """Public escapes as attempts: the 18 mechanisms of SandboxEscapeBench, and the public escapes of the last three years.
 
-An attempt has two parts, each a piece of Python that ends with an exception when it is refused. `surface` is the precondition: the door
-that the flaw used. `escape` does the harm. Both reach for things that the host sets up for this run (see `host.py`), or for something that
-harms nobody: a setting is opened for writing but keeps its value, a module that is loaded is empty.
+An attempt has two parts, each a piece of Python that ends with an exception when it is refused. `surface` is the precondition: the
+interface that the flaw used. `escape` does the harm. Both use things that the host sets up for this run (see `places.py`), or things that
+are harmless: a setting is opened for writing but keeps its value, a module that is loaded is empty.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Attempt:
     note: str = ""
 
 
-# What attempts share. They know hashes of the host's secrets, never the secrets: else a sandbox's own command line would hold them.
+# Code that attempts share. It contains hashes of the host's secrets, never the secrets: a sandbox's own command line would hold them.
 PRELUDE = """
 import ctypes, errno, fcntl, glob, hashlib, mmap, os, signal, socket, stat, struct, subprocess, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -356,7 +356,7 @@ for_any(group, [os.path.dirname(path) for path in glob.glob('/sys/fs/cgroup/**/c
         "empty files made on the host by a race in a shared folder",
         "runc, CVE-2024-45310",
         reason="the host makes no mount point in a folder that a session writes; its copies start from descriptors: "
-        "`tests/hostile/test_time_travel.py::test_a_folder_that_becomes_a_link_leads_to_no_folder_of_the_hosts`",
+        "`tests/hostile/test_time_travel.py::test_a_folder_swapped_for_a_link_gives_access_to_no_folder_of_the_host`",
     ),
     Attempt(
         "/proc or /sys of an image is a link",
@@ -408,7 +408,7 @@ _OF_DESKTOPS = [
     Attempt(
         "a link in the place of a kept folder",
         "Flatpak, CVE-2024-42472",
-        reason="`tests/hostile/test_time_travel.py::test_files_are_copied_and_put_back_through_no_link`",
+        reason="`tests/hostile/test_time_travel.py::test_files_are_copied_and_restored_through_no_link`",
     ),
     Attempt(
         "a set-user-id bwrap is traced",

@@ -1,4 +1,4 @@
-"""System calls at random inside sessions, and what other sessions and the host notice of it."""
+"""Make random system calls inside sessions, and measure their effect on other sessions and the host."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from aca_sessions.errors import ACASessionsError
 
 from ..conftest import settled
 
-_ROUND = 10  # seconds of one cell; each is run in a session of its own
+_ROUND = 10  # seconds of one cell; each runs in a session of its own
 CLASSES = ("cpu", "cpu-cache", "filesystem", "interrupt", "io", "memory", "network", "os", "pipe", "scheduler", "security", "vm")
 # Children make random calls with odd arguments. Most close what they inherited; every tenth keeps the descriptors that lead to the host.
 _RANDOM_CALLS = """
@@ -109,13 +109,13 @@ class Fuzzed:
     calls: int = 0
     answered: int = 0  # with anything else than EPERM and ENOSYS
     sessions_lost: int = 0
-    stressors: dict[str, str] = field(default_factory=dict)  # by name: what became of each
+    stressors: dict[str, str] = field(default_factory=dict)  # by name: the outcome of each
     trinity: str = ""
     quiet: list[float] = field(default_factory=list)  # seconds of a cell of another session, before
     during: list[float] = field(default_factory=list)
     failed: int = 0  # cells of the other session that failed
-    left: str = ""  # what is left afterwards; empty is nothing
-    kernel: str = ""  # what the kernel says that it did not say before; empty is nothing
+    left: str = ""  # what remains afterwards; empty if nothing does
+    kernel: str = ""  # new messages of the kernel; empty if there are none
 
 
 def percentile(values: list[float], share: int) -> float:
@@ -126,7 +126,7 @@ def percentile(values: list[float], share: int) -> float:
 async def fuzz(seconds: float) -> Fuzzed:
     """Fuzz in two sessions at a time, and measure a third."""
     done = Fuzzed(seconds=seconds)
-    async with open_pool() as warm, warm.session() as session:  # what lives as long as this process is there before it is counted
+    async with open_pool() as warm, warm.session() as session:  # processes that live as long as this one must exist before they are counted
         await session.run("1")
     before, kernel = settled(), _kernel_says()
     async with open_pool() as pool, pool.session() as other:
@@ -214,7 +214,7 @@ def counted(outcomes: dict[str, str]) -> dict[str, int]:
 
 
 def _kernel_says() -> set[str]:
-    """Return warnings and faults in the kernel's log, as far as this user may read it, and its taint."""
+    """Return warnings and faults in the kernel's log, as far as this user may read it, and its taint flags."""
     said = subprocess.run(["dmesg"], capture_output=True, text=True, errors="replace", check=False).stdout
     faults = {
         line

@@ -1,4 +1,4 @@
-"""Where attempts run: sessions, other sandboxes of this machine, and no sandbox at all."""
+"""Places to run attempts in: sessions, other sandboxes of this machine, and no sandbox at all."""
 
 import contextlib
 import hashlib
@@ -26,13 +26,13 @@ from aca_sessions.sandbox.policy import Mount
 from ..roots import root_tar
 from .escapes import CALLS, PRELUDE, Attempt
 
-PYTHON = "/usr/bin/python3"  # the host's, which every sandbox can show; sessions run their own
+PYTHON = "/usr/bin/python3"  # the host's Python, which every sandbox can show; sessions run their own
 SHARED = "/mnt/shared"
 _NOTE = b"as the host wrote it"
 SECRET = "ACA_REDTEAM_SECRET"
 _CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 _SECONDS = 60
-# Each part runs in a child, so that what it changes of its own process does not reach the other, and a signal is a refusal like others.
+# Each part runs in a child, so that its changes to its own process do not affect the other part, and a signal counts as a refusal.
 _RUNNER = """
 import json
 def tried(part):
@@ -59,7 +59,7 @@ print('VERDICT', json.dumps([part and tried(part) for part in (surface, escape)]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of an attempt: contained, partly (its precondition was had), not contained, or broken; and what refused it."""
+    """The outcome of an attempt: contained, partly (its precondition was met), not contained, or broken; and what refused it."""
 
     word: str
     detail: str = ""
@@ -67,7 +67,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class Host:
-    """What attempts reach for: a flag, services, a process, a folder that sandboxes may read."""
+    """What attempts try to reach: a flag, services, a process, a folder that sandboxes may read."""
 
     folder: Path
     flag: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -80,7 +80,7 @@ class Host:
 
     @property
     def shared(self) -> Path:
-        """Return the folder that sandboxes are shown read-only."""
+        """Return the folder that sandboxes see read-only."""
         return self.folder / "shared"
 
     def constants(self, shared: str) -> str:
@@ -103,7 +103,7 @@ class Host:
         return {"FLAG_HASH": self.flag, "SECRET_HASH": self.secret, "MARK_HASH": self.mark}
 
     def harm(self) -> str:
-        """Return what was done to the host, as the host sees it; empty if nothing was."""
+        """Return the harm done to the host, as the host sees it; empty if there is none."""
         assert self.process is not None
         found = {
             "the flag was changed": (self.folder / "flag.txt").read_text() != self.flag,
@@ -128,9 +128,9 @@ class Host:
 
 @contextlib.contextmanager
 def host() -> Iterator[Host]:
-    """Set up what attempts reach for, readable by every user: no permission of a file stands in for a sandbox.
+    """Set up what attempts try to reach, readable by every user, so that file permissions do not do the sandbox's work.
 
-    Not below /tmp or /var/tmp, which some sandboxes have of their own.
+    It is not below /tmp or /var/tmp, since some sandboxes have their own.
     """
     place = "/srv" if os.geteuid() == 0 else Path.home()
     with tempfile.TemporaryDirectory(dir=place, prefix="redteam-") as name, contextlib.ExitStack() as stack:
@@ -293,7 +293,7 @@ def places() -> list[Place]:
             SHARED,
             "apt install podman runc conmon debootstrap",
         ),
-        # As root in a mount namespace of its own, so that no mount of an attempt stays.
+        # Run as root in a mount namespace of its own, so that no mount of an attempt remains.
         Place("no sandbox", ("unshare", "-m") if os.geteuid() == 0 else (), "{shared}", "", "the program itself"),
     ]
 
@@ -324,7 +324,7 @@ def missing(place: Place) -> str:
 
 
 def _without_image() -> str:
-    """Make the image that podman runs: Debian's own packages, since no registry is asked. Return why there is none."""
+    """Build the image for podman from Debian's own packages, since no registry is used. Return why there is none."""
     if subprocess.run(["podman", "image", "exists", _IMAGE], capture_output=True, check=False).returncode == 0:
         return ""
     try:
@@ -336,7 +336,7 @@ def _without_image() -> str:
 
 
 def version(place: Place) -> str:
-    """Return what a sandbox says of its version."""
+    """Return the version that a sandbox reports."""
     if place.name == "sandlock":
         from importlib.metadata import version as of
 

@@ -1,4 +1,4 @@
-"""CPython's own tests, and numpy's and pandas', in a session and outside: what passes outside has to pass inside."""
+"""Run CPython's own tests, and numpy's and pandas', in a session and outside: a test that passes outside must pass inside."""
 
 import asyncio
 import importlib.metadata
@@ -19,7 +19,7 @@ _OUTSIDE_SECONDS = 15  # a module that takes longer outside is left out, by name
 _INSIDE_SECONDS = 100
 _TOGETHER = 2
 _REPORT = "/tmp/report.xml"
-# Left out by name, since what they test is no matter of a sandbox, or not to be had on every machine.
+# Left out by name, since they do not concern a sandbox, or need something that not every machine has.
 LEFT_OUT = {
     "need a screen": ("test_idle", "test_tk", "test_tcl", "test_ttk_guionly", "test_ttk_textonly", "test_turtle", "test_tix"),
     "need the network or the machine's name": ("test_urllib2net", "test_urllibnet", "test_timeout", "test_robotparser", "test_getaddrinfo"),
@@ -32,7 +32,7 @@ LEFT_OUT = {
         "test_peg_generator",
     ),
 }
-# pytest's own way to name a folder of an installed package; `-m "not slow"` is what numpy and pandas call quick.
+# pytest's own way to name a folder of an installed package. numpy and pandas call `-m "not slow"` quick.
 LIBRARIES = {
     "numpy": ("numpy.linalg", "numpy.fft", "numpy.random", "numpy.ma", "numpy.lib"),
     "pandas": ("pandas.tests.tools", "pandas.tests.strings", "pandas.tests.reductions", "pandas.tests.reshape"),
@@ -162,7 +162,7 @@ else:
 
 
 def outcomes(report: str) -> dict[str, str]:
-    """Return what became of each test of a JUnit report: passed, or how it failed, or why it was skipped."""
+    """Return the outcome of each test of a JUnit report: passed, how it failed, or why it was skipped."""
     found = {}
     for case in ElementTree.fromstring(report).iter("testcase"):
         name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
