@@ -1,4 +1,4 @@
-"""Plays programs: drives real sessions, and holds what they say against the worlds that are possible."""
+"""Play programs: drive real sessions, and compare what their results report with the worlds that are possible."""
 
 import asyncio
 import uuid
@@ -39,9 +39,9 @@ from .programs import (
     Upload,
 )
 from .reference import ALL, ANYWHERE, CHECKPOINTS, Ran, Shown, World
-from .told import UNKNOWN, Act, after_any_order, claim_of, described, distinct, key, shown_by, tell
+from .result_checks import UNKNOWN, Act, after_any_order, claim_of, described, distinct, key, record_result, shown_by
 
-# Files are closed by calls: a KeyboardInterrupt that meets the end of an open file's life is ignored by Python.
+# Files are closed by calls: Python ignores a KeyboardInterrupt that arrives while an open file is being deallocated.
 _WRITE = "(lambda file: (file.write('{n} '), file.close()))(open('f', 'a'))"
 _READ = "(lambda file: (file.read(), file.close())[0])(open('f'))"
 _CELL = "x = globals().get('x', ()) + ({n},); " + _WRITE + "; print(x, " + _READ + ", flush=True)\n{ending}"
@@ -59,7 +59,7 @@ _ENDINGS = {
 
 
 async def play(program: Program, machine: Machine) -> None:
-    """Take the steps of a program. LieError says what was not so."""
+    """Take the steps of a program. Raise LieError if the product reports something untrue."""
     player, before = Player(machine), asyncio.all_tasks()
     try:
         await player.begin()
@@ -76,7 +76,7 @@ async def play(program: Program, machine: Machine) -> None:
 
 @dataclass
 class Place:
-    """A session: its name, the worlds it may be in, and the checkpoints that were taken, by their ids."""
+    """A session: its name, the worlds it may be in, and its checkpoints by id."""
 
     name: str
     worlds: list[World]
@@ -94,7 +94,7 @@ class Handle:
 
 
 class Player:
-    """One program being played."""
+    """One program that is being played."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -138,8 +138,8 @@ class Player:
                 await self.run(handle, ending, transactional, fault)
             case Late():
                 result = await self.run(handle, "late", False, None)
-                if result is not None and result.error is None:  # else it has died in its cell, and the session went on
-                    await self.dead(handle.place)
+                if result is not None and result.error is None:  # otherwise it has died in its cell, and the session continued
+                    await self.wait_until_dead(handle.place)
             case Mid():
                 await self.mid(handle, step)
             case Queued():
@@ -147,7 +147,7 @@ class Player:
             case Cancelled() | Parallel():
                 await self.parallel(step.steps if isinstance(step, Parallel) else (step,))
                 for one in [one for one in self.handles if len(one.place.worlds) > MOST_WORLDS]:
-                    self.number += 1  # look which of them it is: two such steps in a row have tens of thousands
+                    self.number += 1  # find out which of them it is: two such steps in a row have tens of thousands
                     await self.run(one, "ok", False, None)
             case Fill(_, text):
                 for _ in range(CHECKPOINTS):
@@ -204,11 +204,11 @@ class Player:
             yield from reference.run(world, self.number, "exit")
             yield from reference.ended_late(world, self.number)
 
-        self.delivered(handle, result, courses)
+        self.check_result(handle, result, courses)
         if ending == "killall":
             await until(lambda: not self.machine.checkpoints(handle.place.name))
         for place in kin if ending == "killall" else ():
-            await self.dead(place)
+            await self.wait_until_dead(place)
             await until(lambda place=place: not self.machine.checkpoints(place.name))  # type: ignore[misc]
             self.change(place, lambda world: world.die("killed", marks_too=True) or world.fall_back("killed"))
         return result
@@ -217,8 +217,8 @@ class Player:
         if (claim_of(result), result.error and result.error.name) != (UNKNOWN, "ConnectionError"):
             raise LieError(f"the answer was lost, and {handle.name} was told {claim_of(result)} and {result.error}")
         if ran:
-            await self.settled(handle.place)
-            self.went(handle.place, lambda world: reference.run(world, self.number, ending, transactional=transactional))
+            await self.wait_until_settled(handle.place)
+            self.advance(handle.place, lambda world: reference.run(world, self.number, ending, transactional=transactional))
 
     async def mid(self, handle: Handle, step: Mid) -> None:
         code, transactional = cell(self.number, "stubborn" if step.stubborn else "hang"), step.transactional
@@ -234,7 +234,7 @@ class Player:
         by = self.handle(step.by)
         by = by if by.place is handle.place else handle
         if step.action != "timeout":
-            await self.started(handle, self.number, running)
+            await self.wait_until_started(handle, self.number, running)
         match step.action:
             case "cancel":
                 await cancelled(running)
@@ -245,7 +245,7 @@ class Player:
             case "terminate":
                 await self.machine.interpreter.delete_session(handle.place.name)
         if step.action in ("cancel", "leave"):
-            await self.settled(handle.place)
+            await self.wait_until_settled(handle.place)
         self.ended_mid(handle, by, step, await running if running is not None and not running.cancelled() else None)
 
     def ended_mid(self, handle: Handle, by: Handle, step: Mid, result: CodeExecutionResult | None) -> None:
@@ -259,21 +259,21 @@ class Player:
                 error = "TimeoutError" if step.action == "timeout" else "KeyboardInterrupt"
                 stages = ANYWHERE if step.action == "timeout" else (ALL,)
                 yield from reference.cut_short(world, self.number, error, stages=stages, transactional=transactional)
-                # A machine that is busy for longer than the grace period kills what would have stopped.
+                # A machine that is busy for longer than the grace period kills a cell that would have stopped.
                 error = "TimeoutError" if step.action == "timeout" else "InterpreterDied"
                 yield from reference.cut_short(world, self.number, error, stages=stages, transactional=transactional, killed=True)
 
         if result is None:
-            self.went(handle.place, courses)
+            self.advance(handle.place, courses)
         else:
-            self.delivered(handle, result, courses)
+            self.check_result(handle, result, courses)
         if step.action == "terminate":
             self.change(handle.place, lambda world: world.told.update(client=None))
         if step.action == "reset":  # its position is that of the last reset
             self.change(handle.place, lambda world: world.asked_by(by.name, world.last_reset))
 
     async def queued(self, handle: Handle, step: Queued) -> None:
-        """The other cell waits for the first one, is cancelled, and must not begin."""
+        """Let another cell wait for the first one, and cancel it. It must not start."""
         first, second = self.number, self.number + 1
         self.number = second
         if step.in_branch:
@@ -283,7 +283,7 @@ class Player:
             other = self.handle(step.other)
             other = other if other.place is handle.place else handle
         running = asyncio.ensure_future(handle.session.run(cell(first, "hang")))
-        await self.started(handle, first, running)
+        await self.wait_until_started(handle, first, running)
         execution = None
         if step.how == "call":
             waiting = asyncio.ensure_future(other.session.run(cell(second, "ok"), transactional=step.transactional))
@@ -293,10 +293,10 @@ class Player:
             execution = await other.session.start(cell(second, "ok"), transactional=step.transactional)
             await execution.cancel()
         await handle.session.interrupt()
-        self.delivered(handle, await running, lambda world: interrupted(world, first))
-        await self.settled(other.place)
+        self.check_result(handle, await running, lambda world: interrupted(world, first))
+        await self.wait_until_settled(other.place)
         if execution is not None:
-            self.delivered(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
+            self.check_result(other, await execution.wait(), lambda world: reference.not_run(world, "KeyboardInterrupt"))
         if step.in_branch:
             self.number += 1
             await self.run(other, "ok", False, None)
@@ -307,17 +307,17 @@ class Player:
         self.number, self.machine.network.first = self.number + 1, None
         executions = [await handle.session.start(cell(self.number, "ok"))]
         executions += [await handle.session.start(f"{number}") for number in range(1, FLOOD)]
-        await self.settled(handle.place)
+        await self.wait_until_settled(handle.place)
         await self.machine.network.send_first_again()
-        await self.settled(handle.place)
-        self.delivered(handle, await executions[0].wait(), lambda world: reference.run(world, self.number, "ok"))
+        await self.wait_until_settled(handle.place)
+        self.check_result(handle, await executions[0].wait(), lambda world: reference.run(world, self.number, "ok"))
         results = [await execution.wait() for execution in executions[1:]]
         if (told := [(one.value, one.state.kind) for one in results]) != [(number, "kept") for number in range(1, FLOOD)]:
             raise LieError(f"results of a flood are {told}")
         self.number += 1
-        await self.run(handle, "ok", False, None)  # now the first result is not kept any more
+        await self.run(handle, "ok", False, None)  # now the first result is no longer kept
         await self.machine.network.send_first_again()
-        await self.settled(handle.place)
+        await self.wait_until_settled(handle.place)
 
     # --- steps at the same time ---
 
@@ -332,15 +332,15 @@ class Player:
             own = [act for act in order if handles[act.handle].place is place]
             if not own:
                 continue
-            await self.settled(place)
+            await self.wait_until_settled(place)
             found = distinct(world for before in place.worlds for world in after_any_order(before, own))
             if not found:
                 raise LieError("no order explains " + "\n".join(map(described, own)) + f"\npossible were {place.worlds}")
             place.worlds = found
-            place.taken |= {key(act.taken): act.taken for act in own if act.taken is not None}  # a rollback's is known
+            place.taken |= {key(act.taken): act.taken for act in own if act.taken is not None}  # a rollback's checkpoint is known already
 
     async def act(self, act: Act, session: Session, order: list[Act]) -> None:
-        """Take a step. What came of it is noted in the order in which its callers heard of it."""
+        """Take a step. Append it to the order when its caller gets the outcome."""
         try:
             match act.step:
                 case Run(_, ending, transactional, _):
@@ -382,7 +382,7 @@ class Player:
         self.change(handle.place, lambda world: world.checkpoint(key(taken), name))
 
     async def roll_back(self, handle: Handle, by: str, number: int, lost: bool) -> None:
-        """By its object, a checkpoint that was there once may be asked for as well, and another session's."""
+        """Roll back to a checkpoint. `by` object, the checkpoint may also be a dropped one or another session's."""
         taken = [one for place in self.places for one in place.taken.values()]
         if by == "object" and not taken:
             return
@@ -394,7 +394,7 @@ class Player:
             reached = await handle.session.rollback(wanted)
         self.machine.network.fault = None
 
-        def went(world: World) -> bool:
+        def advance(world: World) -> bool:
             mark = world.mark_of(key(wanted) if isinstance(wanted, Taken) else wanted, by_id=isinstance(wanted, Taken))
             if not lost and (mark and mark.id) != (reached and key(reached)):
                 return False
@@ -404,14 +404,14 @@ class Player:
                 world.asked_by(handle.name)
             return True
 
-        self.filter(handle.place, went, f"rollback to {wanted} reached {reached and reached.id}")
+        self.filter(handle.place, advance, f"rollback to {wanted} reached {reached and reached.id}")
 
     async def undo(self, handle: Handle) -> None:
         reached = None
         with suppress(SnapshotError):
             reached = await handle.session.undo()
 
-        def went(world: World) -> bool:
+        def advance(world: World) -> bool:
             if (reached and key(reached)) != (world.marks[-1].id if world.marks else None):
                 return False
             if world.marks:
@@ -419,7 +419,7 @@ class Player:
                 world.asked_by(handle.name)
             return True
 
-        self.filter(handle.place, went, f"undo reached {reached and reached.id}")
+        self.filter(handle.place, advance, f"undo reached {reached and reached.id}")
 
     async def reset(self, handle: Handle, lost: bool) -> None:
         self.lose("session/reset", lost)
@@ -448,7 +448,7 @@ class Player:
             self.change(place, lambda world: world.end("terminated") or world.told.update(client=None))
 
     async def close(self, handle: Handle) -> None:
-        """Close a branch, and let go of all its handles."""
+        """Close a branch, and forget all its handles."""
         place = handle.place
         await Branched.close(handle.session)  # type: ignore[arg-type]
         for one in [one for one in self.handles if one.place is place]:
@@ -488,7 +488,7 @@ class Player:
             self.filter(place, lambda world, ids=ids: [mark.id for mark in world.marks] == ids, f"checkpoints are {ids}")
 
     async def cancelled_call(self, handle: Handle, what: str, turns: int) -> None:
-        """What was asked for may have been done all the same, and then it is news."""
+        """Cancel a call. It may have taken effect all the same, and is then reported."""
         place, call = handle.place, asyncio.ensure_future(getattr(handle.session, what)())
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -499,7 +499,7 @@ class Player:
             for session in call.result() if done else ():
                 await session.close()
             return
-        await self.settled(place)
+        await self.wait_until_settled(place)
         ids = [*map(key, await handle.session.checkpoints())]
 
         def courses(world: World) -> Iterator[Ran]:
@@ -517,7 +517,7 @@ class Player:
             yield from () if done else [Ran(world, here, here, Shown(""))]
             yield Ran(after, here, here, Shown(""))
 
-        self.went(place, courses)
+        self.advance(place, courses)
         place.taken |= {key(one): one for one in await handle.session.checkpoints()}
 
     def lose(self, path: str, lost: bool) -> None:
@@ -537,15 +537,15 @@ class Player:
         if not place.worlds:
             raise LieError(f"{said}; possible were {before}")
 
-    def went(self, place: Place, courses: Callable[[World], Iterable[Ran]]) -> None:
-        """Go on in all possible courses of a cell whose result nobody got."""
+    def advance(self, place: Place, courses: Callable[[World], Iterable[Ran]]) -> None:
+        """Continue with all possible courses of a cell whose result no caller got."""
         place.worlds = distinct(ran.world for world in place.worlds for ran in courses(world))
 
-    def delivered(self, handle: Handle, result: CodeExecutionResult, courses: Callable[[World], Iterable[Ran]]) -> None:
-        """Hold a result that a handle got against the possible courses of its cell."""
+    def check_result(self, handle: Handle, result: CodeExecutionResult, courses: Callable[[World], Iterable[Ran]]) -> None:
+        """Compare a result that a handle got with the possible courses of its cell."""
         shown, expected = shown_by(result), [ran for world in handle.place.worlds for ran in courses(world)]
-        worlds = [ran.world for ran in expected if ran.showed(shown) and tell(ran, handle.name, result)]
-        if not worlds:  # worlds have noted what was told: begin again from those before
+        worlds = [ran.world for ran in expected if ran.showed(shown) and record_result(ran, handle.name, result)]
+        if not worlds:  # worlds have recorded the result, so start again from those before
             expected = [ran for world in handle.place.worlds for ran in courses(world)]
             possible = "\n".join(f"{ran.shown} {ran.world.claims(handle.name, ran.start, ran.end)} in {ran.world}" for ran in expected)
             raise LieError(f"{handle.name} was told {claim_of(result)} and {shown}; possible were\n{possible}")
@@ -557,7 +557,7 @@ class Player:
 
     # --- events of the host ---
 
-    async def started(self, handle: Handle, number: int, running: "asyncio.Future[CodeExecutionResult] | None") -> None:
+    async def wait_until_started(self, handle: Handle, number: int, running: "asyncio.Future[CodeExecutionResult] | None") -> None:
         """Wait until the cell has written its number, or its call has ended."""
 
         async def wrote() -> bool:
@@ -569,11 +569,11 @@ class Player:
 
         await until_true(wrote)
 
-    async def settled(self, place: Place) -> None:
-        """Wait until no cell runs, and nothing that was asked for is still being done."""
+    async def wait_until_settled(self, place: Place) -> None:
+        """Wait until no cell runs, and no request is still being carried out."""
         await until(lambda: self.machine.is_settled(place.name))
 
-    async def dead(self, place: Place) -> None:
+    async def wait_until_dead(self, place: Place) -> None:
         """Wait until the host knows that a session's interpreter has died, without asking the session to run anything."""
 
         def is_dead() -> bool:
@@ -597,6 +597,6 @@ async def cancelled(running: "asyncio.Future[Any] | None") -> None:
 
 
 def interrupted(world: World, number: int) -> Iterator[Ran]:
-    """A cell that was interrupted, or killed since the machine was busy for longer than the grace period."""
+    """Yield the courses of a cell that was interrupted, or killed since the machine was busy for longer than the grace period."""
     yield from reference.cut_short(world, number, "KeyboardInterrupt", stages=(ALL,))
     yield from reference.cut_short(world, number, "InterpreterDied", stages=(ALL,), killed=True)

@@ -1,4 +1,4 @@
-"""An event loop that wakes tasks in an order of its own: seeded, so that the same seed gives the same order for the same events."""
+"""An event loop that wakes tasks in a seeded order. The same seed gives the same order for the same events."""
 
 import asyncio
 import random
@@ -9,10 +9,10 @@ _POSTPONED = 0.2
 
 
 class ReadyTasks(deque):  # type: ignore[type-arg]
-    """The loop's queue of callbacks. Steps of tasks change places with each other and may come later; all else stays in order.
+    """The loop's queue of callbacks. Steps of tasks change places with each other and may come later; everything else stays in order.
 
-    A callback never comes later than a step that was behind it, so what futures and transports promise of their callbacks holds:
-    to the loop's user it looks as if a task had been woken by a slower event.
+    A callback never comes later than a step that was behind it, so the order that futures and transports promise for their callbacks is
+    kept. To the loop's user it looks as if a task had been woken by a slower event.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class ReadyTasks(deque):  # type: ignore[type-arg]
 
 
 class ShuffledLoop(asyncio.SelectorEventLoop):
-    """The order begins anew with each call of `shuffle`."""
+    """An event loop whose order starts again with each call of `shuffle`."""
 
     def __init__(self) -> None:
         super().__init__()

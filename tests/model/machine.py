@@ -17,7 +17,7 @@ from aca_sessions.sandbox.policy import Limits, Together
 from ..conftest import descendants
 from .reference import CHECKPOINTS
 
-# Another share of processes than other pools have makes it a fork server of its own.
+# A share of processes unlike that of other pools gives it a fork server of its own.
 POLICY = Policy(preload=(), spares=0, together=Together(processes=29_000), limits=Limits(checkpoints=CHECKPOINTS))
 MOST_SESSIONS, MOST_HANDLES, MOST_PLACES = 6, 5, 3
 MOST_WORLDS = 100
@@ -25,18 +25,18 @@ FLOOD = 55
 
 
 class LieError(AssertionError):
-    """The product said what was not so."""
+    """The product reported something untrue."""
 
 
 class Network(httpx.AsyncBaseTransport):
-    """Loses or spoils the answer to the next request to a path."""
+    """Lose or spoil the answer to the next request to a path."""
 
     def __init__(self, app: object) -> None:
         self._inner = httpx.ASGITransport(app)  # type: ignore[arg-type]
         self.fault: str | None = None
         self.path = ""
         self.silent = False
-        self.first: httpx.Request | None = None  # of those that may be sent once more
+        self.first: httpx.Request | None = None  # the first of those that may be sent once more
 
     async def send_first_again(self) -> None:
         assert self.first is not None
@@ -74,7 +74,7 @@ class Machine:
         self.network = network
         self.interpreter = interpreter
         self.pool = pool
-        self.usual: dict[str, int] | None = None  # what is there between two programs
+        self.usual: dict[str, int] | None = None  # the counts between two programs
 
     @classmethod
     @asynccontextmanager
@@ -84,7 +84,7 @@ class Machine:
             http = SessionsHttpClient(httpx.AsyncClient(transport=network, base_url="http://model"), patience=0.02)
             async with CodeInterpreter(http) as interpreter, SessionPool(interpreter, max_concurrent_sessions=20) as pool:
                 async with pool.session():
-                    pass  # from now on the pool looks for idle sessions
+                    pass  # from now on the pool checks for idle sessions
                 yield cls(app, network, interpreter, pool)
 
     async def check_nothing_left(self, before: "set[asyncio.Task[Any]]") -> None:
@@ -109,12 +109,12 @@ class Machine:
         return self.app._sessions._sessions.get(name)
 
     def live(self, name: str) -> Any:
-        """The interpreter of a session, if it has one."""
+        """Return the interpreter of a session, or None."""
         session = self.hosted(name)
         return session._opening.result().running if session is not None and session._opening.done() else None
 
     def checkpoints(self, name: str) -> list[Any]:
-        """The checkpoints of a session that the host believes to be alive."""
+        """Return the checkpoints of a session that the host believes to be alive."""
         session = self.hosted(name)
         return session._opening.result().timeline.moments if session is not None and session._opening.done() else []
 

@@ -1,5 +1,5 @@
-"""Programs: lists of steps, drawn by hypothesis. Numbers in them name things by their place among those that there are, so that any part
-of a program is a program, too.
+"""Programs: lists of steps drawn by hypothesis. Numbers in them name things by their position among the existing ones, so any part of a
+program is a program, too.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 @dataclass(frozen=True)
 class Run:
-    """A cell that ends in some way. `fault` is what befalls its answer on the way."""
+    """A cell that ends in some way. `fault` is what the network does to its answer."""
 
     handle: int
     ending: str = "ok"
@@ -26,7 +26,7 @@ class Late:
 
 @dataclass(frozen=True)
 class Mid:
-    """A cell that something happens to while it runs, by another handle if that is of the same session."""
+    """A cell that something happens to while it runs, through another handle if that is of the same session."""
 
     handle: int
     by: int
@@ -48,7 +48,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """A cell whose call is cancelled after so many turns of the event loop: before it starts, in its middle, or after its end."""
+    """A cell whose call is cancelled after that many turns of the event loop: before it starts, in its middle, or after its end."""
 
     handle: int
     turns: int
@@ -57,7 +57,7 @@ class Cancelled:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`former` stands for a name that is the id of the checkpoint before."""
+    """Take a checkpoint. `former` stands for a name that is the id of the checkpoint before."""
 
     handle: int
     name: str | None = None
@@ -66,7 +66,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Fill:
-    """As many checkpoints as a session keeps, each named by the id of the one before; then back to one by a text."""
+    """Take as many checkpoints as a session keeps, each named by the id of the one before; then roll back to one by a text."""
 
     handle: int
     text: int
@@ -74,7 +74,7 @@ class Fill:
 
 @dataclass(frozen=True)
 class Rollback:
-    """To a checkpoint by its object, by a text that is a name or an id, or to the latest."""
+    """Roll back to a checkpoint by its object, by a text that is a name or an id, or to the latest."""
 
     handle: int
     by: str
@@ -84,7 +84,7 @@ class Rollback:
 
 @dataclass(frozen=True)
 class CancelledCall:
-    """A call without a cell that is cancelled after so many turns of the event loop."""
+    """A call without a cell that is cancelled after that many turns of the event loop."""
 
     handle: int
     what: str
@@ -93,7 +93,7 @@ class CancelledCall:
 
 @dataclass(frozen=True)
 class Flood:
-    """More cells at once than a server keeps results of, whose results are asked for at the end. The first request arrives once more."""
+    """More parallel cells than a server keeps results of, whose results are fetched at the end. The first request arrives twice."""
 
     handle: int
 
@@ -111,7 +111,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Terminate:
-    """The end of a session by its owner, by the pool for its idleness, or by the server for want of room. A branch is closed."""
+    """End a session by its owner, by the pool for its idleness, or by the server for lack of room. Close a branch."""
 
     handle: int
     how: str
@@ -124,7 +124,7 @@ class KillForkServer:
 
 @dataclass(frozen=True)
 class Ask:
-    """What the client finds out by cells of its own, or without a cell."""
+    """Let the client find out something by cells of its own, or without a cell."""
 
     handle: int
     what: str
@@ -203,7 +203,7 @@ AT_ONCE = [
     st.builds(Ask, HANDLES, ASKED),
 ]
 ACTIONS = st.sampled_from(["cancel", "interrupt", "timeout", "reset", "terminate", "leave"])
-# How often each is drawn, the simplest first: programs shrink to those.
+# How often each is drawn, the simplest first, since programs shrink to those.
 WEIGHTS = [
     (3, OK),
     (3, ANY_RUN),
@@ -234,7 +234,7 @@ STEPS = st.sampled_from([step for weight, step in WEIGHTS for _ in range(weight)
 
 @dataclass(frozen=True)
 class Program:
-    """Steps, and the seed of the order in which the host's tasks are woken while they are taken; None is asyncio's own order."""
+    """Steps, and the seed of the order in which the host's tasks are woken meanwhile. None is asyncio's own order."""
 
     seed: int | None
     steps: tuple[Step, ...]

@@ -1,7 +1,7 @@
 """What must be true of a session after each step: small, slow, and without a line of the product's own ledger.
 
-A world is one possible truth about a session. Where the outside cannot know what happened, as with a call that was cancelled, there are
-several; what the session shows later rules out the wrong ones. If no world is left, the product lied.
+A world is one possible truth about a session. If the caller cannot know what happened, as after a cancelled call, there are several. Later
+results of the session rule out the wrong ones. If no world is left, the product reported something untrue.
 """
 
 import itertools
@@ -9,25 +9,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 CHECKPOINTS = 2  # as many as a session keeps
-UNSURE = -1  # how much a handle knows that got no result, and made a branch
+UNSURE = -1  # what a handle knows that got no result, and made a branch
 _roots = itertools.count()
 
 
 @dataclass(frozen=True)
 class Happened:
-    """Something that changed a session behind its callers' back. `to` is where a rollback went: so many things had happened then."""
+    """A change of a session that its callers did not see. `to` is the target of a rollback: the number of earlier changes."""
 
     variables: str = "kept"
     files: str = "kept"
     processes: str = "kept"
     cause: str | None = None
     to: int = 0
-    asked: frozenset[str] = frozenset()  # the handles at whose request
+    asked: frozenset[str] = frozenset()  # the handles that requested it
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A checkpoint; its id is followed by when it was taken: a session that begins anew may count from 1 again."""
+    """A checkpoint. Its id is followed by its time, since a session that is recreated may count from 1 again."""
 
     id: str
     name: str | None
@@ -39,18 +39,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a result says, part by part, and why."""
+    """What a result reports for each part, and why."""
 
     variables: str
     files: str
     processes: str
     reason: str | None
-    reasons: frozenset[str | None] = frozenset()  # those that are right as well
+    reasons: frozenset[str | None] = frozenset()  # other reasons that are right as well
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a cell itself lets see: what it printed, its error, and what its result says that it changed."""
+    """What a cell itself shows: its output, its error, and the changes in its result."""
 
     output: str
     error: str | None = None
@@ -66,12 +66,12 @@ class World:
     f: str | None = None
     marks: list[Mark] = field(default_factory=list)
     log: list[Happened] = field(default_factory=list)
-    told: dict[str, int | None] = field(default_factory=dict)  # by handle: how much had happened at the last result that it got
+    told: dict[str, int | None] = field(default_factory=dict)  # by handle: how much had happened at its last result
     has_state: bool = False
     ran: bool = False  # whether the interpreter ran any cell: if not, nothing is lost with it
     root: int = field(default_factory=lambda: next(_roots))
     moves: int = 0
-    home: tuple[int, int] = (0, 0)  # processes that can kill each other have the same
+    home: tuple[int, int] = (0, 0)  # processes that can kill each other have the same value
 
     def __post_init__(self) -> None:
         if self.home == (0, 0):
@@ -79,12 +79,12 @@ class World:
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Equal for equal worlds."""
+        """Return a value that is equal for equal worlds."""
         lists = (tuple(self.marks), tuple(self.log), frozenset(self.told.items()))
         return (self.x, self.f, *lists, self.has_state, self.ran, self.root, self.moves, self.home)
 
     def move(self) -> None:
-        """The next interpreter is a new one, with processes of its own."""
+        """Start a new interpreter, with processes of its own."""
         self.moves += 1
         self.home, self.ran = (self.root, self.moves), False
 
@@ -95,10 +95,10 @@ class World:
     def now(self) -> int:
         return len(self.log)
 
-    # --- what a handle is to be told ---
+    # --- what a handle must be told ---
 
     def claim(self, handle: str, start: int, end: int, since: int) -> Claim:
-        """Return what a result has to say of what happened from `since` on. What the handle asked for while its cell ran is news, too."""
+        """Return what a result must report of what happened since `since`, including what the handle requested while its cell ran."""
         parts = {part: self._fate(part, since, end, handle, start) for part in ("variables", "files", "processes")}
         fates = {part: fate for part, (fate, _) in parts.items()}
         reason = parts["variables"][1] if fates["variables"] != "kept" else parts["files"][1]
@@ -106,13 +106,13 @@ class World:
         return Claim(**fates, reason=reason, reasons=frozenset({reason, *others}))
 
     def claims(self, handle: str, start: int, end: int) -> list[Claim]:
-        """Return what a result may say. A handle that never got a result may hear of everything before, or of nothing."""
+        """Return what a result may report. A handle that never got a result may get everything before reported, or nothing."""
         told = self.told[handle]
         starts = range(start + 1) if told is None or told == UNSURE else [min(told, start)]
         return [self.claim(handle, start, end, since) for since in starts]
 
     def _fate(self, part: str, since: int, until: int, handle: str, start: int) -> tuple[str, str | None]:
-        """Look back from the end: the last thing that happened to a part decides, unless it brought back what was before."""
+        """Look back from the end: the last change of a part decides, unless it restored an earlier state."""
         for position in range(until, since, -1):
             happened = self.log[position - 1]
             what, asked = getattr(happened, part), handle in happened.asked and position <= start
@@ -127,23 +127,23 @@ class World:
         return "kept", None
 
     def delivered(self, handle: str, end: int) -> None:
-        """Note that a handle got a result."""
+        """Record that a handle got a result."""
         for one in (handle, "client"):
             told = self.told.get(one)
             self.told[one] = end if told is None else max(told, end)
 
     def new_handle(self, handle: str) -> None:
-        """A new handle knows what the client's other ones were told, and what they asked for."""
+        """Add a handle. It knows what the client's other handles got reported, and what they requested."""
         self.told[handle] = self.told.get("client")
         self.log = [replace(one, asked=one.asked | {handle}) if "client" in one.asked else one for one in self.log]
 
-    # --- what happens ---
+    # --- events ---
 
     def happen(self, **what: object) -> None:
         self.log.append(Happened(**what))  # type: ignore[arg-type]
 
     def asked_by(self, handle: str, at: int | None = None) -> None:
-        """The last thing that happened, or that at a position, was a handle's request, and its answer arrived."""
+        """Record that the last event, or the one at a position, was a handle's request whose answer arrived."""
         at = at or self.now
         for one in (handle, "client"):
             told = self.told.get(one)
@@ -153,7 +153,7 @@ class World:
                 self.log[at - 1] = replace(self.log[at - 1], asked=self.log[at - 1].asked | {one})
 
     def effects(self, number: int, stage: "Stage | None" = None) -> None:
-        """The effects of a cell, as far as it came."""
+        """Apply the effects of a cell, as far as it came."""
         self.has_state = self.ran = True
         if stage is None or stage.x:
             self.x = (*(self.x or ()), number)
@@ -167,13 +167,15 @@ class World:
         return f"{self.x} {self.f}\n"
 
     def die(self, cause: str, *, marks_too: bool = False) -> None:
-        """The interpreter dies, and with it what processes of its home can reach: checkpoints are such."""
+        """Let the interpreter die, and with it the processes that it can reach, checkpoints included."""
         variables, processes = ("lost", "ended") if self.ran else ("kept", "kept")
         self.happen(variables=variables, processes=processes, cause=cause)
         self.x, self.marks = None, [] if marks_too else self.marks
 
     def fall_back(self, cause: str) -> None:
-        """Go on from the latest checkpoint, or afresh. The host does this before the next cell: until then nobody sees the difference."""
+        """Continue from the latest checkpoint, or afresh. The host does this before the next cell; until then the difference is not
+        visible.
+        """
         if not self.marks:
             self.move()
             return
@@ -182,14 +184,16 @@ class World:
         self.happen(variables="rolled_back", cause=f"{cause}, to the last checkpoint", to=mark.at)
 
     def end(self, cause: str) -> None:
-        """The session ends, and all that it had. A session that was never used had nothing."""
+        """End the session with everything in it. A session that was never used had nothing."""
         if self.has_state:
             self.happen(variables="lost", files="lost", processes="ended", cause=cause)
         self.x, self.f, self.marks, self.has_state = None, None, [], False
         self.move()
 
     def reset(self) -> None:
-        """The host cannot know whether there were variables: a reset is one for those who did not ask, even of an empty session."""
+        """Reset the session. The host cannot know whether there were variables, so callers who did not ask get a reset reported even of an
+        empty session.
+        """
         self.happen(variables="lost", processes="ended", cause="reset")
         self.x, self.marks = None, []
         self.move()
@@ -198,7 +202,7 @@ class World:
         return Mark(id, name, self.x, self.f, self.now, self.ran)
 
     def ask(self) -> None:
-        """A cell of the client: the host cannot know that it leaves nothing."""
+        """Run a cell of the client. The host cannot know that it leaves nothing."""
         self.has_state = self.ran = True
 
     @property
@@ -212,7 +216,7 @@ class World:
         self.marks = [*self.marks, self.mark(id, name)][-CHECKPOINTS:]
 
     def mark_of(self, text: str | None, *, by_id: bool) -> Mark | None:
-        """Names go before ids, and the latest of a name counts."""
+        """Return the checkpoint of a text. Names go before ids, and the latest of a name counts."""
         if text is None:
             return self.marks[-1] if self.marks else None
         named = [mark for mark in self.marks if mark.name == text and not by_id]
@@ -224,7 +228,7 @@ class World:
         self.happen(variables="rolled_back", files="rolled_back", cause=cause, to=mark.at)
 
     def branch(self, handle: str, branch: str) -> "World":
-        """Return the world of a branch, whose handle knows what the handle knew that made it."""
+        """Return the world of a branch. Its handle knows what the handle that made it knew."""
         if self.told[handle] is None:
             self.told[handle] = UNSURE  # the handle has asked where it is
         twin = replace(self.copy(), marks=[], has_state=True, root=next(_roots), told={branch: self.told[handle]})
@@ -236,7 +240,7 @@ class World:
 class Ran:
     """A possible course of a cell: the world after it, where it began and ended, and what it showed.
 
-    One that was cut short may have printed a part of its output. `asked` is the position of a request in its midst.
+    A cell that was interrupted may have printed a part of its output. `asked` is the position of a request during the cell.
     """
 
     world: World
@@ -257,7 +261,7 @@ CAUSES = {"exit": "exit", "sigkill": "killed", "killall": "exit"}
 
 
 def run(world: World, number: int, ending: str, *, transactional: bool = False) -> Iterator[Ran]:
-    """A cell that runs to its own end."""
+    """Yield the courses of a cell that runs to its own end."""
     after = world.copy()
     before = after.mark()
     after.effects(number)
@@ -265,7 +269,7 @@ def run(world: World, number: int, ending: str, *, transactional: bool = False) 
     cause = CAUSES.get(ending)
     if cause is not None:
         after.die(cause, marks_too=ending == "killall")
-    if transactional and ending == "killall":  # what it was to be undone with is dead as well
+    if transactional and ending == "killall":  # the checkpoint to undo it with is dead as well
         after.happen(files="unknown", cause="not undone")
         after.fall_back(cause or "")
     elif transactional and ending != "ok":
@@ -277,7 +281,7 @@ def run(world: World, number: int, ending: str, *, transactional: bool = False) 
 
 
 def ended_late(world: World, number: int) -> Iterator[Ran]:
-    """A cell after whose end its interpreter ends."""
+    """Yield the courses of a cell whose interpreter ends after it."""
     for ran in run(world, number, "ok"):
         ran.world.die("exit")
         died = ran.world.now
@@ -303,7 +307,7 @@ ANYWHERE = (NOTHING, HALF, OPENED, ALL)
 def cut_short(
     world: World, number: int, error: str, *, stages: tuple[Stage, ...], transactional: bool = False, killed: bool = False
 ) -> Iterator[Ran]:
-    """A cell that was interrupted at one of some stages, or killed because that did not end it."""
+    """Yield the courses of a cell that was interrupted at one of some stages, or killed because that did not end it."""
     for stage in stages:
         after = world.copy()
         before = after.mark()
@@ -322,7 +326,9 @@ def cut_short(
 
 
 def reset_inside(world: World, number: int, *, transactional: bool, stages: tuple[Stage, ...] = (ALL,)) -> Iterator[Ran]:
-    """A cell in whose midst its session was reset. Its variables are gone by request; files of a transactional one are put back."""
+    """Yield the courses of a cell during which its session was reset. Its variables are gone by request; files of a transactional one are
+    restored.
+    """
     for stage in stages:
         after = world.copy()
         before = after.mark()
@@ -337,7 +343,7 @@ def reset_inside(world: World, number: int, *, transactional: bool, stages: tupl
 
 
 def ended_inside(world: World, number: int, cause: str) -> Iterator[Ran]:
-    """A cell in whose midst its session was ended."""
+    """Yield the courses of a cell during which its session was ended."""
     after = world.copy()
     start = after.now
     after.effects(number)
@@ -347,5 +353,5 @@ def ended_inside(world: World, number: int, cause: str) -> Iterator[Ran]:
 
 
 def not_run(world: World, error: str) -> Iterator[Ran]:
-    """A cell that did not begin."""
+    """Yield the course of a cell that did not start."""
     yield Ran(world.copy(), world.now, world.now, Shown("", error))

@@ -1,4 +1,4 @@
-"""The result never lies about what happened: real sessions, in all the ways that hypothesis thinks of, against a reference model."""
+"""Test that results never report anything untrue: real sessions, in orders of events from hypothesis, against a reference model."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ MANY = int(os.environ.get("ACA_TEST_EXAMPLES", "2000"))
 
 
 class Games:
-    """Plays program after program on one machine; after one that failed, on a new one."""
+    """Play one program after another on one machine. Use a new machine after a program that failed."""
 
     def __init__(self) -> None:
         self._loop = ShuffledLoop()
@@ -50,7 +50,7 @@ class Games:
 
 @pytest.mark.timeout(0)  # with many examples it takes half an hour
 @pytest.mark.parametrize("examples", mostly_long([60, MANY], 60))
-def test_results_say_what_happened(examples: int) -> None:
+def test_results_report_what_happened(examples: int) -> None:
     games = Games()
     with ExitStack() as stack:
         stack.callback(games.close)

@@ -1,4 +1,4 @@
-"""What results say, held against the worlds that are possible: one result after the other, or those of steps taken at the same time."""
+"""Compare what results report with the worlds that are possible: one result after the other, or those of parallel steps."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,19 +11,19 @@ from .programs import Ask, Cancelled, Checkpoint, Reset, Rollback, Run, Step
 from .reference import ANYWHERE, Claim, Ran, Shown, World
 
 UNKNOWN = Claim("unknown", "unknown", "unknown", "no reply")
-# What IPython prints if it cannot make its traceback, as of an interrupt in a lambda.
+# Printed by IPython if it cannot make its traceback, for example of an interrupt in a lambda.
 _IPYTHON_GIVES_UP = "Unexpected exception formatting exception. Falling back to standard exception\n"
 
 
-def tell(ran: Ran, handle: str, result: CodeExecutionResult) -> bool:
-    """Note that a handle got a result, and return whether it says what was so."""
+def record_result(ran: Ran, handle: str, result: CodeExecutionResult) -> bool:
+    """Record that a handle got a result, and return whether the result is true."""
     right = any(agree(one, claim_of(result)) for one in ran.world.claims(handle, ran.start, ran.end))
     ran.world.delivered(handle, ran.end)
     return right
 
 
 def agree(expected: Claim, claim: Claim) -> bool:
-    """The reason counts if there is something to give a reason for."""
+    """Compare two claims. The reason counts only if there is something to give a reason for."""
     same = (expected.variables, expected.files, expected.processes) == (claim.variables, claim.files, claim.processes)
     return same and (claim.reason in expected.reasons or claim.variables == claim.files == "kept")
 
@@ -41,7 +41,7 @@ def shown_by(result: CodeExecutionResult) -> Shown:
 
 @dataclass
 class Act:
-    """One of several steps that are taken at the same time, and what came of it."""
+    """One of several parallel steps, and its outcome."""
 
     handle: str
     step: Step
@@ -52,10 +52,10 @@ class Act:
 
 
 def after_any_order(world: World, acts: list[Act]) -> Iterator[World]:
-    """Yield the worlds after all orders of the acts, and all courses of each, that agree with what came of them."""
+    """Yield the worlds after all orders of the acts, and all courses of each, that agree with their outcomes."""
     for after, courses in _orders(world, acts):
         told = after.copy()
-        if all(_heard(told, act, courses[act.number]) for act in acts):
+        if all(_record_outcome(told, act, courses[act.number]) for act in acts):
             yield told
 
 
@@ -64,7 +64,7 @@ _NOTHING = Shown("")
 
 
 def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
-    """Yield the worlds at the end of each order, and how each act went. What two orders have led to alike is followed once."""
+    """Yield the worlds at the end of each order, and the course of each act. States that two orders share are followed once."""
     seen: set[object] = set()
     pending: list[tuple[World, list[Act], _Courses]] = [(world, acts, {})]
     while pending:
@@ -78,29 +78,29 @@ def _orders(world: World, acts: list[Act]) -> Iterator[tuple[World, _Courses]]:
             yield world, courses
         for act in acts:
             rest = [other for other in acts if other is not act]
-            pending += [(ran.world, rest, {**courses, act.number: _heard_of(act, ran)}) for ran in _courses(world, act)]
+            pending += [(ran.world, rest, {**courses, act.number: _visible_to_caller(act, ran)}) for ran in _courses(world, act)]
             for reset in [other for other in rest if isinstance(other.step, Reset)] if not isinstance(act.step, Reset) else ():
                 left = [other for other in rest if other is not reset]
                 for ran in _with_reset(world, act):
-                    both = {act.number: _heard_of(act, ran), reset.number: _heard_of(reset, ran)}
+                    both = {act.number: _visible_to_caller(act, ran), reset.number: _visible_to_caller(reset, ran)}
                     pending.append((ran.world, left, {**courses, **both}))
 
 
-def _heard_of(act: Act, ran: Ran) -> Ran:
-    """Return of a course what its caller heard of; the rest makes no difference between two orders."""
+def _visible_to_caller(act: Act, ran: Ran) -> Ran:
+    """Return the part of a course that its caller sees. The rest makes no difference between two orders."""
     asked = ran.asked if isinstance(act.step, Reset | Rollback) else None
     start, end, shown = (ran.start, ran.end, ran.shown) if act.result is not None else (0, 0, _NOTHING)
     return Ran(ran.world, start, end, shown, asked=asked)
 
 
 def _courses(world: World, act: Act) -> Iterator[Ran]:
-    """Yield how a step may have gone, of what agrees with what came of it."""
+    """Yield the courses of a step that agree with its outcome."""
     after, here = world.copy(), world.now
     match act.step:
         case Run(_, ending, transactional, _):
-            yield from _that_showed(act, reference.run(world, act.number, ending, transactional=transactional))
+            yield from _matching_result(act, reference.run(world, act.number, ending, transactional=transactional))
         case Cancelled(_, _, transactional):
-            yield from _that_showed(act, reference.run(world, act.number, "ok", transactional=transactional))
+            yield from _matching_result(act, reference.run(world, act.number, "ok", transactional=transactional))
             if act.result is None:
                 yield from reference.not_run(world, "")
                 yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional)
@@ -121,9 +121,9 @@ def _courses(world: World, act: Act) -> Iterator[Ran]:
 
 
 def _with_reset(world: World, act: Act) -> Iterator[Ran]:
-    """Yield how a step may have gone in whose midst there was a reset: all but cells fail then, or are as if they came after it.
+    """Yield the courses of a step during which there was a reset. All but cells fail then, or are as if they came after it.
 
-    A cell whose turn had come may have run wholly after the reset, or have been cut short by it, or its result was made after it.
+    A cell whose turn had come may have run wholly after the reset, or have been interrupted by it, or its result was made after it.
     """
     after = world.copy()
     after.reset()
@@ -137,20 +137,20 @@ def _with_reset(world: World, act: Act) -> Iterator[Ran]:
         ran.world.reset()
         yield replace(ran, end=ran.world.now, asked=ran.world.now)
     transactional = act.step.transactional
-    yield from _that_showed(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
+    yield from _matching_result(act, reference.reset_inside(world, act.number, transactional=transactional, stages=ANYWHERE))
 
 
-def _that_showed(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
+def _matching_result(act: Act, courses: Iterable[Ran]) -> Iterator[Ran]:
     yield from (ran for ran in courses if act.result is None or ran.showed(shown_by(act.result)))
 
 
-def _heard(world: World, act: Act, ran: Ran) -> bool:
-    """Note what the act's caller heard, and return whether it was so."""
+def _record_outcome(world: World, act: Act, ran: Ran) -> bool:
+    """Record the outcome that the act's caller got, and return whether it is true."""
     if isinstance(act.step, Reset | Rollback) and ran.asked is not None:
         world.asked_by(act.handle, ran.asked)
     if act.result is None:
         return True
-    return tell(Ran(world, ran.start, ran.end, ran.shown), act.handle, act.result)
+    return record_result(Ran(world, ran.start, ran.end, ran.shown), act.handle, act.result)
 
 
 def described(act: Act) -> str:
@@ -159,7 +159,7 @@ def described(act: Act) -> str:
 
 
 def distinct(worlds: Iterable[World]) -> list[World]:
-    """Return each world once: there may be a hundred thousand orders of steps that were taken at the same time."""
+    """Return each world once: there may be a hundred thousand orders of parallel steps."""
     return [*{world.identity: world for world in worlds}.values()]
 
 
