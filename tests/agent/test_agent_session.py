@@ -1,5 +1,6 @@
 """Test what outlives a session: skills, artifacts and dependencies that cells or the host made."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from semantic_kernel.functions import kernel_function
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
 from aca_sessions.agent.approval import Call
-from aca_sessions.errors import InvalidArgumentError
+from aca_sessions.agent.tools.tool import Tool
+from aca_sessions.errors import InvalidArgumentError, StorageError
 from aca_sessions.surfaces.semantic_kernel import tools_of
 
 from ..wheels import make_wheel
@@ -112,6 +114,33 @@ async def test_the_last_add_or_remove_of_a_package_in_a_cell_counts(tmp_path: Pa
         assert "No module named 'humanize'" in str((await agent.run("import humanize")).error)
         await agent.run("deps.remove('humanize'), deps.add('humanize')")
         assert (await agent.run("import humanize")).success
+
+
+class Source:
+    """A source of tools that notes whether it is open."""
+
+    def __init__(self) -> None:
+        self.opening, self.may_open = asyncio.Event(), asyncio.Event()
+        self.is_open = False
+
+    async def open(self) -> list[Tool]:
+        self.is_open = True
+        self.opening.set()
+        await self.may_open.wait()
+        return []
+
+    async def close(self) -> None:
+        self.is_open = False
+
+
+async def test_a_start_that_fails_to_install_leaves_nothing_open(pool: SessionPool, tmp_path: Path) -> None:
+    (tmp_path / "deps").write_text("a file in the place of a folder")
+    source = Source()
+    source.may_open.set()
+    agent = AgentSession(pool, storage=FileStorage(tmp_path), tools=[source], sync_deps_on_start=True)
+    with pytest.raises(StorageError):
+        await agent.start()
+    assert (source.opening.is_set(), source.is_open, pool.active()) == (True, False, [])
 
 
 class Numbers:

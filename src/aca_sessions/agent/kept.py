@@ -95,7 +95,7 @@ class Kept:
 
     async def sync_deps(self) -> dict[str, Any]:
         """Install all requirements that are kept. Return `installed`, `already_present`, `failed`."""
-        return await self.install_all(await self._deps.list())
+        return await self.install_all(await self.list_deps())
 
     async def install_all(self, requirements: Sequence[str]) -> dict[str, Any]:
         """Install packages into this session without keeping their requirements."""

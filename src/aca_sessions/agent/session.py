@@ -12,7 +12,7 @@ from ..errors import ACASessionsError, NotSupportedError
 from ..models import CodeExecutionResult
 from .approval import Approval, Approve
 from .artifacts import Artifacts
-from .deps import Deps
+from .deps import Deps, install
 from .kept import Kept
 from .live import Live
 from .memory_storage import MemoryStorage
@@ -94,10 +94,10 @@ class AgentSession(Kept):
         async with self._starting:
             if self._opened is None:
                 async with AsyncExitStack() as stack:
-                    self._opened = await self._open(stack)
-                    self._stack = stack.pop_all()
-                if self._sync:
-                    await self.sync_deps()
+                    opened = await self._open(stack)
+                    if self._sync:
+                        await install(opened.session, await self.list_deps())
+                    self._opened, self._stack = opened, stack.pop_all()
 
     async def _open(self, stack: AsyncExitStack) -> Live:
         pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool

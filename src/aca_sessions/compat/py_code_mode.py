@@ -168,10 +168,6 @@ class Session(AgentSession):
         kept = await super().list_deps()
         return [*(one for one in self._configured if one not in kept), *kept]
 
-    async def sync_deps(self) -> dict[str, Any]:
-        """Install all requirements: `installed`, `already_present`, `failed`."""
-        return await self.install_all(await self.list_deps())
-
 
 def _tools_of(config: SubprocessConfig) -> list[Tool | ToolSource]:
     from ..agent.tools.described import tools_in
