@@ -143,6 +143,18 @@ async def test_a_start_that_fails_to_install_leaves_nothing_open(pool: SessionPo
     assert (source.opening.is_set(), source.is_open, pool.active()) == (True, False, [])
 
 
+async def test_a_close_during_the_start_closes_the_session(pool: SessionPool) -> None:
+    source = Source()
+    agent = AgentSession(pool, tools=[source])
+    starting = asyncio.create_task(agent.start())
+    await source.opening.wait()
+    closing = asyncio.create_task(agent.close())
+    await asyncio.sleep(0)  # the close has begun
+    source.may_open.set()
+    await asyncio.gather(starting, closing)
+    assert (source.is_open, pool.active()) == (False, [])
+
+
 class Numbers:
     """A plugin."""
 

@@ -110,9 +110,10 @@ class AgentSession(Kept):
         return live
 
     async def close(self) -> None:
-        """End the session and close its tools. What was saved stays in the storage."""
-        self._opened = None
-        await self._stack.aclose()
+        """End the session and close its tools, after a `start` that is still running. What was saved stays in the storage."""
+        async with self._starting:
+            self._opened = None
+            await self._stack.aclose()
 
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell.
