@@ -208,6 +208,7 @@ def described(api: str) -> HttpApi:
     endpoints = [
         Endpoint(name="user", path="/users/{login}", parameters={"page": {"type": "integer"}}, effect="read"),
         Endpoint(name="add", method="POST", path="/users", parameters={"login": {"type": "string", "required": True}}),
+        Endpoint(name="repository", path="/{owner}/{name}", parameters={"name": {"type": "string"}}),
         *(Endpoint(name=name, path=f"/{name}") for name in ("bytes", "no", "moved")),
     ]
     return HttpApi("hub", api, endpoints, headers={"authorization": "Bearer secret"})
@@ -224,6 +225,16 @@ async def test_an_endpoint_is_a_tool_and_its_headers_stay_on_the_host(pool: Sess
             assert said in str((await agent.run(f"tools.hub.{call}")).error)
         assert "secret" not in str((await agent.run("str(tools.list()) + tools.hub.user.__doc__")).text)
     assert _Api.seen[1] == ("POST", "/users", '{"login":"ada"}', "Bearer secret")
+
+
+@pytest.mark.parametrize("given", [{"owner": "ada"}, {"name": "engine"}])
+async def test_every_parameter_in_a_path_is_required(given: dict[str, str]) -> None:
+    api = described("http://127.0.0.1")
+    (tool,) = [one for one in await api.open() if one.name == "hub.repository"]
+    await api.close()
+    with pytest.raises(TypeError, match="repository needs"):
+        tool.check(given)
+    tool.check({"owner": "ada", "name": "engine"})
 
 
 @pytest.mark.slow

@@ -28,10 +28,11 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
-        """Return its parameters. Those in the path that are not described are required, the others as described."""
-        in_path = [Parameter(name=name) for name in _PLACE.findall(self.path) if name not in self.parameters]
-        described = {"properties": self.parameters, "required": [name for name, one in self.parameters.items() if one.get("required")]}
-        return (*in_path, *parameters_of(described))
+        """Return its parameters. Those in the path are required, the others as described."""
+        in_path: dict[str, Any] = {name: {} for name in _PLACE.findall(self.path)}
+        properties = in_path | dict(self.parameters)
+        required = [name for name, one in properties.items() if name in in_path or one.get("required")]
+        return parameters_of({"properties": properties, "required": required})
 
 
 class HttpApi:
