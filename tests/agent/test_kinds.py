@@ -14,11 +14,13 @@ from typing import ClassVar
 import pytest
 
 from aca_sessions import AgentSession, SessionPool
+from aca_sessions.agent.approval import Approval
+from aca_sessions.agent.toolbox import ToolBox
 from aca_sessions.agent.tools.command import Option, Program
 from aca_sessions.agent.tools.described import tools_in, tools_of
 from aca_sessions.agent.tools.http import Endpoint, HttpApi
 from aca_sessions.agent.tools.mcp import McpServer
-from aca_sessions.agent.tools.tool import Parameter
+from aca_sessions.agent.tools.tool import Parameter, ToolFailedError
 from aca_sessions.errors import ConfigurationError
 
 from ..conftest import mostly_long
@@ -45,6 +47,17 @@ def fail() -> str:
     raise ValueError("no such number")
 
 server.run(sys.argv[1] if len(sys.argv) > 1 else "stdio")
+"""
+
+SILENT = """
+import json, sys
+
+FIRST = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "silent", "version": "1"}}
+ANSWERS = {"initialize": FIRST, "tools/list": {"tools": [{"name": "wait", "inputSchema": {"type": "object"}}]}}
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["method"] in ANSWERS:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": ANSWERS[asked["method"]]}), flush=True)
 """
 
 
@@ -225,6 +238,30 @@ async def test_an_endpoint_is_a_tool_and_its_headers_stay_on_the_host(pool: Sess
             assert said in str((await agent.run(f"tools.hub.{call}")).error)
         assert "secret" not in str((await agent.run("str(tools.list()) + tools.hub.user.__doc__")).text)
     assert _Api.seen[1] == ("POST", "/users", '{"login":"ada"}', "Bearer secret")
+
+
+async def test_an_api_has_the_tags_and_the_time_limit_of_its_file_and_an_endpoint_its_own(tmp_path: Path) -> None:
+    endpoints = "[{name: a}, {name: b, tags: [slow], seconds: 90}]"
+    (tmp_path / "hub.yaml").write_text(
+        f"{{name: hub, type: http, base_url: 'http://127.0.0.1', tags: [web], timeout: 5, endpoints: {endpoints}}}"
+    )
+    (api,) = tools_in(tmp_path)
+    assert isinstance(api, HttpApi)
+    assert [(one.tags, one.seconds) for one in await api.open()] == [(("web",), 5), (("slow",), 90)]
+    await api.close()
+
+
+async def test_an_mcp_server_has_the_tags_and_the_time_limit_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "server.py").write_text(SILENT)
+    command = f"command: {sys.executable}, args: [{tmp_path}/server.py]"
+    (tmp_path / "silent.yaml").write_text(f"{{name: silent, type: mcp, {command}, tags: [quiet], timeout: 0.01}}")
+    (server,) = tools_in(tmp_path)
+    assert isinstance(server, McpServer)
+    toolbox = ToolBox(await server.open(), Approval(None))
+    assert [one["tags"] for one in toolbox.list()] == [["quiet"]]
+    with pytest.raises(ToolFailedError, match=r"did not answer within 0\.01 s"):
+        await toolbox.call("silent.wait", {})
+    await server.close()
 
 
 @pytest.mark.parametrize("given", [{"owner": "ada"}, {"name": "engine"}])

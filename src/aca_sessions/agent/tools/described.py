@@ -45,13 +45,14 @@ def tools_of(file: Path) -> list[Tool | ToolSource]:
 
 
 def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
+    common: dict[str, Any] = {"tags": tuple(described.get("tags") or ()), "seconds": float(described.get("timeout", DEFAULT_SECONDS))}
     if kind == "program":
-        return [*_program(described).tools()]
+        return [*_program(described, common).tools()]
     if kind == "http":
         from .http import Endpoint, HttpApi
 
         endpoints = [
-            Endpoint(**{**one, "effect": _effect(one, "read" if one.get("method", "GET") == "GET" else "write")})
+            Endpoint(**{**common, **one, "effect": _effect(one, "read" if one.get("method", "GET") == "GET" else "write")})
             for one in described["endpoints"]
         ]
         return [HttpApi(described["name"], described["base_url"], endpoints, headers=_expanded(described.get("headers", {})))]
@@ -59,10 +60,10 @@ def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
 
     command = [described["command"], *described.get("args", ())] if "command" in described else None
     url, environment, effect = described.get("url"), _expanded(described.get("env", {})), described.get("effect")
-    return [McpServer(described["name"], command=command, url=url, environment=environment, effect=effect)]
+    return [McpServer(described["name"], command=command, url=url, environment=environment, effect=effect, **common)]
 
 
-def _program(described: Mapping[str, Any]) -> Program:
+def _program(described: Mapping[str, Any], common: Mapping[str, Any]) -> Program:
     schema, command = described.get("schema") or {}, described["command"]
     return Program(
         name=described["name"],
@@ -72,8 +73,7 @@ def _program(described: Mapping[str, Any]) -> Program:
         positional=tuple(_positional(one) for one in schema.get("positional") or ()),
         recipes=tuple(_recipe(name, one or {}) for name, one in (described.get("recipes") or {}).items()),
         effect=_effect(described, "write"),
-        tags=tuple(described.get("tags") or ()),
-        seconds=float(described.get("timeout", DEFAULT_SECONDS)),
+        **common,
     )
 
 

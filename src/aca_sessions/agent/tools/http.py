@@ -25,6 +25,7 @@ class Endpoint:
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     effect: Effect = "write"
+    tags: Sequence[str] = ()
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
@@ -71,6 +72,7 @@ class HttpApi:
             description=endpoint.description,
             parameters=endpoint.takes(),
             effect=endpoint.effect,
+            tags=tuple(endpoint.tags),
             seconds=endpoint.seconds,
         )
 

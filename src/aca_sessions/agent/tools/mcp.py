@@ -4,7 +4,6 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import timedelta
 from typing import Any
 
 from mcp import ClientSession, McpError, StdioServerParameters, types
@@ -31,6 +30,8 @@ class McpServer:
         url: str | None = None,
         environment: Mapping[str, str] | None = None,
         effect: Effect | None = None,
+        tags: Sequence[str] = (),
+        seconds: float = DEFAULT_SECONDS,
     ) -> None:
         """Describe a server. `open` starts or reaches it. Raise ConfigurationError unless either a command or a URL is given.
 
@@ -40,10 +41,12 @@ class McpServer:
             url: The URL of the server.
             environment: Environment variables of the program.
             effect: The effect of all tools, instead of what their annotations claim.
+            tags: The tags of all tools.
+            seconds: The time limit of a call.
         """
         if (command is None) == (url is None):
             raise ConfigurationError(f"the MCP server {name} is reached by a command or by a url: give one of them")
-        self._name, self._effect = name, effect
+        self._name, self._effect, self._tags, self._seconds = name, effect, tuple(tags), seconds
         self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
         self._ended = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -96,11 +99,13 @@ class McpServer:
             description=told.description or "",
             parameters=parameters_of(told.inputSchema),
             effect=self._effect or _effect(told.annotations),
+            tags=self._tags,
+            seconds=self._seconds,
         )
 
     async def _call(self, session: ClientSession, name: str, arguments: dict[str, Any]) -> object:
         try:
-            result = await session.call_tool(name, arguments, read_timeout_seconds=timedelta(seconds=DEFAULT_SECONDS))
+            result = await session.call_tool(name, arguments)
         except McpError as error:
             raise ToolFailedError(error.error.message) from None
         parts = [_value(content) for content in result.content]
