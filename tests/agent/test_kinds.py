@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -114,6 +114,19 @@ async def test_a_program_gets_separate_arguments_and_never_a_shell_line(
 async def test_an_argument_that_a_program_does_not_accept_is_refused(pool: SessionPool, show: Program, call: str, said: str) -> None:
     async with AgentSession(pool, tools=show.tools()) as agent:
         assert said in str((await agent.run(call)).error)
+
+
+@pytest.mark.parametrize(
+    "longest",
+    [{"url": "x" * 131_071}, {"url": "x" + "ä" * 65_535}, {"url": "x", "header": ["y" * 131_062]}, {"url": "x", "data": "z" * 131_069}],
+)
+async def test_an_argument_may_be_as_long_as_the_kernel_takes_it_and_no_longer(show: Program, longest: dict[str, Any]) -> None:
+    (tool,) = show.tools()
+    assert len(await tool.act(longest)) > 131_000
+    name, value = longest.popitem()
+    longer = [value[0] + "x"] if isinstance(value, list) else value + "x"
+    with pytest.raises(ToolFailedError, match="shorter than 128 KB"):
+        await tool.act({**longest, name: longer})
 
 
 @pytest.mark.long

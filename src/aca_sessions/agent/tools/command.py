@@ -15,7 +15,7 @@ from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError
 
 _MOST_OUTPUT = 4 << 20  # bytes of one stream
 _ENDING_SECONDS = 2.0
-_MOST_ARGUMENT = 128 << 10  # MAX_ARG_STRLEN in execve(2)
+_MOST_ARGUMENT = 128 << 10  # bytes: MAX_ARG_STRLEN in execve(2), which counts the null byte at the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,9 @@ class Program:
         for word in plain:
             if word.startswith("-"):
                 raise ToolFailedError("a value that begins with '-' would be read as an option: give it another way")
+        for word in (*options, *plain):
+            if len(word.encode()) >= _MOST_ARGUMENT:
+                raise ToolFailedError("an argument of a program must be shorter than 128 KB, counted in UTF-8 and with its option")
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
@@ -168,6 +171,6 @@ def _word(value: object) -> str:
     match value:
         case bool() | None | list() | dict():
             raise ToolFailedError("an argument of a program is text or a number")
-        case str() if "\0" in value or len(value) > _MOST_ARGUMENT:
-            raise ToolFailedError("an argument of a program has no null character and is no longer than 128 KB")
+        case str() if "\0" in value:
+            raise ToolFailedError("an argument of a program must not contain a null character")
     return str(value).encode("utf-8", "backslashreplace").decode()
