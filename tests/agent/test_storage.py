@@ -198,6 +198,20 @@ async def test_a_session_does_not_replace_skills_of_its_owner(storage: Storage) 
             await act
 
 
+async def test_a_session_does_not_remove_what_its_owner_is_just_giving() -> None:
+    storage = MemoryStorage()
+    skills = Skills(storage)
+    await skills.add("double", DOUBLE, origin="session")
+    async with storage.locked("skills"):  # as `add` holds it
+        removing = asyncio.create_task(skills.remove("double", origin="session"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await storage.write("skills", "double", DOUBLE.encode())
+    with pytest.raises(InvalidArgumentError, match="given from outside"):
+        await removing
+    assert await skills.get("double") is not None
+
+
 async def test_each_requirement_is_stored_once(storage: Storage) -> None:
     deps = Deps(storage)
     for package in ("pandas", "Humanize>=4", "pandas>=2"):

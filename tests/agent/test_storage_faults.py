@@ -94,6 +94,7 @@ async def test_a_full_redis_is_reported_and_can_be_read_and_deleted_from(
             assert "it is full: raise its maxmemory" in str((await agent.run("artifacts.save('more', 'x')")).error)
             read = await agent.run("artifacts.load('kept'), skills.double(21), skills.search('double')[0]['name']")
             deleted = await agent.run("artifacts.delete('kept'), artifacts.list()")
+            assert await agent.remove_skill("double")
         finally:
             await server.config_set("maxmemory", "0")
         assert deleted.error is None
