@@ -34,6 +34,16 @@ async def test_an_environment_keeps_variables_and_files() -> None:
         assert listed["structuredContent"] == {"stdout": "20\n", "stderr": "", "exitCode": 2}
 
 
+async def test_a_loss_that_it_reported_is_not_reported_again_over_http() -> None:
+    async with speaking(VERSION) as http:
+        launched = (await called(http, "launchPythonEnvironment"))["structuredContent"]
+        died = await called(http, "runPythonCodeInRemoteEnvironment", pythonCode="import os; os._exit(1)", **launched)
+        assert (died["isError"], died["structuredContent"]["stderr"]) == (True, "Execution aborted")
+        params = {"identifier": launched["environmentId"]}
+        ran = await http.post("/executions", json={"code": "1"}, headers={"x-aca-sessions-rich": "1"}, params=params)
+        assert ran.json()["acaSessions"]["state"]["variables"] == "kept"
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments"),
     [

@@ -82,4 +82,5 @@ class McpRoute:
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         await execution.done.wait()
+        execution.note_fetched()
         return mcp.encode_ran(execution.result, command=call.command is not None)
