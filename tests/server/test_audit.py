@@ -1,5 +1,6 @@
 """Test the audit log: one line for each event, in a file that may be rotated and whose disk may be full."""
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,8 @@ from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import Hosting
 from aca_sessions.server.audit import AuditLog
+from aca_sessions.server.journal import Journal
+from aca_sessions.server.problems import problem_of
 
 POLICY = Policy(preload=(), spares=0)
 Events = Callable[[], list[dict[str, object]]]
@@ -84,6 +87,17 @@ async def test_a_refusal_is_logged_with_its_code_and_route(file: Path, events: E
     assert None in known
     assert len(known) == 2
     assert "key" not in known
+
+
+def test_a_refusal_by_a_file_has_the_key_of_its_request(file: Path, events: Events) -> None:
+    journal = Journal(Hosting(audit=str(file), api_key="key"))
+    journal.session_began("mine")
+    journal.refused(problem_of(PermissionError(errno.EACCES, "")), "GET files/{name:path}/content", "mine")
+    journal.close()
+    begun, refusal = events()
+    assert (refusal["status"], refusal["code"]) == (403, "FileNotAccessible")
+    assert refusal["key"] == begun["key"]
+    assert refusal["key"] is not None
 
 
 def test_a_rotated_file_is_created_again(log: AuditLog, file: Path, events: Events) -> None:

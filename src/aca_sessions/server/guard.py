@@ -43,7 +43,7 @@ class Guard:
         if problem is None:
             await self._app(scope, receive, send)
             return
-        self._journal.refused(problem, "any")
+        self._journal.refused(problem, "any", stranger=True)
         response = JSONResponse(encode_problem(problem), problem.status, headers=self._headers | {"x-ms-error-code": problem.code})
         await response(scope, receive, send)
 

@@ -52,8 +52,11 @@ class Journal:
         """Record another successful request on a session, such as an upload."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
-    def refused(self, problem: ProblemError, route: str, identifier: str | None = None) -> None:
-        """Record a request that was answered with a problem. Of more than 20 in one second only their number is logged."""
+    def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
+        """Record a request that was answered with a problem. Of more than 20 in one second only their number is logged.
+
+        The request of a `stranger` was refused before its key was accepted.
+        """
         if problem.code in telemetry.LIMITS:
             telemetry.refused(problem.code)
         if self._audit is None:
@@ -65,7 +68,7 @@ class Journal:
             self._unsaid += 1
             return
         unsaid, self._unsaid = ({"unsaid_before": self._unsaid} if self._unsaid else {}), 0
-        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **unsaid})
+        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **unsaid}, stranger=stranger)
 
     def close(self) -> None:
         """Close the audit log."""
@@ -73,10 +76,9 @@ class Journal:
             self._audit.close()
             self._audit = None
 
-    def _write(self, event: str, identifier: str | None, fields: Mapping[str, object]) -> None:
+    def _write(self, event: str, identifier: str | None, fields: Mapping[str, object], *, stranger: bool = False) -> None:
         if self._audit is not None:
-            # The guard refuses with 401 or 403 before it has accepted a key.
-            key = None if fields.get("status") in (401, 403) else self._key
+            key = None if stranger else self._key
             session = telemetry.hashed(identifier) if identifier else None
             self._audit.write(event, key=key, session=session, **fields)
 
