@@ -188,6 +188,17 @@ async def test_a_form_labelled_as_json_is_accepted() -> None:
         assert (await http.get("/files/content/a.txt")).content == b"hello"
 
 
+async def test_a_form_that_is_labelled_json_is_a_form_in_pieces_of_any_size() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for byte in b'--b1\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\nhello\r\n--b1--\r\n':
+            yield bytes([byte])
+
+    async with speaking(OLD[0]) as http:
+        uploaded = await http.post("/files/upload", content=pieces(), headers={"content-type": "application/json"})
+        assert uploaded.status_code == 200
+        assert (await http.get("/files/content/a.txt")).content == b"hello"
+
+
 async def test_a_form_with_bare_names_and_odd_order_is_accepted() -> None:
     async with speaking(NEW[-1]) as http:
         part = b"Content-Type: application/json\r\nContent-Disposition: form-data; name=file; filename=a.txt\r\n\r\nhello\r\n"

@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ from ..contract.records import ProblemError
 _logger = logging.getLogger("aca_sessions")
 _FORM_MARGIN = 1 << 16
 _BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
+_FIRST_LINE = 204  # bytes: the longest match of _BOUNDARY
 
 
 def limited(request: Request, most: int, told: int) -> Request:
@@ -88,15 +90,18 @@ async def _labelled(request: Request) -> Request:
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
-    first = await request.receive()
-    boundary = _BOUNDARY.match(first.get("body", b""))
+    messages, start, more = deque[Message](), b"", True
+    while more and b"\n" not in start and len(start) < _FIRST_LINE:
+        messages.append(await request.receive())
+        start += messages[-1].get("body", b"")
+        more = messages[-1].get("more_body", False)
+    boundary = _BOUNDARY.match(start)
     headers = [(name, value) for name, value in Headers(scope=request.scope).raw if name != b"content-type"]
     if boundary:
         headers.append((b"content-type", b"multipart/form-data; boundary=" + boundary[1]))
-    pending = [first]
 
     async def receive() -> Message:
-        return pending.pop() if pending else await request.receive()
+        return messages.popleft() if messages else await request.receive()
 
     return Request({**request.scope, "headers": headers}, receive)
 
