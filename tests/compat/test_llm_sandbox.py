@@ -20,7 +20,7 @@ from aca_sessions.compat.llm_sandbox import (
     Options,
     SandboxSession,
 )
-from aca_sessions.errors import ACASessionsError, InvalidArgumentError, NotSupportedError
+from aca_sessions.errors import ACASessionsError, ExecutionError, InvalidArgumentError, NotSupportedError
 
 
 @pytest.fixture
@@ -66,6 +66,14 @@ plt.title("Sine Wave")
 print("Plot created")
 """
     assert session.run(code, libraries=["matplotlib", "numpy"]).stdout.startswith("Plot created\n")
+
+
+def test_libraries_that_cannot_be_installed_are_an_error_and_leave_nothing_open() -> None:
+    session = InteractiveSandboxSession(libraries=["no such name"])
+    with pytest.raises(ExecutionError, match="InvalidRequirementError"):
+        session.open()
+    with pytest.raises(ACASessionsError, match="use 'with"):
+        session.run("1")
 
 
 def test_settings_as_one_object() -> None:

@@ -168,10 +168,14 @@ class InteractiveSandboxSession:
         self._session = _Session(type(self).__name__, _policy(self.settings), limits[0] or limits[1] or self.settings.timeout)
 
     def open(self) -> None:
-        """Start the session and install its libraries."""
-        self._session.open()
-        if self._libraries:
-            self.install(self._libraries)
+        """Start the session and install its libraries. If that fails, close the session and raise ExecutionError."""
+        try:
+            self._session.open()
+            if self._libraries:
+                self._session.install(*self._libraries).raise_for_error()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the session."""
