@@ -48,6 +48,59 @@ async def test_a_busy_session_is_not_responsive_and_its_cell_continues(session: 
     assert (await session.health()).responsive
 
 
+TRAPS = """
+armed, sprung = [], []
+def spring(*_):
+    sprung.extend(armed)
+    return 0
+
+class Meta(type):
+    __eq__ = __hash__ = spring
+    __name__ = __module__ = property(spring)
+
+class Name(str):
+    __hash__ = __format__ = __radd__ = __eq__ = split = partition = spring
+
+class list(metaclass=Meta):
+    __module__ = 'numpy'
+    __class__ = shape = nbytes = property(spring)
+    __eq__ = __lt__ = __iter__ = __len__ = __sizeof__ = __repr__ = spring
+    __hash__ = lambda _: spring() or 7
+
+class Claims:
+    __module__ = Name('numpy')
+
+trap, in_set, in_dict, named, claims = list(), {list(), list()}, {1: {list(): list()}}, type(Name('X'), (), {})(), Claims()
+globals()[trap] = get_ipython = spring
+armed.append(1)
+"""
+
+
+async def test_no_code_of_a_class_runs_when_variables_are_listed(session: Session) -> None:
+    await session.run(TRAPS)
+    found = {one.name: one for one in await session.variables()}
+    assert found["in_set"].text == "{<list>, <list>}"
+    assert found["in_dict"].text == "{1: {<list>: <list>}}"
+    assert (found["trap"].type, found["trap"].text, found["trap"].shape, found["named"].type) == ("list", "", None, "X")
+    assert (await session.run("sprung")).text == "[]"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("[True, None, 1.5, b'ab', range(3)]", "[True, None, 1.5, b'ab', range(0, 3)]"),
+        ("{3, 1, 2}", "{1, 2, 3}"),
+        ("{'b': 1, 'a': frozenset()}", "{'b': 1, 'a': frozenset()}"),
+        ("dict.fromkeys(range(9))", "{0: None, 1: None, 2: None, 3: None, ...}"),
+        ("10 ** 5000", "<int>"),
+        ("b'x' * 1000", f"b'{'x' * 36}...{'x' * 38}'"),
+    ],
+)
+async def test_plain_variables_have_a_short_text(session: Session, value: str, text: str) -> None:
+    await session.run(f"x = {value}")
+    assert [one.text for one in await session.variables()] == [text]
+
+
 async def test_an_unsupported_operation_raises_the_reason(pool: SessionPool) -> None:
     async with pool.session() as session:
         await session.run("import builtins; builtins.exec = None")

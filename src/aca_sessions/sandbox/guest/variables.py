@@ -22,7 +22,8 @@ _PLAIN = frozenset(map(id, (int, float, bool, complex, type(None))))
 _SIZED = (bytes, bytearray, list, tuple, dict, set, frozenset, range)
 _FOREIGN = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"), ("polars", "DataFrame"), ("polars", "Series"))
 _ABSENT, _OTHER = object(), object()
-_name_of_type = type.__dict__["__name__"].__get__  # `kind.__name__` could run code of the user's metaclass
+# `kind.__name__` could run code of the user's metaclass. The name can be of a subclass of `str` with methods of the user's.
+_name_of_type = type.__dict__["__name__"].__get__
 
 Measures = dict[int, Callable[[Any], Any]]
 
@@ -55,7 +56,7 @@ class Variables:
         if len(now) > _MOST:
             self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
             return []
-        if list(map(type, now)).count(str) != len(now):
+        if list(map(id, map(type, now))).count(id(str)) != len(now):
             now = {name: value for name, value in now.items() if type(name) is str}
         measures = _measures()
         changed = self._reconsider([*dict.fromkeys([*self._rebound(now), *self._sizes.different(now)])], now, measures)
@@ -108,7 +109,7 @@ def _told(change: str, name: str, value: Any, measures: Measures) -> str:
     measure = len if kind is str else measures.get(id(kind))
     sides = measure(value) if measure else ()
     shape = "x".join(map(str, sides if isinstance(sides, tuple) else (sides,))) or "-"
-    named = "_".join(_name_of_type(kind).split())[:_LONGEST_NAME] or "-"
+    named = "_".join(str.split(_name_of_type(kind)))[:_LONGEST_NAME] or "-"
     return f"{change} {_size(value)} {shape} {named} {name}"
 
 
