@@ -31,7 +31,7 @@ _live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}
 _active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")
 _start_seconds = _seconds("aca_sessions.server.start.duration", "How long sessions waited for an interpreter")
 _cell_seconds = _seconds("aca_sessions.server.execution.duration", "How long cells ran, by how they ended")
-_losses = _meter.create_counter("aca_sessions.server.losses", "{loss}", "Sessions whose variables were lost, by the reason")
+_losses = _meter.create_counter("aca_sessions.server.losses", "{loss}", "Deaths of interpreters, and sessions that expired, by the reason")
 _refusals = _meter.create_counter("aca_sessions.server.refusals", "{request}", "Requests that a limit refused, by the limit")
 _audit_lost = _meter.create_counter("aca_sessions.server.audit.lost", "{event}", "Events that the audit log could not take")
 
@@ -138,7 +138,7 @@ def cell_running() -> Iterator[None]:
 
 
 def cell_ended(result: CodeExecutionResult) -> None:
-    """Record the result of an execution on the server. Count a loss that the result reports, by its reason."""
+    """Record the result of an execution on the server. Count a death of the interpreter that it reports, even if a checkpoint undid it."""
     _cell_seconds.record(result.duration, {"outcome": outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
     # `session_ended` counts expiries.
