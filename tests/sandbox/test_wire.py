@@ -1,7 +1,9 @@
 """Test frames: what is encoded is decoded unchanged, and nothing else is accepted."""
 
 import json
+import math
 import struct
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -36,6 +38,8 @@ FINISHED = st.builds(
     files=st.lists(WELL_FORMED, max_size=2),
 )
 
+FINISHED_BY_HAND = {"kind": "Finished", "texts": [], **asdict(wire.Finished("e", 1, None, None, "", "", [], []))}
+
 
 @given(FINISHED)
 def test_a_message_survives_encoding_and_decoding(message: wire.Finished) -> None:
@@ -64,7 +68,7 @@ def payload(header: object, *texts: bytes) -> bytes:
 
 def refused(forged: bytes) -> None:
     with pytest.raises(wire.WireError):
-        wire.decode(forged, wire.Started, wire.Shown, wire.Finished)
+        wire.decode(forged, wire.Started, wire.Shown, wire.Asked, wire.Finished)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
@@ -89,10 +93,26 @@ def test_json_that_is_not_a_message_is_refused(content: object) -> None:
         {"kind": "Shown", "texts": [], "execution": "e", "data": {"a": []}},
         {"kind": "Shown", "texts": [], "execution": "e", "data": {"a": {"b": "c"}}},
         {"kind": "Shown", "texts": [], "execution": "e", "data": {"a": 1e999}},
+        {"kind": "Shown", "texts": [], "execution": "e", "data": "text", "name": None, "update": False},
+        {"kind": "Shown", "texts": [], "execution": "e", "data": ["text"], "name": None, "update": False},
+        {"kind": "Shown", "texts": [], "execution": "e", "data": {"a": [{}]}, "name": None, "update": False},
+        {"kind": "Shown", "texts": [], "execution": "e", "data": {}, "name": None, "update": 0},
+        {"kind": "Asked", "texts": [], "execution": "e", "number": True, "about": "input", "text": ""},
+        {"kind": "Asked", "texts": [], "execution": "e", "number": math.nan, "about": "input", "text": ""},
+        FINISHED_BY_HAND | {"files": "text"},
+        FINISHED_BY_HAND | {"files": {"a": "b"}},
+        FINISHED_BY_HAND | {"processes": [["1 a"]]},
+        FINISHED_BY_HAND | {"variables": None},
+        FINISHED_BY_HAND | {"value": []},
     ],
 )
 def test_a_malformed_message_is_refused(header: dict) -> None:
     refused(payload(header))
+
+
+def test_a_text_that_refers_to_one_behind_the_header_is_no_list() -> None:
+    refused(payload(FINISHED_BY_HAND | {"texts": [4], "files": {"text": 0}}, b"four"))
+    assert wire.decode(payload(FINISHED_BY_HAND | {"texts": [4], "files": [{"text": 0}]}, b"four"), wire.Finished).files == ["four"]
 
 
 def test_texts_are_required_and_must_be_text() -> None:

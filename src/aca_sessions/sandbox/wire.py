@@ -369,13 +369,15 @@ def _value(value: object, origin: object, kinds: tuple[object, ...], texts: dict
         return {_well_formed(key): _scalar(item, kinds, texts) for key, item in value.items()}
     if origin is list and isinstance(value, list):
         return [_scalar(item, kinds, texts) for item in value]
+    if origin is not None:
+        raise WireError("a frame with a scalar in the place of a dict or list")
     return _scalar(value, kinds, texts)
 
 
 def _scalar(value: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
     if isinstance(value, dict):
         value = _long_text(value, texts)
-    if not any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds):
+    if type(value) not in kinds:  # not isinstance: a bool is an int
         raise WireError("a frame with a value of another type")
     return _well_formed(value) if isinstance(value, str) else value
 
