@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ _BOOT = "import sys; sys.path.append(sys.argv[1]); from aca_sessions.sandbox.pip
 _CODE = Path(__file__).parents[2]
 _ALWAYS = ("--disable-pip-version-check", "--no-input", "--progress-bar=off", "--only-binary=:all:", "--root-user-action=ignore", "-vv")
 _OUTPUT_KEPT = 4 << 20  # characters
+_LONGEST_LINE, _CHUNK = 1 << 20, 1 << 16  # bytes
 _MOST_REPORT = 64 << 20  # bytes: it holds the metadata of all wheels, and is read whole
 _MOST_WHEELS = 1000  # of one resolution; the largest applications have some 500
 # Of the host's own pip configuration, only the settings that concern how to reach an index are used.
@@ -146,7 +147,6 @@ async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Pat
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
         umask=0o022,
-        limit=_OUTPUT_KEPT,
     )
     try:
         return await _read(process, tell)
@@ -160,8 +160,8 @@ async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Pat
 async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, str]:
     kept: list[str] = []
     room = _OUTPUT_KEPT
-    stream = process.stdout
-    while stream is not None and (data := await stream.readline()):
+    assert process.stdout is not None  # noqa: S101
+    async for data in _lines(process.stdout):
         line = data.decode(errors="replace")
         if told := progress(line):
             tell(told)
@@ -169,6 +169,17 @@ async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, s
             kept.append(line)
             room -= len(line)
     return await process.wait(), "".join(kept)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the lines of a stream. One that is too long is cut: an index decides how long pip's lines are."""
+    rest = b""
+    while data := await stream.read(_CHUNK):
+        *lines, rest = (rest + data).split(b"\n")
+        rest = rest[:_LONGEST_LINE]
+        for line in lines:
+            yield line + b"\n"
+    yield rest
 
 
 def _wheels(report: dict[str, object]) -> list[Wheel]:
