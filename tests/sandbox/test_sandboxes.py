@@ -149,6 +149,18 @@ async def test_an_open_after_a_fork_server_was_retired_uses_another(nothing_left
             await sandbox.close()
 
 
+async def test_a_sandbox_whose_caller_is_cancelled_while_it_is_forked_is_closed(nothing_left: None) -> None:
+    async with Sandboxes(Policy(preload=(), spares=0)) as sandboxes:
+        opening = asyncio.create_task(sandboxes.open())
+        while not len(sandboxes._tasks):
+            await asyncio.sleep(0)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await sandboxes._tasks.finish()
+        assert sandboxes._generations[0]._sandboxes == set()
+
+
 async def test_a_spare_is_a_session_like_any_other(nothing_left: None) -> None:
     async with Sandboxes(Policy(preload=(), spares=1)) as sandboxes:
         forked = await sandboxes.open()

@@ -4,6 +4,7 @@ The light one serves at once. A few sandboxes are made ahead of their use.
 """
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections import deque
@@ -148,7 +149,12 @@ class Sandboxes:
             if sandbox.usable and sandbox.running is not None and sandbox.running.alive:
                 return sandbox
             await self._tasks.to_its_end(sandbox.close())
-        return await self._tasks.to_its_end(self._fork())
+        forking = self._tasks.own(self._fork())
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:  # it is forked anyway, and no caller would close it
+            self._tasks.start(_close_when_forked(forking))
+            raise
 
     def retire(self) -> None:
         """Prepare for the end of all sandboxes, which are closed one by one: their fork servers end with them."""
@@ -277,6 +283,11 @@ class Sandboxes:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _close_when_forked(forking: "asyncio.Task[Sandbox]") -> None:
+    with contextlib.suppress(ACASessionsError):
+        await (await forking).close()
 
 
 async def _shared_fork_server(policy: Policy) -> ForkServer:
