@@ -62,6 +62,17 @@ async def test_a_heavy_fork_server_that_dies_while_it_boots_is_started_again(not
     assert "without preloaded" not in caplog.text
 
 
+async def test_a_dead_fork_server_is_replaced_once_by_callers_at_the_same_time(nothing_left: None) -> None:
+    async with Sandboxes(ALONE) as sandboxes:
+        light = sandboxes._generations[0].fork_server
+        light._process.kill()
+        light._process.wait()
+        await asyncio.gather(sandboxes.start(), sandboxes.start())
+        assert len(sandboxes._generations) == 2
+        assert len(sandboxes._background) == 1, "the libraries are preloaded once"
+        assert sandboxes._generations[-1].fork_server._users == 1
+
+
 @pytest.mark.long
 async def test_a_heavy_fork_server_that_dies_twice_is_not_started_again(nothing_left: None, caplog: pytest.LogCaptureFixture) -> None:
     async with Sandboxes(ALONE) as sandboxes:

@@ -94,6 +94,7 @@ class Sandboxes:
         self._tasks = Tasks()
         self._background = Tasks()
         self._starting = Tasks()
+        self._preloading: asyncio.Task[None] | None = None
         self._coming: ForkServer | None = None
         self._refilling = False
         self._closed = False
@@ -117,9 +118,13 @@ class Sandboxes:
             return
         if self.policy.image is not None:
             self.policy = replace(self.policy, image=await to_thread.run_sync(images.root_of, self.policy.image))
-        self._begin(await _shared_fork_server(replace(self.policy, preload=self.policy.preload or ())))
-        if self.policy.preload is None:
-            self._background.start(self._begin_heavy())
+        fork_server = await _shared_fork_server(replace(self.policy, preload=self.policy.preload or ()))
+        if self.alive:  # another one began meanwhile
+            await self._tasks.to_its_end(to_thread.run_sync(fork_server.release, limiter=limiter()))
+            return
+        self._begin(fork_server)
+        if self.policy.preload is None and (self._preloading is None or self._preloading.done()):
+            self._preloading = self._background.start(self._begin_heavy())
 
     async def wait_until_ready(self) -> None:
         """Wait until sandboxes can be opened. Raise IsolationError if this host does not allow it."""
@@ -204,7 +209,7 @@ class Sandboxes:
                     return
         self._coming = None
         self._begin(heavy)
-        await self._discard_spares()
+        self._tasks.start(self._discard_spares())  # not awaited: if this one dies, `start` must find this task done
 
     async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
         """Start a fork server that preloads modules, and return it once it is ready. Release it if it fails."""
