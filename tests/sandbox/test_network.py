@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
-from aca_sessions.sandbox.proxy import Proxy, Serving, _carry, _is_public, _parse
+from aca_sessions.sandbox.proxy import Proxy, Serving, Streams, _carry, _is_public, _parse
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
 from ..conftest import mostly_long
@@ -128,7 +128,7 @@ async def test_a_proxied_connection_cancelled_at_any_step_is_closed() -> None:
             there = await asyncio.open_connection(*target.sockets[0].getsockname())
             near, far = socket.socketpair()
             here = await asyncio.open_connection(sock=near)
-            carrying = asyncio.create_task(_carry(_parse(b"CONNECT target.test:443 HTTP/1.1\r\n\r\n"), here, there))
+            carrying = asyncio.create_task(_carry(_parse(TUNNEL), here, there))
             for _ in range(turns):
                 await asyncio.sleep(0)
             carrying.cancel()
@@ -138,6 +138,81 @@ async def test_a_proxied_connection_cancelled_at_any_step_is_closed() -> None:
             for writer in (here[1], there[1]):
                 writer.transport.abort()
             far.close()
+
+
+TUNNEL = b"CONNECT target.test:443 HTTP/1.1\r\n\r\n"
+
+
+@dataclass
+class Conversation:
+    """A conversation that the proxy carries, with both of its ends in hand."""
+
+    client: Streams
+    target: Streams
+    carrying: "asyncio.Task[None]"
+    skipped: float = 0.0
+
+    async def sends(self, source: Streams, receiver: Streams, data: bytes = b"some") -> None:
+        source[1].write(data)
+        assert await receiver[0].readexactly(len(data)) == data
+
+    async def skip(self, seconds: float) -> None:
+        """Let the loop's clock jump ahead, and what is due then happen."""
+        self.skipped += seconds
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def conversation(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Conversation]:
+    (near, client), (target, far) = socket.socketpair(), socket.socketpair()
+    ends = [await asyncio.open_connection(sock=end) for end in (near, client, target, far)]
+    conversation = Conversation(ends[1], ends[2], asyncio.create_task(_carry(_parse(TUNNEL), ends[0], ends[3])))
+    await ends[1][0].readuntil(b"\r\n\r\n")
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + conversation.skipped)
+    yield conversation
+    conversation.carrying.cancel()
+    await asyncio.wait({conversation.carrying})
+    for _, writer in ends:
+        writer.transport.abort()
+
+
+async def test_a_long_upload_is_not_cut_because_its_target_is_silent(conversation: Conversation) -> None:
+    client, target = conversation.client, conversation.target
+    for _ in range(3):
+        await conversation.sends(client, target)
+        await conversation.skip(200)
+    await conversation.sends(target, client, b"received")
+
+
+async def test_a_client_that_was_silent_during_a_long_download_can_send(conversation: Conversation) -> None:
+    client, target = conversation.client, conversation.target
+    for _ in range(3):
+        await conversation.sends(target, client)
+        await conversation.skip(200)
+    await conversation.sends(client, target, b"more, please")
+
+
+async def test_a_conversation_is_cut_when_both_ends_are_silent(conversation: Conversation) -> None:
+    await conversation.sends(conversation.client, conversation.target)
+    await conversation.sends(conversation.target, conversation.client)
+    await conversation.skip(301)
+    await asyncio.wait_for(conversation.carrying, 20)
+    assert await conversation.target[0].read() == b""
+
+
+async def test_a_client_that_has_nothing_more_to_send_gets_the_rest(conversation: Conversation) -> None:
+    client, target = conversation.client, conversation.target
+    client[1].write_eof()
+    assert await target[0].read() == b""
+    for _ in range(3):
+        await conversation.sends(target, client)
+        await conversation.skip(200)
+    target[1].write_eof()
+    assert await client[0].read() == b""
+    await conversation.carrying
 
 
 async def test_a_connection_accepted_while_its_session_ends_is_closed() -> None:

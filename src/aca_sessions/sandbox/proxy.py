@@ -262,33 +262,40 @@ def _is_ours(address: str, version: int) -> bool:
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
-    """Copy in both directions until the target has no more to send, or the session cannot receive."""
+    """Copy in both directions until the target has no more to send, the session cannot receive, or nothing moves in either direction."""
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
         here[1].write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-    sending = asyncio.ensure_future(_copy(here[0], there[1], head.body if head.forwarded else None))
-    try:
-        with contextlib.suppress(OSError, TimeoutError):  # one end was closed: close the other as well
-            await _copy(there[0], here[1], None)
-    finally:
-        sending.cancel()
-        there[1].transport.abort()  # before the wait, which may be cancelled
-        await asyncio.wait((sending,))
+    with contextlib.suppress(OSError, TimeoutError):  # one end was closed: close the other as well
+        async with asyncio.timeout(_IDLE_SECONDS) as idle:
+            sending = asyncio.ensure_future(_copy(here[0], there[1], head.body if head.forwarded else None, idle))
+            try:
+                await _copy(there[0], here[1], None, idle)
+            finally:
+                sending.cancel()
+                there[1].transport.abort()  # before the wait, which may be cancelled
+                await asyncio.wait((sending,))
 
 
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None) -> None:
-    """Copy `left` bytes, or if it is None, up to the end of the source and pass that end on."""
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
+    """Copy `left` bytes, or if it is None, up to the end of the source and pass that end on. Whatever moves puts off the end by `idle`."""
     while left is None or left > 0:
-        async with asyncio.timeout(_IDLE_SECONDS):
-            data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
+        data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:
             break
         left = None if left is None else left - len(data)
+        _put_off(idle)
         target.write(data)
         await target.drain()
+        _put_off(idle)
     if left is None and target.can_write_eof():
         target.write_eof()
+
+
+def _put_off(idle: asyncio.Timeout) -> None:
+    if not idle.expired():
+        idle.reschedule(asyncio.get_running_loop().time() + _IDLE_SECONDS)
 
 
 def _refusal(reason: str, *, status: str) -> bytes:
