@@ -75,6 +75,25 @@ def test_the_second_caller_with_the_same_set_uses_the_first(cache: PackageCache)
     first.let_go()
 
 
+def test_a_set_has_a_label_even_if_another_process_makes_room_while_it_is_kept(tmp_path: Path) -> None:
+    class Crowded(PackageCache):
+        """A cache in which another process keeps something large as soon as the label of a set is there."""
+
+        crowding = True
+
+        def _create(self, path: Path, text: str) -> None:
+            super()._create(path, text)
+            if path.name == "set" and self.crowding:
+                self.crowding = False
+                keep(PackageCache(str(tmp_path), 1000), "large", 5000)
+
+    cache = Crowded(str(tmp_path), 1000)
+    keep(cache, "set", 10)
+    assert is_there(cache, "set")
+    keep(cache, "more", 1000)
+    assert not (Path(cache.sets) / "set").exists()
+
+
 def test_a_remembered_answer_is_used_while_it_is_recent_and_its_set_exists(cache: PackageCache) -> None:
     keep(cache, "answer", 10)
     cache.remember("key", "answer")
@@ -157,3 +176,9 @@ def test_a_remembered_answer_is_removed_with_its_set(cache: PackageCache) -> Non
     cache.remember("key", "old")
     keep(cache, "new", 900)
     assert list((Path(cache.sets).parent / "answers").iterdir()) == []
+
+
+def test_an_answer_that_another_process_removes_meanwhile_is_no_failure(cache: PackageCache) -> None:
+    (Path(cache.sets).parent / "answers" / "key").symlink_to("gone")  # it is listed, and not found when it is read
+    keep(cache, "set", 10)
+    assert is_there(cache, "set")

@@ -83,13 +83,10 @@ class PackageCache:
 
     def hold(self, name: str) -> HeldSet | None:
         """Return a set and protect it from removal until `let_go` is called. Return None if it does not exist."""
-        try:
-            lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+        lock = self._lock(name, fcntl.LOCK_SH)
+        if lock is None:
             return None
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        # `_remove` may have had the lock before: it has unlinked the label by now.
-        if os.fstat(lock).st_nlink == 0 or not (self._root / "sets" / name).is_dir():
+        if not (self._root / "sets" / name).is_dir():
             os.close(lock)
             return None
         os.utime(lock)
@@ -98,9 +95,13 @@ class PackageCache:
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
         """Move an unpacked set into the cache, unless it is there already. Remove others if the cache is too large."""
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
-        self._create(self._root / "labels" / name, json.dumps(label))  # never replaced: locks that are held would be on another file
+        # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
+        # the set would have no label, and would never be removed.
+        while (lock := self._lock(name, fcntl.LOCK_SH)) is None:
+            self._create(self._root / "labels" / name, json.dumps(label))
         with contextlib.suppress(OSError):  # another process was first
             os.rename(unpacked, self._root / "sets" / name)
+        os.close(lock)
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
@@ -190,6 +191,19 @@ class PackageCache:
             (place / "new").write_text(text)
             os.replace(place / "new", path)
 
+    def _lock(self, name: str, how: int) -> int | None:
+        """Lock the label of a set, as flock(2) does. Return None if there is no label, or if that would block and LOCK_NB is set."""
+        try:
+            lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, how)
+            if os.fstat(lock).st_nlink:  # else `_remove` had the lock before
+                return lock
+        os.close(lock)
+        return None
+
     def _make_room(self, but: str) -> None:
         labels = sorted((self._root / "labels").iterdir(), key=_last_used)
         total = sum(map(_labelled_size, labels))
@@ -197,23 +211,18 @@ class PackageCache:
             if total > self._size and label.name != but:
                 total -= self._remove(label)
         for answer in (self._root / "answers").iterdir():
-            if not (self._root / "labels" / answer.read_text()).exists():
-                answer.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                if not (self._root / "labels" / answer.read_text()).exists():
+                    answer.unlink()
         for left in (self._root / "work").iterdir():
             if time.time() - _last_used(left) > _ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
 
     def _remove(self, label: Path) -> int:
-        """Remove a set, and return how many bytes that freed: 0 if the set is in use."""
+        """Remove a set, and return how many bytes that freed: 0 if the set is in use, or gone already."""
         size = _labelled_size(label)
-        try:
-            lock = os.open(label, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return 0
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+        lock = self._lock(label.name, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock is None:
             return 0
         with self.workplace() as place:
             with contextlib.suppress(FileNotFoundError):
