@@ -4,6 +4,7 @@ import asyncio
 import errno
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from packaging.requirements import Requirement
@@ -65,8 +66,9 @@ class SessionPackages:
 
     def inherit(self, other: "SessionPackages") -> None:
         """Take the packages of another session, of which this one is a branch."""
-        held = [self._packages.cache.hold(one.name) for one in other._sets]
-        self._sets = [one for one in held if one is not None]
+        for one in other._sets:
+            if (held := self._packages.cache.hold(one.name)) is not None:
+                self._sets.append(held)  # one by one: if a later one fails, `close` releases those before it
         self._asked, self.ever_changed = dict(other._asked), other.ever_changed
 
     async def close(self) -> None:
@@ -113,9 +115,9 @@ class SessionPackages:
         if held is None:
             self._asked = wanted
             return CodeExecutionResult(stdout="".join(f"{canonical(one)} is there already\n" for one in wanted.values()))
-        replaced = {wheel.name for wheel in held.wheels} & self._versions.keys()
-        modules = [module for one in self._sets for name in replaced & _names(one) for module in self._packages.cache.modules_of(one, name)]
+        replaced, cache = _names(held) & self._versions.keys(), self._packages.cache
         try:
+            modules = [module for one in self._sets for name in replaced & _names(one) for module in cache.modules_of(one, name)]
             kept = await self._without(replaced)
         except BaseException:
             held.let_go()
@@ -144,9 +146,14 @@ class SessionPackages:
     async def _without(self, names: set[str]) -> list[HeldSet]:
         """Return the session's sets, each without some packages."""
         kept: list[HeldSet] = []
-        for held in self._sets:
-            new = await self._packages.without(held, names) if names & _names(held) else held
-            kept += [new] if new is not None else []
+        with ExitStack() as on_failure:
+            for held in self._sets:
+                if not names & _names(held):
+                    kept.append(held)
+                elif (new := await self._packages.without(held, names)) is not None:
+                    on_failure.callback(new.let_go)
+                    kept.append(new)
+            on_failure.pop_all()
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
