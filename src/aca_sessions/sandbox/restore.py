@@ -14,7 +14,6 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
 
 from ..errors import PartlyRestoredError, SnapshotError
 from ..guest_text import shown_name
@@ -43,15 +42,7 @@ _MAX_PATH = 4096  # bytes, with the NUL at the end
 _MOST_NAMED = 20  # files in `cut_off`; the others are counted
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """The outcome of a restore: the bytes of the files, and the open files of the restored interpreter that are deleted (`cut_off`)."""
-
-    size: int
-    cut_off: tuple[str, ...] = ()
-
-
-def restore(checkpoint: Files, live: Files, allocate: Allocate) -> Restored:
+def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
     """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
 
     Raise SnapshotError if that is impossible: the live files are then as they were, each with its inode. Raise PartlyRestoredError if it
@@ -67,7 +58,6 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> Restored:
             restoration = _Restoration(source, target, checkpoint.origins, allocate)
             restoration.prepare()
             restoration.commit()
-            return Restored(restoration.size)
     except OSError as error:
         raise SnapshotError(f"the files cannot be put back, and are unchanged: {_reason(error)}") from None
 
@@ -122,10 +112,6 @@ class _Restoration:
         self._is_tight = False  # whether there is only space after other files were removed
         self._undo = ExitStack()
         self._failures: list[Exception] = []
-
-    @property
-    def size(self) -> int:
-        return sum({status.st_ino: status.st_size for status in self._wanted.values() if stat.S_ISREG(status.st_mode)}.values())
 
     def prepare(self) -> None:
         """Decide what to do, and take the space for it. On failure undo that, and raise OSError or SnapshotError."""
