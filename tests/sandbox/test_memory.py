@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import glob
 import os
 import socket
@@ -23,6 +24,7 @@ from aca_sessions.sandbox.cgroup import GroupLimits, Groups, VersionOne, Version
 from aca_sessions.sandbox.ends import host_pid
 from aca_sessions.sandbox.policy import MB, Together
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.socket_memory import SocketMemory
 from aca_sessions.sandbox.watchdog import Watchdog
 
 from ..conftest import ROOT, descendants
@@ -337,6 +339,11 @@ def answer(kernel: socket.socket, request: int) -> None:
     kernel.send(struct.pack("=IHHIIi", 20, 3, 0, request, 0, 0))
 
 
+def answer(kernel: socket.socket, request: int, error: int = 0) -> None:
+    """There are none, or they cannot be listed."""
+    kernel.send(struct.pack("=IHHIIi", 20, 2 if error else 3, 0, request, 0, -error))
+
+
 @pytest.mark.parametrize("earlier", [0, 5], ids=["first", "later"])
 async def test_the_socket_that_lists_sockets_is_closed_after_the_last_listing(earlier: int) -> None:
     kernel, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -362,3 +369,15 @@ async def test_the_socket_that_lists_sockets_is_closed_after_the_last_listing(ea
         await asyncio.wait({ending})
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_sockets_that_cannot_be_listed_are_told_once_until_they_can(caplog: pytest.LogCaptureFixture) -> None:
+    kernel, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    memory = SocketMemory(asking.detach())
+    with kernel, contextlib.closing(memory):
+        told = []
+        for request, error in enumerate((errno.ENOMEM, errno.ENOMEM, 0, errno.ENOMEM), 1):
+            answer(kernel, request, error)
+            memory.used(["TCP", "UDP"])
+            told.append(len(caplog.records))
+    assert told == [1, 1, 1, 2]

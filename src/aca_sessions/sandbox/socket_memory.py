@@ -44,13 +44,17 @@ class SocketMemory:
         self._socket.settimeout(_SECONDS)
         self._sequence = 0
         self._last = 0
+        self._is_failing = False
 
     def used(self, unlisted: Sequence[str] = ()) -> int:
         """Return the bytes of all sockets with their buffers, except for the kinds in `unlisted`, which the kernel does not list."""
         try:
             self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
+            self._is_failing = False
         except OSError as error:  # what was seen last still counts
-            _logger.warning("the sockets of a session cannot be listed now: %s", error.strerror)
+            if not self._is_failing:  # once, and not at each look while a cell runs
+                _logger.warning("the sockets of a session cannot be listed now: %s", error.strerror)
+            self._is_failing = True
         return self._last
 
     def missing(self) -> list[str]:
