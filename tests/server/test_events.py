@@ -91,7 +91,10 @@ def test_both_halves_of_an_event_agree(event: Event) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [None, [], {}, {"number": "1", "text": ""}, {"number": 0, "text": ""}, {"number": 1, "text": 5}, {"number": 1, "text": "\ud800"}],
+    [
+        *(None, [], {}, {"number": "1", "text": ""}, {"number": 0, "text": ""}, {"number": 1, "text": 5}, {"number": 1, "text": "\ud800"}),
+        {"number": True, "text": ""},
+    ],
 )
 def test_a_malformed_reply_is_refused(body: object) -> None:
     with pytest.raises(ValueError, match="a reply"):

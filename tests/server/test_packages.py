@@ -23,6 +23,7 @@ async def test_a_new_session_has_no_packages_of_its_own(http: httpx.AsyncClient)
         b'{"requirements": ["alpha"], "timeout": 1e9}',
         b'{"requirements": ["alpha"], "timeout": NaN}',
         b'{"requirements": ["alpha"], "timeout": "5"}',
+        b'{"requirements": ["alpha"], "timeout": true}',
     ],
 )
 async def test_a_malformed_body_is_refused(http: httpx.AsyncClient, body: bytes) -> None:

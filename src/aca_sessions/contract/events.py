@@ -50,8 +50,9 @@ def encode_reply(number: int, text: str | None) -> dict[str, object]:
 def decode_reply(body: object) -> tuple[int, str | None]:
     """Return the number and the text of a reply. Raise ValueError for any other body."""
     match body:
-        case {"number": int(number), "text": None | str() as text} if number > 0 and (text is None or is_well_formed(text)):
-            return number, text
+        case {"number": int(number), "text": None | str() as text} if number > 0 and not isinstance(number, bool):
+            if text is None or is_well_formed(text):
+                return number, text
     raise ValueError("a reply names the number of a question, and a text or null")
 
 

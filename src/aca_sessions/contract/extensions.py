@@ -163,7 +163,7 @@ def decode_installation(body: object) -> tuple[list[str], float]:
     """Return the requirements and the timeout of a request to install. Raise ProblemError for any other body."""
     match body:
         case {"requirements": [*requirements], "timeout": int() | float() as timeout} if _are_texts(requirements):
-            if 0 < timeout <= MAX_INSTALL_SECONDS:
+            if 0 < timeout <= MAX_INSTALL_SECONDS and not isinstance(timeout, bool):
                 return requirements, timeout
     said = f"'requirements' is a list of texts, 'timeout' a number of seconds up to {MAX_INSTALL_SECONDS:g}"
     raise ProblemError(400, "SessionRequestValidationFailed", said)
