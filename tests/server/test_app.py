@@ -127,6 +127,7 @@ BAD_BODIES = [
     b'{"code": "1", "executionType": "Sometimes"}', b'{"code": "1", "executionType": 3}',
     b'{"code": "1", "timeoutInSeconds": 0}', b'{"code": "1", "timeoutInSeconds": 221}', b'{"code": "1", "timeoutInSeconds": "9"}',
     b'{"code": "1", "timeoutInSeconds": true}', b'{"code": "1", "timeoutInSeconds": NaN}', b'{"code": "1", "outputStreamsMaxLength": -1}',
+    b'{"code": "1", "outputStreamsMaxLength": 0.5}', b'{"code": "1", "outputStreamsMaxLength": 1.5}',
     b'{"properties": {"code": "1"}}',
 ]  # fmt: skip
 

@@ -76,6 +76,7 @@ async def test_commands_are_isolated_like_cells() -> None:
         {"execCommandAndArgs": ["true", 1]},
         {"shellCommand": "true", "stdin": 1},
         {"shellCommand": "true", "timeoutInSeconds": -1},
+        {"shellCommand": "true", "outputStreamsMaxLength": 0.5},
     ],
 )
 async def test_a_malformed_command_is_refused(body: object) -> None:

@@ -16,6 +16,7 @@ from .values import (
     Body,
     checked_code,
     checked_object,
+    checked_output_limit,
     choice,
     decode_error,
     decode_time,
@@ -159,7 +160,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
         code=checked_code(body),
         asynchronous=asynchronous,
         timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=int(number(body, "outputStreamsMaxLength", 1 << 30) or 4096),
+        output_limit=checked_output_limit(body),
     )
 
 

@@ -5,7 +5,7 @@ from typing import cast
 
 from ..models import CodeExecutionResult
 from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Command, Execution, ExecutionCall, ProblemError
-from .values import checked_object, choice, encode_stderr, invalid, is_well_formed, number
+from .values import checked_object, checked_output_limit, choice, encode_stderr, invalid, is_well_formed, number
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
@@ -28,7 +28,7 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
         command=decode_command(body),
         asynchronous=asynchronous,
         timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=int(number(body, "outputStreamsMaxLength", 1 << 30) or 4096),
+        output_limit=checked_output_limit(body),
     )
 
 

@@ -156,6 +156,16 @@ def number(body: Body, name: str, most: float) -> float | None:
     return value
 
 
+def checked_output_limit(body: Body) -> int:
+    """Return at how many characters each stream is cut. Raise ProblemError if the request has no whole number for it."""
+    value = number(body, "outputStreamsMaxLength", 1 << 30)
+    if value is None:
+        return 4096
+    if value != int(value):
+        raise invalid(f"'outputStreamsMaxLength' must be a whole number, got {value:g}")
+    return int(value)
+
+
 def invalid(message: str) -> ProblemError:
     """Return the error for a request that does not fit the API."""
     return ProblemError(400, "SessionRequestValidationFailed", message)
