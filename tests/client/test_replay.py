@@ -108,6 +108,16 @@ async def test_images_are_compared_by_size(pool: SessionPool, session: Session) 
     assert "output differs" in await again(pool, written)
 
 
+async def test_a_display_of_json_lists_is_compared(pool: SessionPool, session: Session) -> None:
+    shown = "display({'application/json': [1, 2], 'application/x+json': ['a', 'b']}, raw=True)"
+    await session.run(shown)
+    written = session.to_notebook()
+    nbformat.validate(nbformat.from_dict(written))
+    assert await again(pool, written) == "1 of 1 cells came out the same"
+    written["cells"][0]["source"] = shown.replace("'a', 'b'", "'ab'")
+    assert "cell 1: output differs" in await again(pool, written)
+
+
 async def test_resets_and_deletions_are_replayed(pool: SessionPool, session: Session) -> None:
     await session.upload_file("a.txt", "a")
     await session.run("x = 1")

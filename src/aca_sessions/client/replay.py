@@ -154,8 +154,13 @@ def _reduced(data: Mapping[str, Any]) -> str:
     for mime in _IMAGES:
         if mime in data:
             return f"{mime} {_drawn_size(data[mime])}".rstrip()
-    contents = {mime: "".join(content) if isinstance(content, list) else str(content) for mime, content in data.items()}
+    contents = {mime: _as_text(mime, content) for mime, content in data.items()}
     return _steady(contents.get("text/plain") or " ".join(f"{mime} {contents[mime]}" for mime in sorted(contents)))
+
+
+def _as_text(mime: str, content: object) -> str:
+    """Return content as one text. nbformat allows a list of lines, but a list under a JSON type is a JSON value."""
+    return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 
 def _drawn_size(content: object) -> str:
