@@ -1,13 +1,19 @@
 """Test the limits for slow clients, and requests that they must not affect."""
 
 import asyncio
+import contextlib
+import json
 import socket
+import ssl
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
-from aca_sessions.surfaces.connections import Connections, Listener, Pace
+from aca_sessions.surfaces.certificate import certificate
+from aca_sessions.surfaces.connections import PACE, Connections, Listener, Pace
 
 from ..ports import KEY, QUERY, TARGET, cell, serving
 
@@ -54,6 +60,37 @@ async def test_a_client_that_reads_slowly_gets_everything() -> None:
             await asyncio.sleep(0.1)
         writer.close()
         assert size == 4 << 20
+
+
+async def test_answers_that_wait_below_tls_count_as_unread(tmp_path: Path) -> None:
+    files = certificate(tmp_path, "localhost")
+    trusting = ssl.create_default_context(cafile=files[0])
+    async with serving(Pace(unread_bytes=300_000), tls=files) as (server, port), contextlib.AsyncExitStack() as held:
+        await held.enter_async_context(asyncio.timeout(30))  # a connection that stays open is a failure, not a wait without end
+
+        async def ask_for_a_megabyte() -> None:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            client.connect(("127.0.0.1", port))
+            reader, writer = await asyncio.open_connection(sock=client, limit=1 << 10, ssl=trusting, server_hostname="localhost")
+            held.callback(writer.transport.abort)
+            writers.append(writer)
+            for place in connections._places.values():  # otherwise the kernel keeps all of the answer
+                place._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            body = json.dumps(cell("print('x' * 1_000_000)") | {"outputStreamsMaxLength": 1_000_000})
+            writer.write(f"POST /executions{TARGET}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            assert b" 200 " in await reader.readuntil(b"\r\n")
+
+        connections, writers = server._connections, []
+        await ask_for_a_megabyte()
+        (place,) = connections._places.values()
+        while not place.protocol.cycle.response_complete:
+            await asyncio.sleep(0.01)
+        now = time.monotonic()
+        assert [place.is_too_slow(now + later, PACE) for later in (0, 2 * PACE.head)] == [False, False]
+        await ask_for_a_megabyte()  # both together are over the limit
+        while len(server.server_state.connections) > 1:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_request_beyond_the_limit_is_refused_until_a_place_is_free() -> None:

@@ -95,7 +95,7 @@ class Place:
     @property
     def unread(self) -> int:
         """Return how many bytes of an answer neither the client nor the kernel has taken."""
-        return self.protocol.transport.get_write_buffer_size() if self.protocol is not None else 0
+        return _buffered(self.protocol.transport) if self.protocol is not None else 0
 
     def is_too_slow(self, now: float, pace: Pace) -> bool:
         """Return whether it has made too little progress for longer than the limits allow. Progress is measured from call to call."""
@@ -255,7 +255,7 @@ class Connection(H11Protocol):
     @property
     def phase(self) -> str:
         """Return what it waits for: a head, a body, the client to take an answer, or the application."""
-        if self.transport.get_write_buffer_size():
+        if _buffered(self.transport):
             return "answer"
         if self.cycle is None or self.cycle.response_complete:
             return "head"
@@ -291,8 +291,15 @@ class Connection(H11Protocol):
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
         """Send a part of an answer. If it stays in this process's memory, make room for it."""
         await send(event)
-        if self.transport.get_write_buffer_size() and isinstance(self.server_state, Connections):
+        if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
+
+
+def _buffered(transport: Transport) -> int:
+    """Return how many bytes wait in this process until the kernel takes them."""
+    # Under TLS asyncio has a second transport below this one. It gets an answer as soon as that is encrypted, and has no public name.
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return sum(layer.get_write_buffer_size() for layer in (transport, below) if layer is not None)
 
 
 def _network(address: object) -> str:
