@@ -7,6 +7,10 @@ import anyio
 import pytest
 from mcp import ClientSession
 
+from aca_sessions import SessionPool
+from aca_sessions.surfaces.mcp.named_session import NamedSession
+from aca_sessions.surfaces.mcp.outputs import Outputs
+
 from ...conftest import mostly_long
 from .clients import run, stdio_client_session, text_of
 
@@ -153,3 +157,32 @@ async def test_a_session_that_was_idle_for_too_long_is_recreated_with_the_output
         told = await text_from(client, "one", "'x' in globals() or open('outputs/a').read()")
     assert told.startswith("'kept'")
     assert "lost: expired" in told
+
+
+async def shared_by_a_cell(
+    outputs: Outputs, pool: SessionPool, named: NamedSession, code: str, *, is_lost: bool = False
+) -> tuple[str, ...]:
+    async with pool.session(named.id) as session:
+        await outputs.bring(session, named)
+        if is_lost:
+            await pool._interpreter.delete_session(named.id)  # for the pool and the lease this is a loss
+        result = await session.run(code)
+        named.learn(result)
+        assert result.success, result.error
+        return (await outputs.take(session, named)).shared
+
+
+async def test_outputs_are_shared_from_a_workspace_with_too_many_files_to_list(pool: SessionPool) -> None:
+    outputs, named = Outputs(1 << 20), NamedSession(name="one")
+    many = "import os; os.mkdir('many')\nfor number in range(2001): open(f'many/{number}', 'w').close()"
+    assert await shared_by_a_cell(outputs, pool, named, many) == ()
+    assert await shared_by_a_cell(outputs, pool, named, "open('outputs/a', 'w').close()") == ("outputs/a",)
+
+
+async def test_files_that_one_session_lost_stay_in_the_others(pool: SessionPool) -> None:
+    outputs, one, two = Outputs(1 << 20), NamedSession(name="one"), NamedSession(name="two")
+    await shared_by_a_cell(outputs, pool, one, "open('outputs/a', 'w').close()")
+    await shared_by_a_cell(outputs, pool, two, "1")
+    assert await shared_by_a_cell(outputs, pool, one, "2", is_lost=True) == ()
+    for named in (one, two):
+        await shared_by_a_cell(outputs, pool, named, "open('outputs/a').close()")

@@ -71,7 +71,7 @@ async def run_cell(
             result = await _follow(call, session, named, request)
         named.learn(result)
         try:
-            return await answer(result, await outputs.take(session, named, result))
+            return await answer(result, await outputs.take(session, named))
         except BaseException:
             session.take_back(result)  # the client does not get it
             raise
@@ -97,7 +97,6 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
         if not ended:
             with anyio.CancelScope(shield=True):
                 await session.cancel_quietly(execution)
-            call.client.outputs.look_later(named)
     raise AssertionError("the last event of every cell is its result")
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from ...client.session import Session
 from ...errors import ACASessionsError, NotFoundError
-from ...models import CodeExecutionResult, RemoteFile
+from ...models import RemoteFile
 from .named_session import NamedSession
 
 FOLDER = "outputs"
@@ -45,7 +45,6 @@ class _Place:
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
-    unseen: bool = False  # something may have been written since the folder was last listed
 
 
 class Outputs:
@@ -95,22 +94,22 @@ class Outputs:
                 place.seen = {path: marks for path, marks in place.seen.items() if path not in news}
                 place.seen |= {path: marks for path, marks in now.items() if path in news}
 
-    def look_later(self, named: NamedSession) -> None:
-        """Note that a cell whose end was not awaited may have written something. The folder is listed after the next cell."""
-        self._places.setdefault(named.id, _Place()).unseen = True
+    async def take(self, session: Session, named: NamedSession) -> Taken:
+        """Keep what is new below outputs/ for the other sessions. Call this after a cell, and after anything else that may have written.
 
-    async def take(self, session: Session, named: NamedSession, result: CodeExecutionResult | None = None) -> Taken:
-        """Keep what is new below outputs/ for the other sessions. Call this after a cell, and after anything else that may have written."""
+        The folder is listed each time: the files of a cell's result are none if the workspace has too many, and never those that
+        background processes write.
+        """
+        if not named.begun:
+            self.forget(named)  # files that were lost with the session stay in the others
         if not self.take_part(named):
             return Taken()
         async with self._turn:
             place = self._places.setdefault(named.id, _Place())
             try:
-                if result is None or place.unseen or await _may_have_changed(session, result):
-                    return await self._keep_news(session, place)
+                return await self._keep_news(session, place)
             except ACASessionsError:
-                place.unseen = True  # the cell's result is returned in any case
-            return Taken()
+                return Taken()  # the cell's result is returned in any case, and the next call finds what is new
 
     async def _keep_news(self, session: Session, place: _Place) -> Taken:
         now, complete = await _look(session)
@@ -119,7 +118,7 @@ class Outputs:
         left = [path for path in changed if not await self._keep(session, place, path, now[path][0])]
         for path in gone:
             self._hand_on(place, path, None)
-        place.seen, place.unseen = now, False
+        place.seen = now
         return Taken(tuple(path for path in [*changed, *gone] if path not in left), tuple(left))
 
     async def _keep(self, session: Session, place: _Place, path: str, size: int) -> bool:
@@ -191,11 +190,6 @@ async def _look(session: Session) -> tuple[Marks, bool]:
         return {}, True
     files = [file for file in found[:_MOST_FILES] if not file.is_directory]
     return {path_of(file): (file.size, file.modified) for file in files}, len(found) <= _MOST_FILES
-
-
-async def _may_have_changed(session: Session, result: CodeExecutionResult) -> bool:
-    """Return whether a cell may have changed something below outputs/. Endpoints whose results list no files have to be asked each time."""
-    return not await session.supports("rich") or any(file.path.startswith(f"{FOLDER}/") for file in result.files)
 
 
 async def _write(session: Session, path: str, data: bytes | None) -> None:
