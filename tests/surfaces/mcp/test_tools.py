@@ -11,10 +11,12 @@ import pytest
 from mcp import ClientSession
 from mcp.types import CallToolResult
 
-from aca_sessions import Policy, Settings, open_pool
+from aca_sessions import Limits, Policy, Settings, open_pool
 from aca_sessions.errors import PoolTimeoutError
+from aca_sessions.surfaces.mcp.calls import Call
 from aca_sessions.surfaces.mcp.clients import Client, House
 from aca_sessions.surfaces.mcp.options import Options
+from aca_sessions.surfaces.mcp.state_tools import restart_kernel
 
 from .clients import Running, http_client_session, http_server, run, stdio_client_session, text_of
 
@@ -192,6 +194,20 @@ async def test_a_session_is_rolled_back_branched_and_reset(connected: Connected)
         assert text_of(await run(client, "'x' in globals()")) == "False"
         assert (await ask(client, "get_kernel_health"))["restart_causes"] == ["rolled back", "asked for, variables kept", "asked for"]
         assert "no such" in (await refused(client, "rollback", checkpoint="nothing")).lower()
+
+
+async def test_a_restart_that_preserves_state_removes_no_checkpoint() -> None:
+    async with open_pool(policy=Policy(preload=(), spares=0, limits=Limits(checkpoints=1))) as pool:
+        client = Client(House(pool, Options.of(Settings().Mcp)))
+        async with client.lease(client.find(None)) as session:
+            await session.run("x = 1; import os; first = os.getpid()")
+            kept = await session.checkpoint()
+        answer = await restart_kernel(Call(client, context=None), preserve_state=True)
+        assert answer.preserved_vars == ["first", "x"]
+        async with client.lease(client.find(None)) as session:
+            after = await session.run("x, os.getpid() == first")
+            assert (after.text, str(after.state)) == ("(1, False)", "kept")
+            assert [one.id for one in await session.checkpoints()] == [kept.id]
 
 
 async def test_a_session_whose_outputs_cannot_be_saved_is_not_restarted(connected: Connected) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ...errors import SnapshotError
 from ...models import Checkpoint
 from .calls import Call
 from .session_tools import NewName
@@ -131,8 +132,11 @@ async def restart_kernel(call: Call, preserve_state: bool = False, session_id: S
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         if preserve_state:
-            await session.checkpoint()
-            await session.undo()
+            # A cell that fails is undone by a checkpoint of its own, which removes none of the user's as another checkpoint could.
+            undone = await session.run("raise Exception", transactional=True)
+            if undone.state.variables != "rolled_back":
+                session.take_back(undone)  # a loss is told again with the user's next cell
+                raise SnapshotError(f"the session was not restarted, because its variables cannot be preserved: {undone.state}")
         else:
             await session.reset()
         kept = [one.name for one in await session.variables()] if preserve_state else []
