@@ -12,7 +12,7 @@ from mcp import ClientSession
 from mcp.types import CallToolResult
 
 from aca_sessions import Limits, Policy, Settings, open_pool
-from aca_sessions.errors import PoolTimeoutError
+from aca_sessions.errors import InvalidArgumentError, PoolTimeoutError
 from aca_sessions.surfaces.mcp.calls import Call
 from aca_sessions.surfaces.mcp.clients import Client, House
 from aca_sessions.surfaces.mcp.options import Options
@@ -235,6 +235,21 @@ async def test_health_reports_the_last_execution(connected: Connected) -> None:
 async def test_the_server_answers(connected: Connected) -> None:
     async with connected() as client:
         assert await ask(client, "ping") == {"session_id": "default", "status": "ok"}
+
+
+async def test_a_branch_has_no_name_before_it_exists() -> None:
+    async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
+        client = Client(House(pool, Options.of(Settings().Mcp)))
+        origin = client.find(None)
+        branching = asyncio.create_task(client.branch(origin, "other"))
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidArgumentError, match="no session of that name"):
+            client.find("other")
+        client.create("other")  # another call takes the name
+        with pytest.raises(InvalidArgumentError, match="choose another"):
+            await branching
+        assert [info.session_id for info in await pool._interpreter.list_sessions()] == [origin.id]
+        assert [info.session_id for info in pool.active()] == [origin.id]
 
 
 @pytest.mark.long

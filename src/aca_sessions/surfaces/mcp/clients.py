@@ -74,6 +74,11 @@ class Client:
 
         Raise InvalidArgumentError if the name is taken or the client has too many sessions.
         """
+        named = NamedSession(name=self._free_name(name), description=description[:_LONGEST_DESCRIPTION], shared=shared)
+        return self._add(named)
+
+    def _free_name(self, name: str | None) -> str:
+        """Return the name of a new session. Raise InvalidArgumentError if there can be none of that name."""
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
@@ -85,8 +90,7 @@ class Client:
             raise InvalidArgumentError(
                 f"you have {self.options.sessions_per_client} sessions, which is the limit: delete_session ends one that you no longer need"
             )
-        named = NamedSession(name=name, description=description[:_LONGEST_DESCRIPTION], shared=shared)
-        return self._add(named)
+        return name
 
     def _add(self, named: NamedSession) -> NamedSession:
         if named.shared:
@@ -99,19 +103,19 @@ class Client:
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
         """Create a session that continues from another one. It belongs to this client alone."""
-        made, one = self.create(name, f"branched from {named.name}"), None
+        self._free_name(name)
+        one = None
         try:
             async with self.lease(named) as session:
                 (one,) = await session.branch()
-            made.id, made.begun = one.session_id, named.begun
-            self.house.known[made.id] = made
-            async with self.lease(made):
-                return made  # from its first lease on the pool ends it
+            async with self.house.pool.session(one.session_id):
+                pass  # from its first lease on the pool ends it
+            free = self._free_name(name)  # another call may have taken it meanwhile
+            return self._add(NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, begun=named.begun))
         except BaseException:
-            self._own.pop(made.name, None)
             if one is not None:  # for example: the pool had no place for it
                 with anyio.CancelScope(shield=True):
-                    await one.close()
+                    await self.house.pool.terminate(one.session_id)
             raise
 
     def watch(self, uri: str) -> None:
