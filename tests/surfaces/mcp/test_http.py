@@ -1,11 +1,17 @@
 """Test the server over HTTP: several clients, a key, and no foreign page."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import anyio
 import httpx
 import pytest
 from mcp import types
+
+from aca_sessions import SessionPool, Settings
+from aca_sessions.surfaces.mcp.clients import House
+from aca_sessions.surfaces.mcp.options import Options
+from aca_sessions.surfaces.mcp.serving import _Connections
 
 from ...conftest import descendants
 from .clients import Running, cancel, http_client_session, http_server, run, start, text_of
@@ -51,6 +57,15 @@ async def test_a_shared_session_is_reachable_by_others_and_outlives_its_creator(
             await third.call_tool("delete_session", {"session_id": "team"})
         listed = (await other.call_tool("list_sessions")).structuredContent
         assert (list(listed["sessions"]), listed["active_session"]) == (["default"], "default")
+
+
+async def test_a_server_that_cannot_start_raises(pool: SessionPool) -> None:
+    connections = _Connections(House(pool, Options.of(Settings().Mcp)))
+    async with connections._manager.run():
+        pass
+    with pytest.raises(RuntimeError, match="only be called once"):
+        async with asyncio.timeout(10), connections:
+            pass
 
 
 @pytest.mark.long

@@ -66,6 +66,8 @@ class _Connections:
     async def __aenter__(self) -> "_Connections":
         self._task = asyncio.create_task(self._run())
         await self._started.wait()
+        if self._task.done():
+            await self._task  # raises why the manager did not start
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -78,9 +80,12 @@ class _Connections:
 
     async def _run(self) -> None:
         """Run the manager until `end` is called: its task group must be entered and left in the same task."""
-        async with self._manager.run():
+        try:
+            async with self._manager.run():
+                self._started.set()
+                await self._stopping.wait()
+        finally:
             self._started.set()
-            await self._stopping.wait()
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != PATH:
