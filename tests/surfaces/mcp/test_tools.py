@@ -15,6 +15,7 @@ from aca_sessions import Limits, Policy, Settings, open_pool
 from aca_sessions.errors import InvalidArgumentError, PoolTimeoutError
 from aca_sessions.surfaces.mcp.calls import Call
 from aca_sessions.surfaces.mcp.clients import Client, House
+from aca_sessions.surfaces.mcp.health_tools import check_kernel_responsiveness
 from aca_sessions.surfaces.mcp.options import Options
 from aca_sessions.surfaces.mcp.state_tools import restart_kernel
 
@@ -230,6 +231,14 @@ async def test_health_reports_the_last_execution(connected: Connected) -> None:
         answer = await ask(client, "check_kernel_responsiveness")
         assert (answer["responsive"], answer["busy"]) == (True, False)
         assert answer["response_time"] > 0
+
+
+async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:
+    async with open_pool(Settings(MaxConcurrentSessions=1), policy=Policy(preload=(), spares=0)) as pool, pool.session("busy"):
+        client = Client(House(pool, Options.of(Settings().Mcp)))
+        async with asyncio.timeout(30):  # the pool itself lets callers wait for a minute
+            answer = await check_kernel_responsiveness(Call(client, context=None), timeout=0.05)
+    assert (answer.responsive, answer.busy) == (False, False)
 
 
 async def test_the_server_answers(connected: Connected) -> None:

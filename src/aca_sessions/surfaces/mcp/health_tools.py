@@ -1,6 +1,8 @@
 """Tools that report how a session is doing. They do not wait for a cell that runs. Their docstrings are sent to models."""
 
+import asyncio
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Literal
@@ -69,7 +71,8 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
     variables began anew if they did.
     """
     named = call.client.find(session_id)
-    health = await _asked(call, named, _PATIENCE)
+    # It is not asked if it runs a cell or was never used.
+    health = await _ask(call, named, _PATIENCE) if named.busy_for is None and named.begun else None
     return HealthAnswer(
         session_id=named.name,
         status="healthy" if health is None or health.responsive else "unresponsive",
@@ -95,10 +98,7 @@ async def check_kernel_responsiveness(call: Call, timeout: Patience = _PATIENCE,
     """Find out whether a session would take a cell now. While a cell runs the answer is no, at once, and says for how long it has run."""
     named = call.client.find(session_id)
     started, busy_for = time.perf_counter(), named.busy_for
-    responsive = False
-    if busy_for is None:
-        async with call.client.lease(named) as session:
-            responsive = (await session.health(timeout=timeout)).responsive
+    responsive = busy_for is None and (await _ask(call, named, timeout)).responsive
     return ResponsivenessAnswer(
         session_id=named.name,
         responsive=responsive,
@@ -109,12 +109,16 @@ async def check_kernel_responsiveness(call: Call, timeout: Patience = _PATIENCE,
     )
 
 
-async def _asked(call: Call, named: NamedSession, patience: float) -> SessionHealth | None:
-    """Ask the session for its health. Return None without asking if it runs a cell or was never used."""
-    if named.busy_for is not None or not named.begun:
-        return None
-    async with call.client.lease(named) as session:
-        return await session.health(timeout=patience)
+async def _ask(call: Call, named: NamedSession, patience: float) -> SessionHealth:
+    """Ask a session for its health. It is not responsive if its lease and its answer take longer than `patience` seconds together."""
+    started = time.perf_counter()
+    async with AsyncExitStack() as held:
+        try:
+            async with asyncio.timeout(patience):
+                session = await held.enter_async_context(call.client.lease(named))
+        except TimeoutError:  # the pool is full
+            return SessionHealth(responsive=False, response_time=patience)
+        return await session.health(timeout=patience - (time.perf_counter() - started))
 
 
 def _process(health: SessionHealth | None) -> ProcessAnswer:
