@@ -5,11 +5,10 @@ It finds out what is not known of the real service (docs/azure-fidelity.md), for
 
 import json
 import uuid
-from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..client.http import SessionsHttpClient
+from ..client.http import SessionsHttpClient, decoded
 from ..connect import open_http
 from ..contract import flat
 from ..contract.records import ExecutionCall
@@ -53,13 +52,19 @@ VALUES: dict[str, tuple[str, object]] = {
 
 
 async def examine(settings: Settings, report: Path | None) -> bool:
-    """Print each observation and write all of them to the report, if one is wanted. Return whether all answers agree."""
-    session = f"conformance-{uuid.uuid4()}"
-    async with open_http(settings) as http:
-        observations = [await _value(http, session, question) for question in VALUES]
-        for ask in (_exception, _cut, _unknown_file, _file, _asynchronous, _ended):
-            observations.append(await ask(http, session))
-    _tell(observations, report)
+    """Print each observation and write all of them to the report, if one is wanted. Return whether all answers agree.
+
+    If an error ends the examination, the observations until then are printed and written.
+    """
+    session, observations = f"conformance-{uuid.uuid4()}", list[Observation]()
+    try:
+        async with open_http(settings) as http:
+            for question in VALUES:
+                observations.append(await _value(http, session, question))
+            for ask in (_exception, _cut, _unknown_file, _file, _asynchronous, _ended):
+                observations.append(await ask(http, session))
+    finally:
+        _tell(observations, report)
     return all(one.agrees for one in observations)
 
 
@@ -73,33 +78,30 @@ def _tell(observations: list[Observation], report: Path | None) -> None:
 
 async def _value(http: SessionsHttpClient, session: str, question: str) -> Observation:
     code, expected = VALUES[question]
-    observed = (await _execute(http, session, code))["result"]["executionResult"]  # type: ignore[index]
+    observed = (await _execute(http, session, code))[1].get("executionResult")
     if isinstance(observed, dict) and observed.get("type") == "image":
         observed = _PNG
     return Observation(f"the value of {question}", expected, observed)
 
 
 async def _exception(http: SessionsHttpClient, session: str) -> Observation:
-    body = await _execute(http, session, "1 / 0")
-    stderr = str(body["result"]["stderr"])  # type: ignore[index]
-    observed = [body["status"], stderr.strip().rpartition("\n")[2], "\x1b" in stderr]
+    status, result = await _execute(http, session, "1 / 0")
+    stderr = str(result.get("stderr"))
+    observed = [status, stderr.strip().rpartition("\n")[2], "\x1b" in stderr]
     return Observation("an exception: status, last line, ANSI codes", ["Failed", "ZeroDivisionError: division by zero", False], observed)
 
 
 async def _cut(http: SessionsHttpClient, session: str) -> Observation:
-    body = await _execute(http, session, "print('x' * 9999)", limit=100)
-    return Observation("the length of stdout where 100 are asked for", 100, len(str(body["result"]["stdout"])))  # type: ignore[index]
+    _, result = await _execute(http, session, "print('x' * 9999)", limit=100)
+    return Observation("the length of stdout where 100 are asked for", 100, len(str(result.get("stdout"))))
 
 
 async def _unknown_file(http: SessionsHttpClient, session: str) -> Observation:
-    return Observation(
-        "an unknown file", [404, "FileNotFound"], await _refusal(http.request("GET", "files/nothing.txt", identifier=session))
-    )
+    return Observation("an unknown file", [404, "FileNotFound"], await _outcome(http, "GET", "files/nothing.txt", session))
 
 
 async def _file(http: SessionsHttpClient, session: str) -> Observation:
-    answer = await http.request("POST", "files", identifier=session, file=("a b.txt", b"hello"))
-    shown = answer.json()
+    shown = decoded(await http.request("POST", "files", identifier=session, file=("a b.txt", b"hello")), dict)
     observed = [shown.get("name"), shown.get("type"), shown.get("sizeInBytes"), shown.get("directory")]
     return Observation("an uploaded file: name, type, size, directory", ["a b.txt", "file", 5, ""], observed)
 
@@ -107,27 +109,32 @@ async def _file(http: SessionsHttpClient, session: str) -> Observation:
 async def _asynchronous(http: SessionsHttpClient, session: str) -> Observation:
     call = flat.encode_call(ExecutionCall(code="import time; time.sleep(1)", asynchronous=True))
     answer = await http.request("POST", "executions", identifier=session, json=call)
-    observed = [answer.status_code, answer.json()["status"] in ("NotStarted", "Running"), "operation-location" in answer.headers]
+    observed = [
+        answer.status_code,
+        decoded(answer, dict).get("status") in ("NotStarted", "Running"),
+        "operation-location" in answer.headers,
+    ]
     return Observation("an asynchronous start: status, still running, where to ask", [200, True, True], observed)
 
 
 async def _ended(http: SessionsHttpClient, session: str) -> Observation:
-    ended = (await http.request("DELETE", "session", identifier=session)).status_code
-    observed = [ended, *await _refusal(http.request("GET", "session", identifier=session))]
+    ended, _ = await _outcome(http, "DELETE", "session", session)
+    observed = [ended, *await _outcome(http, "GET", "session", session)]
     return Observation("an ended session, and asking for it afterwards", [204, 400, "SessionWithIdentifierNotFound"], observed)
 
 
-async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int = 4096) -> dict[str, object]:
+async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int = 4096) -> tuple[object, dict[str, object]]:
+    """Run code and return the execution's status and result."""
     call = flat.encode_call(ExecutionCall(code=code, output_limit=limit, timeout=60))
-    body = (await http.request("POST", "executions", identifier=session, json=call, timeout=90)).json()
-    if not isinstance(body, dict) or not isinstance(body.get("result"), dict):
+    body = decoded(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
+    if not isinstance(result := body.get("result"), dict):
         raise ACASessionsError("an execution was answered without a result: is this a pool of Python code interpreters?")
-    return body
+    return body.get("status"), result
 
 
-async def _refusal(asking: Awaitable[object]) -> list[object]:
+async def _outcome(http: SessionsHttpClient, method: str, path: str, session: str) -> list[object]:
+    """Send a request and return the status of its response, and the code of its error or None."""
     try:
-        await asking
+        return [(await http.request(method, path, identifier=session)).status_code, None]
     except ServiceError as error:
         return [error.status_code, error.code]
-    return [200, None]
