@@ -13,37 +13,43 @@ from cryptography.x509.oid import NameOID
 from ..errors import ConfigurationError
 
 _DAYS = 825  # the longest validity that clients accept of a certificate that no authority signed
+_SUBJECT = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "aca-sessions")])
 _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of the certificate and its key in a folder. Make both if one is missing or the certificate ends within a day.
+    """Return the paths of the certificate and its key in a folder.
+
+    Make both if one is missing, if the certificate ends within a day, or if it was made here for another host.
 
     Raise ConfigurationError if the folder cannot be used.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (cert.exists() and key.exists() and _lasts(cert)):
+        if not (cert.exists() and key.exists() and _is_usable(cert, host)):
             _make(cert, key, {*_NAMES, host})
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written") from None
     return cert, key
 
 
-def _lasts(cert: Path) -> bool:
-    ends = x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc
-    return ends > datetime.now(UTC) + timedelta(days=1)
+def _is_usable(cert: Path, host: str) -> bool:
+    found = x509.load_pem_x509_certificate(cert.read_bytes())
+    if found.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=1):
+        return False
+    if found.subject != _SUBJECT:
+        return True  # the user's own, which may have a wildcard, or the name of a proxy
+    return _alternative(host) in found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
 def _make(cert: Path, key: Path, names: set[str]) -> None:
     private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "aca-sessions")])
     now = datetime.now(UTC)
     signed = (
         x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
+        .subject_name(_SUBJECT)
+        .issuer_name(_SUBJECT)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))
