@@ -1,5 +1,6 @@
 """`aca-sessions doctor --endpoint`: check an endpoint step by step, and name what to do about the first step that fails."""
 
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 
@@ -18,6 +19,9 @@ async def examine(settings: Settings) -> bool:
         async with open_interpreter(settings) as interpreter:
             for name, step in _STEPS.items():
                 if not await _carried_out(name, step, interpreter, session):
+                    if step is not _reach:
+                        with contextlib.suppress(ACASessionsError):  # the failed step has its line already
+                            await interpreter.delete_session(session)
                     return False
     except ACASessionsError as error:
         print(f"NO  settings        {error}")
