@@ -175,6 +175,18 @@ async def test_the_history_is_bounded_in_bytes() -> None:
     assert len(kept) == 8
 
 
+async def test_the_history_knows_a_bounded_number_of_checkpoints() -> None:
+    kept = History()
+    for number in range(1001):
+        kept.mark(str(number))
+    left_out = []
+    for checkpoint in ("1", "0"):
+        kept.note(Ran("1"))
+        kept.go_back(checkpoint)
+        left_out.append((len(kept), kept.left_out))
+    assert left_out == [(0, 0), (0, 1)]
+
+
 async def test_a_script_has_the_cells_without_ipython_syntax(session: Session, tmp_path: Path) -> None:
     await recorded(session, "x = 1", "%pwd", "%%bash\necho hello", "files = !ls\ny = 2", "len?")
     session.write_script(tmp_path / "a.py")

@@ -107,14 +107,16 @@ class History:
         return number
 
     def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint was taken here."""
+        """Note that a checkpoint was taken here. The latest 1,000 are known."""
         self._marks[checkpoint] = next(self._numbers)
+        if len(self._marks) > _MOST_STEPS:
+            del self._marks[next(iter(self._marks))]
 
     def go_back(self, checkpoint: str) -> None:
         """Forget the steps after a checkpoint, because a rollback undid them.
 
-        If the checkpoint was not taken through this object, forget all steps and count one as left out: what was done before it is not
-        known.
+        If the checkpoint is not known, for example because it was not taken through this object, forget all steps and count one as left
+        out: what was done before it is not known.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
