@@ -104,6 +104,27 @@ async def test_a_refused_token_is_renewed_once() -> None:
     assert credential.asked == 2
 
 
+async def test_a_token_that_was_renewed_is_kept_when_an_earlier_one_is_refused_late() -> None:
+    tokens, credential, _ = provider()
+    sent, both_sent, renewed = [], asyncio.Event(), asyncio.Event()
+
+    async def refuse_first_token(request: httpx.Request) -> httpx.Response:
+        if request.headers["authorization"] != "Bearer token-1":
+            renewed.set()
+            return httpx.Response(200)
+        sent.append(request)
+        if len(sent) == 2:
+            both_sent.set()
+            await renewed.wait()
+        await both_sent.wait()
+        return httpx.Response(401)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(refuse_first_token), auth=BearerAuth(tokens)) as client:
+        answers = await asyncio.gather(*(client.get("http://pool.example") for _ in range(2)))
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert credential.asked == 2
+
+
 async def test_a_key_is_sent_as_a_bearer_token() -> None:
     async with httpx.AsyncClient(
         transport=httpx.MockTransport(lambda request: httpx.Response(200, text=request.headers["authorization"])), auth=ApiKeyAuth("key")

@@ -60,9 +60,10 @@ class AzureTokenProvider:
                     self._held = await self._renew(self._held)
         return self._held.token
 
-    def clear_cache(self) -> None:
-        """Forget the token, because the service refused it."""
-        self._held = None
+    def clear_cache(self, refused: str | None = None) -> None:
+        """Forget the token. With `refused`, a token that the service refused, keep one that has been renewed since."""
+        if self._held is not None and refused in (None, self._held.token):
+            self._held = None
 
     def _due(self, held: _Held) -> bool:
         return held.expires - self._clock() <= self._refresh_before
@@ -97,10 +98,11 @@ class BearerAuth(httpx.Auth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Yield the request with a token. If the response is 401, yield it again with a new token."""
-        request.headers["authorization"] = f"Bearer {await self._tokens.get_token()}"
+        token = await self._tokens.get_token()
+        request.headers["authorization"] = f"Bearer {token}"
         response = yield request
         if response.status_code == 401:
-            self._tokens.clear_cache()
+            self._tokens.clear_cache(token)
             request.headers["authorization"] = f"Bearer {await self._tokens.get_token()}"
             yield request
 
