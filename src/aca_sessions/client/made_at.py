@@ -1,11 +1,13 @@
 """The line of the user's program that made an object, for the warning that it was never closed."""
 
+import contextlib
+import os
 import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-_OURS = str(Path(__file__).parents[1])
+_SKIPPED = (f"{Path(__file__).parents[1]}{os.sep}", contextlib.__file__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,6 @@ class Line:
 def caller() -> Line:
     """Return the innermost line on the stack that belongs neither to this package nor to contextlib."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename.startswith(_OURS) or frame.f_code.co_filename.endswith("contextlib.py")):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_SKIPPED):
         frame = frame.f_back
     return Line(frame.f_code.co_filename, frame.f_lineno)
