@@ -1,5 +1,6 @@
 """Find out whether packages could be downloaded from this session."""
 
+import http.client
 import importlib.util
 import json
 import os
@@ -12,6 +13,6 @@ def main(user: dict, url: str) -> None:
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()  # noqa: S310
         reached = importlib.util.find_spec("pip") is not None
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):  # malformed, or no HTTP server answers there
         reached = False
     print(json.dumps(reached))
