@@ -334,13 +334,8 @@ async def asked(kernel: socket.socket) -> int:
     return int(struct.unpack_from("=I", await asyncio.get_running_loop().sock_recv(kernel, 1 << 12), 8)[0])
 
 
-def answer(kernel: socket.socket, request: int) -> None:
-    """Answer that there are no sockets."""
-    kernel.send(struct.pack("=IHHIIi", 20, 3, 0, request, 0, 0))
-
-
 def answer(kernel: socket.socket, request: int, error: int = 0) -> None:
-    """There are none, or they cannot be listed."""
+    """Answer that there are no sockets, or that they cannot be listed."""
     kernel.send(struct.pack("=IHHIIi", 20, 2 if error else 3, 0, request, 0, -error))
 
 
