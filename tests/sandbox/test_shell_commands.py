@@ -68,6 +68,8 @@ async def test_an_installed_requirement_is_met_and_the_rest_of_pip_works(session
         ("x = 1\n!grep nothing /etc/passwd", "returned non-zero exit status 1."),
         ("!kill -9 $$", "died with <Signals.SIGKILL: 9>."),
         ("!nosuchcommand", "returned non-zero exit status 127."),
+        ("%ls nothing", "returned non-zero exit status 2."),
+        ("%time !exit 3", "returned non-zero exit status 3."),
     ],
 )
 async def test_a_command_that_fails_as_the_last_statement_fails_the_cell(session: Session, code: str, status: str) -> None:
@@ -86,11 +88,18 @@ async def test_a_command_that_fails_as_the_last_statement_fails_the_cell(session
         "for word in ('a', 'b'):\n    !grep nothing /etc/passwd",
         "!grep nothing /etc/passwd\n!true",
         "!grep root /etc/passwd",
+        "!grep nothing /etc/passwd\n%pwd",
+        "!grep nothing /etc/passwd\nget_ipython().run_cell('%pwd');",
     ],
 )
 async def test_a_command_that_fails_elsewhere_does_not_fail_the_cell(session: Session, code: str) -> None:
     result = await session.run(code)
     assert (result.success, result.stderr) == (True, "")
+
+
+async def test_a_cell_that_runs_a_command_and_clears_the_history_ends_like_any_other(session: Session) -> None:
+    result = await session.run("!false\nget_ipython().reset()")
+    assert (result.success, str(result.state)) == (True, "kept")
 
 
 async def test_the_exit_code_of_a_command_is_set_and_names_are_expanded(session: Session) -> None:

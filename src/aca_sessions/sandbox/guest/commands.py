@@ -57,9 +57,10 @@ def _exit_code(command: Command) -> int:
 
 
 class ShellCommand:
-    """The last `!` command of a cell."""
+    """The last `!` command of a statement."""
 
     def __init__(self) -> None:
+        self.is_last_statement = False
         self._command = ""
         self._status = 0
 
@@ -73,17 +74,17 @@ class ShellCommand:
         self._status = status if status <= _BY_SIGNAL else _BY_SIGNAL - status
         return self._status
 
-    def failure(self, source: str) -> subprocess.CalledProcessError | None:
+    def failure(self) -> subprocess.CalledProcessError | None:
         """Return an error if the command failed and is the last statement of the cell.
 
         Elsewhere a status other than 0 may be intended, like grep's.
         """
-        if self._status == 0 or not _is_command(ast.parse(source).body[-1]):
+        if self._status == 0 or not self.is_last_statement:
             return None
         return subprocess.CalledProcessError(self._status, self._command)
 
 
-def _is_command(statement: ast.stmt) -> bool:
+def is_command(statement: ast.stmt | None) -> bool:
     """Return whether a statement is IPython's translation of a line with `!` or `%`."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     function = call.func if isinstance(call, ast.Call) else None

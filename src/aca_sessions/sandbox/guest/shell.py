@@ -89,7 +89,7 @@ class Shell(InteractiveShell):
                 if not cell.code.startswith(_OWN_CELL):
                     modules.import_changed(self._show_import_error)
                 result = self.run_cell(cell.code, store_history=True)
-            error = result.error_before_exec or result.error_in_exec or self.last_command.failure(self._last_source())
+            error = result.error_before_exec or result.error_in_exec or self.last_command.failure()
         except KeyboardInterrupt as interrupt:
             error = interrupt
         if error is not None and self.collected.error is None:
@@ -140,10 +140,17 @@ class Shell(InteractiveShell):
         self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
-        """Run the statements of a cell. Note whether the last one is a call."""
+        """Run the statements of a cell. Note whether the last one is a call or a command."""
         last = nodelist[-1] if nodelist else None
         self.ends_with_call = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Call, ast.Await))
-        return await super().run_ast_nodes(nodelist, *arguments, **options)
+        failed = await super().run_ast_nodes(nodelist, *arguments, **options)
+        self.last_command.is_last_statement = commands.is_command(last)  # now, since a statement may run a cell of its own
+        return failed
+
+    async def run_code(self, *arguments: Any, **options: Any) -> Any:
+        """Run one statement of a cell. Forget the commands of those before it."""
+        self.last_command = commands.ShellCommand()
+        return await super().run_code(*arguments, **options)
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
         """Return whether a cell needs the event loop: only if it awaits or starts tasks."""
@@ -185,11 +192,6 @@ class Shell(InteractiveShell):
     def remember(self, cells: int) -> None:
         """Set how many inputs `In` and how many values `Out` keep."""
         self.displayhook.cache_size = cells
-
-    def _last_source(self) -> str:
-        """Return the Python source that IPython made of the last cell."""
-        parsed = self.history_manager.input_hist_parsed
-        return parsed[-1] if parsed else ""
 
     def _code_has_run(self) -> None:
         self.collected.code_has_run = True
