@@ -170,6 +170,24 @@ async def test_a_wide_frame_and_odd_names_are_bounded(session: Session) -> None:
     assert resource["schema"]["fields"][1]["name"] == "a, 0"
 
 
+@pytest.mark.parametrize(
+    ("made", "names", "titles", "row"),
+    [
+        ("[[1, 2, 3]], columns=['a', 'a', 'a.1']", ["index", "a", "a.2", "a.1"], ["a"], [0, 1, 2, 3]),
+        ("[[1, 2]], columns=['index', 'b'], index=[7]", ["index.1", "index", "b"], ["index"], [7, 1, 2]),
+        ("[[1, 2]], columns=[1, '1']", ["index", "1", "1.1"], ["1"], [0, 1, 2]),
+    ],
+)
+async def test_columns_of_equal_names_are_all_in_the_data(
+    session: Session, made: str, names: list[str], titles: list[str], row: list[int]
+) -> None:
+    resource = await table(session, f"import pandas as pd\npd.DataFrame({made})")
+    fields = resource["schema"]["fields"]
+    assert [field["name"] for field in fields] == names
+    assert [field["title"] for field in fields if "title" in field] == titles
+    assert resource["data"] == [dict(zip(names, row, strict=True))]
+
+
 async def test_objects_in_a_frame_are_shown_by_their_type(session: Session) -> None:
     await session.run("import pandas as pd\nclass Loud:\n    def __repr__(self): global said; said = 1; return 'loud'")
     resource = await table(session, "pd.DataFrame({'o': [Loud()], 'l': [[1]]})")

@@ -1,11 +1,14 @@
 """pandas and polars frames as data: their columns and a sample of their rows.
 
 The format is `application/vnd.dataresource+json`, which notebooks know (Frictionless Data's tabular data resource), with each column's
-own `dtype` and the number of all rows and columns. No code of the user runs: an object of another than a plain type is shown by its type.
+own `dtype` and the number of all rows and columns. Rows are objects by field name, which readers of the format expect. So a field whose
+name is taken gets a number, and its own name as `title`. No code of the user runs: an object of another than a plain type is shown by its
+type.
 """
 
 import datetime
 import decimal
+import itertools
 import json
 import math
 import sys
@@ -51,6 +54,7 @@ def _of_pandas(frame: Any) -> dict[str, Any]:
     fields = [{"name": name, "type": _TYPES.get(getattr(dtype, "kind", ""), "string"), "dtype": str(dtype)} for name, dtype in columns]
     values = [sample.iloc[:, place].tolist() for place in range(sample.shape[1])]
     index = {"name": "index", "type": _TYPES.get(getattr(frame.index.dtype, "kind", ""), "string"), "dtype": str(frame.index.dtype)}
+    *fields, index = _named_apart([*fields, index])  # the index is last to take a name: a column may be called `index`
     return _resource([index, *fields], [sample.index.tolist(), *values], frame.shape)
 
 
@@ -58,7 +62,7 @@ def _of_polars(frame: Any) -> dict[str, Any]:
     sample = frame[:_ROWS, :_COLUMNS]
     fields = [{"name": _label(name), "type": _type_of_polars(dtype), "dtype": str(dtype)} for name, dtype in sample.schema.items()]
     values = [sample.to_series(place).to_list() for place in range(sample.shape[1])]
-    return _resource(fields, values, frame.shape)
+    return _resource(_named_apart(fields), values, frame.shape)  # long names are cut, so they may be equal
 
 
 def _type_of_polars(dtype: Any) -> str:
@@ -67,6 +71,20 @@ def _type_of_polars(dtype: Any) -> str:
     return {"Boolean": "boolean", "Date": "date", "Time": "time", "Duration": "duration"}.get(
         str(dtype), "datetime" if str(dtype).startswith("Datetime") else "string"
     )
+
+
+def _named_apart(fields: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the fields with a name of its own for each."""
+    taken = {field["name"] for field in fields}
+    named: dict[str, dict[str, str]] = {}
+    for field in fields:
+        name = title = field["name"]
+        if name in named:
+            name = next(free for number in itertools.count(1) if (free := f"{title}.{number}") not in taken)
+            field = {**field, "name": name, "title": title}
+            taken.add(name)
+        named[name] = field
+    return [*named.values()]
 
 
 def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tuple[int, int]) -> dict[str, Any]:
