@@ -12,6 +12,8 @@ import pytest
 
 from aca_sessions import Policy, Session, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
+from aca_sessions.sandbox.guest import image as guest_image
+from aca_sessions.sandbox.guest.refusal import RefusalError
 from aca_sessions.sandbox.images import root_of
 from aca_sessions.sandbox.policy import PackageSource
 
@@ -236,6 +238,16 @@ async def test_an_old_python_is_named_with_advice(bookworm: str) -> None:
         async with session_of(str(image)):
             pass
     shutil.rmtree(image)
+
+
+def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_image, "_CHECK_SECONDS", 0.1)
+    program = tmp_path / "python3"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    with pytest.raises(RefusalError) as refused:
+        guest_image.python(str(program))
+    assert refused.value.told.message == f"a Python that starts: {program} was still running after 0.1 s"
 
 
 async def test_an_image_without_any_python_is_reported_with_the_paths_searched(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from .refusal import RefusalError
 PART = "container image"
 SETTINGS = "/.etc"  # the mount of the image's /etc; links in a session's /etc point into it
 _NOT_SHOWN = frozenset(("boot", "dev", "etc", "lost+found", "mnt", "proc", "run", "sys", "tmp"))
+_CHECK_SECONDS = 30
 _SOUGHT = tuple(f"{folder}/python3" for folder in ("/usr/local/bin", "/usr/bin", "/bin", "/opt/venv/bin", "/opt/conda/bin"))
 # Runs in the image's Python, which may be of any age. Prints one line for each thing that is missing.
 _CHECK = """
@@ -91,9 +92,10 @@ def python(named: str) -> str:
     if not program:
         raise refused(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
     try:
-        check = subprocess.run(
-            [program, "-I", "-S", "-B", "-c", _CHECK, *_supply()], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
-        )
+        command = [program, "-I", "-S", "-B", "-c", _CHECK, *_supply()]
+        check = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise refused(f"a Python that starts: {program} was still running after {_CHECK_SECONDS} s") from error
     except OSError as error:
         other = " (is it for another processor, or a script?)" if error.errno == errno.ENOEXEC else ""
         raise refused(f"a Python that starts: {program}: {error.strerror}{other}") from error
