@@ -91,6 +91,18 @@ async def test_a_session_has_no_descriptor_of_the_host(session: Session) -> None
     assert result.value == "/dev/null,pipe,pipe,pipe,socket"
 
 
+def test_all_descriptors_but_those_named_are_closed_whatever_the_limit_is_now() -> None:
+    script = (
+        "import os, resource\nfrom aca_sessions.sandbox.guest import confine\n"
+        "for number in (3, 4, 7, 8, 200): os.dup2(0, number)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
+        "confine.close_all_but(8, 7, 3)\n"
+        "print([number for number in range(3, 300) if os.path.exists(f'/proc/self/fd/{number}')])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert ran.stdout == "[3, 7, 8]\n"
+
+
 async def test_a_session_has_nothing_of_the_hosts_environment(pool: SessionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_HOST", "hunter2")
     run = aca_sessions("run", "import os; print(dict(os.environ)); print(open('/proc/self/environ').read())")

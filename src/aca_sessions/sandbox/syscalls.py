@@ -19,6 +19,7 @@ _NUMBERS = {
     "setfsgid": (123, 152),
     "open_tree": (428, 428),
     "move_mount": (429, 429),
+    "close_range": (436, 436),
     "openat2": (437, 437),
     "mount_setattr": (442, 442),
     "landlock_create_ruleset": (444, 444),
@@ -69,6 +70,7 @@ _AT_RECURSIVE, _AT_EMPTY_PATH = 0x8000, 0x1000
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL, _RETURN_ERRNO = 1, 2, 0x0005_0000
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_LAST_DESCRIPTOR = (1 << 32) - 1  # close_range(2)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -199,6 +201,11 @@ def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) 
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode if flags & os.O_CREAT else 0, resolve)
     return _call("openat2", directory, os.fsencode(path), how, len(how))
+
+
+def close_range(first: int, last: int | None = None) -> None:
+    """Close the open descriptors from `first` to `last`, or all from `first` on."""
+    _call("close_range", first, _LAST_DESCRIPTOR if last is None else last, 0)
 
 
 def reserve(descriptor: int, start: int, length: int) -> None:

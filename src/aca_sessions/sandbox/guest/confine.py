@@ -126,11 +126,14 @@ def lock_down(spawn: Spawn) -> int:
 
 def close_all_but(*kept: int) -> None:
     """Close every descriptor above 2 except those named."""
+    # os.closerange of Python 3.9, or of one that was built with an old C library, calls close() for each number up to the limit, which may
+    # be a billion. It also leaves descriptors above a limit that was lowered.
     start = 3
     for descriptor in sorted(kept):
-        os.closerange(start, descriptor)
+        if start < descriptor:
+            syscalls.close_range(start, descriptor - 1)
         start = descriptor + 1
-    os.closerange(start, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    syscalls.close_range(start)
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
