@@ -275,6 +275,13 @@ def too_much_in_one_file(top: Path) -> None:
     (top / "a").write_bytes(b"x" * 2 * MB)
 
 
+def too_much_behind_a_hole(top: Path) -> None:
+    with open(top / "a", "wb") as file:
+        file.write(b"x" * 400 * KB)
+        file.seek(500 * KB)
+        file.write(b"x" * 2 * MB)
+
+
 def too_much_in_new_files(top: Path) -> None:
     for number in range(4):
         (top / f"new{number}").write_bytes(b"x" * 400 * KB)
@@ -316,7 +323,15 @@ def a_pipe(top: Path) -> None:
     os.mkfifo(top / "pipe")
 
 
-LIMITS = [too_much_in_one_file, too_much_in_new_files, too_many_files, too_many_folders, too_many_names, too_many_links]
+LIMITS = [
+    too_much_in_one_file,
+    too_much_behind_a_hole,
+    too_much_in_new_files,
+    too_many_files,
+    too_many_folders,
+    too_many_names,
+    too_many_links,
+]
 DAMAGES = [an_unreadable_file, an_unreadable_folder, an_unreadable_top, a_pipe]
 
 

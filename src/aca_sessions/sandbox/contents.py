@@ -59,8 +59,14 @@ def equal(source: int, target: int) -> bool:
     return all(os.pread(source, _AT_ONCE, start) == os.pread(target, _AT_ONCE, start) for start in range(0, size, _AT_ONCE))
 
 
-def reserve(source: int, target: int, size: int, allocate: Allocate) -> list[tuple[int, int]]:
-    """Allocate the space that a file needs to become the same as another. Return the holes that it had, for `release`.
+def holes(descriptor: int, size: int) -> list[tuple[int, int]]:
+    """Return the start and end of each part of a file that has no data."""
+    edges = [0, *itertools.chain.from_iterable(_data(descriptor, size)), size]
+    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+
+
+def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
+    """Allocate the space that a file needs to become the same as another. If that fails, some may be allocated: call `release`.
 
     Args:
         source: A descriptor of the file with the new content.
@@ -68,16 +74,20 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> list[tup
         size: The size of the source in bytes.
         allocate: Charges the session for the space.
     """
-    holes = _holes(target, os.fstat(target).st_size)
     parts = [(target, start, end - start) for start, end in _data(source, size)]
     allocate(parts)
     for part in parts:
         syscalls.reserve(*part)  # `allocate` does nothing if no session is charged
-    return holes
 
 
 def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Undo `reserve`: free the space, and set the size and times that the file had."""
+    """Undo `reserve`: free the space, and set the size and times that the file had.
+
+    Args:
+        target: A descriptor of the file.
+        holes: The holes that the file had.
+        status: The status that the file had.
+    """
     for start, end in holes:
         syscalls.punch_hole(target, start, end - start)
     os.ftruncate(target, status.st_size)  # also frees what was reserved beyond the end
@@ -87,7 +97,7 @@ def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -
 def trim(source: int, target: int, size: int) -> None:
     """Give a file the size and the holes of another."""
     os.ftruncate(target, size)
-    for start, end in _holes(source, size):
+    for start, end in holes(source, size):
         syscalls.punch_hole(target, start, end - start)
 
 
@@ -119,8 +129,3 @@ def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
         if start < end:
             yield start, end
-
-
-def _holes(descriptor: int, size: int) -> list[tuple[int, int]]:
-    edges = [0, *itertools.chain.from_iterable(_data(descriptor, size)), size]
-    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]

@@ -256,7 +256,8 @@ class _Restoration:
         self._open_up(place, stat.S_IRUSR | stat.S_IWUSR)
         with opened(self._source, path, READ) as source, opened(self._target, place, WRITE) as target:
             status = os.fstat(target)
-            undo.callback(self._release, place, contents.reserve(source, target, self._wanted[path].st_size, self._allocate), status)
+            undo.callback(self._release, place, contents.holes(target, status.st_size), status)
+            contents.reserve(source, target, self._wanted[path].st_size, self._allocate)
 
     def _release(self, place: str, holes: list[tuple[int, int]], status: os.stat_result) -> None:
         with opened(self._target, place, WRITE) as target:
