@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import threading
 import time
 
@@ -10,6 +12,7 @@ import pytest
 
 from aca_sessions import Policy, open_pool
 from aca_sessions.errors import ConfigurationError, GuestDiedError, IsolationError
+from aca_sessions.sandbox import forkserver
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits
 from aca_sessions.sandbox.tree_numbers import Numbers
@@ -89,6 +92,22 @@ def test_the_last_release_ends_it() -> None:
     server.drop_tree(server.make_tree(Limits()))
     server.release()
     assert not server.alive
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_one_that_dies_before_it_is_sent_its_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = forkserver._start
+
+    def start_and_kill(python: str, control: socket.socket) -> "subprocess.Popen[bytes]":
+        process = start(python, control)
+        process.kill()
+        process.wait()
+        return process
+
+    monkeypatch.setattr(forkserver, "_start", start_and_kill)
+    server = ForkServer.shared(Policy(preload=("colorsys",)))
+    assert failure_of(server) is GuestDiedError
+    server.release()
 
 
 def test_a_release_while_libraries_load_leaves_no_process() -> None:

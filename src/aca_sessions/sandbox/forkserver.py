@@ -120,11 +120,19 @@ class ForkServer:
             self.groups = Groups.shared(policy.together)
             if self.groups is not None:
                 on_failure.callback(self.groups.release)
+            plan = wire.encode(self._plan(policy, roots))
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             on_failure.callback(self._control.close)
+            self._control.settimeout(_BOOT_SECONDS)
             self._process = _start(python, theirs)
+            on_failure.callback(self._process.wait)
+            on_failure.callback(self._process.kill)
+            with contextlib.suppress(ConnectionError):  # it has ended already: the first request notices
+                self._control.send(plan)
             on_failure.pop_all()
-        plan = wire.Plan(
+
+    def _plan(self, policy: Policy, roots: dict[str, str]) -> wire.Plan:
+        return wire.Plan(
             roots=roots,
             first_uid=self._first_uid,
             uid_count=self._uid_count,
@@ -138,8 +146,6 @@ class ForkServer:
             image=policy.image or "",
             python=(policy.python or "") if policy.image else "",
         )
-        self._control.settimeout(_BOOT_SECONDS)
-        self._control.send(wire.encode(plan))
 
     @classmethod
     def shared(cls, policy: Policy) -> "ForkServer":
