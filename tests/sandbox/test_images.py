@@ -14,6 +14,7 @@ from aca_sessions import Policy, Session, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.sandbox.guest import image as guest_image
 from aca_sessions.sandbox.guest.refusal import RefusalError
+from aca_sessions.sandbox.image_python import ImagePython
 from aca_sessions.sandbox.images import root_of
 from aca_sessions.sandbox.policy import PackageSource
 
@@ -238,6 +239,12 @@ async def test_an_old_python_is_named_with_advice(bookworm: str) -> None:
         async with session_of(str(image)):
             pass
     shutil.rmtree(image)
+
+
+@pytest.mark.parametrize("said", ["", "3.11", "[" * 100_000])
+def test_a_python_of_an_image_that_describes_itself_wrongly_is_refused(said: str) -> None:
+    with pytest.raises(ConfigurationError, match="does not say what it is"):
+        ImagePython.told(said)
 
 
 def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,7 @@ class ImagePython:
                 packages={name: number for name, (number, _) in there.items()},
                 requirements={name: _readable(needs) for name, (_, needs) in there.items()},
             )
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             raise ConfigurationError("ACASessions:ContainerImage: its Python does not say what it is and which packages it has") from None
 
     @property
