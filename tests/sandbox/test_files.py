@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -58,6 +59,17 @@ def test_a_full_disk_leaves_the_old_file(files: Files) -> None:
         files.write("a.txt", [b"x" * 32 * KB, b"x" * 64 * KB], "", uncharged)
     assert content_of(files, "a.txt") == b"old"
     assert [file.name for file in files.listing()] == ["a.txt"]
+
+
+def test_an_upload_that_fails_says_why_whatever_the_guest_does_to_its_file(files: Files) -> None:
+    def chunks() -> Iterator[bytes]:
+        with files.as_guest() as top:
+            for name in os.listdir(top):
+                os.unlink(name, dir_fd=top)
+        yield b"x" * 128 * KB
+
+    with pytest.raises(OSError, match="No space left"):
+        files.write("a.txt", chunks(), "", uncharged)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", "x" * 300, "\ud800"])

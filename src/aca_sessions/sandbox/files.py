@@ -273,7 +273,8 @@ class Files:
             status = os.fstat(descriptor)
             os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
         except BaseException:
-            os.unlink(temporary, dir_fd=parent)
+            with contextlib.suppress(OSError):  # the guest may have deleted it, or changed the rights of its folder
+                os.unlink(temporary, dir_fd=parent)
             raise
         finally:
             os.close(descriptor)
