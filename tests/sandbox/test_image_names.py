@@ -7,7 +7,7 @@ import pytest
 
 from aca_sessions import Policy, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox import supply
+from aca_sessions.sandbox import images, supply
 from aca_sessions.sandbox.images import root_of
 
 
@@ -49,6 +49,33 @@ def test_a_file_that_is_not_a_tar_is_refused_and_leaves_nothing(tmp_path: Path, 
     with pytest.raises(ConfigurationError, match="its root cannot be unpacked: it is no tar"):
         root_of(str(tmp_path / "image.tar"))
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.name not in ("aca-sessions", "images")] == []
+
+
+@pytest.mark.parametrize(("hangs", "why"), [("", "its export took longer than 0.1 s"), (" >&-", "it is no tar that can be read")])
+def test_an_export_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: str, why: str) -> None:
+    engine = tmp_path / "docker"
+    answers = {"image": f"""echo '[{{"Id": "{"a" * 64}"}}]'""", "create": f"echo {'b' * 64}", "export": f"exec /bin/sleep 1000{hangs}"}
+    engine.write_text(f'#!/bin/sh\ncase "$1" in\n{"".join(f"{verb}) {answer};;" for verb, answer in answers.items())} esac\n')
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(images, "_EXPORT_SECONDS", 0.1 if not hangs else 1000)
+    with pytest.raises(ConfigurationError, match=why):
+        root_of("python:3.12-slim")
+
+
+def test_folders_of_processes_that_were_killed_while_they_unpacked_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = Path(images.kept("first", lambda _: None)).parent
+    seen = []
+
+    def fill(_: str) -> None:
+        for key in ("killed-one", "inner"):
+            (cache / f".unpacking-{key}-x0_").mkdir()
+        images.kept("inner", lambda _: seen.extend(sorted(path.name.rpartition("-")[0] for path in cache.glob(".unpacking-*"))))
+
+    images.kept("outer", fill)
+    assert seen == [".unpacking-inner", ".unpacking-outer"]
 
 
 @pytest.mark.long

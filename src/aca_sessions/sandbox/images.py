@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ _KEY = "ACASessions:ContainerImage"
 _ENGINES = ("podman", "docker")
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
 _ASK_SECONDS, _EXPORT_SECONDS = 30, 900  # the second limits a pull as well
+_UNPACKING = ".unpacking-"  # begins the names of folders that are being filled
 _WORD = "true"  # the command of a container that is made to be exported, and never started
 
 
@@ -68,9 +71,10 @@ def kept(key: str, fill: Callable[[str], None]) -> str:
     """
     images = _folder()
     root = images / key
+    _remove_leftovers(images)
     with _alone(images / f"{key}.lock"):
         if not root.is_dir():
-            place = tempfile.mkdtemp(prefix=".unpacking-", dir=images)
+            place = tempfile.mkdtemp(prefix=f"{_UNPACKING}{key}-", dir=images)
             try:
                 fill(place)
                 os.chmod(place, 0o755)  # noqa: S103 (sessions' users see what is in it)
@@ -97,11 +101,19 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file for the block, against other processes as well."""
+def _alone(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file for the block, against other processes as well. Without `wait`, raise BlockingIOError if it is held."""
     with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def _remove_leftovers(images: Path) -> None:
+    """Remove the folders of processes that were killed while they unpacked. Those that unpack now hold the lock of their key."""
+    for place in images.glob(f"{_UNPACKING}*"):
+        key = place.name.removeprefix(_UNPACKING).rpartition("-")[0]
+        with contextlib.suppress(BlockingIOError), _alone(images / f"{key}.lock", wait=False):
+            _remove(str(place))
 
 
 def _remove(folder: str) -> None:
@@ -179,11 +191,22 @@ def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
     stream = process.stdout
     if stream is None:
         raise UnpackingError("nothing was exported")
-    unpack(stream, folder)
-    while stream.read(1 << 20):  # the rest behind the end mark of the tar, or the engine could not finish
-        pass
-    if process.wait(_EXPORT_SECONDS):
-        raise UnpackingError(f"its export ended with status {process.returncode}")
+    deadline = time.monotonic() + _EXPORT_SECONDS
+    limit = threading.Timer(_EXPORT_SECONDS, process.kill)  # a read of the stream has no time limit, but ends with the engine
+    limit.start()
+    try:
+        unpack(stream, folder)
+        while stream.read(1 << 20):  # the rest behind the end mark of the tar, or the engine could not finish
+            pass
+        if process.wait():
+            raise UnpackingError(f"its export ended with status {process.returncode}")
+    except UnpackingError:
+        if time.monotonic() < deadline:
+            raise
+        raise UnpackingError(f"its export took longer than {_EXPORT_SECONDS} s") from None
+    finally:
+        limit.cancel()
+        process.kill()
 
 
 def _ask(engine: str, *arguments: str) -> str:
