@@ -316,6 +316,71 @@ def test_processor_time_is_limited_if_configured() -> None:
 
 def test_version_two_of_control_groups_is_written_in_its_own_format(tmp_path: Path) -> None:
     """Not every machine has a delegated hierarchy, so these are plain files."""
+
+
+@pytest.mark.skipif(VersionOne.find() is None, reason="version 1 of control groups is not here, or not for this user")
+def test_without_the_cpu_controller_memory_and_processes_are_counted_and_each_session_has_the_weight() -> None:
+    parents = {name: path for name, path in VersionOne.find()._parents.items() if name in ("memory", "pids")}
+    groups = Groups(VersionOne(parents), Together(cpu_weight=0.125))
+    groups._users = 1
+    group = groups.make(replace(Limits(), cpu=0.5))
+    try:
+        assert [folder.is_dir() for folder in group._folders] == [True, True]
+        assert (group.limits_cpu, group.nice) == (False, Together(cpu_weight=0.125).nice) == (False, 9)
+    finally:
+        group.remove()
+        groups.release()
+
+
+def with_read_only_cpu(script: str) -> list[str]:
+    """Return what a program prints that may not make groups in the cpu hierarchy of version 1."""
+    if os.geteuid() != 0 or VersionOne.find() is None:
+        pytest.skip("only root may make a mount read-only, and only version 1 has one for the cpu controller")
+    command = f'mount -o remount,bind,ro "$0" && exec {sys.executable} -c "$1"'
+    cpu = str(VersionOne.find()._parents["cpu"])
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", command, cpu, script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_cpu_hierarchy_that_cannot_be_written_does_not_hide_the_others() -> None:
+    (found,) = with_read_only_cpu("from aca_sessions.sandbox.cgroup import VersionOne; print(*VersionOne.find()._parents)")
+    assert found.removesuffix(" trees") == "memory pids"
+
+
+@pytest.mark.long
+def test_the_report_says_that_processor_time_is_not_limited() -> None:
+    script = """
+import asyncio
+from dataclasses import replace
+from aca_sessions import Limits, Policy
+from aca_sessions.sandbox.probe import report
+told = asyncio.run(report(Policy(limits=replace(Limits(), cpu=0.5), preload=(), spares=0)))
+print(told.full, *(finding.how for finding in told.findings if not finding.enforced))
+"""
+    assert with_read_only_cpu(script) == ["False not limited to 0.5 processors: that needs control groups with the cpu controller"]
+
+
+@pytest.mark.parametrize(
+    ("had", "handed_down"), [("cpuset cpu io memory pids\n", "+memory +pids +cpu"), ("memory pids\n", "+memory +pids")]
+)
+def test_the_cpu_controller_is_handed_down_where_the_parent_has_it(tmp_path: Path, had: str, handed_down: str) -> None:
+    (tmp_path / "cgroup.controllers").write_text(had)
+    (tmp_path / "cgroup.subtree_control").touch()
+    VersionTwo(tmp_path.parent).hand_down([tmp_path])
+    assert (tmp_path / "cgroup.subtree_control").read_text() == handed_down
+
+
+def test_a_group_of_the_second_version_without_the_cpu_controller_says_so(tmp_path: Path) -> None:
+    version = VersionTwo(tmp_path.parent)
+    version.limit([tmp_path], GroupLimits(cpu=0.5, weight=0.125))
+    assert not version.has_cpu([tmp_path])
+    (tmp_path / "cpu.max").touch()
+    assert version.has_cpu([tmp_path])
+
+
+def test_the_second_version_of_control_groups_is_written_to_in_its_own_words(tmp_path: Path) -> None:
+    """A delegated hierarchy is not at hand everywhere: here are its files alone."""
     names = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight", "memory.events")
     for name in names:
         (tmp_path / name).touch()

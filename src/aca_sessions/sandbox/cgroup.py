@@ -50,6 +50,10 @@ class Version(Protocol):
 
     # Return the folders that a group of this name has.
     def tops(self, name: str) -> list[Path]: ...  # noqa: D102
+    # Make the controllers that a new group has available to the groups below it.
+    def hand_down(self, folders: Sequence[Path]) -> None: ...  # noqa: D102
+    # Return whether a group can limit and weigh the time of processors.
+    def has_cpu(self, folders: Sequence[Path]) -> bool: ...  # noqa: D102
     # Write limits to a group.
     def limit(self, folders: Sequence[Path], limits: "GroupLimits") -> None: ...  # noqa: D102
     # Return the bytes that a group's processes and files have now.
@@ -87,8 +91,9 @@ class VersionOne:
         """Return version 1 if this process can limit memory and processes there, else None."""
         mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
         own = dict(_own_groups())
-        parents = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
-        usable = {"memory", "pids"} <= parents.keys() and all(os.access(path, os.W_OK) for path in parents.values())
+        found = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
+        parents = {name: path for name, path in found.items() if os.access(path, os.W_OK)}
+        usable = {"memory", "pids"} <= parents.keys()
         # Many hosts with version 1 mount version 2 beside it, without controllers. Its groups are used to freeze processes.
         for mount in _mounts("cgroup2")[:1]:
             beside = Path(mount[1]) / own.get("", "/").lstrip("/")
@@ -99,6 +104,13 @@ class VersionOne:
     def tops(self, name: str) -> list[Path]:
         """Return the folder of a group in each hierarchy."""
         return [parent / name for parent in self._parents.values()]
+
+    def hand_down(self, folders: Sequence[Path]) -> None:
+        """Do nothing: in version 1 every group has its controller."""
+
+    def has_cpu(self, folders: Sequence[Path]) -> bool:
+        """Return whether groups can be made in the hierarchy of the cpu controller."""
+        return "cpu" in self._controllers
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
         """Write limits to a group. Swap counts as memory if the kernel counts swap at all."""
@@ -164,6 +176,16 @@ class VersionTwo:
         """Return the one folder of a group, as a list."""
         return [self._parent / name]
 
+    def hand_down(self, folders: Sequence[Path]) -> None:
+        """Make memory, pids and, if the group has it, cpu available to the groups below it."""
+        (folder,) = folders
+        cpu = " +cpu" if "cpu" in _read(folder / "cgroup.controllers").split() else ""
+        _write(folder / "cgroup.subtree_control", f"+memory +pids{cpu}")
+
+    def has_cpu(self, folders: Sequence[Path]) -> bool:
+        """Return whether the group above makes the cpu controller available."""
+        return (folders[0] / "cpu.max").exists()
+
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
         """Write limits to a group. A session that exceeds its memory is killed as a whole."""
         (folder,) = folders
@@ -174,11 +196,10 @@ class VersionTwo:
                     _write(folder / name, value)
         if limits.processes is not None:
             _write(folder / "pids.max", limits.processes)
-        with contextlib.suppress(OSError):  # the parent may not enable the cpu controller
-            if limits.cpu is not None:
-                _write(folder / "cpu.max", f"{int(limits.cpu * _PERIOD)} {_PERIOD}")
-            if limits.weight is not None:
-                _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
+        if self.has_cpu(folders) and limits.cpu is not None:
+            _write(folder / "cpu.max", f"{int(limits.cpu * _PERIOD)} {_PERIOD}")
+        if self.has_cpu(folders) and limits.weight is not None:
+            _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
 
     def used(self, folders: Sequence[Path]) -> int:
         """Return the bytes that a group's processes and files have now, or 0 if the group is gone."""
@@ -196,13 +217,14 @@ class VersionTwo:
 class Group:
     """The control group of one session: the `Memory` of hosts that have control groups."""
 
-    def __init__(self, version: Version, folders: Sequence[Path], memory: int, leftovers: "Leftovers") -> None:
+    def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
         """Take over the folders of a group that has its limits.
 
         Args:
             version: The version of control groups that the folders belong to.
             folders: The folders of the group, in the order of `Version.tops`.
             memory: The group's memory limit in bytes.
+            nice: The nice value for interpreters if the group of all sessions can have no weight.
             leftovers: Removes the group when the session has ended.
         """
         self._leftovers = leftovers
@@ -212,7 +234,8 @@ class Group:
         )
         self.is_charged = True  # the kernel charges the group for what its processes allocate
         self.lists_sockets = False  # not needed: the kernel counts the buffers of sockets
-        self.nice = None  # not needed: the group of all sessions has a weight
+        self.limits_cpu = version.has_cpu(folders)
+        self.nice = None if self.limits_cpu else nice
         self._limit = memory
         self._version = version
         self._folders = folders
@@ -322,6 +345,7 @@ class Groups:
     def __init__(self, version: Version, together: Together) -> None:
         """Make the group, and start a janitor that removes it when this process ends, however it ends."""
         self.version = version
+        self._nice = together.nice
         self._users = 0
         self._numbers = itertools.count(1)
         self._leftovers = Leftovers()
@@ -330,8 +354,7 @@ class Groups:
             for top in self._tops:
                 top.mkdir()
                 on_failure.callback(top.rmdir)
-            if isinstance(version, VersionTwo):
-                _write(self._tops[0] / "cgroup.subtree_control", "+memory +pids")
+            version.hand_down(self._tops)
             memory = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
             version.limit(self._tops, GroupLimits(memory=memory, processes=together.processes, weight=together.cpu_weight))
             self._janitor = Janitor(_JANITOR, *map(str, self._tops))
@@ -377,7 +400,7 @@ class Groups:
             # One process more than the limit: the session's first process counts as well.
             self.version.limit(folders, GroupLimits(memory=memory, processes=limits.processes + 1, cpu=limits.cpu))
             on_failure.pop_all()
-        return Group(self.version, folders, memory, self._leftovers)
+        return Group(self.version, folders, memory, self._nice, self._leftovers)
 
     def release(self) -> None:
         """Release one use of the group. The last one removes it."""

@@ -26,6 +26,9 @@ class Memory(Protocol):
     # Return whether the kernel charges the session for what its processes allocate. See `Home.allocate`.
     @property
     def is_charged(self) -> bool: ...  # noqa: D102
+    # Return whether `Limits.cpu` is enforced.
+    @property
+    def limits_cpu(self) -> bool: ...  # noqa: D102
     # Return the nice value for each interpreter, or None if a control group has the weight of sessions.
     @property
     def nice(self) -> int | None: ...  # noqa: D102

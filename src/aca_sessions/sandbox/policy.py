@@ -1,5 +1,6 @@
 """The limits and rights of a sandbox on one screen. Every default of the embedded endpoint is written here, and only here."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL
 ANSWER_SECONDS = 600.0  # how long a cell waits for the answer to a question or host call
 STILL_SECONDS = 3600.0  # how long the clock of one cell may stand still in total, while it waits for answers
 
+_NICE_STEP = 1.25  # of weight, from one nice value to the next: sched(7)
 _PLACE = re.compile(r"/mnt(/(?!\.\.?(/|$))[\w.@+-]+)+", re.ASCII)
 _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", re.ASCII)
 
@@ -65,6 +67,11 @@ class Together:
     # control groups this is the weight of each session. Beside a fork bomb, whose dead processes the kernel collects outside of any group,
     # the event loop's p99 was 1.4 to 5 ms with 0.125, 70 to 450 ms with 0.25 and up to 2.5 s with 0.5 (two processors, quiet).
     cpu_weight: float = 0.125
+
+    @property
+    def nice(self) -> int:
+        """Return the nice value whose weight is nearest to `cpu_weight`."""
+        return min(max(round(-math.log(self.cpu_weight, _NICE_STEP)), 0), 19)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,11 +176,23 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
             f"{limits.memory >> 20} MB a process: a megabyte more ended with {over.error.name if over.error else 'success'}",
         ),
         Finding("memory of a session", True, f"{sandbox.memory.how}{elsewhere}"),
+        *_processor_time(sandbox, limits),
         *(
             [_processes(processes, limits), _branches(sandbox), _disk(sandbox, limits)]
             if policy.isolation == "full"
             else [_bare_processes(processes)]
         ),
+    ]
+
+
+def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
+    """Return whether `Limits:Cpu` is enforced, if the policy sets it."""
+    if limits.cpu is None:
+        return []
+    if sandbox.memory.limits_cpu:
+        return [Finding("processor time", True, f"{limits.cpu:g} processors, by a control group")]
+    return [
+        Finding("processor time", False, f"not limited to {limits.cpu:g} processors: that needs control groups with the cpu controller")
     ]
 
 

@@ -5,7 +5,6 @@ What a process shares with the fork server counts for no session. What processes
 
 import asyncio
 import contextlib
-import math
 import os
 import re
 import sys
@@ -19,7 +18,6 @@ from .socket_memory import SocketMemory
 
 _WHILE_BUSY, _WHILE_IDLE = 0.2, 2.0  # seconds between two looks
 _KB = 1024
-_NICE_STEP = 1.25  # of weight, from one nice value to the next: sched(7)
 _SUMMED = {
     "status": re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB", re.MULTILINE),
     "smaps_rollup": re.compile(r"^(?:Pss_Anon|Pss_Shmem|SwapPss):\s+(\d+) kB", re.MULTILINE),
@@ -55,7 +53,8 @@ class Watchdog:
         self._limits = limits
         self._files = files
         self._share = int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * together.memory_share)
-        self.nice = min(max(round(-math.log(together.cpu_weight, _NICE_STEP)), 0), 19)
+        self.limits_cpu = False
+        self.nice = together.nice
         self._tasks = Tasks()
         self._watches: dict[int, asyncio.Task[None]] = {}
         self._busy = asyncio.Event()
