@@ -314,10 +314,6 @@ def test_processor_time_is_limited_if_configured() -> None:
         groups.release()
 
 
-def test_version_two_of_control_groups_is_written_in_its_own_format(tmp_path: Path) -> None:
-    """Not every machine has a delegated hierarchy, so these are plain files."""
-
-
 @pytest.mark.skipif(VersionOne.find() is None, reason="version 1 of control groups is not here, or not for this user")
 def test_without_the_cpu_controller_memory_and_processes_are_counted_and_each_session_has_the_weight() -> None:
     parents = {name: path for name, path in VersionOne.find()._parents.items() if name in ("memory", "pids")}
@@ -379,8 +375,8 @@ def test_a_group_of_the_second_version_without_the_cpu_controller_says_so(tmp_pa
     assert version.has_cpu([tmp_path])
 
 
-def test_the_second_version_of_control_groups_is_written_to_in_its_own_words(tmp_path: Path) -> None:
-    """A delegated hierarchy is not at hand everywhere: here are its files alone."""
+def test_version_two_of_control_groups_is_written_in_its_own_format(tmp_path: Path) -> None:
+    """Not every machine has a delegated hierarchy, so these are plain files."""
     names = ("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight", "memory.events")
     for name in names:
         (tmp_path / name).touch()
