@@ -17,7 +17,8 @@ from stack_data.core import RepeatedFrames
 
 from ..place import DATA, place
 
-_OWN_CODE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+_HERE = os.path.dirname(__file__)
+_OWN_CODE = os.path.join(_HERE if _HERE.startswith("<") else os.path.dirname(_HERE), "")  # sent as text, all modules are in one folder
 _GROUP = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
 _IPYTHON = os.path.dirname(IPython.__file__) + os.sep
 
