@@ -24,6 +24,8 @@ from ..conftest import mostly_long, until
 # The interpreter ends while it waits for the next cell, however long that takes.
 DIES_LATER = """import os, sys, threading, time
 def end_later():
+    while not os.path.exists('/mnt/data/die'):
+        time.sleep(0.01)
     while sys._current_frames()[threading.main_thread().ident].f_code.co_name != '_read':
         time.sleep(0.01)
     os._exit(1)
@@ -42,7 +44,8 @@ async def is_there(session: Session, name: str) -> bool:
 
 
 async def dead(session: Session) -> None:
-    """Wait until the interpreter has died, without asking the session to run anything."""
+    """Let an interpreter die that waits for it, and wait until it has, without asking the session to run anything."""
+    await session.upload_file("die", b"")
     server = session._interpreter._http._client._transport.app  # type: ignore[attr-defined]
     interpreter = server._sessions.find(session.session_id)._opening.result().running
     await until(lambda: asyncio.sleep(0, not interpreter.alive))
