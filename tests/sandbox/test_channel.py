@@ -11,7 +11,8 @@ from functools import partial
 import pytest
 
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.session.channel import Inbox, Outbox, Unfinished
+from aca_sessions.sandbox.inbox import Inbox, Unfinished
+from aca_sessions.sandbox.outbox import Outbox
 
 LARGE = 3_000_000  # bytes of one frame: more than any socket's buffer holds
 

@@ -3,8 +3,7 @@
 import pytest
 
 from aca_sessions import CodeExecutionResult, Session
-from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.session import cell
+from aca_sessions.sandbox import cell, wire
 
 
 def changes_in(result: CodeExecutionResult) -> list[tuple[object, ...]]:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from ..client.session import Session
 from ..models import CodeExecutionResult
-from .host_calls import Outside
-from .threaded_protocol import Exchange, place
+from .exchange import Exchange
+from .outside import Outside
+from .placed import place
 
 
 class Followed:

@@ -16,11 +16,10 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
 from ..tasks import Tasks, in_thread, made_in_thread
-from . import environment
+from . import environment, images
 from .forkserver import ForkServer, limiter
-from .images import images
-from .images.image_python import ASK, ImagePython
-from .packages.store import Packages
+from .image_python import ASK, ImagePython
+from .packages import Packages
 from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox

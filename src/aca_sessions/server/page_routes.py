@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .routing import Routes
+from .table import Routes
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",

@@ -1,1 +1,0 @@
-"""Skills, artifacts and dependencies, which outlive a session, and the storages that keep them."""

@@ -1,1 +1,0 @@
-"""Adapters for agent frameworks: each speaks its framework's words over one session."""

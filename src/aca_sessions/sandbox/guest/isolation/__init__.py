@@ -1,1 +1,0 @@
-"""Namespaces, root, Landlock and seccomp: the steps that shut a session in."""

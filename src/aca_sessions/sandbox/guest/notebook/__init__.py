@@ -1,1 +1,0 @@
-"""The interpreter of a session: IPython, its displays, variables and streams."""

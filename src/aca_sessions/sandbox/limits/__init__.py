@@ -1,1 +1,0 @@
-"""Memory, processes and processor time: who counts them, and how many sessions fit."""
