@@ -185,7 +185,7 @@ async def test_arguments_of_parallel_calls_take_bounded_memory(pool: SessionPool
     ),
 )
 async def test_a_malformed_call_is_answered_with_an_error(pool: SessionPool, text: str) -> None:
-    """Text that is no call is answered with an error, and the session and its host go on."""
+    """Text that is not a call is answered with an error, and the session and its host continue."""
     async with AgentSession(pool) as agent:
         assert '"error"' in str((await agent.run(f"{BY_HAND}\nlink.ask(execution, 'call', {text!r})")).text)
         assert (await agent.run("6 * 7")).value == 42
