@@ -16,9 +16,7 @@ from .delivered import Delivered
 from .execution import Execution, Page, ended, events_of
 from .http import Response, SessionsHttpClient, decoded
 
-# Azure cuts each stream at 4096 characters unless a request sets a limit. It is not larger than this because responses of our own server
-# have the streams twice: cut at the limit, and whole in the extended result.
-_OUTPUT_LIMIT = 1 << 20
+_OUTPUT_LIMIT = 1 << 20  # characters of each stream; Azure cuts at 4096 unless a request sets a limit
 ANSWER_MARGIN = 30.0  # an answer may come this much later than the cell's time limit
 DEFAULT_WAIT = MAX_SYNCHRONOUS_SECONDS + ANSWER_MARGIN
 _CANCEL_SECONDS = 10.0  # how long a cancelled call waits for the endpoint to take the interrupt

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import IO, Self, TypeVar
 from urllib.parse import urlencode
 
@@ -16,6 +17,7 @@ from .arguments import checked_session_id
 from .patience import Patience
 
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_REMEMBERED_URLS = 64
 _CONNECTS = 3  # attempts to connect: an address that does not answer is wrong, or down for longer than a caller waits
 Decoded = TypeVar("Decoded")
 Response = httpx.Response
@@ -52,6 +54,7 @@ class SessionsHttpClient:
         self._request_timeout = request_timeout
         self._patience_seconds = patience
         self.api_version = api_version
+        self._url = lru_cache(_REMEMBERED_URLS)(self._build_url)  # parsing one takes as long as encoding a request
         self._offered: frozenset[str] | None = None
         self.on_session: Seen = lambda _session_id, _guid: None  # called with a session and its guid when an answer names one
 
@@ -82,10 +85,7 @@ class SessionsHttpClient:
         self._owner.check()
         if self._client.is_closed:
             raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
-        params = {"api-version": self.api_version, **(query or {})}
-        if identifier is not None:
-            params["identifier"] = checked_session_id(identifier)
-        url = f"{self._base}{path}?{urlencode(params)}"  # httpx would parse a relative URL, or one with `params`, two times more
+        url = self._url(path, identifier) if query is None else self._build_url(path, identifier, query)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
         request = self._client.build_request(method, url, headers=headers, json=json, files=files, timeout=limits)
@@ -97,6 +97,12 @@ class SessionsHttpClient:
         if not response.is_success:
             raise decode_problem(response.status_code, _json(response), response.headers)
         return response
+
+    def _build_url(self, path: str, identifier: str | None, query: Mapping[str, str] | None = None) -> httpx.URL:
+        params = {"api-version": self.api_version, **(query or {})}
+        if identifier is not None:
+            params["identifier"] = checked_session_id(identifier)
+        return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
 
     async def _patiently(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and repeat it while that does no harm.

@@ -43,8 +43,9 @@ MAX_INSTALL_SECONDS = 3600.0
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """Return the parts of a result that Azure's body has no member for, and the streams without Azure's cut."""
+    """Return a whole result. It replaces the one in Azure's form, so no stream or image is sent twice."""
     return {
+        "duration": result.duration,
         "stdout": result.stdout,
         "stderr": result.stderr,
         "value": _encode_scalar(result.value),
@@ -60,16 +61,11 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
     }
 
 
-def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeExecutionResult:
-    """Return a result with the parts that `encode_rich` added.
-
-    Args:
-        body: The extra member of the response.
-        plain: The result that Azure's body holds. Its session id and duration are kept.
-    """
+def decode_rich(body: Mapping[str, object], session_id: str = "") -> CodeExecutionResult:
+    """Return the result that `encode_rich` encoded."""
     error, record = body.get("error"), cast(Mapping[str, Any] | None, body.get("ledger"))
     return CodeExecutionResult(
-        session_id=plain.session_id,
+        session_id=session_id,
         stdout=str(body["stdout"]),
         stderr=str(body["stderr"]),
         value=_decode_scalar(body.get("value")),
@@ -80,7 +76,7 @@ def decode_rich(body: Mapping[str, object], plain: CodeExecutionResult) -> CodeE
         variables=tuple(map(_decode_variable, cast(list[dict[str, Any]], body.get("variables", [])))),
         error=CodeError(**cast(dict[str, str], error)) if error else None,
         state=_decode_state(cast(Mapping[str, Any], body["state"])),
-        duration=plain.duration,
+        duration=cast(float, body["duration"]),
         record=decode_record(record) if record else None,
     )
 
@@ -186,7 +182,7 @@ def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
 
 def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
     """Return the result of installing or uninstalling."""
-    return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]), CodeExecutionResult())
+    return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]))
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:

@@ -122,11 +122,14 @@ def decode_session(body: Body) -> SessionInfo:
 
 
 def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
+    identifier = str(body["identifier"])
+    if rich := body.get(RICH_MEMBER):
+        return decode_rich(cast(Body, rich), identifier)
     said = cast(Body, body.get("result") or {})
     stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
     value, text, displays = decode_value(said.get("executionResult"))
-    plain = CodeExecutionResult(
-        session_id=str(body["identifier"]),
+    return CodeExecutionResult(
+        session_id=identifier,
         stdout=stdout,
         stderr=stderr,
         value=value,
@@ -136,8 +139,6 @@ def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
         state=State() if status == "Succeeded" else guess_state(stderr),
         duration=cast(float, said.get("executionTimeInMilliseconds") or 0) / 1000,
     )
-    rich = body.get(RICH_MEMBER)
-    return decode_rich(cast(Body, rich), plain) if rich else plain
 
 
 # --- the server's half ---
@@ -170,7 +171,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     Args:
         execution: The execution.
         output_limit: Characters at which each stream is cut, as Azure does.
-        rich: Add the whole result, for clients that ask for it.
+        rich: Return the whole result in place of the one in Azure's form, for clients that ask for it.
     """
     body: dict[str, object] = {
         "$id": "1",
@@ -182,6 +183,8 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     result = execution.result
     if result is None:
         return body | {"result": None}
+    if rich:
+        return body | {RICH_MEMBER: encode_rich(result)}
     body["result"] = {
         "$id": "2",
         "stdout": result.stdout[:output_limit],
@@ -189,7 +192,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
         "executionResult": encode_value(result),
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
-    return body | {RICH_MEMBER: encode_rich(result)} if rich else body
+    return body
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:

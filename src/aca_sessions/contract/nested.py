@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from ..models import CodeExecutionResult, RemoteFile, State
 from .extensions import RICH_MEMBER, decode_rich, encode_rich
-from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
 from .values import (
     Body,
     checked_code,
@@ -57,9 +57,12 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
     """Return a finished execution. The body does not name it, so it gets the caller's `id` and `identifier`."""
     said = cast(Body, body["properties"])
     success = said["status"] == "Success"
+    status: Status = "Succeeded" if success else "Failed"
+    if rich := body.get(RICH_MEMBER):
+        return Execution(id=id, identifier=identifier, status=status, result=decode_rich(cast(Body, rich), identifier))
     stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
     value, text, displays = decode_value(said.get("result"))
-    plain = CodeExecutionResult(
+    result = CodeExecutionResult(
         session_id=identifier,
         stdout=stdout,
         stderr=stderr,
@@ -70,9 +73,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
         state=State() if success else guess_state(stderr),
         duration=cast(float, said.get("executionTimeInMilliseconds") or 0) / 1000,
     )
-    rich = body.get(RICH_MEMBER)
-    result = decode_rich(cast(Body, rich), plain) if rich else plain
-    return Execution(id=id, identifier=identifier, status="Succeeded" if success else "Failed", result=result)
+    return Execution(id=id, identifier=identifier, status=status, result=result)
 
 
 def decode_upload(body: Body) -> RemoteFile:
@@ -112,22 +113,27 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     Args:
         execution: The execution.
         output_limit: Characters at which each stream is cut, as Azure does.
-        rich: Add the whole result, for clients that ask for it.
+        rich: Return the whole result in place of the one in Azure's form, for clients that ask for it.
     """
     result = execution.result or CodeExecutionResult()
-    body: dict[str, object] = {"$id": "1", "properties": {"$id": "2", **encode_properties(result, output_limit)}}
-    return body | {RICH_MEMBER: encode_rich(result)} if rich else body
+    if rich:
+        return {"$id": "1", "properties": {"$id": "2", "status": _status(result)}, RICH_MEMBER: encode_rich(result)}
+    return {"$id": "1", "properties": {"$id": "2", **encode_properties(result, output_limit)}}
 
 
 def encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
     """Return the members of a result that both older generations have."""
     return {
-        "status": "Success" if result.success else "Failure",
+        "status": _status(result),
         "stdout": result.stdout[:output_limit],
         "stderr": encode_stderr(result)[:output_limit],
         "result": encode_value(result),
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
+
+
+def _status(result: CodeExecutionResult) -> str:
+    return "Success" if result.success else "Failure"
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:

@@ -259,7 +259,7 @@ class Extend(Message):
 def encode(message: Message) -> bytes:
     """Return a message as a payload."""
     texts: list[bytes] = []
-    content = {field.name: _without_long_texts(getattr(message, field.name), texts) for field in fields(message)}
+    content = {name: _without_long_texts(getattr(message, name), texts) for name in _declared(type(message))}
     header = json.dumps({"kind": type(message).__name__, "texts": [len(text) for text in texts], **content}, separators=(",", ":")).encode()
     return b"".join((_LENGTH.pack(len(header)), header, *texts))
 
@@ -347,7 +347,7 @@ def _build(kind: type[Expected], content: dict[str, object], texts: dict[int, by
     declared = _declared(kind)  # type: ignore[arg-type]  # classes are hashable
     if content.keys() != declared.keys():
         raise WireError("a frame with other fields than its kind has")
-    return kind(**{name: _value(content[name], *declared[name], texts) for name in declared})
+    return kind(*[_value(content[name], *declared[name], texts) for name in declared])
 
 
 @cache

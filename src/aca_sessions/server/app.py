@@ -40,11 +40,11 @@ class Service:
         self._sessions = sessions
         self._owner = Owner("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (SessionRoutes, CellRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
+        rooms = (CellRoutes, SessionRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
         routes = [answering(route, self._headers, sessions.journal) for room in rooms for route in room(sessions, hosting).table()]
         page = [answering(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
         problems: Any = {HTTPException: self._answer_http_problem}
-        app = Starlette(routes=[*page, *routes, Mount(_AZURE_BASE, routes=routes)], exception_handlers=problems)
+        app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes), *page], exception_handlers=problems)
         guarded = hosting.api_key or hosting.allowed_hosts
         # The health check and the page hold no data, so they need no key.
         open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})

@@ -284,7 +284,7 @@ class Executions:
 
         The last result is always kept, because its response may have been lost.
         """
-        done = [execution for execution in self._known.values() if execution.done.is_set()][:-1]
+        done = [execution for execution in self._known.values() if execution._result is not None][:-1]
         fetched = [execution for execution in done if execution.fetched]
         are_all_fetched = len(fetched) == len(done)
         self._forget_some(fetched, _FETCHED_RESULTS, _FETCHED_BYTES)

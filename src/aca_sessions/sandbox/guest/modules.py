@@ -87,8 +87,9 @@ def settle() -> None:
 
 def forget_listings() -> None:
     """Clear the cached folder listings, so that a module that was written a moment ago is found."""
+    data = place.data
     for path, finder in [*sys.path_importer_cache.items()]:
-        if isinstance(finder, FileFinder) and _is_own(path):
+        if isinstance(finder, FileFinder) and path.startswith(data) and _is_own(path):
             finder.invalidate_caches()
 
 

@@ -112,11 +112,10 @@ const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 const NOTHING = { seconds: 0, stdout: "", text: null, displays: [], error: null, files: [], variables: [], processes: [], state: UNTOLD };
 
 function resultOf(record) {
-  const seconds = (record.result.executionTimeInMilliseconds ?? 0) / 1000;
   const rich = record.acaSessions;
-  if (!rich) return { ...NOTHING, seconds, ...plainResult(record) };
+  if (!rich) return { ...NOTHING, seconds: (record.result.executionTimeInMilliseconds ?? 0) / 1000, ...plainResult(record) };
   const error = rich.error && (rich.error.traceback || [rich.error.name, rich.error.message].filter(Boolean).join(": "));
-  const { stdout, text, displays, files, variables, processes, state, ledger } = rich;
+  const { duration: seconds, stdout, text, displays, files, variables, processes, state, ledger } = rich;
   return { seconds, stdout, text, displays, files, variables, processes, state, ledger, error };
 }
 
