@@ -57,6 +57,9 @@ def hashed(name: str) -> str:
 @contextmanager
 def span(step: str, session_id: str | None = None, **attributes: int | float | str) -> Iterator[Span]:
     """Open a span below the caller's current span. Of an exception it records the type, but not the message."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no program has set up tracing
+        yield trace.INVALID_SPAN
+        return
     known = {"session.hash": hashed(session_id)} if session_id is not None else {}
     with _tracer.start_as_current_span(
         f"aca_sessions.{step}", attributes={**known, **attributes}, record_exception=False, set_status_on_exception=False

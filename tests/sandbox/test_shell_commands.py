@@ -1,9 +1,15 @@
 """Test `!` and `%` commands in a cell: pip names what to use instead, and a command that fails at the end of a cell fails the cell."""
 
+from tokenize import TokenInfo
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from IPython.core.inputtransformer2 import TokenTransformBase, TransformerManager
 
 from aca_sessions import Policy, Session, open_pool
 from aca_sessions.rendering import render
+from aca_sessions.sandbox.guest import commands
 from aca_sessions.sandbox.policy import Network
 
 INSTEAD = "a cell cannot install packages: the host does, between cells. Use session.install('NAME')"
@@ -106,3 +112,42 @@ async def test_the_exit_code_of_a_command_is_set_and_names_are_expanded(session:
     result = await session.run("x = 5\ndef f(y):\n    !echo {y} $x $$HOME; exit 4\nf(7)")
     assert (result.success, result.stdout) == (True, "7 5 /mnt/data\n")
     assert (await session.run("_exit_code")).value == 4
+
+
+_PIECES = (
+    *("x = 1", "%pwd", "!ls", ",f a", ";f a", "/f a", "x?", "?x", "a = !ls", "a = %pwd", "%%time\n", "a % b", "if x:", ">>> ", "In [1]: "),
+    *("'''", '"""', "# c", "f(", ")", "\n", "\r\n", "\\\n", "\t", "    ", "\x0c", "\u2028"),
+)
+
+
+@pytest.mark.filterwarnings("ignore:`make_tokens_by_line`")
+@given(st.lists(st.sampled_from(_PIECES), max_size=8).map("".join))
+@example("x = 1\n  /f a")
+@example("# c\u2028,f")
+def test_a_cell_is_translated_as_ipython_does_it(cell: str) -> None:
+    assert _translated(commands.Syntax(), cell) == _translated(TransformerManager(), cell)
+
+
+def _translated(syntax: TransformerManager, cell: str) -> str:
+    try:
+        return str(syntax.transform_cell(cell))
+    except Exception as error:
+        return repr(error)
+
+
+def test_a_transformer_that_a_cell_adds_is_used() -> None:
+    syntax = commands.Syntax()
+    syntax.token_transformers = [*syntax.token_transformers, _Shout]
+    assert syntax.transform_cell("x = 1\n") == "x = 1 # loud\n"
+
+
+class _Shout(TokenTransformBase):
+    """Adds a comment to a line, once."""
+
+    @classmethod
+    def find(cls, tokens_by_line: list[list[TokenInfo]]) -> "_Shout | None":
+        line = tokens_by_line[0]
+        return None if any(token.string == "# loud" for token in line) else cls(line[0].start)
+
+    def transform(self, lines: list[str]) -> list[str]:
+        return [lines[0].rstrip("\n") + " # loud\n", *lines[1:]]

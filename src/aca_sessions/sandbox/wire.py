@@ -259,7 +259,7 @@ class Extend(Message):
 def encode(message: Message) -> bytes:
     """Return a message as a payload."""
     texts: list[bytes] = []
-    content = {name: _without_long_texts(getattr(message, name), texts) for name in _declared(type(message))}
+    content = {name: _without_long_texts(getattr(message, name), texts) for name in _declared(type(message))}  # type: ignore[arg-type]  # classes are hashable
     header = json.dumps({"kind": type(message).__name__, "texts": [len(text) for text in texts], **content}, separators=(",", ":")).encode()
     return b"".join((_LENGTH.pack(len(header)), header, *texts))
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from IPython.core.inputtransformer2 import TransformerManager
+
 from ..wire import Command, Finished, Message, Started
 from . import changes, processes
 from .link import interrupts
@@ -54,6 +56,22 @@ def _exit_code(command: Command) -> int:
         process.wait()
         raise
     return process.returncode if process.returncode >= 0 else _BY_SIGNAL - process.returncode
+
+
+class Syntax(TransformerManager):
+    """IPython's commands in cells, such as `%pwd`, `!ls` and `str?`."""
+
+    _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
+
+    def do_token_transforms(self, lines: list[str]) -> list[str]:
+        """Replace commands by calls. Skip a cell without their characters: the search parses a whole cell into tokens."""
+        if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
+            return lines
+        return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _may_hold_command(line: str) -> bool:
+    return "%" in line or "!" in line or "?" in line or line.lstrip()[:1] in (",", ";", "/")
 
 
 class ShellCommand:

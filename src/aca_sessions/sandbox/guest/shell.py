@@ -50,7 +50,7 @@ class Shell(InteractiveShell):
         self._variables = Variables()
         self.last_command = commands.ShellCommand()
         self._is_showing = False
-        super().__init__(**options)
+        super().__init__(input_transformer_manager=commands.Syntax(), **options)
         self._variables.of(self.user_ns, self.user_ns_hidden)
         # First in the list: the inline backend's callback shows the figures that are open at a cell's end.
         self.events.callbacks["post_execute"].insert(0, self._code_has_run)
