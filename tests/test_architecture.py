@@ -58,6 +58,7 @@ ONLY_IN = {
     "ctypes": {"sandbox.syscalls", "agent.cells.threaded"},
     "azure": {"connect", "client.auth"},
     "IPython": {
+        "sandbox.guest.commands",
         *("sandbox.guest.shell", "sandbox.guest.displays", "sandbox.guest.modules", "sandbox.guest.tracebacks"),
         *("client.cells.inspect", "surfaces.magics", "surfaces.prompt"),
     },
