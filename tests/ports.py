@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aca_sessions import Policy, open_server
+from aca_sessions.cli.connections import PACE, Pace
+from aca_sessions.cli.serving import Server, listen_on_port
 from aca_sessions.hosting import Hosting
-from aca_sessions.surfaces.connections import PACE, Pace
-from aca_sessions.surfaces.serving import Server, listen_on_port
 
 KEY = {"authorization": "Bearer the-key"}
 QUERY = {"api-version": "2025-10-02-preview", "identifier": "a"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import PackageSource, Policy, Settings, open_interpreter, open_pool
+from aca_sessions.connect import policy_of
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import Hosting
-from aca_sessions.policies import policy_of
 
 from .conftest import ROOT
 

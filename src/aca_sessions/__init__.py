@@ -19,12 +19,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .agent.redis_storage import RedisStorage
+    from .agent.library.redis_storage import RedisStorage
+    from .agent.library.storage import FileStorage
     from .agent.session import AgentSession
-    from .agent.storage import FileStorage
     from .agent.tools.functions import tool
     from .client.auth import AzureTokenProvider
-    from .client.execution import Execution
+    from .client.executions import Execution
     from .client.http import SessionsHttpClient
     from .client.interpreter import CodeInterpreter
     from .client.pool import SessionPool
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .client.session import Session
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
+    from .integrations.python_tool import PythonTool
+    from .integrations.semantic_kernel import PythonCodeInterpreterPlugin, add_aca_sessions
+    from .interactive import InteractiveSession
     from .models import (
         Checkpoint,
         CodeExecutionRequest,
@@ -46,9 +49,6 @@ if TYPE_CHECKING:
     )
     from .sandbox.policy import Limits, Mount, Network, PackageSource, Policy
     from .settings import Settings
-    from .surfaces.interactive import InteractiveSession
-    from .surfaces.python_tool import PythonTool
-    from .surfaces.semantic_kernel import PythonCodeInterpreterPlugin, add_aca_sessions
 
 _HOMES = {
     "ACASessionsError": "errors",
@@ -59,19 +59,19 @@ _HOMES = {
     "CodeExecutionResult": "models",
     "CodeInterpreter": "client.interpreter",
     "Event": "models",
-    "Execution": "client.execution",
-    "FileStorage": "agent.storage",
+    "Execution": "client.executions",
+    "FileStorage": "agent.library.storage",
     "FileUploadRequest": "models",
-    "InteractiveSession": "surfaces.interactive",
+    "InteractiveSession": "interactive",
     "Limits": "sandbox.policy",
     "Mount": "sandbox.policy",
     "Network": "sandbox.policy",
     "Package": "models",
     "PackageSource": "sandbox.policy",
     "Policy": "sandbox.policy",
-    "PythonCodeInterpreterPlugin": "surfaces.semantic_kernel",
-    "PythonTool": "surfaces.python_tool",
-    "RedisStorage": "agent.redis_storage",
+    "PythonCodeInterpreterPlugin": "integrations.semantic_kernel",
+    "PythonTool": "integrations.python_tool",
+    "RedisStorage": "agent.library.redis_storage",
     "RemoteFile": "models",
     "ReplayReport": "client.replay",
     "Session": "client.session",
@@ -81,7 +81,7 @@ _HOMES = {
     "SessionsHttpClient": "client.http",
     "Settings": "settings",
     "Variable": "models",
-    "add_aca_sessions": "surfaces.semantic_kernel",
+    "add_aca_sessions": "integrations.semantic_kernel",
     "isolation_report": "connect",
     "open_interpreter": "connect",
     "open_pool": "connect",
@@ -145,7 +145,7 @@ def __getattr__(name: str) -> object:
 
 def load_ipython_extension(shell: object) -> None:
     """Load the magics, when a notebook runs `%load_ext aca_sessions`."""
-    from .surfaces.magics import load
+    from .notebook import load
 
     load(shell)
 

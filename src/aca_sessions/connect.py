@@ -1,5 +1,12 @@
 """The functions that open everything from settings. Only this module decides between embedded and remote."""
 
+from typing import TYPE_CHECKING
+
+from .errors import ConfigurationError
+from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
+
+if TYPE_CHECKING:
+    from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
 import asyncio
 import logging
 import sys
@@ -15,18 +22,95 @@ from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
-from .errors import ConfigurationError, NotSupportedError, PoolError
+from .errors import NotSupportedError, PoolError
 from .hosting import Hosting
-from .owner import Owner
-from .policies import packages_of, policy_of
-from .settings import Settings
+from .lifetime import Owner
 
 if TYPE_CHECKING:
     from .client.auth import AzureTokenProvider
-    from .sandbox.named_environments import Environments
+    from .sandbox.packages.environments import Environments
     from .sandbox.policy import Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
+
+
+def policy_of(settings: Settings) -> "Policy":
+    """Return the policy of embedded sessions: limits, network, mounts, packages and isolation."""
+    from .sandbox.policy import Mount, Policy
+
+    options = settings.Sandbox
+    return Policy(
+        limits=_limits(options.Limits),
+        together=_together(options.Together),
+        network=_network(options.Network),
+        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
+        packages=packages_of(settings.Packages),
+        python=_python(settings),
+        preload=options.Preload,
+        spares=options.Spares,
+        tenant=options.Tenant,
+        isolation=options.Isolation,
+        image=settings.ContainerImage or None,
+    )
+
+
+def _python(settings: Settings) -> str | None:
+    from .sandbox.packages.environments import python_of
+
+    python, environment = settings.Sandbox.Python, settings.Sandbox.Environment
+    if python is not None and environment is not None:
+        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    if settings.ContainerImage and environment is not None:
+        raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
+    return python if environment is None else python_of(environment)
+
+
+def packages_of(options: PackagesSettings) -> "PackageSource":
+    """Return the source of packages for embedded sessions."""
+    from .sandbox.policy import MB, PackageSource
+
+    return PackageSource(
+        index_url=options.IndexUrl.get_secret_value() if options.IndexUrl else None,
+        wheels=options.WheelFolder,
+        cache=options.CacheFolder,
+        cache_size=options.CacheMegabytes * MB,
+    )
+
+
+def _together(options: TogetherSettings) -> "Together":
+    from .sandbox.policy import Together
+
+    return Together(memory_share=options.MemoryShare, processes=options.Processes, cpu_weight=options.CpuWeight)
+
+
+def _network(words: tuple[str, ...]) -> "Network":
+    from .sandbox.policy import Network
+
+    match words:
+        case ("none",):
+            return Network.none()
+        case ("host",):
+            return Network.host()
+    return Network.allow(*words)
+
+
+def _limits(options: LimitsSettings) -> "Limits":
+    from .sandbox.policy import KB, MB, Limits
+
+    return Limits(
+        memory=options.MemoryMegabytes * MB,
+        disk=options.DiskMegabytes * MB,
+        temporary=options.TemporaryMegabytes * MB,
+        processes=options.Processes,
+        open_files=options.OpenFiles,
+        cpu=options.Cpu,
+        cell_timeout=options.CellTimeoutSeconds,
+        output=options.OutputKilobytes * KB,
+        history=options.History,
+        checkpoints=options.Checkpoints,
+        checkpoint_files=options.CheckpointMegabytes * MB,
+    )
+
 
 _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
@@ -178,7 +262,7 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
     async def open_on(stack: Stack) -> "Service":
         _require_linux()
         from .sandbox.sandboxes import Sandboxes
-        from .server.alone import check_is_alone
+        from .server.app import check_is_alone
 
         if alone:
             check_is_alone()
@@ -216,7 +300,7 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
     """Return the named environments for guests. New ones are made from the package source of the settings."""
-    from .sandbox.named_environments import Environments
+    from .sandbox.packages.environments import Environments
 
     return Environments(packages_of(settings.Packages), tell)
 

@@ -9,7 +9,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast, get_args
@@ -31,9 +31,139 @@ from .client.auth import DEFAULT_REFRESH_SECONDS, DEFAULT_SCOPE
 from .client.http import DEFAULT_CONNECT_SECONDS, DEFAULT_PATIENCE_SECONDS, DEFAULT_REQUEST_SECONDS
 from .client.pool import DEFAULT_ACQUIRE_SECONDS, DEFAULT_SESSION_SECONDS, DEFAULT_SESSIONS
 from .errors import ConfigurationError
-from .json_file import JsonFile
 from .sandbox.policy import KB, MB, Limits, PackageSource, Policy, Together
-from .variables import check_variables, suggestion
+
+_STRING = r'"(?:\\.|[^"\\\n])*"'
+_COMMENT = re.compile(rf"{_STRING}|//[^\n]*|/\*.*?\*/", re.DOTALL)
+_TRAILING_COMMA = re.compile(rf'(?:{_STRING}|[^\s,"[{{])\s*,(?=\s*[}}\]])|{_STRING}')  # only after a value: .NET refuses [,] as well
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFile:
+    """The content of a file, and its text, in which keys are located."""
+
+    path: Path
+    content: Any
+    text: str
+
+    @classmethod
+    def read(cls, path: Path) -> "JsonFile":
+        """Parse a file. Raise ConfigurationError with its name and the line of the mistake."""
+        try:
+            text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
+            return cls(path, json.loads(text), text)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"{path}, line {error.lineno}: cannot be read as JSON ({error.msg})") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
+
+    def line_of(self, keys: Sequence[str | int]) -> int:
+        """Return the line of a key. If the file does not have it, return the line of the innermost key on the path to it."""
+        line, position = 1, _skip_space(self.text, 0)
+        for key in keys:
+            found = [entry for entry in _entries(self.text, position) if entry[0] == key]
+            if not found:
+                break
+            _, begin, position = found[-1]  # if a key occurs twice, the last one wins
+            line = self.text.count("\n", 0, begin) + 1
+        return line
+
+
+def _as_plain_json(text: str) -> str:
+    """Replace comments and trailing commas with spaces, so that every line keeps its number."""
+    text = _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0]), text)
+    return _TRAILING_COMMA.sub(lambda found: found[0][:-1] + " " if found[0][-1] == "," else found[0], text)
+
+
+def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
+    """Yield the keys of the object, or the indexes of the list, at a position. Each comes with the start of the key and of its value."""
+    opening, index = text[position], 0
+    if opening not in "{[":
+        return
+    position = _skip_space(text, position + 1)
+    while text[position] not in "}]":
+        key, begin = index, position
+        if opening == "{":
+            key, position = _DECODER.raw_decode(text, position)
+            position = _skip_space(text, _skip_space(text, position) + 1)  # the colon
+        yield key, begin, position
+        position = _skip_space(text, _DECODER.raw_decode(text, position)[1])
+        if text[position] == ",":
+            position = _skip_space(text, position + 1)
+        index += 1
+
+
+def _skip_space(text: str, position: int) -> int:
+    while text[position].isspace():
+        position += 1
+    return position
+
+
+def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
+    """Raise ConfigurationError for a variable that is not a setting, and for two that contradict each other.
+
+    Args:
+        section: The beginning of the variables' names, in any case.
+        known: The settings, each with the keys below it.
+    """
+    prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
+    for variable, value in os.environ.items():
+        name = variable.lower()
+        if not name.startswith(prefix):
+            _check_separator(variable, section, known)
+            continue
+        key = variable[len(prefix) :]
+        if key.partition("__")[0].lower() not in {one.lower() for one in known}:
+            raise ConfigurationError(f"the environment variable {variable} is no setting{suggestion(key, known)}")
+        earlier, its_value = found.setdefault(name, (variable, value))
+        if its_value != value:
+            raise ConfigurationError(f"the environment variables {earlier} and {variable} contradict each other: keep one")
+    _check_sections(found)
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the key that is probably meant, or all keys that exist."""
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(key.lower(), names, n=1)
+    return f": did you mean {names[close[0]]}?" if close else f"; there are {', '.join(names.values())}"
+
+
+def _check_separator(variable: str, section: str, known: Mapping[str, Collection[str]]) -> None:
+    """Raise ConfigurationError for a wrong separator: ACASessions_Endpoint and ACASessions:Endpoint.
+
+    Names that Kubernetes defines for a service are not refused: ACASESSIONS_MCP_SERVICE_HOST.
+    """
+    if not variable.lower().startswith(section.lower()):
+        return
+    parts = re.split(r"[_:.]+", variable[len(section) :])
+    if len(parts) < 2 or parts[0]:
+        return
+    keys = {name.lower(): {key.lower() for key in below} for name, below in known.items()}.get(parts[1].lower())
+    if keys is not None and ((len(parts) == 2 and not keys) or (len(parts) > 2 and parts[2].lower() in keys)):
+        meant = "__".join([section, *parts[1:]])
+        raise ConfigurationError(f"the environment variable {variable} is no setting: did you mean {meant}?")
+
+
+def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
+    """Raise ConfigurationError if a section in JSON and a variable for one of its keys contradict each other."""
+    for name, (variable, value) in found.items():
+        for key, inner in _leaves(name, value):
+            other, text = found.get(key, (variable, value))
+            if other != variable and text != inner:
+                raise ConfigurationError(f"the environment variables {variable} and {other} contradict each other: keep one")
+
+
+def _leaves(name: str, text: str) -> Iterator[tuple[str, str]]:
+    try:
+        content = json.loads(text) if text.lstrip().startswith("{") else None
+    except ValueError:
+        return  # pydantic-settings raises for invalid JSON
+    for key, value in content.items() if isinstance(content, dict) else ():
+        inner = value if isinstance(value, str) else json.dumps(value)
+        yield f"{name}__{key.lower()}", inner
+        yield from _leaves(f"{name}__{key.lower()}", inner)
+
 
 SECTION = "ACASessions"
 _FLAT = {

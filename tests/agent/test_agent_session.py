@@ -12,7 +12,7 @@ from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_
 from aca_sessions.agent.approval import Call
 from aca_sessions.agent.tools.tool import Tool
 from aca_sessions.errors import InvalidArgumentError, StorageError
-from aca_sessions.surfaces.semantic_kernel import tools_of
+from aca_sessions.integrations.semantic_kernel import tools_of
 
 from ..wheels import make_wheel
 

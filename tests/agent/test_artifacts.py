@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.memory_storage import MemoryStorage
-from aca_sessions.agent.storage import Kind
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.storage import Kind, MemoryStorage
 from aca_sessions.errors import InvalidArgumentError, StorageError
 
 FRAME = "import pandas as pd\nframe = pd.DataFrame({'n': [1, 2], 'text': ['x', None], 'when': pd.to_datetime(['2026-01-01', None])})\n"

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
-from aca_sessions.agent.exchange import Clock
-from aca_sessions.agent.placed import place
+from aca_sessions.agent.threaded_protocol import Clock, place
 from aca_sessions.errors import NotSupportedError, ServiceError
 
+from ..cli.test_cli import Server
 from ..client.faults import FaultyProxy
 from ..conftest import mostly_long
-from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
 

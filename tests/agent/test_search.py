@@ -9,9 +9,9 @@ import pytest
 from semantic_kernel.connectors.ai.embedding_generator_base import EmbeddingGeneratorBase
 
 from aca_sessions import AgentSession, SessionPool, tool
-from aca_sessions.agent.search import Index, MeaningIndex, words
+from aca_sessions.agent.library.search import Index, MeaningIndex, words
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.surfaces.semantic_kernel import embed_by
+from aca_sessions.integrations.semantic_kernel import embed_by
 
 LABELLED = {
     "fetch_json": ("Fetch and parse JSON from a URL", ["download a web resource as json", "parse JSON of an address", "GET an API"]),

@@ -9,11 +9,10 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from aca_sessions import FileStorage, RedisStorage
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.deps import Deps
-from aca_sessions.agent.memory_storage import MemoryStorage
-from aca_sessions.agent.skills import Skills
-from aca_sessions.agent.storage import Storage
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.dependencies import Deps
+from aca_sessions.agent.library.skills import Skills
+from aca_sessions.agent.library.storage import MemoryStorage, Storage
 from aca_sessions.errors import ACASessionsError, ConfigurationError, InvalidArgumentError, StorageError
 
 from .conftest import RedisServer

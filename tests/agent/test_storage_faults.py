@@ -9,10 +9,10 @@ import pytest
 from redis.asyncio import Redis
 
 from aca_sessions import AgentSession, FileStorage, RedisStorage, SessionPool, tool
-from aca_sessions.agent.artifacts import Artifacts
-from aca_sessions.agent.deps import Deps
-from aca_sessions.agent.skills import Skills
-from aca_sessions.agent.storage import Storage
+from aca_sessions.agent.library.artifacts import Artifacts
+from aca_sessions.agent.library.dependencies import Deps
+from aca_sessions.agent.library.skills import Skills
+from aca_sessions.agent.library.storage import Storage
 from aca_sessions.errors import StorageError
 
 from ..conftest import mostly_long

@@ -8,8 +8,8 @@ import pytest
 from aca_sessions import CodeInterpreter, Settings, open_interpreter
 from aca_sessions.errors import ACASessionsError, AuthenticationError, RateLimitedError, ServiceError, ServiceUnavailableError
 
+from ..cli.test_cli import Server
 from ..conftest import mostly_long
-from ..surfaces.test_cli import Server
 from .faults import FaultyProxy
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 from aca_sessions import CodeExecutionResult, Limits, Policy, Session, SessionPool, Settings, open_pool
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SnapshotError
 
+from ..cli.test_cli import Server
 from ..conftest import descendants, mostly_long
-from ..surfaces.test_cli import Server
 
 WORLD = "x, sorted(__import__('os').listdir()), open('a').read()"
 FAILING = "x = 99; open('a', 'w').write('changed'); open('b', 'w').write('new')\n"

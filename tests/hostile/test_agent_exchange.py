@@ -8,8 +8,8 @@ import pytest
 
 from aca_sessions import AgentSession, SessionPool, Settings, open_pool, tool
 
+from ..cli.test_cli import Server
 from ..conftest import mostly_long
-from ..surfaces.test_cli import Server
 
 pytestmark = pytest.mark.slow
 

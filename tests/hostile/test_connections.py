@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from aca_sessions.surfaces.certificate import certificate
-from aca_sessions.surfaces.connections import Pace
+from aca_sessions.cli.certificate import certificate
+from aca_sessions.cli.connections import Pace
 
 from ..conftest import COMMAND, mostly_long
 from ..ports import KEY, QUERY, TARGET, cell, serving

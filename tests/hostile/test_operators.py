@@ -35,7 +35,7 @@ def _collected() -> None:
     from opentelemetry import metrics
     from opentelemetry.sdk.metrics import MeterProvider
 
-    from aca_sessions.surfaces.metrics import prometheus
+    from aca_sessions.cli.serving import prometheus
 
     if not isinstance(metrics.get_meter_provider(), MeterProvider):
         prometheus()

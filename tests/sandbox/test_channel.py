@@ -11,8 +11,7 @@ from functools import partial
 import pytest
 
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.inbox import Inbox, Unfinished
-from aca_sessions.sandbox.outbox import Outbox
+from aca_sessions.sandbox.session.channel import Inbox, Outbox, Unfinished
 
 LARGE = 3_000_000  # bytes of one frame: more than any socket's buffer holds
 

@@ -1,7 +1,7 @@
 """Test the time that a cell has used, with clocks that tests set by hand."""
 
-from aca_sessions.sandbox.cell import Clock
 from aca_sessions.sandbox.policy import STILL_SECONDS
+from aca_sessions.sandbox.session.cell import Clock
 
 
 class Times:

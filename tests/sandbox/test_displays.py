@@ -6,7 +6,7 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Session
 from aca_sessions.sandbox import wire
-from aca_sessions.sandbox.cell import Cell
+from aca_sessions.sandbox.session.cell import Cell
 
 pytestmark = pytest.mark.preloaded
 TABLE = "application/vnd.dataresource+json"

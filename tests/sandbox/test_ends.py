@@ -8,11 +8,11 @@ import socket
 import pytest
 
 from aca_sessions.errors import GuestDiedError, IsolationError
-from aca_sessions.sandbox.ends import Spawned, host_pid
 from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.limits.watchdog import Watchdog
 from aca_sessions.sandbox.policy import Limits
-from aca_sessions.sandbox.starting import start
-from aca_sessions.sandbox.watchdog import Watchdog
+from aca_sessions.sandbox.session.endings import Spawned, host_pid
+from aca_sessions.sandbox.session.startup import start
 from aca_sessions.tasks import _Handover, made_in_thread
 
 from ..conftest import descendants

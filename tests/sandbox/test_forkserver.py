@@ -15,7 +15,7 @@ from aca_sessions.errors import ConfigurationError, GuestDiedError, IsolationErr
 from aca_sessions.sandbox import forkserver
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import Limits
-from aca_sessions.sandbox.tree_numbers import Numbers
+from aca_sessions.sandbox.session.processes import Numbers
 
 from ..conftest import aca_sessions, descendants
 

@@ -7,8 +7,8 @@ import pytest
 
 from aca_sessions import Policy, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox import images, supply
-from aca_sessions.sandbox.images import root_of
+from aca_sessions.sandbox.images import images, supply
+from aca_sessions.sandbox.images.images import root_of
 
 
 def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:

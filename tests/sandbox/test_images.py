@@ -12,10 +12,10 @@ import pytest
 
 from aca_sessions import Policy, Session, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox.guest import image as guest_image
-from aca_sessions.sandbox.guest.refusal import RefusalError
-from aca_sessions.sandbox.image_python import ImagePython
-from aca_sessions.sandbox.images import root_of
+from aca_sessions.sandbox.guest.isolation import image as guest_image
+from aca_sessions.sandbox.guest.isolation.image import RefusalError
+from aca_sessions.sandbox.images.image_python import ImagePython
+from aca_sessions.sandbox.images.images import root_of
 from aca_sessions.sandbox.policy import PackageSource
 
 from ..roots import RECIPES, VERSIONS, root_tar

@@ -93,7 +93,7 @@ async def test_a_session_has_no_descriptor_of_the_host(session: Session) -> None
 
 def test_all_descriptors_but_those_named_are_closed_whatever_the_limit_is_now() -> None:
     script = (
-        "import os, resource\nfrom aca_sessions.sandbox.guest import confine\n"
+        "import os, resource\nfrom aca_sessions.sandbox.guest.isolation import confine\n"
         "for number in (3, 4, 7, 8, 200): os.dup2(0, number)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))\n"
         "confine.close_all_but(8, 7, 3)\n"

@@ -15,10 +15,10 @@ from aca_sessions import Policy, open_interpreter, open_pool
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.models import CodeExecutionResult
 from aca_sessions.sandbox.forkserver import ForkServer
-from aca_sessions.sandbox.interpreter import Interpreter
 from aca_sessions.sandbox.policy import Network
 from aca_sessions.sandbox.proxy import Proxy, Serving, Streams, _carry, _is_public, _parse
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.session.interpreter import Interpreter
 
 from ..conftest import mostly_long
 from ..wheels import index_of, make_wheel

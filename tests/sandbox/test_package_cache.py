@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions.sandbox.package_cache import HeldSet, PackageCache
-from aca_sessions.sandbox.requirements import PackageError, Wheel
+from aca_sessions.sandbox.packages.cache import HeldSet, PackageCache
+from aca_sessions.sandbox.packages.requirements import PackageError, Wheel
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_set_that_another_process_uses_is_kept(cache: PackageCache, tmp_path: 
     keep(cache, "used", 900)
     folder = str(tmp_path / "cache")
     use = f"held = PackageCache({folder!r}, 1000).hold('used'); print(held.name, flush=True); input()"
-    code = f"from aca_sessions.sandbox.package_cache import PackageCache; {use}"
+    code = f"from aca_sessions.sandbox.packages.cache import PackageCache; {use}"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "used\n"

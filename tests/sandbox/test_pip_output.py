@@ -2,7 +2,7 @@
 
 import pytest
 
-from aca_sessions.sandbox.pip_output import explained, progress, without_secrets
+from aca_sessions.sandbox.packages.resolver import explained, progress, without_secrets
 
 _NONE = "ERROR: Could not find a version that satisfies the requirement thing (from versions: none)\n"
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from aca_sessions import Policy
 from aca_sessions.errors import PartlyRestoredError, SnapshotError
-from aca_sessions.sandbox import copies
-from aca_sessions.sandbox.files import Files
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, MB, Limits
-from aca_sessions.sandbox.restore import restore
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.session import copies
+from aca_sessions.sandbox.session.files import Files
+from aca_sessions.sandbox.session.restore import restore
 
 from ..conftest import uncharged
 

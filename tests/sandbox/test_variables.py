@@ -3,7 +3,8 @@
 import pytest
 
 from aca_sessions import CodeExecutionResult, Session
-from aca_sessions.sandbox import cell, wire
+from aca_sessions.sandbox import wire
+from aca_sessions.sandbox.session import cell
 
 
 def changes_in(result: CodeExecutionResult) -> list[tuple[object, ...]]:

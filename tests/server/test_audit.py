@@ -14,9 +14,8 @@ import pytest
 from aca_sessions import Policy, Settings, open_pool, open_server
 from aca_sessions.errors import ConfigurationError
 from aca_sessions.hosting import Hosting
-from aca_sessions.server.audit import AuditLog
-from aca_sessions.server.journal import Journal
-from aca_sessions.server.problems import problem_of
+from aca_sessions.server.journal import AuditLog, Journal
+from aca_sessions.server.routing import problem_of
 
 POLICY = Policy(preload=(), spares=0)
 Events = Callable[[], list[dict[str, object]]]

@@ -6,7 +6,7 @@ import pytest
 from aca_sessions import Session
 from aca_sessions.contract.events import decode_events, decode_reply, encode_events
 from aca_sessions.models import Display, Event
-from aca_sessions.server.events import Events
+from aca_sessions.server.executions import Events
 
 
 async def test_unread_pieces_of_one_stream_are_joined() -> None:

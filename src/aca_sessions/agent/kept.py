@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .artifacts import Artifacts
-from .deps import Deps, install, uninstall
+from .library.artifacts import Artifacts
+from .library.dependencies import Deps, install, uninstall
+from .library.skills import Skills
+from .library.storage import Storage
 from .live import Live
-from .skills import Skills
-from .storage import Storage
 
 
 class Kept:

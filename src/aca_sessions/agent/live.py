@@ -9,8 +9,8 @@ from ..client.session import Session
 from ..errors import InvalidArgumentError, NotSupportedError, SnapshotError
 from ..models import CodeExecutionResult
 from .capabilities import capabilities_of
-from .deps import Pending
-from .outside import Answer, Outside
+from .host_calls import Answer, Outside
+from .library.dependencies import Pending
 from .running import Running, running_in
 
 _TRIAL_SECONDS = 10.0

@@ -3,11 +3,11 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from .artifacts import Artifacts
-from .deps import Deps, is_installed
+from .host_calls import Answer
+from .library.artifacts import Artifacts
+from .library.dependencies import Deps, is_installed
+from .library.skills import Skills
 from .live import Live
-from .outside import Answer
-from .skills import Skills
 from .toolbox import ToolBox
 from .tools.tool import Parameter, Tool, ToolFailedError
 

@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from ..client.session import Session
 from ..models import CodeExecutionResult
-from .exchange import Exchange
-from .outside import Outside
-from .placed import place
+from .host_calls import Outside
+from .threaded_protocol import Exchange, place
 
 
 class Followed:

@@ -10,17 +10,15 @@ from ..client.pool import SessionPool
 from ..connect import open_pool
 from ..errors import ACASessionsError, NotSupportedError
 from ..models import CodeExecutionResult
-from .approval import Approval, Approve
-from .artifacts import Artifacts
-from .deps import Deps, install
+from .approval import Approval, Approve, CallRecord
 from .kept import Kept
+from .library.artifacts import Artifacts
+from .library.dependencies import Deps, install
+from .library.search import Embed
+from .library.skills import Skills
+from .library.storage import FileStorage, MemoryStorage, Storage
 from .live import Live
-from .memory_storage import MemoryStorage
 from .namespaces import table
-from .records import CallRecord
-from .search import Embed
-from .skills import Skills
-from .storage import FileStorage, Storage
 from .toolbox import ToolBox
 from .tools.functions import tool as make_tool
 from .tools.tool import Tool, ToolSource

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from . import values
-from .approval import Approval, digest, why_refused
-from .records import CallRecord, Decision
-from .search import Embed, Search
+from .approval import Approval, CallRecord, Decision, digest, why_refused
+from .library.search import Embed, Search
 from .tools.tool import Tool, ToolFailedError, message_of
 
 Described = list[dict[str, Any]]

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import IO, Self, TypeVar
@@ -12,9 +14,32 @@ import httpx
 from ..contract import extensions, flat
 from ..contract.records import API_VERSION, TOO_MANY_STARTING, decode_problem, retry_after
 from ..errors import NotSupportedError, ServiceUnavailableError
-from ..owner import Owner
+from ..lifetime import Owner
 from .arguments import checked_session_id
-from .patience import Patience
+
+_FIRST, _LONGEST = 0.1, 5.0
+
+
+class Patience:
+    """The waits of one call."""
+
+    def __init__(self, budget: float, *, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
+        """Start the budget, which is in seconds from now. `clock` returns monotonic seconds, and `draw` a number from 0 to 1."""
+        self._ends = clock() + budget
+        self._clock = clock
+        self._draw = draw
+        self._next = _FIRST
+
+    def wait(self, wished: float | None) -> float | None:
+        """Return the seconds to wait before the next attempt, or None if the budget does not allow it.
+
+        The wait is what the service asked for, or else a random one around 0.1, 0.2, 0.4 … 5 seconds.
+        """
+        # Random, so that clients which failed together do not come back together.
+        wait = wished if wished is not None else self._next * (0.5 + self._draw())
+        self._next = min(self._next * 2, _LONGEST)
+        return wait if self._clock() + wait <= self._ends else None
+
 
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _REMEMBERED_URLS = 64

@@ -16,15 +16,13 @@ from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadReques
 from ..tasks import Tasks
 from . import packages
 from .arguments import checked_session_id, checked_timeout, refusal
-from .continuity import Continuity
-from .delivered import Delivered
-from .execution import AnswerCall, AnswerInput, Execution, ended, in_background
-from .executions import Executions
+from .arguments import sanitize as take_out_of_fences
+from .continuity import Continuity, Delivered
+from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background
+from .files import SessionFiles
 from .http import SessionsHttpClient, decoded
 from .own_cells import own_cell
 from .packages import INSTALL_SECONDS
-from .sanitize import sanitize as take_out_of_fences
-from .session_files import SessionFiles
 from .timeline import Timeline
 
 _REMEMBERED = 10_000

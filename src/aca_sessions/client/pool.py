@@ -14,13 +14,12 @@ from typing import Literal, Self
 
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
+from ..lifetime import Owner, caller
 from ..models import SessionInfo
-from ..owner import Owner
 from ..tasks import Tasks
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
 from .leases import Granted, Leases, Waiter
-from .made_at import caller
 from .session import Session
 
 _LOOK_FOR_IDLE_EVERY = 15.0

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ACASessionsError, InvalidArgumentError, NotFoundError, NotSupportedError
-from .history import Deleted, Installed, Ran, Reset, Step, Uploaded
-from .notebook import Output, outputs_of, read_notebook
+from .history import Deleted, Installed, Output, Ran, Reset, Step, Uploaded, outputs_of, read_notebook
 from .session import Session
 
 _VARYING = (  # what differs between two runs and means nothing: addresses of objects, names of cells in tracebacks

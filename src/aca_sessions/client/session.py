@@ -23,14 +23,13 @@ from ..models import (
     Variable,
 )
 from .arguments import checked_count, checked_data, checked_moment, checked_requirements, refusal
-from .delivered import Delivered
-from .execution import AnswerCall, AnswerInput, Execution
-from .history import Deleted, History, Installed, Reset, uploaded
+from .arguments import sanitize as take_out_of_fences
+from .continuity import Delivered
+from .executions import AnswerCall, AnswerInput, Execution
+from .history import Deleted, History, Installed, Reset, to_notebook, to_script, uploaded
 from .interpreter import CodeInterpreter
-from .notebook import to_notebook, to_script
 from .own_cells import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
 from .packages import INSTALL_SECONDS
-from .sanitize import sanitize as take_out_of_fences
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _BRANCH = "~branch-"  # proxies that shard sessions by name hash only what stands before this: a branch is on its session's server

@@ -8,7 +8,7 @@ from ..contract.extensions import SINCE_HEADER, decode_position
 from ..errors import ACASessionsError
 from ..models import Checkpoint, Record
 from ..tasks import Tasks
-from .delivered import Delivered
+from .continuity import Delivered
 from .http import Response, SessionsHttpClient, decoded
 
 _WAIT = 250.0  # seconds: a cell of up to 220 s may have to end first

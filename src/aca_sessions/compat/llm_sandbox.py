@@ -14,8 +14,8 @@ from typing import Any, Self, TypedDict, Unpack
 
 from .. import Limits, Policy
 from ..errors import InvalidArgumentError, NotSupportedError
+from ..interactive import InteractiveSession
 from ..models import CodeExecutionResult
-from ..surfaces.interactive import InteractiveSession
 
 OnText = Callable[[str], object]
 

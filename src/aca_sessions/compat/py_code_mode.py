@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from ..agent.memory_storage import MemoryStorage
-from ..agent.redis_storage import RedisStorage
-from ..agent.search import Embed
+from ..agent.library.redis_storage import RedisStorage
+from ..agent.library.search import Embed
+from ..agent.library.storage import FileStorage, MemoryStorage
 from ..agent.session import AgentSession
-from ..agent.storage import FileStorage
 from ..agent.tools.tool import Tool, ToolSource
 from ..models import CodeExecutionResult
 

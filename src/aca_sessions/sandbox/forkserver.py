@@ -21,18 +21,19 @@ from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from ..errors import ConfigurationError, GuestDiedError, IsolationError
-from ..owner import Owner
-from . import environment, supply, wire
-from .cgroup import Groups
-from .ends import Spawned, Tree, kill
-from .folder import Folder
-from .memory import Memory
-from .package_cache import shown
+from ..lifetime import Owner
+from . import environment, wire
+from .images import supply
+from .limits.cgroup import Groups
+from .limits.memory import Memory
+from .limits.shortage import allow_many, no_descriptor, reserve, told_of
+from .limits.watchdog import Watchdog, bytes_in, family
+from .packages.cache import shown
 from .policy import Limits, Mount, Policy, Together
 from .remedy import IMAGE, lines_for_image, remedy_for
-from .shortage import allow_many, no_descriptor, reserve, told_of
-from .tree_numbers import Numbers
-from .watchdog import Watchdog, bytes_in, family
+from .session.endings import Spawned, Tree, kill
+from .session.folder import Folder
+from .session.processes import Numbers
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read the environment that the zygote was started with, so nothing of the host's environment is in it.

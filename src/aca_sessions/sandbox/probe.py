@@ -6,13 +6,13 @@ from pathlib import Path
 
 from ..errors import IsolationError
 from ..tasks import in_thread
-from .capacity import capacity
-from .ends import host_pid
-from .interpreter import Interpreter
+from .limits.capacity import capacity
+from .limits.watchdog import private_memory
 from .policy import Limits, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
-from .watchdog import private_memory
+from .session.endings import host_pid
+from .session.interpreter import Interpreter
 
 _MEGABYTE = 1 << 20
 _NAMESPACES = {

@@ -11,22 +11,22 @@ from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, Snap
 from ..ledger import Ledger
 from ..models import CodeExecutionResult, RemoteFile, RunningProcess
 from ..tasks import Tasks, made_in_thread
-from . import copies
-from .cell import CellNotSentError
-from .ends import Spawned, Tree, host_pid
-from .files import Files
 from .forkserver import ForkServer, limiter
-from .home import Home
-from .interpreter import Interpreter
-from .memory import Memory
-from .packages import Packages
+from .limits.memory import Memory
+from .packages.session_packages import SessionPackages
+from .packages.store import Packages
 from .policy import Limits
-from .processes import Ended
 from .proxy import Proxy
-from .restore import cut_off, restore
-from .session_packages import SessionPackages
-from .starting import fork, start
-from .timeline import Moment, Timeline
+from .session import copies
+from .session.cell import CellNotSentError
+from .session.checkpoints import Moment, Timeline
+from .session.endings import Spawned, Tree, host_pid
+from .session.files import Files
+from .session.home import Home
+from .session.interpreter import Interpreter
+from .session.processes import Ended
+from .session.restore import cut_off, restore
+from .session.startup import fork, start
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 

@@ -16,10 +16,11 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
 from ..tasks import Tasks, in_thread, made_in_thread
-from . import environment, images
+from . import environment
 from .forkserver import ForkServer, limiter
-from .image_python import ASK, ImagePython
-from .packages import Packages
+from .images import images
+from .images.image_python import ASK, ImagePython
+from .packages.store import Packages
 from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox

@@ -1,5 +1,10 @@
 """The ASGI application: it routes requests to handlers, at the root and below Azure's base path."""
 
+import argparse
+import multiprocessing
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -11,20 +16,47 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import extensions
 from ..contract.versions import VERSIONS
+from ..errors import ConfigurationError
 from ..hosting import Hosting
-from ..owner import Owner
-from .cell_routes import CellRoutes
+from ..lifetime import Owner
+from .cell_routes import CellRoutes, LiveRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
-from .live_routes import LiveRoutes
 from .mcp_route import McpRoute
 from .metrics_route import MetricsRoute
-from .package_routes import PackageRoutes
 from .page_routes import page_routes
-from .session_routes import SessionRoutes
+from .routing import answering, problem_answer
+from .session_routes import PackageRoutes, SessionRoutes
 from .sessions import Sessions
-from .table import answering, problem_answer
 from .timeline_routes import TimelineRoutes
+
+
+def check_is_alone() -> None:
+    """Raise ConfigurationError if this process is one of several workers.
+
+    That is found from the environment and the command line, in the ways of uvicorn and gunicorn.
+    """
+    asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
+    for name, count in asked.items():
+        if count.isdecimal() and int(count) > 1:
+            raise ConfigurationError(
+                f"{name} asks for {count} workers, and each would have sessions of its own: run one, or several servers behind a proxy "
+                "that knows whose session is where (docs/scaling.md)"
+            )
+
+
+def _workers(command: list[str]) -> str:
+    """Return the number of workers that the command line of this process asks for, or "".
+
+    uvicorn spawns its workers with that command line, gunicorn forks them with it.
+    """
+    program = Path(command[0]).parts[-2:] if command else ()
+    if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):
+        return ""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-w", "--workers", default="")
+    return str(parser.parse_known_args(command[1:])[0].workers)
+
 
 SUPPORTED = {"api-supported-versions": ", ".join(VERSIONS)}
 _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools/{pool}"

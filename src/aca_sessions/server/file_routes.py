@@ -11,13 +11,11 @@ from ..contract import legacy
 from ..contract.records import ProblemError, split_path
 from ..hosting import Hosting
 from ..models import RemoteFile
-from ..sandbox.files import Files
 from ..sandbox.sandbox import Sandbox
-from .downloads import Download, Downloads, Sending, close
-from .requests import addressed, check_route, check_version, checked_identifier, range_of, wants_whole
+from ..sandbox.session.files import Files
+from .file_transfer import Download, Downloads, Sending, close, uploaded
+from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, range_of, wants_whole
 from .sessions import Sessions
-from .table import Routes, note
-from .uploads import uploaded
 
 _BINARY = "application/octet-stream"
 

@@ -9,10 +9,9 @@ from starlette.responses import JSONResponse, Response
 from ..contract import mcp, shell, values
 from ..contract.records import DRAINING, ExecutionCall, ProblemError
 from ..hosting import Hosting
-from .requests import checked_identifier
+from .file_transfer import limited
+from .routing import Routes, checked_identifier
 from .sessions import Sessions
-from .table import Routes
-from .uploads import limited
 
 _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
 

@@ -6,8 +6,8 @@ from starlette.responses import Response
 
 from ..contract.records import ProblemError
 from ..hosting import Hosting
+from .routing import Routes
 from .sessions import Sessions
-from .table import Routes
 
 PATH = "metrics"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .table import Routes
+from .routing import Routes
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",

@@ -22,11 +22,11 @@ from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
 from ..models import SessionInfo
-from ..sandbox.memory import Memory
+from ..sandbox.limits.memory import Memory
+from ..sandbox.limits.shortage import open_descriptors, room_for_sessions
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
-from ..sandbox.shortage import open_descriptors, room_for_sessions
 from ..tasks import Tasks
 from .executions import Executions, RunningExecution, no_execution
 from .journal import Journal

@@ -9,10 +9,9 @@ from ..contract import extensions, timeline, values
 from ..hosting import Hosting
 from ..ledger import format_position
 from ..sandbox.sandbox import Sandbox
-from .requests import addressed
+from .file_transfer import limited
+from .routing import Routes, addressed
 from .sessions import HostedSession, Sessions
-from .table import Routes
-from .uploads import limited
 
 _MAX_REQUEST = 64 << 10
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any, ClassVar
 
-from ...sandbox.guest.collected import Collected
+from ...sandbox.guest.notebook.collected import Collected
 
 _HALF = 1 << 19  # characters of a stream's head, and of its tail
 

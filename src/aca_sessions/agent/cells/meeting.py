@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from ...sandbox.guest import bridge, calls
+from ...sandbox.guest.bridge import bridge, calls
 from ...sandbox.guest.place import DATA, place
 from .diverted import write_past
 from .threaded import ThreadedCell

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from types import CodeType, SimpleNamespace, TracebackType
 from typing import Any
 
-from ...sandbox.guest import tracebacks
-from ...sandbox.guest.collected import Collected, no_late_displays
-from ...sandbox.guest.loop import Loop, is_needed
+from ...sandbox.guest.notebook import tracebacks
+from ...sandbox.guest.notebook.collected import Collected, no_late_displays
+from ...sandbox.guest.notebook.loop import Loop, is_needed
 from ...sandbox.wire import Cleared, Message, Shown
 from .diverted import Diverted
 

@@ -8,12 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..wire import Command, Extend, Finished, Fork, Ping, Run, Started, WarmUp
-from . import commands, packages, seeds, snapshots, streams
+from . import seeds, snapshots
 from .link import Link, interrupts
+from .notebook import commands, packages, streams
 from .place import place
 
 if TYPE_CHECKING:
-    from .shell import Shell
+    from .notebook.shell import Shell
 
 
 def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:

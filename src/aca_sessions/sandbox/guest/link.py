@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
-from .loop import Loop
+from .notebook.loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
 _MOST_BROUGHT = 4  # descriptors with one message

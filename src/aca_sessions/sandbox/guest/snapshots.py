@@ -21,7 +21,7 @@ from . import place, seeds
 from .link import Link
 
 if TYPE_CHECKING:
-    from .shell import Shell
+    from .notebook.shell import Shell
 
 _ENDS = 4  # the host sends the socket, the frames' pipe, stdout and stderr
 _children: set[int] = set()

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, NoReturn, Union
 from .. import syscalls
 from ..syscalls import Namespace
 from ..wire import Done, DropTree, MakeTree, Message, Ping, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
-from . import bare, confine, image, root
-from .bare import Bare
-from .namespaces import Namespaced
-from .refusal import RefusalError, part
+from .isolation import bare, confine, image, root
+from .isolation.bare import Bare
+from .isolation.image import RefusalError, part
+from .isolation.namespaces import Namespaced
 
 if TYPE_CHECKING:
-    from .shell import Shell
+    from .notebook.shell import Shell
 
 World = Union[Bare, Namespaced]
 
@@ -92,8 +92,10 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
         preload: The modules to import.
     """
     try:
-        from . import cells, init, packages, seeds  # noqa: F401 - what every session needs
-        from .shell import build_shell
+        from . import cells, seeds  # noqa: F401 - what every session needs
+        from .isolation import init  # noqa: F401
+        from .notebook import packages  # noqa: F401
+        from .notebook.shell import build_shell
 
         shell = build_shell(preload)
     except ImportError as error:
@@ -210,7 +212,7 @@ class _Forking:
 
     def _become_session(self, request: Spawn, connection: int, report: int) -> NoReturn:
         try:
-            from . import init
+            from .isolation import init
 
             confine.close_all_but(connection, report)
             init.main(request, self._world, connection, report, self._shell)

@@ -1,0 +1,1 @@
+"""Adapters for agent frameworks: each speaks its framework's words over one session."""

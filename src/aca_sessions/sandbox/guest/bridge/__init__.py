@@ -1,0 +1,1 @@
+"""Host calls as cells make them: `tools`, `skills`, `artifacts` and `deps`."""

@@ -1,0 +1,1 @@
+"""Namespaces, root, Landlock and seccomp: the steps that shut a session in."""

@@ -1,0 +1,1 @@
+"""The interpreter of a session: IPython, its displays, variables and streams."""

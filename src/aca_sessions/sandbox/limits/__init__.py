@@ -1,0 +1,1 @@
+"""Memory, processes and processor time: who counts them, and how many sessions fit."""

@@ -1,0 +1,383 @@
+"""The host's ends of an interpreter: a socket for cells, a pipe for the guest's frames, and a pipe each for stdout and stderr."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from .. import wire
+from .cell import Output
+
+_READ_AT_ONCE = 1 << 18
+_UNIT = 1 << 14  # bytes. To read so many costs about as much as an empty frame, 10 µs: that is one unit of work
+_A_TURN = 64  # units before other sessions get the event loop: about 1 ms
+_BURST = 8192  # units that a guest may use at once; all displays of an honest cell take 2,500
+_A_SECOND = 5000  # units per second after that: about a twentieth of the event loop
+_LAST, _LAST_READS = 1024, 4  # units for each read, and reads, after a guest has died
+_MOST_UNFINISHED = 256 << 20  # bytes of all sessions together
+_SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait in its pipe
+
+
+class Unfinished:
+    """The bytes of frames that guests have begun and not finished, bounded for all event loops of this process together.
+
+    Beyond the limit, the frame that was begun first is refused: an honest guest writes a frame at once.
+    """
+
+    def __init__(self, most: int = _MOST_UNFINISHED) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._held: dict[Inbox, int] = {}  # in the order in which their frames were begun
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes that are counted now."""
+        with self._lock:
+            return sum(self._held.values())
+
+    def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
+        """Count the unfinished bytes of an inbox, and refuse the oldest frames if all of them exceed the limit.
+
+        Args:
+            inbox: Holds the frame.
+            size: How many bytes of the frame it holds now.
+            anew: Whether it is another frame than at the last call.
+        """
+        with self._lock:
+            if anew or size < _SMALL:
+                self._held.pop(inbox, None)
+            if size < _SMALL:
+                return
+            self._held[inbox] = size
+            excess = sum(self._held.values()) - self._most
+            while excess > 0:
+                oldest = next(iter(self._held))
+                excess -= self._held.pop(oldest)
+                oldest.give_up_soon()
+
+
+_unfinished = Unfinished()
+
+
+class _Pace:
+    """The work that a guest may cause: a burst, then a fixed amount per second."""
+
+    def __init__(self) -> None:
+        self._left = float(_BURST)
+        self._since = time.monotonic()
+
+    def spend(self, units: float) -> float:
+        """Record work. Return how many seconds the guest has to wait before it may cause more."""
+        now = time.monotonic()
+        self._left = min(_BURST, self._left + (now - self._since) * _A_SECOND) - units
+        self._since = now
+        return max(0.0, -self._left / _A_SECOND)
+
+
+class Inbox:
+    """The frames from the pipe of one guest, read on the event loop that calls `listen`."""
+
+    def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
+        """Take over the read end of a pipe.
+
+        Args:
+            pipe: The read end.
+            unfinished: Bounds the bytes of unfinished frames, together with other inboxes.
+        """
+        os.set_blocking(pipe, False)
+        self._pipe = pipe
+        self._unfinished = unfinished
+        self._frames = wire.Frames(wire.MAX_FROM_GUEST)
+        self._complete: Iterator[bytes] = iter(())
+        self._pace = _Pace()
+        self._units = 0.0
+        self._open = self._watched = False
+
+    def listen(
+        self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
+    ) -> None:
+        """Start reading, and pass each frame to `take`. Stop after a refused frame, and at the end of the pipe.
+
+        Args:
+            take: Called with each payload. It raises WireError to refuse it.
+            most: Returns the size of the largest payload that may come now. A larger one is refused.
+            forged: Called after a refused frame.
+            silent: Called at the end of the pipe.
+        """
+        self._take, self._most, self._forged, self._silent = take, most, forged, silent
+        self._loop = asyncio.get_running_loop()
+        self._open = True
+        self._watch(True)
+
+    def charge(self, size: int) -> None:
+        """Count other work of the guest, in bytes that were read."""
+        self._units += size / _UNIT
+
+    def finish(self) -> None:
+        """Take what the guest wrote so far, within a bound, then stop. For a guest that is dead or about to be killed."""
+        if self._open:
+            self._watch(False)
+            with contextlib.suppress(wire.WireError, BlockingIOError):
+                for _ in range(_LAST_READS):
+                    _, all_taken = self._take_some(_LAST)
+                    if not (all_taken and (data := os.read(self._pipe, _READ_AT_ONCE))):
+                        break
+                    self._complete = self._frames.feed(data)
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop reading, and drop what was not taken."""
+        self._open = False
+        self._watch(False)
+        self._complete, self._frames = iter(()), wire.Frames(0)
+        self._unfinished.note(self, 0, anew=True)
+
+    def give_up_soon(self) -> None:
+        """Refuse the unfinished frame soon, on the inbox's own event loop. This may be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
+            self._loop.call_soon_threadsafe(self._refuse)
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self.stop()
+        os.close(self._pipe)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._pipe, _READ_AT_ONCE)
+        except BlockingIOError:
+            return
+        if not data:
+            self.stop()
+            self._silent()
+            return
+        self._complete = self._frames.feed(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take complete frames, at most 64 units of them in each turn of the event loop. Read more when all are taken."""
+        try:
+            taken, all_taken = self._take_some(_A_TURN)
+        except wire.WireError:
+            self._refuse()
+            return
+        if not self._open:
+            return
+        wait = self._pace.spend(self._units)
+        self._unfinished.note(self, len(self._frames.rest), anew=taken > 0)
+        if all_taken and not wait:
+            self._watch(True)
+        else:
+            self._watch(False)
+            self._loop.call_later(wait, self._resume)
+
+    def _resume(self) -> None:
+        if self._open:
+            self._go_on()
+
+    def _take_some(self, most: float) -> tuple[int, bool]:
+        """Take frames until they cost `most` units. Return how many were taken, and whether none is left."""
+        self._units, taken = 0.0, 0
+        while self._units < most and self._open:
+            self._frames.limit = self._most()
+            payload = next(self._complete, None)
+            if payload is None:
+                return taken, True
+            self._take(payload)
+            taken += 1
+            self._units += 1 + len(payload) / _UNIT
+        return taken, False
+
+    def _refuse(self) -> None:
+        if self._open:
+            self.stop()
+            self._forged()
+
+    def _watch(self, wanted: bool) -> None:
+        if wanted is not self._watched:
+            self._watched = wanted
+            self._loop.add_reader(self._pipe, self._read) if wanted else self._loop.remove_reader(self._pipe)
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A frame that is not completely written yet."""
+
+    left: memoryview
+    descriptors: Sequence[int]
+    written: asyncio.Future[None]
+    begun: bool = False
+
+
+class Outbox:
+    """A queue of frames that are written to a socket in the order in which they came.
+
+    Several tasks send at the same time, and a frame may be larger than the socket's buffer. So only this object writes. A frame that was
+    begun is written to its end, even if its sender was cancelled meanwhile. Waiting for a guest that does not read blocks no reader: the
+    guest may itself wait until the host reads.
+    """
+
+    def __init__(self, link: socket.socket) -> None:
+        """Write to a connected socket. The caller stays its owner and closes it."""
+        link.setblocking(False)
+        self._link = link
+        self._waiting: deque[_Outgoing] = deque()
+        self._watched = False
+        self._open = True
+        self.size = 0  # bytes that are not written yet
+
+    def __len__(self) -> int:
+        """Return how many frames are not written yet."""
+        return len(self._waiting)
+
+    def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
+        """Queue a frame. Return a future that is done when the frame is written, or when it cannot be.
+
+        Cancelling the future drops a frame that was not begun.
+        """
+        written = asyncio.get_running_loop().create_future()
+        if not self._open:
+            written.set_result(None)
+            return written
+        self._waiting.append(_Outgoing(memoryview(data), descriptors, written))
+        self.size += len(data)
+        if not self._watched:
+            self._write()
+        return written
+
+    def close(self) -> None:
+        """Drop all frames that are not written, and do not write any more."""
+        self._open = False
+        self._watch(False)
+        while self._waiting:
+            self._drop()
+
+    def _write(self) -> None:
+        """Write as much as one send takes, and no more in this turn of the event loop."""
+        while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
+            self._drop()
+        if self._waiting and not self._has_written(self._waiting[0]):
+            self.close()  # the reader is gone; other code notices the interpreter's death
+        self._watch(bool(self._waiting))
+
+    def _has_written(self, frame: _Outgoing) -> bool:
+        try:
+            sent = socket.send_fds(self._link, [frame.left], frame.descriptors) if frame.descriptors else self._link.send(frame.left)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        frame.begun, frame.descriptors, frame.left = True, (), frame.left[sent:]  # descriptors go with the first byte
+        self.size -= sent
+        if not frame.left:
+            self._drop()
+        return True
+
+    def _drop(self) -> None:
+        frame = self._waiting.popleft()
+        self.size -= len(frame.left)
+        if not frame.written.done():
+            frame.written.set_result(None)
+
+    def _watch(self, wanted: bool) -> None:
+        if wanted is self._watched:
+            return
+        self._watched = wanted
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(ValueError):  # the socket was closed
+            loop.add_writer(self._link, self._write) if wanted else loop.remove_writer(self._link)
+
+
+_channel_READ_AT_ONCE = 1 << 20
+_THROTTLED_SECONDS = 0.02
+
+
+class Channel:
+    """The connection to one interpreter. It reads frames and streams as they arrive, on the event loop that calls `listen`."""
+
+    def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
+        """Take over the ends.
+
+        Args:
+            link: The socket for frames to the guest.
+            said: The read end of the pipe with the guest's frames.
+            streams: The read ends of stdout and stderr.
+            limit: How many bytes of each stream are kept.
+        """
+        self._link = link
+        self.streams = (Output(streams[0], limit), Output(streams[1], limit))
+        self._inbox = Inbox(said)
+        self._outbox = Outbox(link)
+        self._watched: set[int] = set()
+        self._open = True
+
+    @property
+    def unread(self) -> tuple[int, int]:
+        """Return how many frames, and how many bytes of them, wait for the guest to read. Those in the socket's buffer are not counted."""
+        return len(self._outbox), self._outbox.size
+
+    def listen(
+        self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
+    ) -> None:
+        """Start reading frames and streams. See `Inbox.listen` for the arguments."""
+        self._inbox.listen(take, most=most, forged=forged, silent=silent)
+        for stream in self.streams:
+            self._listen_again(stream)
+
+    def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
+        """Send a frame and optional descriptors. The returned future is done when the frame is written, or when the guest is gone.
+
+        Cancelling the future drops the frame, unless a part of it is already written: then the rest is written as well.
+        """
+        return self._outbox.put(wire.frame(message), descriptors)
+
+    def drain(self) -> None:
+        """Read what the guest has written to its streams so far."""
+        for stream in self.streams:
+            before = stream.read
+            stream.drain()
+            self._inbox.charge(stream.read - before)
+
+    def stop(self) -> None:
+        """Take the frames that were written so far, then stop reading and writing."""
+        self._open = False
+        self._inbox.finish()
+        self._outbox.close()
+        for descriptor in [*self._watched]:
+            self._unwatch(descriptor)
+
+    def close(self) -> None:
+        """Close all ends."""
+        self.stop()
+        for stream in self.streams:
+            stream.close()
+        self._inbox.close()
+        self._link.close()
+
+    def _on_output(self, stream: Output) -> None:
+        """Read a stream. After a flood, pause for 0.02 s, so that other sessions get their turn."""
+        # What is not read stays in the pipe. A full pipe holds up its writer alone.
+        if not stream.drain(_channel_READ_AT_ONCE):
+            self._unwatch(stream.descriptor)
+        elif stream.flooded:
+            self._unwatch(stream.descriptor)
+            asyncio.get_running_loop().call_later(_THROTTLED_SECONDS, self._listen_again, stream)
+
+    def _listen_again(self, stream: Output) -> None:
+        if self._open:
+            self._watch(stream.descriptor, partial(self._on_output, stream))
+
+    def _watch(self, descriptor: int, callback: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_reader(descriptor, callback)
+        self._watched.add(descriptor)
+
+    def _unwatch(self, descriptor: int) -> None:
+        if descriptor in self._watched:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            self._watched.remove(descriptor)

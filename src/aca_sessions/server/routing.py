@@ -1,0 +1,215 @@
+"""The table of routes, and what every response has, whatever its route."""
+
+import errno
+import logging
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..contract.records import DRAINING, IDENTIFIER, SNAPSHOT_REFUSED, TOO_MANY_STARTING, MalformedBodyError, ProblemError, encode_problem
+from ..contract.versions import Version, version_named
+from ..errors import GuestDiedError, IsolationError, SnapshotError
+from ..sandbox.session.files import UnusableNameError
+from ..telemetry import hashed
+from .journal import Journal
+
+_BY_ERRNO = {
+    errno.ENOENT: (404, "FileNotFound", "there is no such file in the session"),
+    errno.ENOTDIR: (404, "FileNotFound", "there is no such file in the session"),
+    errno.EISDIR: (400, "FilePathInvalid", "this is a folder"),
+    errno.ENOTEMPTY: (400, "FilePathInvalid", "the folder is not empty"),
+    errno.ENAMETOOLONG: (400, "FilePathInvalid", "the path is too long"),
+    errno.ELOOP: (400, "FilePathInvalid", "links are not followed"),
+    errno.EXDEV: (400, "FilePathInvalid", "this leads out of /mnt/data"),
+    errno.EACCES: (403, "FileNotAccessible", "the session's code took away its own right to this file"),
+    errno.EAGAIN: (409, "FileBusy", "the session's code holds this file: try again"),
+    errno.EMFILE: (
+        500,
+        "SandboxUnavailable",
+        "this process has no descriptor left: end some sessions or raise `ulimit -n`",
+    ),
+    errno.ENFILE: (500, "SandboxUnavailable", "this host has no descriptor left: end some programs"),
+    errno.EDQUOT: (
+        507,
+        "SessionStorageFull",
+        "the session, its branches and its checkpoints have as many files as they may have together, or as much memory; "
+        "delete files, branches, checkpoints or variables",
+    ),
+    errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full; delete files first"),
+}
+
+
+def problem_of(error: Exception) -> ProblemError:
+    """Return the problem that answers an exception which a handler raised."""
+    match error:
+        case ProblemError():
+            return error
+        case UnusableNameError():
+            return ProblemError(400, "FileNameInvalid", str(error))
+        case OSError(errno=number) if number in _BY_ERRNO:
+            return ProblemError(*_BY_ERRNO[number])
+        case SnapshotError():
+            return ProblemError(409, SNAPSHOT_REFUSED, str(error))
+        case IsolationError() | GuestDiedError():
+            # Not 503: a proxy retries that elsewhere, so it is only for what was not started.
+            return ProblemError(500, "SandboxUnavailable", str(error))
+        case HTTPException():
+            return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
+    return ProblemError(500, "InternalError", "the server could not do this; its log says where")
+
+
+_CODES = {404: "NotFound", 405: "MethodNotAllowed"}
+
+
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
+_SKIP = re.compile(r"\d{1,9}", re.ASCII)
+
+
+def version_of(request: Request) -> Version:
+    """Return the api-version of a request."""
+    return version_named(request.query_params.get("api-version"))
+
+
+def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
+    """Return the api-version and the session identifier. A plain server accepts only identifiers that Azure accepts in that version."""
+    version = version_of(request)
+    allowed = version.identifier if plain else IDENTIFIER
+    return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
+
+
+def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
+    """Return an identifier. Raise ProblemError (400) if it is missing or has other characters or another length than allowed."""
+    if not allowed.fullmatch(identifier):
+        said = "the identifier is missing, or not of the characters and length allowed here"
+        raise ProblemError(400, "SessionRequestValidationFailed", said)
+    return identifier
+
+
+def check_has_sessions(request: Request) -> None:
+    """Raise ProblemError (404) if the api-version is one of the earlier ones, which have no requests about sessions."""
+    version = version_of(request)
+    if not version.has_sessions:
+        raise ProblemError(404, "NotFound", f"{version.name} has no sessions to ask for: they came with 2025-02-02-preview")
+
+
+def check_route(request: Request, path: str, *, whole: bool = True) -> None:
+    """Raise ProblemError (404) if the path belongs to another generation of the API. `whole` means that nothing follows the path."""
+    found = request.url.path.rstrip("/")
+    if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
+        raise ProblemError(404, "NotFound", f"this api-version has this under another path: {path}")
+
+
+def skip_of(request: Request) -> int:
+    """Return the index at which a page begins. Raise ProblemError (400) if it is not a number."""
+    skip = request.query_params.get("skip", "0")
+    if not _SKIP.fullmatch(skip):
+        raise ProblemError(400, "SessionRequestValidationFailed", "'skip' is not a number")
+    return int(skip)
+
+
+def check_version(request: Request, version: str) -> None:
+    """Raise ProblemError (412) if If-Match names another version of a file. Weak tags match nothing (RFC 9110, 13.1.1)."""
+    wanted = request.headers.get("if-match")
+    if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
+        raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
+
+
+def wants_whole(request: Request, version: str) -> bool:
+    """Return whether If-Range turns a request for a part into one for the whole file, because the part would be of another version."""
+    wanted = request.headers.get("if-range")
+    return wanted is not None and not _matches(wanted, version)
+
+
+def _matches(wanted: str, version: str) -> bool:
+    return not version.startswith("W/") and version in (tag.strip() for tag in wanted.split(","))
+
+
+def range_of(request: Request) -> tuple[int, int | None]:
+    """Return the first byte and the length of the requested part of a file. The length is None for all that follows.
+
+    Other units than bytes, several ranges and suffixes are ignored: the whole file is returned then (RFC 9110, 14.2).
+    """
+    wanted = _RANGE.fullmatch(request.headers.get("range", ""))
+    if not wanted:
+        return 0, None
+    start, end = int(wanted[1]), wanted[2]
+    return start, max(0, int(end) - start + 1) if end else None
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+Named = tuple[str, str, Handler]  # path, method, handler
+Routes = list[Named]
+
+_logger = logging.getLogger("aca_sessions")
+_access = logging.getLogger("aca_sessions.access")
+
+
+def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
+    """Build a route from a handler. Its exceptions become responses; each response has the server's headers and those of its session.
+
+    Args:
+        route: The path, the method and the handler.
+        headers: The server's headers.
+        journal: Records problems, and what the handler notes.
+    """
+
+    path, method, handler = route
+
+    async def answer(request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await handler(request)
+        except ClientDisconnect:
+            response = Response(status_code=400)  # the client has gone and does not read it
+        except Exception as error:
+            problem = problem_of(error)
+            journal.refused(problem, f"{method} {path}", request.query_params.get("identifier"))
+            response = problem_answer(error)
+        response.headers.update(headers)
+        if (session := getattr(request.state, "session", None)) is not None:
+            response.headers.update(session.take_headers())
+        seconds = time.perf_counter() - started
+        _note(request, seconds, journal)
+        _log_access(request, path, response.status_code, seconds)
+        return response
+
+    return Route(f"/{path}", answer, methods=[method])
+
+
+def note(request: Request, event: str, **fields: object) -> None:
+    """Note what the journal records of a request, if the request succeeds."""
+    request.state.noted = (event, fields)
+
+
+def _note(request: Request, seconds: float, journal: Journal) -> None:
+    noted, session = getattr(request.state, "noted", None), getattr(request.state, "session", None)
+    if noted is not None and session is not None:
+        journal.noted(noted[0], session.identifier, seconds, noted[1])
+
+
+def _log_access(request: Request, path: str, status: int, seconds: float) -> None:
+    """Log a request, with the pattern of its route but not its path: identifiers are secrets, and names of files may be."""
+    if _access.isEnabledFor(logging.DEBUG):
+        name = request.query_params.get("identifier")
+        session = hashed(name) if name else "-"
+        _access.debug("%s /%s %s session %s %.0f ms", request.method, path, status, session, seconds * 1000)
+
+
+def problem_answer(error: Exception) -> Response:
+    """Return the response for an exception that a handler raised, in Azure's format."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        _logger.error("a request failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+    asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in (DRAINING, TOO_MANY_STARTING) else {}
+    if isinstance(problem, MalformedBodyError):  # Azure refuses these before the service, so they have no error code
+        body = encode_problem(problem)
+        _logger.debug("a body was refused as malformed, trace %s", body["traceId"])
+        return JSONResponse(body, problem.status, media_type="application/problem+json")
+    return JSONResponse(encode_problem(problem), problem.status, headers={"x-ms-error-code": problem.code} | asked_later)
