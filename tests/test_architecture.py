@@ -57,7 +57,8 @@ MAY_IMPORT = {
         "guest_text",
     },
     "hosting": set(),
-    "server": {"server", "hosting", "contract", "sandbox", "ledger", "models", "errors", "tasks", "telemetry", "lifetime"},
+    "server.guard": {"hosting", "contract"},
+    "server": {"server", "server.guard", "hosting", "contract", "sandbox", "ledger", "models", "errors", "tasks", "telemetry", "lifetime"},
     "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime"},
     "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens if it is given none
     "agent.cells": {"agent.cells", "sandbox.guest", "sandbox.wire"},  # sent as text, with the modules that they need
@@ -69,7 +70,7 @@ MAY_IMPORT |= {
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive"},
     "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy"},
-    "mcp": _ARRIVAL | {"mcp", "integrations", "cli", "hosting"},  # cli: the server that `aca-sessions mcp --http` shares with `serve`
+    "mcp": _ARRIVAL | {"mcp", "integrations", "cli", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},

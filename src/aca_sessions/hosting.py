@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 KNOWS_KEY = "knows_key"  # set in the state of a request that had the right key
+METRICS_PATH = "metrics"
 
 
 @dataclass(frozen=True, slots=True)

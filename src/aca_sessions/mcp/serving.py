@@ -2,73 +2,27 @@
 
 import argparse
 import asyncio
-import hmac
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from urllib.parse import urlsplit
 
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..cli.keys import api_key
 from ..cli.serving import Server, address, allowed_hosts, listen_on_port
 from ..cli.streams import standard_input
 from ..connect import open_pool
-from ..hosting import KNOWS_KEY
+from ..contract.records import ProblemError
+from ..hosting import Hosting
+from ..server.guard import Guard
 from ..settings import Settings
 from .clients import House
 from .options import MB, Options
 from .server import SessionServer
-
-
-class Guard:
-    """A filter that passes requests on if they have the key, name a known host and do not come from a page of another host."""
-
-    def __init__(self, app: ASGIApp, *, api_key: str, allowed_hosts: frozenset[str]) -> None:
-        """Put the checks in front of an application.
-
-        Args:
-            app: The application.
-            api_key: The key that requests must have.
-            allowed_hosts: The hosts that `Host` and `Origin` may name. An empty set allows all.
-        """
-        self._app = app
-        self._key = api_key.encode()
-        self._allowed_hosts = allowed_hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it with 401 or 403."""
-        refused = self._refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        if refused is None:
-            scope.setdefault("state", {})[KNOWS_KEY] = True
-            await self._app(scope, receive, send)
-            return
-        status, message = refused
-        headers = {"www-authenticate": "Bearer"} if status == 401 else {}
-        await JSONResponse({"error": message}, status, headers=headers)(scope, receive, send)
-
-    def _refusal(self, headers: Headers) -> tuple[int, str] | None:
-        # A page could reach this server under a name of its own (DNS rebinding), and a browser adds the page's Origin to its requests.
-        if not self._knows(f"//{headers.get('host', '')}"):
-            return 403, "the Host header names no host of this server; start it with --allowed-host"
-        if "origin" in headers and not self._knows(headers["origin"]):
-            return 403, "the Origin header names a page that is none of this server's; start it with --allowed-host"
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("utf-8", "replace"), self._key):
-            return 401, "a Bearer token with this server's key is needed"
-        return None
-
-    def _knows(self, address: str) -> bool:
-        try:
-            return not self._allowed_hosts or urlsplit(address).hostname in self._allowed_hosts
-        except ValueError:
-            return False
-
 
 PATH = "/mcp"
 _LARGEST_REQUEST = 16 * MB
@@ -91,11 +45,17 @@ async def serve_http(options: argparse.Namespace) -> int:
     greeting = f"Endpoint: http://{address(listener)}{PATH}\nApiKey: {'(as given)' if given else key}"
     try:
         async with _house(options) as house, _Connections(house) as connections:
-            app = Guard(connections.app, api_key=key, allowed_hosts=allowed_hosts(options))
+            app = Guard(connections.app, Hosting(api_key=key, allowed_hosts=allowed_hosts(options)), refuse=_refuse)
             await Server(app, connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
     finally:
         listener.close()
     return 0
+
+
+def _refuse(problem: ProblemError) -> Response:
+    """Return the response to a request without the key, or of a foreign page."""
+    headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
+    return JSONResponse({"error": problem.message}, problem.status, headers=headers)
 
 
 class _Connections:

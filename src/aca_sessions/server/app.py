@@ -15,6 +15,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..contract import extensions
+from ..contract.records import ProblemError
 from ..contract.versions import VERSIONS
 from ..errors import ConfigurationError
 from ..hosting import Hosting
@@ -80,8 +81,7 @@ class Service:
         guarded = hosting.api_key or hosting.allowed_hosts
         # The health check and the page hold no data, so they need no key.
         open_paths = frozenset({f"/{extensions.HEALTH_PATH}", *(route.path for route in page)})
-        guard = Guard(app, hosting, open_paths=open_paths, headers=self._headers, journal=sessions.journal)
-        self._app: ASGIApp = guard if guarded else app
+        self._app: ASGIApp = Guard(app, hosting, refuse=self._refuse, open_paths=open_paths) if guarded else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one ASGI request. Raise ForkedProcessError in a forked process."""
@@ -102,6 +102,13 @@ class Service:
         self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()
+
+    def _refuse(self, problem: ProblemError) -> Response:
+        """Return the response to a request that did not pass the guard."""
+        self._sessions.journal.refused(problem, "any", stranger=True)
+        response = problem_answer(problem)
+        response.headers.update(self._headers)
+        return response
 
     async def _answer_http_problem(self, _request: Request, error: HTTPException) -> Response:
         response = problem_answer(error)

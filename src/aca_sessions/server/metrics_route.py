@@ -5,11 +5,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..contract.records import ProblemError
-from ..hosting import Hosting
+from ..hosting import METRICS_PATH, Hosting
 from .routing import Routes
 from .sessions import Sessions
 
-PATH = "metrics"
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -21,7 +20,7 @@ class MetricsRoute:
 
     def table(self) -> Routes:
         """Return the one route, or none without metrics."""
-        return [(PATH, "GET", self.metrics)] if self._numbers is not None else []
+        return [(METRICS_PATH, "GET", self.metrics)] if self._numbers is not None else []
 
     async def metrics(self, _request: Request) -> Response:
         """Return all metrics as they are now."""
