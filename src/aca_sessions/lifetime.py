@@ -31,7 +31,7 @@ class Owner:
 
     def check(self) -> None:
         """Raise ForkedProcessError if this process was forked from the owner."""
-        if not self.is_here:
+        if os.getpid() != self._process:
             raise ForkedProcessError(
                 f"{self._what} belongs to process {self._process}, from which this process was forked: open another one here, "
                 "or start processes with multiprocessing's 'spawn'"

@@ -1,7 +1,6 @@
 """Spans and metrics through opentelemetry-api. Names of sessions are hashed; code and contents never get here."""
 
 import hashlib
-import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,8 +23,8 @@ def _seconds(name: str, description: str) -> Histogram:
 
 _executions = _meter.create_counter("aca_sessions.executions", description="Cells, by what became of them")
 _execution_seconds = _seconds("aca_sessions.execution.duration", "How long cells took, as their callers see it")
-_acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
-_leases = _meter.create_up_down_counter("aca_sessions.leases", description="Sessions held now")
+acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
+leases = _meter.create_up_down_counter("aca_sessions.leases", description="Sessions held now")
 
 _live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}", "Sessions that live in this process")
 _active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")
@@ -71,24 +70,9 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
             raise
 
 
-@contextmanager
-def acquiring(session_id: str | None) -> Iterator[None]:
-    """Measure the block as the wait for a lease. Count the lease if the block succeeds."""
-    started = time.perf_counter()
-    with span("acquire", session_id):
-        yield
-    _acquire_seconds.record(time.perf_counter() - started)
-    _leases.add(1)
-
-
-def released(count: int = 1) -> None:
-    """Count leases that ended."""
-    _leases.add(-count)
-
-
 def executed(current: Span, result: CodeExecutionResult) -> None:
     """Record the result of an execution, as its caller sees it."""
-    verdict = {"success": result.success, "state": result.state.kind}
+    verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
     _execution_seconds.record(result.duration, verdict)
     sizes = {"stdout.length": len(result.stdout), "stderr.length": len(result.stderr), "displays": len(result.displays)}

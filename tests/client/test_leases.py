@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from aca_sessions.client.leases import Granted, Leases, Waiter
+from aca_sessions.client.pool import Granted, Leases, Waiter
 
 
 class Clock:
@@ -137,6 +137,6 @@ def test_the_lease_of_a_terminated_session_does_not_end_its_successor_of_the_sam
     state.terminate("alice")
     second = state.acquire("alice", woken([]))
     state.release(first)
-    assert state.is_held("alice")
+    assert state.leases_of("alice")
     state.release(second)
-    assert not state.is_held("alice")
+    assert not state.leases_of("alice")

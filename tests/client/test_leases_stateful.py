@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from aca_sessions import open_pool
-from aca_sessions.client.leases import Granted, Leases, Waiter
+from aca_sessions.client.pool import Granted, Leases, Waiter
 
 pytestmark = pytest.mark.slow
 

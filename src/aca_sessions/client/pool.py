@@ -1,15 +1,19 @@
 """The pool of sessions: which caller may use one now, and when an idle one ends.
 
-This is not the server's hosting, which maps identifiers to processes. `leases` decides, with no await in between; this module acts.
+This is not the server's hosting, which maps identifiers to processes. `Leases` decides, with no await in between; `SessionPool` acts.
 """
 
 import asyncio
 import contextlib
+import time
+import uuid
 import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal, Self
 
 from .. import telemetry
@@ -19,13 +23,173 @@ from ..models import SessionInfo
 from ..tasks import Tasks
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
-from .leases import Granted, Leases, Waiter
 from .session import Session
 
 _LOOK_FOR_IDLE_EVERY = 15.0
 _NAMED_IN_A_MESSAGE = 5
+_now = partial(datetime.now, UTC)
+_OTHER_LOOP = "the pool belongs to another event loop: open one in each loop that uses sessions"
 # These defaults are defined here only: an embedded server gets room for the sessions that a pool with them promises.
 DEFAULT_SESSIONS, DEFAULT_SESSION_SECONDS, DEFAULT_ACQUIRE_SECONDS = 10, 1800.0, 60.0
+
+
+@dataclass(slots=True)
+class _Held:
+    named: bool
+    created: datetime
+    last_used: datetime
+    leases: int = 0
+    leased_since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease: a caller's right to use a session now. It ends with its session: a later session of the same name is another one."""
+
+    session_id: str
+    held: _Held | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A place in the queue. `wake` is called with the lease, or with None if there will be none."""
+
+    session_id: str | None
+    wake: Callable[[Granted | None], None]
+    granted: Granted | None = field(default=None)
+
+
+class Leases:
+    """The pool's decisions as plain state: which caller gets a lease, and which session ends. Nothing here awaits.
+
+    Leases of one name share its session, and the limit counts leased sessions. A caller that cannot have a lease waits in a queue. Each
+    change wakes the callers whose turn it is, and returns the sessions to end.
+    """
+
+    def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = _now) -> None:
+        self.limit = limit
+        self.leased = 0  # the number of leased sessions
+        self._idle_timeout = idle_timeout
+        self._clock = clock
+        self._sessions: dict[str, _Held] = {}
+        self._waiting: deque[Waiter] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Return the number of callers in the queue."""
+        return len(self._waiting)
+
+    def leases_of(self, session_id: str) -> int:
+        """Return how many leases the session of this name has."""
+        held = self._sessions.get(session_id)
+        return held.leases if held else 0
+
+    def knows(self, session_id: str) -> bool:
+        """Return whether a session of this name is kept, leased or not."""
+        return session_id in self._sessions
+
+    def has_ended(self, lease: Granted) -> bool:
+        """Return whether the session of a lease was terminated."""
+        return self._sessions.get(lease.session_id) is not lease.held
+
+    def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
+        """Return a lease, or a place in the queue. Callers are served in order, but for one whose session is leased already."""
+        held = self._sessions.get(session_id) if session_id is not None else None
+        # A further lease of a leased session takes no room of the pool, so it need not wait behind others.
+        if (held is not None and held.leases) or (self.leased < self.limit and not self._waiting):
+            return self._grant(session_id)
+        waiter = Waiter(session_id, wake)
+        self._waiting.append(waiter)
+        return waiter
+
+    def give_up(self, waiter: Waiter) -> list[str]:
+        """Remove a waiter from the queue and return the sessions to end. If it was granted a lease meanwhile, release that."""
+        if waiter.granted is not None:
+            return self.release(waiter.granted)
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        return []
+
+    def release(self, lease: Granted | str) -> list[str]:
+        """End a lease, or one of the leases of a name, and return the sessions to end.
+
+        An anonymous session ends with its lease, so its state reaches no other caller. A lease that ended before changes nothing.
+        """
+        session_id = lease if isinstance(lease, str) else lease.session_id
+        held = self._sessions.get(session_id)
+        if held is None or held.leases == 0 or (isinstance(lease, Granted) and self.has_ended(lease)):
+            return []
+        held.leases -= 1
+        held.last_used = self._clock()
+        ended = []
+        if held.leases == 0:
+            held.leased_since = None
+            self.leased -= 1
+            if not held.named:
+                del self._sessions[session_id]
+                ended = [session_id]
+        if self._waiting:
+            self._serve_queue()
+        return ended
+
+    def terminate(self, session_id: str) -> list[str]:
+        """End a session and all its leases. Return the sessions to end."""
+        held = self._sessions.pop(session_id, None)
+        if held is None:
+            return []
+        self.leased -= held.leases > 0
+        self._serve_queue()
+        return [session_id]
+
+    def expire(self) -> list[str]:
+        """Remove the named sessions that had no lease for the idle time-out, and return them."""
+        before = self._clock() - self._idle_timeout
+        idle = []
+        for name, held in self._sessions.items():
+            if held.leases == 0 and held.last_used <= before:
+                idle.append(name)
+        for name in idle:
+            del self._sessions[name]
+        return idle
+
+    def end_all(self) -> tuple[list[str], list[Waiter]]:
+        """Remove everything. Return all sessions, which have to be ended, and the callers that still wait."""
+        names, waiters = [*self._sessions], [*self._waiting]
+        self._sessions.clear()
+        self._waiting.clear()
+        self.leased = 0
+        return names, waiters
+
+    def infos(self) -> list[SessionInfo]:
+        """Return a description of every session that the pool keeps."""
+        return [
+            SessionInfo(
+                session_id=name,
+                created=held.created,
+                last_used=held.last_used,
+                expires=None if held.leases else held.last_used + self._idle_timeout,
+                is_active=held.leases > 0,
+                leased_since=held.leased_since,
+            )
+            for name, held in self._sessions.items()
+        ]
+
+    def _grant(self, session_id: str | None) -> Granted:
+        name = session_id or str(uuid.uuid4())
+        now = self._clock()
+        held = self._sessions.setdefault(name, _Held(session_id is not None, now, now))
+        self.leased += held.leases == 0
+        held.leases += 1
+        held.last_used = now
+        held.leased_since = held.leased_since or now
+        return Granted(name, held)
+
+    def _serve_queue(self) -> None:
+        for waiter in [*self._waiting]:
+            if self.leased < self.limit or (waiter.session_id is not None and self.leases_of(waiter.session_id)):
+                self._waiting.remove(waiter)
+                waiter.granted = self._grant(waiter.session_id)
+                waiter.wake(waiter.granted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +244,12 @@ class SessionPool:
         try:
             yield Session(self._interpreter, lease.session_id)
         finally:
-            await self._give_back(lease)
+            if not self._leases.has_ended(lease):
+                await self.release(lease.session_id)
+            # The session was terminated meanwhile, and its holder may have started another one under the name. End that one, unless it
+            # belongs to another caller by now.
+            elif self._owner.is_here and not self._closed and not self._leases.knows(lease.session_id):
+                await self._finish(self._end([lease.session_id]))
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
         """Lease a session until it is released, and return it. Wait if as many sessions as allowed are leased."""
@@ -91,35 +260,33 @@ class SessionPool:
         if session_id is not None:
             checked_session_id(session_id)
         self._expire_idle()
-        with telemetry.acquiring(session_id):
-            granted = await self._acquire(session_id)
-        try:
-            await self._wait_for_earlier_life(granted.session_id)
-        except BaseException:
-            self._end(self._leases.release(granted))
-            raise
-        self._tell("leased", granted.session_id)
+        started = time.perf_counter()
+        with telemetry.span("acquire", session_id):
+            turn: asyncio.Future[Granted | None] = asyncio.get_running_loop().create_future()
+            answer = self._leases.acquire(session_id, partial(_wake, turn))
+            granted = answer if isinstance(answer, Granted) else await self._wait_for_turn(answer, turn)
+        telemetry.acquire_seconds.record(time.perf_counter() - started)
+        # Wait until an earlier session of this name has ended: deleting it by name would delete the new one.
+        if granted.session_id in self._ending:
+            try:
+                await asyncio.wait({self._ending[granted.session_id]})
+            except BaseException:
+                self._end(self._leases.release(granted))
+                raise
+        telemetry.leases.add(1)
+        if self._on_event is not None:
+            self._on_event(PoolEvent("leased", granted.session_id))
         return granted
 
     async def release(self, session_id: str) -> None:
         """Release a lease of a session. An anonymous session ends then, and its state with it. In a forked process do nothing."""
         if not self._owner.is_here:
             return
-        if self._leases.is_held(session_id):
-            telemetry.released()
+        if self._leases.leases_of(session_id):
+            telemetry.leases.add(-1)
             self._tell("released", session_id)
-        await self._finish(self._end(self._leases.release(session_id)))
-
-    async def _give_back(self, lease: Granted) -> None:
-        """Release a lease at the end of its block.
-
-        If its session was terminated meanwhile, the holder may have started another one under the name. End that, unless it belongs to
-        another caller by now.
-        """
-        if not self._owner.is_here or not self._leases.has_ended(lease):
-            await self.release(lease.session_id)
-        elif not self._closed and not self._leases.knows(lease.session_id):
-            await self._finish(self._end([lease.session_id]))
+        if ended := self._leases.release(session_id):
+            await self._finish(self._end(ended))
 
     async def terminate(self, session_id: str) -> None:
         """End a session at once and free its place, even if it is leased.
@@ -127,10 +294,12 @@ class SessionPool:
         A caller that still uses it gets `lost: terminated` in its next result. It then has a new session, which the pool does not count and
         which ends with the caller's block.
         """
-        self._check_loop()
+        self._owner.check()
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise PoolError(_OTHER_LOOP)
         leases = self._leases.leases_of(session_id)
         for name in self._leases.terminate(session_id):
-            telemetry.released(leases)
+            telemetry.leases.add(-leases)
             self._tell("terminated", name)
         # Also if the pool does not know the name: a caller whose lease was terminated may have started the session again.
         await self._finish(self._end([session_id]))
@@ -176,35 +345,29 @@ class SessionPool:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _acquire(self, session_id: str | None) -> Granted:
-        turn: asyncio.Future[Granted | None] = asyncio.get_running_loop().create_future()
-        answer = self._leases.acquire(session_id, lambda granted: None if turn.done() else turn.set_result(granted))
-        if isinstance(answer, Granted):
-            return answer
+    async def _wait_for_turn(self, waiter: Waiter, turn: "asyncio.Future[Granted | None]") -> Granted:
         try:
             async with asyncio.timeout(self._acquire_timeout):
                 granted = await turn
         except BaseException as error:
             # The lease may have been granted in the same turn of the event loop: then it is released.
-            self._give_up(answer)
+            self._end(self._leases.give_up(waiter))
             if isinstance(error, TimeoutError):
-                raise PoolTimeoutError(self._who_holds_what()) from None
+                raise PoolTimeoutError(self._timeout_message()) from error
             raise
         if granted is None:
             raise PoolClosedError("the pool was closed while this call waited for a session")
         return granted
 
-    def _give_up(self, waiter: Waiter) -> None:
-        self._end(self._leases.give_up(waiter))
-
-    def _who_holds_what(self) -> str:
+    def _timeout_message(self) -> str:
         """Return the message of a time-out, with the sessions that are leased for longest. Names are secrets, so it has their hashes."""
         now = datetime.now(UTC)
-        held = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
-        held.sort(key=lambda one: one[1], reverse=True)
-        longest = ", ".join(f"{telemetry.hashed(name)} for {time.total_seconds():.1f} s" for name, time in held[:_NAMED_IN_A_MESSAGE])
+        leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
+        leased.sort(key=lambda one: one[1], reverse=True)
+        longest = ", ".join(f"{telemetry.hashed(name)} for {since.total_seconds():.1f} s" for name, since in leased[:_NAMED_IN_A_MESSAGE])
+        count = f"{len(leased)} of {self._leases.limit}"
         return (
-            f"no session became free within {self._acquire_timeout:g} s: {len(held)} of {self._leases.limit} are held, longest {longest}; "
+            f"no session became free within {self._acquire_timeout:g} s: {count} are leased, longest {longest}; "
             "release sessions sooner, or raise ACASessions:SessionPool:MaxConcurrentSessions"
         )
 
@@ -222,11 +385,6 @@ class SessionPool:
         if self._ending.get(session_id) is task:
             del self._ending[session_id]
 
-    async def _wait_for_earlier_life(self, session_id: str) -> None:
-        """Wait until an earlier session of this name has ended: deleting it by name would delete the new one."""
-        if session_id in self._ending:
-            await asyncio.wait({self._ending[session_id]})
-
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
         """Wait for endings. They continue if the caller is cancelled meanwhile."""
         if endings:
@@ -236,21 +394,23 @@ class SessionPool:
         self._owner.check()
         if self._closed:
             raise PoolClosedError("the pool is closed: open a new one")
-        self._check_loop()
+        loop = asyncio.get_running_loop()
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._expiring = self._loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
-
-    def _check_loop(self) -> None:
-        self._owner.check()
-        if self._loop not in (None, asyncio.get_running_loop()):
-            raise PoolError("the pool belongs to another event loop: open one in each loop that uses sessions")
+            self._loop = loop
+            self._expiring = loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
+        elif self._loop is not loop:
+            raise PoolError(_OTHER_LOOP)
 
     def _expire_idle(self) -> None:
-        expired = self._leases.expire()
-        for name in expired:
-            self._tell("expired", name)
-        self._end(expired, expired=True)
+        if expired := self._leases.expire():
+            for name in expired:
+                self._tell("expired", name)
+            self._end(expired, expired=True)
+
+
+def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> None:
+    if not turn.done():
+        turn.set_result(granted)
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
