@@ -79,7 +79,7 @@ ONLY_IN = {
     "bm25s": {"agent.library.search"},
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
-    "mcp": {"agent.tools.mcp", *(f"mcp.{name}" for name in ("calls", "cells", "resources", "server", "serving", "tool"))},
+    "mcp": {"agent.tools.mcp", *(f"mcp.{name}" for name in ("code_tools", "resources", "server", "tool"))},
     "ctypes": {"sandbox.syscalls", "agent.cells.threaded"},
     "azure": {"connect", "client.auth"},
     "IPython": {

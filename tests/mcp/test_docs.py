@@ -2,7 +2,7 @@
 
 import re
 
-from aca_sessions.mcp.options import Options
+from aca_sessions.mcp.clients import Options
 from aca_sessions.mcp.server import _tools
 from aca_sessions.settings import McpSettings
 

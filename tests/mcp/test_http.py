@@ -9,9 +9,8 @@ import pytest
 from mcp import types
 
 from aca_sessions import SessionPool, Settings
-from aca_sessions.mcp.clients import House
-from aca_sessions.mcp.options import Options
-from aca_sessions.mcp.serving import _Connections
+from aca_sessions.mcp.clients import Options, SharedState
+from aca_sessions.mcp.server import _Connections
 
 from ..conftest import descendants
 from .clients import Running, cancel, http_client_session, http_server, run, start, text_of
@@ -60,7 +59,7 @@ async def test_a_shared_session_is_reachable_by_others_and_outlives_its_creator(
 
 
 async def test_a_server_that_cannot_start_raises(pool: SessionPool) -> None:
-    connections = _Connections(House(pool, Options.of(Settings().Mcp)))
+    connections = _Connections(SharedState(pool, Options.of(Settings().Mcp)))
     async with connections._manager.run():
         pass
     with pytest.raises(RuntimeError, match="only be called once"):

@@ -13,11 +13,10 @@ from mcp.types import CallToolResult
 
 from aca_sessions import Limits, Policy, Settings, open_pool
 from aca_sessions.errors import InvalidArgumentError, PoolTimeoutError
-from aca_sessions.mcp.cells import Call
-from aca_sessions.mcp.clients import Client, House
-from aca_sessions.mcp.health_tools import check_kernel_responsiveness
-from aca_sessions.mcp.options import Options
+from aca_sessions.mcp.clients import Client, Options, SharedState
+from aca_sessions.mcp.session_tools import check_kernel_responsiveness
 from aca_sessions.mcp.state_tools import restart_kernel
+from aca_sessions.mcp.tool import Call
 
 from .clients import Running, http_client_session, http_server, run, stdio_client_session, text_of
 
@@ -199,7 +198,7 @@ async def test_a_session_is_rolled_back_branched_and_reset(connected: Connected)
 
 async def test_a_restart_that_preserves_state_removes_no_checkpoint() -> None:
     async with open_pool(policy=Policy(preload=(), spares=0, limits=Limits(checkpoints=1))) as pool:
-        client = Client(House(pool, Options.of(Settings().Mcp)))
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
         async with client.lease(client.find(None)) as session:
             await session.run("x = 1; import os; first = os.getpid()")
             kept = await session.checkpoint()
@@ -235,7 +234,7 @@ async def test_health_reports_the_last_execution(connected: Connected) -> None:
 
 async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:
     async with open_pool(Settings(MaxConcurrentSessions=1), policy=Policy(preload=(), spares=0)) as pool, pool.session("busy"):
-        client = Client(House(pool, Options.of(Settings().Mcp)))
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
         async with asyncio.timeout(30):  # the pool itself lets callers wait for a minute
             answer = await check_kernel_responsiveness(Call(client, context=None), timeout=0.05)
     assert (answer.responsive, answer.busy) == (False, False)
@@ -248,7 +247,7 @@ async def test_the_server_answers(connected: Connected) -> None:
 
 async def test_a_branch_has_no_name_before_it_exists() -> None:
     async with open_pool(policy=Policy(preload=(), spares=0)) as pool:
-        client = Client(House(pool, Options.of(Settings().Mcp)))
+        client = Client(SharedState(pool, Options.of(Settings().Mcp)))
         origin = client.find(None)
         branching = asyncio.create_task(client.branch(origin, "other"))
         await asyncio.sleep(0)
@@ -266,7 +265,7 @@ async def test_a_branch_that_exceeds_the_limit_of_the_pool_leaves_nothing() -> N
     """Let another client take the only place between the branch and its first lease."""
     settings = Settings(MaxConcurrentSessions=1, SessionPool={"AcquireTimeoutSeconds": 3})
     async with open_pool(settings, policy=Policy(preload=(), spares=0)) as pool:
-        client = Client(House(pool, Options.of(settings.Mcp)))
+        client = Client(SharedState(pool, Options.of(settings.Mcp)))
         named = client.find(None)
         held = await pool.get_or_create(named.id)
         await held.run("x = 1")

@@ -18,6 +18,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 async def _mcp(options: argparse.Namespace) -> int:
-    from ..mcp.serving import serve_http, serve_stdio
+    from ..mcp.server import serve_http, serve_stdio
 
     return await (serve_http(options) if options.http else serve_stdio(options))

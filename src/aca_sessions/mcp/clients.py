@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 from weakref import WeakValueDictionary
 
 import anyio
@@ -13,18 +14,44 @@ import anyio
 from ..client.pool import PoolEvent, SessionPool
 from ..client.session import Session
 from ..errors import ACASessionsError, InvalidArgumentError
+from ..settings import McpSettings
 from .named_session import NamedSession
-from .options import Options
 from .outputs import Outputs
 
+MB = 1 << 20
 DEFAULT = "default"
 _NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,63}", re.ASCII)
 _LONGEST_DESCRIPTION = 1000
 _MOST_WATCHED = 1000
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a client may have, and what stays when it leaves."""
+
+    sessions_per_client: int
+    clients: int
+    idle_seconds: float
+    keep_shared: bool
+    outputs_size: int  # bytes of outputs/ kept in this process; 0 keeps the sessions of a client apart
+    tools: Literal["session", "all"] = "session"
+    max_output: int = 10_000  # about how many characters of a result a model reads
+
+    @classmethod
+    def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
+        """Return the settings' options, in seconds and bytes."""
+        return cls(
+            sessions_per_client=settings.SessionsPerClient,
+            clients=settings.Clients,
+            idle_seconds=60 * settings.ClientIdleMinutes,
+            keep_shared=settings.KeepShared,
+            outputs_size=settings.OutputsMegabytes * MB,
+            tools=tools,
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class House:
+class SharedState:
     """What all clients of a server have in common: the pool, and the shared sessions."""
 
     pool: SessionPool
@@ -32,7 +59,7 @@ class House:
     shared: dict[str, NamedSession] = field(default_factory=dict)
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
-    def heard(self, event: PoolEvent) -> None:
+    def on_pool_event(self, event: PoolEvent) -> None:
         """Note that the pool ended an idle session. Its next use starts an empty one."""
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].begun = False
@@ -41,11 +68,11 @@ class House:
 class Client:
     """One connection: its sessions, and which of them is active. Tools use the active one if a call names no session."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, server: SharedState) -> None:
         """Start with the session `default`, which begins at its first use."""
-        self.house = house
-        self.options = house.options
-        self.outputs = Outputs(house.options.outputs_size)
+        self.server = server
+        self.options = server.options
+        self.outputs = Outputs(server.options.outputs_size)
         self.subscribed: set[str] = set()
         self.log_level = "info"
         self.active = DEFAULT
@@ -55,7 +82,7 @@ class Client:
 
     def sessions(self) -> dict[str, NamedSession]:
         """Return all sessions that it reaches, by name."""
-        return {**self.house.shared, **self._own}
+        return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
         """Return the session of a name, or the active one. Raise InvalidArgumentError if the name is unknown."""
@@ -85,7 +112,7 @@ class Client:
             raise InvalidArgumentError("a session_id is 1 to 64 letters, digits, '_', '-' and '.', with no '-' or '.' in front")
         if name in self.sessions():
             raise InvalidArgumentError("there is a session of that name: choose another, or switch_session to it")
-        self._made_to_share = [one for one in self._made_to_share if self.house.shared.get(one.name) is one]
+        self._made_to_share = [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
         if len(self._own) + len(self._made_to_share) >= self.options.sessions_per_client:
             raise InvalidArgumentError(
                 f"you have {self.options.sessions_per_client} sessions, which is the limit: delete_session ends one that you no longer need"
@@ -94,11 +121,11 @@ class Client:
 
     def _add(self, named: NamedSession) -> NamedSession:
         if named.shared:
-            self.house.shared[named.name] = named
+            self.server.shared[named.name] = named
             self._made_to_share.append(named)
         else:
             self._own[named.name] = named
-        self.house.known[named.id] = named
+        self.server.known[named.id] = named
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
@@ -108,14 +135,14 @@ class Client:
         try:
             async with self.lease(named) as session:
                 (one,) = await session.branch()
-            async with self.house.pool.session(one.session_id):
+            async with self.server.pool.session(one.session_id):
                 pass  # from its first lease on the pool ends it
             free = self._free_name(name)  # another call may have taken it meanwhile
             return self._add(NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, begun=named.begun))
         except BaseException:
             if one is not None:  # for example: the pool had no place for it
                 with anyio.CancelScope(shield=True):
-                    await self.house.pool.terminate(one.session_id)
+                    await self.server.pool.terminate(one.session_id)
             raise
 
     def watch(self, uri: str) -> None:
@@ -135,26 +162,26 @@ class Client:
             raise InvalidArgumentError("the session 'default' cannot be deleted; restart it if its variables are in the way")
         named = self.find(name)
         was_active = self.find(None) is named
-        self._own.pop(name, None) if self._own.get(name) is named else self.house.shared.pop(name, None)
+        self._own.pop(name, None) if self._own.get(name) is named else self.server.shared.pop(name, None)
         if was_active:
             self.active = DEFAULT
         self.outputs.forget(named)
-        await self.house.pool.terminate(named.id)
+        await self.server.pool.terminate(named.id)
         return was_active
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
         """Lease the session for the block."""
-        async with self.house.pool.session(named.id) as session:
+        async with self.server.pool.session(named.id) as session:
             yield session
 
     async def close(self) -> None:
         """End the client's own sessions. Sessions that it shared stay if the options have `keep_shared`."""
         ending = [*self._own.values()]
         if not self.options.keep_shared:
-            ending += [one for one in self._made_to_share if self.house.shared.get(one.name) is one]
+            ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
         for named in ending:
             if named.shared:
-                del self.house.shared[named.name]
+                del self.server.shared[named.name]
         with contextlib.suppress(ACASessionsError):
-            await asyncio.gather(*(self.house.pool.terminate(named.id) for named in ending))
+            await asyncio.gather(*(self.server.pool.terminate(named.id) for named in ending))

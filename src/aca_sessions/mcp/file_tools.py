@@ -10,11 +10,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ..errors import InvalidArgumentError
-from .cells import Call, file_uri
+from .code_tools import SCRIPTS
 from .outputs import FOLDER, path_of, walk
-from .package_tools import SCRIPTS
 from .resources import ROOT, checked, checked_folder
-from .tool import SessionName, tool
+from .tool import Call, SessionName, tool
 
 _MOST_FILES = 500
 
@@ -131,7 +130,7 @@ async def write_file(
         await call.client.outputs.bring(session, named)
         file = await session.upload_file(inside, _decoded(content) if binary_base64 else content)
         await call.client.outputs.take(session, named)
-    await call.resources_changed([file_uri(named, inside)])
+    await call.resources_changed([named.file_uri(inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="written", size=file.size)
 
 
@@ -142,7 +141,7 @@ async def delete_file(call: Call, path: Path, session_id: SessionName = None) ->
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
         await call.client.outputs.take(session, named)
-    await call.resources_changed([file_uri(named, inside)])
+    await call.resources_changed([named.file_uri(inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="deleted", size=0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from ..models import CodeExecutionResult, Display
 
@@ -32,6 +33,10 @@ class NamedSession:
     displays: dict[int, Display] = field(default_factory=dict)
     displayed: int = 0
     _running: list[float] = field(default_factory=list)
+
+    def file_uri(self, path: str) -> str:
+        """Return the URI of a file's resource."""
+        return f"session://{self.name}/files/{quote(path)}"
 
     @property
     def uptime(self) -> float:

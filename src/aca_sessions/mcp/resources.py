@@ -12,7 +12,6 @@ from pydantic import AnyUrl
 from ..client.arguments import checked_path
 from ..errors import ACASessionsError, InvalidArgumentError
 from ..models import Display
-from .cells import file_uri
 from .clients import Client
 from .named_session import NamedSession
 from .outputs import path_of, walk
@@ -80,7 +79,7 @@ async def _files(client: Client, named: NamedSession) -> list[types.Resource]:
         files = [file async for file in walk(session, most=_MOST_LISTED) if not file.is_directory]
     return [
         types.Resource(
-            uri=AnyUrl(file_uri(named, path_of(file))), name=_one_line(path_of(file)), description=f"of session {named.name}",
+            uri=AnyUrl(named.file_uri(path_of(file))), name=_one_line(path_of(file)), description=f"of session {named.name}",
             mimeType=_kind(file.name), size=file.size,
         )
         for file in files

@@ -1,7 +1,11 @@
-"""The protocol's server: one handler for each kind of request. A connection's client begins and ends with it."""
+"""The MCP server: a handler for each kind of request, served on standard input and output or on a port behind a key."""
 
+import argparse
+import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -9,12 +13,25 @@ import anyio
 from mcp import types
 from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.models import InitializationOptions
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import cell_tools, file_tools, health_tools, package_tools, resources, session_tools, state_tools
-from .cells import Call
-from .clients import Client, House
-from .tool import Tool, failure
+from ..cli import serving
+from ..cli.keys import api_key
+from ..cli.streams import standard_input
+from ..connect import open_pool
+from ..contract.records import ProblemError
+from ..hosting import Hosting
+from ..server.guard import Guard
+from ..settings import Settings
+from . import code_tools, file_tools, resources, session_tools, state_tools
+from .clients import MB, Client, Options, SharedState
+from .tool import Call, Tool, failure
 
+PATH = "/mcp"
+_LARGEST_REQUEST = 16 * MB
 _INSTRUCTIONS = (
     "Isolated Python sessions. Each keeps its variables between calls; yours are out of reach of other clients. "
     "run_python_code uses the active session; create_session and switch_session give you more, and every tool takes a session_id. "
@@ -25,11 +42,11 @@ _INSTRUCTIONS = (
 class SessionServer(Server[Client, Any]):
     """An MCP server that gives each connection sessions of its own."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, state: SharedState) -> None:
         """Serve sessions of a pool, with the tools that the options name."""
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
-        self._house = house
-        self._tools = _tools(house.options.tools)
+        self._state = state
+        self._tools = _tools(state.options.tools)
         self._answer(types.ListToolsRequest, self._list_tools)
         self._answer(types.CallToolRequest, self._call)
         self._answer(types.ListResourcesRequest, self._list_resources)
@@ -59,7 +76,7 @@ class SessionServer(Server[Client, Any]):
 
     @asynccontextmanager
     async def _connection(self, _server: Server[Client, Any]) -> AsyncIterator[Client]:
-        client = Client(self._house)
+        client = Client(self._state)
         try:
             yield client
         finally:
@@ -104,7 +121,91 @@ class SessionServer(Server[Client, Any]):
 
 def _tools(kind: str) -> dict[str, Tool]:
     """Return the tools of docs/mcp.md's first table, or with "all" those of both tables."""
-    chosen = [*session_tools.TOOLS, *cell_tools.TOOLS, *package_tools.TOOLS, *health_tools.TOOLS]
+    chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
     return {tool.listed.name: tool for tool in chosen}
+
+
+async def serve_stdio(options: argparse.Namespace) -> int:
+    """Serve one client until it closes our standard input."""
+    standard_input()
+    async with _shared_state(options) as state, stdio_server() as (reading, writing):
+        server = SessionServer(state)
+        await server.run(reading, writing, server.create_initialization_options())
+    return 0
+
+
+async def serve_http(options: argparse.Namespace) -> int:
+    """Serve many clients until a signal ends the server."""
+    given = api_key(options)
+    listener = serving.listen_on_port(options.host, options.port)
+    key = given or secrets.token_urlsafe(24)
+    greeting = f"Endpoint: http://{serving.address(listener)}{PATH}\nApiKey: {'(as given)' if given else key}"
+    try:
+        async with _shared_state(options) as state, _Connections(state) as connections:
+            app = Guard(connections.app, Hosting(api_key=key, allowed_hosts=serving.allowed_hosts(options)), refuse=_refuse)
+            await serving.Server(app, connections.end, partial(print, greeting, flush=True)).serve(sockets=[listener])
+    finally:
+        listener.close()
+    return 0
+
+
+def _refuse(problem: ProblemError) -> Response:
+    """Return the response to a request without the key, or of a foreign page."""
+    headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
+    return JSONResponse({"error": problem.message}, problem.status, headers=headers)
+
+
+class _Connections:
+    """The connections over HTTP. Leaving the block ends them."""
+
+    def __init__(self, state: SharedState) -> None:
+        self._manager = StreamableHTTPSessionManager(
+            SessionServer(state),
+            session_idle_timeout=state.options.idle_seconds,
+            max_sessions=state.options.clients,
+            max_request_body_size=_LARGEST_REQUEST,
+        )
+        self._started, self._stopping = asyncio.Event(), asyncio.Event()
+        self.app: ASGIApp = self._respond
+
+    async def __aenter__(self) -> "_Connections":
+        self._task = asyncio.create_task(self._run())
+        await self._started.wait()
+        if self._task.done():
+            await self._task  # raises why the manager did not start
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.end(0)
+
+    async def end(self, _grace: float) -> None:
+        """End every connection with its cells and sessions. A stream that stays open would keep the server from ending."""
+        self._stopping.set()
+        await self._task
+
+    async def _run(self) -> None:
+        """Run the manager until `end` is called: its task group must be entered and left in the same task."""
+        try:
+            async with self._manager.run():
+                self._started.set()
+                await self._stopping.wait()
+        finally:
+            self._started.set()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != PATH:
+            await PlainTextResponse(f"the server is at {PATH}", 404)(scope, receive, send)
+        elif self._stopping.is_set():
+            await PlainTextResponse("the server ends", 503)(scope, receive, send)
+        else:
+            await self._manager.handle_request(scope, receive, send)
+
+
+@asynccontextmanager
+async def _shared_state(options: argparse.Namespace) -> AsyncIterator[SharedState]:
+    settings = Settings()
+    async with open_pool(settings, on_event=lambda event: state.on_pool_event(event)) as pool:
+        state = SharedState(pool, Options.of(settings.Mcp, options.tools))
+        yield state

@@ -1,19 +1,26 @@
-"""Tools that make, choose, list and end sessions. Their docstrings, and those of their answers, are sent to models."""
+"""Tools that create, choose, list, check and end sessions. Their docstrings, and those of their answers, are sent to models."""
 
-from dataclasses import dataclass
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .cells import Call
+from ..models import SessionHealth
+from .clients import MB
 from .named_session import NamedSession
-from .tool import tool
+from .tool import Call, SessionName, tool
+
+_HEALTH_SECONDS = 5.0
 
 Name = Annotated[str, Field(description="The session's name.", max_length=256)]
 NewName = Annotated[str | None, Field(description="1 to 64 letters, digits, '_', '-' and '.'. Without it one is made.", max_length=256)]
 Description = Annotated[str, Field(description="What the session is for.", max_length=10_000)]
 Shared = Annotated[bool, Field(description="Whether the server's other clients reach it too, by this name.")]
+Wait = Annotated[float, Field(description="Seconds to wait for an answer.", gt=0, le=60)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,52 @@ class DeletedAnswer:
     new_active_session: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessAnswer:
+    """The interpreter's process, as far as it could be asked."""
+
+    memory_mb: float | None = None
+    cpu_seconds: float | None = None
+    cpu_percent: float | None = None  # over its whole life
+    num_threads: int | None = None
+    create_time: float | None = None  # seconds since 1970
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthAnswer:
+    """How a session fares. Memory is in bytes and times are in seconds; what only its interpreter knows is null while a cell runs."""
+
+    session_id: str
+    status: Literal["healthy", "unresponsive"]
+    started: bool
+    responsive: bool
+    busy_for: float | None
+    memory_usage: int
+    cpu_time: float | None
+    uptime: float
+    execution_count: int
+    last_execution_time: datetime | None
+    average_execution_time: float | None
+    last_error: str | None
+    restarts: int
+    restart_causes: list[str]
+    isolation: str | None
+    kernel_process: ProcessAnswer
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponsivenessAnswer:
+    """Whether a session would take a cell now."""
+
+    session_id: str
+    responsive: bool
+    busy: bool
+    busy_for: float | None
+    response_time: float
+    timeout: float
+
+
 async def create_session(call: Call, session_id: NewName = None, description: Description = "", shared: Shared = False) -> CreatedAnswer:
     """Make a session: a Python of its own, with its own variables and files. switch_session makes it the active one.
 
@@ -124,6 +177,49 @@ async def delete_session(call: Call, session_id: Name) -> DeletedAnswer:
     return DeletedAnswer(session_id=session_id, status="deleted", was_active=was_active, new_active_session=call.client.find(None).name)
 
 
+async def get_kernel_health(call: Call, session_id: SessionName = None) -> HealthAnswer:
+    """Tell how a session fares: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and why its
+    variables began anew if they did.
+    """
+    named = call.client.find(session_id)
+    # It is not asked if it runs a cell or was never used.
+    health = await _ask(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.begun else None
+    return HealthAnswer(
+        session_id=named.name,
+        status="healthy" if health is None or health.responsive else "unresponsive",
+        started=named.begun,
+        responsive=named.busy_for is None and (health is None or health.responsive),
+        busy_for=named.busy_for,
+        memory_usage=health.memory if health else 0,
+        cpu_time=health.cpu if health and health.responsive else None,
+        uptime=health.uptime if health and health.uptime else named.uptime,
+        execution_count=named.executions,
+        last_execution_time=named.last_execution,
+        average_execution_time=named.seconds / named.executions if named.executions else None,
+        last_error=named.last_error,
+        restarts=len(named.restarts),
+        restart_causes=named.restarts,
+        isolation=health.isolation.get("level") if health and health.isolation else None,
+        kernel_process=_process(health),
+        metadata={"description": named.description},
+    )
+
+
+async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECONDS, session_id: SessionName = None) -> ResponsivenessAnswer:
+    """Find out whether a session would take a cell now. While a cell runs the answer is no, at once, and says for how long it has run."""
+    named = call.client.find(session_id)
+    started, busy_for = time.perf_counter(), named.busy_for
+    responsive = busy_for is None and (await _ask(call, named, timeout)).responsive
+    return ResponsivenessAnswer(
+        session_id=named.name,
+        responsive=responsive,
+        busy=busy_for is not None,
+        busy_for=busy_for,
+        response_time=time.perf_counter() - started,
+        timeout=timeout,
+    )
+
+
 def _answer(named: NamedSession, *, current: bool) -> SessionAnswer:
     return SessionAnswer(
         description=named.description,
@@ -143,9 +239,35 @@ def _metadata(named: NamedSession) -> Metadata:
     return Metadata(named.description, named.shared)
 
 
+async def _ask(call: Call, named: NamedSession, patience: float) -> SessionHealth:
+    """Ask a session for its health. It is not responsive if its lease and its answer take longer than `patience` seconds together."""
+    started = time.perf_counter()
+    async with AsyncExitStack() as held:
+        try:
+            async with asyncio.timeout(patience):
+                session = await held.enter_async_context(call.client.lease(named))
+        except TimeoutError:  # the pool is full
+            return SessionHealth(responsive=False, response_time=patience)
+        return await session.health(timeout=patience - (time.perf_counter() - started))
+
+
+def _process(health: SessionHealth | None) -> ProcessAnswer:
+    if health is None or not health.responsive:
+        return ProcessAnswer()
+    return ProcessAnswer(
+        memory_mb=health.memory / MB,
+        cpu_seconds=health.cpu,
+        cpu_percent=100 * health.cpu / health.uptime if health.uptime else None,
+        num_threads=health.threads,
+        create_time=time.time() - health.uptime if health.uptime else None,
+    )
+
+
 TOOLS = (
     tool(create_session, "Make a session", "changes"),
     tool(switch_session, "Choose the active session", "changes", repeatable=True),
     tool(list_sessions, "List sessions", "reads"),
     tool(delete_session, "End a session", "destroys"),
+    tool(get_kernel_health, "Health of a session", "reads"),
+    tool(check_kernel_responsiveness, "Is a session responsive?", "reads"),
 )

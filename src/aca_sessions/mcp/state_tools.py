@@ -8,9 +8,8 @@ from pydantic import Field
 
 from ..errors import SnapshotError
 from ..models import Checkpoint
-from .cells import Call
 from .session_tools import NewName
-from .tool import SessionName, tool
+from .tool import Call, SessionName, tool
 
 _LONGEST = 10_000
 
