@@ -408,6 +408,6 @@ def _timeouts(settings: Settings) -> dict[str, float]:
 
 def _require_linux() -> None:
     if sys.platform != "linux":
-        from .sandbox.remedy import elsewhere
+        from .sandbox.hosts import elsewhere
 
         raise NotSupportedError(f"the embedded sandbox needs Linux. {elsewhere(sys.platform)}")

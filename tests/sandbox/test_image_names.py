@@ -7,7 +7,7 @@ import pytest
 
 from aca_sessions import Policy, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox.images import images, supply
+from aca_sessions.sandbox.images import images
 from aca_sessions.sandbox.images.images import root_of
 
 
@@ -81,13 +81,13 @@ def test_folders_of_processes_that_were_killed_while_they_unpacked_are_removed(t
 @pytest.mark.long
 def test_images_without_ipython_get_only_its_packages_and_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (folder,) = supply.shown("/srv/root").values()
+    (folder,) = images.shown("/srv/root").values()
     names = {entry.name.partition("-")[0].removesuffix(".py") for entry in Path(folder).iterdir()}
     assert {"IPython", "ipython", "traitlets", "matplotlib_inline"} <= names
     assert not {"numpy", "pandas", "httpx", "aca_sessions", "bin"} & names
     assert [path for path in Path(folder).rglob("*") if path.is_symlink() or (path.is_file() and os.access(path, os.X_OK))] == []
-    assert supply.shown("/srv/root") == {supply.SUPPLY: folder}
-    assert supply.shown(None) == {}
+    assert images.shown("/srv/root") == {images.SUPPLY: folder}
+    assert images.shown(None) == {}
 
 
 def test_sessions_without_namespaces_cannot_have_an_image() -> None:

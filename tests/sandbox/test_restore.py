@@ -19,8 +19,8 @@ from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.policy import KB, MB, Limits
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session import copies
+from aca_sessions.sandbox.session.copies import restore
 from aca_sessions.sandbox.session.files import Files
-from aca_sessions.sandbox.session.restore import restore
 
 from ..conftest import uncharged
 

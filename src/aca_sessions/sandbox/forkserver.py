@@ -6,12 +6,14 @@ process that is forked from this one starts its own fork server: two hosts on on
 
 import contextlib
 import errno
+import fcntl
 import functools
 import logging
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -23,16 +25,15 @@ from anyio.lowlevel import RunVar
 from ..errors import ConfigurationError, GuestDiedError, IsolationError
 from ..lifetime import Owner
 from . import environment, wire
-from .images import supply
-from .limits.cgroup import Groups
+from .hosts import IMAGE, lines_for_image, remedy_for
+from .images import images
+from .limits.capacity import allow_many, no_descriptor, reserve, told_of
+from .limits.cgroup import Groups, Janitor
 from .limits.memory import Memory
-from .limits.shortage import allow_many, no_descriptor, reserve, told_of
 from .limits.watchdog import Watchdog, bytes_in, family
 from .packages.cache import shown
 from .policy import Limits, Mount, Policy, Together
-from .remedy import IMAGE, lines_for_image, remedy_for
 from .session.endings import Spawned, Tree, kill
-from .session.folder import Folder
 from .session.processes import Numbers
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
@@ -49,6 +50,8 @@ _ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 _logger = logging.getLogger("aca_sessions")
+# Waits until this process has ended, and removes the folder. Sessions may still be ending and writing, so it tries for 2.5 s.
+_JANITOR = 'read _; n=0; while [ $n -lt 25 ] && [ -e "$1" ]; do chmod -R u+rwX -- "$1"; rm -rf -- "$1"; n=$((n+1)); sleep 0.1; done'
 _NOTHING_WAS_SENT = (errno.ETOOMANYREFS, errno.ENOMEM, errno.ENOBUFS)
 _BOOT_SECONDS = 120
 _END_SECONDS = 5
@@ -139,7 +142,7 @@ class ForkServer:
             uid_count=self._uid_count,
             mounts={mount.guest: os.path.realpath(mount.host) for mount in policy.mounts}
             | shown(policy.packages)
-            | supply.shown(policy.image),
+            | images.shown(policy.image),
             writable=[mount.guest for mount in policy.mounts if mount.shared == "writable"],
             preload=list(policy.preload or ()),
             processes=policy.together.processes,
@@ -391,6 +394,25 @@ class ForkServer:
                 kill(family(self._process.pid)[-1])
                 self._process.wait(_END_SECONDS / _KILLS)
                 return
+
+
+class Folder:
+    """The folder on disk for sessions without namespaces, which have no root of their own. It is removed however this process ends.
+
+    Other users cannot list it: they reach only what they know the name of and have rights to.
+    """
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="aca-sessions-")
+        os.chmod(self.path, 0o711)  # noqa: S103 (others may pass through it, not list it)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # systemd-tmpfiles(8) deletes old files, except below a locked folder
+        self._janitor = Janitor(_JANITOR, self.path)
+
+    def remove(self) -> None:
+        """Remove the folder, once the sessions have ended."""
+        os.close(self._lock)
+        self._janitor.finish()
 
 
 def _folder_for(policy: Policy) -> Folder | None:

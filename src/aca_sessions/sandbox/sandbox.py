@@ -13,19 +13,18 @@ from ..models import CodeExecutionResult, RemoteFile, RunningProcess
 from ..tasks import Tasks, made_in_thread
 from .forkserver import ForkServer, limiter
 from .limits.memory import Memory
-from .packages.session_packages import SessionPackages
-from .packages.store import Packages
+from .packages.store import Packages, SessionPackages
 from .policy import Limits
 from .proxy import Proxy
 from .session import copies
 from .session.cell import CellNotSentError
 from .session.checkpoints import Moment, Timeline
+from .session.copies import cut_off, restore
 from .session.endings import Spawned, Tree, host_pid
 from .session.files import Files
 from .session.home import Home
 from .session.interpreter import Interpreter
 from .session.processes import Ended
-from .session.restore import cut_off, restore
 from .session.startup import fork, start
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]

@@ -22,8 +22,8 @@ from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
 from ..models import SessionInfo
+from ..sandbox.limits.capacity import open_descriptors, room_for_sessions
 from ..sandbox.limits.memory import Memory
-from ..sandbox.limits.shortage import open_descriptors, room_for_sessions
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes

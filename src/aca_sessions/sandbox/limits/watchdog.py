@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ...tasks import Tasks, in_thread
 from ..hosts import NO_CGROUPS
 from ..policy import Limits, Together
-from .shortage import is_shortage, with_reserve
+from .capacity import is_shortage, with_reserve
 
 _logger = logging.getLogger("aca_sessions")
 _BY_FAMILY, _ERROR, _DONE = 20, 2, 3  # types of messages: netlink(7)

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...errors import GuestDiedError
 from ...models import RunningProcess
 from .. import syscalls
-from ..limits.shortage import with_reserve
+from ..limits.capacity import with_reserve
 from ..limits.watchdog import family
 
 MOST_TOLD = 100

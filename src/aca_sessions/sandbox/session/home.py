@@ -24,10 +24,10 @@ from ...lifetime import Owner
 from ...models import RunningProcess
 from ...tasks import Tasks
 from ..forkserver import limiter
+from ..hosts import remedy_for
+from ..limits.capacity import is_shortage
 from ..limits.memory import Memory, Part
-from ..limits.shortage import is_shortage
 from ..proxy import Serving
-from ..remedy import remedy_for
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
 from .endings import Spawned, descendants, host_pid, kill
 from .processes import Ended, Processes

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ...errors import IsolationError
 from ...models import RunningProcess
-from ..limits.shortage import is_shortage, told_of
+from ..limits.capacity import is_shortage, told_of
 
 
 class Numbers:

@@ -10,8 +10,8 @@ from ...errors import GuestDiedError, SnapshotError
 from ...tasks import made_in_thread
 from .. import wire
 from ..forkserver import refusal
+from ..limits.capacity import no_descriptor, told_of
 from ..limits.memory import Memory
-from ..limits.shortage import no_descriptor, told_of
 from ..policy import Limits
 from ..proxy import Proxy, Serving
 from .channel import Channel

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...errors import GuestDiedError
 from ...models import RunningProcess
-from ..limits.shortage import with_reserve
+from ..limits.capacity import with_reserve
 from .endings import host_pid
 from .processes import Ended
 
