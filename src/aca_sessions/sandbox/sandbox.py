@@ -23,9 +23,8 @@ from .session.copies import cut_off, restore
 from .session.endings import Spawned, Tree, host_pid
 from .session.files import Files
 from .session.home import Home
-from .session.interpreter import Interpreter
+from .session.interpreter import Interpreter, fork, start
 from .session.processes import Ended
-from .session.startup import fork, start
 
 Run = Callable[[Interpreter], Awaitable[CodeExecutionResult]]
 

@@ -19,8 +19,7 @@ from ..policy import Limits
 from . import copies
 from .endings import Tree
 from .files import Files
-from .interpreter import Interpreter
-from .startup import fork
+from .interpreter import Interpreter, fork
 
 
 @dataclass(slots=True)
