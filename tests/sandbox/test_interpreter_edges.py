@@ -204,3 +204,9 @@ async def test_a_semicolon_hides_the_value(session: Session) -> None:
 
 async def test_names_that_older_matplotlib_imports_from_ipython_exist(session: Session) -> None:
     assert (await session.run("from IPython.core.pylabtools import backend2gui; backend2gui.get('agg')")).success
+
+
+async def test_a_cell_may_create_many_files_with_long_names_in_any_script(session: Session) -> None:
+    """The header of the result's frame stays below its limit, although JSON needs six characters for each of these."""
+    result = await session.run("for i in range(1000): open(f'{i:04}' + '文' * 80, 'w').close()")
+    assert (result.error, len(result.files), result.files[0].path) == (None, 1000, "0000" + "文" * 80)

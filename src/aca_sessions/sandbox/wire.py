@@ -17,9 +17,10 @@ BROKEN_EXIT = 71  # exit code of an interpreter whose own loop failed
 REPORT = struct.Struct("<ii")  # by a session's first process: the number in the session of a process that ended, and its wait status
 ALLOCATION = struct.Struct("<qq")  # to the first process: where a part starts in the file that is sent with it, and its length
 MOST_PARTS = 200  # in one request: the kernel sends at most 253 descriptors with a message
-_MAX_HEADER = 256 << 10
+_MAX_HEADER = 512 << 10  # an honest one has at most 400 KB: 1,000 files, 4,096 processes and 200 variables
 _LENGTH = struct.Struct("<I")
 _IN_THE_HEADER = 128  # characters; a longer text goes behind it
+_ESCAPED = 6  # characters that JSON needs for one that is not ASCII
 
 SUPPLY = "/.ipython"  # where an image that has no IPython finds the host's
 SUPPLY_NEEDS = ".needs"  # a file in it: the oldest Python that it is for
@@ -313,7 +314,7 @@ class Frames:
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
     """Return the value, with each long text in it replaced by its index in `texts`, to which the text is added."""
-    if isinstance(value, str) and len(value) > _IN_THE_HEADER:
+    if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
     if isinstance(value, dict):
