@@ -5,10 +5,10 @@ import queue
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -22,7 +22,7 @@ from .client.session import Session
 from .connect import Opening, open_interpreter, open_pool
 from .errors import ACASessionsError
 from .lifetime import Owner, caller
-from .models import Checkpoint, CodeExecutionResult, CommandResult, Event, Package, RemoteFile, SessionHealth, Variable
+from .models import CodeExecutionResult, Event
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -155,8 +155,24 @@ class LiveCell:
             self._portal.call(self._execution.reply, event, on_input(event.text))
 
 
+Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
+Method = Callable[Concatenate[Session, Arguments], Coroutine[Any, Any, Answer]]
 OnText = Callable[[str], object]
+
+
+def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[InteractiveSession, Arguments], Answer]":
+    """Return a method of InteractiveSession that calls an async method of Session and waits for its result.
+
+    It has the same signature and docstring: `inspect.signature` follows `__wrapped__`.
+    """
+
+    @wraps(method)
+    def wait(self: "InteractiveSession", /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        return self._call(method, *arguments, **options)
+
+    wait.__module__, wait.__qualname__ = __name__, f"InteractiveSession.{method.__name__}"
+    return wait
 
 
 class InteractiveSession:
@@ -251,11 +267,11 @@ class InteractiveSession:
             on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
         """
-        if libraries and not (installed := self._call(lambda session: session.install_missing(*libraries))).success:
+        if libraries and not (installed := self._call(Session.install_missing, *libraries)).success:
             return installed
         limit = self._timeout if timeout is None else timeout
         if on_stdout is None and on_stderr is None and on_input is None:
-            return self._call(lambda session: session.run(code, timeout=limit, transactional=transactional))
+            return self._call(Session.run, code, timeout=limit, transactional=transactional)
         followers = {"stdout": on_stdout, "stderr": on_stderr}
         for event in self.stream(code, timeout=limit, on_input=on_input, transactional=transactional):
             follower = followers.get(event.kind)
@@ -279,48 +295,26 @@ class InteractiveSession:
         self._track(cell.following)
         return cell
 
-    def interrupt(self) -> None:
-        """Interrupt the cell that another thread runs here. It gets its result. Variables are kept if Python could stop it."""
-        self._call(lambda session: session.interrupt())
-
-    def reset(self) -> None:
-        """Clear the variables and keep the files. Our own server also ends background processes and removes all checkpoints."""
-        self._call(lambda session: session.reset())
-
-    def install(self, *requirements: str) -> CodeExecutionResult:
-        """Install packages and return the result."""
-        return self._call(lambda session: session.install(*requirements))
-
-    def uninstall(self, *names: str) -> CodeExecutionResult:
-        """Uninstall packages that were installed here and return the result."""
-        return self._call(lambda session: session.uninstall(*names))
-
-    def packages(self) -> list[Package]:
-        """Return the packages that were installed here."""
-        return self._call(lambda session: session.packages())
-
-    def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
-        """Run a command in the session's shell and return its result."""
-        return self._call(lambda session: session.execute_command(command, timeout=timeout))
-
-    def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Keep variables and files in /mnt/data as they are now, and return the checkpoint. SnapshotError names what prevents that."""
-        return self._call(lambda session: session.checkpoint(name))
-
-    def checkpoints(self) -> list[Checkpoint]:
-        """Return the checkpoints, the oldest first."""
-        return self._call(lambda session: session.checkpoints())
-
-    def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Return variables and files to a checkpoint, by default the latest, and end background processes. The checkpoint stays.
-
-        A text is looked up as a checkpoint's name first, then as its id.
-        """
-        return self._call(lambda session: session.rollback(checkpoint))
-
-    def undo(self) -> Checkpoint:
-        """Roll back to the latest checkpoint and remove it, so that the next call goes further back."""
-        return self._call(lambda session: session.undo())
+    interrupt = blocking(Session.interrupt)
+    reset = blocking(Session.reset)
+    execute_command = blocking(Session.execute_command)
+    install = blocking(Session.install)
+    uninstall = blocking(Session.uninstall)
+    packages = blocking(Session.packages)
+    supports = blocking(Session.supports)
+    variables = blocking(Session.variables)
+    complete = blocking(Session.complete)
+    inspect = blocking(Session.inspect)
+    health = blocking(Session.health)
+    checkpoint = blocking(Session.checkpoint)
+    checkpoints = blocking(Session.checkpoints)
+    rollback = blocking(Session.rollback)
+    undo = blocking(Session.undo)
+    upload_file = blocking(Session.upload_file)
+    download_file = blocking(Session.download_file)
+    save_file = blocking(Session.save_file)
+    list_files = blocking(Session.list_files)
+    delete_file = blocking(Session.delete_file)
 
     def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
         """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
@@ -333,41 +327,13 @@ class InteractiveSession:
         """
         portal, _ = self._live()
         branches = []
-        for session in self._call(lambda session: session.branch(count, reseed=reseed)):
+        for session in self._call(Session.branch, count, reseed=reseed):
             branch = InteractiveSession(timeout=self._timeout)
             branch._opened = portal, session
             branch._stack.callback(portal.call, session.close)
             self._stack.callback(branch.close)
             branches.append(branch)
         return branches
-
-    def variables(self) -> list[Variable]:
-        """Return the user's variables, by name."""
-        return self._call(lambda session: session.variables())
-
-    def health(self) -> SessionHealth:
-        """Return how the session is doing."""
-        return self._call(lambda session: session.health())
-
-    def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
-        """Write a file into /mnt/data."""
-        return self._call(lambda session: session.upload_file(name, data))
-
-    def download_file(self, name: str) -> bytes:
-        """Return a file's content."""
-        return self._call(lambda session: session.download_file(name))
-
-    def save_file(self, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
-        return self._call(lambda session: session.save_file(name, path))
-
-    def list_files(self, folder: str = "") -> list[RemoteFile]:
-        """Return the files in /mnt/data, or in a folder of it."""
-        return self._call(lambda session: session.list_files(folder))
-
-    def delete_file(self, name: str) -> None:
-        """Delete a file."""
-        self._call(lambda session: session.delete_file(name))
 
     @property
     def history(self) -> History:
@@ -400,10 +366,10 @@ class InteractiveSession:
     def __repr__(self) -> str:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
-    def _call(self, act: Callable[[Session], Coroutine[Any, Any, Answer]]) -> Answer:
-        """Call a function in the session's own thread and return its result. An interrupt of the caller cancels the call."""
+    def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        """Call a method of the session in its own thread and return the result. An interrupt of the caller cancels the call."""
         portal, session = self._live()
-        acting: Future[Answer] = self._track(portal.start_task_soon(act, session))
+        acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:
             return acting.result()
         except KeyboardInterrupt:

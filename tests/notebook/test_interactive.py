@@ -1,8 +1,12 @@
 """Test sessions without `await`: scripts, threads, Ctrl-C, notebooks."""
 
 import asyncio
+import inspect
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from aca_sessions import InteractiveSession
+from aca_sessions import InteractiveSession, Session
 from aca_sessions.errors import ACASessionsError, InvalidArgumentError
 from aca_sessions.sandbox.forkserver import ForkServer
 
 from ..cli.test_cli import Server
+from ..conftest import ROOT
 
 ENDLESS = "while True: pass"
 
@@ -45,6 +50,43 @@ def test_output_arrives_while_the_cell_runs_in_the_callers_thread(session: Inter
     code = "import os, time\nopen('gate', 'w').close()\nprint('go', flush=True)\nwhile os.path.exists('gate'): time.sleep(0.01)\n5"
     result = session.run(code, on_stdout=take)
     assert (seen, result.value) == ([("go\n", threading.get_ident())], 5)
+
+
+BLOCKING = {name for name, method in vars(InteractiveSession).items() if inspect.isfunction(method) and hasattr(method, "__wrapped__")}
+
+
+@pytest.mark.parametrize("name", sorted(BLOCKING))
+def test_a_blocking_method_has_the_signature_and_the_docstring_of_the_async_one(name: str) -> None:
+    blocking, asynchronous = getattr(InteractiveSession, name), getattr(Session, name)
+    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+    assert (inspect.getdoc(blocking), blocking.__name__) == (inspect.getdoc(asynchronous), name)
+    assert not inspect.iscoroutinefunction(blocking)
+
+
+def test_every_operation_of_a_session_has_a_blocking_form() -> None:
+    written_here = {"run", "branch", "stream"}  # with callbacks, or with other results
+    internal = {"start", "run_by", "run_own", "install_missing", "cancel_quietly"}
+    operations = {name for name, method in inspect.getmembers(Session, inspect.iscoroutinefunction) if not name.startswith("_")}
+    assert operations - internal - written_here == BLOCKING
+
+
+@pytest.mark.slow
+def test_a_type_checker_infers_what_blocking_methods_return(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    script = tmp_path / "script.py"
+    calls = ('install("humanize", timeout=5)', "health()", "rollback()", 'list_files("folder")', "install")
+    revealed = "".join(f"reveal_type(session.{call})\n" for call in calls)
+    script.write_text(f"from aca_sessions import InteractiveSession\nsession = InteractiveSession()\n{revealed}session.install(3)\n")
+    checked = subprocess.run([sys.executable, "-m", "mypy", "--strict", script], cwd=ROOT, capture_output=True, text=True)
+    assert re.findall(r'Revealed type is "(.*)"', checked.stdout) == [
+        "aca_sessions.models.CodeExecutionResult",
+        "aca_sessions.models.SessionHealth",
+        "aca_sessions.models.Checkpoint",
+        "list[aca_sessions.models.RemoteFile]",
+        "def (*requirements: str, timeout: float =) -> aca_sessions.models.CodeExecutionResult",
+    ]
+    assert checked.stdout.count("error:") == 1
+    assert 'incompatible type "int"; expected "str"' in checked.stdout
 
 
 def test_stderr_is_separate(session: InteractiveSession) -> None:
