@@ -12,8 +12,8 @@ import pytest
 
 from aca_sessions import Policy, Session, Settings, open_pool
 from aca_sessions.errors import ConfigurationError
-from aca_sessions.sandbox.guest.isolation import image as guest_image
-from aca_sessions.sandbox.guest.isolation.image import RefusalError
+from aca_sessions.sandbox.guest.isolation import root as guest_root
+from aca_sessions.sandbox.guest.isolation.root import RefusalError
 from aca_sessions.sandbox.images.image_python import ImagePython
 from aca_sessions.sandbox.images.images import root_of
 from aca_sessions.sandbox.policy import PackageSource
@@ -248,12 +248,12 @@ def test_a_python_of_an_image_that_describes_itself_wrongly_is_refused(said: str
 
 
 def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_image, "_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(guest_root, "_CHECK_SECONDS", 0.1)
     program = tmp_path / "python3"
     program.write_text("#!/bin/sh\nexec sleep 1000\n")
     program.chmod(0o755)
     with pytest.raises(RefusalError) as refused:
-        guest_image.python(str(program))
+        guest_root.image_python(str(program))
     assert refused.value.told.message == f"a Python that starts: {program} was still running after 0.1 s"
 
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NoReturn, Union
 from .. import syscalls
 from ..syscalls import Namespace
 from ..wire import Done, DropTree, MakeTree, Message, Ping, Plan, Refused, ShowTree, Spawn, WireError, decode, encode
-from .isolation import bare, confine, image, root
+from .isolation import bare, confine, root
 from .isolation.bare import Bare
-from .isolation.image import RefusalError, part
 from .isolation.namespaces import Namespaced
+from .isolation.root import RefusalError, part
 
 if TYPE_CHECKING:
     from .notebook.shell import Shell
@@ -50,7 +50,7 @@ def main() -> None:
             home, world = f"{plan.base}/code", _without_namespaces(plan, source)
         else:
             home, world = root.GUEST_CODE, str(_settle(plan, source))
-        program = image.python(plan.python) if plan.image else _own_program()
+        program = root.image_python(plan.python) if plan.image else _own_program()
         os.close(code)
         _begin_again(program, (control.fileno(), host), home, [world, *plan.preload])
     except RefusalError as refusal:
@@ -77,7 +77,7 @@ def go_on() -> None:
     world, preload = _world(sys.argv[3], sys.argv[4:])
     code = sys.path.pop()
     site.main()
-    image.add_supply()
+    root.add_supply()
     sys.path.append(code)  # last, behind the environment's packages
     preload_and_serve(socket.socket(fileno=control), host, world, preload)
 

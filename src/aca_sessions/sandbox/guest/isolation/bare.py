@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 from ... import syscalls
 from ...wire import MakeTree, Plan, Spawn
 from ..place import place
-from . import confine, landlock, root, seccomp
-from .image import part
+from . import confine, root, seccomp
+from .root import part
 
 if TYPE_CHECKING:
     from typing import Self
@@ -223,10 +223,8 @@ class Bare:
         """Become the session's user if the host is root, and adopt every process below that loses its parent."""
         uid = self._uid(spawn.owner)
         if uid:
-            os.setgroups([])
             syscalls.drop_bounding_set()
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
+            _become(uid)
         # After the change of user, which clears the parent-death signal (prctl(2)).
         _end_with(self._zygote, signal.SIGTERM)
         self._init = os.getpid()
@@ -245,7 +243,7 @@ class Bare:
         with part("no_new_privs"):
             syscalls.no_new_privileges()
         with part("Landlock"):
-            version = landlock.restrict(self._paths, (place.data, place.temporary, *_DEVICES), tcp=spawn.network == "host")
+            version = confine.restrict_files(self._paths, (place.data, place.temporary, *_DEVICES), tcp=spawn.network == "host")
         walls = seccomp.Walls(own_user=own_user, own_signals=own_user or version >= _FIRST_WITH_SCOPES, network=spawn.network == "host")
         with part("capabilities and seccomp"):
             confine.give_up_power(memory_is_counted=spawn.memory_is_counted, walls=walls)
@@ -313,7 +311,7 @@ def _reaches_nobody_else(other: int) -> bool:
         return False
     with part("Landlock"):
         syscalls.no_new_privileges()
-        landlock.keep_signals_inside()
+        confine.keep_signals_inside()
     try:
         os.kill(other, 0)
     except PermissionError:
@@ -328,15 +326,19 @@ def _end_with(parent: int, number: signal.Signals) -> None:
         os._exit(70)
 
 
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
 def _may(uid: int, path: str, mode: int) -> bool:
     """Return whether a user may access a path."""
     child = os.fork()  # a child, because a change of user cannot be undone
     if child == 0:
         try:
             if uid:
-                os.setgroups([])
-                os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
+                _become(uid)
             os._exit(0 if os.access(path, mode) else 1)
         finally:
             os._exit(1)
@@ -351,9 +353,7 @@ def _kill_all_of(uid: int) -> None:
     child = os.fork()
     if child == 0:
         try:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
+            _become(uid)
             for _ in range(_TRIES):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGKILL)  # all at once, except itself: a killed process cannot fork

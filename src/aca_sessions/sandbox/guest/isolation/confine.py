@@ -7,18 +7,20 @@ capabilities over everything mounted so far. Limits, Landlock and seccomp come l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
 import socket
 import struct
+from collections.abc import Iterable
 
 from ... import syscalls
 from ...syscalls import Mount, Namespace
 from ...wire import Spawn
 from ..place import DATA
-from . import landlock, root, seccomp
-from .image import part
+from . import root, seccomp
+from .root import part
 
 GUEST_ID = 1000
 FIRST_POSSIBLE_UID = 20_000
@@ -48,6 +50,19 @@ _SHOWN = {
 _HIDDEN_SETTINGS = ("fs/dentry-state", "fs/file-nr", "fs/inode-nr", "fs/inode-state", "kernel/random/boot_id")
 _EMPTY = "/sys"  # an empty folder of the template root
 _TMPFS = Mount.NO_SUID | Mount.NO_DEVICES
+# Landlock: a second barrier around files and signals. It holds even if a mount or a namespace does not.
+_EXECUTE, _READ_FILE, _READ_DIRECTORY = 1, 4, 8
+_READ = _EXECUTE | _READ_FILE | _READ_DIRECTORY
+_FIRST_RIGHTS = (1 << 13) - 1
+_RIGHT_ADDED_BY_VERSION = {2: 1 << 13, 3: 1 << 14, 5: 1 << 15}  # refer, truncate, device ioctl
+_SIGNALS = 2
+_SCOPES = 3  # no abstract Unix sockets of, and no signals to, processes outside the domain; since version 6
+
+_ON_FILES = _EXECUTE | 2 | _READ_FILE | 1 << 14 | 1 << 15  # the rights that a rule on a file, not a folder, may name
+_TCP = 3  # bind and connect; since version 4
+
+# /mnt and not /mnt/data: a rule belongs to an inode, and a branch mounts another tree at /mnt/data.
+WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
@@ -118,10 +133,40 @@ def lock_down(spawn: Spawn) -> int:
     with part("no_new_privs"):
         syscalls.no_new_privileges()
     with part("Landlock"):
-        version = landlock.restrict()
+        version = restrict_files()
     with part("capabilities and seccomp"):
         give_up_power(memory_is_counted=spawn.memory_is_counted)
     return version
+
+
+def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
+    """Restrict this process, and all that it starts, to the named paths. Return the Landlock version in force.
+
+    Args:
+        readable: Files and folders that may be read and executed.
+        writable: Files and folders that may also be changed.
+        tcp: Whether TCP sockets may bind and connect. Landlock before version 4 cannot forbid it.
+
+    Raises:
+        OSError: This kernel has no Landlock (ENOSYS), or a path does not exist.
+    """
+    version = syscalls.landlock_version()
+    if version == 0:
+        raise OSError(errno.ENOSYS, "this kernel has no Landlock")
+    ruleset = syscalls.landlock_ruleset(_attributes(version, tcp))
+    for paths, rights in ((readable, _READ), (writable, _rights(version))):
+        for path in paths:
+            syscalls.landlock_allow(ruleset, path, rights if os.path.isdir(path) else rights & _ON_FILES)
+    syscalls.landlock_enforce(ruleset)
+    os.close(ruleset)
+    return version
+
+
+def keep_signals_inside() -> None:
+    """Forbid this process, and all that it starts, to signal any process outside. Needs Landlock version 6."""
+    ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
+    syscalls.landlock_enforce(ruleset)
+    os.close(ruleset)
 
 
 def close_all_but(*kept: int) -> None:
@@ -200,3 +245,12 @@ def write_file(path: str, text: str) -> None:
         os.write(descriptor, text.encode())
     finally:
         os.close(descriptor)
+
+
+def _attributes(version: int, tcp: bool) -> bytes:
+    attributes = struct.pack("=QQQ", _rights(version), 0 if tcp else _TCP, _SCOPES)
+    return attributes if version >= 6 else attributes[: 16 if version >= 4 else 8]
+
+
+def _rights(version: int) -> int:
+    return _FIRST_RIGHTS | sum(right for since, right in _RIGHT_ADDED_BY_VERSION.items() if version >= since)

@@ -12,7 +12,7 @@ from ...wire import ALLOCATION, BROKEN_EXIT, MOST_PARTS, REPORT, Ready, Refused,
 from ..notebook import streams
 from ..place import place
 from . import confine
-from .image import RefusalError, part
+from .root import RefusalError, part
 
 if TYPE_CHECKING:
     from ..notebook.shell import Shell

@@ -1,16 +1,23 @@
-"""The template root: a tmpfs with the folders, mounts and files that every session sees. Each session's root is a read-only copy of it."""
+"""The template root: a tmpfs with the folders, mounts and files that every session sees. Each session's root is a read-only copy of it.
+
+It shows parts of the host's system, or a container image whose Python can run sessions.
+"""
+
+from __future__ import annotations
 
 import errno
+import importlib.util
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ... import syscalls
 from ...syscalls import Mount
-from ...wire import Plan
+from ...wire import SUPPLY, SUPPLY_NEEDS, Plan, Refused
 from ..place import DATA
-from . import image
-from .image import part
-from .mounts import bind
 
 GUEST_CODE = "/.guest"
 CHILDREN = "children"  # a folder in GUEST_CODE: modules for the Python programs that a session starts
@@ -44,6 +51,56 @@ _WRITTEN_SETTINGS = {
 }
 # The new root is mounted over one of these, in its own mount namespace. So no folder is left on the host, whatever kills it.
 _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
+_IMAGE_PART = "container image"
+_IMAGE_SETTINGS = "/.etc"  # the mount of the image's /etc; links in a session's /etc point into it
+_NOT_SHOWN = frozenset(("boot", "dev", "etc", "lost+found", "mnt", "proc", "run", "sys", "tmp"))
+_CHECK_SECONDS = 30
+_SOUGHT = tuple(f"{folder}/python3" for folder in ("/usr/local/bin", "/usr/bin", "/bin", "/opt/venv/bin", "/opt/conda/bin"))
+# Runs in the image's Python, which may be of any age. Prints one line for each thing that is missing.
+_CHECK = """
+import sys
+sys.version_info < (3, 9) and sys.exit('Python 3.9 or newer (it has %d.%d)\\n' % sys.version_info[:2])
+import importlib.util, site
+site.main()
+supply, needs = sys.argv[1:]
+lacks = []
+for name in ('asyncio', 'ctypes', 'fcntl', 'json', 'resource', 'socket'):
+    try:
+        __import__(name)
+    except ImportError:
+        lacks.append('the module %s of the standard library' % name)
+has = lambda name: importlib.util.find_spec(name) is not None
+if not has('IPython'):
+    if not supply or lacks:
+        lacks.append('IPython')
+    elif sys.version_info < tuple(map(int, needs.split('.'))):
+        lacks.append("IPython (this host's needs Python %s or newer, the image has %d.%d)" % ((needs,) + sys.version_info[:2]))
+    else:
+        sys.path.append(supply)
+        try:
+            import IPython.core.interactiveshell
+        except Exception as error:
+            lacks.append("IPython (this host's does not work with the image's packages: %s: %s)" % (type(error).__name__, error))
+has('matplotlib') and not has('matplotlib_inline') and lacks.append('matplotlib-inline')
+sys.stderr.write('\\n'.join(lacks))
+"""
+
+
+class RefusalError(Exception):
+    """A part of the isolation that this host does not provide. `told` is the frame that reports it to the host."""
+
+    def __init__(self, part: str, error: OSError) -> None:
+        super().__init__(part)
+        self.told = Refused(part, error.errno or 0, str(error.strerror or error))
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """Raise RefusalError with the name of this part if the block raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise RefusalError(name, error) from error
 
 
 def build(plan: Plan, code: str) -> str:
@@ -61,7 +118,7 @@ def build(plan: Plan, code: str) -> str:
     for folder in _FOLDERS:
         os.makedirs(f"{base}/{folder}")
     if plan.image:
-        image.add(base, plan.image)
+        _add_image(base, plan.image)
     else:
         _add_system(base)
         _add_settings(base)
@@ -166,10 +223,107 @@ def copy_code(source: Path, target: Path) -> None:
             (target / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             (target / file.relative_to(source)).write_bytes(file.read_bytes())
     (target / "aca_sessions" / "__init__.py").touch()
-    (target / "aca_sessions" / "__init__.py").touch()
     (target / CHILDREN).mkdir()
     for file in (source / sandbox / "guest" / CHILDREN).glob("*.py"):
         (target / CHILDREN / file.name).write_bytes(file.read_bytes())
     for shim in (source / sandbox / "guest" / "shims").glob("*.py"):
         # This folder is last on the import path: a shim is found only if the environment has no module of that name.
         (target / shim.name).write_bytes(shim.read_bytes())
+
+
+def bind(source: str, target: str, *, writable: bool = False) -> None:
+    """Mount a file or folder at a target, without device nodes and set-user-id programs.
+
+    Missing folders and the mount point are created. The mount is read-only unless `writable` is true.
+    """
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        Path(target).touch()
+    try:
+        syscalls.mount(source, target, None, Mount.BIND)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # A mount below the source is locked: the kernel refuses a bind that would uncover what it hides (mount_namespaces(7),
+        # "Restrictions on mount namespaces"). A recursive bind takes the mount along.
+        syscalls.mount(source, target, None, Mount.BIND | Mount.RECURSIVE)
+    syscalls.harden_mount(target, read_only=not writable)
+
+
+def _add_image(base: str, image: str) -> None:
+    """Mount an image's folders read-only at their places in a root.
+
+    A link is copied as a link: following it here could lead to a file of the host.
+    """
+    with os.scandir(image) as entries:
+        for entry in entries:
+            if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
+                _show(entry, f"{base}/{entry.name}")
+    if os.path.isdir(f"{image}/etc") and not os.path.islink(f"{image}/etc"):
+        bind(f"{image}/etc", base + _IMAGE_SETTINGS)
+        _link_settings(f"{base}/etc", f"{image}/etc")
+
+
+def _show(entry: os.DirEntry[str], target: str) -> None:
+    if entry.is_symlink():
+        if os.path.isdir(target):
+            os.rmdir(target)
+        os.symlink(os.readlink(entry.path), target)
+    elif entry.is_dir() or entry.is_file():
+        bind(entry.path, target)
+
+
+def _link_settings(target: str, source: str) -> None:
+    """Fill /etc with links to the one mount of the image's /etc."""
+    # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
+    # its folder: links between settings keep their targets.
+    for name in os.listdir(source):
+        path = f"{source}/{name}"
+        os.symlink(os.readlink(path) if os.path.islink(path) else f"{_IMAGE_SETTINGS}/{name}", f"{target}/{name}")
+
+
+def image_python(named: str) -> str:
+    """Return the path of the image's Python. Call it inside the image's root.
+
+    Args:
+        named: The path that the policy names, or "" to look in the usual places.
+
+    Raises:
+        RefusalError: The image lacks something that sessions need. The message lists everything that is missing.
+    """
+    program = next((path for path in (named,) * bool(named) or _SOUGHT if os.path.exists(path)), "")
+    if not program:
+        raise _refused(f"{named or 'python3'} (sought at {named or ', '.join(_SOUGHT)})")
+    try:
+        command = [program, "-I", "-S", "-B", "-c", _CHECK, *_supply()]
+        check = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _refused(f"a Python that starts: {program} was still running after {_CHECK_SECONDS} s") from error
+    except OSError as error:
+        other = " (is it for another processor, or a script?)" if error.errno == errno.ENOEXEC else ""
+        raise _refused(f"a Python that starts: {program}: {error.strerror}{other}") from error
+    missing = check.stderr.decode(errors="replace").strip().splitlines()
+    if check.returncode or missing:
+        raise _refused(", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode}")
+    return program
+
+
+def add_supply() -> None:
+    """Append the host's IPython to the end of the import path if the image has none."""
+    if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
+        sys.path.append(SUPPLY)
+
+
+def _supply() -> tuple[str, str]:
+    try:
+        with open(f"{SUPPLY}/{SUPPLY_NEEDS}") as needs:
+            return SUPPLY, needs.read()
+    except OSError:
+        return "", ""
+
+
+def _refused(missing: str) -> RefusalError:
+    """Return the error for an image that lacks what sessions need."""
+    return RefusalError(_IMAGE_PART, OSError(errno.ENOENT, missing))
