@@ -293,7 +293,7 @@ thread.start()"""
     await agent.run(code)
     session = agent._live.session
     await session.run("over.set(); thread.join()")
-    assert (await agent.run("said")).text == "['nobody takes calls here: run the cell in an AgentSession']"
+    assert (await agent.run("said")).text == "['host calls are not answered here: run the cell in an AgentSession']"
 
 
 async def test_the_history_records_a_cell_as_it_was_sent(agent: AgentSession) -> None:

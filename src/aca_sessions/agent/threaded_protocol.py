@@ -32,7 +32,6 @@ from .told import Outcome, Told
 MEETING = "agent.cells.meeting"
 _GUEST = (
     "place",
-    "notebook.processes",
     "notebook.collected",
     "bridge.calls",
     "bridge.batches",

@@ -101,7 +101,7 @@ def _ask(text: str) -> str:
     with _changed:
         cell, number = _now.cell, next(_numbers)
         if cell is None or not _is_answered(cell):
-            return calls.nobody(text)
+            return calls.refuse(text)
         _now.open[number] = text
         _changed.notify_all()
         try:

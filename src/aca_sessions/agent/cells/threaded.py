@@ -146,7 +146,7 @@ class ThreadedCell:
         try:
             self._diverted.end()
         finally:
-            self._collected.finished([], [])
+            self._collected.finished([], [], [])
             self.told = {
                 "value": self._collected.value,
                 "text": self._collected.text,

@@ -1,26 +1,34 @@
-"""The session's connection to the host, and its interrupts.
+"""The session's connection to the host: the link for cells and frames, stdout and stderr, and interrupts.
 
-A SIGINT becomes a KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
+stdout and stderr are pipes to the host. Python, C and child processes write to the same pipes, so their order is kept. A SIGINT becomes a
+KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
+from .. import syscalls
 from ..wire import Answer, Asked, Command, Extend, Fork, Frames, Message, Ping, Run, WarmUp, decode, frame
 from .notebook.loop import Loop
 
 _MAX_FROM_HOST = 1 << 30
 _MOST_BROUGHT = 4  # descriptors with one message
+_PIPE_SIZE = 1 << 20
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ
+_taken_over: dict[str, TextIO] = {}
 
 
 class AnswerError(Exception):
@@ -218,3 +226,45 @@ class _Interrupts:
 
 
 interrupts = _Interrupts()
+
+
+def take_over_streams() -> tuple[int, int]:
+    """Replace descriptors 1 and 2 by new pipes and descriptor 0 by /dev/null. Return the read ends of the pipes."""
+    # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    read_ends = (_pipe_at(1), _pipe_at(2))
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    put_back_streams()
+    syscalls.set_line_buffered()
+    return read_ends
+
+
+def flush_streams() -> None:
+    """Write out what Python or C has buffered. A cell may have closed or replaced either stream."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    syscalls.flush_c_streams()
+
+
+def put_back_streams() -> None:
+    """Restore sys.stdout and sys.stderr, in case a cell replaced them."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        # Their `write` is replaced while a cell runs on in a thread (bridge/threaded_guest.py): leave that in place.
+        if name in _taken_over and "write" in vars(_taken_over[name]):
+            continue
+        if name not in _taken_over or _taken_over[name].closed:
+            _taken_over[name] = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        setattr(sys, name, _taken_over[name])
+        setattr(sys, f"__{name}__", _taken_over[name])
+
+
+def _pipe_at(descriptor: int) -> int:
+    read_end, write_end = os.pipe()
+    with contextlib.suppress(OSError):  # the kernel limits the memory of a user's pipes (pipe(7), pipe-user-pages-soft)
+        fcntl.fcntl(write_end, _SET_PIPE_SIZE, _PIPE_SIZE)
+    os.dup2(write_end, descriptor)
+    os.close(write_end)
+    return read_end

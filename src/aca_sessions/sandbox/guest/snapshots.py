@@ -13,12 +13,13 @@ import random
 import socket
 import stat
 import sys
+import tempfile
 import threading
 from typing import TYPE_CHECKING
 
 from ..wire import Finished, Fork
-from . import place, seeds
 from .link import Link
+from .place import place
 
 if TYPE_CHECKING:
     from .notebook.shell import Shell
@@ -47,7 +48,7 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
         if pid == 0:
             _begin(ends, link, shell)
             _reopen(positions)
-            seeds.differ() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
+            reseed() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
             return None
     except OSError as error:
         too_many = "it has as many processes as it may: end some, or reset it"
@@ -57,6 +58,14 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
             os.close(end)
     _children.add(pid)
     return _finished(request, pid, "\n".join(left))
+
+
+def reseed() -> None:
+    """Give this process random numbers and temporary file names of its own: all forks of one parent would draw the same ones."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    tempfile._name_sequence = None  # type: ignore[attr-defined]
 
 
 def begin() -> None:
@@ -73,9 +82,9 @@ def stay_in_data() -> None:
         os.getcwd()
     except OSError:
         with contextlib.suppress(OSError):
-            os.chdir(place.place.data)
+            os.chdir(place.data)
         with contextlib.suppress(OSError):
-            os.chdir(_folder or place.place.data)
+            os.chdir(_folder or place.data)
 
 
 def remember_folder() -> None:
@@ -135,7 +144,7 @@ def _positions() -> dict[int, int]:
         with contextlib.suppress(OSError):
             path = f"/proc/self/fd/{name}"
             status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.place.data}/"):
+            if not stat.S_ISREG(status.st_mode) or not status.st_nlink or not os.readlink(path).startswith(f"{place.data}/"):
                 continue
             with open(f"/proc/self/fdinfo/{name}") as told:
                 if "lock:" not in told.read():  # a lock belongs to the open file description, which another open does not share (flock(2))
@@ -162,7 +171,7 @@ def _open_things() -> tuple[int, int]:
         with contextlib.suppress(OSError):
             target = os.readlink(f"/proc/self/fd/{name}")
             sockets += target.startswith("socket:")
-            files += target.startswith((place.place.data, "/tmp/"))
+            files += target.startswith((place.data, "/tmp/"))
     return sockets - _own_sockets, files
 
 

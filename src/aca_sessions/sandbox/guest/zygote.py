@@ -92,9 +92,8 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
         preload: The modules to import.
     """
     try:
-        from . import cells, seeds  # noqa: F401 - what every session needs
+        from . import cells  # noqa: F401 - what every session needs
         from .isolation import init  # noqa: F401
-        from .notebook import packages  # noqa: F401
         from .notebook.shell import build_shell
 
         shell = build_shell(preload)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import batches
-from .calls import Send, Table, ToolError, call, in_thread, leave_by, nobody
+from .calls import Send, Table, ToolError, call, in_thread, leave_by, refuse
 
 NAMES = ("tools", "skills", "artifacts", "deps")
 AWAITED = "__call_outside__"
@@ -66,7 +66,7 @@ def begin(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
         transformers: The shell's transformers of syntax trees. The one for `await tools.x()` is added or removed.
         send: Sends a call to the host and returns the reply, or None if the host takes no calls.
     """
-    leave_by(send or nobody)
+    leave_by(send or refuse)
     if send is not None:
         tools.forget()
         # As builtins they shadow no variable of the user, and modules find them as well.

@@ -38,15 +38,15 @@ class ToolError(RuntimeError):
     name = ""
 
 
-def nobody(text: str) -> str:
+def refuse(text: str) -> str:
     """Raise ToolError: the host takes no calls from this cell."""
-    raise ToolError("nobody takes calls here: run the cell in an AgentSession")
+    raise ToolError("host calls are not answered here: run the cell in an AgentSession")
 
 
 class _Way:
     """How calls leave the session."""
 
-    send: Send = staticmethod(nobody)
+    send: Send = staticmethod(refuse)
 
 
 def leave_by(send: Send) -> None:

@@ -150,7 +150,7 @@ def check(plan: Plan) -> None:
 
 def told_by(plan: Plan) -> str:
     """Return what the zygote must know of a plan after it replaced its program, as text for one argument."""
-    # Folders that the sessions' users may not enter are left out. `packages.extend` reports it when one is needed.
+    # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 

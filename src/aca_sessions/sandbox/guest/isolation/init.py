@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ... import syscalls
 from ...wire import ALLOCATION, BROKEN_EXIT, MOST_PARTS, REPORT, Ready, Refused, Spawn, frame
-from ..notebook import streams
 from ..place import place
 from . import confine
 from .root import RefusalError, part
@@ -128,14 +127,14 @@ def _list_of_sockets() -> "list[int]":
 def _interpret(spawn: Spawn, world: "World", link: socket.socket, of_the_network: "list[int]", shell: "Shell") -> NoReturn:
     try:
         from .. import cells
-        from ..link import Link
+        from ..link import Link, take_over_streams
         from ..notebook.modules import settle
 
         os.setsid()
         os.chdir(place.data)
         settle()
         shell.remember(spawn.history)
-        outputs = streams.take_over()
+        outputs = take_over_streams()
         own = os.pidfd_open(os.getpid())
         frames, said = os.pipe()
         version = world.lock_down(spawn)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ...wire import Cleared, Finished, Message, Scalar, Shown
-from . import processes
 
 _MAX_TEXT = 1 << 20
 _MAX_DISPLAYED = 24 << 20  # characters in one cell; below the limit of a frame (wire.MAX_FROM_GUEST), so that the frame is accepted
@@ -97,13 +96,12 @@ class Collected:
             message, traceback = _LEFT, f"BdbQuit: {_LEFT}"
         self.error = (type(error).__name__, clip(message), clip(traceback))
 
-    def finished(self, files: list[str], variables: list[str]) -> Finished:
+    def finished(self, files: list[str], processes: list[str], variables: list[str]) -> Finished:
         """Return the cell's result. Displays that come later wait for the next cell."""
         with self._turn:
             self._finished = True
         name, message, traceback = self.error or (None, "", "")
-        others, is_none = processes.others(), self.value_is_none
-        return Finished(self.execution, self.value, self.text, name, message, traceback, files, others, variables, is_none)
+        return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
         """Return whether this is a figure that the cell's code displayed already, unchanged.

@@ -16,7 +16,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from ...wire import Command, Finished, Message, Started
 from ..link import interrupts
 from ..place import place
-from . import changes, processes
+from . import changes
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _BY_SIGNAL = 128  # a shell reports a death by signal N as 128 + N
@@ -29,7 +29,7 @@ def run(command: Command, send: Callable[[Message], None]) -> Finished:
 
     An interrupt kills the command and everything that it started in its own process group.
     """
-    before = changes.listing()
+    before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
     code = None
     try:
@@ -39,7 +39,7 @@ def run(command: Command, send: Callable[[Message], None]) -> Finished:
     except KeyboardInterrupt:
         error = ("KeyboardInterrupt", "the command was interrupted")
     text = None if code is None else str(code)
-    return Finished(command.execution, code, text, *error, "", changes.between(before, changes.listing()), processes.others())
+    return Finished(command.execution, code, text, *error, "", changes.file_changes(before, changes.list_files()), changes.list_processes())
 
 
 def _exit_code(command: Command) -> int:

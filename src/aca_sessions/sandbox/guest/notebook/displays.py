@@ -1,17 +1,41 @@
-"""How IPython shows values in a session: the last value as the cell's value, everything else as displays."""
+"""How values are shown in a session: the last value as the cell's value, everything else as displays.
+
+Besides IPython's forms there are:
+
+- Charts of plotly and altair, as JSON and as one HTML document. plotly's document contains its script (5 MB). altair's does if vl-convert
+  is installed; otherwise it loads Vega from a public address, so the reader needs a network. Neither is drawn as an image here.
+- Frames of pandas and polars, as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource, which notebooks know): a
+  sample of the rows, with each column's own `dtype` and the number of all rows and columns. Rows are objects by field name, which readers
+  of the format expect. So a field whose name is taken gets a number, and its own name as `title`. No code of the user runs: an object that
+  is not of a plain type is shown by its type.
+"""
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import itertools
+import json
+import math
 import sys
+from types import ModuleType
 from typing import Any, ClassVar
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.formatters import DisplayFormatter, PlainTextFormatter
 
-from . import charts, tables
-
 PLAIN_TYPES = (int, float, bool, str)
+PLOTLY = "application/vnd.plotly.v1+json"
+_MOST_NAMED = 8
+TABLE = "application/vnd.dataresource+json"
+_ROWS = 20
+_COLUMNS = 50
+_CELL = 200  # characters
+_BUDGET = 256 << 10  # characters of JSON
+_TYPES = {"b": "boolean", "i": "integer", "u": "integer", "f": "number", "M": "datetime", "m": "duration"}
+_PANDAS_TIMES = ("Timestamp", "Timedelta", "Period")
+_TIMES = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
 
 Bundle = tuple[dict[str, Any], dict[str, Any]]
 
@@ -69,7 +93,7 @@ class Publisher(DisplayPublisher):
 
     def publish(self, data: dict[str, Any], metadata: object = None, **options: Any) -> None:
         name = (options.get("transient") or {}).get("display_id")
-        bundle = charts.completed(data)
+        bundle = complete_chart(data)
         self.shell.collected.take_display(bundle, None if name is None else str(name), update=bool(options.get("update")))
 
     def clear_output(self, wait: bool = False) -> None:
@@ -85,14 +109,14 @@ class Formatter(DisplayFormatter):
                 return chart, {}
             data, metadata = super().format(obj, include, exclude)
             if data and include is None:
-                data |= tables.forms(obj)
+                data |= table_forms(obj)
             if "image/png" in data and "image/jpeg" in data:
                 del data["image/jpeg"]  # the same picture, with losses
         return data, metadata
 
     def _chart(self, obj: Any) -> dict[str, Any] | None:
         try:
-            return charts.forms(obj)
+            return chart_forms(obj)
         except Exception:
             self.parent.showtraceback()
             return None
@@ -124,3 +148,162 @@ def _describe_figure(figure: Any) -> str:
         parts.append(" ".join(part for part in (axes.get_title(), f"({labels})" if labels else "", f"[{lines}]" if lines else "") if part))
     described = "; ".join(part for part in parts if part)
     return f"Figure {described}" if described else f"Figure with {len(figure.get_axes())} axes"
+
+
+def chart_forms(value: Any) -> dict[str, Any] | None:
+    """Return the forms of a chart, or None for any other value."""
+    if _is_a(value, "plotly.basedatatypes", "BaseFigure"):
+        return complete_chart({PLOTLY: json.loads(value.to_json())})
+    if _is_a(value, "altair", "TopLevelMixin"):
+        return _of_altair(value)
+    return None
+
+
+def complete_chart(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a chart published by itself (`figure.show()`), with the forms that it left out."""
+    if PLOTLY not in data or "text/html" in data or "plotly" not in sys.modules:
+        return data
+    figure = data[PLOTLY]
+    try:
+        plain = {key: part for key, part in figure.items() if key != "config"}
+        html = sys.modules["plotly"].io.to_html(plain, config=figure.get("config"), include_plotlyjs=True, validate=False)
+        return {"text/plain": _describe_plotly(figure)} | data | {"text/html": html}
+    except Exception as error:
+        print(f"{PLOTLY} could not be made HTML: {type(error).__name__}", file=sys.stderr)
+        return data
+
+
+def _of_altair(chart: Any) -> dict[str, Any]:
+    altair = sys.modules["altair"]
+    spec = chart.to_dict()
+    version = str(altair.SCHEMA_VERSION).partition(".")[0]
+    data = {"text/plain": _describe_altair(spec), f"application/vnd.vegalite.{version}+json": spec}
+    try:
+        return data | {"text/html": chart.to_html(inline=True)}
+    except ImportError:
+        return data | {"text/html": chart.to_html()}
+
+
+def _is_a(value: Any, module: str, name: str) -> bool:
+    known = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return isinstance(known, type) and issubclass(type(value), known)
+
+
+def _describe_plotly(figure: dict[str, Any]) -> str:
+    """Return a description of a plotly figure for readers who do not see it."""
+    title = figure.get("layout", {}).get("title", "")
+    title = title.get("text", "") if isinstance(title, dict) else title
+    traces = [" ".join(filter(None, (trace.get("type", "scatter"), trace.get("name")))) for trace in figure.get("data", [])]
+    return f"plotly Figure {title} [{', '.join(traces[:_MOST_NAMED])}]".replace("  ", " ")
+
+
+def _describe_altair(spec: dict[str, Any]) -> str:
+    mark = spec.get("mark", "")
+    mark = mark.get("type", "") if isinstance(mark, dict) else mark
+    axes = {
+        channel: part.get("field") or part.get("aggregate") for channel, part in spec.get("encoding", {}).items() if isinstance(part, dict)
+    }
+    drawn = ", ".join(f"{channel}: {field}" for channel, field in list(axes.items())[:_MOST_NAMED] if field)
+    title = spec.get("title", "")
+    return " ".join(filter(None, ("altair Chart", title if isinstance(title, str) else "", mark, f"({drawn})" if drawn else "")))
+
+
+def table_forms(value: Any) -> dict[str, Any]:
+    """Return the forms to add to those of a frame or series. Return an empty dict for any other value."""
+    kind = type(value)
+    try:
+        if kind is _class("pandas", "DataFrame"):
+            return _within_budget(_of_pandas(value))
+        if kind is _class("pandas", "Series"):
+            frame = value.to_frame()
+            return {"text/html": frame._repr_html_()} | _within_budget(_of_pandas(frame))
+        if kind is _class("polars", "DataFrame"):
+            return _within_budget(_of_polars(value))
+        if kind is _class("polars", "Series"):
+            return _within_budget(_of_polars(value.to_frame()))
+    except Exception as error:
+        print(f"{TABLE} could not be made: {type(error).__name__}", file=sys.stderr)
+    return {}
+
+
+def _class(module: str, name: str) -> object:
+    loaded = sys.modules.get(module)
+    return vars(loaded).get(name, table_forms) if type(loaded) is ModuleType else table_forms
+
+
+def _of_pandas(frame: Any) -> dict[str, Any]:
+    sample = frame.iloc[:_ROWS, :_COLUMNS]
+    columns = [(_label(name), dtype) for name, dtype in zip(sample.columns, sample.dtypes)]
+    fields = [{"name": name, "type": _TYPES.get(getattr(dtype, "kind", ""), "string"), "dtype": str(dtype)} for name, dtype in columns]
+    values = [sample.iloc[:, place].tolist() for place in range(sample.shape[1])]
+    index = {"name": "index", "type": _TYPES.get(getattr(frame.index.dtype, "kind", ""), "string"), "dtype": str(frame.index.dtype)}
+    *fields, index = _named_apart([*fields, index])  # the index is last to take a name: a column may be called `index`
+    return _resource([index, *fields], [sample.index.tolist(), *values], frame.shape)
+
+
+def _of_polars(frame: Any) -> dict[str, Any]:
+    sample = frame[:_ROWS, :_COLUMNS]
+    fields = [{"name": _label(name), "type": _type_of_polars(dtype), "dtype": str(dtype)} for name, dtype in sample.schema.items()]
+    values = [sample.to_series(place).to_list() for place in range(sample.shape[1])]
+    return _resource(_named_apart(fields), values, frame.shape)  # long names are cut, so they may be equal
+
+
+def _type_of_polars(dtype: Any) -> str:
+    if dtype.is_integer() or dtype.is_float():
+        return "integer" if dtype.is_integer() else "number"
+    return {"Boolean": "boolean", "Date": "date", "Time": "time", "Duration": "duration"}.get(
+        str(dtype), "datetime" if str(dtype).startswith("Datetime") else "string"
+    )
+
+
+def _named_apart(fields: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the fields with a name of its own for each."""
+    taken = {field["name"] for field in fields}
+    named: dict[str, dict[str, str]] = {}
+    for field in fields:
+        name = title = field["name"]
+        if name in named:
+            name = next(free for number in itertools.count(1) if (free := f"{title}.{number}") not in taken)
+            field = {**field, "name": name, "title": title}
+            taken.add(name)
+        named[name] = field
+    return [*named.values()]
+
+
+def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tuple[int, int]) -> dict[str, Any]:
+    names = [field["name"] for field in fields]
+    rows = [dict(zip(names, map(_plain, row))) for row in zip(*columns)]
+    told = {"profile": "tabular-data-resource", "schema": {"fields": fields}, "data": rows}
+    return told | {"rowCount": int(shape[0]), "columnCount": int(shape[1])}
+
+
+def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
+    """Return the resource as JSON text, with fewer rows if it is too long.
+
+    Without any row the columns are still shown. Return an empty dict if they alone are too long.
+    """
+    while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
+        resource["data"] = resource["data"][: len(resource["data"]) // 2]
+    return {TABLE: text} if len(text) <= _BUDGET else {}
+
+
+def _label(name: Any) -> str:
+    return str(_plain(name))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON allows it. `str` and `repr` are called only on Python's and pandas' own types."""
+    kind = type(value)
+    if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is str:
+        return value if len(value) <= _CELL else f"{value[:_CELL]}…"
+    if value is _class("pandas", "NaT"):
+        return None
+    if kind in _TIMES or kind is decimal.Decimal or any(kind is _class("pandas", name) for name in _PANDAS_TIMES):
+        return str(value)
+    if kind is tuple:
+        return ", ".join(str(_plain(part)) for part in value[:10])
+    return f"<{kind.__name__}>"

@@ -1,7 +1,8 @@
-"""Reloading of modules in the session's own folder: each cell sees them as their files are now, as with IPython's `%autoreload 2`.
+"""The modules that a session can import: those in its own folder, and packages that the host mounted in /.packages.
 
-IPython's own extension checks every module before every cell, compares times only (a rollback restores old ones), and keeps the old
-module if the new one fails. Its `superreload` is used here: it updates functions and classes that were taken from a module, in place.
+Modules in the own folder are reloaded: each cell sees them as their files are now, as with IPython's `%autoreload 2`. IPython's own
+extension checks every module before every cell, compares times only (a rollback restores old ones), and keeps the old module if the new
+one fails. Its `superreload` is used here: it updates functions and classes that were taken from a module, in place.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import hashlib
 import importlib
 import linecache
 import os
+import site
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -24,13 +26,20 @@ from importlib.machinery import (
     SourceFileLoader,
     SourcelessFileLoader,
 )
+from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from IPython.extensions.autoreload import superreload
 
+from ...wire import Extend, Finished, Message, Started
+from ..isolation import root
+from ..link import interrupts
 from ..place import place
+from . import changes
 
+_OWN_CODE = str(Path(__file__).parents[4])
+CHILDREN = f"{_OWN_CODE}/{root.CHILDREN}"
 _INSTALLED = ("/.packages", "/site-packages", "/dist-packages")
 _SAME_MOMENT = 100_000_000  # nanoseconds; two changes within a tick of the kernel's clock have the same time (inode(7))
 
@@ -59,6 +68,7 @@ class _Loaded:
 
 
 _loaded: dict[str, _Loaded] = {}
+_shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
@@ -170,3 +180,53 @@ def _is_recent(stamp: Stamp) -> bool:
 
 def _digest(source: bytes) -> bytes:
     return hashlib.blake2b(source, digest_size=16).digest()
+
+
+def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
+    """Make exactly these packages importable and return the result.
+
+    Nothing changes if a module is already loaded in another version, or if the session may not enter the folder of packages.
+    """
+    loaded = [name for name in extend.replaced if name in sys.modules]
+    if loaded:
+        names = ", ".join(loaded)
+        message = f"{names} is loaded in another version: reset the session, then install it before it is imported"
+        return _finished(extend, "PackageConflictError", message)
+    if not all(os.access(path, os.R_OK | os.X_OK) for path in extend.paths):
+        message = (
+            "sessions cannot go into the folder of packages: name one in ACASessions:Packages:CacheFolder that everybody may go through"
+        )
+        return _finished(extend, "PackageCacheError", message)
+    try:
+        with interrupts.allowed():
+            send(Started(extend.execution))
+            _put_on_path(extend.paths)
+    except BaseException as error:
+        return _finished(extend, type(error).__name__, f"the session could not take the packages: {error}")
+    return _finished(extend, None, "")
+
+
+def _put_on_path(paths: Sequence[str]) -> None:
+    """Replace the folders of packages on the import path."""
+    own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
+    sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
+    for path in paths:
+        if path not in _shown:
+            site.addsitedir(path)  # runs code of .pth files, which must happen inside the session and never on the host
+    sys.path.extend(own)
+    importlib.invalidate_caches()
+    _show_to_programs(paths)
+    _shown[:] = paths
+
+
+def _show_to_programs(paths: Sequence[str]) -> None:
+    earlier = {f"{path}/bin" for path in _shown}
+    kept = [path for path in os.environ.get("PATH", "").split(os.pathsep) if path not in earlier]
+    os.environ["PATH"] = os.pathsep.join([*kept, *(f"{path}/bin" for path in paths)])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHILDREN]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*others, CHILDREN])
+    os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)
+
+
+def _finished(extend: Extend, name: str | None, message: str) -> Finished:
+    return Finished(extend.execution, None, None, name, message, "", [], changes.list_processes())

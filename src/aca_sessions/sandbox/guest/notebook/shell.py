@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import codeop
 import contextlib
+import getpass
 import importlib
 import io
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from IPython.core import pylabtools
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ...wire import Finished, Message, Run, Started
-from ..bridge import bridge, questions
-from ..link import interrupts
+from ..bridge import bridge, calls
+from ..link import AnswerError, flush_streams, interrupts
 from ..place import place
-from . import changes, commands, loop, modules, streams, tracebacks
+from . import changes, commands, loop, modules, tracebacks
 from .collected import Collected, no_late_displays
 from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
-from .variables import Variables
 
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
@@ -35,6 +36,12 @@ _WARM_UP_OF = {
     "pandas": "import pandas; pandas.DataFrame({'a': [1.5], 'b': ['x']})",
     "matplotlib.pyplot": "import matplotlib.pyplot as p; p.plot([1, 2]); p.title('t'); p.show(); p.close('all')",
 }
+
+Ask = Callable[[str, str, str], str]
+
+
+def _refuse(execution: str, about: str, text: str) -> str:
+    raise AnswerError("input() is not answered here: put the values into the code, or run the cell with on_input")
 
 
 class Shell(InteractiveShell):
@@ -48,7 +55,7 @@ class Shell(InteractiveShell):
 
     def __init__(self, **options: Any) -> None:
         self._late = no_late_displays()
-        self._variables = Variables()
+        self._variables = changes.Variables()
         self.last_command = commands.ShellCommand()
         self._is_showing = False
         super().__init__(input_transformer_manager=commands.Syntax(), **options)
@@ -68,7 +75,7 @@ class Shell(InteractiveShell):
         """Run a command of a cell on descriptors 1 and 2, without a terminal in between. Remember its exit status."""
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
 
-    def run(self, cell: Run, send: Callable[[Message], None], ask: questions.Ask = questions.nobody) -> Finished:
+    def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse) -> Finished:
         """Run a cell and return its result, whatever the code raises.
 
         Args:
@@ -76,13 +83,13 @@ class Shell(InteractiveShell):
             send: Sends a message to the host.
             ask: Asks the host a question.
         """
-        questions.begin(cell, ask)
-        bridge.begin(self.ast_transformers, questions.call if "call" in cell.answered else None)
+        self._cell, self._ask = cell, ask
+        bridge.begin(self.ast_transformers, self._send_call if "call" in cell.answered else None)
         self.collected = Collected(cell.execution, send, self._late)
         modules.forget_listings()
         self.compile.begin_cell()
         self.last_command = commands.ShellCommand()
-        before = changes.listing()
+        before = changes.list_files()
         try:
             with interrupts.allowed():
                 send(Started(cell.execution))
@@ -96,7 +103,32 @@ class Shell(InteractiveShell):
         if error is not None and self.collected.error is None:
             self.collected.take_error(error, "".join(self.InteractiveTB.get_exception_only(type(error), error)))
         self._forget_oldest_inputs()
-        return self.collected.finished(changes.between(before, changes.listing()), self._variables.changes())
+        files = changes.file_changes(before, changes.list_files())
+        return self.collected.finished(files, changes.list_processes(), self._variables.changes())
+
+    def _send_call(self, text: str) -> str:
+        """Send a host call as JSON text and return the reply as JSON text. Raise ToolError if the host takes no calls from this cell."""
+        if "call" not in self._cell.answered:
+            return calls.refuse(text)
+        try:
+            return self._ask(self._cell.execution, "call", text)
+        except AnswerError as refused:
+            raise calls.ToolError(str(refused)) from None
+
+    def read_line(self, prompt: object = "", /) -> str:
+        """Ask the caller of the cell for a line of text, as Python's own `input` does. Raise EOFError if there is no answer."""
+        text = str(prompt)
+        print(text, end="")
+        flush_streams()
+        return self.read_secret(text)
+
+    def read_secret(self, prompt: str = "Password: ", stream: TextIO | None = None) -> str:
+        """Ask the caller of the cell for a line of text that is not displayed, as `getpass` does."""
+        ask = self._ask if "input" in self._cell.answered else _refuse
+        try:
+            return ask(self._cell.execution, "input", prompt)
+        except AnswerError as refused:
+            raise EOFError(str(refused)) from None
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
@@ -180,7 +212,7 @@ class Shell(InteractiveShell):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
                 self.run(Run("", code, []), lambda _message: None)
-        streams.flush()
+        flush_streams()
         self.reset(new_session=True)
         self.execution_count = 1
         self._variables.changes()
@@ -232,7 +264,9 @@ def build_shell(preload: list[str]) -> Shell:
     Hook.stock = {kind: printers.get(kind) for kind in PLAIN_TYPES}
     shell.warm_up([*_WARM_UP, *(code for module, code in _WARM_UP_OF.items() if module in preload)])
     own_loop.forget()
-    questions.take_over()
+    # IPython's own would read a terminal.
+    builtins.input = shell.read_line
+    getpass.getpass = shell.read_secret
     # IPython's own %pip prints that packages were installed, even if pip failed.
     shell.magics_manager.register_function(lambda line: shell.system(f"{shlex.quote(sys.executable)} -m pip {line}"), magic_name="pip")
     sys.argv[:] = [""]
