@@ -4,7 +4,8 @@ import httpx
 import pytest
 
 from aca_sessions import Session
-from aca_sessions.contract.events import decode_events, decode_reply, encode_events
+from aca_sessions.contract.extensions import decode_events, decode_reply, encode_events
+from aca_sessions.contract.records import ProblemError
 from aca_sessions.models import Display, Event
 from aca_sessions.server.executions import Events
 
@@ -97,7 +98,7 @@ def test_both_halves_of_an_event_agree(event: Event) -> None:
     ],
 )
 def test_a_malformed_reply_is_refused(body: object) -> None:
-    with pytest.raises(ValueError, match="a reply"):
+    with pytest.raises(ProblemError, match="a reply"):
         decode_reply(body)
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..contract import events, extensions, flat, timeline
+from ..contract import extensions, flat
 from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
@@ -237,9 +237,9 @@ class Executions:
             session_id=session_id,
             _page=lambda after: self._page(session_id, id, after, caller),
             _interrupt=lambda: self.interrupt(session_id, id),
-            _reply=lambda number, text: self._reply(session_id, id, events.encode_reply(number, text)),
+            _reply=lambda number, text: self._reply(session_id, id, extensions.encode_reply(number, text)),
             _reply_and_read=lambda number, text, after: self._reply_and_read(
-                session_id, id, events.encode_reply(number, text), after, caller
+                session_id, id, extensions.encode_reply(number, text), after, caller
             ),
         )
 
@@ -277,8 +277,11 @@ class Executions:
         chose.
         """
         wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
-        ours = {events.ANSWERED_HEADER: events.encode_answered(call.answered), timeline.TRANSACTIONAL_HEADER: "1" * call.transactional}
-        headers = {flat.OPERATION_HEADER: id, **_rich(caller), **{name: said for name, said in ours.items() if said}}
+        headers = {flat.OPERATION_HEADER: id, **_rich(caller)}
+        if call.answered:
+            headers[extensions.ANSWERED_HEADER] = ", ".join(call.answered)
+        if call.transactional:
+            headers[extensions.TRANSACTIONAL_HEADER] = "1"
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
@@ -322,23 +325,23 @@ class Executions:
             if not await self._http.offers("events"):
                 result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
                 return ([] if after else events_of(result)), after, replace(result, session_id=session_id)
-            query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
-            path, wait = events.EVENTS_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
+            query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
+            path, wait = extensions.EVENTS_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
             response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_rich(caller), timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:
             return [], after, _lost_answer(session_id, error)
         return decoded(response, lambda body: self._decoded_page(body, session_id))
 
     def _decoded_page(self, body: dict[str, object], session_id: str) -> Page:
-        found, last = events.decode_events(body)
-        member = body.get(events.EXECUTION_MEMBER)
+        found, last = extensions.decode_events(body)
+        member = body.get(extensions.EXECUTION_MEMBER)
         result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
         """Reply and read the next events in one request. If it fails, only read: reading can be repeated, replying cannot."""
-        query = {"after": str(after), "wait": str(events.LONGEST_POLL)}
-        path, wait = events.REPLIES_PATH.format(id=id), events.LONGEST_POLL + ANSWER_MARGIN
+        query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
+        path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
             headers = _rich(caller)
             response = await self._http.request("POST", path, identifier=session_id, query=query, headers=headers, json=reply, timeout=wait)
@@ -349,7 +352,7 @@ class Executions:
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
         """Send a reply. Ignore the error of one that comes too late (409)."""
         try:
-            await self._http.request("POST", events.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
+            await self._http.request("POST", extensions.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:
             if error.status_code != 409:
                 raise

@@ -3,8 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 
-from ..contract import flat, timeline
-from ..contract.extensions import SINCE_HEADER, decode_position
+from ..contract import extensions, flat
 from ..errors import ACASessionsError
 from ..models import Checkpoint, Record
 from ..tasks import Tasks
@@ -23,24 +22,24 @@ class Timeline:
 
     async def take(self, session_id: str, name: str | None) -> Checkpoint:
         """Take a checkpoint of a session and return it. Raise SnapshotError if the session cannot be kept as it is."""
-        answer = await self._ask("POST", timeline.CHECKPOINTS_PATH, session_id, {"name": name})
-        return decoded(answer, timeline.decode_checkpoint)
+        answer = await self._ask("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
+        return decoded(answer, extensions.decode_checkpoint)
 
     async def all(self, session_id: str) -> list[Checkpoint]:
         """Return a session's checkpoints, the oldest first."""
-        return decoded(await self._ask("GET", timeline.CHECKPOINTS_PATH, session_id), timeline.decode_checkpoints)
+        return decoded(await self._ask("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
 
     async def roll_back(self, session_id: str, id: str | None, name: str | None) -> tuple[Checkpoint, tuple[str, int]]:
         """Return to a checkpoint by its id or its name, or to the latest.
 
         Return it, and the ledger's id and the position of the new entry.
         """
-        answer = await self._ask("POST", timeline.ROLLBACK_PATH, session_id, {"id": id, "name": name})
-        return decoded(answer, timeline.decode_checkpoint), decoded(answer, decode_position)
+        answer = await self._ask("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
+        return decoded(answer, extensions.decode_checkpoint), decoded(answer, extensions.decode_position)
 
     async def drop(self, session_id: str, id: str) -> None:
         """Remove a checkpoint."""
-        await self._ask("DELETE", timeline.CHECKPOINT_PATH.format(id=id), session_id)
+        await self._ask("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
 
     async def branch(
         self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
@@ -49,11 +48,11 @@ class Timeline:
 
         Return the origin's record for its caller, and the position at which each new ledger begins.
         """
-        headers = {SINCE_HEADER: caller.since} if caller.since else {}
+        headers = {extensions.SINCE_HEADER: caller.since} if caller.since else {}
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:
-            answer = await self._ask("POST", timeline.BRANCHES_PATH, session_id, body, headers)
-            return decoded(answer, timeline.decode_branched)
+            answer = await self._ask("POST", extensions.BRANCHES_PATH, session_id, body, headers)
+            return decoded(answer, extensions.decode_branched)
         # A cancelled call, or one whose answer was lost, may have made the branches. No caller knows of them, so they are ended.
         except BaseException:
             self._tasks.start(self._end_branches(session_id, identifiers))

@@ -1,6 +1,6 @@
 """The bodies of 2024-10-02-preview and later: executions, files and sessions as bare objects.
 
-The client's half comes first, then the server's.
+They include the routes `.management/*`, the platform's own view of sessions. The client's half comes first, then the server's.
 """
 
 import math
@@ -9,24 +9,10 @@ from datetime import datetime
 from typing import cast
 from urllib.parse import quote
 
-from ..models import CodeExecutionResult, RemoteFile, SessionInfo, State
+from ..models import RemoteFile, SessionInfo
 from .extensions import RICH_MEMBER, decode_live, decode_rich, encode_rich
-from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
-from .values import (
-    Body,
-    checked_code,
-    checked_object,
-    checked_output_limit,
-    choice,
-    decode_error,
-    decode_time,
-    decode_value,
-    encode_stderr,
-    encode_time,
-    encode_value,
-    guess_state,
-    number,
-)
+from .records import PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
+from .values import Body, checked_object, decode_code, decode_limits, decode_result, decode_time, encode_stderr, encode_time, encode_value
 
 EXECUTE_PATH = "executions"
 UPLOAD_PATH = "files"
@@ -69,16 +55,14 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
     `id` and `identifier` are ignored: the body holds them, unlike in older versions.
     """
-    del id, identifier
-    status = cast(Status, body["status"])
-    finished = status in ("Succeeded", "Failed", "Canceled")
-    return Execution(
-        id=str(body["id"]),
-        identifier=str(body["identifier"]),
-        status=status,
-        asynchronous=body.get("executionType") == "Asynchronous",
-        result=_decode_result(body, status) if finished else None,
-    )
+    status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
+    result = None
+    if rich := body.get(RICH_MEMBER):
+        result = decode_rich(cast(Body, rich), identifier)
+    elif status in ("Succeeded", "Failed", "Canceled"):
+        content = cast(Body, body.get("result") or {})
+        result = decode_result(content, content.get("executionResult"), identifier, success=status == "Succeeded")
+    return Execution(id=id, identifier=identifier, status=status, asynchronous=body.get("executionType") == "Asynchronous", result=result)
 
 
 def decode_file(body: Body) -> RemoteFile:
@@ -121,26 +105,6 @@ def decode_session(body: Body) -> SessionInfo:
     return decode_live(cast(Body, live), session) if live else session
 
 
-def _decode_result(body: Body, status: Status) -> CodeExecutionResult:
-    identifier = str(body["identifier"])
-    if rich := body.get(RICH_MEMBER):
-        return decode_rich(cast(Body, rich), identifier)
-    said = cast(Body, body.get("result") or {})
-    stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
-    value, text, displays = decode_value(said.get("executionResult"))
-    return CodeExecutionResult(
-        session_id=identifier,
-        stdout=stdout,
-        stderr=stderr,
-        value=value,
-        text=text,
-        displays=displays,
-        error=None if status == "Succeeded" else decode_error(stderr),
-        state=State() if status == "Succeeded" else guess_state(stderr),
-        duration=cast(float, said.get("executionTimeInMilliseconds") or 0) / 1000,
-    )
-
-
 # --- the server's half ---
 
 
@@ -156,13 +120,8 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
         body = checked_object(body["properties"])
     if "properties" in body:
         raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties without a 'properties' wrapper")
-    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
-    return ExecutionCall(
-        code=checked_code(body),
-        asynchronous=asynchronous,
-        timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=checked_output_limit(body),
-    )
+    asynchronous, timeout, output_limit = decode_limits(body)
+    return ExecutionCall(code=decode_code(body), asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
@@ -243,3 +202,26 @@ def encode_session(session: SessionInfo) -> dict[str, object]:
         "lastAccessedAt": encode_time(session.last_used),
         "etag": f"{session.created.timestamp():.0f}",
     }
+
+
+_PAGE = 300  # sessions on a page, as in Azure
+
+
+def encode_managed_session(session: SessionInfo) -> dict[str, object]:
+    """Return the description of one session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
+    body = encode_session(session)
+    body["expiresAt"] = body.pop("expireAt")
+    return body
+
+
+def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, url: str) -> dict[str, object]:
+    """Return a page of sessions for the routes `.management/*`, with the link to the next page if there is one.
+
+    Args:
+        sessions: The sessions of this page, at most 300.
+        total: The number of all sessions.
+        skip: How many sessions the pages before held.
+        url: The address of the listing, without a query.
+    """
+    body: dict[str, object] = {"value": [encode_managed_session(session) for session in sessions], "count": len(sessions)}
+    return body | {"nextLink": f"{url}?skip={skip + _PAGE}"} if total > skip + _PAGE else body

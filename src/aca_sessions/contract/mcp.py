@@ -15,7 +15,7 @@ RUN_COMMAND = "runShellCommandInRemoteEnvironment"
 INVALID_REQUEST, UNKNOWN_METHOD, INVALID_ARGUMENTS = -32600, -32601, -32602
 
 _TEXT = {"type": "string"}
-_ENVIRONMENT = {"environmentId": {**_TEXT, "description": "what launchShell answered"}}
+_ENVIRONMENT = {"environmentId": {**_TEXT, "description": "the environmentId that launchShell returned"}}
 INITIALIZED = {
     "protocolVersion": "2025-03-26",
     "capabilities": {"tools": {"call": True, "list": True}},
@@ -24,12 +24,12 @@ INITIALIZED = {
 TOOLS = [
     {
         "name": LAUNCH[0],
-        "description": "Begins an isolated environment and answers its environmentId. Variables and files are kept in it.",
+        "description": "Start an isolated environment and return its environmentId. Variables and files are kept in it.",
         "inputSchema": {"type": "object", "properties": {}},
     },
     {
         "name": RUN_PYTHON,
-        "description": "Runs Python code in an environment.",
+        "description": "Run Python code in an environment.",
         "inputSchema": {
             "type": "object",
             "properties": {**_ENVIRONMENT, "pythonCode": _TEXT},
@@ -38,7 +38,7 @@ TOOLS = [
     },
     {
         "name": RUN_COMMAND,
-        "description": "Runs a command in an environment: a line for the shell, or a program and its arguments.",
+        "description": "Run a command in an environment: a line for the shell, or a program and its arguments.",
         "inputSchema": {
             "type": "object",
             "properties": {**_ENVIRONMENT, "shellCommand": _TEXT, "execCommandAndArgs": {"type": "array", "items": _TEXT}, "stdin": _TEXT},
@@ -60,15 +60,15 @@ def encode_error(id: object, code: int, message: str) -> dict[str, object]:
 
 def encode_launched(identifier: str) -> dict[str, object]:
     """Return the response to a tool call that launched an environment."""
-    return _told({"environmentId": identifier}, f"environmentId: {identifier}")
+    return _encode_content({"environmentId": identifier}, f"environmentId: {identifier}")
 
 
 def encode_ran(result: CodeExecutionResult, *, command: bool) -> dict[str, object]:
     """Return the response to a tool call that ran code, or a command if `command` is true."""
-    told: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
-    told |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
-    shown = (result.stdout, told["stderr"], None if command else result.text)
-    return _told(told, "\n".join(str(part).rstrip("\n") for part in shown if part)) | {"isError": not result.success}
+    content: dict[str, object] = {"stdout": result.stdout, "stderr": encode_stderr(result)}
+    content |= {"exitCode": int(exit_code(result))} if command else {"executionResult": encode_value(result)}
+    shown = (result.stdout, content["stderr"], None if command else result.text)
+    return _encode_content(content, "\n".join(str(part).rstrip("\n") for part in shown if part)) | {"isError": not result.success}
 
 
 def encode_refused(message: str) -> dict[str, object]:
@@ -76,5 +76,5 @@ def encode_refused(message: str) -> dict[str, object]:
     return {"content": [{"type": "text", "text": message}], "isError": True}
 
 
-def _told(content: dict[str, object], text: str) -> dict[str, object]:
+def _encode_content(content: dict[str, object], text: str) -> dict[str, object]:
     return {"content": [{"type": "text", "text": text}], "structuredContent": content, "isError": False}

@@ -1,4 +1,4 @@
-"""The bodies of 2024-02-02-preview and 2024-08-02-preview: everything in `properties` envelopes.
+"""The bodies of 2024-02-02-preview and 2024-08-02-preview: everything in `properties` envelopes. Also those of the private preview.
 
 The client's half comes first, then the server's.
 """
@@ -8,23 +8,10 @@ from collections.abc import Mapping
 from typing import cast
 from urllib.parse import quote
 
-from ..models import CodeExecutionResult, RemoteFile, State
+from ..models import CodeExecutionResult, RemoteFile
 from .extensions import RICH_MEMBER, decode_rich, encode_rich
-from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
-from .values import (
-    Body,
-    checked_code,
-    checked_object,
-    choice,
-    decode_error,
-    decode_time,
-    decode_value,
-    encode_stderr,
-    encode_time,
-    encode_value,
-    guess_state,
-    number,
-)
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError
+from .values import Body, checked_object, choice, decode_code, decode_result, decode_time, encode_stderr, encode_time, encode_value, number
 
 EXECUTE_PATH = "code/execute"
 UPLOAD_PATH = "files/upload"
@@ -55,25 +42,13 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
     """Return a finished execution. The body does not name it, so it gets the caller's `id` and `identifier`."""
-    said = cast(Body, body["properties"])
-    success = said["status"] == "Success"
-    status: Status = "Succeeded" if success else "Failed"
+    properties = cast(Body, body["properties"])
+    success = properties["status"] == "Success"
     if rich := body.get(RICH_MEMBER):
-        return Execution(id=id, identifier=identifier, status=status, result=decode_rich(cast(Body, rich), identifier))
-    stdout, stderr = str(said.get("stdout") or ""), str(said.get("stderr") or "")
-    value, text, displays = decode_value(said.get("result"))
-    result = CodeExecutionResult(
-        session_id=identifier,
-        stdout=stdout,
-        stderr=stderr,
-        value=value,
-        text=text,
-        displays=displays,
-        error=None if success else decode_error(stderr),
-        state=State() if success else guess_state(stderr),
-        duration=cast(float, said.get("executionTimeInMilliseconds") or 0) / 1000,
-    )
-    return Execution(id=id, identifier=identifier, status=status, result=result)
+        result = decode_rich(cast(Body, rich), identifier)
+    else:
+        result = decode_result(properties, properties.get("result"), identifier, success=success)
+    return Execution(id=id, identifier=identifier, status="Succeeded" if success else "Failed", result=result)
 
 
 def decode_upload(body: Body) -> RemoteFile:
@@ -104,7 +79,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     if not isinstance(properties, Mapping):
         raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties of a cell as an object 'properties'")
     choice(properties, "executionType", ("synchronous",))
-    return ExecutionCall(code=checked_code(properties), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
+    return ExecutionCall(code=decode_code(properties), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
@@ -118,10 +93,10 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
     result = execution.result or CodeExecutionResult()
     if rich:
         return {"$id": "1", "properties": {"$id": "2", "status": _status(result)}, RICH_MEMBER: encode_rich(result)}
-    return {"$id": "1", "properties": {"$id": "2", **encode_properties(result, output_limit)}}
+    return {"$id": "1", "properties": {"$id": "2", **_encode_properties(result, output_limit)}}
 
 
-def encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
+def _encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
     """Return the members of a result that both older generations have."""
     return {
         "status": _status(result),
@@ -151,3 +126,31 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
     shown = [{"filename": file.name, "size": file.size, "lastModifiedTime": encode_time(file.modified)} for file in files]
     entries = [{"$id": str(2 * n + 2), "properties": {"$id": str(2 * n + 3), **properties}} for n, properties in enumerate(shown)]
     return {"$id": "1", "value": entries}
+
+
+# --- the routes `python/*` of the private preview, which some clients still send. Only the server uses them ---
+
+
+def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
+    """Return the execution that a client requests, and the session identifier if the body names one.
+
+    Raise ProblemError for an invalid body.
+    """
+    properties = checked_object(body).get("properties")
+    if not isinstance(properties, Mapping):
+        raise ProblemError(400, PROPERTIES_MISSING, "python/execute takes the properties of a cell as an object 'properties'")
+    identifier = properties.get("identifier")
+    timeout = number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
+    call = ExecutionCall(code=decode_code(properties, "pythonCode"), timeout=timeout)
+    return call, identifier if isinstance(identifier, str) else None
+
+
+def encode_legacy_execution(execution: Execution, output_limit: int) -> dict[str, object]:
+    """Return a finished execution without an envelope."""
+    return {"$id": "1", **_encode_properties(execution.result or CodeExecutionResult(), output_limit)}
+
+
+def encode_legacy_files(files: list[RemoteFile]) -> dict[str, object]:
+    """Return a listing of files."""
+    shown = [{"filename": file.name, "size": file.size, "last_modified_time": encode_time(file.modified)} for file in files]
+    return {"$values": [{"$id": str(n + 1), **file} for n, file in enumerate(shown)]}

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..models import CodeExecutionResult
-from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, Command, Execution, ExecutionCall, ProblemError
-from .values import checked_object, checked_output_limit, choice, encode_stderr, invalid, is_well_formed, number
+from .records import Command, Execution, ExecutionCall, ProblemError
+from .values import checked_object, decode_limits, encode_stderr, invalid, is_well_formed
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
@@ -22,26 +22,21 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
     body = checked_object(body)
-    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
-    return ExecutionCall(
-        code="",
-        command=decode_command(body),
-        asynchronous=asynchronous,
-        timeout=number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS),
-        output_limit=checked_output_limit(body),
-    )
+    asynchronous, timeout, output_limit = decode_limits(body)
+    command = decode_command(body)
+    return ExecutionCall(code="", command=command, asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
 
 def decode_command(body: Mapping[str, object]) -> Command:
     """Return the command of a body: either a line for the shell, or a program with its arguments. Raise ProblemError for any other body."""
     line, words, stdin = body.get("shellCommand"), body.get("execCommandAndArgs"), body.get("stdin")
     if (line is None) == (words is None):
-        raise invalid("exactly one of 'shellCommand' and 'execCommandAndArgs' is needed")
+        raise invalid("the body must have exactly one of 'shellCommand' and 'execCommandAndArgs'")
     arguments = [_SHELL, "-c", line] if words is None else words
     if not isinstance(arguments, list) or not arguments or not all(_is_argument(argument) for argument in arguments):
-        raise invalid("the command is empty, or holds something else than text without null characters")
+        raise invalid("the command must be non-empty texts without null characters")
     if stdin is not None and not is_well_formed(stdin):
-        raise invalid("'stdin' is not text")
+        raise invalid("'stdin' must be well-formed text")
     return Command(tuple(cast(list[str], arguments)), cast(str | None, stdin) or "")
 
 
@@ -56,12 +51,12 @@ def encode_execution(execution: Execution, output_limit: int) -> dict[str, objec
     result = execution.result
     if result is None:
         return body | {"status": execution.status, "result": None}
-    told = {
+    shown = {
         "stdout": result.stdout[:output_limit],
         "stderr": encode_stderr(result)[:output_limit],
         "executionTimeInMilliseconds": round(result.duration * 1000),
     }
-    return body | {"status": exit_code(result), "result": told}
+    return body | {"status": exit_code(result), "result": shown}
 
 
 def _is_argument(value: object) -> bool:

@@ -1,14 +1,16 @@
-"""Values, errors, times and requests in Azure's notation, which is the same in every version."""
+"""Values, results, times and requests in Azure's notation, as far as it is the same in every version."""
 
 import base64
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import cast
 
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
-from .records import PROPERTIES_MISSING, MalformedBodyError, ProblemError
+from .records import MAX_ASYNCHRONOUS_SECONDS, MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, MalformedBodyError, ProblemError
 
 Body = Mapping[str, object]
 
@@ -69,6 +71,23 @@ def guess_state(stderr: str) -> State:
     return State()
 
 
+def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
+    """Return a result in Azure's form. Its `value` is beside it, because the versions have different names for it."""
+    stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
+    plain, text, displays = decode_value(value)
+    return CodeExecutionResult(
+        session_id=identifier,
+        stdout=stdout,
+        stderr=stderr,
+        value=plain,
+        text=text,
+        displays=displays,
+        error=None if success else decode_error(stderr),
+        state=State() if success else guess_state(stderr),
+        duration=cast(float, content.get("executionTimeInMilliseconds") or 0) / 1000,
+    )
+
+
 def encode_time(moment: datetime) -> str:
     """Return a time as .NET writes it, with seven digits after the second."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
@@ -98,31 +117,38 @@ def checked_object(body: object) -> Body:
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", "The body must be a JSON object.")
     if not body:
-        raise ProblemError(400, PROPERTIES_MISSING, "the body has no properties: it needs at least the code to run")
+        raise ProblemError(400, PROPERTIES_MISSING, "the body has no properties: it must have at least the code to run")
     return body
 
 
-def checked_code(body: Body, name: str = "code") -> str:
+def decode_code(body: Body, name: str = "code") -> str:
     """Return the source text of a request, which may be in base64. Raise ProblemError if it is missing or not valid.
 
     An empty text is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
     """
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
-    if kind == "inlinebase64" and isinstance(code, str):
-        code = _from_base64(code, name)
     if not isinstance(code, str):
-        raise invalid(f"'{name}' is missing or not a string")
-    if not is_well_formed(code):
-        raise invalid(f"'{name}' is not well-formed Unicode: it holds a lone surrogate")
+        raise invalid(f"'{name}' must be text, got {'nothing' if code is None else type(code).__name__}")
+    try:
+        if kind == "inlinebase64":
+            return base64.b64decode("".join(code.split()), validate=True).decode()
+        code.encode()  # fails for lone surrogates, which JSON can hold and a source text cannot
+    except UnicodeEncodeError:
+        raise invalid(f"'{name}' must be well-formed Unicode: it holds a lone surrogate") from None
+    except ValueError:
+        raise invalid(f"'{name}' must be UTF-8 text in base64, because its codeInputType is InlineBase64") from None
     return code
 
 
-def _from_base64(code: str, name: str) -> str:
-    try:
-        return base64.b64decode("".join(code.split()), validate=True).decode()
-    except ValueError:
-        raise invalid(f"'{name}' is not UTF-8 text in base64, which its codeInputType InlineBase64 says") from None
+def decode_limits(body: Body) -> tuple[bool, float | None, int]:
+    """Return whether a request is asynchronous, its timeout, and at how many characters each stream is cut. Raise ProblemError."""
+    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
+    timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
+    limit = number(body, "outputStreamsMaxLength", 1 << 30)
+    if limit is not None and limit != int(limit):
+        raise invalid(f"'outputStreamsMaxLength' must be a whole number, got {limit:g}")
+    return asynchronous, timeout, 4096 if limit is None else int(limit)
 
 
 def is_well_formed(text: object) -> bool:
@@ -142,7 +168,7 @@ def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
     if value is None:
         return choices[0]
     if not isinstance(value, str) or value.lower() not in choices:
-        raise invalid(f"'{name}' is none of {', '.join(choices)}")
+        raise invalid(f"'{name}' must be one of {', '.join(choices)}, got {reprlib.repr(value)}")
     return value.lower()
 
 
@@ -152,18 +178,8 @@ def number(body: Body, name: str, most: float) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-        raise invalid(f"'{name}' is not a number above 0 and up to {most:g}")
+        raise invalid(f"'{name}' must be a number above 0 and up to {most:g}, got {reprlib.repr(value)}")
     return value
-
-
-def checked_output_limit(body: Body) -> int:
-    """Return at how many characters each stream is cut. Raise ProblemError if the request has no whole number for it."""
-    value = number(body, "outputStreamsMaxLength", 1 << 30)
-    if value is None:
-        return 4096
-    if value != int(value):
-        raise invalid(f"'outputStreamsMaxLength' must be a whole number, got {value:g}")
-    return int(value)
 
 
 def invalid(message: str) -> ProblemError:

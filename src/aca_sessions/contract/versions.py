@@ -60,5 +60,6 @@ def version_named(name: str | None) -> Version:
     """Return an api-version that is served. Raise ProblemError (400) for any other name."""
     version = VERSIONS.get(name or "")
     if version is None:
-        raise ProblemError(400, "InvalidApiVersion", f"the query names no api-version that is served here; there are {', '.join(VERSIONS)}")
+        served = ", ".join(VERSIONS)
+        raise ProblemError(400, "InvalidApiVersion", f"the api-version must be one of {served}, got {name!r:.60}")
     return version

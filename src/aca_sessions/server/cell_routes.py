@@ -8,7 +8,7 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import events, extensions, flat, legacy, shell, timeline, values
+from ..contract import extensions, flat, nested, shell, values
 from ..contract.records import ExecutionCall, ProblemError
 from ..contract.versions import Version
 from ..hosting import Hosting
@@ -48,8 +48,8 @@ class CellRoutes:
         check_route(request, version.dialect.EXECUTE_PATH)
         call = self._decoded(version, await self._json(request))
         if not self._hosting.plain:
-            answered = events.decode_answered(request.headers.get(events.ANSWERED_HEADER, ""))
-            call = replace(call, answered=answered, transactional=request.headers.get(timeline.TRANSACTIONAL_HEADER) == "1")
+            answered = extensions.decode_answered(request.headers.get(extensions.ANSWERED_HEADER, ""))
+            call = replace(call, answered=answered, transactional=request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1")
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
             raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")
@@ -85,11 +85,11 @@ class CellRoutes:
         """Run a cell in the dialect of the private preview."""
         if self._hosting.shell:
             raise ProblemError(404, "NotFound", "a pool of shells has no python/execute")
-        call, named = legacy.decode_call(await self._json(request))
+        call, named = nested.decode_legacy_call(await self._json(request))
         identifier = checked_identifier(request.query_params.get("identifier") or named or "")
         execution = await self._executed(request, identifier, str(uuid.uuid4()), call)
         execution.note_fetched()
-        return JSONResponse(legacy.encode_execution(execution.snapshot(), call.output_limit))
+        return JSONResponse(nested.encode_legacy_execution(execution.snapshot(), call.output_limit))
 
     async def _json(self, request: Request) -> object:
         most = self._hosting.max_request
@@ -148,7 +148,7 @@ class LiveRoutes:
         """Return the routes, all of them extensions. A plain server has none."""
         if self._plain:
             return []
-        return [(events.EVENTS_PATH, "GET", self.read), (events.REPLIES_PATH, "POST", self.reply)]
+        return [(extensions.EVENTS_PATH, "GET", self.read), (extensions.REPLIES_PATH, "POST", self.reply)]
 
     async def read(self, request: Request) -> Response:
         """Return the events of an execution after a number, as soon as there are any. The last response has the result."""
@@ -159,7 +159,7 @@ class LiveRoutes:
         """Reply to a question of an execution. If the caller names a number, return the events after it."""
         execution = self._execution(request)
         try:
-            number, text = events.decode_reply(values.parse(await limited(request, _MAX_REPLY, _MAX_REPLY).body()))
+            number, text = extensions.decode_reply(values.parse(await limited(request, _MAX_REPLY, _MAX_REPLY).body()))
         except ValueError as error:
             raise values.invalid(str(error)) from None
         await self._sessions.find(addressed(request, plain=False)[1]).executions.answer(execution, number, text)
@@ -175,10 +175,10 @@ class LiveRoutes:
     async def _page(self, request: Request, execution: RunningExecution, after: int) -> Response:
         version, _ = addressed(request, plain=False)
         found, last = await execution.events.after(after, within=_wait(request.query_params.get("wait", "")))
-        body = events.encode_events(found, last)
+        body = extensions.encode_events(found, last)
         if execution.events.closed:
             rich = request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-            body[events.EXECUTION_MEMBER] = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
+            body[extensions.EXECUTION_MEMBER] = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
         return JSONResponse(body)
 
 
@@ -190,9 +190,9 @@ def _after(text: str) -> int:
 
 def _wait(text: str) -> float:
     try:
-        seconds = float(text or events.LONGEST_POLL)
+        seconds = float(text or extensions.LONGEST_POLL)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= 3600:
         raise values.invalid("'wait' is not a number of seconds")
-    return min(seconds, events.LONGEST_POLL)
+    return min(seconds, extensions.LONGEST_POLL)

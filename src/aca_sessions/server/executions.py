@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from .. import telemetry
-from ..contract.events import QUESTIONS
+from ..contract.extensions import QUESTIONS
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..ledger import Ledger, with_state

@@ -7,7 +7,7 @@ from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import legacy
+from ..contract import nested
 from ..contract.records import ProblemError, split_path
 from ..hosting import Hosting
 from ..models import RemoteFile
@@ -80,12 +80,12 @@ class FileRoutes:
 
     async def legacy_upload(self, request: Request) -> Response:
         """Write a file to a session, in the dialect of the private preview."""
-        return JSONResponse(legacy.encode_files([await self._uploaded(request)]))
+        return JSONResponse(nested.encode_legacy_files([await self._uploaded(request)]))
 
     async def legacy_files(self, request: Request) -> Response:
         """List files, in the dialect of the private preview."""
         async with self._files(request) as (files, folder):
-            return JSONResponse(legacy.encode_files(await to_thread.run_sync(files.listing, folder)))
+            return JSONResponse(nested.encode_legacy_files(await to_thread.run_sync(files.listing, folder)))
 
     async def legacy_download(self, request: Request) -> Response:
         """Return a file's content, in the dialect of the private preview."""

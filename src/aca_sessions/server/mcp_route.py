@@ -64,7 +64,7 @@ class McpRoute:
     async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
         match tool:
             case mcp.RUN_PYTHON:
-                return await self._run(arguments, ExecutionCall(code=values.checked_code(arguments, "pythonCode")))
+                return await self._run(arguments, ExecutionCall(code=values.decode_code(arguments, "pythonCode")))
             case mcp.RUN_COMMAND:
                 return await self._run(arguments, ExecutionCall(code="", command=shell.decode_command(arguments)))
         return await self._launch()

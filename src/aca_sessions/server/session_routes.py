@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, flat, management, values
+from ..contract import extensions, flat, values
 from ..contract.records import ProblemError
 from ..hosting import Hosting
 from ..models import SessionInfo
@@ -73,14 +73,14 @@ class SessionRoutes:
     async def managed_session(self, request: Request) -> Response:
         """Return the same as `session`, in the format of Azure's management API."""
         session = self._sessions.find(addressed(request, plain=self._hosting.plain)[1])
-        return JSONResponse(management.encode_session(self._sessions.info(session)))
+        return JSONResponse(flat.encode_managed_session(self._sessions.info(session)))
 
     async def managed_sessions(self, request: Request) -> Response:
         """Return the same as `listSessions`, in the format of Azure's management API."""
         version_of(request)
         skip = skip_of(request)
         infos, total = self._sessions.infos(skip), len(self._sessions)
-        return JSONResponse(management.encode_sessions(infos, total, skip, str(request.url.replace(query=""))))
+        return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
         """Raise ProblemError (400): only sessions of containers are stopped this way. Those of interpreters are deleted."""

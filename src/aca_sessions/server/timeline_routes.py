@@ -5,7 +5,7 @@ import asyncio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, timeline, values
+from ..contract import extensions, values
 from ..hosting import Hosting
 from ..ledger import format_position
 from ..sandbox.sandbox import Sandbox
@@ -28,27 +28,27 @@ class TimelineRoutes:
         if self._plain:
             return []
         return [
-            (timeline.CHECKPOINTS_PATH, "POST", self.take),
-            (timeline.CHECKPOINTS_PATH, "GET", self.list),
-            (timeline.CHECKPOINT_PATH, "DELETE", self.drop),
-            (timeline.ROLLBACK_PATH, "POST", self.roll_back),
-            (timeline.BRANCHES_PATH, "POST", self.branch),
+            (extensions.CHECKPOINTS_PATH, "POST", self.take),
+            (extensions.CHECKPOINTS_PATH, "GET", self.list),
+            (extensions.CHECKPOINT_PATH, "DELETE", self.drop),
+            (extensions.ROLLBACK_PATH, "POST", self.roll_back),
+            (extensions.BRANCHES_PATH, "POST", self.branch),
         ]
 
     async def take(self, request: Request) -> Response:
         """Take a checkpoint of a session and return its description."""
-        name = timeline.decode_name(await _body(request), "name")
+        name = extensions.decode_name(await _body(request), "name")
         session = self._session(request)
         with session.used():
             moment = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
-        return JSONResponse(timeline.encode_checkpoint(moment.told()))
+        return JSONResponse(extensions.encode_checkpoint(moment.told()))
 
     async def list(self, request: Request) -> Response:
         """List the checkpoints of a session."""
         session = self._session(request)
         with session.used():
             moments = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
-        return JSONResponse(timeline.encode_checkpoints([moment.told() for moment in moments]))
+        return JSONResponse(extensions.encode_checkpoints([moment.told() for moment in moments]))
 
     async def drop(self, request: Request) -> Response:
         """Remove a checkpoint."""
@@ -60,16 +60,16 @@ class TimelineRoutes:
     async def roll_back(self, request: Request) -> Response:
         """Roll a session back to a checkpoint, by default the latest. Return the checkpoint and the new position in the ledger."""
         body = await _body(request)
-        id, name = timeline.decode_name(body, "id"), timeline.decode_name(body, "name")
+        id, name = extensions.decode_name(body, "id"), extensions.decode_name(body, "name")
         session = self._session(request)
         with session.used():
             moment, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
-        told = timeline.encode_checkpoint(moment.told())
+        told = extensions.encode_checkpoint(moment.told())
         return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
         """Create sessions that continue from the state of this one: all of them, or none."""
-        identifiers, reseed = timeline.decode_branches(await _body(request))
+        identifiers, reseed = extensions.decode_branches(await _body(request))
         session = self._session(request)
         branches: list[HostedSession] = []
 
@@ -85,7 +85,7 @@ class TimelineRoutes:
         here = session.ledger.position
         _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here, otherwise=session.ledger.fetched)
         positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
-        return JSONResponse(timeline.encode_branched(record, positions))
+        return JSONResponse(extensions.encode_branched(record, positions))
 
     def _session(self, request: Request) -> HostedSession:
         session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])
