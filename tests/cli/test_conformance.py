@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import Settings
-from aca_sessions.cli import conformance
+from aca_sessions.cli import endpoints
 from aca_sessions.errors import ServiceUnavailableError
 
 from ..client.faults import FaultyProxy
@@ -17,11 +17,11 @@ pytestmark = pytest.mark.slow
 
 async def report_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, target: str, fault: str) -> dict[str, object]:
     """Examine a server behind a proxy that answers one request itself, and return what was observed, by question."""
-    monkeypatch.setattr(conformance, "VALUES", {"an integer": ("6 * 7", 42)})  # figures would take seconds
+    monkeypatch.setattr(endpoints, "VALUES", {"an integer": ("6 * 7", 42)})  # figures would take seconds
     report = tmp_path / "report.json"
     async with serving() as (_, port), FaultyProxy(port, target, [fault]).listening() as endpoint:
         try:
-            await conformance.examine(Settings(Endpoint=endpoint, ApiKey="the-key"), report)
+            await endpoints.compare(Settings(Endpoint=endpoint, ApiKey="the-key"), report)
         finally:
             observed = {one["question"]: one["observed"] for one in json.loads(report.read_text())}
     return observed

@@ -3,7 +3,7 @@
 import pytest
 
 from aca_sessions import Settings, open_interpreter
-from aca_sessions.cli import doctor as remote_doctor
+from aca_sessions.cli import endpoints
 
 from ..client.faults import FaultyProxy
 from ..ports import serving
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 async def test_a_step_that_fails_leaves_no_session(capsys: pytest.CaptureFixture[str]) -> None:
     async with serving() as (_, port), FaultyProxy(port, "POST /executions", ["500"]).listening() as endpoint:
         settings = Settings(Endpoint=endpoint, ApiKey="the-key")
-        assert not await remote_doctor.examine(settings)
+        assert not await endpoints.check(settings)
         assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ok", "NO"]
         async with open_interpreter(settings) as interpreter:
             assert await interpreter.list_sessions() == []

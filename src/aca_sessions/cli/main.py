@@ -14,12 +14,14 @@ from typing import cast
 from ..contract.records import MAX_ASYNCHRONOUS_SECONDS
 from ..errors import ACASessionsError
 from ..guest_text import printable
-from . import environments, files, keys, mcp, playground, sessions
+from . import environments, keys, sessions
 from .streams import flush, output_problem, prepare, silence, tell
 
 _FAILED, _UNUSABLE = 1, 2
 _BROKEN_PIPE = 128 + 13  # a shell's exit code for SIGPIPE, which not every system has
 _MOST_SESSIONS = 100_000
+_NETWORK = "what sessions can reach: nothing, all that this host reaches, or these domains"
+_PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,12 +83,24 @@ async def _serve(options: argparse.Namespace) -> int:
     return await serve(options)
 
 
+async def _playground(options: argparse.Namespace) -> int:
+    from .serving import playground
+
+    return await playground(options)
+
+
+async def _mcp(options: argparse.Namespace) -> int:
+    from ..mcp.server import serve_http, serve_stdio
+
+    return await (serve_http(options) if options.http else serve_stdio(options))
+
+
 async def _doctor(options: argparse.Namespace) -> int:
     if options.endpoint:
         from ..settings import Settings
-        from .doctor import examine
+        from .endpoints import check
 
-        return 0 if await examine(Settings(Endpoint=options.endpoint)) else _FAILED
+        return 0 if await check(Settings(Endpoint=options.endpoint)) else _FAILED
     from ..connect import isolation_report
 
     report = await isolation_report()
@@ -96,9 +110,9 @@ async def _doctor(options: argparse.Namespace) -> int:
 
 async def _conformance(options: argparse.Namespace) -> int:
     from ..settings import Settings
-    from .conformance import examine
+    from .endpoints import compare
 
-    return 0 if await examine(Settings(Endpoint=options.endpoint), options.report) else _FAILED
+    return 0 if await compare(Settings(Endpoint=options.endpoint), options.report) else _FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,8 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what isolation this host gives, item by item; exit 1 if it is not full")
     doctor.add_argument("--endpoint", metavar="URL", help="look at a server or pool instead, step by step; exit 1 if one fails")
     doctor.set_defaults(act=_doctor)
-    for group in (playground, files, sessions, environments, mcp):
-        group.add(commands)
+    _add_playground(commands)
+    sessions.add(commands)
+    environments.add(commands)
+    _add_mcp(commands)
     conformance = commands.add_parser("conformance", help="what an endpoint's API answers, beside what ours does; exit 1 if they differ")
     conformance.add_argument("--endpoint", metavar="URL", required=True)
     conformance.add_argument("--report", type=Path, metavar="FILE", help="write all observations as JSON")
@@ -172,12 +188,35 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--metrics-key", default=metrics_key, metavar="KEY", help=f"opens /metrics alone; better in ${keys.METRICS_KEY}")
     serve.add_argument("--audit", metavar="FILE", help="a JSON line for each event; names are hashed, and no code is in it")
     serve.add_argument("--audit-code", action="store_true", help="the code of cells as well")
-    serve.add_argument("--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does")
+    serve.add_argument("--network", metavar="none|host|DOMAIN,…", help=_NETWORK)
     serve.add_argument("--plain", action="store_true", help="what Azure has and no more: no extensions")
     serve.add_argument("--shell", action="store_true", help="a pool of shells: executions are commands, answered with their exit code")
     serve.add_argument("--no-page", action="store_true", help="without the playground, which is at / else")
     serve.add_argument("--lenient", action="store_true", help="take requests that Azure refuses, as some of its clients send them")
     serve.set_defaults(act=_serve)
+
+
+def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `playground`. Options of `serve` that it does not have keep the defaults of `serve`."""
+    playground = commands.add_parser("playground", help="a page in the browser over this machine's sandbox, until Ctrl-C")
+    playground.set_defaults(**vars(commands.choices["serve"].parse_args([])))
+    playground.set_defaults(act=_playground, api_key=None, cooldown=_PLAYGROUND_IDLE_SECONDS)
+    playground.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
+    playground.add_argument(
+        "--network", metavar="none|host|DOMAIN,…", help="what sessions reach: these domains, or all that this host does"
+    )
+    playground.add_argument("--no-browser", action="store_true", help="print the address only")
+
+
+def _add_mcp(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    mcp = commands.add_parser("mcp", help="serve sessions to MCP clients, on standard input and output or over HTTP")
+    mcp.add_argument("--tools", choices=("session", "all"), default="session", help="all adds files, variables, checkpoints and more")
+    mcp.add_argument("--http", action="store_true", help="streamable HTTP at /mcp, for many clients")
+    mcp.add_argument("--host", default="127.0.0.1")
+    mcp.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    keys.add(mcp)
+    mcp.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="a Host to accept besides loopback; * for all")
+    mcp.set_defaults(act=_mcp)
 
 
 def _seconds(text: str) -> float:

@@ -1,14 +1,19 @@
-"""`aca-sessions serve`: the service on a port or a socket file, behind a key."""
+"""`aca-sessions serve`: the service on a port or a socket file, behind a key; and `aca-sessions playground`, its page on loopback."""
 
 import argparse
 import asyncio
+import html
 import logging
 import os
 import secrets
 import signal
 import socket
 import stat
+import sys
+import tempfile
+import threading
 import time
+import webbrowser
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +39,15 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EVERY_INTERFACE = frozenset({"0.0.0.0", "::", ""})  # noqa: S104
 _logger = logging.getLogger("aca_sessions")
 GRACE_SECONDS = 5
+_DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+_NOT_THE_ENDPOINT = (
+    "The Endpoint of the settings is not used: these sessions run in this machine's sandbox. An `aca-sessions serve` has a playground of "
+    "its own, at the Endpoint itself."
+)
+_LEADING_THERE = (
+    '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>aca-sessions playground</title>'
+    '<meta http-equiv="refresh" content="0; url={address}"><a href="{address}">The playground</a>'
+)
 
 
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
@@ -52,6 +66,34 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
     finally:
         _stop_listening(listener, options.socket)
     return 0
+
+
+async def playground(options: argparse.Namespace) -> int:
+    """Serve the playground until a signal ends it, and open its page in a browser."""
+    if Settings().SessionsHttpClient.Endpoint:
+        print(_NOT_THE_ENDPOINT, file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="aca-sessions-") as folder:
+        return await serve(options, partial(_show_playground, Path(folder), browse=not options.no_browser))
+
+
+def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bool) -> None:
+    """Print the address of the page, and open it in a browser if there is a display."""
+    # A browser sends the part after `#` to no server (RFC 9110, 7.1), and the page removes it from the address bar.
+    address = f"{endpoint}/#key={key}"
+    print(f"Playground: {address}\nCtrl-C ends it, with its sessions and their files.", flush=True)
+    if browse and any(name in os.environ for name in _DISPLAYS):
+        threading.Thread(target=_open_in_browser, args=(folder, address), daemon=True).start()
+
+
+def _open_in_browser(folder: Path, address: str) -> None:
+    """Open the address in a browser, by way of a file that only this user can read.
+
+    The address holds the key, and every user of this machine can read the arguments of programs, the browser's included (proc(5)).
+    """
+    # The folder comes from `tempfile`, with mode 0700.
+    file = folder / "playground.html"
+    file.write_text(_LEADING_THERE.format(address=html.escape(address)))
+    webbrowser.open(file.as_uri())
 
 
 class Left(Protocol):

@@ -1,14 +1,21 @@
-"""`aca-sessions sessions`: the sessions that an endpoint keeps.
+"""`aca-sessions sessions` and `aca-sessions files`: the sessions that an endpoint keeps, and their files.
 
-Names are secrets. Only `ls` prints them, because its user has the key and asked for them.
+Names of sessions are secrets. Only `sessions ls` prints them, because its user has the key and asked for them.
 """
 
 import argparse
+import sys
+from pathlib import Path, PurePosixPath
 
+from ..client.session import Session
 from ..connect import open_interpreter
-from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, ServiceError
-from ..guest_text import shown_name
+from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError, NotFoundError, ServiceError
+from ..guest_text import for_terminal, shown_name
 from ..settings import Settings
+from .streams import standard_input
+
+_STANDARD = "-"
+_LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `rm` and `get` need the whole name
 
 
 def settings_at(endpoint: str | None) -> Settings:
@@ -26,10 +33,7 @@ def lasting(endpoint: str | None, what: str) -> Settings:
     return settings
 
 
-_LONGEST_NAME = 1000  # names are printed whole, because `rm` needs the whole name
-
-
-async def show(options: argparse.Namespace) -> int:
+async def list_sessions(options: argparse.Namespace) -> int:
     """Print one line for each session: time of its last use, time of its end, name."""
     async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
         for one in await interpreter.list_sessions():
@@ -38,7 +42,7 @@ async def show(options: argparse.Namespace) -> int:
     return 0
 
 
-async def remove(options: argparse.Namespace) -> int:
+async def end_sessions(options: argparse.Namespace) -> int:
     """End sessions, each with its variables and files."""
     async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
@@ -49,15 +53,94 @@ async def remove(options: argparse.Namespace) -> int:
     return 0
 
 
+async def list_files(options: argparse.Namespace) -> int:
+    """Print one line for each file: size, time of the last change, name."""
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        try:
+            files = await interpreter.list_files(options.session, options.folder)
+        except NotFoundError:
+            raise _missing_file(options.folder) from None
+    for one in files:
+        print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {shown_name(one.name, _LONGEST_PATH)}{'/' if one.is_directory else ''}")
+    return 0
+
+
+async def get_file(options: argparse.Namespace) -> int:
+    """Copy a file to a path on this machine, or to standard output."""
+    target = None if options.target == _STANDARD else _free_path(options.name, options.target, force=options.force)
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        session = Session(interpreter, options.session)
+        try:
+            if target is not None:
+                await _save_file(session, options.name, target)
+            else:
+                _write_to_output(await session.download_file(options.name))
+        except NotFoundError:
+            raise _missing_file(options.name) from None
+    return 0
+
+
+async def put_file(options: argparse.Namespace) -> int:
+    """Copy a file of this machine, or standard input, into the session."""
+    name = options.name or Path(options.source).name
+    if options.source == _STANDARD and not options.name:
+        raise InvalidArgumentError("standard input has no name: give one, as in `aca-sessions files put - data.csv`")
+    data = standard_input().read() if options.source == _STANDARD else Path(options.source)
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        try:
+            await interpreter.upload_file(options.session, name, data)
+        except OSError as error:
+            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}") from None
+    return 0
+
+
+async def delete_files(options: argparse.Namespace) -> int:
+    """Delete files. If one is missing, those before it are deleted already."""
+    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+        for name in options.name:
+            try:
+                await interpreter.delete_file(options.session, name)
+            except NotFoundError:
+                raise _missing_file(name) from None
+    return 0
+
+
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command and its subcommands."""
+    """Add both commands with their subcommands."""
+    _add_files(commands)
+    _add_sessions(commands)
+
+
+def _add_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     own = commands.add_parser("sessions", help="the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
     listing = own.add_parser("ls", help="when each was used last, when it ends, and its name, which is a secret")
-    listing.set_defaults(act=show)
+    listing.set_defaults(act=list_sessions)
     removing = own.add_parser("rm", help="end sessions, with their variables and files")
     removing.add_argument("name", nargs="+", metavar="NAME")
-    removing.set_defaults(act=remove)
+    removing.set_defaults(act=end_sessions)
     for parser in (listing, removing):
+        parser.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+
+
+def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    own = commands.add_parser("files", help="the files of a session at an Endpoint").add_subparsers(required=True, metavar="ls|get|put|rm")
+    listing = own.add_parser("ls", help="size, time and name of each")
+    listing.add_argument("folder", nargs="?", default="", metavar="FOLDER")
+    listing.set_defaults(act=list_files)
+    getting = own.add_parser("get", help="copy one to this machine")
+    getting.add_argument("name", metavar="NAME")
+    getting.add_argument("target", nargs="?", default=".", metavar="PATH|-", help="a path, a folder, or - for standard output")
+    getting.add_argument("--force", action="store_true", help="replace a file that is there already")
+    getting.set_defaults(act=get_file)
+    putting = own.add_parser("put", help="copy one into the session; one of that name is replaced")
+    putting.add_argument("source", metavar="PATH|-", help="a file, or - for standard input")
+    putting.add_argument("name", nargs="?", metavar="NAME", help="its name in the session, which may have folders in front")
+    putting.set_defaults(act=put_file)
+    removing = own.add_parser("rm", help="delete files")
+    removing.add_argument("name", nargs="+", metavar="NAME")
+    removing.set_defaults(act=delete_files)
+    for parser in (listing, getting, putting, removing):
+        parser.add_argument("--session", required=True, metavar="NAME", help="the session whose files they are")
         parser.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
 
 
@@ -66,3 +149,36 @@ def _unknown(error: ServiceError, place: int) -> ACASessionsError:
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(f"name {place} is no session of this endpoint: `aca-sessions sessions ls` shows those that there are")
     return error
+
+
+def _free_path(name: str, target: str, *, force: bool) -> Path:
+    """Return the path that a file is written to on this machine. Raise InvalidArgumentError if something is there.
+
+    With `force` an existing file is accepted, but nothing else.
+    """
+    path = Path(target)
+    path = path / PurePosixPath(name).name if path.is_dir() else path
+    if (path.exists() or path.is_symlink()) and not (force and path.is_file()):
+        advice = "choose another path, or add --force" if path.is_file() else "it is no file: choose another path, or - for standard output"
+        raise InvalidArgumentError(f"{path} is there already: {advice}")
+    return path
+
+
+async def _save_file(session: Session, name: str, target: Path) -> None:
+    try:
+        await session.save_file(name, target)
+    except OSError as error:
+        raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from None
+
+
+def _write_to_output(data: bytes) -> None:
+    """Write a file to standard output. A terminal gets it as text, without control sequences."""
+    if sys.stdout.isatty():
+        print(for_terminal(data.decode("utf-8", "backslashreplace")), end="")
+    else:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+
+
+def _missing_file(name: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{shown_name(name)} is not in the session: `aca-sessions files ls` shows what is")

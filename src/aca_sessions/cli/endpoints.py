@@ -1,19 +1,103 @@
-"""`aca-sessions conformance`: ask any endpoint what its API answers, compare that with ours, and write a report.
+"""`aca-sessions doctor --endpoint` and `aca-sessions conformance`: examine an endpoint.
 
-It finds out what is not known of the real service (docs/azure-fidelity.md), for owners of a pool. It speaks 2025-10-02-preview.
+`doctor` checks step by step that it can be used. `conformance` compares the responses of its API with those of this package's server, and
+so finds out what is not known of the real service (docs/azure-fidelity.md). It speaks 2025-10-02-preview.
 """
 
+import contextlib
 import json
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..client.http import SessionsHttpClient, decoded
-from ..connect import open_http
+from ..client.interpreter import CodeInterpreter
+from ..connect import open_http, open_interpreter
 from ..contract import flat
 from ..contract.records import ExecutionCall
 from ..errors import ACASessionsError, ServiceError
 from ..settings import Settings
+
+Step = Callable[[CodeInterpreter, str], Awaitable[str]]
+
+
+async def check(settings: Settings) -> bool:
+    """Print a line for each step. Return False when one fails; later steps are not tried."""
+    session = f"doctor-{uuid.uuid4()}"
+    try:
+        async with open_interpreter(settings) as interpreter:
+            for name, step in _STEPS.items():
+                if not await _carried_out(name, step, interpreter, session):
+                    if step is not _reach:
+                        with contextlib.suppress(ACASessionsError):  # the failed step has its line already
+                            await interpreter.delete_session(session)
+                    return False
+    except ACASessionsError as error:
+        print(f"NO  settings        {error}")
+        return False
+    print("endpoint: usable")
+    return True
+
+
+async def _carried_out(name: str, step: Step, interpreter: CodeInterpreter, session: str) -> bool:
+    try:
+        print(f"ok  {name:<15} {await step(interpreter, session)}")
+    except ACASessionsError as error:
+        print(f"NO  {name:<15} {error}")
+        return False
+    return True
+
+
+async def _reach(interpreter: CodeInterpreter, session: str) -> str:
+    await interpreter.list_files(session)
+    return "reached, and the credentials are taken"
+
+
+async def _run_cell(interpreter: CodeInterpreter, session: str) -> str:
+    result = await interpreter.execute(session, "6 * 7")
+    if result.value != 42:
+        raise ACASessionsError(f"6 * 7 was answered with {result.text!r}: is this a pool of Python code interpreters?")
+    return f"6 * 7 is {result.value}, in {result.duration:.3f} s"
+
+
+async def _keep_state(interpreter: CodeInterpreter, session: str) -> str:
+    await interpreter.execute(session, "x = 20")
+    result = await interpreter.execute(session, "x + 22")
+    if result.value != 42:
+        raise ACASessionsError("a variable was not there in the next cell: does a load balancer spread one session over several servers?")
+    return f"variables are {result.state}"
+
+
+async def _move_files(interpreter: CodeInterpreter, session: str) -> str:
+    await interpreter.upload_file(session, "doctor.txt", b"hello")
+    if await interpreter.download_file(session, "doctor.txt") != b"hello":
+        raise ACASessionsError("a file came back with another content: does a proxy rewrite bodies?")
+    await interpreter.delete_file(session, "doctor.txt")
+    return "uploaded, downloaded, deleted"
+
+
+async def _end(interpreter: CodeInterpreter, session: str) -> str:
+    if not interpreter.can_end_sessions:
+        return "this api-version cannot end sessions: they expire"
+    await interpreter.delete_session(session)
+    return "sessions can be ended"
+
+
+async def _extensions(interpreter: CodeInterpreter, _session: str) -> str:
+    rich = await interpreter.supports("rich")
+    return "this is aca-sessions: rich results, interrupt, ranges" if rich else "none: what Azure has"
+
+
+_STEPS: dict[str, Step] = {
+    "reach": _reach,
+    "one cell": _run_cell,
+    "state": _keep_state,
+    "files": _move_files,
+    "ending": _end,
+    "extensions": _extensions,
+}
+
 
 _PNG = "data of an image"
 
@@ -51,7 +135,7 @@ VALUES: dict[str, tuple[str, object]] = {
 }
 
 
-async def examine(settings: Settings, report: Path | None) -> bool:
+async def compare(settings: Settings, report: Path | None) -> bool:
     """Print each observation and write all of them to the report, if one is wanted. Return whether all answers agree.
 
     If an error ends the examination, the observations until then are printed and written.
@@ -64,11 +148,11 @@ async def examine(settings: Settings, report: Path | None) -> bool:
             for ask in (_exception, _cut, _unknown_file, _file, _asynchronous, _ended):
                 observations.append(await ask(http, session))
     finally:
-        _tell(observations, report)
+        _print(observations, report)
     return all(one.agrees for one in observations)
 
 
-def _tell(observations: list[Observation], report: Path | None) -> None:
+def _print(observations: list[Observation], report: Path | None) -> None:
     for one in observations:
         difference = "" if one.agrees else f": {one.observed!r}, ours is {one.expected!r}"
         print(f"{'same' if one.agrees else 'DIFF'}  {one.question}{difference}")
