@@ -17,31 +17,9 @@ from ..errors import NotSupportedError, ServiceUnavailableError
 from ..lifetime import Owner
 from .arguments import checked_session_id
 
-_FIRST, _LONGEST = 0.1, 5.0
-
-
-class Patience:
-    """The waits of one call."""
-
-    def __init__(self, budget: float, *, clock: Callable[[], float] = time.monotonic, draw: Callable[[], float] = random.random) -> None:
-        """Start the budget, which is in seconds from now. `clock` returns monotonic seconds, and `draw` a number from 0 to 1."""
-        self._ends = clock() + budget
-        self._clock = clock
-        self._draw = draw
-        self._next = _FIRST
-
-    def wait(self, wished: float | None) -> float | None:
-        """Return the seconds to wait before the next attempt, or None if the budget does not allow it.
-
-        The wait is what the service asked for, or else a random one around 0.1, 0.2, 0.4 … 5 seconds.
-        """
-        # Random, so that clients which failed together do not come back together.
-        wait = wished if wished is not None else self._next * (0.5 + self._draw())
-        self._next = min(self._next * 2, _LONGEST)
-        return wait if self._clock() + wait <= self._ends else None
-
-
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
+_NO_ANSWER_YET = "\0"  # no header has this value
 _REMEMBERED_URLS = 64
 _CONNECTS = 3  # attempts to connect: an address that does not answer is wrong, or down for longer than a caller waits
 Decoded = TypeVar("Decoded")
@@ -80,7 +58,8 @@ class SessionsHttpClient:
         self._patience_seconds = patience
         self.api_version = api_version
         self._url = lru_cache(_REMEMBERED_URLS)(self._build_url)  # parsing one takes as long as encoding a request
-        self._offered: frozenset[str] | None = None
+        self._offer: str | None = _NO_ANSWER_YET
+        self._offered: frozenset[str] | None = None  # the words of `_offer`
         self.on_session: Seen = lambda _session_id, _guid: None  # called with a session and its guid when an answer names one
 
     async def request(
@@ -114,13 +93,49 @@ class SessionsHttpClient:
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
         request = self._client.build_request(method, url, headers=headers, json=json, files=files, timeout=limits)
-        response = await self._patiently(request)
-        if response.is_success or extensions.OFFER_HEADER in response.headers:
-            self._offered = _offered(response)  # not from an error page of a proxy, which knows nothing of the server behind it
-        if identifier is not None and (guid := response.headers.get(flat.GUID_HEADER)):
+        deadline = time.monotonic() + self._patience_seconds
+        next_wait, connects = _FIRST_WAIT, 0
+        # A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
+        # service did not begin on them.
+        while True:
+            # Random, so that clients which failed together do not come back together.
+            wait = next_wait * random.uniform(0.5, 1.5)  # noqa: S311
+            next_wait = min(next_wait * 2, _LONGEST_WAIT)
+            try:
+                response = await self._client.send(request)
+            except _BEFORE_SENDING as error:
+                connects += 1
+                if connects == _CONNECTS or time.monotonic() + wait > deadline:
+                    what = f"{url.host} cannot be reached ({type(error).__name__})"
+                    advice = "is ACASessions:SessionsHttpClient:Endpoint right, and does it run?"
+                    # A protocol error quotes the header that cannot be sent, which may be the key.
+                    cause = None if isinstance(error, httpx.LocalProtocolError) else error
+                    raise ServiceUnavailableError(f"{what}: {advice}", sent=False) from cause
+            except httpx.HTTPError as error:
+                if method != "GET" or time.monotonic() + wait > deadline:
+                    raise ServiceUnavailableError(f"the endpoint sent no answer ({type(error).__name__})", sent=True) from error
+            else:
+                if response.is_success or not _is_refused_for_now(method, response):
+                    break
+                wished = retry_after(response.headers)
+                wait = wait if wished is None else wished
+                if time.monotonic() + wait > deadline:
+                    break
+            await asyncio.sleep(wait)
+        offer = response.headers.get(extensions.OFFER_HEADER)
+        # Not from an error page of a proxy, which knows nothing of the server behind it.
+        if offer != self._offer and (response.is_success or offer is not None):
+            self._offer = offer
+            self._offered = frozenset(word.strip() for word in (offer or "").split(",") if word.strip())
+        # Where the server keeps the ledger, the client does not need to know which instance answered.
+        if identifier is not None and "rich" not in (self._offered or ()) and (guid := response.headers.get(flat.GUID_HEADER)):
             self.on_session(identifier, guid)
         if not response.is_success:
-            raise decode_problem(response.status_code, _json(response), response.headers)
+            try:
+                problem = response.json()
+            except ValueError:
+                problem = None
+            raise decode_problem(response.status_code, problem, response.headers)
         return response
 
     def _build_url(self, path: str, identifier: str | None, query: Mapping[str, str] | None = None) -> httpx.URL:
@@ -128,40 +143,6 @@ class SessionsHttpClient:
         if identifier is not None:
             params["identifier"] = checked_session_id(identifier)
         return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
-
-    async def _patiently(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and repeat it while that does no harm.
-
-        A GET is repeated if no answer came, or if the service or a gateway refused it for now. Other requests are repeated only if the
-        service did not begin on them.
-        """
-        patience, connects = Patience(self._patience_seconds), 0
-        while True:
-            try:
-                response = await self._send(request)
-            except ServiceUnavailableError as error:
-                connects += not error.sent
-                may = connects < _CONNECTS and (request.method == "GET" or not error.sent)
-                if not may or (wait := patience.wait(None)) is None:
-                    raise
-            else:
-                if not _is_refused_for_now(request, response) or (wait := patience.wait(retry_after(response.headers))) is None:
-                    return response
-            await asyncio.sleep(wait)
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request once.
-
-        Raise ServiceUnavailableError, whose `sent` is false only if the request surely did not leave this machine.
-        """
-        try:
-            return await self._client.send(request)
-        except _BEFORE_SENDING as error:
-            what = f"{request.url.host} cannot be reached ({type(error).__name__})"
-            advice = "is ACASessions:SessionsHttpClient:Endpoint right, and does it run?"
-            raise ServiceUnavailableError(f"{what}: {advice}", sent=False) from None
-        except httpx.HTTPError as error:
-            raise ServiceUnavailableError(f"no answer came from the endpoint ({type(error).__name__})", sent=True) from None
 
     async def offers(self, extension: str) -> bool:
         """Return whether the endpoint has an extension. Ask it for its health first if no answer has listed the extensions yet."""
@@ -201,17 +182,17 @@ def _without_identifiers(record: logging.LogRecord) -> bool:
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """Return what `decode` makes of a response's JSON object. Raise ServiceUnavailableError if it is none: a proxy may have answered."""
-    content = _json(response)
+    """Return what `decode` makes of a response's JSON object. Raise ServiceUnavailableError if it is not one: a proxy may have answered."""
     try:
+        content = response.json()
         if isinstance(content, dict):
             return decode(content)
     except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    raise ServiceUnavailableError("the answer is not the API's; does the endpoint lead to a session pool?", sent=True)
+        pass  # not chained below: the error may quote what the guest wrote
+    raise ServiceUnavailableError("the answer is not the API's: does the endpoint lead to a session pool?", sent=True)
 
 
-def _is_refused_for_now(request: httpx.Request, response: httpx.Response) -> bool:
+def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
     """Return whether the request may be repeated: the service did not begin on it, or it was a read.
 
     429 means that the service did not begin. So does our server's 503 for a full queue of new sessions. A gateway's 502, 503 and 504 leave
@@ -219,16 +200,4 @@ def _is_refused_for_now(request: httpx.Request, response: httpx.Response) -> boo
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True
-    return request.method == "GET" and response.status_code in (502, 503, 504)
-
-
-def _json(response: httpx.Response) -> object:
-    try:
-        return response.json()
-    except ValueError:
-        return None
-
-
-def _offered(response: httpx.Response) -> frozenset[str]:
-    header = response.headers.get(extensions.OFFER_HEADER, "")
-    return frozenset(word.strip() for word in header.split(",") if word.strip())
+    return method == "GET" and response.status_code in (502, 503, 504)
