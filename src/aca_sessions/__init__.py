@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .client.session import Session
     from .connect import isolation_report, open_interpreter, open_pool, open_server
     from .errors import ACASessionsError
-    from .integrations.python_tool import PythonTool
+    from .integrations.model_session import PythonTool
     from .integrations.semantic_kernel import PythonCodeInterpreterPlugin, add_aca_sessions
     from .interactive import InteractiveSession
     from .models import (
@@ -70,7 +70,7 @@ _HOMES = {
     "PackageSource": "sandbox.policy",
     "Policy": "sandbox.policy",
     "PythonCodeInterpreterPlugin": "integrations.semantic_kernel",
-    "PythonTool": "integrations.python_tool",
+    "PythonTool": "integrations.model_session",
     "RedisStorage": "agent.library.redis_storage",
     "RemoteFile": "models",
     "ReplayReport": "client.replay",

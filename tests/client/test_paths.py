@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aca_sessions import Session, SessionPool
 from aca_sessions.client.arguments import checked_path
 from aca_sessions.errors import InvalidArgumentError
-from aca_sessions.integrations.python_tool import PythonTool
+from aca_sessions.integrations.model_session import PythonTool
 from aca_sessions.mcp import resources as paths
 from aca_sessions.sandbox.session.files import UnusableNameError, checked_folder
 

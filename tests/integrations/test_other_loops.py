@@ -7,7 +7,7 @@ import pytest
 
 from aca_sessions import Settings, open_pool
 from aca_sessions.errors import PoolError
-from aca_sessions.integrations.python_tool import PythonTool
+from aca_sessions.integrations.model_session import PythonTool
 
 SETTINGS = [Settings(), Settings(Sandbox={"Preload": [], "Spares": 1, "Tenant": "another fork server"})]
 

@@ -1,4 +1,7 @@
-"""One session as a model uses it, for any framework: checked arguments, results of limited size, and files for the host program."""
+"""One session as a model uses it: checked arguments, results of limited size, and files for the host program.
+
+`ModelSession` is what all integrations share, and `PythonTool` offers it as plain methods.
+"""
 
 import asyncio
 import base64
@@ -6,12 +9,13 @@ import json
 import re
 import uuid
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
+from typing import Annotated, Self
 
 from ..client.arguments import checked_path
 from ..client.files import replacing
@@ -63,34 +67,35 @@ _DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,([A-Za-z0-
 _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
-def checked_code(code: object) -> CodeError | None:
-    """Return the error if this is not code, or None."""
-    # A framework may have turned a missing argument into text.
-    if not isinstance(code, str) or code.strip() in ("None", "null"):
-        return CodeError("ValueError", "the argument 'code' is missing: send the Python source text")
-    if len(code) > _MOST_CODE:
-        return CodeError("ValueError", f"the code is {len(code)} characters long, of at most {_MOST_CODE}: put data into files")
-    return None
+def checked_files(files: object) -> tuple[Files, CodeError | None]:
+    """Return the names and contents of files, and the error if there is one. All are checked before any is written.
 
-
-def checked_files(files: object) -> Files | CodeError:
-    """Return the names and contents of files, or the error. The mapping may be JSON text, and binary contents may be data URIs."""
+    The mapping may be JSON text, and binary contents may be data URIs.
+    """
     if isinstance(files, str):
         try:
             files = json.loads(files)
         except ValueError:
-            return CodeError("TypeError", f"the argument 'files' is text that is no JSON object: send an object such as {_EXAMPLE}")
+            return {}, CodeError("TypeError", f"the argument 'files' is text but not a JSON object: send an object such as {_EXAMPLE}")
     if not isinstance(files, Mapping):
-        return CodeError("TypeError", f"the argument 'files' maps file names to their text: send an object such as {_EXAMPLE}")
+        return {}, CodeError("TypeError", f"the argument 'files' must map file names to their text: send an object such as {_EXAMPLE}")
+    contents: Files = {}
     for name, text in files.items():
         if not isinstance(name, str) or not isinstance(text, str):
-            return CodeError(
-                "TypeError", f"the content of the file {name!r} is a {type(text).__name__}, not text: send an object such as {_EXAMPLE}"
+            kind = type(text).__name__
+            return {}, CodeError(
+                "TypeError", f"the content of the file {name!r} must be text, got {kind}: send an object such as {_EXAMPLE}"
             )
+        try:
+            contents[name] = _content(text)
+        except ValueError:
+            return {}, CodeError("ValueError", f"the data URI of the file {name!r} is not valid base64: encode the whole file again")
     try:
-        return {name: _content(text) for name, text in files.items()}
-    except ValueError:
-        return CodeError("ValueError", "a file's data URI is not valid base64: encode the whole file again")
+        for name in contents:
+            checked_path(name)
+    except InvalidArgumentError as error:
+        return {}, _not_written(error)
+    return contents, None
 
 
 def _content(text: str) -> str | bytes:
@@ -109,10 +114,14 @@ FILES = (
 
 
 _NO_FILES: Mapping[str, str] = MappingProxyType({})
+_FIELDS = tuple(field.name for field in fields(CodeExecutionResult))
+_values = attrgetter(*_FIELDS)
 
 
 class ModelSession:
     """A session that is leased for each call. So calls of one turn may run at the same time and share their variables."""
+
+    _result_type = CodeExecutionResult
 
     def __init__(
         self,
@@ -132,6 +141,7 @@ class ModelSession:
             max_output: About how many characters of a result a model reads.
         """
         self._source = _Source(pool, settings)
+        self._closes_source = True
         self._session_id = session_id or f"model-{uuid.uuid4()}"
         self._owns_session = session_id is None
         self._max_output = max_output
@@ -139,17 +149,22 @@ class ModelSession:
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
         """Write the files, run the cell and return its result. A model's mistakes (a file outside /mnt/data, for example) are results."""
-        checked = checked_files(files)
-        refused = checked_code(code) or (checked if isinstance(checked, CodeError) else _refused_names(checked))
-        if refused is not None or isinstance(checked, CodeError):
-            return self._result(CodeExecutionResult(error=refused, stderr=str(refused)))
-        async with (await self._source.open()).session(self._session_id) as session:
+        contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
+        # A framework may have turned a missing argument into text.
+        if not isinstance(code, str) or code.strip() in ("None", "null"):
+            error = CodeError("ValueError", "the argument 'code' is missing: send the Python source text")
+        elif len(code) > _MOST_CODE:
+            error = CodeError("ValueError", f"code must be at most {_MOST_CODE} characters long, got {len(code)}: put data into files")
+        if error is not None:
+            return self._result(CodeExecutionResult(error=error, stderr=str(error)))
+        pool = self._source.pool or await self._source.open()
+        async with pool.session(self._session_id) as session:
             try:
-                for name, data in checked.items():
+                for name, data in contents.items():
                     await session.upload_file(name, data)
-            except ACASessionsError as error:
-                told = _not_written(error)
-                return self._result(CodeExecutionResult(error=told, stderr=str(told)))
+            except ACASessionsError as failure:
+                error = _not_written(failure)
+                return self._result(CodeExecutionResult(error=error, stderr=str(error)))
             return self._result(await session.run(str(code)))
 
     def for_session(self, session_id: str) -> Self:
@@ -159,7 +174,7 @@ class ModelSession:
         """
         sibling = type(self)(session_id=session_id, max_output=self._max_output)
         sibling._warning.detach()
-        sibling._source = self._source.shared()
+        sibling._source, sibling._closes_source = self._source, False
         return sibling
 
     async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
@@ -186,7 +201,7 @@ class ModelSession:
 
         A pool that this object opened is closed whichever event loop calls, and its sessions end with it.
         """
-        if self._source.is_open:
+        if self._source.is_open and self._closes_source:
             await self._source.close()
         elif self._owns_session and self._source.pool is not None:
             await self._source.pool.terminate(self._session_id)
@@ -198,17 +213,33 @@ class ModelSession:
         await self.close()
 
     def _result(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        return replace(result, session_id=self._session_id, max_output=self._max_output)
+        values = dict(zip(_FIELDS, _values(result), strict=True))
+        return self._result_type(**{**values, "session_id": self._session_id, "max_output": self._max_output})
 
 
-def _refused_names(names: Iterable[str]) -> CodeError | None:
-    """Return why one of the files cannot be written, or None. All names are checked before any file is written."""
-    try:
-        for name in names:
-            checked_path(name)
-    except ACASessionsError as error:
-        return _not_written(error)
-    return None
+class PythonTool(ModelSession):
+    """A stateful Python session whose methods are tools: pass `tool.execute_python`, or both.
+
+    It fits every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI.
+    """
+
+    # Frameworks send these docstrings to models.
+    async def execute_python(self, code: Annotated[str, CODE]) -> str:
+        """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call.
+
+        Args:
+            code: Python source, as in a notebook cell; plain text without Markdown fences.
+        """
+        return str(await self.run(code))
+
+    async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> str:
+        """Writes files into the session of execute_python, then runs Python code there that can read or import them.
+
+        Args:
+            code: Python source, as in a notebook cell; plain text without Markdown fences.
+            files: File names and the text of each file; a binary file is a base64 data URI.
+        """
+        return str(await self.run(code, files))
 
 
 def _not_written(error: ACASessionsError) -> CodeError:
@@ -223,20 +254,11 @@ class _Source:
         self._settings = settings
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
-        self._lender: _Source | None = None
         self._owner = Owner()
-        self.is_open = False
-
-    def shared(self) -> "_Source":
-        """Return the same pool for another plugin, which does not close it."""
-        borrower = _Source(self.pool, self._settings)
-        borrower._lender = self
-        return borrower
+        self.is_open = False  # whether the pool was opened here
 
     async def open(self) -> SessionPool:
-        if self._lender is not None:
-            return await self._lender.open()
-        async with self._opening:
+        async with self._opening:  # calls of one turn may arrive together
             if self.pool is None:
                 self.pool = await self._stack.enter_async_context(open_pool(self._settings))
                 self.is_open, self._owner = True, Owner()

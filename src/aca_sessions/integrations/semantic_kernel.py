@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import fields
 from typing import Annotated, Any
 
 from semantic_kernel import Kernel
@@ -37,15 +36,17 @@ class PythonCodeInterpreterPlugin(ModelSession):
 
     # Semantic Kernel reads every public property when a plugin is added, so this class has none. It sends these docstrings to models.
 
+    _result_type = PythonResult
+
     @kernel_function
     async def execute_python(self, code: Annotated[str, CODE]) -> CodeExecutionResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
-        return _showable(await self.run(code))
+        return await self.run(code)
 
     @kernel_function
     async def execute_python_with_files(self, code: Annotated[str, CODE], files: Annotated[dict[str, str], FILES]) -> CodeExecutionResult:
         """Writes files into the session of execute_python, then runs Python code there that can read or import them."""
-        return _showable(await self.run(code, files))
+        return await self.run(code, files)
 
 
 def add_aca_sessions(
@@ -156,7 +157,3 @@ def _plain(value: Any) -> object:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
-
-
-def _showable(result: CodeExecutionResult) -> PythonResult:
-    return PythonResult(**{field.name: getattr(result, field.name) for field in fields(result)})
