@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,7 +134,7 @@ def test_a_loss_is_reported_until_a_result_was_delivered() -> None:
     ledger, caller = ledger_of(("started", {})), Delivered()
     caller.deliver(result_at(ledger, 0, 1))
     ledger.append("died", cause="exit", **LOST)
-    peeking = caller.copy()  # a cell of the client, or a call that was cancelled
+    peeking = replace(caller)  # a cell of the client, or a call that was cancelled
     assert str(peeking.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
     assert str(caller.deliver(result_at(ledger, 1, 2)).state) == "lost: exit"
     assert str(caller.deliver(result_at(ledger, 2, 2)).state) == "kept"

@@ -19,6 +19,7 @@ _KEPT = 1000
 _SENT = 100
 _MAX_DIGITS = 19
 _UNCHANGED = State()
+_EXPIRED = State("lost", "lost", "ended", "expired")
 
 
 class Ledger:
@@ -26,18 +27,15 @@ class Ledger:
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
+        self.position = 0  # of the latest entry
         self.fetched = 0  # the position of clients that name none: the end of the last execution whose result was fetched
         self.checkpoint_numbers = itertools.count(1)  # shared with branches, so that ids are unique among them
         self._entries: list[Entry] = []
 
-    @property
-    def position(self) -> int:
-        """Return the position of the latest entry, or 0."""
-        return self._entries[-1].position if self._entries else 0
-
     def append(self, kind: Any, **effects: Any) -> Entry:
         """Add what happened and return its entry."""
-        entry = Entry(self.position + 1, kind, **effects)
+        self.position += 1
+        entry = Entry(self.position, kind, **effects)
         self._entries.append(entry)
         if len(self._entries) > _KEPT:
             self._entries = summarized(self._entries, _KEPT // 2)
@@ -45,7 +43,7 @@ class Ledger:
 
     def between(self, since: int, until: int) -> State:
         """Return what happened to the session between two positions."""
-        return state_between(self._after(since), since, until)
+        return _UNCHANGED if since >= self.position else state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
         """Return the part of the ledger that a response carries to a client at position `since`."""
@@ -55,10 +53,15 @@ class Ledger:
 
     def seen_from(self, since: str | None, start: int, end: int, *, otherwise: int = 0) -> tuple[State, Record]:
         """Return the state and the record of an execution for a caller that names its position, or is at `otherwise`."""
-        known = otherwise if since is None else parse_position(since, self.id)
-        first = State("lost", "lost", "ended", "expired") if known is None else None
+        known: int | None = otherwise
+        if since is not None:
+            name, _, number = since.partition(":")
+            # A position in another ledger: the session that the caller knew is gone.
+            known = int(number) if name == self.id and number.isdecimal() and len(number) < _MAX_DIGITS else None
+        if known is not None and known >= self.position == start:  # nothing happened since
+            return _UNCHANGED, Record(self.id, start, start, end)
         record = self.record(known or 0, start, end)
-        return state_between(record.entries, record.since, end, first=first), record
+        return state_between(record.entries, record.since, end, first=_EXPIRED if known is None else None), record
 
     def contains(self, kind: str, since: int) -> bool:
         """Return whether there is an entry of a kind behind a position."""
@@ -71,12 +74,6 @@ class Ledger:
 def format_position(ledger: str, position: int) -> str:
     """Return a position in the format in which clients name it."""
     return f"{ledger}:{position}"
-
-
-def parse_position(text: str, ledger: str) -> int | None:
-    """Return the number of a position. Return None if it belongs to another ledger: the session that the caller knew is gone."""
-    name, _, number = text.partition(":")
-    return int(number) if name == ledger and number.isdecimal() and len(number) < _MAX_DIGITS else None
 
 
 def state_between(entries: Iterable[Entry], since: int, until: int, *, first: State | None = None, asked: Collection[int] = ()) -> State:

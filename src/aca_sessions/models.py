@@ -10,6 +10,12 @@ from .errors import ExecutionError
 
 Scalar = str | int | float | bool | None
 Part = Literal["kept", "restored", "rolled_back", "unknown", "lost"]
+_CONSEQUENCES: dict[Part, str] = {
+    "kept": "are kept",
+    "restored": "were restored from a saved state",
+    "unknown": "may have changed: look at one before you rely on it",
+    "lost": "from before are gone",
+}
 _WORST_LAST: tuple[Part, ...] = ("kept", "restored", "rolled_back", "unknown", "lost")
 
 
@@ -46,31 +52,20 @@ class State:
     @property
     def consequence(self) -> str:
         """Return what the caller can rely on now, in words for people and models."""
-        ended = "; background processes were ended" if self.kind in ("kept", "rolled_back") and self.processes == "ended" else ""
-        ended += f"; open files were cut off: {', '.join(self.cut_off)}" if self.cut_off else ""
-        if self.variables == self.files:
-            return f"variables and files {self._fate(self.files)}{ended}"
-        return f"variables {self._fate(self.variables)}, files {self._fate(self.files)}{ended}"
-
-    def _fate(self, part: Part) -> str:
-        match part:
-            case "kept":
-                return "are kept"
-            case "restored":
-                return "were restored from a saved state"
-            case "rolled_back":
-                return self._returned_to
-            case "lost":
-                return "from before are gone"
-        return "may have changed: look at one before you rely on it"
-
-    @property
-    def _returned_to(self) -> str:
         if (self.reason or "").endswith("to the last checkpoint"):
-            return "are as at the last checkpoint"
-        if self.checkpoint:
-            return "are as at an earlier checkpoint"
-        return "are as before the cell that failed" if self.variables == "rolled_back" else "are as at an earlier moment"
+            returned = "are as at the last checkpoint"
+        elif self.checkpoint:
+            returned = "are as at an earlier checkpoint"
+        else:
+            returned = "are as before the cell that failed" if self.variables == "rolled_back" else "are as at an earlier moment"
+        words = {**_CONSEQUENCES, "rolled_back": returned}
+        variables, files = words[self.variables], words[self.files]
+        told = f"variables and files {files}" if self.variables == self.files else f"variables {variables}, files {files}"
+        if self.processes == "ended" and self.kind in ("kept", "rolled_back"):
+            told += "; background processes were ended"
+        if self.cut_off:
+            told += f"; open files were cut off: {', '.join(self.cut_off)}"
+        return told
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}" if self.reason and self.kind != "kept" else self.kind

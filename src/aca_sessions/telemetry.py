@@ -126,7 +126,7 @@ def cell_running() -> Iterator[None]:
 
 def cell_ended(result: CodeExecutionResult) -> None:
     """Record the result of an execution on the server. Count a death of the interpreter that it reports, even if a checkpoint undid it."""
-    _cell_seconds.record(result.duration, {"outcome": outcome(result), "state": result.state.kind})
+    _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
     # `session_ended` counts expiries.
     if reason in _REASONS and reason != "expired":

@@ -127,7 +127,7 @@ def test_a_terminated_session_frees_its_place_for_the_next_waiter() -> None:
     first = state.acquire("alice", woken([]))
     state.acquire("bob", woken(order))
     assert state.terminate("alice") == ["alice"]
-    assert (order, state.release(first), state.leased) == ([Granted("bob")], [], 1)
+    assert (order, state.release(first), state.leased) == ([Granted("bob")], None, 1)
     assert [info.session_id for info in state.infos()] == ["bob"]
 
 

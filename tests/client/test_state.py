@@ -480,7 +480,7 @@ async def test_a_branch_whose_call_was_cancelled_is_ended(session: Session, pool
     await running
     await session.checkpoints()  # it comes after the branch
     interpreter = pool._interpreter
-    await until(lambda: asyncio.sleep(0, not len(interpreter.timeline._tasks)))
+    await until(lambda: asyncio.sleep(0, not len(interpreter._tasks)))
     assert [one.session_id for one in await interpreter.list_sessions()] == [session.session_id]
 
 

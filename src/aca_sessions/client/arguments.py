@@ -31,8 +31,7 @@ def sanitize(code: str) -> str:
     """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
-    fenced = _fenced(text)
-    if fenced is not None:
+    if ("```" in text or "~~~" in text) and (fenced := _fenced(text)) is not None:
         return textwrap.dedent(fenced)
     if quoted := _QUOTED.match(text):
         return quoted["code"]
@@ -193,9 +192,11 @@ def refusal(code: object) -> CodeError | None:
     A model may have sent it, so the error becomes a result and is not raised.
     """
     if not isinstance(code, str):
-        return CodeError("TypeError", f"code is a {type(code).__name__}, not a string: send the Python source text")
-    if not _is_well_formed(code):
-        return CodeError("ValueError", "the code is not well-formed Unicode: it holds a lone surrogate")
+        return CodeError("TypeError", f"code must be a string, got {type(code).__name__}: send the Python source text")
+    try:
+        code.encode()
+    except UnicodeEncodeError:
+        return CodeError("ValueError", "code must be well-formed Unicode: it holds a lone surrogate")
     return None
 
 

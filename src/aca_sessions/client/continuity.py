@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from ..ledger import Ledger, format_position, state_between, with_state
 from ..models import CodeExecutionResult, Record, State
 
+_KEPT = State()
 _EXPIRED = State("lost", "lost", "ended", "expired")
 
 
@@ -34,7 +35,7 @@ class Delivered:
     ledger: str | None = None
     position: int = 0
     first: State = field(default_factory=State)
-    asked: set[int] = field(default_factory=set)
+    asked: frozenset[int] = frozenset()
 
     @classmethod
     def parsed(cls, since: str, first: State) -> "Delivered":
@@ -42,55 +43,45 @@ class Delivered:
         ledger, _, position = since.partition(":")
         return cls(ledger, int(position), first)
 
-    def copy(self) -> "Delivered":
-        """Return an independent copy at the same position."""
-        return replace(self, asked={*self.asked})
-
-    @property
-    def since(self) -> str | None:
-        """Return the position as requests name it, or None before the first answer."""
-        return format_position(self.ledger, self.position) if self.ledger is not None else None
-
-    def meet(self, record: Record) -> None:
-        """Start where the first record starts. Nothing was known before it."""
-        if self.ledger is None:
-            self.ledger, self.position = record.ledger, record.since
-
     def state_of(self, record: Record) -> State:
         """Return what happened to the session between this position and the record's end.
 
         Start at the execution's start if that was earlier.
         """
-        self.meet(record)
+        if self.ledger is None:  # nothing was known before the first record
+            self.ledger, self.position = record.ledger, record.since
         if record.ledger != self.ledger:  # another server answered: it does not have the session that the caller knew
             return state_between(record.entries, record.since, record.end, first=_EXPIRED)
         since = min(self.position, record.start)
         first = self.first if since == self.position else None
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
-    def _asked_before(self, record: Record) -> set[int]:
+    def _asked_before(self, record: Record) -> frozenset[int]:
         """Return the entries that the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
-        return {position for position in self.asked if position <= record.start}
+        return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result with the state for its caller, and move the position. What this result reports is not reported again."""
-        if result.record is None:  # no answer came, or one that does not report what happened
-            return result
         record = result.record
-        told = with_state(result, self.state_of(record))
-        known = self.position if record.ledger == self.ledger else record.since
-        asked = self._asked_before(record)
+        if record is None:  # no answer came, or one that does not report what happened
+            return result
+        state, news = _KEPT, record.entries
+        if record.entries or record.ledger != self.ledger or self.first != _KEPT:
+            state = self.state_of(record)
+            known = min(self.position, record.start) if record.ledger == self.ledger else record.since
+            asked = self._asked_before(record)
+            news = tuple(entry for entry in record.entries if entry.position > known and entry.position not in asked)
         self.advance(record)
-        if not record.entries:
-            return told
-        news = tuple(entry for entry in record.entries if entry.position > min(known, record.start) and entry.position not in asked)
-        return replace(told, record=replace(record, entries=news))
+        if state != result.state or result.error is not None:  # an error of the host has the state in its message
+            result = with_state(result, state)
+        return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
         """Move to the end of a record that was delivered. A record that ends earlier moves nothing: results may arrive out of order."""
         if record.ledger != self.ledger or record.end >= self.position:
-            self.ledger, self.position, self.first = record.ledger, record.end, State()
-            self.asked = {position for position in self.asked if position > record.end}
+            self.ledger, self.position, self.first = record.ledger, record.end, _KEPT
+            if self.asked:
+                self.asked = frozenset(position for position in self.asked if position > record.end)
 
     def go_back(self, record: Record) -> None:
         """Take back a delivery whose result the caller did not get, so that it is reported again."""
@@ -102,7 +93,7 @@ class Delivered:
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
-            self.asked.add(position)
+            self.asked |= {position}
 
 
 _REMEMBERED = 10_000
@@ -263,10 +254,12 @@ class Continuity:
             life.mark = None
 
     def _life(self, session_id: str) -> _Life:
-        life = self._lives.setdefault(session_id, _Life())
+        life = self._lives.get(session_id)
+        if life is None:
+            life = self._lives[session_id] = _Life()
+            if len(self._lives) > _REMEMBERED:
+                self._lives.popitem(last=False)
         self._lives.move_to_end(session_id)
-        while len(self._lives) > _REMEMBERED:
-            self._lives.popitem(last=False)
         return life
 
 

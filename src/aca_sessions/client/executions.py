@@ -6,6 +6,7 @@ import inspect
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..contract import extensions, flat
@@ -16,7 +17,7 @@ from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, 
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event
 from ..tasks import Tasks
 from .continuity import Delivered
-from .http import Response, SessionsHttpClient, decoded
+from .http import SessionsHttpClient, decoded
 
 AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]
 AnswerCall = Callable[[str], Coroutine[Any, Any, str]]
@@ -207,9 +208,8 @@ class Executions:
         """
         caller = caller or Delivered()
         id = str(uuid.uuid4())
-        call = self._checked(call, asynchronous=call.timeout is not None and call.timeout > MAX_SYNCHRONOUS_SECONDS)
         try:
-            record = await self._send(session_id, id, call, caller)
+            record = await self._send(session_id, id, call, caller, asynchronous=(call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS)
             while record.result is None:
                 record = await self._poll(session_id, record.id, caller)
         except asyncio.CancelledError:
@@ -224,7 +224,7 @@ class Executions:
         """
         id = str(uuid.uuid4())
         try:
-            record = await self._send(session_id, id, self._checked(call, asynchronous=True), caller)
+            record = await self._send(session_id, id, call, caller, asynchronous=True)
         except asyncio.CancelledError:
             await self.cancel_quietly(self.followed(session_id, id, caller))
             raise
@@ -261,35 +261,31 @@ class Executions:
         """Wait for the requests in progress."""
         await self._tasks.finish()
 
-    def _checked(self, call: ExecutionCall, *, asynchronous: bool) -> ExecutionCall:
-        """Return the call with its mode.
-
-        Raise NotSupportedError if the api-version has no asynchronous executions, which longer cells need.
-        """
-        if asynchronous and not self._dialect.HAS_EXECUTIONS:
-            raise NotSupportedError(f"{self._version.name} runs no cell longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion")
-        return replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
-
-    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered) -> Record:
-        """Send a cell once.
+    async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
+        """Send a cell once. Raise NotSupportedError if it must run asynchronously and the api-version has no such executions.
 
         A cell that may have run is never sent again. After a lost answer the service is asked for the execution by its id, which the client
         chose.
         """
-        wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
-        headers = {flat.OPERATION_HEADER: id, **_rich(caller)}
+        if asynchronous and not self._dialect.HAS_EXECUTIONS:
+            raise NotSupportedError(
+                f"{self._version.name} cannot run cells longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion"
+            )
+        call = replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
+        headers = {flat.OPERATION_HEADER: id, **rich(caller)}
         if call.answered:
             headers[extensions.ANSWERED_HEADER] = ", ".join(call.answered)
         if call.transactional:
             headers[extensions.TRANSACTIONAL_HEADER] = "1"
         path, body = self._dialect.EXECUTE_PATH, self._dialect.encode_call(call)
+        wait = DEFAULT_WAIT if call.timeout is None else call.timeout + ANSWER_MARGIN
         try:
             response = await self._http.request("POST", path, identifier=session_id, headers=headers, json=body, timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:
             if not _may_have_run(error):
                 raise
             return await self._after_lost_answer(session_id, id, caller)
-        return self._record(response, session_id, id)
+        return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
         """Ask for an execution whose answer was lost.
@@ -316,8 +312,8 @@ class Executions:
 
     async def _ask(self, session_id: str, id: str, caller: Delivered) -> Record:
         path = f"{self._dialect.EXECUTE_PATH}/{id}"
-        response = await self._http.request("GET", path, identifier=session_id, headers=_rich(caller))
-        return self._record(response, session_id, id)
+        response = await self._http.request("GET", path, identifier=session_id, headers=rich(caller))
+        return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
         """Return the next events. If the endpoint has no events, poll for the whole result instead."""
@@ -327,12 +323,12 @@ class Executions:
                 return ([] if after else events_of(result)), after, replace(result, session_id=session_id)
             query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
             path, wait = extensions.EVENTS_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
-            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=_rich(caller), timeout=wait)
+            response = await self._http.request("GET", path, identifier=session_id, query=query, headers=rich(caller), timeout=wait)
         except (ServiceUnavailableError, ServiceError) as error:
             return [], after, _lost_answer(session_id, error)
-        return decoded(response, lambda body: self._decoded_page(body, session_id))
+        return decoded(response, partial(self._decode_page, session_id=session_id))
 
-    def _decoded_page(self, body: dict[str, object], session_id: str) -> Page:
+    def _decode_page(self, body: dict[str, object], session_id: str) -> Page:
         found, last = extensions.decode_events(body)
         member = body.get(extensions.EXECUTION_MEMBER)
         result = self._dialect.decode_execution(member).result if isinstance(member, dict) else None
@@ -343,11 +339,11 @@ class Executions:
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
-            headers = _rich(caller)
+            headers = rich(caller)
             response = await self._http.request("POST", path, identifier=session_id, query=query, headers=headers, json=reply, timeout=wait)
         except (ServiceUnavailableError, ServiceError):
             return await self._page(session_id, id, after, caller)
-        return decoded(response, lambda body: self._decoded_page(body, session_id))
+        return decoded(response, partial(self._decode_page, session_id=session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
         """Send a reply. Ignore the error of one that comes too late (409)."""
@@ -357,13 +353,12 @@ class Executions:
             if error.status_code != 409:
                 raise
 
-    def _record(self, response: Response, session_id: str, id: str) -> Record:
-        return decoded(response, lambda body: self._dialect.decode_execution(body, id=id, identifier=session_id))
 
-
-def _rich(caller: Delivered) -> dict[str, str]:
+def rich(caller: Delivered) -> dict[str, str]:
     """Return the headers that ask for the extended result, with the state since the last result that the caller got."""
-    return _RICH if caller.since is None else {**_RICH, extensions.SINCE_HEADER: caller.since}
+    if caller.ledger is None:
+        return _RICH
+    return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}
 
 
 async def _try_to_cancel(execution: Execution) -> None:

@@ -85,15 +85,33 @@ class History:
         """Return the cells among the steps."""
         return tuple(step for step in self._steps.values() if isinstance(step, Ran))
 
-    def begin(self, code: str) -> int:
-        """Note a cell that was sent. Return the number to `end` it by."""
-        return self.note(Ran(code))
+    def note(self, step: Step, number: int | None = None) -> int:
+        """Note a step and return its number. A step that was noted before is replaced by its number."""
+        if number is None:
+            number = next(self._numbers)
+        size = 0
+        match step:
+            case Ran(code, result):
+                size = len(code)
+                if result is not None:
+                    size += len(result.stdout) + len(result.stderr) + len(result.text or "")
+                    for display in result.displays:
+                        size += sum(len(content) for content in display.data.values() if isinstance(content, str))
+            case Uploaded(content=bytes(content)):
+                size = len(content)
+        self._steps[number], self._sizes[number] = step, size
+        # One step is always kept, however large.
+        while len(self._steps) > _MOST_STEPS or (sum(self._sizes.values()) > _MOST_BYTES and len(self._steps) > 1):
+            oldest = next(iter(self._steps))
+            del self._steps[oldest], self._sizes[oldest]
+            self.left_out += 1
+        return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
         """Note the result of a cell and return it. If it reports a rollback, note that on the cells that the rollback undid."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
-            self._keep(number, Ran(known.code, result, known.rolled_back))
+            self.note(Ran(known.code, result, known.rolled_back), number)
         record = result.record
         for entry in record.entries if record is not None else ():
             if entry.variables == "rolled_back":
@@ -107,12 +125,6 @@ class History:
         for number, step in self._steps.items():
             if after < number < before and isinstance(step, Ran):
                 self._steps[number] = replace(step, rolled_back=True)
-
-    def note(self, step: Step) -> int:
-        """Note a step and return its number."""
-        number = next(self._numbers)
-        self._keep(number, step)
-        return number
 
     def mark(self, checkpoint: str) -> None:
         """Note that a checkpoint was taken here. The latest 1,000 are known."""
@@ -138,14 +150,6 @@ class History:
         twin._numbers, twin.left_out = itertools.count(next(self._numbers)), self.left_out
         return twin
 
-    def _keep(self, number: int, step: Step) -> None:
-        self._steps[number], self._sizes[number] = step, _size(step)
-        # One step is always kept, however large.
-        while len(self._steps) > _MOST_STEPS or (sum(self._sizes.values()) > _MOST_BYTES and len(self._steps) > 1):
-            oldest = next(iter(self._steps))
-            del self._steps[oldest], self._sizes[oldest]
-            self.left_out += 1
-
     def __len__(self) -> int:
         return len(self._steps)
 
@@ -166,18 +170,6 @@ def _read(path: str, source: Path) -> Uploaded:
 def _of_bytes(path: str, content: bytes) -> Uploaded:
     kept = content if len(content) <= _LARGEST_FILE else None
     return Uploaded(path, len(content), hashlib.sha256(content).hexdigest(), kept)
-
-
-def _size(step: Step) -> int:
-    match step:
-        case Ran(code, CodeExecutionResult() as result):
-            shown = sum(len(content) for display in result.displays for content in display.data.values() if isinstance(content, str))
-            return len(code) + len(result.stdout) + len(result.stderr) + len(result.text or "") + shown
-        case Ran(code):
-            return len(code)
-        case Uploaded(content=bytes(content)):
-            return len(content)
-    return 0
 
 
 _OURS = "aca_sessions"

@@ -1,7 +1,8 @@
 """The client in request/result style: each call names its session. Failed code is a result; all other failures are raised."""
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,20 +12,20 @@ from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
 from ..contract.versions import version_named
-from ..errors import NotFoundError, NotSupportedError
-from ..models import CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, RemoteFile, SessionInfo
+from ..errors import ACASessionsError, NotFoundError, NotSupportedError
+from ..models import Checkpoint, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, Record, RemoteFile, SessionInfo
 from ..tasks import Tasks
-from . import packages
-from .arguments import checked_session_id, checked_timeout, refusal
+from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, refusal
 from .arguments import sanitize as take_out_of_fences
 from .continuity import Continuity, Delivered
-from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background
+from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background, rich
 from .files import SessionFiles
-from .http import SessionsHttpClient, decoded
+from .http import Response, SessionsHttpClient, decoded
 from .own_cells import own_cell
-from .packages import INSTALL_SECONDS
-from .timeline import Timeline
 
+INSTALL_SECONDS = 200.0
+_INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
+_TIMELINE_SECONDS = 250.0  # a cell of up to 220 s may have to end first
 _REMEMBERED = 10_000
 
 
@@ -47,7 +48,6 @@ class CodeInterpreter:
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)
         self._files = SessionFiles(http, self._version)
-        self.timeline = Timeline(http)
         self._continuity = Continuity(self._run_our_own, verify_after=verify_after)
         self._delivered: OrderedDict[str, Delivered] = OrderedDict()
         http.on_session = self._continuity.seen
@@ -73,19 +73,19 @@ class CodeInterpreter:
         """
         if isinstance(request, str):
             request = CodeExecutionRequest(session_id=request, code=code, timeout=timeout, sanitize_input=sanitize)
-        return await self.execute_for(self._delivered_of(request.session_id), request)
+        return await self.execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
 
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
         """Run a cell for one of several callers of a session. The state of its result is for this caller."""
-        checked_session_id(request.session_id)
-        checked_timeout(request.timeout)
+        if request.timeout is not None:
+            checked_timeout(request.timeout)
         refused = refusal(request.code)
         if refused is not None:
             return CodeExecutionResult(session_id=request.session_id, error=refused, stderr=str(refused))
         text = take_out_of_fences(request.code) if request.sanitize_input else request.code
         with telemetry.span("execute", request.session_id, **{"code.length": len(text)}) as span:
             call = ExecutionCall(code=text, timeout=request.timeout, transactional=request.transactional)
-            result = self.deliver(request.session_id, caller, await self._execute_knowingly(request.session_id, call, caller))
+            result = self.deliver(request.session_id, caller, await self._execute(request.session_id, call, caller))
             telemetry.executed(span, result)
         return result
 
@@ -104,9 +104,9 @@ class CodeInterpreter:
             caller: The position that the result's state starts from, by default the latest one delivered for this session.
         """
         checked_session_id(session_id)
-        caller = caller or self._delivered_of(session_id).copy()
+        caller = caller or replace(self._delivered_of(session_id))
         call = ExecutionCall(code=own_cell(name, *arguments), timeout=timeout)
-        return caller.deliver(await self._execute_knowingly(session_id, call, caller))
+        return caller.deliver(await self._execute(session_id, call, caller))
 
     async def execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
@@ -119,13 +119,12 @@ class CodeInterpreter:
 
     def caller(self, session_id: str) -> Delivered:
         """Return the position of a new caller. It starts after what was delivered to earlier ones."""
-        return self._delivered_of(session_id).copy()
+        return replace(self._delivered_of(session_id))
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result as its caller gets it. Call this right before handing the result over, with no await in between."""
-        told, all_callers = caller.deliver(result), self._delivered_of(session_id)
-        if all_callers is not caller and result.record is not None:
-            all_callers.meet(result.record)
+        told = caller.deliver(result)
+        if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
             all_callers.advance(result.record)
         return told
 
@@ -136,10 +135,12 @@ class CodeInterpreter:
                 one.go_back(result.record)
 
     def _delivered_of(self, session_id: str) -> Delivered:
-        delivered = self._delivered.setdefault(session_id, Delivered())
+        delivered = self._delivered.get(session_id)
+        if delivered is None:
+            delivered = self._delivered[session_id] = Delivered()
+            if len(self._delivered) > _REMEMBERED:
+                self._delivered.popitem(last=False)
         self._delivered.move_to_end(session_id)
-        while len(self._delivered) > _REMEMBERED:
-            self._delivered.popitem(last=False)
         return delivered
 
     @overload
@@ -184,9 +185,9 @@ class CodeInterpreter:
             entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
         else:
             entry = await self._continuity.reset(session_id, lambda mark: own_cell("reset", mark))
-        self.note_asked(session_id, caller, *entry)
+        self._note_asked(session_id, caller, *entry)
 
-    def note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
+    def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
         """Note that the caller itself caused an entry of the ledger, by a reset or a rollback. It is not reported to that caller."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
@@ -228,7 +229,7 @@ class CodeInterpreter:
         if on_call is not None:
             await self._http.require("events", "answer what a cell calls")
         if not await self._http.offers("events"):
-            execution = in_background(session_id, self._tasks.own(self._execute_knowingly(session_id, call, caller)))
+            execution = in_background(session_id, self._tasks.own(self._execute(session_id, call, caller)))
             return execution.amending(partial(self.deliver, session_id, caller))
         with telemetry.span("start", session_id, **{"code.length": len(text)}):
             execution = await self._executions.start(session_id, call, caller)
@@ -258,16 +259,86 @@ class CodeInterpreter:
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages into a session and return the result. A failed installation changes nothing."""
-        return await packages.install(self._http, session_id, requirements, timeout)
+        """Install packages into a session and return the result. A failed installation changes nothing.
+
+        Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
+        """
+        checked_requirements(requirements)
+        checked_install_timeout(timeout)
+        await self._http.require("packages", "install packages itself")
+        with telemetry.span("install", checked_session_id(session_id), requirements=len(requirements)):
+            response = await self._http.request(
+                "POST",
+                extensions.PACKAGES_PATH,
+                identifier=session_id,
+                json=extensions.encode_installation(requirements, timeout),
+                timeout=timeout + _INSTALL_MARGIN,
+            )
+        return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
         """Uninstall packages that a session installed and return the result."""
-        return await packages.uninstall(self._http, session_id, names)
+        query = {"names": ",".join(checked_names(names))}
+        await self._http.require("packages", "uninstall packages")
+        path = extensions.PACKAGES_PATH
+        response = await self._http.request("DELETE", path, identifier=session_id, query=query, timeout=_INSTALL_MARGIN)
+        return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def packages(self, session_id: str) -> list[Package]:
         """Return the packages that a session installed, beside those of its environment."""
-        return await packages.listed(self._http, session_id)
+        await self._http.require("packages", "list what was installed")
+        response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
+        return decoded(response, extensions.decode_packages)
+
+    async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
+        """Take a checkpoint of a session and return it. Raise SnapshotError if the session cannot be kept as it is."""
+        response = await self._request_timeline("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
+        return decoded(response, extensions.decode_checkpoint)
+
+    async def checkpoints(self, session_id: str) -> list[Checkpoint]:
+        """Return a session's checkpoints, the oldest first."""
+        return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
+
+    async def roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
+        """Return a session to a checkpoint by its id or its name, or to the latest, and return the checkpoint."""
+        response = await self._request_timeline("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
+        reached = decoded(response, extensions.decode_checkpoint)
+        self._note_asked(session_id, caller, *decoded(response, extensions.decode_position))
+        return reached
+
+    async def delete_checkpoint(self, session_id: str, id: str) -> None:
+        """Remove a checkpoint."""
+        await self._request_timeline("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
+
+    async def branch(
+        self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
+    ) -> tuple[Record, dict[str, str]]:
+        """Make sessions that continue from here, under the given identifiers: all or none.
+
+        Return the origin's record for its caller, and the position at which each new ledger begins.
+        """
+        body = {"identifiers": list(identifiers), "reseed": reseed}
+        try:
+            response = await self._request_timeline("POST", extensions.BRANCHES_PATH, session_id, body, rich(caller))
+            return decoded(response, extensions.decode_branched)
+        # A cancelled call, or one whose answer was lost, may have made the branches. No caller knows of them, so they are ended.
+        except BaseException:
+            self._tasks.start(self._end_branches(session_id, identifiers))
+            raise
+
+    async def _end_branches(self, session_id: str, identifiers: Sequence[str]) -> None:
+        with contextlib.suppress(ACASessionsError):
+            # The service may still be making them. Requests about the session wait for that, so this one returns afterwards.
+            await self.checkpoints(session_id)
+        for identifier in identifiers:
+            with contextlib.suppress(ACASessionsError):
+                await self._http.request("DELETE", flat.SESSION_PATH, identifier=identifier)
+
+    async def _request_timeline(
+        self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> Response:
+        await self._http.require("checkpoint", "keep what a session was")
+        return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
         """Return what separates sessions from their host, part by part, or None if the endpoint does not report it."""
@@ -335,7 +406,6 @@ class CodeInterpreter:
         """Close the connections. Sessions stay at the service until they expire; those of an embedded server end."""
         await self._tasks.cancel()
         await self._executions.close()
-        await self.timeline.close()
         await self._http.close()
 
     async def __aenter__(self) -> Self:
@@ -344,7 +414,7 @@ class CodeInterpreter:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _execute_knowingly(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
+    async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
         """Run a cell and return its result with the ledger's record. Our own server keeps the ledger; elsewhere the client does."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")

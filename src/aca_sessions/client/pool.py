@@ -88,10 +88,6 @@ class Leases:
         """Return whether a session of this name is kept, leased or not."""
         return session_id in self._sessions
 
-    def has_ended(self, lease: Granted) -> bool:
-        """Return whether the session of a lease was terminated."""
-        return self._sessions.get(lease.session_id) is not lease.held
-
     def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
         """Return a lease, or a place in the queue. Callers are served in order, but for one whose session is leased already."""
         held = self._sessions.get(session_id) if session_id is not None else None
@@ -105,20 +101,20 @@ class Leases:
     def give_up(self, waiter: Waiter) -> list[str]:
         """Remove a waiter from the queue and return the sessions to end. If it was granted a lease meanwhile, release that."""
         if waiter.granted is not None:
-            return self.release(waiter.granted)
+            return self.release(waiter.granted) or []
         if waiter in self._waiting:
             self._waiting.remove(waiter)
         return []
 
-    def release(self, lease: Granted | str) -> list[str]:
-        """End a lease, or one of the leases of a name, and return the sessions to end.
+    def release(self, lease: Granted | str) -> list[str] | None:
+        """End a lease, or one of the leases of a name, and return the sessions to end. Return None if there is no such lease any more.
 
-        An anonymous session ends with its lease, so its state reaches no other caller. A lease that ended before changes nothing.
+        An anonymous session ends with its lease, so its state reaches no other caller.
         """
         session_id = lease if isinstance(lease, str) else lease.session_id
         held = self._sessions.get(session_id)
-        if held is None or held.leases == 0 or (isinstance(lease, Granted) and self.has_ended(lease)):
-            return []
+        if held is None or held.leases == 0 or (isinstance(lease, Granted) and held is not lease.held):
+            return None
         held.leases -= 1
         held.last_used = self._clock()
         ended = []
@@ -244,25 +240,29 @@ class SessionPool:
         try:
             yield Session(self._interpreter, lease.session_id)
         finally:
-            if not self._leases.has_ended(lease):
-                await self.release(lease.session_id)
-            # The session was terminated meanwhile, and its holder may have started another one under the name. End that one, unless it
-            # belongs to another caller by now.
-            elif self._owner.is_here and not self._closed and not self._leases.knows(lease.session_id):
-                await self._finish(self._end([lease.session_id]))
+            await self._release(lease)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
         """Lease a session until it is released, and return it. Wait if as many sessions as allowed are leased."""
         return Session(self._interpreter, (await self._lease(session_id)).session_id)
 
     async def _lease(self, session_id: str | None) -> Granted:
-        self._check_usable()
+        self._owner.check()
+        if self._closed:
+            raise PoolClosedError("the pool is closed: open a new one")
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self._expiring = loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
+        elif self._loop is not loop:
+            raise PoolError(_OTHER_LOOP)
         if session_id is not None:
             checked_session_id(session_id)
-        self._expire_idle()
+        if expired := self._leases.expire():
+            self._end_expired(expired)
         started = time.perf_counter()
         with telemetry.span("acquire", session_id):
-            turn: asyncio.Future[Granted | None] = asyncio.get_running_loop().create_future()
+            turn: asyncio.Future[Granted | None] = loop.create_future()
             answer = self._leases.acquire(session_id, partial(_wake, turn))
             granted = answer if isinstance(answer, Granted) else await self._wait_for_turn(answer, turn)
         telemetry.acquire_seconds.record(time.perf_counter() - started)
@@ -271,7 +271,7 @@ class SessionPool:
             try:
                 await asyncio.wait({self._ending[granted.session_id]})
             except BaseException:
-                self._end(self._leases.release(granted))
+                self._end(self._leases.release(granted) or [])
                 raise
         telemetry.leases.add(1)
         if self._on_event is not None:
@@ -280,12 +280,22 @@ class SessionPool:
 
     async def release(self, session_id: str) -> None:
         """Release a lease of a session. An anonymous session ends then, and its state with it. In a forked process do nothing."""
+        await self._release(session_id)
+
+    async def _release(self, lease: Granted | str) -> None:
         if not self._owner.is_here:
             return
-        if self._leases.leases_of(session_id):
+        session_id = lease if isinstance(lease, str) else lease.session_id
+        ended = self._leases.release(lease)
+        if ended is not None:
             telemetry.leases.add(-1)
-            self._tell("released", session_id)
-        if ended := self._leases.release(session_id):
+            if self._on_event is not None:
+                self._on_event(PoolEvent("released", session_id))
+        # The session was terminated meanwhile, and the holder of the lease may have started another one under the name. End that one,
+        # unless it belongs to another caller by now.
+        elif isinstance(lease, Granted) and not self._closed and not self._leases.knows(session_id):
+            ended = [session_id]
+        if ended:
             await self._finish(self._end(ended))
 
     async def terminate(self, session_id: str) -> None:
@@ -307,7 +317,7 @@ class SessionPool:
     def active(self) -> list[SessionInfo]:
         """Return all sessions that the pool keeps alive. Those with `is_active` are leased now."""
         self._owner.check()
-        self._expire_idle()
+        self._end_expired(self._leases.expire())
         return self._leases.infos()
 
     async def close(self) -> None:
@@ -390,22 +400,10 @@ class SessionPool:
         if endings:
             await asyncio.wait(endings)
 
-    def _check_usable(self) -> None:
-        self._owner.check()
-        if self._closed:
-            raise PoolClosedError("the pool is closed: open a new one")
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-            self._expiring = loop.create_task(_expire_idle_sessions(weakref.ref(self), self._look_every))
-        elif self._loop is not loop:
-            raise PoolError(_OTHER_LOOP)
-
-    def _expire_idle(self) -> None:
-        if expired := self._leases.expire():
-            for name in expired:
-                self._tell("expired", name)
-            self._end(expired, expired=True)
+    def _end_expired(self, session_ids: list[str]) -> None:
+        for session_id in session_ids:
+            self._tell("expired", session_id)
+        self._end(session_ids, expired=True)
 
 
 def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> None:
@@ -431,5 +429,5 @@ async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) 
         alive = pool()
         if alive is None:
             return
-        alive._expire_idle()
+        alive._end_expired(alive._leases.expire())
         del alive

@@ -6,6 +6,8 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,10 +28,9 @@ from .arguments import checked_count, checked_data, checked_moment, checked_requ
 from .arguments import sanitize as take_out_of_fences
 from .continuity import Delivered
 from .executions import AnswerCall, AnswerInput, Execution
-from .history import Deleted, History, Installed, Reset, to_notebook, to_script, uploaded
-from .interpreter import CodeInterpreter
+from .history import Deleted, History, Installed, Ran, Reset, to_notebook, to_script, uploaded
+from .interpreter import INSTALL_SECONDS, CodeInterpreter
 from .own_cells import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
-from .packages import INSTALL_SECONDS
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _BRANCH = "~branch-"  # proxies that shard sessions by name hash only what stands before this: a branch is on its session's server
@@ -71,19 +72,21 @@ class Session:
         """
         if libraries and not (installed := await self.install_missing(*libraries)).success:
             return installed
+        text = take_out_of_fences(code) if sanitize and isinstance(code, str) else code
+        number = self.history.note(Ran(str(text)))
         request = CodeExecutionRequest(
-            session_id=self.session_id, code=code, timeout=timeout, sanitize_input=sanitize, transactional=transactional
+            session_id=self.session_id, code=text, timeout=timeout, sanitize_input=False, transactional=transactional
         )
-        amend = self._noting(code, sanitize)
-        return amend(await self._interpreter.execute_for(self._caller, request))
+        return self.history.end(number, await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
         """Run a cell by a function that uses cells of the client, and return its result. The history notes it like any other cell."""
         refused = refusal(code)
         if refused is not None:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
-        amend = self._noting(code, True)
-        return amend(await self._interpreter.execute_by(self.session_id, self._caller, lambda: run(take_out_of_fences(code))))
+        text = take_out_of_fences(code)
+        number = self.history.note(Ran(text))
+        return self.history.end(number, await self._interpreter.execute_by(self.session_id, self._caller, partial(run, text)))
 
     async def run_own(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
@@ -96,12 +99,12 @@ class Session:
             timeout: The time limit in seconds, by default the endpoint's.
             caller: The position that the result's state starts from, by default this object's.
         """
-        caller = caller or self._caller.copy()
+        caller = caller or replace(self._caller)
         return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
         """Return a position for a series of cells of the client: each of them reports what happened since the one before."""
-        return self._caller.copy()
+        return replace(self._caller)
 
     def take_back(self, result: CodeExecutionResult) -> None:
         """Note that the user did not get a result, so that a loss in it is reported again."""
@@ -127,17 +130,18 @@ class Session:
             on_call: Answers host calls while the events are read: JSON in, JSON out.
             transactional: Undo the cell if it fails, runs too long or is killed.
         """
+        text = take_out_of_fences(code) if sanitize and isinstance(code, str) else code
         execution = await self._interpreter.start(
             self.session_id,
-            code,
+            text,
             timeout=timeout,
-            sanitize=sanitize,
+            sanitize=False,
             on_input=on_input,
             on_call=on_call,
             transactional=transactional,
             caller=self._caller,
         )
-        return execution.amending(self._noting(code, sanitize))
+        return execution.amending(partial(self.history.end, self.history.note(Ran(str(text)))))
 
     async def stream(
         self,
@@ -240,13 +244,13 @@ class Session:
 
         Raise SnapshotError, with the reason, if the session cannot be kept as it is.
         """
-        checkpoint = await self._interpreter.timeline.take(self.session_id, checked_moment(name))
+        checkpoint = await self._interpreter.checkpoint(self.session_id, checked_moment(name))
         self.history.mark(checkpoint.id)
         return checkpoint
 
     async def checkpoints(self) -> list[Checkpoint]:
         """Return the checkpoints, the oldest first."""
-        return await self._interpreter.timeline.all(self.session_id)
+        return await self._interpreter.checkpoints(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
         """Return variables and all files in /mnt/data to a checkpoint, and end background processes. The checkpoint stays.
@@ -260,15 +264,14 @@ class Session:
         by_id = isinstance(checkpoint, Checkpoint)
         id = checkpoint.id if isinstance(checkpoint, Checkpoint) else checked_moment(checkpoint)
         name = None if by_id else id
-        reached, entry = await self._interpreter.timeline.roll_back(self.session_id, id, name)
-        self._interpreter.note_asked(self.session_id, self._caller, *entry)
+        reached = await self._interpreter.roll_back(self.session_id, self._caller, id=id, name=name)
         self.history.go_back(reached.id)
         return reached
 
     async def undo(self) -> Checkpoint:
         """Roll back to the latest checkpoint and remove it, so that the next call goes further back. Return that checkpoint."""
         checkpoint = await self.rollback()
-        await self._interpreter.timeline.drop(self.session_id, checkpoint.id)
+        await self._interpreter.delete_checkpoint(self.session_id, checkpoint.id)
         return checkpoint
 
     async def branch(self, count: int = 1, *, reseed: bool = True) -> "list[Branch]":
@@ -283,7 +286,7 @@ class Session:
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
-        origin_record, positions = await self._interpreter.timeline.branch(self.session_id, names, self._caller, reseed=reseed)
+        origin_record, positions = await self._interpreter.branch(self.session_id, names, self._caller, reseed=reseed)
         branches = [Branch(self._interpreter, name) for name in names]
         for branch in branches:
             branch.history = self.history.copy()
@@ -371,11 +374,6 @@ class Session:
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
         return answer(await self.run_own("reach", _PACKAGE_INDEX)) is True
-
-    def _noting(self, code: object, sanitize: bool) -> Callable[[CodeExecutionResult], CodeExecutionResult]:
-        """Note a cell as it is sent. Return a function that notes its result and returns it."""
-        number = self.history.begin(take_out_of_fences(code) if sanitize and isinstance(code, str) else str(code))
-        return lambda result: self.history.end(number, result)
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: it gives access to the session
