@@ -24,12 +24,10 @@ from .cell_routes import CellRoutes, LiveRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
 from .mcp_route import McpRoute
-from .metrics_route import MetricsRoute
 from .page_routes import page_routes
 from .routing import answering, problem_answer
-from .session_routes import PackageRoutes, SessionRoutes
+from .session_routes import MetricsRoute, PackageRoutes, SessionRoutes, TimelineRoutes
 from .sessions import Sessions
-from .timeline_routes import TimelineRoutes
 
 
 def check_is_alone() -> None:

@@ -9,12 +9,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import extensions, flat, nested, shell, values
-from ..contract.records import ExecutionCall, ProblemError
+from ..contract.records import ProblemError
 from ..contract.versions import Version
 from ..hosting import Hosting
 from .executions import RunningExecution
-from .file_transfer import limited
-from .routing import Routes, addressed, check_route, checked_identifier
+from .routing import Routes, addressed, check_route, checked_identifier, read_json
 from .sessions import Sessions
 
 _OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
@@ -46,14 +45,24 @@ class CellRoutes:
         """Run a cell, and wait for it unless the call is asynchronous."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
-        call = self._decoded(version, await self._json(request))
+        body = await read_json(request, self._hosting.max_request)
+        if self._hosting.shell:
+            call = shell.decode_call(body, version=version.name, supported=version.has_sessions)
+        else:
+            call = version.dialect.decode_call(body, lenient=self._hosting.lenient)
         if not self._hosting.plain:
-            answered = extensions.decode_answered(request.headers.get(extensions.ANSWERED_HEADER, ""))
-            call = replace(call, answered=answered, transactional=request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1")
+            if kinds := request.headers.get(extensions.ANSWERED_HEADER):
+                call = replace(call, answered=extensions.decode_answered(kinds))
+            if request.headers.get(extensions.TRANSACTIONAL_HEADER) == "1":
+                call = replace(call, transactional=True)
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
-            raise ProblemError(400, "SessionRequestValidationFailed", "'operation-id' is not up to 128 letters, digits, '.', '_' or '-'")
-        return self._answer(request, version, await self._executed(request, identifier, id, call))
+            raise values.invalid("'operation-id' must be 1 to 128 letters, digits, '.', '_' or '-'")
+        execution = self._sessions.execute(identifier, id, call)
+        request.state.session = execution.session
+        if not call.asynchronous:
+            await execution.done.wait()
+        return self._answer(request, version, execution)
 
     async def execution(self, request: Request) -> Response:
         """Return what is known of an execution now."""
@@ -70,7 +79,9 @@ class CellRoutes:
     async def interrupt_session(self, request: Request) -> Response:
         """Interrupt the execution that runs in a session, if there is one."""
         _, identifier = addressed(request, plain=False)
-        self._sessions.find(identifier).executions.interrupt_running()
+        executions = self._sessions.find(identifier).executions
+        if executions.running is not None:  # those that wait for their turn are left alone
+            executions.interrupt(executions.running)
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
@@ -84,28 +95,13 @@ class CellRoutes:
     async def legacy_execute(self, request: Request) -> Response:
         """Run a cell in the dialect of the private preview."""
         if self._hosting.shell:
-            raise ProblemError(404, "NotFound", "a pool of shells has no python/execute")
-        call, named = nested.decode_legacy_call(await self._json(request))
+            raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
+        call, named = nested.decode_legacy_call(await read_json(request, self._hosting.max_request))
         identifier = checked_identifier(request.query_params.get("identifier") or named or "")
-        execution = await self._executed(request, identifier, str(uuid.uuid4()), call)
-        execution.note_fetched()
-        return JSONResponse(nested.encode_legacy_execution(execution.snapshot(), call.output_limit))
-
-    async def _json(self, request: Request) -> object:
-        most = self._hosting.max_request
-        return values.parse(await limited(request, most, most).body())
-
-    async def _executed(self, request: Request, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        execution = self._sessions.execute(identifier, id, call)
-        request.state.session = self._sessions.get(identifier)
-        if not call.asynchronous:
-            await execution.done.wait()
-        return execution
-
-    def _decoded(self, version: Version, body: object) -> ExecutionCall:
-        if self._hosting.shell:
-            return shell.decode_call(body, version=version.name, supported=version.has_sessions)
-        return version.dialect.decode_call(body, lenient=self._hosting.lenient)
+        execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
+        request.state.session = execution.session
+        await execution.done.wait()
+        return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
@@ -126,12 +122,10 @@ def encoded(version: Version, execution: RunningExecution, *, rich: bool, since:
         rich: Whether the caller asked for the extensions.
         since: The caller's position in the session's ledger, or None if it named none.
     """
-    limit = execution.call.output_limit
-    snapshot = execution.snapshot(since)
-    execution.note_fetched()
+    fetched, limit = execution.fetch(since), execution.call.output_limit
     if execution.call.command is not None:
-        return shell.encode_execution(snapshot, limit)
-    return version.dialect.encode_execution(snapshot, limit, rich=rich)
+        return shell.encode_execution(fetched, limit)
+    return version.dialect.encode_execution(fetched, limit, rich=rich)
 
 
 _MAX_REPLY = 64 << 20
@@ -158,10 +152,7 @@ class LiveRoutes:
     async def reply(self, request: Request) -> Response:
         """Reply to a question of an execution. If the caller names a number, return the events after it."""
         execution = self._execution(request)
-        try:
-            number, text = extensions.decode_reply(values.parse(await limited(request, _MAX_REPLY, _MAX_REPLY).body()))
-        except ValueError as error:
-            raise values.invalid(str(error)) from None
+        number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
         await self._sessions.find(addressed(request, plain=False)[1]).executions.answer(execution, number, text)
         after = request.query_params.get("after")
         return JSONResponse({}) if after is None else await self._page(request, execution, _after(after))
@@ -184,7 +175,7 @@ class LiveRoutes:
 
 def _after(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
-        raise values.invalid("'after' is not the number of an event")
+        raise values.invalid("'after' must be the number of an event")
     return int(text)
 
 
@@ -194,5 +185,5 @@ def _wait(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= 3600:
-        raise values.invalid("'wait' is not a number of seconds")
+        raise values.invalid("'wait' must be a number of seconds between 0 and 3600")
     return min(seconds, extensions.LONGEST_POLL)

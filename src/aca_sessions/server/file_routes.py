@@ -1,23 +1,37 @@
 """The routes of files, in the dialect of each api-version. Contents are streamed in both directions."""
 
-from collections.abc import AsyncIterator
+import errno
+import logging
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from ..contract import nested
 from ..contract.records import ProblemError, split_path
+from ..errors import ServiceError
 from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.sandbox import Sandbox
-from ..sandbox.session.files import Files
-from .file_transfer import Download, Downloads, Sending, close, uploaded
-from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, range_of, wants_whole
+from ..sandbox.session.files import Files, Reading
+from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, range_of, too_large, wants_whole
 from .sessions import Sessions
 
 _BINARY = "application/octet-stream"
+_FORM_MARGIN = 1 << 16
+_BOUNDARY = re.compile(rb"--([^\r\n]{1,200})\r\n")
+_FIRST_LINE = 204  # bytes: the longest match of _BOUNDARY
+_CHUNK = 1 << 18
+_AHEAD = 8 << 20  # bytes; this package's client asks for parts of that size
+_MOST_AHEAD = 8  # responses at the same time that are read completely before they begin, each of up to 8 MB
+_logger = logging.getLogger("aca_sessions")
 
 
 class FileRoutes:
@@ -61,22 +75,22 @@ class FileRoutes:
         One handler has both routes, because the content path of one API generation matches the description path of the other.
         """
         version, _ = addressed(request, plain=self._hosting.plain)
-        name = version.dialect.content_named(request.path_params["name"])
-        if name is not None:
-            request.path_params["name"] = name
-            return await self._download(request)
-        async with self._file(request) as (files, folder, name):
+        path = request.path_params["name"]
+        content = version.dialect.content_named(path)
+        if content is not None:
+            return await self._download(request, content)
+        async with self._file(request, path) as (files, folder, name):
             file = await to_thread.run_sync(files.describe, name, folder)
         return JSONResponse(version.dialect.encode_file(file))
 
     async def delete_file(self, request: Request) -> Response:
         """Delete a file of a session."""
         version, _ = addressed(request, plain=self._hosting.plain)
-        async with self._file(request) as (files, folder, name):
+        async with self._file(request, request.path_params["name"]) as (files, folder, name):
             await to_thread.run_sync(files.delete, name, folder)
         note(request, "delete")
-        said = version.dialect.DELETED
-        return Response(status_code=204) if said is None else JSONResponse(said)
+        deleted = version.dialect.DELETED
+        return Response(status_code=204) if deleted is None else JSONResponse(deleted)
 
     async def legacy_upload(self, request: Request) -> Response:
         """Write a file to a session, in the dialect of the private preview."""
@@ -89,16 +103,15 @@ class FileRoutes:
 
     async def legacy_download(self, request: Request) -> Response:
         """Return a file's content, in the dialect of the private preview."""
-        request.path_params["name"] = request.query_params.get("filename", "")
-        return await self._download(request)
+        return await self._download(request, request.query_params.get("filename", ""))
 
-    async def _download(self, request: Request) -> Response:
+    async def _download(self, request: Request, path: str) -> Response:
         """Return a file's content, or the requested range of it. If a version was requested, check that the file still has it."""
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
         is_part = (start, length) != (0, None)
         async with AsyncExitStack() as held:
-            files, folder, name = await held.enter_async_context(self._file(request))
+            files, folder, name = await held.enter_async_context(self._file(request, path))
             reading = await to_thread.run_sync(files.open, name, folder)
             held.push_async_callback(close, reading)
             exact = is_part or (not plain and "if-match" in request.headers)
@@ -135,14 +148,146 @@ class FileRoutes:
             yield await session.sandbox(), request.query_params.get("path", "")
 
     @asynccontextmanager
-    async def _file(self, request: Request) -> AsyncIterator[tuple[Files, str, str]]:
-        """Open the session of a request for the block. Yield its files, the folder and the file name in the path."""
+    async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
+        """Open the session of a request for the block. Yield its files, and the folder and the name of the file at a path."""
         async with self._files(request) as (files, folder):
             try:
-                below, name = split_path(request.path_params["name"])
+                below, name = split_path(path)
             except ValueError as error:
                 raise ProblemError(400, "FilePathInvalid", str(error)) from None
             yield files, "/".join(filter(None, (folder, below))), name
+
+
+@asynccontextmanager
+async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
+    """Parse a form for the block. Yield the name of its file and the content in chunks. A large file is on disk, not in memory.
+
+    Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
+    """
+    labelled = await _labelled(_limited(request, most + _FORM_MARGIN, most))
+    async with _kept_on_disk(labelled) as form:
+        upload = form.get("file")
+        if not isinstance(upload, UploadFile):
+            raise ProblemError(400, "SessionRequestValidationFailed", "the form must have a part 'file' with a file name")
+        if (upload.size or 0) > most:
+            raise too_large(most)
+        yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
+
+
+@asynccontextmanager
+async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
+    """Parse a form and yield it. A large file is in the folder of this host for temporary files, which is unrelated to a session's disk."""
+    try:
+        form = await request.form(max_files=1, max_fields=8)
+    except OSError as error:
+        _logger.error("an upload could not be kept in this host's folder for temporary files (TMPDIR): %s", error.strerror)
+        raise _host_problem(error) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _host_problem(error: OSError) -> ProblemError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProblemError(
+            507, "HostStorageFull", "the disk of the server's host is full, not the session's: its operator must free space"
+        )
+    return ProblemError(500, "HostStorageUnavailable", "the server's host has no folder for temporary files: its operator must set TMPDIR")
+
+
+async def _labelled(request: Request) -> Request:
+    """Return the request with the content type of a form, if its body begins like one.
+
+    Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    """
+    if request.headers.get("content-type", "").startswith("multipart/form-data;"):
+        return request
+    messages, start, more = deque[Message](), b"", True
+    while more and b"\n" not in start and len(start) < _FIRST_LINE:
+        messages.append(await request.receive())
+        start += messages[-1].get("body", b"")
+        more = messages[-1].get("more_body", False)
+    boundary = _BOUNDARY.match(start)
+    headers = [(name, value) for name, value in Headers(scope=request.scope).raw if name != b"content-type"]
+    if boundary:
+        headers.append((b"content-type", b"multipart/form-data; boundary=" + boundary[1]))
+
+    async def receive() -> Message:
+        return messages.popleft() if messages else await request.receive()
+
+    return Request({**request.scope, "headers": headers}, receive)
+
+
+def _limited(request: Request, most: int, shown: int) -> Request:
+    """Return the request with a limit on its body. Raise ProblemError (413) when more bytes come, or more are announced.
+
+    The announced length is not enough: a client can send more.
+
+    Args:
+        request: The request.
+        most: The limit in bytes.
+        shown: The limit that the message names.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large(shown)
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            raise too_large(shown)
+        return message
+
+    return Request(request.scope, receive)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A part of a file that is about to be sent, and the tag of its version."""
+
+    chunks: AsyncIterator[bytes]
+    length: int
+    version: str
+
+
+class Downloads:
+    """The downloads of a server.
+
+    A small part of a file is read completely before it is sent, so that its tag shows whether it changed meanwhile. A larger part is read
+    while it is sent.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = 0
+
+    async def begin(self, reading: Reading, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
+        """Return the download of a part of a file.
+
+        Args:
+            reading: The open file.
+            start: The first byte.
+            length: How many bytes, or None for all that follow.
+            exact: Whether the client may join the part with others of the same version. If the file then changes while it is sent, the
+                response is broken off. Otherwise the client gets what the file holds when it is read, with a weak tag.
+            held: The stack that is closed when everything is sent.
+        """
+        left = max(0, reading.size - start)
+        length = left if length is None else min(length, left)
+        if length > _CHUNK and (length > _AHEAD or self._ahead >= _MOST_AHEAD):
+            reading.is_settled = reading.is_settled and exact
+            return Download(_chunks(reading, start, length), length, reading.version)
+        if length > _CHUNK:
+            self._ahead += 1
+            held.callback(self._give_back)
+        data = await to_thread.run_sync(reading.chunk, start, length)
+        return Download(_sliced(data), len(data), reading.version)
+
+    def _give_back(self) -> None:
+        self._ahead -= 1
 
 
 def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
@@ -153,3 +298,43 @@ def _described(start: int, length: int | None, download: Download, size: int) ->
     if not download.length:
         return 416, headers | {"content-range": f"bytes */{size}"}
     return 206, headers | {"content-range": f"bytes {start}-{start + download.length - 1}/{size}"}
+
+
+class Sending(StreamingResponse):
+    """A streaming response that closes the stack that it holds when it is sent, or when its client has gone."""
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, held: AsyncExitStack
+    ) -> None:
+        super().__init__(chunks, status, headers, media_type)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, then close the stack."""
+        async with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def close(reading: Reading) -> None:
+    """Close a file in a thread: the last descriptor of a deleted file frees all its memory."""
+    with CancelScope(shield=True):
+        await to_thread.run_sync(reading.close)
+
+
+async def _chunks(reading: Reading, start: int, length: int) -> AsyncIterator[bytes]:
+    promised = reading.is_settled
+    end = start + length
+    while start < end:
+        try:
+            data = await to_thread.run_sync(reading.chunk, start, min(_CHUNK, end - start))
+        except OSError as error:
+            raise ServiceError(404, "FileNotFound", "the session was ended while its file was sent") from error
+        if not data or (promised and not reading.is_settled):
+            raise ServiceError(412, "FileChanged", "the file changed while it was sent: read it again from its beginning")
+        yield data
+        start += len(data)
+
+
+async def _sliced(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]

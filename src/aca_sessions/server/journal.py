@@ -5,10 +5,11 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import stat
 import time
+import traceback
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from .. import telemetry
@@ -113,10 +114,6 @@ class Journal:
         telemetry.session_ended(reason)
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
 
-    def running(self) -> AbstractContextManager[None]:
-        """Count a cell as running during the block."""
-        return telemetry.cell_running()
-
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
         """Record the result of an execution."""
         telemetry.cell_ended(result)
@@ -161,6 +158,19 @@ class Journal:
             key = None if stranger else self._key
             session = telemetry.hashed(identifier) if identifier else None
             self._audit.write(event, key=key, session=session, **fields)
+
+
+def log_failure(what: str, error: BaseException) -> str:
+    """Log an unexpected failure in one line, and its traceback at DEBUG. Return an id that both have.
+
+    The line has no message of the exception, which may hold what a user sent.
+    """
+    id = secrets.token_hex(4)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _logger.error("%s (%s): %s%s", what, id, type(error).__name__, place)
+    _logger.debug("%s (%s)", what, id, exc_info=error)
+    return id
 
 
 def _fingerprint(key: str) -> str:

@@ -9,8 +9,8 @@ from starlette.responses import JSONResponse, Response
 from ..contract import mcp, shell, values
 from ..contract.records import DRAINING, ExecutionCall, ProblemError
 from ..hosting import Hosting
-from .file_transfer import limited
-from .routing import Routes, checked_identifier
+from ..models import CodeExecutionResult
+from .routing import Routes, checked_identifier, read_json
 from .sessions import Sessions
 
 _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
@@ -29,9 +29,9 @@ class McpRoute:
 
     async def answer(self, request: Request) -> Response:
         """Answer one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
-        message = values.parse(await limited(request, self._most, self._most).body())
+        message = await read_json(request, self._most)
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
-            return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, "this is no JSON-RPC request"), 400)
+            return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, "the body must be a JSON-RPC request"), 400)
         if "id" not in message:
             return Response(status_code=202)
         return JSONResponse(await self._answered(message))
@@ -47,13 +47,13 @@ class McpRoute:
                 return mcp.encode_answer(id, {"tools": mcp.TOOLS})
             case "tools/call":
                 return await self._called(id, message.get("params"))
-        return mcp.encode_error(id, mcp.UNKNOWN_METHOD, "there are initialize, ping, tools/list and tools/call")
+        return mcp.encode_error(id, mcp.UNKNOWN_METHOD, "the method must be initialize, ping, tools/list or tools/call")
 
     async def _called(self, id: object, params: object) -> dict[str, object]:
         name = params.get("name") if isinstance(params, Mapping) else None
         arguments = params.get("arguments") or {} if isinstance(params, Mapping) else None
         if name not in _TOOLS or not isinstance(arguments, Mapping):
-            return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, f"'params' has no 'name' of {', '.join(_TOOLS)} with 'arguments'")
+            return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, f"'params' must have 'arguments', and a 'name' of {', '.join(_TOOLS)}")
         try:
             return mcp.encode_answer(id, await self._use(str(name), arguments))
         except ProblemError as problem:
@@ -81,5 +81,4 @@ class McpRoute:
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         await execution.done.wait()
-        execution.note_fetched()
-        return mcp.encode_ran(execution.result, command=call.command is not None)
+        return mcp.encode_ran(execution.fetch().result or CodeExecutionResult(), command=call.command is not None)

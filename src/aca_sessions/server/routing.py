@@ -4,7 +4,6 @@ import errno
 import logging
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
@@ -12,13 +11,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..contract.flat import GUID_HEADER
 from ..contract.records import DRAINING, IDENTIFIER, SNAPSHOT_REFUSED, TOO_MANY_STARTING, MalformedBodyError, ProblemError, encode_problem
+from ..contract.values import parse
 from ..contract.versions import Version, version_named
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..sandbox.session.files import UnusableNameError
 from ..telemetry import hashed
-from .journal import Journal
+from .journal import Journal, log_failure
 
+_UNEXPECTED = "InternalError"
 _BY_ERRNO = {
     errno.ENOENT: (404, "FileNotFound", "there is no such file in the session"),
     errno.ENOTDIR: (404, "FileNotFound", "there is no such file in the session"),
@@ -27,21 +29,21 @@ _BY_ERRNO = {
     errno.ENAMETOOLONG: (400, "FilePathInvalid", "the path is too long"),
     errno.ELOOP: (400, "FilePathInvalid", "links are not followed"),
     errno.EXDEV: (400, "FilePathInvalid", "this leads out of /mnt/data"),
-    errno.EACCES: (403, "FileNotAccessible", "the session's code took away its own right to this file"),
+    errno.EACCES: (403, "FileNotAccessible", "the session's code removed the permission to use this file"),
     errno.EAGAIN: (409, "FileBusy", "the session's code holds this file: try again"),
     errno.EMFILE: (
         500,
         "SandboxUnavailable",
-        "this process has no descriptor left: end some sessions or raise `ulimit -n`",
+        "the server has no file descriptor left: end some sessions or raise `ulimit -n`",
     ),
-    errno.ENFILE: (500, "SandboxUnavailable", "this host has no descriptor left: end some programs"),
+    errno.ENFILE: (500, "SandboxUnavailable", "the server's host has no file descriptor left: end some programs"),
     errno.EDQUOT: (
         507,
         "SessionStorageFull",
-        "the session, its branches and its checkpoints have as many files as they may have together, or as much memory; "
+        "the session, its branches and its checkpoints cannot have more files or more memory together: "
         "delete files, branches, checkpoints or variables",
     ),
-    errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full; delete files first"),
+    errno.ENOSPC: (507, "SessionStorageFull", "the session's /mnt/data is full: delete files first"),
 }
 
 
@@ -61,7 +63,7 @@ def problem_of(error: Exception) -> ProblemError:
             return ProblemError(500, "SandboxUnavailable", str(error))
         case HTTPException():
             return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
-    return ProblemError(500, "InternalError", "the server could not do this; its log says where")
+    return ProblemError(500, _UNEXPECTED, "the server failed")
 
 
 _CODES = {404: "NotFound", 405: "MethodNotAllowed"}
@@ -71,14 +73,9 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
-def version_of(request: Request) -> Version:
-    """Return the api-version of a request."""
-    return version_named(request.query_params.get("api-version"))
-
-
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
     """Return the api-version and the session identifier. A plain server accepts only identifiers that Azure accepts in that version."""
-    version = version_of(request)
+    version = version_named(request.query_params.get("api-version"))
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
 
@@ -86,30 +83,30 @@ def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
 def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
     """Return an identifier. Raise ProblemError (400) if it is missing or has other characters or another length than allowed."""
     if not allowed.fullmatch(identifier):
-        said = "the identifier is missing, or not of the characters and length allowed here"
+        said = "the identifier must be present, and have the characters and the length that are allowed here"
         raise ProblemError(400, "SessionRequestValidationFailed", said)
     return identifier
 
 
 def check_has_sessions(request: Request) -> None:
     """Raise ProblemError (404) if the api-version is one of the earlier ones, which have no requests about sessions."""
-    version = version_of(request)
+    version = version_named(request.query_params.get("api-version"))
     if not version.has_sessions:
-        raise ProblemError(404, "NotFound", f"{version.name} has no sessions to ask for: they came with 2025-02-02-preview")
+        raise ProblemError(404, "NotFound", f"{version.name} has no requests about sessions: use 2025-02-02-preview or later")
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
     """Raise ProblemError (404) if the path belongs to another generation of the API. `whole` means that nothing follows the path."""
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
-        raise ProblemError(404, "NotFound", f"this api-version has this under another path: {path}")
+        raise ProblemError(404, "NotFound", f"this api-version has another path for this request: {path}")
 
 
 def skip_of(request: Request) -> int:
     """Return the index at which a page begins. Raise ProblemError (400) if it is not a number."""
     skip = request.query_params.get("skip", "0")
     if not _SKIP.fullmatch(skip):
-        raise ProblemError(400, "SessionRequestValidationFailed", "'skip' is not a number")
+        raise ProblemError(400, "SessionRequestValidationFailed", "'skip' must be a whole number")
     return int(skip)
 
 
@@ -142,6 +139,30 @@ def range_of(request: Request) -> tuple[int, int | None]:
     return start, max(0, int(end) - start + 1) if end else None
 
 
+async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
+    """Return the JSON of a request. `default` is parsed in place of an empty body.
+
+    Raise ProblemError: 413 when more than `most` bytes come or are announced, 400 for anything that is not JSON.
+
+    The announced length is not enough: a client can send more, or announce nothing.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large(most)
+    chunks, received = [], 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > most:
+            raise too_large(most)
+        chunks.append(chunk)
+    return parse(b"".join(chunks) or default)
+
+
+def too_large(most: int) -> ProblemError:
+    """Return the problem of a request that has more than `most` bytes."""
+    return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes")
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 Named = tuple[str, str, Handler]  # path, method, handler
 Routes = list[Named]
@@ -172,11 +193,20 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
             journal.refused(problem, f"{method} {path}", request.query_params.get("identifier"))
             response = problem_answer(error)
         response.headers.update(headers)
-        if (session := getattr(request.state, "session", None)) is not None:
-            response.headers.update(session.take_headers())
         seconds = time.perf_counter() - started
-        _note(request, seconds, journal)
-        _log_access(request, path, response.status_code, seconds)
+        session, noted = getattr(request.state, "session", None), getattr(request.state, "noted", None)
+        if session is not None:
+            # Azure sends these with each response about a session. Only the first one marks it as new.
+            response.headers[GUID_HEADER] = session.etag
+            response.headers["x-ms-new-allocation"] = str(session.is_new).lower()
+            session.is_new = False
+            if noted is not None:
+                journal.noted(noted[0], session.identifier, seconds, noted[1])
+        if _access.isEnabledFor(logging.DEBUG):
+            # The pattern of the route but not its path: identifiers are secrets, and names of files may be.
+            name = request.query_params.get("identifier")
+            shown = hashed(name) if name else "-"
+            _access.debug("%s /%s %s session %s %.0f ms", request.method, path, response.status_code, shown, seconds * 1000)
         return response
 
     return Route(f"/{path}", answer, methods=[method])
@@ -187,26 +217,13 @@ def note(request: Request, event: str, **fields: object) -> None:
     request.state.noted = (event, fields)
 
 
-def _note(request: Request, seconds: float, journal: Journal) -> None:
-    noted, session = getattr(request.state, "noted", None), getattr(request.state, "session", None)
-    if noted is not None and session is not None:
-        journal.noted(noted[0], session.identifier, seconds, noted[1])
-
-
-def _log_access(request: Request, path: str, status: int, seconds: float) -> None:
-    """Log a request, with the pattern of its route but not its path: identifiers are secrets, and names of files may be."""
-    if _access.isEnabledFor(logging.DEBUG):
-        name = request.query_params.get("identifier")
-        session = hashed(name) if name else "-"
-        _access.debug("%s /%s %s session %s %.0f ms", request.method, path, status, session, seconds * 1000)
-
-
 def problem_answer(error: Exception) -> Response:
     """Return the response for an exception that a handler raised, in Azure's format."""
     problem = problem_of(error)
     if problem.status == 500:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        _logger.error("a request failed: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+        id = log_failure("a request failed", error)
+        if problem.code == _UNEXPECTED:
+            problem = ProblemError(500, _UNEXPECTED, f"{problem.message}: its log has the cause under the id {id}")
     asked_later = {"retry-after": "1"} if problem.status == 429 or problem.code in (DRAINING, TOO_MANY_STARTING) else {}
     if isinstance(problem, MalformedBodyError):  # Azure refuses these before the service, so they have no error code
         body = encode_problem(problem)

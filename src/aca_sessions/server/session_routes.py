@@ -1,16 +1,20 @@
-"""The routes of sessions: get, list, end; and what the server reports of itself."""
+"""The routes of sessions: get, list and end, packages, checkpoints and branches; and what the server reports of itself."""
 
+import asyncio
 from datetime import UTC, datetime
 
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, flat, values
+from ..contract import extensions, flat
 from ..contract.records import ProblemError
-from ..hosting import Hosting
+from ..contract.versions import version_named
+from ..hosting import METRICS_PATH, Hosting
+from ..ledger import format_position
 from ..models import SessionInfo
-from .file_transfer import limited
-from .routing import Routes, addressed, check_has_sessions, note, skip_of, version_of
+from ..sandbox.sandbox import Sandbox
+from .routing import Routes, addressed, check_has_sessions, note, read_json, skip_of
 from .sessions import HostedSession, Sessions
 
 
@@ -77,7 +81,7 @@ class SessionRoutes:
 
     async def managed_sessions(self, request: Request) -> Response:
         """Return the same as `listSessions`, in the format of Azure's management API."""
-        version_of(request)
+        version_named(request.query_params.get("api-version"))
         skip = skip_of(request)
         infos, total = self._sessions.infos(skip), len(self._sessions)
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
@@ -101,7 +105,7 @@ def _live(info: SessionInfo) -> dict[str, object]:
     return {extensions.RICH_MEMBER: extensions.encode_live(info, (datetime.now(UTC) - info.last_used).total_seconds())}
 
 
-_MOST = 1 << 16
+_MAX_REQUEST = 64 << 10
 
 
 class PackageRoutes:
@@ -124,7 +128,7 @@ class PackageRoutes:
 
     async def install(self, request: Request) -> Response:
         """Install the packages of some requirements, except those that are present."""
-        requirements, timeout = extensions.decode_installation(values.parse(await limited(request, _MOST, _MOST).body()))
+        requirements, timeout = extensions.decode_installation(await read_json(request, _MAX_REQUEST))
         session = self._session(request)
         with session.used():
             sandbox = await session.sandbox()
@@ -148,3 +152,99 @@ class PackageRoutes:
         session = self._sessions.get(identifier)
         request.state.session = session
         return session
+
+
+class TimelineRoutes:
+    """The handlers of checkpoints, rollbacks and branches, for the sessions of one server."""
+
+    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
+        self._sessions = sessions
+        self._plain = hosting.plain or hosting.shell
+
+    def table(self) -> Routes:
+        """Return the routes, all of them extensions. A plain server and a pool of shells have none."""
+        if self._plain:
+            return []
+        return [
+            (extensions.CHECKPOINTS_PATH, "POST", self.take),
+            (extensions.CHECKPOINTS_PATH, "GET", self.list),
+            (extensions.CHECKPOINT_PATH, "DELETE", self.drop),
+            (extensions.ROLLBACK_PATH, "POST", self.roll_back),
+            (extensions.BRANCHES_PATH, "POST", self.branch),
+        ]
+
+    async def take(self, request: Request) -> Response:
+        """Take a checkpoint of a session and return its description."""
+        name = extensions.decode_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
+        session = self._session(request)
+        with session.used():
+            moment = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
+        return JSONResponse(extensions.encode_checkpoint(moment.told()))
+
+    async def list(self, request: Request) -> Response:
+        """List the checkpoints of a session."""
+        session = self._session(request)
+        with session.used():
+            moments = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
+        return JSONResponse(extensions.encode_checkpoints([moment.told() for moment in moments]))
+
+    async def drop(self, request: Request) -> Response:
+        """Remove a checkpoint."""
+        session, id = self._session(request), request.path_params["id"]
+        with session.used():
+            await session.executions.in_turn(lambda sandbox: sandbox.forget(id))
+        return Response(status_code=204)
+
+    async def roll_back(self, request: Request) -> Response:
+        """Roll a session back to a checkpoint, by default the latest. Return the checkpoint and the new position in the ledger."""
+        body = await read_json(request, _MAX_REQUEST, default=b"{}")
+        id, name = extensions.decode_name(body, "id"), extensions.decode_name(body, "name")
+        session = self._session(request)
+        with session.used():
+            moment, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
+        told = extensions.encode_checkpoint(moment.told())
+        return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
+
+    async def branch(self, request: Request) -> Response:
+        """Create sessions that continue from the state of this one: all of them, or none."""
+        identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
+        session = self._session(request)
+        branches: list[HostedSession] = []
+
+        async def act(sandbox: Sandbox) -> None:
+            branches.extend(await self._sessions.branch(sandbox, identifiers, reseed=reseed))
+
+        with session.used():
+            try:
+                await session.executions.in_turn(act)
+            except asyncio.CancelledError:  # they are made anyway, and no caller would end them
+                session.executions.later_in_turn(lambda _sandbox: self._sessions.take_back(branches))
+                raise
+        here = session.ledger.position
+        _, record = session.ledger.seen_from(request.headers.get(extensions.SINCE_HEADER), here, here, otherwise=session.ledger.fetched)
+        positions = {branch.identifier: format_position(branch.ledger.id, branch.ledger.position) for branch in branches}
+        return JSONResponse(extensions.encode_branched(record, positions))
+
+    def _session(self, request: Request) -> HostedSession:
+        session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])
+        return session
+
+
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class MetricsRoute:
+    """The handler of the metrics, if the server was started with them. `hosting.metrics` returns them in Prometheus's text format."""
+
+    def __init__(self, _sessions: Sessions, hosting: Hosting) -> None:
+        self._numbers = hosting.metrics
+
+    def table(self) -> Routes:
+        """Return the one route, or none without metrics."""
+        return [(METRICS_PATH, "GET", self.metrics)] if self._numbers is not None else []
+
+    async def metrics(self, _request: Request) -> Response:
+        """Return all metrics as they are now."""
+        if self._numbers is None:
+            raise ProblemError(404, "NotFound", "this server was started without --metrics")
+        return Response(await to_thread.run_sync(self._numbers), media_type=_PROMETHEUS)

@@ -16,7 +16,6 @@ from typing import Self, TypeVar
 from weakref import WeakSet
 
 from .. import telemetry
-from ..contract.flat import GUID_HEADER
 from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, ExecutionCall, ProblemError
 from ..errors import GuestDiedError
 from ..hosting import Hosting
@@ -68,7 +67,7 @@ class HostedSession:
         self.executions = Executions(self, default_timeout, journal=journal)
         self.created = self.last_used = datetime.now(UTC)
         self.etag = uuid.uuid4().hex
-        self._new = True
+        self.is_new = True  # until the first response about it
         self._users = 0
         self._opening = opening
         self._open_again = open_again
@@ -125,11 +124,6 @@ class HostedSession:
         finally:
             self._users -= 1
             self.touch()
-
-    def take_headers(self) -> dict[str, str]:
-        """Return the headers that Azure sends about a session with each response. Only the first response marks it as new."""
-        new, self._new = self._new, False
-        return {GUID_HEADER: self.etag, "x-ms-new-allocation": str(new).lower()}
 
     def touch(self) -> None:
         """Restart its cool-down."""
@@ -211,7 +205,7 @@ class Sessions:
         if session is None:
             session = self._add(identifier)
         self._sessions.move_to_end(identifier)
-        session.touch()
+        session.last_used = datetime.now(UTC)
         return session
 
     def find(self, identifier: str) -> HostedSession:
@@ -224,8 +218,9 @@ class Sessions:
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
         """Accept a cell and return its execution. It never starts if it was interrupted before it arrived."""
-        # Values are None, so the default `self` means that there was no entry.
-        forestalled = self._forestalled.pop((identifier, id), self) is None
+        forestalled = (identifier, id) in self._forestalled
+        if forestalled:
+            del self._forestalled[identifier, id]
         return self.get(identifier).executions.start(id, call, cancelled=forestalled)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
@@ -320,7 +315,7 @@ class Sessions:
             expires=session.last_used + self._cooldown if self._cooldown is not None else None,
             is_active=session.in_use,
             memory=session.memory.used() if session.memory is not None else None,
-            running=session.executions.running,
+            running=running.id if (running := session.executions.running) is not None else None,
         )
 
     def memory_used(self) -> int:
