@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "sandbox.policy": {"errors"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
-    "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls"},
+    "sandbox.guest": {"sandbox.guest", "sandbox.wire", "sandbox.syscalls", "bridge.guest"},
     "sandbox": {
         "sandbox",
         "sandbox.policy",
@@ -60,8 +60,11 @@ MAY_IMPORT = {
     "server.guard": {"hosting", "contract"},
     "server": {"server", "server.guard", "hosting", "contract", "sandbox", "ledger", "models", "errors", "tasks", "telemetry", "lifetime"},
     "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime"},
-    "agent": {"agent", "connect", "client", "models", "errors", "tasks"},  # connect: the pool that it opens if it is given none
-    "agent.cells": {"agent.cells", "sandbox.guest", "sandbox.wire"},  # sent as text, with the modules that they need
+    "bridge.codec": set(),
+    "bridge.guest": {"bridge.codec", "sandbox.guest"},  # for the session's own folder
+    "bridge.threaded_guest": {"bridge.codec", "bridge.guest", "sandbox.guest", "sandbox.wire"},  # sent as text, with these
+    "bridge": {"bridge.codec", "bridge", "client", "models", "errors", "tasks"},
+    "agent": {"agent", "bridge", "bridge.codec", "connect", "client", "models", "errors", "tasks"},  # connect: for a session without a pool
     "compat": {"compat", "integrations", "interactive", "agent", "connect", "client", "models", "errors", ""},
 }
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "rendering", "guest_text", "errors", "lifetime"}
@@ -80,7 +83,7 @@ ONLY_IN = {
     "semantic_kernel": {"integrations.semantic_kernel"},
     "agent_framework": {"integrations.agent_framework"},
     "mcp": {"agent.tools.mcp", *(f"mcp.{name}" for name in ("code_tools", "resources", "server", "tool"))},
-    "ctypes": {"sandbox.syscalls", "agent.cells.threaded"},
+    "ctypes": {"sandbox.syscalls", "bridge.threaded_guest"},
     "azure": {"connect", "client.auth"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
@@ -138,7 +141,8 @@ def test_a_library_is_imported_only_in_its_modules(library: str) -> None:
 
 def test_guest_code_needs_nothing_but_ipython() -> None:
     allowed = sys.stdlib_module_names | GUEST_LIBRARIES | {"aca_sessions"}
-    for file in (PACKAGE / "sandbox" / "guest").rglob("*.py"):
+    bridge = [PACKAGE / "bridge" / f"{name}.py" for name in ("codec", "guest", "threaded_guest")]
+    for file in [*bridge, *(PACKAGE / "sandbox" / "guest").rglob("*.py")]:
         if file.parent.name in ("children", "shims"):
             continue
         assert {name.partition(".")[0] for name in imports(file)} <= allowed, file.name

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .agent.library.redis_storage import RedisStorage
     from .agent.library.storage import FileStorage
     from .agent.session import AgentSession
-    from .agent.tools.functions import tool
+    from .agent.tools.tool import tool
     from .client.auth import AzureTokenProvider
     from .client.executions import Execution
     from .client.http import SessionsHttpClient
@@ -87,7 +87,7 @@ _HOMES = {
     "open_pool": "connect",
     "open_server": "connect",
     "replay": "client.replay",
-    "tool": "agent.tools.functions",
+    "tool": "agent.tools.tool",
 }
 
 __all__ = [

@@ -49,8 +49,8 @@ async def test_a_table_that_no_format_can_store_is_refused(pool: SessionPool) ->
     async with AgentSession(pool) as agent:
         await agent.run("import pandas as pd")
         refused = "artifacts.save('numbers', pd.DataFrame([[1, 2]]))"
-        assert "columns that are named by text" in str((await agent.run(refused)).error)
-        with pytest.raises(InvalidArgumentError, match="columns that are named by text"):
+        assert "must be named by text" in str((await agent.run(refused)).error)
+        with pytest.raises(InvalidArgumentError, match="must be named by text"):
             await agent.save_artifact("numbers", pd.DataFrame([[1, 2]]))
 
 

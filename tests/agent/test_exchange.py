@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
-from aca_sessions.agent.threaded_protocol import Clock, place
+from aca_sessions.bridge.threaded_host import Clock, place
 from aca_sessions.errors import NotSupportedError, ServiceError
 
 from ..cli.test_cli import Server

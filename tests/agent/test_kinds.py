@@ -20,7 +20,8 @@ from aca_sessions.agent.tools.command import Option, Program
 from aca_sessions.agent.tools.described import tools_in, tools_of
 from aca_sessions.agent.tools.http import Endpoint, HttpApi
 from aca_sessions.agent.tools.mcp import McpServer
-from aca_sessions.agent.tools.tool import Parameter, ToolFailedError
+from aca_sessions.agent.tools.tool import Parameter
+from aca_sessions.bridge.host import ToolFailedError
 from aca_sessions.errors import ConfigurationError
 
 from ..conftest import mostly_long

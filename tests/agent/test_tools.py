@@ -191,7 +191,7 @@ async def test_a_hanging_tool_is_stopped_at_its_timeout_and_the_session_survives
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(object(), "a object cannot be sent"), ({1: 2}, "keys that are no text"), (bytes(70 << 20), "larger than")],
+    [(object(), "a object cannot be sent"), ({1: 2}, "a dict cannot be sent"), (bytes(70 << 20), "larger than")],
 )
 async def test_an_answer_that_a_tool_may_not_return_is_reported(pool: SessionPool, answer: object, said: str) -> None:
     @tool(effect="read")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 BY_HAND = """
 import sys, json
-meeting = next(module for name, module in sys.modules.items() if name.endswith('.agent.cells.meeting'))
+meeting = next(module for name, module in sys.modules.items() if name.endswith('.bridge.threaded_guest'))
 def by_hand(**call): return meeting._ask(json.dumps(call))
 def forge(line):
     meeting.meet = lambda marker, said: meeting.write_past(chr(10) + marker + line + chr(10))

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from .tools.tool import Effect, Tool, ToolFailedError
+from ..bridge.host import ToolFailedError
+from .tools.tool import Effect, Tool
 
 _REMEMBERED = 10_000
 _REMEMBERED_BYTES = 64 << 20  # of arguments, whose size a session chooses

@@ -1,32 +1,51 @@
 """A session for an agent: its cells call tools of the host, and what it saves outlives it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from ..bridge.host import Answer, HostCalls
+from ..bridge.threaded_host import Exchange, place
 from ..client.pool import SessionPool
+from ..client.session import Session
 from ..connect import open_pool
-from ..errors import ACASessionsError, NotSupportedError
+from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, SnapshotError
 from ..models import CodeExecutionResult
 from .approval import Approval, Approve, CallRecord
-from .kept import Kept
 from .library.artifacts import Artifacts
-from .library.dependencies import Deps, install
+from .library.dependencies import Deps, PackageChanges, install, uninstall
 from .library.search import Embed
 from .library.skills import Skills
 from .library.storage import FileStorage, MemoryStorage, Storage
-from .live import Live
-from .namespaces import table
-from .toolbox import ToolBox
-from .tools.functions import tool as make_tool
+from .toolbox import ToolBox, host_calls
 from .tools.tool import Tool, ToolSource
+from .tools.tool import tool as make_tool
 
 AnyTool = Tool | ToolSource | Callable[..., Any]
+Run = Callable[[HostCalls, str, float | None], Awaitable[CodeExecutionResult]]
+_TRIAL_SECONDS = 10.0
+_NOT_IN_TRIALS = {"skills.create", "skills.delete", "artifacts.save", "artifacts.delete", "deps.add", "deps.remove", "deps.sync"}
+# A session's capabilities, by py-code-mode's names. One is listed only if the endpoint reports that it is enforced.
+_BY_EXTENSION = {
+    "reset": "reset",
+    "deps_install": "packages",
+    "deps_uninstall": "packages",
+    "interrupt": "interrupt",
+    "live_output": "events",
+    "checkpoint": "checkpoint",
+}
+_BY_ISOLATION = {
+    "process_isolation": "pid namespace",
+    "network_isolation": "no host network",
+    "filesystem_isolation": "host files",
+    "memory_limit": "memory of a session",
+}
 
 
-class AgentSession(Kept):
+class AgentSession:
     """A session whose code has `tools`, `skills`, `artifacts` and `deps`. It can reach nothing else of the host."""
 
     def __init__(
@@ -97,14 +116,14 @@ class AgentSession(Kept):
                         await install(opened.session, await self.list_deps())
                     self._opened, self._stack = opened, stack.pop_all()
 
-    async def _open(self, stack: AsyncExitStack) -> Live:
+    async def _open(self, stack: AsyncExitStack) -> "Live":
         pool = await stack.enter_async_context(open_pool()) if self._pool is None else self._pool
         live = await Live.of(pool, await stack.enter_async_context(pool.session()))
         if self._given and live.why_no_tools:
             said = f"this endpoint has no live executions, and {live.why_no_tools}, so cells cannot call tools"
             raise NotSupportedError(f"{said}: use the embedded default or aca-sessions serve, or give no tools")
         self._toolbox = ToolBox(await _opened(self._given, stack), self._approval, self._embed)
-        live.answer_with(table(self._toolbox, self._skills, self._artifacts, self._deps, live))
+        live.answer_with(host_calls(self._toolbox, self._skills, self._artifacts, self._deps, live.packages))
         return live
 
     async def close(self) -> None:
@@ -131,6 +150,88 @@ class AgentSession(Kept):
     def supported_capabilities(self) -> set[str]:
         """Return the names of all capabilities that the session has."""
         return set(self._live.capabilities)
+
+    @property
+    def storage(self) -> Storage:
+        """Return the storage of skills, artifacts and dependencies."""
+        return self._storage
+
+    async def list_skills(self) -> list[dict[str, Any]]:
+        """Return all skills: name, description, parameters, origin and more, but not the source."""
+        return await self._skills.list()
+
+    async def search_skills(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
+        """Return the skills that fit a description, the best first."""
+        return await self._skills.search(query, limit)
+
+    async def get_skill(self, name: str) -> dict[str, Any] | None:
+        """Return a skill with its source, or None if there is none of that name."""
+        return await self._skills.get(name)
+
+    async def add_skill(self, name: str, source: str, description: str = "") -> dict[str, Any]:
+        """Save a skill and return it. Raise InvalidArgumentError if an example in its docstring fails.
+
+        Args:
+            name: Its name, a Python name of up to 64 characters.
+            source: Python source that defines `run`. Examples in its docstring are run first.
+            description: What it is for. By default the first paragraph of the docstring.
+        """
+        return await self._skills.add(name, source, description)
+
+    async def remove_skill(self, name: str) -> bool:
+        """Remove a skill and return whether there was one."""
+        return await self._skills.remove(name)
+
+    async def list_artifacts(self) -> list[dict[str, Any]]:
+        """Return all artifacts: name, path, description, metadata, created_at."""
+        return await self._artifacts.list()
+
+    async def save_artifact(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Save text, bytes, JSON or a DataFrame under a name, and return its description.
+
+        Args:
+            name: The name. An artifact of the same name is replaced.
+            data: The content.
+            description: What it is.
+            metadata: Further facts, as JSON.
+        """
+        return await self._artifacts.save(name, data, description, metadata)
+
+    async def load_artifact(self, name: str) -> Any:
+        """Return the content of an artifact, as it was saved."""
+        return await self._artifacts.load(name)
+
+    async def delete_artifact(self, name: str) -> None:
+        """Delete an artifact. Do nothing if there is none of that name."""
+        await self._artifacts.delete(name)
+
+    async def list_deps(self) -> list[str]:
+        """Return the requirements that are kept."""
+        return await self._deps.list()
+
+    async def add_dep(self, package: str) -> dict[str, Any]:
+        """Install a package and keep its requirement, unless installing fails. Return `installed`, `already_present`, `failed`."""
+        self._deps.check_unlocked()
+        told = await install(self._live.session, [package])
+        if not told["failed"]:
+            await self._deps.remember(package)
+        return told
+
+    async def remove_dep(self, package: str) -> dict[str, Any]:
+        """Uninstall a package and forget its requirement. Return `removed`, `not_found`, `failed` and `removed_from_config`.
+
+        `removed_from_config` is whether its requirement was kept.
+        """
+        configured = await self._deps.forget(package)
+        return await uninstall(self._live.session, package, configured=configured)
+
+    async def sync_deps(self) -> dict[str, Any]:
+        """Install all requirements that are kept. Return `installed`, `already_present`, `failed`."""
+        return await self.install_all(await self.list_deps())
+
+    async def install_all(self, requirements: Sequence[str]) -> dict[str, Any]:
+        """Install packages into this session without keeping their requirements."""
+        return await install(self._live.session, requirements)
 
     @property
     def calls(self) -> list[CallRecord]:
@@ -166,7 +267,7 @@ class AgentSession(Kept):
         await self.close()
 
     @property
-    def _live(self) -> Live:  # type: ignore[override]
+    def _live(self) -> "Live":
         if self._opened is None:
             name = type(self).__name__
             raise ACASessionsError(f"the session is not started: use 'async with {name}(...) as session', or await start()")
@@ -184,3 +285,119 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
         else:
             tools.append(make_tool(one))
     return tools
+
+
+class Live:
+    """A leased session and the calls that its cells can make."""
+
+    def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
+        """Prepare the session. Until `answer_with`, no call is answered.
+
+        Args:
+            pool: The pool of the session.
+            session: The session.
+            runner: Returns how cells of a session run. It depends on what the endpoint supports.
+            why_not: Why cells cannot call tools, or "" if they can.
+        """
+        self.session = session
+        self.capabilities = frozenset[str]()
+        self.why_no_tools = why_not
+        self.packages = PackageChanges(session)
+        self._pool = pool
+        self._calls = self._trial = HostCalls({})
+        self._runner = runner
+        self._run = runner(session)
+        self._cells = 0
+
+    @classmethod
+    async def of(cls, pool: SessionPool, session: Session) -> "Live":
+        """Create it for a session that was leased from a pool, and find out what its endpoint supports."""
+        runner, why_not = _follow, ""
+        if not await session.supports("events"):
+            why_not = await place(session)
+            runner = _run_without_calls if why_not else _run_in_thread
+        live = cls(pool, session, runner=runner, why_not=why_not)
+        live.capabilities = await _capabilities(session, host_tools=not why_not)
+        return live
+
+    def answer_with(self, table: Mapping[str, Answer]) -> None:
+        """Allow cells to make these calls from now on. Examples of skills can only make those that change nothing in the storage."""
+        self._calls = HostCalls(table)
+        self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
+
+    async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
+        """Run a cell and return its result. If it was the last one that ran, then install and remove the packages that cells asked for."""
+        self._cells += 1
+        try:
+            result = await self._run(self._calls, code, timeout)
+        finally:
+            self._cells -= 1
+        if self._cells or not self.packages:
+            return result
+        try:
+            return await self._with_packages(result)
+        except BaseException:
+            self.session.take_back(result)  # the caller does not get it, so what it reported must be reported again
+            raise
+
+    async def attempt(self, name: str, source: str) -> None:
+        """Run the examples of a skill. Raise InvalidArgumentError if one fails, and NotSupportedError if cells here can make no calls."""
+        if self.why_no_tools:
+            raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
+        async with self._elsewhere() as session:
+            result = await self._runner(session)(self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
+        if result.error is not None:
+            raise InvalidArgumentError(f"the skill was not kept, since its examples do not hold: {result.error}")
+
+    async def _with_packages(self, result: CodeExecutionResult) -> CodeExecutionResult:
+        note = await self.packages.carry_out()
+        return replace(result, stderr=result.stderr + note) if note else result
+
+    @asynccontextmanager
+    async def _elsewhere(self) -> AsyncIterator[Session]:
+        """Open another session for the block: a branch of this one, or a fresh one while a cell runs or if branches are not possible."""
+        if not self._cells and "checkpoint" in self.capabilities:
+            try:
+                (branch,) = await self.session.branch(1)
+            except SnapshotError:
+                pass
+            else:
+                async with branch:
+                    yield branch
+                return
+        async with self._pool.session() as fresh:
+            yield fresh
+
+
+def _follow(session: Session) -> Run:
+    """Return how cells run at endpoints with events: calls arrive as events of the execution."""
+
+    async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
+        execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
+        try:
+            return await execution.wait()
+        except BaseException:
+            await session.cancel_quietly(execution)
+            raise
+
+    return run
+
+
+def _run_in_thread(session: Session) -> Run:
+    """Return how cells run at endpoints without events."""
+    return Exchange(session).run
+
+
+def _run_without_calls(session: Session) -> Run:
+    """Return how cells run at endpoints where their calls cannot be answered."""
+    return lambda _, code, timeout: session.run(code, timeout=timeout)
+
+
+async def _capabilities(session: Session, *, host_tools: bool) -> frozenset[str]:
+    """Return the names of a session's capabilities. `host_tools` is whether its cells can call tools."""
+    found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
+    if host_tools:
+        found.add("host_tools")
+    parts = (await session.health()).isolation or {}
+    found |= {name for name, part in _BY_ISOLATION.items() if part in parts and not parts[part].startswith("NOT ENFORCED")}
+    return frozenset(found)

@@ -5,9 +5,8 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from ...bridge import codec, host
 from ...errors import InvalidArgumentError, StorageError
-from .. import values
-from ..tools.tool import ToolFailedError
 from .storage import Storage, checked_name
 
 _ATTEMPTS = 5
@@ -67,7 +66,7 @@ class Artifacts:
     async def load_into_session(self, name: str) -> Any:
         """Return the data for a session. A table is returned as its file, which the session parses and not the host."""
         form, content = await self._content(name)
-        return values.Table(content) if form == "table" else _decode(form, content)
+        return codec.Table(content) if form == "table" else _decode(form, content)
 
     async def _content(self, name: str) -> tuple[Form, bytes]:
         for _ in range(_ATTEMPTS):
@@ -131,18 +130,18 @@ def _form(name: str, data: bytes) -> Form:
 def _encode(data: Any) -> tuple[Form, bytes]:
     if isinstance(data, str):
         return "text", data.encode("utf-8", "backslashreplace")
-    if isinstance(data, values.Table):
+    if isinstance(data, codec.Table):
         return "table", bytes(data)
     if isinstance(data, bytes | bytearray | memoryview):
         return "bytes", bytes(data)
     try:
-        if values.is_table(data):
-            return "table", bytes(values.kept_table(data))
+        if codec.is_table(data):
+            return "table", bytes(host.stored_table(data))
         return "json", json.dumps(data, default=_refuse, indent=1).encode()
     except InvalidArgumentError:
         raise
-    except ToolFailedError as error:
-        raise InvalidArgumentError(str(error)) from None
+    except TypeError as error:
+        raise InvalidArgumentError(str(error)) from error
     except (RecursionError, ValueError):
         raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from None
 
@@ -154,7 +153,7 @@ def _decode(form: Form, content: bytes) -> Any:
         case "bytes":
             return content
         case "table":
-            return values.table(content)
+            return host.read_table(content)
     return json.loads(content)
 
 

@@ -94,10 +94,11 @@ class Deps:
             raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
 
 
-class Pending:
+class PackageChanges:
     """The packages that cells asked to install or remove, which waits until no cell runs. The last request for each package wins."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._wanted: dict[str, str] = {}
         self._unwanted: dict[str, str] = {}
 
@@ -116,14 +117,18 @@ class Pending:
         self._wanted.pop(name, None)
         self._unwanted[name] = package
 
-    async def carry_out(self, session: Session) -> str:
+    async def is_installed(self, package: str) -> bool:
+        """Return whether the session installed a package. Return False if the endpoint does not list packages."""
+        return await _is_installed(self._session, package)
+
+    async def carry_out(self) -> str:
         """Carry out all requests. Return what failed, for stderr, or ""."""
         wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
         self._wanted, self._unwanted = {}, {}
-        kept = [one for package in unwanted for one in (await uninstall(session, package, configured=True))["failed"]]
+        kept = [one for package in unwanted for one in (await uninstall(self._session, package, configured=True))["failed"]]
         note = f"deps: {', '.join(kept)} could not be taken away\n" if kept else ""
         try:
-            told = await install(session, wanted)
+            told = await install(self._session, wanted)
         except NotSupportedError as error:
             told = {"failed": wanted, "error": str(error)}
         return note if not told["failed"] else f"{note}deps: {', '.join(told['failed'])} could not be installed: {told['error']}\n"
@@ -148,15 +153,14 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package. Return it as `removed`, `not_found` or `failed`; `removed_from_config` is `configured`."""
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
-    if not await is_installed(session, package):
+    if not await _is_installed(session, package):
         told["not_found"].append(package)
         return told
     told["removed" if (await session.uninstall(_name(package))).success else "failed"].append(package)
     return told
 
 
-async def is_installed(session: Session, package: str) -> bool:
-    """Return whether the session installed a package. Return False if the endpoint does not list packages."""
+async def _is_installed(session: Session, package: str) -> bool:
     return _name(package) in {canonicalize_name(one.partition(" ")[0]) for one in await _installed(session) or ()}
 
 

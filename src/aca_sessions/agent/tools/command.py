@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError
+from ...bridge.host import ToolFailedError
+from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool
 
 _MOST_OUTPUT = 4 << 20  # bytes of one stream
 _ENDING_SECONDS = 2.0

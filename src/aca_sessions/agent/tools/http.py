@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import httpx
 
-from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, ToolFailedError, parameters_of
+from ...bridge.host import ToolFailedError
+from .tool import DEFAULT_SECONDS, Effect, Parameter, Tool, parameters_of
 
 _PLACE = re.compile(r"\{(\w+)\}")
 _IN_THE_QUERY = {"GET", "HEAD", "DELETE"}

@@ -10,8 +10,9 @@ from mcp import ClientSession, McpError, StdioServerParameters, types
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from ...bridge.host import ToolFailedError
 from ...errors import ConfigurationError
-from .tool import DEFAULT_SECONDS, Effect, Tool, ToolFailedError, parameters_of
+from .tool import DEFAULT_SECONDS, Effect, Tool, parameters_of
 
 _OPENING_SECONDS = 30.0
 

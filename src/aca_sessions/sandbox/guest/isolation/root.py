@@ -51,6 +51,11 @@ _WRITTEN_SETTINGS = {
 }
 # The new root is mounted over one of these, in its own mount namespace. So no folder is left on the host, whatever kills it.
 _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/run", "/tmp")
+# What both sides import, and the guest's half of host calls.
+_SHARED_CODE = (
+    *("sandbox/__init__.py", "sandbox/wire.py", "sandbox/syscalls.py"),
+    *("bridge/__init__.py", "bridge/codec.py", "bridge/guest.py"),
+)
 _IMAGE_PART = "container image"
 _IMAGE_SETTINGS = "/.etc"  # the mount of the image's /etc; links in a session's /etc point into it
 _NOT_SHOWN = frozenset(("boot", "dev", "etc", "lost+found", "mnt", "proc", "run", "sys", "tmp"))
@@ -216,17 +221,16 @@ def _add_environment(base: str, target: str, source: str) -> None:
 
 def copy_code(source: Path, target: Path) -> None:
     """Copy the guest's own modules into the root. Sessions see no other module of this package."""
-    sandbox = Path("aca_sessions", "sandbox")
-    own = [source / sandbox / name for name in ("__init__.py", "wire.py", "syscalls.py")]
-    for file in own + sorted((source / sandbox / "guest").rglob("*.py")):
+    guest = source / "aca_sessions" / "sandbox" / "guest"
+    for file in [source / "aca_sessions" / name for name in _SHARED_CODE] + sorted(guest.rglob("*.py")):
         if file.parent.name not in (CHILDREN, "shims"):
             (target / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             (target / file.relative_to(source)).write_bytes(file.read_bytes())
     (target / "aca_sessions" / "__init__.py").touch()
     (target / CHILDREN).mkdir()
-    for file in (source / sandbox / "guest" / CHILDREN).glob("*.py"):
+    for file in (guest / CHILDREN).glob("*.py"):
         (target / CHILDREN / file.name).write_bytes(file.read_bytes())
-    for shim in (source / sandbox / "guest" / "shims").glob("*.py"):
+    for shim in (guest / "shims").glob("*.py"):
         # This folder is last on the import path: a shim is found only if the environment has no module of that name.
         (target / shim.name).write_bytes(shim.read_bytes())
 

@@ -19,8 +19,8 @@ from IPython.core import pylabtools
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from ....bridge.guest import ToolError, provide_names, refuse_call
 from ...wire import Finished, Message, Run, Started
-from ..bridge import bridge, calls
 from ..link import AnswerError, flush_streams, interrupts
 from ..place import place
 from . import changes, commands, loop, modules, tracebacks
@@ -40,7 +40,7 @@ _WARM_UP_OF = {
 Ask = Callable[[str, str, str], str]
 
 
-def _refuse(execution: str, about: str, text: str) -> str:
+def _refuse_input(execution: str, about: str, text: str) -> str:
     raise AnswerError("input() is not answered here: put the values into the code, or run the cell with on_input")
 
 
@@ -75,7 +75,7 @@ class Shell(InteractiveShell):
         """Run a command of a cell on descriptors 1 and 2, without a terminal in between. Remember its exit status."""
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
 
-    def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse) -> Finished:
+    def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
         """Run a cell and return its result, whatever the code raises.
 
         Args:
@@ -84,7 +84,7 @@ class Shell(InteractiveShell):
             ask: Asks the host a question.
         """
         self._cell, self._ask = cell, ask
-        bridge.begin(self.ast_transformers, self._send_call if "call" in cell.answered else None)
+        provide_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
         self.collected = Collected(cell.execution, send, self._late)
         modules.forget_listings()
         self.compile.begin_cell()
@@ -109,11 +109,11 @@ class Shell(InteractiveShell):
     def _send_call(self, text: str) -> str:
         """Send a host call as JSON text and return the reply as JSON text. Raise ToolError if the host takes no calls from this cell."""
         if "call" not in self._cell.answered:
-            return calls.refuse(text)
+            return refuse_call(text)
         try:
             return self._ask(self._cell.execution, "call", text)
         except AnswerError as refused:
-            raise calls.ToolError(str(refused)) from None
+            raise ToolError(str(refused)) from None
 
     def read_line(self, prompt: object = "", /) -> str:
         """Ask the caller of the cell for a line of text, as Python's own `input` does. Raise EOFError if there is no answer."""
@@ -124,7 +124,7 @@ class Shell(InteractiveShell):
 
     def read_secret(self, prompt: str = "Password: ", stream: TextIO | None = None) -> str:
         """Ask the caller of the cell for a line of text that is not displayed, as `getpass` does."""
-        ask = self._ask if "input" in self._cell.answered else _refuse
+        ask = self._ask if "input" in self._cell.answered else _refuse_input
         try:
             return ask(self._cell.execution, "input", prompt)
         except AnswerError as refused:

@@ -18,7 +18,8 @@ from stack_data.core import RepeatedFrames
 from ..place import DATA, place
 
 _HERE = os.path.dirname(__file__)
-_OWN_CODE = os.path.join(_HERE if _HERE.startswith("<") else os.path.dirname(_HERE), "")  # sent as text, all modules are in one folder
+# The folder `aca_sessions`, which holds the bridge as well. Modules that are sent as text are all in one folder.
+_OWN_CODE = _HERE + "/" if _HERE.startswith("<") else _HERE.rpartition("/sandbox/guest/")[0] + "/"
 _GROUP = getattr(builtins, "BaseExceptionGroup", ())  # from Python 3.11 on
 _IPYTHON = os.path.dirname(IPython.__file__) + os.sep
 

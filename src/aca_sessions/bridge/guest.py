@@ -1,6 +1,7 @@
-"""`tools`, `skills`, `artifacts` and `deps` for code in a session.
+"""The half of host calls in the session: `tools`, `skills`, `artifacts` and `deps` for cells.
 
-The host decides each call. Nothing in this module is a security check, because code in the session can change it.
+A call is JSON. Bytes, long texts and tables go into files in the session's folder, which the receiver deletes. The host decides each call.
+Nothing in this module is a security check, because code in the session can change it.
 """
 
 from __future__ import annotations
@@ -8,32 +9,188 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import contextlib
+import importlib
 import inspect
 import io
+import json
 import keyword
 import linecache
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from . import batches
-from .calls import Send, Table, ToolError, call, in_thread, leave_by, refuse
+from ..sandbox.guest.place import place
+from . import codec
+
+if TYPE_CHECKING:
+    from typing import Self
 
 NAMES = ("tools", "skills", "artifacts", "deps")
-AWAITED = "__call_outside__"
+AWAITED = "__host_call__"
+_MOST_SENT = 1 << 20  # characters of a call's JSON
+_AT_A_TIME = 32  # calls; further ones wait
+_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
+_slots = threading.BoundedSemaphore(_AT_A_TIME)
+Send = Callable[[str], str]
+Described = list[dict[str, Any]]
+Texts = list[str]
+
+
+class ToolError(RuntimeError):
+    """A host call failed. The message is that of what was called; `name` is the name of its exception."""
+
+    name = ""
+
+
+def refuse_call(text: str) -> str:
+    """Raise ToolError: the host takes no calls from this cell."""
+    raise ToolError("host calls are not answered here: run the cell in an AgentSession")
+
+
+_send: Send = refuse_call
+
+
+def call(name: str, /, **arguments: object) -> Any:
+    """Call something of the host by its name and return its value. Blocks; may be called from any thread.
+
+    Raises:
+        ToolError: The call was refused or failed, or its arguments are too large.
+        TypeError: An argument cannot be sent.
+    """
+    try:
+        text = json.dumps({"name": name, "arguments": codec.pack(arguments, write_file)})
+    except OverflowError as error:
+        raise ToolError(f"{error}: send large things as one text or as bytes") from error
+    if len(text) > _MOST_SENT:
+        told = f"the arguments have {len(text)} characters, and a call takes {_MOST_SENT}"
+        raise ToolError(f"{told}: send large things as one text or as bytes")
+    with _slots:
+        answer = json.loads(_send(text))
+    if "error" in answer:
+        failed = ToolError(answer["error"]["message"])
+        failed.name = answer["error"]["name"]
+        raise failed
+    return codec.unpack(answer["value"], read_file)
+
+
+def write_file(data: bytes) -> str:
+    """Write data to a new file in the session's folder and return its name. The host reads and deletes the file."""
+    name = codec.new_file_name()
+    with open(os.path.join(place.data, name), "xb") as file:
+        file.write(data)
+    return name
+
+
+def read_file(kind: str, name: str) -> Any:
+    """Return the value in a file that the host sent, and delete the file."""
+    path = os.path.join(place.data, name)
+    with open(path, "rb") as file:
+        data = file.read()
+    os.unlink(path)
+    if kind == "bytes":
+        return data
+    if kind == "text":
+        return data.decode()
+    pandas = importlib.import_module("pandas")
+    if data.startswith(b"PAR1"):
+        return pandas.read_parquet(io.BytesIO(data))
+    return pandas.read_json(io.BytesIO(data), orient="table")
+
+
+async def in_thread(work: Callable[[], Any]) -> Any:
+    """Run a function in a new thread and return its result, while other tasks of the loop continue."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    # Not a pool: a thread that stayed would keep the session from being forked for a checkpoint.
+    threading.Thread(target=_settle, args=(work, loop, done), daemon=True).start()
+    value, error = await done
+    if error is not None:
+        raise error
+    return value
+
+
+def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyncio.Future[Any]) -> None:
+    outcome: tuple[Any, BaseException | None]
+    try:
+        outcome = work(), None
+    except BaseException as error:
+        outcome = None, error
+    with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+        loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
+
+
+class Later:
+    """The value that a call in a batch will have after the batch was allowed and carried out."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._outcome: dict[str, Any] | None = None
+
+    @property
+    def value(self) -> Any:
+        """Return the value of the call. Raise ToolError if the call was refused or failed, or if the batch is still open."""
+        if self._outcome is None:
+            raise ToolError("the batch was not carried out yet: read .value after the 'with' block")
+        if "error" in self._outcome:
+            raise ToolError(self._outcome["error"])
+        return self._outcome["value"]
+
+    def settle(self, outcome: dict[str, Any]) -> None:
+        """Take the outcome of the call: `value` or `error`."""
+        self._outcome = outcome
+
+    def __repr__(self) -> str:
+        return f"<later: {self._description}>"
+
+
+_open = threading.local()
+
+
+class Batch:
+    """Calls that are decided together at the end of a `with` block. Calls that only read are made at once."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, dict[str, Any], Later]] = []
+
+    @property
+    def results(self) -> list[Any]:
+        """Return the values of the calls, in their order. Raise ToolError at the first call that has none."""
+        return [later.value for _, _, later in self._calls]
+
+    def add(self, name: str, arguments: dict[str, Any]) -> Later:
+        """Keep a call until the end of the block."""
+        self._calls.append((name, arguments, Later(name)))
+        return self._calls[-1][2]
+
+    def __enter__(self) -> Self:
+        _open.batches = [*_open_batches(), self]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        _open.batches = _open_batches()[:-1]
+        if kind is None and self._calls:
+            outcomes = call("tools.batch", calls=[{"name": name, "arguments": arguments} for name, arguments, _ in self._calls])
+            for (_, _, later), outcome in zip(self._calls, outcomes):
+                later.settle(outcome)
+
+
+def _open_batches() -> list[Batch]:
+    """Return the batches that this thread has open, the innermost last."""
+    return getattr(_open, "batches", [])
 
 
 class Awaiting(ast.NodeTransformer):
-    """Rewrites `await tools.x(1)` to `await __call_outside__(tools.x, 1)`."""
+    """Rewrites `await tools.x(1)` to `await __host_call__(tools.x, 1)`."""
 
     def visit_Await(self, node: ast.Await) -> ast.Await:
         """Replace an awaited call of `tools` and its siblings. Leave every other `await` as it is."""
         self.generic_visit(node)
         called = node.value
         if isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute) and _root(called.func) in NAMES:
-            outside = ast.Name(AWAITED, ast.Load())
-            node.value = ast.Call(outside, [called.func, *called.args], called.keywords)
+            node.value = ast.Call(ast.Name(AWAITED, ast.Load()), [called.func, *called.args], called.keywords)
             ast.fix_missing_locations(ast.copy_location(node.value, called))
         return node
 
@@ -44,33 +201,31 @@ def _root(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-async def call_outside(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """Make a host call in a thread and return its value, so that other tasks of the loop continue."""
-    if getattr(function, "is_outside", False) or getattr(type(getattr(function, "__self__", None)), "is_outside", False):
+    if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
     answer = function(*arguments, **named)
     return await answer if inspect.isawaitable(answer) else answer
 
 
-_TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 _awaiting = Awaiting()
-Described = list[dict[str, Any]]
-Texts = list[str]
 
 
-def begin(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
+def provide_names(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
     """Provide the four names if the host takes calls from this cell, or remove them.
 
     Args:
         transformers: The shell's transformers of syntax trees. The one for `await tools.x()` is added or removed.
         send: Sends a call to the host and returns the reply, or None if the host takes no calls.
     """
-    leave_by(send or refuse)
+    global _send
+    _send = send or refuse_call
     if send is not None:
         tools.forget()
         # As builtins they shadow no variable of the user, and modules find them as well.
-        builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps))), AWAITED: call_outside})
+        builtins.__dict__.update({**dict(zip(NAMES, (tools, skills, artifacts, deps))), AWAITED: call_in_thread})
         builtins.__dict__["ToolError"] = ToolError
         if _awaiting not in transformers:
             transformers.append(_awaiting)
@@ -81,7 +236,7 @@ def begin(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
 
 
 class _Namespace:
-    is_outside = True
+    is_host_call = True
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.lower()}: .list(), .search('...'), help() of each>"
@@ -118,9 +273,9 @@ class Tools(_Namespace):
         """The tools that fit a description best."""
         return call("tools.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
-    def batch(self) -> batches.Batch:
+    def batch(self) -> Batch:
         """`with tools.batch() as batch:` has all calls of the block decided together; then `batch.results`."""
-        return batches.Batch()
+        return Batch()
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
@@ -131,8 +286,8 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
         if not described["callable"]:
             raise ToolError(f"{described['name']} has no call of its own: use one of {', '.join(members)}")
         given = _given(signature, arguments, named)
-        if described["effect"] != "read" and batches.open_here():
-            return batches.open_here()[-1].add(described["name"], given)
+        if described["effect"] != "read" and _open_batches():
+            return _open_batches()[-1].add(described["name"], given)
         return call("tools.call", name=described["name"], arguments=given)
 
     members = {member["name"].rpartition(".")[2]: member for member in described["members"]}
@@ -140,7 +295,7 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
     tool.__module__ = "tools"
     tool.__doc__ = _documentation(described)
     tool.__dict__.update({name: _function(member) for name, member in members.items()})
-    tool.__dict__.update(is_outside=True, __signature__=signature)
+    tool.__dict__.update(is_host_call=True, __signature__=signature)
     if members and "list" not in members:
         tool.__dict__["list"] = lambda: [{"name": name, "description": member["description"]} for name, member in members.items()]
     return tool
@@ -196,7 +351,7 @@ class Skills(_Namespace):
         if described is None:
             raise AttributeError(f"there is no skill {name}: see skills.list()")
         skill.__name__, skill.__doc__ = name, described["description"]
-        skill.__dict__["is_outside"] = True
+        skill.__dict__["is_host_call"] = True
         return skill
 
     def create(self, name: str, source: str, description: str = "") -> dict[str, Any]:
@@ -318,7 +473,7 @@ def _content(data: Any) -> Any:
 def _table(frame: Any) -> Any:
     """Return a frame as parquet if the session has a library that can write it. Otherwise return the frame, which is sent as JSON."""
     try:
-        return Table(frame.to_parquet())
+        return codec.Table(frame.to_parquet())
     except (AttributeError, ImportError, ValueError, TypeError, NotImplementedError):
         return frame
 

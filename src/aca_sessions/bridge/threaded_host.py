@@ -15,32 +15,25 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from typing import Any, Literal
 
 from ..client.arguments import checked_timeout
 from ..client.own_cells import answer
 from ..client.session import Session
 from ..errors import ACASessionsError, ExecutionError, ServiceError, ServiceUnavailableError
-from ..models import NO_REPLY, CodeError, CodeExecutionResult, State
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
 from ..tasks import Tasks
-from . import told, values
-from .host_calls import Outside
-from .told import Outcome, Told
+from . import codec, host
 
-MEETING = "agent.cells.meeting"
-_GUEST = (
-    "place",
-    "notebook.collected",
-    "bridge.calls",
-    "bridge.batches",
-    "bridge.bridge",
-    "notebook.loop",
-    "notebook.tracebacks",
-)
+_GUEST = "bridge.threaded_guest"
 # Ordered so that no module imports a later one.
-_MODULES = ("sandbox.wire", *(f"sandbox.guest.{name}" for name in _GUEST), "agent.cells.diverted", "agent.cells.threaded", MEETING)
+_MODULES = (
+    *("sandbox.wire", "sandbox.guest.place", "sandbox.guest.notebook.collected", "sandbox.guest.notebook.loop"),
+    *("sandbox.guest.notebook.tracebacks", "bridge.codec", "bridge.guest", _GUEST),
+)
 _LACKING = {
     "python": "its sessions have a Python older than 3.9",
     "ipython": "its sessions have no IPython",
@@ -91,9 +84,41 @@ _CANCEL_SECONDS = 10.0
 _MOST_WRITTEN = 1 << 20
 _MOST_DELIVERED = 8 << 20  # characters of answers at a time, or one answer
 _MOST_OPEN = 64  # calls that are being answered or whose answers were not brought yet; the session repeats others later
+_MOST_REPORT = 64 << 20  # bytes of one report
+_MOST_RESULT_TEXT = 2 << 20
+_MOST_CALL = 1 << 20
+_MOST_CALLS = 64  # that wait at a time
+_MOST_DISPLAYS = 1000
+_LARGEST_NUMBER = 10**12
 _RUNS_ON = State("unknown", "unknown", "unknown", "still running")
 _LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not report which
 _STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session"
+
+
+Stage = Literal["runs", "over", "unknown", "no module"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The result of a cell as the session reports it."""
+
+    stdout: str
+    stderr: str
+    value: Scalar
+    text: str | None
+    error: CodeError | None
+    displays: tuple[Display, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The progress of a cell: `runs` with calls that wait for answers, or `over` with its outcome."""
+
+    stage: Stage
+    calls: tuple[tuple[int, str], ...] = ()
+    waited: float = 0.0  # seconds in the session until the calls came
+    computed: float | None = None  # processor seconds since the cell began, without those of the meetings
+    outcome: Outcome | None = None
 
 
 class Exchange:
@@ -103,7 +128,7 @@ class Exchange:
         self._session = session
         self._turn = asyncio.Lock()
 
-    async def run(self, outside: Outside, code: str, timeout: float | None) -> CodeExecutionResult:
+    async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell.
 
         The cell's clock stands still while it waits only for the host. The processor time of its process counts even then, and the clock
@@ -111,7 +136,7 @@ class Exchange:
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
-            return await self._session.run_by(lambda source: _Cell(self._session, outside, seconds).run(source), code)
+            return await self._session.run_by(lambda source: _Cell(self._session, calls, seconds).run(source), code)
 
 
 class _EndedError(Exception):
@@ -164,9 +189,9 @@ class Clock:
 class _Cell:
     """One cell, from the moment it is sent."""
 
-    def __init__(self, session: Session, outside: Outside, timeout: float) -> None:
+    def __init__(self, session: Session, calls: host.HostCalls, timeout: float) -> None:
         self._session = session
-        self._outside = outside
+        self._calls = calls
         self._timeout = timeout
         self._caller = session.new_caller()
         self._id = uuid.uuid4().hex
@@ -208,7 +233,7 @@ class _Cell:
             raise _EndedError(CodeError("TimeoutError", f"{self._ran_longer}; {_STILL_RUNS}"), _RUNS_ON)
         return self._result(now.outcome, overran=overran)
 
-    async def _begun(self, code: str) -> Told:
+    async def _begun(self, code: str) -> Report:
         """Start the cell. If the session answers that it lacks the modules for meetings, it started nothing: place them and try again."""
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
@@ -218,14 +243,14 @@ class _Cell:
             now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         return self._going_on(now)
 
-    def _take(self, now: Told) -> None:
+    def _take(self, now: Report) -> None:
         """Start to answer the calls that are new."""
         for number, text in now.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
             if number > self._latest:
                 self._latest = number
-                self._open[number] = self._tasks.own(self._outside.answer(self._session, text))
+                self._open[number] = self._tasks.own(self._calls.answer(self._session, text))
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _until_answered(self) -> None:
@@ -239,15 +264,15 @@ class _Cell:
                 self._answers[number] = _answer_of(answering)
                 del self._open[number]
 
-    async def _interrupted(self) -> Told:
-        now = Told("runs")
+    async def _interrupted(self) -> Report:
+        now = Report("runs")
         for _ in range(_INTERRUPTS):
             now = self._going_on(await self._met(interrupt=True, wait=_INTERRUPT_WAIT))
             if now.stage == "over":
                 break
         return now
 
-    async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Told:
+    async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
         """Meet the cell and return what the session reports. Try again if it reports nothing, but never send the cell again."""
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
@@ -269,7 +294,7 @@ class _Cell:
                 break
         raise self._ended(state)
 
-    async def _asked(self, begin: str | None, *, interrupt: bool, wait: float) -> Told:
+    async def _asked(self, begin: str | None, *, interrupt: bool, wait: float) -> Report:
         bringing = self._to_bring()
         said: dict[str, object] = {"cell": self._id, "begin": begin, "interrupt": interrupt, "wait": wait}
         now = await self._exchanged({**said, "answers": bringing, "known": [*self._open, *self._answers]}, wait)
@@ -289,21 +314,21 @@ class _Cell:
                 size += len(text)
         return bringing
 
-    async def _exchanged(self, said: dict[str, object], wait: float) -> Told:
-        text, files = values.encode(json.dumps(said))
+    async def _exchanged(self, said: dict[str, object], wait: float) -> Report:
+        text, files = host.encode(json.dumps(said))
         for name, data in files.items():
             await self._session.upload_file(name, data)
         self._is_sent = True
         marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
-        result = await self._session.run_own("meet", f"{package()}.{MEETING}", marker, text, timeout=wait + _MARGIN, caller=self._caller)
+        result = await self._session.run_own("meet", f"{package()}.{_GUEST}", marker, text, timeout=wait + _MARGIN, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"
-        rest, line = told.split(result.stdout, marker)
+        rest, line = _split(result.stdout, marker)
         self._written = (self._written + rest)[:_MOST_WRITTEN]
         # The stderr of a meeting that failed is its own traceback, not the cell's output.
         self._complained = (self._complained + result.stderr * result.success)[:_MOST_WRITTEN]
         try:
-            now = await told.read(self._session, line) if line is not None else None
+            now = await _read(self._session, line) if line is not None else None
         except ACASessionsError:
             now = None
         # While calls were open at the start, the clock stood still. If new calls came, only the time until they came counts.
@@ -313,7 +338,7 @@ class _Cell:
             raise _SilentError(NO_REPLY if result.state.kind == "kept" or line is not None else result.state)
         return now
 
-    def _going_on(self, now: Told) -> Told:
+    def _going_on(self, now: Report) -> Report:
         """Return what the session reports. Raise if it does not know the cell: the cell was lost with its interpreter."""
         if now.stage in ("unknown", "no module"):
             raise self._ended(_LOST)
@@ -358,5 +383,106 @@ class _Cell:
 def _answer_of(answering: "asyncio.Task[str]") -> str:
     """Return the answer of a call, or an error if a tool cancelled itself."""
     if answering.cancelled() or answering.exception() is not None:
-        return json.dumps({"error": {"name": "ToolError", "message": "nobody answered"}})
+        return json.dumps({"error": {"name": "ToolError", "message": "the call was cancelled on the host"}})
     return answering.result()
+
+
+# What follows validates what a session reports of its cell: guest code can forge any of it.
+
+
+def _split(stdout: str, marker: str) -> tuple[str, str | None]:
+    """Return the other output, and the line behind the marker. The line is None if the marker is missing."""
+    before, found, rest = stdout.rpartition(f"\n{marker}")
+    if not found:
+        return stdout, None
+    line, _, after = rest.partition("\n")
+    return before + after, line
+
+
+async def _read(session: Session, line: str) -> Report:
+    """Parse the line, or the file that it names. Raise ServiceError if neither is a report."""
+    try:
+        said = json.loads(line)
+        match said:
+            case {"file": str(name)} if codec.FILE.fullmatch(name):
+                said = json.loads(await _content(session, name))
+    except (ValueError, RecursionError):
+        raise _unreadable() from None
+    return _report(said)
+
+
+async def _content(session: Session, name: str) -> str:
+    sizes = {file.name: file.size for file in await session.list_files()}
+    if sizes.get(name, 0) > _MOST_REPORT:
+        raise _unreadable()
+    data = await session.download_file(name)
+    await session.delete_file(name)
+    return data.decode("utf-8", "replace")
+
+
+def _report(said: object) -> Report:
+    match said:
+        case {"cell": "runs", "calls": [*calls], "waited": float(waited), "computed": float(computed)}:
+            return Report("runs", tuple(_call(one) for one in calls[:_MOST_CALLS]), waited, computed)
+        case {"cell": "over", "result": dict(result)}:
+            return Report("over", outcome=_outcome(result))
+        case {"cell": "unknown" | "no module" as stage}:
+            return Report(stage)
+    raise _unreadable()
+
+
+def _call(one: object) -> tuple[int, str]:
+    match one:
+        case [int(number), str(text)] if type(number) is int and 0 < number < _LARGEST_NUMBER and len(text) <= _MOST_CALL:
+            return number, text
+    raise _unreadable()
+
+
+def _outcome(result: dict[str, Any]) -> Outcome:
+    match result:
+        case {"stdout": str(stdout), "stderr": str(stderr), "value": value, "text": text, "error": error, "displays": [*displays]}:
+            return Outcome(
+                stdout=_text(stdout),
+                stderr=_text(stderr),
+                value=_value(value),
+                text=None if text is None else _text(text),
+                error=None if error is None else _error(error),
+                displays=tuple(_display(one) for one in displays[:_MOST_DISPLAYS]),
+            )
+    raise _unreadable()
+
+
+def _value(value: object) -> Scalar:
+    match value:
+        case None | bool() | int() | float():
+            return value
+    return _text(value)
+
+
+def _error(error: object) -> CodeError:
+    match error:
+        case [name, message, traceback]:
+            return CodeError(_text(name), _text(message), _text(traceback))
+    raise _unreadable()
+
+
+def _display(one: object) -> Display:
+    match one:
+        case [dict(data), None | str() as name] if all(isinstance(form, str) for form in data.values()):
+            return Display({_clean(mime): _clean(form) for mime, form in data.items()}, name)
+    raise _unreadable()
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str) or len(text) > _MOST_RESULT_TEXT:
+        raise _unreadable()
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    """Return text that can be encoded as UTF-8: JSON may hold lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _unreadable() -> ServiceError:
+    return ServiceError(200, "Unreadable", "the session's code is in the way of our own: reset it, or use another session")

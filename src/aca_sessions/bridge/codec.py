@@ -1,0 +1,88 @@
+"""The encoding of values in host calls, used by both halves: JSON, with bytes, long texts and tables in files beside it.
+
+Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+FILE = re.compile(r"\.call-[0-9a-f]{32}")
+_KINDS = ("bytes", "text", "table")
+_LONG = 64 << 10  # characters; a longer text goes into a file
+_MOST_ITEMS = 4 << 20  # of one list or dict: each takes at least two characters of JSON
+
+
+class Table(bytes):
+    """A DataFrame as the content of its file, parquet or JSON, which has not been parsed yet."""
+
+
+def new_file_name() -> str:
+    """Return the name of a new file for the content of a value."""
+    return f".call-{uuid.uuid4().hex}"
+
+
+def pack(value: Any, attach: Callable[[bytes], str]) -> Any:
+    """Return a value as JSON can hold it.
+
+    Args:
+        value: The value.
+        attach: Keeps the content of a file and returns the file's name.
+
+    Raises:
+        TypeError: A value of this type cannot be sent.
+        OverflowError: A list or dict has more than four million items.
+    """
+    if isinstance(value, str):
+        return {"$": "text", "file": attach(value.encode("utf-8", "backslashreplace"))} if len(value) > _LONG else value
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"$": "table" if isinstance(value, Table) else "bytes", "file": attach(bytes(value))}
+    if isinstance(value, (list, tuple, Mapping)) and len(value) > _MOST_ITEMS:
+        raise OverflowError(f"a list or dict must have at most {_MOST_ITEMS} items, got {len(value)}")
+    if isinstance(value, (list, tuple)):
+        return [pack(item, attach) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        packed = {key: pack(item, attach) for key, item in value.items()}
+        return {"$": "dict", "content": packed} if "$" in value else packed
+    if is_table(value):
+        return {"$": "table", "file": attach(table_as_json(value))}
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray)):
+        return pack(value.tolist(), attach)
+    raise TypeError(f"a {type(value).__name__} cannot be sent: numbers, texts, bytes, lists, dicts with keys of text, and DataFrames can")
+
+
+def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
+    """Return a value that the other half packed. `read` takes the kind and the name of a file and returns its content.
+
+    The name has the form that `new_file_name` gives, so it leads to no other folder.
+    """
+    if isinstance(value, list):
+        return [unpack(item, read) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind, content, name = value.get("$"), value.get("content"), value.get("file")
+    if kind in _KINDS and isinstance(name, str) and FILE.fullmatch(name):
+        return read(kind, name)
+    if kind == "dict" and isinstance(content, dict):
+        value = content
+    return {key: unpack(item, read) for key, item in value.items()}
+
+
+def is_table(value: object) -> bool:
+    """Return whether a value is a DataFrame. pandas is not imported for that."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
+def table_as_json(frame: Any) -> bytes:
+    """Return a DataFrame as JSON with its types. Raise TypeError if a column's name is not text."""
+    if not all(isinstance(name, str) for name in frame.columns):
+        raise TypeError("the columns of a DataFrame must be named by text: frame.columns = frame.columns.map(str)")
+    return str(frame.to_json(orient="table", double_precision=15)).encode()

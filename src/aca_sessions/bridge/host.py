@@ -1,0 +1,256 @@
+"""The host's half of host calls: it checks, carries out and answers them.
+
+Everything in a call was written by untrusted code. A call can name what is in the table and nothing else.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import io
+import json
+import logging
+import threading
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ACASessionsError, ConfigurationError, NotFoundError, StorageError
+from . import codec
+
+if TYPE_CHECKING:
+    from ..client.session import Session
+
+
+_MOST_ATTACHED_FILES = 100
+_MOST_ATTACHED = 64 << 20
+_MOST_CALLS_TEXT = 2 << 20  # characters of all calls at the same time; as objects they can take forty times as much memory
+_MOST_IN_FILES = 2 * _MOST_ATTACHED  # bytes of all calls at the same time
+_LONG = 64 << 10  # a call with more characters is parsed in a thread: a million characters take a second
+_ALONE = "artifacts.load"  # runs one at a time: its answer can be as large as what a session saved
+_MOST_TEXT = 8 << 20
+_TOO_LARGE = f"the value is larger than a call may answer: {_MOST_TEXT >> 20} MB of JSON, {_MOST_ATTACHED >> 20} MB of bytes"
+_PARQUET = b"PAR1"
+_SAFE_PYARROW = (14, 0, 1)
+_filtering = threading.Lock()
+_logger = logging.getLogger("aca_sessions")
+Answer = Callable[..., Awaitable[object]]
+
+
+class ToolFailedError(Exception):
+    """A tool failed. Code in the session gets the message, and nothing else of the exception."""
+
+
+class ByteLimit:
+    """A number of bytes that callers share, in the order of their requests."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._turn = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    @asynccontextmanager
+    async def of(self, size: int) -> AsyncIterator[None]:
+        """Reserve `size` bytes for the block, or all of them if there are fewer."""
+        size = min(size, self._most)
+        async with self._turn:
+            while self._free < size:
+                self._freed.clear()
+                await self._freed.wait()
+            self._free -= size
+        try:
+            yield
+        finally:
+            self._free += size
+            self._freed.set()
+
+
+class HostCalls:
+    """The answers to the host calls of a session, from a table of names.
+
+    Calls wait for each other if their arguments take too much memory together.
+    """
+
+    def __init__(self, table: Mapping[str, Answer]) -> None:
+        """Take the names that can be called, each with a coroutine function that takes keyword arguments."""
+        self._table = dict(table)
+        self._texts, self._files = ByteLimit(_MOST_CALLS_TEXT), ByteLimit(_MOST_IN_FILES)
+        self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
+
+    async def answer(self, session: "Session", text: str) -> str:
+        """Answer a call with JSON: a value, or the name and message of what failed. No failure of the call itself is raised."""
+        try:
+            async with self._texts.of(len(text)):
+                return await self._answered(session, text)
+        except ACASessionsError as error:
+            return _failed(error)
+        except Exception as error:
+            _logger.info("a call from a session failed: %s", type(error).__name__)
+            return _failed(error)
+
+    async def _answered(self, session: "Session", text: str) -> str:
+        reading = asyncio.to_thread if len(text) > _LONG else _at_once
+        name, arguments, files = await reading(_read, text)
+        async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetched(session, files) as contents:
+            decoded = await reading(decode, arguments, contents)
+            if name not in self._table:
+                raise ToolFailedError(f"there is no call named {name[:100]}")
+            text, attached = encode(await self._table[name](**decoded))
+            for file, data in attached.items():
+                await session.upload_file(file, data)
+            return '{"value": ' + text + "}"
+
+    @asynccontextmanager
+    async def _fetched(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
+        """Download the files that a call names for the block, and yield their contents.
+
+        Raise ToolFailedError if they are too many or too large.
+        """
+        if not names:
+            yield {}
+            return
+        if len(names) > _MOST_ATTACHED_FILES:
+            raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED_FILES} long texts, bytes and tables")
+        sizes = {file.name: file.size for file in await session.list_files()}
+        size = sum(sizes.get(name, 0) for name in names)
+        if size > _MOST_ATTACHED:
+            raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED >> 20} MB")
+        most = size if sizes.keys() >= {*names} else _MOST_ATTACHED  # an endpoint may list fewer files than exist
+        async with self._files.of(most):
+            yield await self._taken(session, names, most)
+
+    async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
+        """Download and delete files. Only one call does so at a time, because a session can make a file grow after it was listed."""
+        contents: dict[str, bytes] = {}
+        async with self._reading:
+            for name in dict.fromkeys(names):
+                try:
+                    contents[name] = await session.download_file(name)
+                except NotFoundError:
+                    told = "it is read by one call, once, and deleted then"
+                    raise ToolFailedError(f"the file {name} of this call is not there: {told}") from None
+                await session.delete_file(name)
+                if sum(len(contents.get(one, b"")) for one in names) > most:
+                    raise ToolFailedError(f"the file {name} of this call grew while it was read: write it before the call")
+        return contents
+
+
+async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
+    return work(*arguments)
+
+
+def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
+    """Parse a call. Return its name, its arguments, and the files that these name."""
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ToolFailedError("a call is JSON with a name and arguments") from None
+    match call:
+        case {"name": str(name), "arguments": dict(arguments)} if len(call) == 2:
+            files: list[str] = []
+            codec.unpack(arguments, lambda _, file: files.append(file))
+            return name, arguments, files
+    raise ToolFailedError("a call is JSON with a name and arguments")
+
+
+def _failed(error: Exception) -> str:
+    name = "ToolError" if isinstance(error, ToolFailedError) else type(error).__name__
+    return json.dumps({"error": {"name": name, "message": message_of(error)[:10_000]}})
+
+
+def message_of(error: Exception) -> str:
+    """Return the message of an exception, or the name of its type if it has none or `str()` fails."""
+    name = type(error).__name__
+    try:
+        return str(error) or name
+    except Exception:
+        return name
+
+
+def encode(value: object) -> tuple[str, dict[str, bytes]]:
+    """Encode a value as JSON, with long contents in files. Return the JSON text, and the contents of the files by name.
+
+    Raise ToolFailedError if the value is too large, nested too deeply, or of a type that cannot be sent.
+    """
+    files: dict[str, bytes] = {}
+
+    def attach(data: bytes) -> str:
+        name = codec.new_file_name()
+        files[name] = data
+        return name
+
+    try:
+        text = json.dumps(codec.pack(value, attach))
+    except RecursionError as error:
+        raise ToolFailedError("the value is nested too deeply, or holds itself") from error
+    except OverflowError as error:
+        raise ToolFailedError(_TOO_LARGE) from error
+    except TypeError as error:
+        raise ToolFailedError(str(error)) from error
+    if len(text) + sum(map(len, files.values())) > _MOST_ATTACHED or len(text) > _MOST_TEXT:
+        raise ToolFailedError(_TOO_LARGE)
+    return text, files
+
+
+def decode(value: object, files: Mapping[str, bytes]) -> Any:
+    """Return a value from a session. Parquet is not parsed: that happens only when a caller loads the table by name."""
+
+    def content(kind: str, name: str) -> Any:
+        data = files[name]
+        if kind == "table":
+            return codec.Table(data) if data.startswith(_PARQUET) else read_table(data)
+        return data if kind == "bytes" else data.decode("utf-8", "replace")
+
+    return codec.unpack(value, content)
+
+
+def read_table(data: bytes) -> Any:
+    """Parse the file of a DataFrame. Raise ConfigurationError if no installed library can read parquet.
+
+    Both formats hold only data, so parsing runs no code, even if a session wrote the file.
+    """
+    pandas, parquet = importlib.import_module("pandas"), data.startswith(_PARQUET)
+    if parquet:
+        _check_parquet_library()
+    try:
+        with _without_deprecations():
+            return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
+    except ImportError:
+        raise ConfigurationError("this table is parquet: pip install pyarrow or fastparquet, or load it in a session") from None
+    except Exception as error:  # from any of the libraries: a session may have written anything
+        raise StorageError(f"this table cannot be read ({type(error).__name__}): save it again") from None
+
+
+def stored_table(frame: Any) -> codec.Table:
+    """Return a DataFrame for storing: as parquet if a library is installed and supports the frame, else as JSON.
+
+    JSON keeps 15 digits of a float, parquet all of them.
+    """
+    try:
+        with _without_deprecations():
+            return codec.Table(frame.to_parquet())
+    except (ImportError, ValueError, TypeError, NotImplementedError):
+        return codec.Table(codec.table_as_json(frame))
+
+
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Ignore DeprecationWarning during the block.
+
+    fastparquet uses what pandas 4 and a later numpy will remove. In a program that turns warnings into errors, no table could be read. Only
+    one thread runs the block at a time, because the filters belong to the process.
+    """
+    with _filtering, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _check_parquet_library() -> None:
+    """Raise ConfigurationError for pyarrow before 14.0.1, which unpickled what a file could name (CVE-2023-47248)."""
+    try:
+        version = tuple(int(part) for part in metadata.version("pyarrow").split(".")[:3])
+    except (metadata.PackageNotFoundError, ValueError):
+        return
+    if version < _SAFE_PYARROW:
+        raise ConfigurationError("this pyarrow runs code that a parquet file names: pip install 'pyarrow>=14.0.1'")

@@ -1,1 +1,0 @@
-"""Host calls as cells make them: `tools`, `skills`, `artifacts` and `deps`."""
