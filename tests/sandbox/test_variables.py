@@ -77,9 +77,21 @@ async def test_too_many_variables_are_not_reported_until_there_are_fewer(session
 
 
 @pytest.mark.parametrize(
-    "line", ["", "added", "added x - int a", "added 1 2x int a", "renamed 1 - int a", "added ² - int a", f"added {'9' * 30} - int a"]
+    "finished",
+    [
+        {"variables": [("added", -1, [], "int", "a")]},
+        {"variables": [("added", 1 << 63, [], "int", "a")]},
+        {"variables": [("added", 1, [2, -1], "int", "a")]},
+        {"variables": [("added", 1, [1] * 33, "int", "a")]},
+        {"variables": [("added", 1, [], "int", "a")] * 201},
+        {"files": [("created", -1, "a")]},
+        {"files": [("created", 1, "a")] * 1001},
+        {"processes": [(-1, "a")]},
+        {"processes": [(1, "a")] * 4097},
+    ],
 )
-def test_a_malformed_change_is_refused(line: str) -> None:
-    finished = wire.Finished("", None, None, None, "", "", [], [], [line])
+async def test_an_impossible_change_is_refused(finished: dict) -> None:
+    running = cell.Cell("1")
     with pytest.raises(wire.WireError):
-        cell.check(finished)
+        running.finish(wire.Finished("1", None, None, None, "", "", **{"files": [], "processes": [], **finished}))
+    assert not running.finished.done()

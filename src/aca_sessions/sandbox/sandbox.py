@@ -59,7 +59,7 @@ class Sandbox:
         self._limits = limits
         self.memory = memory
         self._proxy = proxy
-        self._interpreter: Interpreter | None = None
+        self.running: Interpreter | None = None  # the current interpreter
         self.ledger = Ledger()
         self._closed = self._is_workspace_lost = False
         self._turn = asyncio.Lock()
@@ -77,15 +77,10 @@ class Sandbox:
         """Return whether the sandbox can still have an interpreter. It cannot once it is closed or its fork server has died."""
         return not self._closed and self._fork_server.alive
 
-    @property
-    def running(self) -> Interpreter | None:
-        """Return the current interpreter, or None. This never starts one."""
-        return self._interpreter
-
     async def interpreter(self) -> Interpreter:
         """Return the live interpreter. If it has ended, continue from the latest checkpoint, or start a fresh one."""
-        if self._interpreter is not None and self._interpreter.alive and not self._turn.locked():
-            return self._interpreter
+        if self.running is not None and self.running.alive and not self._turn.locked():
+            return self.running
         return await self._tasks.to_its_end(self._ensure_interpreter())
 
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
@@ -128,7 +123,7 @@ class Sandbox:
         if transactional:
             return await self._attempt(run)
         result = await run(await self.interpreter())
-        if result.state.kind == "lost":
+        if result.state.variables == "lost":
             await self._tasks.to_its_end(self._after_death())
         return result
 
@@ -156,11 +151,11 @@ class Sandbox:
         except ACASessionsError:
             if not self._closed:
                 # A dead interpreter's entry has recorded the lost variables already.
-                variables = "unknown" if self._interpreter is not None and self._interpreter.alive else "kept"
+                variables = "unknown" if self.running is not None and self.running.alive else "kept"
                 self.ledger.append("not_undone", cause="not undone", variables=variables, files="unknown")
             return False
         finally:
-            self.timeline.use_up(moment, returned_to=moment.interpreter is self._interpreter)
+            self.timeline.use_up(moment, returned_to=moment.interpreter is self.running)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return another sandbox with the same variables and files, which shares the limits. The cells of both take turns.
@@ -198,21 +193,21 @@ class Sandbox:
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
         """Record the death of the live interpreter. One that was replaced, or lost with its workspace, has its entry already."""
-        if interpreter is self._interpreter and not self._closed and not self._is_workspace_lost:
+        if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
             kind = "killed" if cause in ("killed", "memory") else "died"
             self.ledger.append(kind, cause=cause, variables=variables, processes=processes)
 
     def _go_on_with(self, interpreter: Interpreter) -> None:
-        self._interpreter = interpreter
+        self.running = interpreter
         interpreter.when_dead = self._on_death
 
     def abandon(self) -> None:
         """End every process at once, for use when the sandbox's event loop is closed."""
         self._closed = True
         self.timeline.abandon()
-        if self._interpreter is not None:
-            self._interpreter.abandon()
+        if self.running is not None:
+            self.running.abandon()
         self.files.close()
         self._kin.count -= 1
         try:
@@ -254,7 +249,7 @@ class Sandbox:
         """
         if self._closed:
             raise SnapshotError("the session was ended meanwhile: the next call begins a new one")
-        target, live = await self.timeline.prepare(moment), self._interpreter
+        target, live = await self.timeline.prepare(moment), self.running
         home = live.home if live is not None else target.home
         try:
             await self._show_again(target)
@@ -280,7 +275,7 @@ class Sandbox:
                 if live is not None:
                     await self._kill(live)
         except BaseException:
-            if target not in (moment.interpreter, self._interpreter):
+            if target not in (moment.interpreter, self.running):
                 await target.close()
             raise
         if live is not None:
@@ -315,7 +310,7 @@ class Sandbox:
     async def _after_death(self) -> None:
         """Continue from the latest checkpoint, if there is one. If the fork server died as well, record the loss of the workspace."""
         async with self._turn:
-            if self._closed or (self._interpreter is not None and self._interpreter.alive):
+            if self._closed or (self.running is not None and self.running.alive):
                 return
             if not await self.fork_server_answers():
                 self.note_lost_workspace()
@@ -324,7 +319,7 @@ class Sandbox:
 
     async def _fall_back(self) -> None:
         """Replace a dead interpreter by a fork of the latest checkpoint that answers. Do nothing if none does."""
-        died_of = self._interpreter.cause_of_death if self._interpreter is not None else "killed"
+        died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
         for moment in reversed(self.timeline.moments):
             with contextlib.suppress(ACASessionsError):
@@ -353,16 +348,16 @@ class Sandbox:
         async with self._turn:
             if self._closed:
                 raise GuestDiedError("the session was ended; the next call begins a new one")
-            if self._interpreter is not None and not self._interpreter.alive:
+            if self.running is not None and not self.running.alive:
                 await self._fall_back()
-            if self._interpreter is None or not self._interpreter.alive:
-                if self._interpreter is not None:
-                    self._note_processes(await self._interpreter.kill())
-                    await self._interpreter.close()  # before it is replaced: so its death is recorded, if it was not yet
+            if self.running is None or not self.running.alive:
+                if self.running is not None:
+                    self._note_processes(await self.running.kill())
+                    await self.running.close()  # before it is replaced: so its death is recorded, if it was not yet
                 self._go_on_with(await self._start_interpreter())
                 self.ledger.append("started")
-            assert self._interpreter is not None  # noqa: S101
-            return self._interpreter
+            assert self.running is not None  # noqa: S101
+            return self.running
 
     async def _start_interpreter(self) -> Interpreter:
         spawned = await made_in_thread(lambda: self._fork_server.spawn(self._tree, self._limits), Spawned.close, limiter())
@@ -374,7 +369,7 @@ class Sandbox:
 
     async def _reset(self) -> int:
         async with self._turn:
-            live, self._interpreter = self._interpreter, None
+            live, self.running = self.running, None
             position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
             if live is not None:
                 await self._kill(live, "reset")
@@ -409,6 +404,6 @@ class Sandbox:
                 self._on_close()
 
     async def _end_interpreter(self, cause: str) -> None:
-        interpreter, self._interpreter = self._interpreter, None
+        interpreter, self.running = self.running, None
         if interpreter is not None:
             await interpreter.close(cause)

@@ -1,8 +1,8 @@
 """The frames between host and guest. Pure data, standard library only.
 
 A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. A frame of the guest is hostile until
-`decode` has accepted it: one of the expected kinds, with exactly its fields, each of its type, nothing nested, no text named twice. So the
-size of a frame bounds the cost of reading it.
+`decode` has accepted it: one of the expected kinds, with exactly its fields, each of its type and nested no deeper than that, no text named
+twice. So the size of a frame bounds the cost of reading it.
 """
 
 import json
@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Optional, TypeVar, Union, get_args, get_origin
+from itertools import repeat
+from typing import Any, Literal, Optional, TypeVar, Union, cast, get_args, get_origin
 
 MAX_FROM_GUEST = 32 << 20
 BROKEN_EXIT = 71  # exit code of an interpreter whose own loop failed
@@ -26,7 +27,14 @@ SUPPLY = "/.ipython"  # where an image that has no IPython finds the host's
 SUPPLY_NEEDS = ".needs"  # a file in it: the oldest Python that it is for
 # The guests' Python may be 3.9. There, `X | Y` cannot be used for a type that is evaluated, as in fields of dataclasses.
 Scalar = Union[str, int, float, bool, None]
+FileChangeKind = Literal["created", "changed", "deleted"]
+VariableChangeKind = Literal["added", "changed", "deleted"]
+FileRow = tuple[FileChangeKind, int, str]  # its size, its path
+ProcessRow = tuple[int, str]  # its pid, its name
+VariableRow = tuple[VariableChangeKind, int, list[int], str, str]  # its size, its shape, its type, its name
+MOST_FILES, MOST_PROCESSES, MOST_VARIABLES = 1000, 4096, 200  # in one result
 Expected = TypeVar("Expected", bound="Message")
+_Shape = tuple[Any, tuple[Any, ...]]  # of a field: see `_shape_of`
 
 
 class WireError(Exception):
@@ -169,11 +177,7 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The result of a cell. `text` is None if the last expression showed nothing.
-
-    `files` are `kind size path`. `processes` are `pid name`. `variables` are `kind size shape type name`, the shape as `2x3` or `-`, the
-    type without blanks.
-    """
+    """The result of a cell. `text` is None if the last expression showed nothing."""
 
     execution: str
     value: Scalar
@@ -181,9 +185,9 @@ class Finished(Message):
     error_name: Optional[str]
     error_message: str
     error_traceback: str
-    files: list[str]
-    processes: list[str]
-    variables: list[str] = field(default_factory=list)
+    files: list[FileRow]
+    processes: list[ProcessRow]
+    variables: list[VariableRow] = field(default_factory=list)
     value_is_none: bool = False  # the last expression is not a call, and its value is None
 
 
@@ -260,18 +264,41 @@ class Extend(Message):
 def encode(message: Message) -> bytes:
     """Return a message as a payload."""
     texts: list[bytes] = []
-    content = {name: _without_long_texts(getattr(message, name), texts) for name in _declared(type(message))}  # type: ignore[arg-type]  # classes are hashable
-    header = json.dumps({"kind": type(message).__name__, "texts": [len(text) for text in texts], **content}, separators=(",", ":")).encode()
+    content: dict[str, object] = {"kind": type(message).__name__}
+    for name, value in vars(message).items():
+        content[name] = _without_long_texts(value, texts) if value else value
+    content["texts"] = [*map(len, texts)]
+    header = json.dumps(content, separators=(",", ":")).encode()
     return b"".join((_LENGTH.pack(len(header)), header, *texts))
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
     """Return the message in a payload. Raise WireError unless it is well formed and one of the expected kinds."""
-    content, texts = _split(payload)
-    kind = content.pop("kind", None)
+    try:
+        (length,) = _LENGTH.unpack_from(payload)
+        if length > _MAX_HEADER:
+            raise WireError("a header over the size limit")
+        start = _LENGTH.size + length
+        content: dict[str, object] = json.loads(payload[_LENGTH.size : start].decode("utf-8"))
+        texts: dict[int, bytes] = {}
+        for size in cast("list[object]", content.pop("texts")):
+            if type(size) is not int or size < 0:
+                raise WireError("a text without a size")
+            texts[len(texts)] = payload[start : start + size]
+            start += size
+        kind = content.pop("kind")
+    except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
+        raise WireError("a frame without a header") from None
+    if start != len(payload):
+        raise WireError("a frame of another length than its header says")
     for candidate in expected:
         if candidate.__name__ == kind:
-            return _build(candidate, content, dict(enumerate(texts)))
+            shapes = _shapes(candidate)  # type: ignore[arg-type]  # classes are hashable
+            if content.keys() != shapes.keys():
+                raise WireError("a frame with other fields than its kind has")
+            for name, shape in shapes.items():
+                content[name] = _checked(content[name], shape, texts)
+            return candidate(**content)
     raise WireError("a frame of an unexpected kind")
 
 
@@ -319,68 +346,51 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
         return {"text": len(texts) - 1}
     if isinstance(value, dict):
         return {key: _without_long_texts(item, texts) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_without_long_texts(item, texts) for item in value]
     return value
 
 
-def _split(payload: bytes) -> tuple[dict[str, object], list[bytes]]:
-    """Return the content of the header, and the texts behind it."""
-    try:
-        (length,) = _LENGTH.unpack_from(payload)
-        if length > _MAX_HEADER:
-            raise WireError("a header over the size limit")
-        content = json.loads(payload[_LENGTH.size : _LENGTH.size + length].decode("utf-8"))
-        sizes, texts, start = content.pop("texts"), [], _LENGTH.size + length
-        for size in sizes:
-            if type(size) is not int or size < 0:
-                raise WireError("a text without a size")
-            texts.append(payload[start : start + size])
-            start += size
-    except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
-        raise WireError("a frame without a header") from None
-    if start != len(payload):
-        raise WireError("a frame of another length than its header says")
-    return content, texts
-
-
-def _build(kind: type[Expected], content: dict[str, object], texts: dict[int, bytes]) -> Expected:
-    declared = _declared(kind)  # type: ignore[arg-type]  # classes are hashable
-    if content.keys() != declared.keys():
-        raise WireError("a frame with other fields than its kind has")
-    return kind(*[_value(content[name], *declared[name], texts) for name in declared])
-
-
 @cache
-def _declared(kind: type[Any]) -> dict[str, tuple[object, tuple[object, ...]]]:
-    """Return the fields of a kind by their names.
+def _shapes(kind: type[Any]) -> dict[str, _Shape]:
+    """Return the shape of each field of a kind."""
+    return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
-    For a dict or list, a field is its type and the types of its values. For a scalar, it is None and its types.
+
+def _shape_of(declared: object) -> _Shape:
+    """Return what a type expects.
+
+    That is `dict` or `list` and the shape of the values, `tuple` and the shapes of the items, `Literal` and the words, or else None and the
+    types of a scalar.
     """
-    found: dict[str, tuple[object, tuple[object, ...]]] = {}
-    for declared in fields(kind):
-        origin, parts = get_origin(declared.type), get_args(declared.type)
-        found[declared.name] = (origin, parts[-1:]) if origin in (dict, list) else (None, parts or (declared.type,))
-    return found
+    origin, parts = get_origin(declared), get_args(declared)
+    if origin in (dict, list):
+        return origin, (_shape_of(parts[-1]),)
+    if origin is tuple:
+        return tuple, tuple(map(_shape_of, parts))
+    if origin is Literal:
+        return Literal, parts
+    return None, parts or (declared,)
 
 
-def _value(value: object, origin: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
-    """Return a field's value, checked against its type: a scalar, or a flat dict or list of scalars."""
-    if origin is dict and isinstance(value, dict):
-        return {_well_formed(key): _scalar(item, kinds, texts) for key, item in value.items()}
-    if origin is list and isinstance(value, list):
-        return [_scalar(item, kinds, texts) for item in value]
-    if origin is not None:
-        raise WireError("a frame with a scalar in the place of a dict or list")
-    return _scalar(value, kinds, texts)
-
-
-def _scalar(value: object, kinds: tuple[object, ...], texts: dict[int, bytes]) -> object:
-    if isinstance(value, dict):
-        value = _long_text(value, texts)
-    if type(value) not in kinds:  # not isinstance: a bool is an int
-        raise WireError("a frame with a value of another type")
-    return _well_formed(value) if isinstance(value, str) else value
+def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
+    """Return a value with its long texts, which are removed from `texts`. Raise WireError if it has another shape."""
+    container, parts = shape
+    if container is None:
+        if type(value) is dict:
+            value = _long_text(value, texts)
+        if type(value) not in parts:  # not isinstance: a bool is an int
+            raise WireError("a frame with a value of another type")
+        return value if type(value) is not str or value.isascii() else _well_formed(value)
+    if container is Literal:
+        if type(value) is not str or value not in parts:
+            raise WireError("a frame with a word that its field cannot have")
+        return value
+    if container is dict and type(value) is dict:
+        return dict(zip(map(_well_formed, value), map(_checked, value.values(), repeat(parts[0]), repeat(texts))))
+    if type(value) is not list or container is dict or (container is tuple and len(value) != len(parts)):
+        raise WireError("a frame with a value of another shape")
+    return cast("object", container(map(_checked, value, parts if container is tuple else repeat(parts[0]), repeat(texts))))
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
@@ -397,4 +407,4 @@ def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
 
 def _well_formed(text: str) -> str:
     """Return the text with lone surrogates escaped, since later code could not encode them."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -3,7 +3,6 @@
 import asyncio
 import codecs
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -92,9 +91,9 @@ class Output:
 _MAX_DISPLAYS = 1000
 _MAX_DISPLAYED = 32 << 20  # characters in all displays of a cell
 _MAX_TEXT = 2 << 20  # characters
-_MAX_DIGITS = 19  # a number has fewer digits than this
 _MAX_NAME = 200  # characters
-_SHAPE = re.compile(r"-|\d{1,18}(x\d{1,18}){0,31}", re.ASCII)
+_SIZES = range(1 << 63)  # what a size, a length or a pid can be
+_MAX_SIDES = 32
 _MAX_OPEN = 64  # questions at a time
 _MAX_QUESTION = 1 << 20  # characters; larger things go by files
 _KINDS = ("input", "call")
@@ -133,9 +132,10 @@ class Clock:
     @property
     def used(self) -> float:
         """Return the seconds used until now."""
-        running = self._now() - self._since if self._since is not None else 0.0
+        if self._since is not None:
+            return self._used + self._now() - self._since + max(0.0, self._still - STILL_SECONDS)
         busy, idle = self._while_stopped()
-        return self._used + running + busy + max(0.0, self._still + idle - STILL_SECONDS)
+        return self._used + busy + max(0.0, self._still + idle - STILL_SECONDS)
 
     def stop(self) -> None:
         """Stop the clock. From now on, only processor time of the cell's processes counts."""
@@ -145,8 +145,9 @@ class Clock:
 
     def go_on(self) -> None:
         """Start the clock, for the first time or again."""
-        busy, idle = self._while_stopped()
-        self._used, self._still, self._stopped = self._used + busy, self._still + idle, None
+        if self._stopped is not None:
+            busy, idle = self._while_stopped()
+            self._used, self._still, self._stopped = self._used + busy, self._still + idle, None
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
@@ -175,8 +176,11 @@ class Cell:
         self.finished: asyncio.Future[wire.Finished] = loop.create_future()
         self.turned: asyncio.Future[None] = loop.create_future()  # done when the clock stops or starts; see `_turn`
         self.displays: list[Display] = []
+        self.files: list[FileChange] = []
+        self.processes: list[RunningProcess] = []
+        self.variables: list[VariableChange] = []
         self.overran: float | None = None  # the timeout in seconds, if the cell exceeded it
-        self.clock = Clock()
+        self.clock: Clock  # made when the cell is sent
         self.open: set[int] = set()  # numbers of questions without an answer
         self.tell = tell
         self._answered = answered
@@ -238,6 +242,66 @@ class Cell:
         turned, self.turned = self.turned, asyncio.get_running_loop().create_future()
         turned.set_result(None)
 
+    def finish(self, finished: wire.Finished) -> None:
+        """Take the guest's last frame. Raise WireError if it is over a limit that the types of its fields cannot express."""
+        for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
+            if isinstance(text, str) and len(text) > _MAX_TEXT:
+                raise wire.WireError("a text over the size limit")
+        rows = (len(finished.files), len(finished.processes), len(finished.variables))
+        if rows[0] > wire.MOST_FILES or rows[1] > wire.MOST_PROCESSES or rows[2] > wire.MOST_VARIABLES:
+            raise wire.WireError("more changes or processes than a result has")
+        for file, size, path in finished.files:
+            if size not in _SIZES:
+                raise wire.WireError("a file with an impossible size")
+            self.files.append(FileChange(path, file, size))
+        for pid, name in finished.processes:
+            if pid not in _SIZES:
+                raise wire.WireError("a process with an impossible pid")
+            self.processes.append(RunningProcess(pid, name))
+        for variable, size, sides, type, name in finished.variables:
+            if size not in _SIZES or len(sides) > _MAX_SIDES or not all(map(_SIZES.__contains__, sides)):
+                raise wire.WireError("a variable with an impossible size")
+            self.variables.append(VariableChange(name, variable, type, tuple(sides) or None, size))
+        self.finished.set_result(finished)
+
+    def result(
+        self, cause: str | None, *, stdout: str, stderr: str, processes: tuple[RunningProcess, ...], duration: float
+    ) -> CodeExecutionResult:
+        """Return the result. The ledger adds the state of the session to it later.
+
+        Args:
+            cause: Why the interpreter died. It is ignored if the cell has finished.
+            stdout: The text of stdout.
+            stderr: The text of stderr.
+            processes: The processes that the cell left running.
+            duration: Seconds from the moment the host sent the cell.
+        """
+        finished = self.finished.result() if self.finished.done() else None
+        error = None
+        if self.overran is not None:
+            ended = "interrupted" if finished else "killed"
+            error = CodeError("TimeoutError", f"the cell ran longer than {self.overran:g} s and was {ended}")
+        elif finished is None:
+            error = CodeError("InterpreterDied", f"the session's interpreter ended ({cause})")
+        elif finished.error_name is not None:
+            error = CodeError(finished.error_name, finished.error_message, finished.error_traceback)
+        if error is not None:
+            stderr = "\n".join(filter(None, (stderr.rstrip("\n"), error.traceback or str(error))))
+        return CodeExecutionResult(
+            stdout=stdout,
+            stderr=stderr,
+            value=finished.value if finished else None,
+            text=finished.text if finished else None,
+            value_is_none=finished is not None and finished.value_is_none,
+            displays=tuple(self.displays),
+            files=tuple(self.files) if finished else (),  # a refused frame may have added some
+            processes=processes,
+            variables=tuple(self.variables) if finished else (),
+            error=error,
+            state=State() if finished else State(variables="lost", processes="ended", reason=cause),
+            duration=duration,
+        )
+
     def clear(self) -> None:
         """Drop everything displayed so far from the result."""
         self.displays.clear()
@@ -246,76 +310,6 @@ class Cell:
         self._room = _MAX_DISPLAYED
         if self.tell is not None:
             self.tell(Event(kind="clear"))
-
-
-def error_of(cell: Cell, finished: wire.Finished | None, cause: str | None) -> CodeError | None:
-    """Return the error of an execution, or None if it succeeded.
-
-    The state of the session is not known yet: `ledger.with_state` adds it to the message later.
-
-    Args:
-        cell: The execution.
-        finished: The guest's last frame, or None if the interpreter died.
-        cause: Why the interpreter died.
-    """
-    if cell.overran is not None:
-        return CodeError("TimeoutError", f"the cell ran longer than {cell.overran:g} s and was {'interrupted' if finished else 'killed'}")
-    if finished is None:
-        return CodeError("InterpreterDied", f"the session's interpreter ended ({cause})")
-    if finished.error_name is None:
-        return None
-    return CodeError(finished.error_name, finished.error_message, finished.error_traceback)
-
-
-def check(finished: wire.Finished) -> None:
-    """Validate what the field types of a frame cannot express. Raise WireError if the frame must be refused."""
-    texts = (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback)
-    if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in texts):
-        raise wire.WireError("a text over the size limit")
-    changes_of(finished)
-    processes_of(finished)
-    variables_of(finished)
-
-
-def changes_of(finished: wire.Finished) -> tuple[FileChange, ...]:
-    """Parse the changes that the cell made to files. Raise WireError if one is malformed."""
-    changes = []
-    for told in finished.files:
-        match told.split(" ", 2):
-            case ["created" | "changed" | "deleted" as kind, size, path] if size.isdecimal() and len(size) < _MAX_DIGITS:
-                changes.append(FileChange(path, kind, int(size)))
-            case _:
-                raise wire.WireError("a file change of another shape")
-    return tuple(changes)
-
-
-def processes_of(finished: wire.Finished) -> tuple[RunningProcess, ...]:
-    """Parse the processes that the cell left running. Raise WireError if one is malformed."""
-    found = []
-    for told in finished.processes:
-        match told.split(" ", 1):
-            case [pid, name] if pid.isdecimal() and len(pid) < _MAX_DIGITS:
-                found.append(RunningProcess(int(pid), name))
-            case _:
-                raise wire.WireError("a process of another shape")
-    return tuple(found)
-
-
-def variables_of(finished: wire.Finished) -> tuple[VariableChange, ...]:
-    """Parse the changes that the cell made to the user's variables. Raise WireError if one is malformed."""
-    changes = []
-    for told in finished.variables:
-        match told.split(" ", 4):
-            case ["added" | "changed" | "deleted" as kind, size, shape, type, name] if _is_size(size) and _SHAPE.fullmatch(shape):
-                sides = None if shape == "-" else tuple(map(int, shape.split("x")))
-                changes.append(VariableChange(name, kind, "" if type == "-" else type, sides, int(size)))
-            case _:
-                raise wire.WireError("a variable change of another shape")
-    return tuple(changes)
-
-
-def _is_size(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS
 
 
 def reason_of(status: int | None) -> str:
@@ -329,41 +323,3 @@ def reason_of(status: int | None) -> str:
     if os.WIFEXITED(status):
         return "crash" if os.WEXITSTATUS(status) == wire.BROKEN_EXIT else "exit"
     return "killed" if os.WTERMSIG(status) == signal.SIGKILL else "crash"
-
-
-def result_of(
-    cell: Cell,
-    finished: wire.Finished | None,
-    cause: str | None,
-    *,
-    streams: tuple[str, str],
-    processes: tuple[RunningProcess, ...],
-    duration: float,
-) -> CodeExecutionResult:
-    """Return the result of an execution.
-
-    Args:
-        cell: The execution.
-        finished: The guest's last frame, or None if the interpreter died.
-        cause: Why the interpreter died, or None if it lives.
-        streams: The text of stdout and of stderr.
-        processes: The processes that the cell left running.
-        duration: Seconds from the moment the host sent the cell.
-    """
-    stdout, stderr = streams
-    error = error_of(cell, finished, cause)
-    told = "\n".join(part for part in (stderr.rstrip("\n"), error.traceback or str(error)) if part) if error else stderr
-    return CodeExecutionResult(
-        stdout=stdout,
-        stderr=told,
-        value=finished.value if finished else None,
-        text=finished.text if finished else None,
-        value_is_none=finished is not None and finished.value_is_none,
-        displays=tuple(cell.displays),
-        files=changes_of(finished) if finished else (),
-        processes=processes,
-        variables=variables_of(finished) if finished else (),
-        error=error,
-        state=State() if finished else State(variables="lost", processes="ended", reason=cause),
-        duration=duration,
-    )

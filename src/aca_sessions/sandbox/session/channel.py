@@ -14,13 +14,14 @@ from functools import partial
 from .. import wire
 from .cell import Output
 
-_READ_AT_ONCE = 1 << 18
+_READ_AT_ONCE, _STREAM_READ_AT_ONCE = 1 << 18, 1 << 20
 _UNIT = 1 << 14  # bytes. To read so many costs about as much as an empty frame, 10 µs: that is one unit of work
 _A_TURN = 64  # units before other sessions get the event loop: about 1 ms
 _BURST = 8192  # units that a guest may use at once; all displays of an honest cell take 2,500
 _A_SECOND = 5000  # units per second after that: about a twentieth of the event loop
 _LAST, _LAST_READS = 1024, 4  # units for each read, and reads, after a guest has died
 _MOST_UNFINISHED = 256 << 20  # bytes of all sessions together
+_THROTTLED_SECONDS = 0.02
 _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait in its pipe
 
 
@@ -65,21 +66,6 @@ class Unfinished:
 _unfinished = Unfinished()
 
 
-class _Pace:
-    """The work that a guest may cause: a burst, then a fixed amount per second."""
-
-    def __init__(self) -> None:
-        self._left = float(_BURST)
-        self._since = time.monotonic()
-
-    def spend(self, units: float) -> float:
-        """Record work. Return how many seconds the guest has to wait before it may cause more."""
-        now = time.monotonic()
-        self._left = min(_BURST, self._left + (now - self._since) * _A_SECOND) - units
-        self._since = now
-        return max(0.0, -self._left / _A_SECOND)
-
-
 class Inbox:
     """The frames from the pipe of one guest, read on the event loop that calls `listen`."""
 
@@ -95,22 +81,21 @@ class Inbox:
         self._unfinished = unfinished
         self._frames = wire.Frames(wire.MAX_FROM_GUEST)
         self._complete: Iterator[bytes] = iter(())
-        self._pace = _Pace()
-        self._units = 0.0
-        self._open = self._watched = False
+        self._units = 0.0  # of work that was caused in this turn
+        self._credit, self._since = float(_BURST), time.monotonic()  # units that the guest may still cause, and since when
+        self._open = self._watched = self._is_counted = False
+        self.most = 0  # the size of the largest payload that may come now; a larger one is refused
 
-    def listen(
-        self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
-    ) -> None:
+    def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
         """Start reading, and pass each frame to `take`. Stop after a refused frame, and at the end of the pipe.
 
         Args:
             take: Called with each payload. It raises WireError to refuse it.
-            most: Returns the size of the largest payload that may come now. A larger one is refused.
+            most: The first value of `most`.
             forged: Called after a refused frame.
             silent: Called at the end of the pipe.
         """
-        self._take, self._most, self._forged, self._silent = take, most, forged, silent
+        self._take, self.most, self._forged, self._silent = take, most, forged, silent
         self._loop = asyncio.get_running_loop()
         self._open = True
         self._watch(True)
@@ -169,13 +154,18 @@ class Inbox:
             return
         if not self._open:
             return
-        wait = self._pace.spend(self._units)
-        self._unfinished.note(self, len(self._frames.rest), anew=taken > 0)
-        if all_taken and not wait:
-            self._watch(True)
-        else:
-            self._watch(False)
-            self._loop.call_later(wait, self._resume)
+        now = time.monotonic()
+        self._credit = min(_BURST, self._credit + (now - self._since) * _A_SECOND) - self._units
+        self._since = now
+        size = len(self._frames.rest)
+        if size >= _SMALL or self._is_counted:
+            self._is_counted = size >= _SMALL
+            self._unfinished.note(self, size, anew=taken > 0)
+        wanted = all_taken and self._credit >= 0
+        if wanted is not self._watched:
+            self._watch(wanted)
+        if not wanted:
+            self._loop.call_later(max(0.0, -self._credit / _A_SECOND), self._resume)
 
     def _resume(self) -> None:
         if self._open:
@@ -185,7 +175,7 @@ class Inbox:
         """Take frames until they cost `most` units. Return how many were taken, and whether none is left."""
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
-            self._frames.limit = self._most()
+            self._frames.limit = self.most
             payload = next(self._complete, None)
             if payload is None:
                 return taken, True
@@ -262,22 +252,22 @@ class Outbox:
         """Write as much as one send takes, and no more in this turn of the event loop."""
         while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
             self._drop()
-        if self._waiting and not self._has_written(self._waiting[0]):
-            self.close()  # the reader is gone; other code notices the interpreter's death
-        self._watch(bool(self._waiting))
-
-    def _has_written(self, frame: _Outgoing) -> bool:
-        try:
-            sent = socket.send_fds(self._link, [frame.left], frame.descriptors) if frame.descriptors else self._link.send(frame.left)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        frame.begun, frame.descriptors, frame.left = True, (), frame.left[sent:]  # descriptors go with the first byte
-        self.size -= sent
-        if not frame.left:
-            self._drop()
-        return True
+        if self._waiting:
+            frame = self._waiting[0]
+            try:
+                sent = socket.send_fds(self._link, [frame.left], frame.descriptors) if frame.descriptors else self._link.send(frame.left)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()  # the reader is gone; other code notices the interpreter's death
+                return
+            if sent:
+                frame.begun, frame.descriptors, frame.left = True, (), frame.left[sent:]  # descriptors go with the first byte
+                self.size -= sent
+            if not frame.left:
+                self._drop()
+        if bool(self._waiting) is not self._watched:
+            self._watch(not self._watched)
 
     def _drop(self) -> None:
         frame = self._waiting.popleft()
@@ -294,10 +284,6 @@ class Outbox:
             loop.add_writer(self._link, self._write) if wanted else loop.remove_writer(self._link)
 
 
-_channel_READ_AT_ONCE = 1 << 20
-_THROTTLED_SECONDS = 0.02
-
-
 class Channel:
     """The connection to one interpreter. It reads frames and streams as they arrive, on the event loop that calls `listen`."""
 
@@ -312,7 +298,7 @@ class Channel:
         """
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
-        self._inbox = Inbox(said)
+        self.inbox = Inbox(said)
         self._outbox = Outbox(link)
         self._watched: set[int] = set()
         self._open = True
@@ -322,11 +308,9 @@ class Channel:
         """Return how many frames, and how many bytes of them, wait for the guest to read. Those in the socket's buffer are not counted."""
         return len(self._outbox), self._outbox.size
 
-    def listen(
-        self, take: Callable[[bytes], None], *, most: Callable[[], int], forged: Callable[[], None], silent: Callable[[], None]
-    ) -> None:
+    def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
         """Start reading frames and streams. See `Inbox.listen` for the arguments."""
-        self._inbox.listen(take, most=most, forged=forged, silent=silent)
+        self.inbox.listen(take, most=most, forged=forged, silent=silent)
         for stream in self.streams:
             self._listen_again(stream)
 
@@ -342,12 +326,13 @@ class Channel:
         for stream in self.streams:
             before = stream.read
             stream.drain()
-            self._inbox.charge(stream.read - before)
+            if stream.read > before:
+                self.inbox.charge(stream.read - before)
 
     def stop(self) -> None:
         """Take the frames that were written so far, then stop reading and writing."""
         self._open = False
-        self._inbox.finish()
+        self.inbox.finish()
         self._outbox.close()
         for descriptor in [*self._watched]:
             self._unwatch(descriptor)
@@ -357,13 +342,13 @@ class Channel:
         self.stop()
         for stream in self.streams:
             stream.close()
-        self._inbox.close()
+        self.inbox.close()
         self._link.close()
 
     def _on_output(self, stream: Output) -> None:
         """Read a stream. After a flood, pause for 0.02 s, so that other sessions get their turn."""
         # What is not read stays in the pipe. A full pipe holds up its writer alone.
-        if not stream.drain(_channel_READ_AT_ONCE):
+        if not stream.drain(_STREAM_READ_AT_ONCE):
             self._unwatch(stream.descriptor)
         elif stream.flooded:
             self._unwatch(stream.descriptor)

@@ -82,7 +82,8 @@ class Home:
         self._moving = asyncio.Lock()  # held while processes are stopped, ended or continued; a turn lasts as long as its cell
         self._resting: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
-        self._ended: dict[int, tuple[RunningProcess, ...]] = {}  # by workspace, until `take_ended`
+        # By workspace: the processes that were ended because they did not stop for another workspace's cell, until a result names them.
+        self.ended: dict[int, tuple[RunningProcess, ...]] = {}
         self._trees: dict[int, None] = {}  # workspaces that have an interpreter, the oldest first
         self._members: dict[int, Member] = {}  # by their pids in the session
         self._counted: int | None = None
@@ -176,21 +177,19 @@ class Home:
         """Return whether this interpreter is the only one."""
         return not self._members.keys() - {number}
 
-    def take_ended(self, tree: int) -> tuple[RunningProcess, ...]:
-        """Return the processes of a workspace that were ended because they did not stop for another workspace's cell. Forget them."""
-        return self._ended.pop(tree, ())
-
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
         """Hold the turn for one cell: its workspace is shown, and no process of another workspace runs."""
         async with self._turn:
-            self._stop_resting()
+            if self._resting is not None:
+                self._stop_resting()
             if self._moving.locked() or (self._processes is not None and self._processes.shown != tree):
                 await self._tasks.to_its_end(self._show_tree(tree))
             try:
                 yield
             finally:  # without an await, so that a fork made in this turn is added before another turn begins
-                self._rest_later()
+                if len(self._trees) > 1:
+                    self._rest_later()
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
@@ -294,7 +293,7 @@ class Home:
                 "processes of the session could not be stopped for a branch's cell: all interpreters and processes of both were ended"
             ) from None
         if ended and left is not None:
-            self._ended[left] = (*self._ended.get(left, ()), *ended)
+            self.ended[left] = (*self.ended.get(left, ()), *ended)
 
     async def _end(self, tree: int) -> Ended:
         async with self._moving:
@@ -322,7 +321,7 @@ class Home:
         return all(other == number or member.tree != tree for other, member in self._members.items())
 
     def _rest_later(self) -> None:
-        if len(self._trees) > 1 and not self._closed:
+        if not self._closed:
             loop = asyncio.get_running_loop()
             self._resting = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._rest()))
 

@@ -26,7 +26,7 @@ from ..limits.capacity import no_descriptor, told_of
 from ..limits.memory import Memory
 from ..policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
 from ..proxy import Proxy, Serving
-from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, check, processes_of, reason_of, result_of
+from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, reason_of
 from .channel import Channel
 from .endings import MOST_TOLD, ForkEnds, Spawned, Tree, exit_status, gives_way, number_of, open_member, processor_time, running_below
 from .home import Home, Member
@@ -75,7 +75,7 @@ class Interpreter:
         self._asking: asyncio.TimerHandle | None = None
         self.when_dead: Callable[[Interpreter, str], None] = lambda _interpreter, _cause: None
         self._busy = asyncio.Lock()
-        channel.listen(self._take, most=self._most, forged=lambda: self._kill("crash"), silent=self._fell_silent)
+        channel.listen(self._take, most=_MAX_IDLE, forged=lambda: self._kill("crash"), silent=self._fell_silent)
         home.take_in(self.number, Member(process, tree, self._on_death))
         if forked:  # the session's first process reports its own children only, and a fork is a child of another interpreter
             asyncio.get_running_loop().add_reader(process, self._on_own_end)
@@ -193,43 +193,55 @@ class Interpreter:
             if is_cancelled():  # while it waited for its turn. From here until the frame is sent there is no await
                 raise CellNotStartedError
             self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
+            self._cell, self._channel.inbox.most = cell, wire.MAX_FROM_GUEST
             started = time.perf_counter()
             cell.clock = Clock(partial(self._computed, time.clock_gettime(time.CLOCK_BOOTTIME)))
             cell.clock.go_on()
-            self._cell = cell
-            self._follow(cell)
-            sending = asyncio.ensure_future(self._channel.send(message, bring))
+            if cell.tell is not None:
+                self._follow(cell)
+            sending = self._channel.send(message, bring)
             self.home.memory.cell_runs(True)
-            self._give_way()
+            if not self._gives_way:
+                self._give_way()
             try:
                 await self._until_deadline(cell, timeout)
                 if not cell.finished.done() and self.alive:
                     cell.overran = timeout
                     await self.interrupt(cell.execution)
-                await _first_of(cell.finished, self._death)
+                if not cell.finished.done():
+                    await _first_of(cell.finished, self._death)
             finally:
                 sending.cancel()
                 if self._asking is not None:
                     self._asking.cancel()
                 self.home.memory.cell_runs(False)
-                self._cell = None
+                self._cell, self._channel.inbox.most = None, _MAX_IDLE
             self._channel.drain()
-            self._follow(None)
-            return self._result(cell, time.perf_counter() - started)
+            if cell.tell is not None:
+                self._follow(None)
+            left: tuple[RunningProcess, ...] = ()
+            if cell.finished.done() and (cell.processes or not self.home.has_namespaces):
+                left = self._left_running(cell)
+            out, err = self._channel.streams
+            stdout, stderr = out.take(), err.take()
+            if ended := self.home.ended.pop(self.tree, ()):
+                names = ", ".join(f"{process.pid} {process.name}" for process in ended[:_MOST_NAMED])
+                stderr += f"{len(ended)} processes were ended, since they could not be stopped for a cell of a branch: {names}\n"
+            cause = None if cell.finished.done() else self._death.result()
+            return cell.result(cause, stdout=stdout, stderr=stderr, processes=left, duration=time.perf_counter() - started)
 
     def _give_way(self, pause: float = _ASK_SECONDS) -> None:
         """Lower the weight of the interpreter's processes, once. Retry while the cell runs."""
         # The kernel refuses all but ten such requests a second, of all ordinary users together.
-        self._gives_way = self._gives_way or self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
+        self._gives_way = self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
         if not self._gives_way:
             self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
 
     def _follow(self, cell: Cell | None) -> None:
-        """Pass on the streams of a cell as they are written, if it has a listener. None ends that."""
-        if cell is None or cell.tell is not None:
-            stdout, stderr = self._channel.streams
-            stdout.follow(partial(cell.wrote, "stdout") if cell else None)
-            stderr.follow(partial(cell.wrote, "stderr") if cell else None)
+        """Pass on the streams of a cell as they are written. None ends that."""
+        stdout, stderr = self._channel.streams
+        stdout.follow(partial(cell.wrote, "stdout") if cell else None)
+        stderr.follow(partial(cell.wrote, "stderr") if cell else None)
 
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
         """Wait for the end of the cell or its deadline.
@@ -245,7 +257,7 @@ class Interpreter:
             if left <= 0:
                 return
             if not cell.open:
-                await _first_of(cell.finished, self._death, turned, within=left)
+                await asyncio.wait((cell.finished, self._death, turned), timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 continue
             unanswered = since + ANSWER_SECONDS - time.perf_counter()
             await _first_of(cell.finished, self._death, turned, within=min(max(left, _LOOK_SECONDS), max(unanswered, 0.0)))
@@ -337,10 +349,6 @@ class Interpreter:
         # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
 
-    def _most(self) -> int:
-        """Return the size of the largest frame that may come now."""
-        return _MAX_IDLE if self._cell is None or self._cell.finished.done() else wire.MAX_FROM_GUEST
-
     def _take(self, payload: bytes) -> None:
         message = wire.decode(payload, wire.Started, wire.Shown, wire.Cleared, wire.Asked, wire.Finished)
         cell = self._cell
@@ -359,8 +367,8 @@ class Interpreter:
             case wire.Cleared(cell.execution):
                 cell.clear()
             case wire.Finished(cell.execution):
-                check(message)
-                cell.finished.set_result(message)
+                cell.finish(message)
+                self._channel.inbox.most = _MAX_IDLE
             case _:
                 raise wire.WireError("a frame of another cell")
 
@@ -417,26 +425,12 @@ class Interpreter:
         with contextlib.suppress(ProcessLookupError, GuestDiedError):
             signal.pidfd_send_signal(self.pidfd, number)
 
-    def _left_running(self, finished: wire.Finished) -> tuple[RunningProcess, ...]:
+    def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
         """Return the processes that a cell left running: as the guest reports them, or without namespaces as this host sees them."""
         if self.home.has_namespaces:
-            reported = processes_of(finished)
-            elsewhere = self.home.elsewhere(self.tree) if reported else set()
-            return tuple(islice((process for process in reported if process.pid not in elsewhere), MOST_TOLD))
+            elsewhere = self.home.elsewhere(self.tree)
+            return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_TOLD))
         return running_below(self.home.init, besides=self.pidfd)
-
-    def _result(self, cell: Cell, duration: float) -> CodeExecutionResult:
-        stdout, stderr = (stream.take() for stream in self._channel.streams)
-        stderr += ended_for_others(self.home.take_ended(self.tree))
-        finished = cell.finished.result() if cell.finished.done() else None
-        left, cause = (self._left_running(finished), None) if finished else ((), self._death.result())
-        return result_of(cell, finished, cause, streams=(stdout, stderr), processes=left, duration=duration)
-
-
-def ended_for_others(ended: Sequence[RunningProcess]) -> str:
-    """Return the line for stderr that names processes which were ended because they did not stop for a branch's cell. "" if none was."""
-    names = ", ".join(f"{process.pid} {process.name}" for process in ended[:_MOST_NAMED])
-    return f"{len(ended)} processes were ended, since they could not be stopped for a cell of a branch: {names}\n" if ended else ""
 
 
 async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) -> None:

@@ -16,16 +16,23 @@ from operator import ne
 from types import ModuleType
 from typing import Any
 
+from ...wire import (
+    MOST_FILES,
+    MOST_PROCESSES,
+    MOST_VARIABLES,
+    FileChangeKind,
+    FileRow,
+    ProcessRow,
+    VariableChangeKind,
+    VariableRow,
+)
 from ..place import place
 
-_MOST_FILES = 2000
-_MOST_FILES_TOLD = 1000
+_MOST_LISTED = 2000  # files that are listed before and after each cell
 _HIDDEN = (".upload-", ".call-", "__pycache__")
 _INIT = 1
-_MOST_PROCESSES_TOLD = 4096  # the host removes those of branches, and then shortens the list
 _STATE_AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank
-_MOST_VARIABLES = 3000  # variables that are compared after each cell, including `_i7` and `_7` of each remembered cell
-_MOST_VARIABLES_TOLD = 200
+_MOST_COMPARED = 3000  # variables that are compared after each cell, including `_i7` and `_7` of each remembered cell
 _MOST_COLUMNS = 1000
 _LONGEST_NAME = 100
 _SHORT = 4096  # characters of a text that is compared by value
@@ -52,23 +59,23 @@ def list_files() -> Listing | None:
                 pending.append(f"{path}/")
             elif stat.S_ISREG(status.st_mode):
                 found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
-            if len(found) + len(pending) > _MOST_FILES:
+            if len(found) + len(pending) > _MOST_LISTED:
                 return None
     return found
 
 
-def file_changes(before: Listing | None, after: Listing | None) -> list[str]:
-    """Return `kind size path` of each change, at most 1,000. Return an empty list if either listing is missing."""
+def file_changes(before: Listing | None, after: Listing | None) -> list[FileRow]:
+    """Return each change, at most 1,000. Return an empty list if either listing is missing."""
     if before is None or after is None:
         return []
-    changes: list[tuple[str, str, int]] = []
+    changes: list[tuple[str, FileChangeKind, int]] = []
     for path, now in after.items():
         if path not in before:
             changes.append((path, "created", now[1]))
         elif before[path] != now:
             changes.append((path, "changed", now[1]))
     changes += [(path, "deleted", 0) for path in before.keys() - after.keys()]
-    return [f"{kind} {size} {path}" for path, kind, size in sorted(changes)[:_MOST_FILES_TOLD]]
+    return [(kind, size, path) for path, kind, size in sorted(changes)[:MOST_FILES]]
 
 
 def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
@@ -79,8 +86,8 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
         return []
 
 
-def list_processes() -> list[str]:
-    """Return `pid name` of every process of the session, except the interpreter, its init and zombies."""
+def list_processes() -> list[ProcessRow]:
+    """Return every process of the session, except the interpreter, its init and zombies."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
@@ -89,17 +96,17 @@ def list_processes() -> list[str]:
         return []
     own = (_INIT, os.getpid())
     found = [told for pid in sorted(pids) if pid not in own and (told := _process(pid))]
-    return found[:_MOST_PROCESSES_TOLD]
+    return found[:MOST_PROCESSES]  # the host removes those of branches, and then shortens the list
 
 
-def _process(pid: int) -> str | None:
+def _process(pid: int) -> ProcessRow | None:
     try:
         with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
             text = file.read()
     except OSError:
         return None
     name, end = text[text.index("(") + 1 : text.rindex(")")], text.rindex(")") + _STATE_AFTER_NAME
-    return None if text[end] in "ZX" else f"{pid} {name}"
+    return None if text[end] in "ZX" else (pid, name)
 
 
 class Variables:
@@ -121,13 +128,13 @@ class Variables:
         """Watch a namespace. A name that is in `hidden` with the same value belongs to IPython."""
         self._names, self._hidden = names, hidden
 
-    def changes(self) -> list[str]:
-        """Return `kind size shape type name` for each variable that differs since the last call.
+    def changes(self) -> list[VariableRow]:
+        """Return each variable that differs since the last call.
 
         Return an empty list at the first call, and if there are too many variables to compare after every cell.
         """
         now = self._names.copy()  # threads of the user may add variables meanwhile
-        if len(now) > _MOST_VARIABLES:
+        if len(now) > _MOST_COMPARED:
             self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
             return []
         if list(map(id, map(type, now))).count(id(str)) != len(now):
@@ -135,7 +142,7 @@ class Variables:
         measures = _measures()
         changed = self._reconsider([*dict.fromkeys([*self._rebound(now), *self._sizes.different(now)])], now, measures)
         knew, self._knows = self._knows, True
-        return [_variable(kind, name, now.get(name), measures) for kind, name in changed[:_MOST_VARIABLES_TOLD]] if knew else []
+        return [_variable(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
 
     def _rebound(self, now: dict[str, Any]) -> list[str]:
         """Return the names whose value is another object, or that are new or deleted."""
@@ -149,9 +156,9 @@ class Variables:
         moved = [name for name, number in zip(keys, ids) if before.get(name) != number]
         return moved + [name for name in self._visible if name not in now]
 
-    def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[str, str]]:
+    def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
         """Return which of these names were added, changed or deleted, with the kind of change. The other names did not change."""
-        found: dict[str, list[tuple[str, str]]] = {"added": [], "changed": [], "deleted": []}
+        found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
             was, look = self._visible.pop(name, _ABSENT), self._look(name, value)
@@ -159,7 +166,7 @@ class Variables:
             if look is not _ABSENT:
                 self._visible[name] = look
                 self._sizes.know(name, value, measures)
-            kind = "added" if was is _ABSENT else "deleted" if look is _ABSENT else "changed"
+            kind: VariableChangeKind = "added" if was is _ABSENT else "deleted" if look is _ABSENT else "changed"
             if look is _OTHER or was != look:
                 found[kind].append((kind, name))
         return [*found["added"], *found["changed"], *found["deleted"]]
@@ -176,15 +183,14 @@ class Variables:
         return _OTHER
 
 
-def _variable(change: str, name: str, value: Any, measures: Measures) -> str:
+def _variable(change: VariableChangeKind, name: str, value: Any, measures: Measures) -> VariableRow:
     if change == "deleted":
-        return f"{change} 0 - - {name}"
+        return change, 0, [], "", name
     kind = type(value)
     measure = len if kind is str else measures.get(id(kind))
     sides = measure(value) if measure else ()
-    shape = "x".join(map(str, sides if isinstance(sides, tuple) else (sides,))) or "-"
-    named = "_".join(str.split(_name_of_type(kind)))[:_LONGEST_NAME] or "-"
-    return f"{change} {_size(value)} {shape} {named} {name}"
+    named = "_".join(str.split(_name_of_type(kind)))[:_LONGEST_NAME]
+    return change, _size(value), [*sides] if isinstance(sides, tuple) else [sides], named, name
 
 
 class _Sizes:

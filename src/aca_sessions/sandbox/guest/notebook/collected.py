@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ...wire import Cleared, Finished, Message, Scalar, Shown
+from ...wire import Cleared, FileRow, Finished, Message, ProcessRow, Scalar, Shown, VariableRow
 
 _MAX_TEXT = 1 << 20
 _MAX_DISPLAYED = 24 << 20  # characters in one cell; below the limit of a frame (wire.MAX_FROM_GUEST), so that the frame is accepted
@@ -96,7 +96,7 @@ class Collected:
             message, traceback = _LEFT, f"BdbQuit: {_LEFT}"
         self.error = (type(error).__name__, clip(message), clip(traceback))
 
-    def finished(self, files: list[str], processes: list[str], variables: list[str]) -> Finished:
+    def finished(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
         """Return the cell's result. Displays that come later wait for the next cell."""
         with self._turn:
             self._finished = True
