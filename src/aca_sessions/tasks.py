@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import secrets
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
@@ -130,6 +132,18 @@ def _look_at(task: "asyncio.Task[Any]") -> None:
 
 
 def _log_failure(task: "asyncio.Task[Any]") -> None:
-    """Log the failure of a task by its type alone: the message may hold what a user sent."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        _logger.error("work in the background failed: %s", type(error).__name__)
+        log_failure("a background task failed", error)
+
+
+def log_failure(what: str, error: BaseException) -> str:
+    """Log an unexpected failure in one line, and its traceback at DEBUG. Return an id that both have.
+
+    The line has no message of the exception, which may hold what a user sent.
+    """
+    id = secrets.token_hex(4)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _logger.error("%s (%s): %s%s", what, id, type(error).__name__, place)
+    _logger.debug("%s (%s)", what, id, exc_info=error)
+    return id

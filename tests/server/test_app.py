@@ -1,6 +1,7 @@
 """Test the service over HTTP: Azure's routes and shapes, and every kind of bad request."""
 
 import asyncio
+import logging
 import re
 
 import httpx
@@ -8,6 +9,7 @@ import pytest
 
 from aca_sessions import open_server
 from aca_sessions.hosting import Hosting
+from aca_sessions.tasks import Tasks
 
 CODE = {"code": "6 * 7"}
 
@@ -416,3 +418,31 @@ async def test_an_odd_page_is_a_clear_400(http: httpx.AsyncClient, skip: str) ->
 
 async def test_a_path_that_is_too_long_is_a_clear_400(http: httpx.AsyncClient) -> None:
     assert (await http.get("/files", params={"path": "/".join("x" * 3000)})).status_code in (400, 404)
+
+
+async def test_an_internal_error_has_an_id_in_the_response_and_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aca_sessions")
+    async with open_server(hosting=Hosting(metrics=lambda: bytes(1 // 0))) as app, client(app) as http:
+        response = await http.get("/metrics")
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (500, "InternalError")
+    id = error["message"].rpartition(" ")[2]
+    logged = {record.levelno: record for record in caplog.records if id in record.message}
+    assert "ZeroDivisionError at " in logged[logging.ERROR].message
+    assert "division" not in logged[logging.ERROR].message
+    assert "metrics=lambda" in str(logged[logging.DEBUG].exc_text)
+
+
+async def test_a_failed_background_task_has_its_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "aca_sessions")
+
+    async def fail() -> None:
+        raise ValueError("a message that may hold what a user sent")
+
+    tasks = Tasks()
+    tasks.start(fail())
+    await tasks.finish()
+    await asyncio.sleep(0)
+    line, trace = caplog.records
+    assert (line.levelno, trace.levelno, "ValueError at " in line.message, "a user sent" in line.message) == (40, 10, True, False)
+    assert "in fail" in str(trace.exc_text)

@@ -20,13 +20,13 @@ from ..contract.versions import VERSIONS
 from ..errors import ConfigurationError
 from ..hosting import Hosting
 from ..lifetime import Owner
-from .cell_routes import CellRoutes, LiveRoutes
+from .cell_routes import CellRoutes
 from .file_routes import FileRoutes
 from .guard import Guard
 from .mcp_route import McpRoute
 from .page_routes import page_routes
 from .routing import answering, problem_answer
-from .session_routes import MetricsRoute, PackageRoutes, SessionRoutes, TimelineRoutes
+from .session_routes import PackageRoutes, SessionRoutes, TimelineRoutes
 from .sessions import Sessions
 
 
@@ -39,8 +39,8 @@ def check_is_alone() -> None:
     for name, count in asked.items():
         if count.isdecimal() and int(count) > 1:
             raise ConfigurationError(
-                f"{name} asks for {count} workers, and each would have sessions of its own: run one, or several servers behind a proxy "
-                "that knows whose session is where (docs/scaling.md)"
+                f"{name} must be 1, got {count}: each worker would have sessions of its own. Run one worker, or several servers behind a "
+                "proxy that sends each session to its server (docs/scaling.md)"
             )
 
 
@@ -71,8 +71,9 @@ class Service:
         self._sessions = sessions
         self._owner = Owner("the server")
         self._headers = SUPPORTED if hosting.plain else SUPPORTED | extensions.OFFER
-        rooms = (CellRoutes, SessionRoutes, LiveRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute, MetricsRoute)
-        routes = [answering(route, self._headers, sessions.journal) for room in rooms for route in room(sessions, hosting).table()]
+        subjects = (CellRoutes, SessionRoutes, TimelineRoutes, FileRoutes, PackageRoutes, McpRoute)
+        named = [route for subject in subjects for route in subject(sessions, hosting).table()]
+        routes = [answering(route, self._headers, sessions.journal) for route in named]
         page = [answering(route, self._headers, sessions.journal) for route in (page_routes() if hosting.page else [])]
         problems: Any = {HTTPException: self._answer_http_problem}
         app = Starlette(routes=[*routes, Mount(_AZURE_BASE, routes=routes), *page], exception_handlers=problems)

@@ -1,4 +1,4 @@
-"""The routes of cells: execute, get an execution, interrupt, reset. An execution does not end with the request that started it."""
+"""The routes of cells: execute, follow, reply, interrupt, reset. An execution does not end with the request that started it."""
 
 import math
 import re
@@ -17,6 +17,7 @@ from .routing import Routes, addressed, check_route, checked_identifier, read_js
 from .sessions import Sessions
 
 _OPERATION_ID = re.compile(r"[\w.-]{1,128}", re.ASCII)
+_MAX_REPLY = 64 << 20
 
 
 class CellRoutes:
@@ -28,18 +29,21 @@ class CellRoutes:
 
     def table(self) -> Routes:
         """Return the routes: Azure's, and the extensions if they are offered."""
-        ours: Routes = [
-            (extensions.INTERRUPT_PATH, "POST", self.interrupt),
-            (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
-            (extensions.RESET_PATH, "POST", self.reset),
-        ]
-        return [
+        routes: Routes = [
             ("executions", "POST", self.execute),
             ("code/execute", "POST", self.execute),
             ("executions/{id}", "GET", self.execution),
             ("python/execute", "POST", self.legacy_execute),
-            *([] if self._hosting.plain else ours),
         ]
+        if not self._hosting.plain:
+            routes += [
+                (extensions.INTERRUPT_PATH, "POST", self.interrupt),
+                (extensions.INTERRUPT_SESSION_PATH, "POST", self.interrupt_session),
+                (extensions.RESET_PATH, "POST", self.reset),
+                (extensions.EVENTS_PATH, "GET", self.events),
+                (extensions.REPLIES_PATH, "POST", self.reply),
+            ]
+        return routes
 
     async def execute(self, request: Request) -> Response:
         """Run a cell, and wait for it unless the call is asynchronous."""
@@ -62,13 +66,13 @@ class CellRoutes:
         request.state.session = execution.session
         if not call.asynchronous:
             await execution.done.wait()
-        return self._answer(request, version, execution)
+        return self._respond(request, version, execution)
 
     async def execution(self, request: Request) -> Response:
         """Return what is known of an execution now."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH, whole=False)
-        return self._answer(request, version, self._sessions.execution(identifier, request.path_params["id"]))
+        return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
         """Interrupt an execution. Its result shows what that did."""
@@ -103,74 +107,50 @@ class CellRoutes:
         await execution.done.wait()
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
-    def _answer(self, request: Request, version: Version, execution: RunningExecution) -> Response:
-        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        body = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
-        response = JSONResponse(body, headers={flat.OPERATION_HEADER: execution.id})
+    async def events(self, request: Request) -> Response:
+        """Return the events of an execution after a number, as soon as there are any. The last response has the result.
+
+        A reader that goes away or is slow changes nothing about its cell.
+        """
+        version, identifier = addressed(request, plain=False)
+        execution = self._find(identifier, request.path_params["id"])
+        return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))
+
+    async def reply(self, request: Request) -> Response:
+        """Reply to a question of an execution. If the caller names a number, return the events after it."""
+        version, identifier = addressed(request, plain=False)
+        execution = self._find(identifier, request.path_params["id"])
+        number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
+        await execution.session.executions.answer(execution, number, text)
+        after = request.query_params.get("after")
+        return JSONResponse({}) if after is None else await self._page(request, version, execution, _after(after))
+
+    def _find(self, identifier: str, id: str) -> RunningExecution:
+        session = self._sessions.find(identifier)
+        session.touch()
+        return session.executions.find(id)
+
+    async def _page(self, request: Request, version: Version, execution: RunningExecution, after: int) -> Response:
+        found, last = await execution.events.after(after, within=_wait(request.query_params.get("wait", "")))
+        body = extensions.encode_events(found, last)
+        if execution.events.closed:
+            body[extensions.EXECUTION_MEMBER] = self._encode(request, version, execution)
+        return JSONResponse(body)
+
+    def _respond(self, request: Request, version: Version, execution: RunningExecution) -> Response:
+        response = JSONResponse(self._encode(request, version, execution), headers={flat.OPERATION_HEADER: execution.id})
         if execution.call.asynchronous:
             base = str(request.url).partition("/executions")[0]
             response.headers["operation-location"] = f"{base}/executions/{execution.id}?{request.url.query}"
         return response
 
-
-def encoded(version: Version, execution: RunningExecution, *, rich: bool, since: str | None) -> dict[str, object]:
-    """Return an execution in the dialect of an api-version, or of a pool of shells. Count its result as fetched.
-
-    Args:
-        version: The api-version of the request.
-        execution: The execution.
-        rich: Whether the caller asked for the extensions.
-        since: The caller's position in the session's ledger, or None if it named none.
-    """
-    fetched, limit = execution.fetch(since), execution.call.output_limit
-    if execution.call.command is not None:
-        return shell.encode_execution(fetched, limit)
-    return version.dialect.encode_execution(fetched, limit, rich=rich)
-
-
-_MAX_REPLY = 64 << 20
-
-
-class LiveRoutes:
-    """The handlers of events, for the sessions of one server. A reader that goes away or is slow changes nothing about its cell."""
-
-    def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
-        self._sessions = sessions
-        self._plain = hosting.plain
-
-    def table(self) -> Routes:
-        """Return the routes, all of them extensions. A plain server has none."""
-        if self._plain:
-            return []
-        return [(extensions.EVENTS_PATH, "GET", self.read), (extensions.REPLIES_PATH, "POST", self.reply)]
-
-    async def read(self, request: Request) -> Response:
-        """Return the events of an execution after a number, as soon as there are any. The last response has the result."""
-        execution = self._execution(request)
-        return await self._page(request, execution, _after(request.query_params.get("after", "0")))
-
-    async def reply(self, request: Request) -> Response:
-        """Reply to a question of an execution. If the caller names a number, return the events after it."""
-        execution = self._execution(request)
-        number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
-        await self._sessions.find(addressed(request, plain=False)[1]).executions.answer(execution, number, text)
-        after = request.query_params.get("after")
-        return JSONResponse({}) if after is None else await self._page(request, execution, _after(after))
-
-    def _execution(self, request: Request) -> RunningExecution:
-        _, identifier = addressed(request, plain=False)
-        session = self._sessions.find(identifier)
-        session.touch()
-        return session.executions.find(request.path_params["id"])
-
-    async def _page(self, request: Request, execution: RunningExecution, after: int) -> Response:
-        version, _ = addressed(request, plain=False)
-        found, last = await execution.events.after(after, within=_wait(request.query_params.get("wait", "")))
-        body = extensions.encode_events(found, last)
-        if execution.events.closed:
-            rich = request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-            body[extensions.EXECUTION_MEMBER] = encoded(version, execution, rich=rich, since=request.headers.get(extensions.SINCE_HEADER))
-        return JSONResponse(body)
+    def _encode(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
+        """Return an execution in the dialect of an api-version, or of a pool of shells. Count its result as fetched."""
+        fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
+        if execution.call.command is not None:
+            return shell.encode_execution(fetched, limit)
+        rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
+        return version.dialect.encode_execution(fetched, limit, rich=rich)
 
 
 def _after(text: str) -> int:

@@ -19,8 +19,8 @@ from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Event
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.session.cell import CellNotSentError, CellNotStartedError
 from ..sandbox.session.interpreter import Interpreter
-from ..tasks import Tasks
-from .journal import Journal, log_failure
+from ..tasks import Tasks, log_failure
+from .journal import Journal
 
 if TYPE_CHECKING:
     from .sessions import HostedSession
@@ -40,9 +40,9 @@ class Events:
         self._read_to = 0
         self.written = self.shown = 0  # about how many characters of text and of displays are kept
         self._skipped = self._skipped_displays = 0
-        self._unheard: list[Event] = []
+        self._questions: list[Event] = []  # that were dropped before they were read
         self._named: dict[str, int] = {}  # the number of the latest display of each name
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self.closed = False
 
     def add(self, event: Event) -> None:
@@ -65,12 +65,12 @@ class Events:
             self._named[name] = self._first + place
         while (self.written > _MOST_KEPT or self.shown > _MOST_SHOWN) and len(self._events) > 1:
             self._drop_oldest()
-        self._news.set()
+        self._changed.set()
 
     def close(self) -> None:
         """Note that no more events will come."""
         self.closed = True
-        self._news.set()
+        self._changed.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
         """Wait at most `within` seconds for events after a number. Return them and the number of the last."""
@@ -78,13 +78,13 @@ class Events:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 while self._last <= number and not self.closed:
-                    self._news.clear()
-                    await self._news.wait()
+                    self._changed.clear()
+                    await self._changed.wait()
         start = max(0, number + 1 - self._first)
         found = [*self._events][start:]
         self._read_to = max(self._read_to, self._last)
-        unheard, self._unheard = self._unheard, []
-        found = unheard + found
+        questions, self._questions = self._questions, []
+        found = questions + found
         if number + 1 < self._first and (dropped := self._dropped()):
             found.insert(0, Event(kind="skipped", text=dropped))
         return found, max(number, self._last)
@@ -109,7 +109,7 @@ class Events:
         self._first += 1
         self._count(oldest, -1)
         if oldest.kind in QUESTIONS and self._first - 1 > self._read_to:
-            self._unheard.append(oldest)  # the cell waits for its reply; the sandbox limits how many can be open
+            self._questions.append(oldest)  # the cell waits for its reply; the sandbox limits how many can be open
         else:
             self._skipped += len(oldest.text)
             self._skipped_displays += oldest.display is not None

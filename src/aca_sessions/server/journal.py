@@ -5,10 +5,8 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import stat
 import time
-import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -46,8 +44,8 @@ class AuditLog:
         """
         if self._lost:
             fields["lost_before"] = self._lost
-        told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-        line = json.dumps(told, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
+        line = json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
         try:
             self._append(line)
         except OSError as error:
@@ -102,7 +100,7 @@ class Journal:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
         self._with_code = hosting.audit_code
         self._key = _fingerprint(hosting.api_key) if hosting.api_key and hosting.audit else None
-        self._second = self._refusals = self._unsaid = 0
+        self._second = self._refusals = self._skipped = 0
 
     def session_began(self, identifier: str) -> None:
         """Record the start of a session."""
@@ -142,10 +140,10 @@ class Journal:
         self._refusals = self._refusals + 1 if second == self._second else 1
         self._second = second
         if self._refusals > _REFUSALS_A_SECOND:
-            self._unsaid += 1
+            self._skipped += 1
             return
-        unsaid, self._unsaid = ({"unsaid_before": self._unsaid} if self._unsaid else {}), 0
-        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **unsaid}, stranger=stranger)
+        skipped, self._skipped = ({"unsaid_before": self._skipped} if self._skipped else {}), 0
+        self._write("refusal", identifier, {"status": problem.status, "code": problem.code, "route": route, **skipped}, stranger=stranger)
 
     def close(self) -> None:
         """Close the audit log."""
@@ -158,19 +156,6 @@ class Journal:
             key = None if stranger else self._key
             session = telemetry.hashed(identifier) if identifier else None
             self._audit.write(event, key=key, session=session, **fields)
-
-
-def log_failure(what: str, error: BaseException) -> str:
-    """Log an unexpected failure in one line, and its traceback at DEBUG. Return an id that both have.
-
-    The line has no message of the exception, which may hold what a user sent.
-    """
-    id = secrets.token_hex(4)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    _logger.error("%s (%s): %s%s", what, id, type(error).__name__, place)
-    _logger.debug("%s (%s)", what, id, exc_info=error)
-    return id
 
 
 def _fingerprint(key: str) -> str:

@@ -17,8 +17,9 @@ from ..contract.values import parse
 from ..contract.versions import Version, version_named
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..sandbox.session.files import UnusableNameError
+from ..tasks import log_failure
 from ..telemetry import hashed
-from .journal import Journal, log_failure
+from .journal import Journal
 
 _UNEXPECTED = "InternalError"
 _BY_ERRNO = {

@@ -17,6 +17,9 @@ from ..sandbox.sandbox import Sandbox
 from .routing import Routes, addressed, check_has_sessions, note, read_json, skip_of
 from .sessions import HostedSession, Sessions
 
+_MAX_REQUEST = 64 << 10
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
 
 class SessionRoutes:
     """The handlers of sessions, for those of one server. A request about a session does not prolong it."""
@@ -26,10 +29,11 @@ class SessionRoutes:
         self._hosting = hosting
 
     def table(self) -> Routes:
-        """Return the routes: Azure's, the health check, and the isolation report if extensions are offered."""
+        """Return the routes: Azure's, the health check, and the isolation report and metrics if they are offered."""
         return [
             (extensions.HEALTH_PATH, "GET", self.health),
             *([] if self._hosting.plain else [(extensions.ISOLATION_PATH, "GET", self.isolation)]),
+            *([] if self._hosting.metrics is None else [(METRICS_PATH, "GET", self.metrics)]),
             ("session", "GET", self.session),
             ("session", "DELETE", self.delete_session),
             ("listSessions", "GET", self.list_sessions),
@@ -49,6 +53,12 @@ class SessionRoutes:
         """Return what separates sessions from this host. It is found by trying, once."""
         return JSONResponse(await self._isolation())
 
+    async def metrics(self, _request: Request) -> Response:
+        """Return the metrics of this process. No name of a session is in them."""
+        if self._hosting.metrics is None:
+            raise ProblemError(404, "NotFound", "this server was started without --metrics")
+        return Response(await to_thread.run_sync(self._hosting.metrics), media_type=_PROMETHEUS)
+
     async def session(self, request: Request) -> Response:
         """Return what is known of a session. The request does not prolong it."""
         session = self._sessions.find(self._addressed(request))
@@ -64,15 +74,16 @@ class SessionRoutes:
         """List the sessions of this server, page by page."""
         check_has_sessions(request)
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
-        told = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
-        return JSONResponse({"sessions": told})
+        shown = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
+        return JSONResponse({"sessions": shown})
 
     async def metadata(self, request: Request) -> Response:
         """Return the Python and the packages of sessions."""
         check_has_sessions(request)
         body = flat.encode_metadata(*await self._sessions.environment())
-        ours = {} if self._hosting.plain else {extensions.RICH_MEMBER: {"isolation": await self._isolation()}}
-        return JSONResponse(body | ours)
+        if not self._hosting.plain:
+            body[extensions.RICH_MEMBER] = {"isolation": await self._isolation()}
+        return JSONResponse(body)
 
     async def managed_session(self, request: Request) -> Response:
         """Return the same as `session`, in the format of Azure's management API."""
@@ -105,9 +116,6 @@ def _live(info: SessionInfo) -> dict[str, object]:
     return {extensions.RICH_MEMBER: extensions.encode_live(info, (datetime.now(UTC) - info.last_used).total_seconds())}
 
 
-_MAX_REQUEST = 64 << 10
-
-
 class PackageRoutes:
     """The handlers of packages, for the sessions of one server. The sandbox knows where packages come from."""
 
@@ -118,8 +126,9 @@ class PackageRoutes:
     def table(self) -> Routes:
         """Return the routes, all of them extensions. A plain server has none."""
         path = extensions.PACKAGES_PATH
-        ours: Routes = [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
-        return [] if self._hosting.plain else ours
+        if self._hosting.plain:
+            return []
+        return [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
 
     async def packages(self, request: Request) -> Response:
         """Return the packages that a session has installed."""
@@ -197,13 +206,13 @@ class TimelineRoutes:
 
     async def roll_back(self, request: Request) -> Response:
         """Roll a session back to a checkpoint, by default the latest. Return the checkpoint and the new position in the ledger."""
-        body = await read_json(request, _MAX_REQUEST, default=b"{}")
-        id, name = extensions.decode_name(body, "id"), extensions.decode_name(body, "name")
+        asked = await read_json(request, _MAX_REQUEST, default=b"{}")
+        id, name = extensions.decode_name(asked, "id"), extensions.decode_name(asked, "name")
         session = self._session(request)
         with session.used():
             moment, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
-        told = extensions.encode_checkpoint(moment.told())
-        return JSONResponse(told | extensions.encode_position(session.ledger.id, position))
+        body = extensions.encode_checkpoint(moment.told())
+        return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
         """Create sessions that continue from the state of this one: all of them, or none."""
@@ -228,23 +237,3 @@ class TimelineRoutes:
     def _session(self, request: Request) -> HostedSession:
         session = request.state.session = self._sessions.get(addressed(request, plain=False)[1])
         return session
-
-
-_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
-
-class MetricsRoute:
-    """The handler of the metrics, if the server was started with them. `hosting.metrics` returns them in Prometheus's text format."""
-
-    def __init__(self, _sessions: Sessions, hosting: Hosting) -> None:
-        self._numbers = hosting.metrics
-
-    def table(self) -> Routes:
-        """Return the one route, or none without metrics."""
-        return [(METRICS_PATH, "GET", self.metrics)] if self._numbers is not None else []
-
-    async def metrics(self, _request: Request) -> Response:
-        """Return all metrics as they are now."""
-        if self._numbers is None:
-            raise ProblemError(404, "NotFound", "this server was started without --metrics")
-        return Response(await to_thread.run_sync(self._numbers), media_type=_PROMETHEUS)
