@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "lifetime": {"errors"},
     "settings": {"client", "errors", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "contract", "ledger", "models", "errors", "telemetry", "tasks", "lifetime"},
+    "client": {"client", "client.snippets", "contract", "ledger", "models", "errors", "telemetry", "tasks", "lifetime"},
+    "client.snippets": set(),  # sent as text, by the client and by the server's page
     "sandbox.policy": {"errors"},
     "sandbox.wire": set(),
     "sandbox.syscalls": set(),
@@ -58,7 +59,20 @@ MAY_IMPORT = {
     },
     "hosting": set(),
     "server.guard": {"hosting", "contract"},
-    "server": {"server", "server.guard", "hosting", "contract", "sandbox", "ledger", "models", "errors", "tasks", "telemetry", "lifetime"},
+    "server": {
+        "server",
+        "server.guard",
+        "client.snippets",
+        "hosting",
+        "contract",
+        "sandbox",
+        "ledger",
+        "models",
+        "errors",
+        "tasks",
+        "telemetry",
+        "lifetime",
+    },
     "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime"},
     "bridge.codec": set(),
     "bridge.guest": {"bridge.codec", "sandbox.guest"},  # for the session's own folder
@@ -73,7 +87,8 @@ MAY_IMPORT |= {
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive"},
     "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy"},
-    "mcp": _ARRIVAL | {"mcp", "integrations", "cli", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
+    "mcp": _ARRIVAL
+    | {"mcp", "integrations", "cli", "client.snippets", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
 }
 ONLY_IN = {
     "httpx": {"client.http", "client.auth", "connect", "agent.tools.http"},
@@ -87,7 +102,7 @@ ONLY_IN = {
     "azure": {"connect", "client.auth"},
     "IPython": {
         *(f"sandbox.guest.notebook.{name}" for name in ("shell", "commands", "displays", "modules", "tracebacks")),
-        *("client.cells.inspect", "notebook", "cli.repl"),
+        *("client.snippets", "notebook", "cli.repl"),
     },
     "prompt_toolkit": {"cli.repl"},
 }

@@ -20,8 +20,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
+from ..client.answers import answer
 from ..client.arguments import checked_timeout
-from ..client.own_cells import answer
 from ..client.session import Session
 from ..errors import ACASessionsError, ExecutionError, ServiceError, ServiceUnavailableError
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
@@ -57,7 +57,7 @@ async def place(session: Session) -> str:
 
 
 async def _placed(session: Session) -> CodeExecutionResult:
-    return await session.run_own("place", package(), _packed(), timeout=_PLACE_SECONDS)
+    return await session.run_snippet("place", package(), _packed(), timeout=_PLACE_SECONDS)
 
 
 @cache
@@ -320,7 +320,8 @@ class _Cell:
             await self._session.upload_file(name, data)
         self._is_sent = True
         marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
-        result = await self._session.run_own("meet", f"{package()}.{_GUEST}", marker, text, timeout=wait + _MARGIN, caller=self._caller)
+        module, limit = f"{package()}.{_GUEST}", wait + _MARGIN
+        result = await self._session.run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"
         rest, line = _split(result.stdout, marker)

@@ -21,7 +21,7 @@ from .continuity import Continuity, Delivered
 from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background, rich
 from .files import SessionFiles
 from .http import Response, SessionsHttpClient, decoded
-from .own_cells import own_cell
+from .snippets import snippet
 
 INSTALL_SECONDS = 200.0
 _INSTALL_MARGIN = 220.0  # seconds: the session may still run a cell when the packages are there
@@ -89,7 +89,7 @@ class CodeInterpreter:
             telemetry.executed(span, result)
         return result
 
-    async def execute_own(
+    async def execute_snippet(
         self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
         """Run a cell of the client by its name, and return its result.
@@ -105,7 +105,7 @@ class CodeInterpreter:
         """
         checked_session_id(session_id)
         caller = caller or replace(self._delivered_of(session_id))
-        call = ExecutionCall(code=own_cell(name, *arguments), timeout=timeout)
+        call = ExecutionCall(code=snippet(name, *arguments), timeout=timeout)
         return caller.deliver(await self._execute(session_id, call, caller))
 
     async def execute_by(
@@ -184,7 +184,7 @@ class CodeInterpreter:
         if await self._http.offers("reset"):
             entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
         else:
-            entry = await self._continuity.reset(session_id, lambda mark: own_cell("reset", mark))
+            entry = await self._continuity.reset(session_id, lambda mark: snippet("reset", mark))
         self._note_asked(session_id, caller, *entry)
 
     def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:

@@ -24,13 +24,13 @@ from ..models import (
     SessionHealth,
     Variable,
 )
+from .answers import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
 from .arguments import checked_count, checked_data, checked_moment, checked_requirements, refusal
 from .arguments import sanitize as take_out_of_fences
 from .continuity import Delivered
 from .executions import AnswerCall, AnswerInput, Execution
 from .history import Deleted, History, Installed, Ran, Reset, to_notebook, to_script, uploaded
 from .interpreter import INSTALL_SECONDS, CodeInterpreter
-from .own_cells import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
 _BRANCH = "~branch-"  # proxies that shard sessions by name hash only what stands before this: a branch is on its session's server
@@ -88,7 +88,7 @@ class Session:
         number = self.history.note(Ran(text))
         return self.history.end(number, await self._interpreter.execute_by(self.session_id, self._caller, partial(run, text)))
 
-    async def run_own(
+    async def run_snippet(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
         """Run a cell of the client, by its name, and return its result. A loss that it detects is also reported with the user's next cell.
@@ -100,7 +100,7 @@ class Session:
             caller: The position that the result's state starts from, by default this object's.
         """
         caller = caller or replace(self._caller)
-        return await self._interpreter.execute_own(self.session_id, name, *arguments, timeout=timeout, caller=caller)
+        return await self._interpreter.execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
         """Return a position for a series of cells of the client: each of them reports what happened since the one before."""
@@ -295,18 +295,18 @@ class Session:
 
     async def variables(self) -> list[Variable]:
         """Return the user's variables, by name, without modules."""
-        return variables_of(answer(await self.run_own("variables")))
+        return variables_of(answer(await self.run_snippet("variables")))
 
     async def complete(self, code: str, cursor: int) -> Completions:
         """Return IPython's completions of a text at a position, counted in characters from its beginning."""
-        return completions_of(answer(await self.run_own("complete", code, cursor)))
+        return completions_of(answer(await self.run_snippet("complete", code, cursor)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """Return what IPython shows about the name at a position in a text, or None if the name is unknown.
 
         `detail` 1 adds the source.
         """
-        return inspection_of(answer(await self.run_own("inspect", code, cursor, detail)))
+        return inspection_of(answer(await self.run_snippet("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
         """Return how the session is doing.
@@ -317,7 +317,7 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                told = health_of(answer(await self.run_own("health")))
+                told = health_of(answer(await self.run_snippet("health")))
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
@@ -327,7 +327,7 @@ class Session:
         """Run a command in the session's shell, in the current directory of its code, and return its result."""
         if not isinstance(command, str) or not command.strip():
             raise InvalidArgumentError("a command is text for the shell, such as 'ls -la'")
-        return command_result_of(await self.run_own("command", command, timeout=timeout))
+        return command_result_of(await self.run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
         """Install packages and return the result. A requirement that is met installs nothing.
@@ -345,7 +345,7 @@ class Session:
             return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
         if not await self.supports("install"):
             raise NotSupportedError("this session reaches no package index: use a pool with egress enabled, or packages that are installed")
-        return await self.run_own("install", *requirements, timeout=timeout)
+        return await self.run_snippet("install", *requirements, timeout=timeout)
 
     async def uninstall(self, *names: str) -> CodeExecutionResult:
         """Uninstall packages that were installed here and return the result. Imported modules stay until the session is reset."""
@@ -359,7 +359,7 @@ class Session:
         """Install the libraries that are missing and return the result. If none is missing, no package index is needed."""
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
-            missing = names_of(answer(await self.run_own("missing", *libraries)))
+            missing = names_of(answer(await self.run_snippet("missing", *libraries)))
             if not missing:
                 return CodeExecutionResult(session_id=self.session_id)
         return await self.install(*libraries)
@@ -373,7 +373,7 @@ class Session:
             return True
         if capability != "install" or await self._interpreter.supports("packages"):
             return await self._interpreter.supports("packages" if capability == "install" else capability)
-        return answer(await self.run_own("reach", _PACKAGE_INDEX)) is True
+        return answer(await self.run_snippet("reach", _PACKAGE_INDEX)) is True
 
     def __repr__(self) -> str:
         return "<Session>"  # its name is a secret: it gives access to the session

@@ -134,7 +134,7 @@ class _Session(InteractiveSession):
         return result
 
     def _prepare(self) -> None:
-        self._call(lambda session: session.run_own("workdir", _WORKDIR))
+        self._call(lambda session: session.run_snippet("workdir", _WORKDIR))
         self._is_prepared = True
 
 

@@ -10,8 +10,9 @@ import anyio
 from mcp import types
 from pydantic import AnyUrl, Field
 
-from ..client.own_cells import command_result_of, own_cell
+from ..client.answers import command_result_of
 from ..client.session import Session
+from ..client.snippets import snippet
 from ..errors import InvalidArgumentError, NotFoundError
 from ..guest_text import shown_name
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
@@ -157,7 +158,7 @@ async def run_script(
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         found = await _find(session, checked(path))
-    cell = own_cell("script", found, *(args or []))
+    cell = snippet("script", found, *(args or []))
     request = CodeExecutionRequest(session_id=named.id, code=cell, timeout=timeout, sanitize_input=False)
     return await run_cell(call, named, request, partial(_answer_script, call, named))
 

@@ -56,8 +56,8 @@ export const interrupt = (session, id) => request("POST", `executions/${id}/inte
 
 /** What a cell of the client's own answers, as `[answer, result]`: a line of JSON, which code of the session can forge. */
 export async function ownCell(session, name, ...values) {
-  const source = await part(`cells/${name}.py`);
-  const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope['main'](globals(), *${JSON.stringify(values)}))[1])({})`;
+  const source = await part(`snippets/${name}.py`);
+  const code = `(lambda scope: (exec(${JSON.stringify(source)}, scope), scope[${JSON.stringify(name)}](globals(), *${JSON.stringify(values)}))[1])({})`;
   const headers = { "operation-id": randomName(OWN), ...since(session) };
   const result = resultOf(await asked("POST", "executions", { session, headers, json: call(code, "Synchronous") }));
   return [parsed(result.stdout), result];

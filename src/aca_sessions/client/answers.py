@@ -1,29 +1,14 @@
-"""Cells of the client: features built from plain code, for any endpoint including Azure.
-
-Each prints its answer as one line of JSON and changes none of the user's names.
-"""
+"""Decoders of what snippets print. Code in the session can forge any answer, so it is data only, and each decoder checks its types."""
 
 import json
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from ..errors import ServiceError
 from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
-_CELL = "(lambda scope: (exec({source!r}, scope), scope['main'](globals(), *{arguments!r}))[1])({{}})"
-
-
-def own_cell(name: str, *arguments: str | int) -> str:
-    """Return the source of a cell of the client. It is one expression whose value is None, so it shows nothing and sets no name."""
-    return _CELL.format(source=_source(name), arguments=arguments)
-
 
 def answer(result: CodeExecutionResult) -> object:
-    """Return the answer that a cell of the client printed. Raise ExecutionError if the cell failed.
-
-    Code in the session can forge any answer. So it is data only, and every decoder below checks its types.
-    """
+    """Return the answer that a snippet printed. Raise ExecutionError if the snippet failed."""
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
@@ -94,9 +79,4 @@ def _all_integers(values: list[Any]) -> bool:
 
 
 def _unreadable() -> ServiceError:
-    return ServiceError(200, "Unreadable", "the session's code is in the way of our own: reset it, or use another session")
-
-
-@cache
-def _source(name: str) -> str:
-    return files("aca_sessions.client.cells").joinpath(f"{name}.py").read_text()
+    return ServiceError(200, "Unreadable", "code in the session prevents the client's own: reset the session, or use another one")
