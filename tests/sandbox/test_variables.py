@@ -1,5 +1,7 @@
 """Test the reported changes of the user's variables."""
 
+import sys
+
 import pytest
 
 from aca_sessions import CodeExecutionResult, Session
@@ -76,13 +78,20 @@ async def test_too_many_variables_are_not_reported_until_there_are_fewer(session
     assert changes_in(await session.run("x = 1")) == [("added", "x", "int", None)]
 
 
+async def test_sizes_of_any_order_are_reported(session: Session) -> None:
+    """Each of these was once refused as forged, or ended the interpreter's own loop."""
+    assert changes_in(await session.run("r = range(10**18)")) == [("added", "r", "range", (10**18,))]
+    assert changes_in(await session.run("r = range(10**30)")) == [("changed", "r", "range", (sys.maxsize,))]
+    assert changes_in(await session.run("import numpy; a = numpy.ones((1,) * 64)")) == [("added", "a", "ndarray", (1,) * 64)]
+
+
 @pytest.mark.parametrize(
     "finished",
     [
         {"variables": [("added", -1, [], "int", "a")]},
         {"variables": [("added", 1 << 63, [], "int", "a")]},
         {"variables": [("added", 1, [2, -1], "int", "a")]},
-        {"variables": [("added", 1, [1] * 33, "int", "a")]},
+        {"variables": [("added", 1, [1] * 65, "int", "a")]},
         {"variables": [("added", 1, [], "int", "a")] * 201},
         {"files": [("created", -1, "a")]},
         {"files": [("created", 1, "a")] * 1001},

@@ -37,7 +37,7 @@ _MOST_COLUMNS = 1000
 _LONGEST_NAME = 100
 _SHORT = 4096  # characters of a text that is compared by value
 _PLAIN = frozenset(map(id, (int, float, bool, complex, type(None))))
-_SIZED = (bytes, bytearray, list, tuple, dict, set, frozenset, range)
+_SIZED = (bytes, bytearray, list, tuple, dict, set, frozenset)
 _FOREIGN = (("numpy", "ndarray"), ("pandas", "DataFrame"), ("pandas", "Series"), ("polars", "DataFrame"), ("polars", "Series"))
 _ABSENT, _OTHER = object(), object()
 # `kind.__name__` could run code of the user's metaclass. The name can be of a subclass of `str` with methods of the user's.
@@ -231,13 +231,20 @@ class _Sizes:
 
 def _measures() -> Measures:
     """Return the functions that measure a length or shape, for types that do it without code of the user."""
-    measures: Measures = {id(kind): len for kind in _SIZED}
+    measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
     for module, name in _FOREIGN:
         loaded = sys.modules.get(module)
         kind = vars(loaded).get(name) if type(loaded) is ModuleType else None
         if type(kind) is type:
             measures[id(kind)] = _shape
     return measures
+
+
+def _length_of_range(value: range) -> int:
+    try:
+        return len(value)
+    except OverflowError:  # a range may be longer than any container
+        return sys.maxsize
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -248,7 +255,7 @@ def _size(value: Any) -> int:
     """Return the bytes that a value has in memory, without the contents of a container."""
     kind = type(value)
     measure = _measures().get(id(kind))
-    if id(kind) in _PLAIN or kind is str or measure is len:
+    if id(kind) in _PLAIN or kind is str or kind is range or measure is len:
         return sys.getsizeof(value)
     if measure is None:
         return object.__sizeof__(value)
