@@ -89,6 +89,7 @@ class Output:
 
 
 _MAX_DISPLAYS = 1000
+_MAX_FORMS = 50  # of one display; to read 40,000 tiny ones takes 25 ms of the event loop, and their size is charged as 0.3 ms
 _MAX_DISPLAYED = 32 << 20  # characters in all displays of a cell
 _MAX_TEXT = 2 << 20  # characters
 _MAX_NAME = 200  # characters
@@ -190,7 +191,9 @@ class Cell:
 
     def show(self, shown: wire.Shown) -> None:
         """Add a display, or replace the one that an update names. Raise WireError if the displays exceed a limit."""
-        # The guest keeps a smaller budget: exceeding this one means that the guest forged the frame.
+        # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
+        if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
+            raise wire.WireError("a display with too many forms, or with too long a name")
         size = sum(len(mime) + len(content) for mime, content in shown.data.items())
         place = self._places.get(shown.name) if shown.name and shown.update else None
         if place is None:
@@ -202,7 +205,7 @@ class Cell:
         self.displays[place] = Display(shown.data, shown.name)
         if shown.name:
             self._places[shown.name] = place
-        if len(self.displays) > _MAX_DISPLAYS or self._room < 0 or len(shown.name or "") > _MAX_NAME:
+        if len(self.displays) > _MAX_DISPLAYS or self._room < 0:
             raise wire.WireError("more displays than a cell may show")
         if self.tell is not None:
             self.tell(Event(kind="display", display=self.displays[place]))
