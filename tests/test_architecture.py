@@ -86,7 +86,8 @@ MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive"},
-    "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy"},
+    "cli": _ARRIVAL
+    | {"cli", "interactive", "mcp", "hosting", "sandbox.policy", "server.app"},  # server.app: the type of what `serve` serves
     "mcp": _ARRIVAL
     | {"mcp", "integrations", "cli", "client.snippets", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
 }

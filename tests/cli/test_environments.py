@@ -90,7 +90,7 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     make_wheel(wheels, name, version)
     made = aca_sessions("env", "create", "like-azure", "--like", "azure", "--skip-missing")
     assert made.returncode == 0
-    assert "left out, for want of a wheel: pandas==2.2.2" in made.stdout
+    assert "left out, because there is no wheel: pandas==2.2.2" in made.stdout
     assert name not in made.stdout
     assert aca_sessions("env", "create", "like-azure", "--like", "azure").returncode == 2
 
@@ -100,7 +100,7 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     mostly_long(
         [
             (["env", "create", "../x", "-r", "requirements.txt"], "small letters"),
-            (["env", "create", "new", "-r", "nothing.txt"], "-r nothing.txt is no file"),
+            (["env", "create", "new", "-r", "nothing.txt"], "-r nothing.txt must be a file"),
             (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "--python /bin/false"),
             (["env", "create", "new"], "required"),
             (["env", "remove", "new"], "there is no environment new"),

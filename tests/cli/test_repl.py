@@ -161,7 +161,7 @@ def test_time_travel(terminal: Terminal) -> None:
     assert "kept: checkpoint 2" in terminal.enters("%checkpoint")
     assert "checkpoint 1 first\r\ncheckpoint 2" in terminal.enters("%checkpoints")
     terminal.enters("x = 33")
-    assert "back at checkpoint 2, which is used up" in terminal.enters("%undo")
+    assert "back at checkpoint 2, which is removed" in terminal.enters("%undo")
     assert "22" in terminal.enters("x")
     assert "back at checkpoint 1 first" in terminal.enters("%rollback first")
     assert "11" in terminal.enters("x")
@@ -171,7 +171,7 @@ def test_time_travel(terminal: Terminal) -> None:
 def test_an_impossible_rollback_is_reported(terminal: Terminal) -> None:
     assert "aca-sessions: " in terminal.enters("%undo")
     assert "aca-sessions: " in terminal.enters("%rollback never")
-    assert "stands alone" in terminal.enters("%undo twice")
+    assert "must be alone" in terminal.enters("%undo twice")
 
 
 @pytest.mark.long

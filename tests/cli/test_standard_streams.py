@@ -22,7 +22,7 @@ ROWS = [
     ("run - <&-", 2, "standard input is closed"),
     ("mcp <&-", 2, "standard input is closed"),
     ("repl <&-", 2, "repl needs a terminal"),
-    ("run - <bytes.py", 2, "standard input is not UTF-8 text: byte 0xff at position 7"),
+    ("run - <bytes.py", 2, "standard input must be UTF-8 text, got byte 0xff at position 7"),
     ("run '' ", 0, ""),
 ]
 
@@ -69,7 +69,7 @@ def test_non_ascii_arguments_arrive_in_any_locale() -> None:
     run = shell('aca run "$(printf \'"\\377"\')"', **posix)
     assert (run.returncode, run.stderr) == (
         2,
-        "aca-sessions: the code is not UTF-8 text: write it as UTF-8, or send it by a file to standard input\n",
+        "aca-sessions: the code must be UTF-8 text: encode it as UTF-8, or send it from a file to standard input\n",
     )
 
 

@@ -141,5 +141,5 @@ def test_the_key_is_in_no_command_line(command: list[str], way: str, tmp_path: P
         finally:
             process.terminate()
             _, said = process.communicate()
-    assert ("others on this machine could read the key" in said) == ("option" in way or "--metrics" in command)
+    assert ("other users of this machine could read the key" in said) == ("option" in way or "--metrics" in command)
     assert "the-key" not in said

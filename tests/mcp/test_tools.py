@@ -82,7 +82,7 @@ async def test_an_invalid_session_is_refused_and_the_rest_continues(connected: C
             assert "1 to 64 letters" in await refused(client, "create_session", session_id=name)
         for _ in range(18):
             await ask(client, "create_session")
-        assert "which is the limit" in await refused(client, "create_session")
+        assert "at most" in await refused(client, "create_session")
         assert text_of(await run(client, "6 * 7")) == "42"
 
 
@@ -99,8 +99,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("install_dependencies", {"packages": []}, "packages: Value should have at least 1 item"),
     ("install_dependencies", {"packages": ["--index-url=http://evil"]}, "options are not taken"),
     ("install_dependencies", {"packages": [1]}, "packages.0: Input should be a valid string"),
-    ("save_script", {"name": "../x", "content": "1"}, "no folder"),
-    ("save_script", {"name": ".hidden", "content": "1"}, "no folder"),
+    ("save_script", {"name": "../x", "content": "1"}, "or name a folder"),
+    ("save_script", {"name": ".hidden", "content": "1"}, "or name a folder"),
     ("run_script", {"path": "../../etc/passwd"}, "must stay in it"),
     ("run_script", {"path": "nothing"}, "there is no such script"),
     ("check_kernel_responsiveness", {"timeout": 0}, "timeout: Input should be greater than 0"),
@@ -162,7 +162,7 @@ async def test_paths_that_lead_elsewhere_are_refused(connected: Connected) -> No
             assert await refused(client, "delete_file", path=path)
         for path in ("way/passwd", "file"):
             assert await refused(client, "read_file", path=path)
-        assert "no base64" in await refused(client, "write_file", path="x", content="!", binary_base64=True)
+        assert "must be base64" in await refused(client, "write_file", path="x", content="!", binary_base64=True)
         assert await refused(client, "list_files", path="../..")
 
 

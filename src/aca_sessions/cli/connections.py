@@ -174,7 +174,7 @@ class Connections(ServerState):
             return False
         if time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
-            _logger.warning("more than %d connections are open: those that wait longest for a request are closed", self.most)
+            _logger.warning("more than %d connections are open: closing those that have waited longest for a request", self.most)
         return True
 
     def close_unread(self) -> None:
@@ -284,7 +284,7 @@ class Connection(H11Protocol):
         try:
             await self._answer(scope, receive, partial(self._send_within_limit, send))
         except ServiceError as error:
-            _logger.info("an answer was broken off: %s", error)
+            _logger.info("a response was broken off: %s", error)
             self.cycle.disconnected = True
             self.transport.close()
 

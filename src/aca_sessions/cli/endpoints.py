@@ -28,7 +28,7 @@ async def check(settings: Settings) -> bool:
     try:
         async with open_interpreter(settings) as interpreter:
             for name, step in _STEPS.items():
-                if not await _carried_out(name, step, interpreter, session):
+                if not await _print_step(name, step, interpreter, session):
                     if step is not _reach:
                         with contextlib.suppress(ACASessionsError):  # the failed step has its line already
                             await interpreter.delete_session(session)
@@ -40,7 +40,7 @@ async def check(settings: Settings) -> bool:
     return True
 
 
-async def _carried_out(name: str, step: Step, interpreter: CodeInterpreter, session: str) -> bool:
+async def _print_step(name: str, step: Step, interpreter: CodeInterpreter, session: str) -> bool:
     try:
         print(f"ok  {name:<15} {await step(interpreter, session)}")
     except ACASessionsError as error:
@@ -51,13 +51,13 @@ async def _carried_out(name: str, step: Step, interpreter: CodeInterpreter, sess
 
 async def _reach(interpreter: CodeInterpreter, session: str) -> str:
     await interpreter.list_files(session)
-    return "reached, and the credentials are taken"
+    return "reached, and the credentials are accepted"
 
 
 async def _run_cell(interpreter: CodeInterpreter, session: str) -> str:
     result = await interpreter.execute(session, "6 * 7")
     if result.value != 42:
-        raise ACASessionsError(f"6 * 7 was answered with {result.text!r}: is this a pool of Python code interpreters?")
+        raise ACASessionsError(f"expected 42 for 6 * 7, got {result.text!r}: is this a pool of Python code interpreters?")
     return f"6 * 7 is {result.value}, in {result.duration:.3f} s"
 
 
@@ -65,14 +65,14 @@ async def _keep_state(interpreter: CodeInterpreter, session: str) -> str:
     await interpreter.execute(session, "x = 20")
     result = await interpreter.execute(session, "x + 22")
     if result.value != 42:
-        raise ACASessionsError("a variable was not there in the next cell: does a load balancer spread one session over several servers?")
+        raise ACASessionsError("the next cell does not have the variable: does a load balancer spread one session over several servers?")
     return f"variables are {result.state}"
 
 
 async def _move_files(interpreter: CodeInterpreter, session: str) -> str:
     await interpreter.upload_file(session, "doctor.txt", b"hello")
     if await interpreter.download_file(session, "doctor.txt") != b"hello":
-        raise ACASessionsError("a file came back with another content: does a proxy rewrite bodies?")
+        raise ACASessionsError("expected the uploaded content from the download, got another: does a proxy rewrite bodies?")
     await interpreter.delete_file(session, "doctor.txt")
     return "uploaded, downloaded, deleted"
 
@@ -86,7 +86,7 @@ async def _end(interpreter: CodeInterpreter, session: str) -> str:
 
 async def _extensions(interpreter: CodeInterpreter, _session: str) -> str:
     rich = await interpreter.supports("rich")
-    return "this is aca-sessions: rich results, interrupt, ranges" if rich else "none: what Azure has"
+    return "this is aca-sessions: rich results, interrupt, ranges" if rich else "none: this endpoint has Azure's API only"
 
 
 _STEPS: dict[str, Step] = {
@@ -104,7 +104,7 @@ _PNG = "data of an image"
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One question, the answer of our server, and the answer of this endpoint."""
+    """A question, the answer of this package's server, and the answer of the examined endpoint."""
 
     question: str
     expected: object
@@ -154,7 +154,7 @@ async def compare(settings: Settings, report: Path | None) -> bool:
 
 def _print(observations: list[Observation], report: Path | None) -> None:
     for one in observations:
-        difference = "" if one.agrees else f": {one.observed!r}, ours is {one.expected!r}"
+        difference = "" if one.agrees else f": expected {one.expected!r}, got {one.observed!r}"
         print(f"{'same' if one.agrees else 'DIFF'}  {one.question}{difference}")
     if report is not None:
         report.write_text(json.dumps([asdict(one) | {"agrees": one.agrees} for one in observations], indent=2, default=str))
@@ -177,7 +177,7 @@ async def _exception(http: SessionsHttpClient, session: str) -> Observation:
 
 async def _cut(http: SessionsHttpClient, session: str) -> Observation:
     _, result = await _execute(http, session, "print('x' * 9999)", limit=100)
-    return Observation("the length of stdout where 100 are asked for", 100, len(str(result.get("stdout"))))
+    return Observation("the length of stdout with a limit of 100", 100, len(str(result.get("stdout"))))
 
 
 async def _unknown_file(http: SessionsHttpClient, session: str) -> Observation:
@@ -198,7 +198,7 @@ async def _asynchronous(http: SessionsHttpClient, session: str) -> Observation:
         decoded(answer, dict).get("status") in ("NotStarted", "Running"),
         "operation-location" in answer.headers,
     ]
-    return Observation("an asynchronous start: status, still running, where to ask", [200, True, True], observed)
+    return Observation("an asynchronous start: status, still running, has operation-location", [200, True, True], observed)
 
 
 async def _ended(http: SessionsHttpClient, session: str) -> Observation:
@@ -212,7 +212,7 @@ async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int
     call = flat.encode_call(ExecutionCall(code=code, output_limit=limit, timeout=60))
     body = decoded(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
     if not isinstance(result := body.get("result"), dict):
-        raise ACASessionsError("an execution was answered without a result: is this a pool of Python code interpreters?")
+        raise ACASessionsError("the response to an execution has no result: is this a pool of Python code interpreters?")
     return body.get("status"), result
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ..errors import ConfigurationError
-from .streams import tell
+from .streams import write_error
 
 API_KEY, METRICS_KEY = "ACA_SESSIONS_API_KEY", "ACA_SESSIONS_METRICS_KEY"
 _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
@@ -15,9 +15,14 @@ _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options for the key of callers."""
     keys = parser.add_mutually_exclusive_group()
-    keys.add_argument("--api-key-file", type=Path, metavar="FILE", help=f"holds the key of callers; else ${API_KEY}, else one is made")
     keys.add_argument(
-        "--api-key", default=os.environ.get(API_KEY), metavar="KEY", help="the key itself; others may see it in the command line"
+        "--api-key-file", type=Path, metavar="FILE", help=f"a file with the key of callers; by default ${API_KEY}, or else a new key"
+    )
+    keys.add_argument(
+        "--api-key",
+        default=os.environ.get(API_KEY),
+        metavar="KEY",
+        help="the key; other users of this machine can read it in the command line",
     )
 
 
@@ -30,14 +35,14 @@ def api_key(options: argparse.Namespace) -> str | None:
     try:
         key = file.read_text().strip()
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"--api-key-file {file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+        raise ConfigurationError(f"--api-key-file {file} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
     if not key or not key.isprintable():
-        raise ConfigurationError(f"--api-key-file {file} must hold a key in one line: write one to it")
+        raise ConfigurationError(f"--api-key-file {file} must hold a key in one line: write a key to it")
     return key
 
 
 def hide() -> None:
-    """Start this program anew if its command line holds a key.
+    """Start this program again if its command line holds a key.
 
     The key is then in its environment, which only its user can read (proc(5)).
     """
@@ -51,5 +56,7 @@ def hide() -> None:
             arguments.append(word)
     if len(arguments) == len(sys.orig_argv) - 1:
         return
-    tell("aca-sessions: others on this machine could read the key in the command line until now: use --api-key-file or the environment")
+    write_error(
+        "aca-sessions: until now other users of this machine could read the key in the command line: use --api-key-file or the environment"
+    )
     os.execve(sys.executable, [sys.orig_argv[0], *arguments], variables)  # noqa: S606

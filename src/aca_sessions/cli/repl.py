@@ -81,7 +81,7 @@ def _history(path: Path | None) -> History:
 
 
 _GREETING = "An isolated Python session. Ctrl-C interrupts, Ctrl-D ends; %checkpoint [NAME], %checkpoints, %rollback [NAME], %undo."
-_LEFT = "[session state unknown: what became of this was not waited for]"
+_LEFT = "[session state unknown: the command did not wait for the result]"
 
 
 def repl(options: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def repl(options: argparse.Namespace) -> int:
         print(_GREETING)
         while (code := _read(prompt)) is not None:
             if code.strip():
-                _carry_out(session, code)
+                _execute(session, code)
     return 0
 
 
@@ -114,10 +114,10 @@ def _read(prompt: Prompt) -> str | None:
             return None
 
 
-def _carry_out(session: InteractiveSession, code: str) -> None:
+def _execute(session: InteractiveSession, code: str) -> None:
     try:
-        if (told := _travelled(session, code)) is not None:
-            print(told)
+        if (message := _time_travel(session, code)) is not None:
+            print(message)
         else:
             _run(session, code)
     except ACASessionsError as error:
@@ -126,7 +126,7 @@ def _carry_out(session: InteractiveSession, code: str) -> None:
         print(_LEFT, file=sys.stderr)
 
 
-def _travelled(session: InteractiveSession, code: str) -> str | None:
+def _time_travel(session: InteractiveSession, code: str) -> str | None:
     """Carry out a command about checkpoints and return its message. Return None if the code is not such a command."""
     match code.split():
         case ["%checkpoint"]:
@@ -140,9 +140,9 @@ def _travelled(session: InteractiveSession, code: str) -> str | None:
         case ["%rollback", name]:
             return f"back at {_named(session.rollback(name))}"
         case ["%undo"]:
-            return f"back at {_named(session.undo())}, which is used up"
+            return f"back at {_named(session.undo())}, which is removed"
         case ["%checkpoint" | "%checkpoints" | "%rollback" | "%undo" as command, *_]:
-            raise InvalidArgumentError(f"{command} stands alone on its line; %checkpoint and %rollback take a name without spaces")
+            raise InvalidArgumentError(f"{command} must be alone on its line; only %checkpoint and %rollback accept a name, without spaces")
     return None
 
 

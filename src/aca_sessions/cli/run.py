@@ -19,7 +19,7 @@ from ..errors import ACASessionsError, ConfigurationError
 from ..guest_text import Screen
 from ..models import CodeExecutionResult, Display, Event, State
 from .sessions import lasting, settings_at
-from .streams import code_from_argument, code_from_input, tell
+from .streams import code_from_argument, code_from_input, write_error
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
 
@@ -30,7 +30,7 @@ def show(result: CodeExecutionResult) -> None:
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
             shown.write(name, text if text.endswith("\n") else f"{text}\n")
-    shown.tell(images_of(result), state_of(result))
+    shown.write_notes(images_of(result), state_of(result))
 
 
 def show_json(result: CodeExecutionResult) -> None:
@@ -52,7 +52,7 @@ def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
         try:
             yield f"[image saved: {_save(base64.b64decode(str(content)), folder, ending)}]"
         except (OSError, ValueError) as error:  # code in the session may display anything as an image
-            yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is none'}]"
+            yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is not an image'}]"
 
 
 def state_of(result: CodeExecutionResult) -> str:
@@ -77,7 +77,7 @@ class Shown:
                 self.write(name, text)
             case Event(kind="skipped", text=text):
                 self._end_line("stderr")
-                self.tell(f"[{text}]")
+                self.write_notes(f"[{text}]")
             case Event(kind="input"):
                 self._flush()
                 self._open.clear()  # the answer ends the line
@@ -94,7 +94,7 @@ class Shown:
         if not self._written.endswith(error):  # without live events all of stderr comes at the end, and ends with the error already
             self._write_line("stderr", error)
         self._end_line("stderr")
-        self.tell(*notes, state_of(result))
+        self.write_notes(*notes, state_of(result))
 
     def write(self, name: str, text: str) -> None:
         """Write guest text on a stream, and remember whether it ended its line."""
@@ -108,13 +108,13 @@ class Shown:
         self._open[name] = not text.endswith("\n")
         self._written = text if name == "stderr" else self._written
 
-    def tell(self, *notes: str) -> None:
+    def write_notes(self, *notes: str) -> None:
         """Write notes of the host, each on a line of its own and in none of the guest's colours."""
         self._flush()
         if reset := self._screen.reset():
             _put(self._on_screen, reset)
         for note in filter(None, notes):
-            tell(note)
+            write_error(note)
 
     def _write_line(self, name: str, text: str) -> None:
         self._end_line(name)
@@ -137,7 +137,7 @@ def _put(name: str, text: str) -> None:
     if name == "stdout":
         print(text, end="", flush=True)
     else:
-        tell(text, end="")
+        write_error(text, end="")
 
 
 def _is_image(data: Mapping[str, object]) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import uvicorn
 from opentelemetry import metrics
@@ -32,7 +32,9 @@ from .certificate import certificate
 from .connections import PACE, Connection, Connections, Listener, Pace, most_connections
 from .keys import api_key
 
-Drain = Callable[[float], Awaitable[None]]
+if TYPE_CHECKING:
+    from ..server.app import Service
+
 Welcome = Callable[[str, str | None], None]
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -41,10 +43,10 @@ _logger = logging.getLogger("aca_sessions")
 GRACE_SECONDS = 5
 _DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
 _NOT_THE_ENDPOINT = (
-    "The Endpoint of the settings is not used: these sessions run in this machine's sandbox. An `aca-sessions serve` has a playground of "
-    "its own, at the Endpoint itself."
+    "The Endpoint of the settings is not used: these sessions run in this machine's sandbox. A server of `aca-sessions serve` has a "
+    "playground of its own, at its Endpoint."
 )
-_LEADING_THERE = (
+_REDIRECT = (
     '<!doctype html><meta charset="utf-8"><meta name="referrer" content="no-referrer"><title>aca-sessions playground</title>'
     '<meta http-equiv="refresh" content="0; url={address}"><a href="{address}">The playground</a>'
 )
@@ -60,9 +62,9 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
         async with open_server(_settings(options), hosting=_hosting(options, key)) as service:
             where = _endpoint(options, listener)
             greet = partial(welcome, where, key) if welcome else partial(print, _greeting(options, where, key), flush=True)
-            leaving = Leaving(service, options.drain_seconds) if options.drain_seconds else None
+            draining = Draining(service, options.drain_seconds) if options.drain_seconds else None
             tls = certificate(options.tls_dir, options.host) if options.tls else None
-            await Server(service, service.drain, greet, leaving=leaving, tls=tls).serve(sockets=[listener])
+            await Server(service, service.drain, greet, draining=draining, tls=tls).serve(sockets=[listener])
     finally:
         _stop_listening(listener, options.socket)
     return 0
@@ -92,37 +94,29 @@ def _open_in_browser(folder: Path, address: str) -> None:
     """
     # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
-    file.write_text(_LEADING_THERE.format(address=html.escape(address)))
+    file.write_text(_REDIRECT.format(address=html.escape(address)))
     webbrowser.open(file.as_uri())
 
 
-class Left(Protocol):
-    """The service that is left by its sessions one after the other."""
-
-    def take_no_more(self) -> None: ...  # noqa: D102 - each is described where it is written
-    @property
-    def has_sessions(self) -> bool: ...  # noqa: D102
-
-
-class Leaving:
+class Draining:
     """The time between a first SIGTERM and the end: until the last session has ended, but at most a number of seconds."""
 
-    def __init__(self, service: Left, seconds: float) -> None:
+    def __init__(self, service: "Service", seconds: float) -> None:
         self._service = service
         self._seconds = seconds
         self._ends: float | None = None
 
-    def begin(self) -> bool:
-        """Begin to leave, unless that has begun before. Return whether it began now."""
-        begins = self._ends is None
-        if begins:
-            self._ends = time.monotonic() + self._seconds
-            self._service.take_no_more()
-        return begins
+    def start(self) -> bool:
+        """Accept no more sessions from now on. Return False if that was so before."""
+        if self._ends is not None:
+            return False
+        self._ends = time.monotonic() + self._seconds
+        self._service.take_no_more()
+        return True
 
     @property
     def is_over(self) -> bool:
-        """Return whether there is nothing more to wait for."""
+        """Return whether the last session has ended or the time is up."""
         return self._ends is not None and (not self._service.has_sessions or time.monotonic() >= self._ends)
 
 
@@ -135,10 +129,10 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         app: ASGIApp,
-        drain: Drain,
+        drain: Callable[[float], Awaitable[None]],
         greet: Callable[[], None],
         *,
-        leaving: Leaving | None = None,
+        draining: Draining | None = None,
         tls: tuple[Path, Path] | None = None,
         pace: Pace = PACE,
     ) -> None:
@@ -148,7 +142,7 @@ class Server(uvicorn.Server):
             app: The application that answers requests.
             drain: Called before the end, with the seconds that it may take.
             greet: Called once the server can be reached.
-            leaving: How long the server continues after a first SIGTERM.
+            draining: How long the server continues after a first SIGTERM.
             tls: The files of a certificate and its key.
             pace: How slow a client may be.
         """
@@ -169,7 +163,7 @@ class Server(uvicorn.Server):
         self.server_state = self._connections
         self._drain = drain
         self._greet = greet
-        self._leaving = leaving
+        self._draining = draining
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Give cells that run 5 s to end. Then end them, which their callers get as a result, and close the connections."""
@@ -190,32 +184,34 @@ class Server(uvicorn.Server):
         """Handle SIGINT and SIGTERM for the block. uvicorn's own method would raise the signal once more at the end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
-        loop.add_signal_handler(signal.SIGTERM, self._leave)
+        loop.add_signal_handler(signal.SIGTERM, self._start_draining)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _leave(self) -> None:
-        """Begin to leave, or end at once if that has begun before."""
-        if self._leaving is None or not self._leaving.begin():
+    def _start_draining(self) -> None:
+        """Start to drain. End at once if there is no time for that, or at the second signal."""
+        if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to end. uvicorn calls this ten times a second; once a second slow connections are closed."""
         if counter % 10 == 0:
             self._connections.close_slow()
-        return await super().on_tick(counter) or (self._leaving is not None and self._leaving.is_over)
+        return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
 
 
 def _key(options: argparse.Namespace) -> str | None:
     """Return the key that callers must send: the given one or a new one. It is None on a socket file, and with --no-api-key."""
     given = api_key(options)
     if options.no_api_key and given:
-        raise ConfigurationError("--no-api-key contradicts --api-key-file, --api-key or $ACA_SESSIONS_API_KEY: keep one of them")
+        raise ConfigurationError(
+            "--no-api-key cannot be combined with --api-key-file, --api-key or $ACA_SESSIONS_API_KEY: leave one of them out"
+        )
     if options.no_api_key:
-        _logger.warning("--no-api-key: whoever reaches this port may use every session; something in front has to check callers")
+        _logger.warning("--no-api-key: everyone who reaches this port can use every session: put a proxy in front that checks callers")
         return None
     return given or (None if options.socket else secrets.token_urlsafe(24))
 
@@ -253,10 +249,12 @@ def prometheus() -> Callable[[], bytes]:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
         from opentelemetry.sdk.metrics import MeterProvider
         from prometheus_client import REGISTRY, generate_latest
-    except ImportError:
-        raise ConfigurationError("serve --metrics needs more packages: pip install 'aca-sessions[metrics]'") from None
+    except ImportError as error:
+        raise ConfigurationError("--metrics needs packages that are missing: pip install 'aca-sessions[metrics]'") from error
     if isinstance(metrics.get_meter_provider(), MeterProvider):
-        raise ConfigurationError("OpenTelemetry is configured to send metrics elsewhere already: leave --metrics out")
+        raise ConfigurationError(
+            "--metrics cannot be used, because OpenTelemetry is configured to send metrics elsewhere: leave --metrics out"
+        )
     metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
     return lambda: generate_latest(REGISTRY)
 
@@ -268,8 +266,8 @@ def _endpoint(options: argparse.Namespace, listener: socket.socket) -> str:
 
 
 def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> str:
-    told = "(as given)" if options.api_key or options.api_key_file else key or "(none)"
-    return f"Endpoint: {endpoint}" + ("" if options.socket else f"\nApiKey: {told}")
+    shown = "(as given)" if options.api_key or options.api_key_file else key or "(none)"
+    return f"Endpoint: {endpoint}" + ("" if options.socket else f"\nApiKey: {shown}")
 
 
 def address(listener: socket.socket) -> str:
@@ -299,7 +297,7 @@ def listen_on_port(host: str, port: int) -> Listener:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ConfigurationError(f"cannot listen on {host} port {port} ({error}): choose another --port or --host") from None
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({error}): choose another --port or --host") from error
     return listener
 
 
@@ -314,7 +312,7 @@ def _listen_on_file(path: Path) -> Listener:
         listener.listen()  # at once: a second server that probes the file must get an answer, or it would replace it
     except OSError as error:
         listener.close()
-        raise ConfigurationError(f"cannot listen on --socket {path}: {error.strerror or error}") from None
+        raise ConfigurationError(f"cannot listen on --socket {path} ({error.strerror or error}): choose another path") from error
     finally:
         os.umask(mask)
     return listener

@@ -84,7 +84,7 @@ async def put_file(options: argparse.Namespace) -> int:
     """Copy a file of this machine, or standard input, into the session."""
     name = options.name or Path(options.source).name
     if options.source == _STANDARD and not options.name:
-        raise InvalidArgumentError("standard input has no name: give one, as in `aca-sessions files put - data.csv`")
+        raise InvalidArgumentError("a file from standard input must have a name: add one, as in `aca-sessions files put - data.csv`")
     data = standard_input().read() if options.source == _STANDARD else Path(options.source)
     async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
         try:
@@ -112,27 +112,29 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _add_sessions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    own = commands.add_parser("sessions", help="the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
-    listing = own.add_parser("ls", help="when each was used last, when it ends, and its name, which is a secret")
+    own = commands.add_parser("sessions", help="list and end the sessions of an Endpoint").add_subparsers(required=True, metavar="ls|rm")
+    listing = own.add_parser("ls", help="list sessions: time of the last use, time of the end, name (a secret)")
     listing.set_defaults(act=list_sessions)
     removing = own.add_parser("rm", help="end sessions, with their variables and files")
     removing.add_argument("name", nargs="+", metavar="NAME")
     removing.set_defaults(act=end_sessions)
     for parser in (listing, removing):
-        parser.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+        parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
 
 
 def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    own = commands.add_parser("files", help="the files of a session at an Endpoint").add_subparsers(required=True, metavar="ls|get|put|rm")
-    listing = own.add_parser("ls", help="size, time and name of each")
+    own = commands.add_parser("files", help="list, copy and delete the files of a session at an Endpoint").add_subparsers(
+        required=True, metavar="ls|get|put|rm"
+    )
+    listing = own.add_parser("ls", help="list files with their size and time")
     listing.add_argument("folder", nargs="?", default="", metavar="FOLDER")
     listing.set_defaults(act=list_files)
-    getting = own.add_parser("get", help="copy one to this machine")
+    getting = own.add_parser("get", help="copy a file to this machine")
     getting.add_argument("name", metavar="NAME")
     getting.add_argument("target", nargs="?", default=".", metavar="PATH|-", help="a path, a folder, or - for standard output")
-    getting.add_argument("--force", action="store_true", help="replace a file that is there already")
+    getting.add_argument("--force", action="store_true", help="replace a file that exists")
     getting.set_defaults(act=get_file)
-    putting = own.add_parser("put", help="copy one into the session; one of that name is replaced")
+    putting = own.add_parser("put", help="copy a file into the session, and replace one of that name")
     putting.add_argument("source", metavar="PATH|-", help="a file, or - for standard input")
     putting.add_argument("name", nargs="?", metavar="NAME", help="its name in the session, which may have folders in front")
     putting.set_defaults(act=put_file)
@@ -140,27 +142,27 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     removing.add_argument("name", nargs="+", metavar="NAME")
     removing.set_defaults(act=delete_files)
     for parser in (listing, getting, putting, removing):
-        parser.add_argument("--session", required=True, metavar="NAME", help="the session whose files they are")
-        parser.add_argument("--endpoint", metavar="URL", help="a server or pool, in place of the configured one")
+        parser.add_argument("--session", required=True, metavar="NAME", help="the session")
+        parser.add_argument("--endpoint", metavar="URL", help="the server or pool to use, by default the configured one")
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
     """Return the error of a name that is unknown. It gives the name's place in the command line, since only `ls` prints names."""
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
-        return InvalidArgumentError(f"name {place} is no session of this endpoint: `aca-sessions sessions ls` shows those that there are")
+        return InvalidArgumentError(f"argument {place} names no session of this endpoint: `aca-sessions sessions ls` lists its sessions")
     return error
 
 
 def _free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path that a file is written to on this machine. Raise InvalidArgumentError if something is there.
+    """Return the path that a file is written to on this machine. Raise InvalidArgumentError if it exists.
 
     With `force` an existing file is accepted, but nothing else.
     """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
     if (path.exists() or path.is_symlink()) and not (force and path.is_file()):
-        advice = "choose another path, or add --force" if path.is_file() else "it is no file: choose another path, or - for standard output"
-        raise InvalidArgumentError(f"{path} is there already: {advice}")
+        advice = "choose another path, or add --force" if path.is_file() else "choose the path of a file, or - for standard output"
+        raise InvalidArgumentError(f"{path} exists{'' if path.is_file() else ' and is not a file'}: {advice}")
     return path
 
 
@@ -181,4 +183,4 @@ def _write_to_output(data: bytes) -> None:
 
 
 def _missing_file(name: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{shown_name(name)} is not in the session: `aca-sessions files ls` shows what is")
+    return InvalidArgumentError(f"the session has no {shown_name(name)}: `aca-sessions files ls` lists its files")

@@ -38,7 +38,7 @@ def prepare() -> None:
         if name != "stdin":
             cast(io.TextIOWrapper, getattr(sys, name)).reconfigure(errors="backslashreplace")
     if "stdout" in _closed:
-        raise InvalidArgumentError("standard output is closed: send it to /dev/null (>/dev/null) if it is not read")
+        raise InvalidArgumentError("standard output is closed: redirect it to a file, or to /dev/null (>/dev/null) to drop it")
     output, is_own = sys.stdout, sys.stdout is sys.__stdout__
     if is_own:  # a program that calls `main` may have another
         output.flush()
@@ -62,7 +62,7 @@ def _nothing(number: int) -> TextIO:
 def standard_input() -> BinaryIO:
     """Return standard input. Raise InvalidArgumentError if it is closed."""
     if "stdin" in _closed:
-        raise InvalidArgumentError("standard input is closed: send it a file or a pipe")
+        raise InvalidArgumentError("standard input is closed: redirect it from a file or a pipe")
     return sys.stdin.buffer
 
 
@@ -72,7 +72,9 @@ def code_from_input() -> str:
         text = standard_input().read().decode()
     except UnicodeDecodeError as error:
         wrong = error.object[error.start]
-        raise InvalidArgumentError(f"standard input is not UTF-8 text: byte 0x{wrong:02x} at position {error.start}") from None
+        raise InvalidArgumentError(
+            f"standard input must be UTF-8 text, got byte 0x{wrong:02x} at position {error.start}: encode it as UTF-8"
+        ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -84,11 +86,13 @@ def code_from_argument(text: str) -> str:
         try:
             return os.fsencode(text).decode()
         except UnicodeDecodeError:
-            raise InvalidArgumentError("the code is not UTF-8 text: write it as UTF-8, or send it by a file to standard input") from None
+            raise InvalidArgumentError(
+                "the code must be UTF-8 text: encode it as UTF-8, or send it from a file to standard input"
+            ) from None
     return text
 
 
-def tell(text: str, end: str = "\n") -> None:
+def write_error(text: str, end: str = "\n") -> None:
     """Print on standard error. If that cannot be written, print nothing: the exit code is enough."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ _MOST_WATCHED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What a client may have, and what stays when it leaves."""
+    """The limits of a client, and what stays when it disconnects."""
 
     sessions_per_client: int
     clients: int
@@ -52,7 +52,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """What all clients of a server have in common: the pool, and the shared sessions."""
+    """The state that all clients of a server share: the pool, and the sessions that clients made with `shared`."""
 
     pool: SessionPool
     options: Options
@@ -85,16 +85,14 @@ class Client:
         return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
-        """Return the session of a name, or the active one. Raise InvalidArgumentError if the name is unknown."""
+        """Return the session of that name, by default the active one. Raise InvalidArgumentError if there is none."""
         sessions = self.sessions()
         if name is None and self.active not in sessions:
             self.active = DEFAULT  # the active session was shared by another client, which has ended it
-        try:
-            return sessions[self.active if name is None else name]
-        except KeyError:
-            raise InvalidArgumentError(
-                "you have no session of that name: create_session makes one, list_sessions names those that there are"
-            ) from None
+        named = sessions.get(self.active if name is None else name)
+        if named is None:
+            raise InvalidArgumentError("there is no session of that name: create it with create_session, or see list_sessions")
+        return named
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
         """Create a session, with a new name if none is given.
@@ -105,17 +103,17 @@ class Client:
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Return the name of a new session. Raise InvalidArgumentError if there can be none of that name."""
+        """Return the name of a new session. Raise InvalidArgumentError if it is taken or invalid, or if there are too many sessions."""
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
-            raise InvalidArgumentError("a session_id is 1 to 64 letters, digits, '_', '-' and '.', with no '-' or '.' in front")
+            raise InvalidArgumentError("session_id must be 1 to 64 letters, digits, '_', '-' and '.', and must not begin with '-' or '.'")
         if name in self.sessions():
-            raise InvalidArgumentError("there is a session of that name: choose another, or switch_session to it")
+            raise InvalidArgumentError("a session of that name exists: choose another name, or use it with switch_session")
         self._made_to_share = [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
         if len(self._own) + len(self._made_to_share) >= self.options.sessions_per_client:
             raise InvalidArgumentError(
-                f"you have {self.options.sessions_per_client} sessions, which is the limit: delete_session ends one that you no longer need"
+                f"a client can have at most {self.options.sessions_per_client} sessions: end one with delete_session"
             )
         return name
 
@@ -148,7 +146,7 @@ class Client:
     def watch(self, uri: str) -> None:
         """Notify this client when a resource changes. Raise InvalidArgumentError if it watches too many."""
         if len(self.subscribed) >= _MOST_WATCHED:
-            raise InvalidArgumentError("too many resources are watched: unsubscribe from some")
+            raise InvalidArgumentError(f"a client can watch at most {_MOST_WATCHED} resources: unsubscribe from some")
         self.subscribed.add(uri)
 
     def switch(self, name: str) -> str:
@@ -159,7 +157,7 @@ class Client:
     async def delete(self, name: str) -> bool:
         """End a session, even in the middle of a cell. Return whether it was the active one."""
         if name == DEFAULT:
-            raise InvalidArgumentError("the session 'default' cannot be deleted; restart it if its variables are in the way")
+            raise InvalidArgumentError("the session 'default' cannot be deleted: restart it to clear its variables")
         named = self.find(name)
         was_active = self.find(None) is named
         self._own.pop(name, None) if self._own.get(name) is named else self.server.shared.pop(name, None)

@@ -139,7 +139,9 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
 async def save_script(call: Call, name: ScriptName, content: Source, session_id: SessionName = None) -> SavedAnswer:
     """Keep Python source as a file of a session, scripts/NAME.py, for run_script or to import it from there."""
     if not _SCRIPT_NAME.fullmatch(name):
-        raise InvalidArgumentError("a script's name is letters, digits, '_', '-' and '.', with no '-' or '.' in front and no folder")
+        raise InvalidArgumentError(
+            "a script's name must be letters, digits, '_', '-' and '.', and must not begin with '-' or '.' or name a folder"
+        )
     named = call.client.find(session_id)
     path = f"{SCRIPTS}/{name.removesuffix('.py')}.py"
     async with call.client.lease(named) as session:
@@ -190,7 +192,7 @@ async def _find(session: Session, path: str) -> str:
             continue
         if wanted in names:
             return f"{place}/{wanted}" if place else f"./{wanted}"  # with a folder in front, Python cannot take it for an option
-    raise InvalidArgumentError("there is no such script: save_script keeps one, or write the file below /mnt/data first")
+    raise InvalidArgumentError("there is no such script: save it with save_script, or write the file below /mnt/data first")
 
 
 async def run_cell(
@@ -232,7 +234,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
             ended = event.result is not None
             if event.result is not None:
                 return event.result
-            await call.tell(event)
+            await call.report(event)
     finally:
         if not ended:
             with anyio.CancelScope(shield=True):
@@ -244,7 +246,7 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     """Show the model the result's text, images and links to further resources, and return the structured answer."""
     text = render(replace(result, max_output=call.client.options.max_output))
     call.show(types.TextContent(type="text", text="\n".join([text, *_notes(taken)])))
-    images, others = _told_apart(result.displays)
+    images, others = _split_images(result.displays)
     call.show(*images)
     uris = [_keep(call, named, display) for display in others]
     files = [file.path for file in result.files if file.kind != "deleted"]
@@ -288,7 +290,7 @@ def _named(paths: tuple[str, ...]) -> str:
     return ", ".join(map(shown_name, paths[:_MOST_NAMED])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _told_apart(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
+def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
     """Return the images that fit the limit, and the other displays. A display that is text alone is in the result's text and left out."""
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS

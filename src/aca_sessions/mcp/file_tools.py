@@ -38,7 +38,7 @@ class FileAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesAnswer:
-    """What is in a folder."""
+    """The files and folders in a folder."""
 
     session_id: str
     path: str
@@ -49,7 +49,7 @@ class FilesAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadAnswer:
-    """A part of a file: as text where it is UTF-8, else as base64."""
+    """A part of a file: text if it is UTF-8, otherwise base64."""
 
     session_id: str
     path: str
@@ -71,7 +71,7 @@ class WrittenAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkspaceAnswer:
-    """Where a session has what."""
+    """The folders of a session, and how much is in them."""
 
     session_id: str
     workspace: str
@@ -174,8 +174,10 @@ def _text(part: bytes) -> str | None:
 def _decoded(content: str) -> bytes:
     try:
         return base64.b64decode(content, validate=True)
-    except binascii.Error:
-        raise InvalidArgumentError("the content is no base64: send text without binary_base64, or encode it") from None
+    except binascii.Error as error:
+        raise InvalidArgumentError(
+            "with binary_base64 the content must be base64: encode it, or send text without binary_base64"
+        ) from error
 
 
 TOOLS = (

@@ -1,4 +1,4 @@
-"""What the server knows of a session without asking it: its names, how many cells it ran and how they ended. Nothing here awaits."""
+"""A session as MCP clients name it, with its counters: what the server knows without a request to the session. Nothing here awaits."""
 
 import time
 import uuid
@@ -71,7 +71,7 @@ class NamedSession:
             self.begun = False
 
     def restarted(self, cause: str) -> None:
-        """Note that its variables began anew, and why. The latest 20 causes are kept."""
+        """Note that its variables were lost or cleared, and why. The latest 20 causes are kept."""
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:

@@ -62,7 +62,7 @@ async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
-        raise McpError(types.ErrorData(code=types.INVALID_PARAMS, message=str(error))) from None
+        raise McpError(types.ErrorData(code=types.INVALID_PARAMS, message=str(error))) from error
     if isinstance(content, str):
         return types.ReadResourceResult(contents=[types.TextResourceContents(uri=uri, text=content, mimeType=kind)])
     blob = base64.b64encode(content).decode()
@@ -70,7 +70,7 @@ async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
 
 
 def _one_line(path: str) -> str:
-    """Return a file's name as a client shows it: as it is, unless it has line ends or control characters."""
+    """Return a file's name for a list: quoted with `repr` if it has line ends or control characters."""
     return path if path.isprintable() else repr(path)
 
 
@@ -101,7 +101,7 @@ async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
         display = named.displays[int(rest)]
         best = _best(display)
         return best, _text_of(display.data[best])
-    raise InvalidArgumentError("there is no such resource: it is session://NAME/files/PATH, or a display that is listed")
+    raise InvalidArgumentError("there is no such resource: expected session://NAME/files/PATH, or a display from the list of resources")
 
 
 async def _file(client: Client, named: NamedSession, path: str) -> tuple[str, str | bytes]:
@@ -109,7 +109,8 @@ async def _file(client: Client, named: NamedSession, path: str) -> tuple[str, st
         folder, _, name = path.rpartition("/")
         sizes = [file.size for file in await session.list_files(folder) if file.name == name and not file.is_directory]
         if not sizes or sizes[0] > _LARGEST:
-            raise InvalidArgumentError("there is no such file" if not sizes else "the file is too large for a resource: read parts of it")
+            problem = f"is larger than {_LARGEST} bytes: read parts of it with read_file" if sizes else "does not exist"
+            raise InvalidArgumentError(f"the file {problem}")
         data = await session.download_file(path)
     kind = _kind(name)
     try:

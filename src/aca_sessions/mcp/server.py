@@ -89,7 +89,7 @@ class SessionServer(Server[Client, Any]):
     async def _call(self, asked: types.CallToolRequest) -> types.CallToolResult:
         tool = self._tools.get(asked.params.name)
         if tool is None:
-            return failure(f"there is no tool of that name; there are {', '.join(self._tools)}")
+            return failure(f"there is no tool of that name: the tools are {', '.join(self._tools)}")
         context = self.request_context
         return await tool(Call(context.lifespan_context, context), asked.params.arguments or {})
 
@@ -128,7 +128,7 @@ def _tools(kind: str) -> dict[str, Tool]:
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:
-    """Serve one client until it closes our standard input."""
+    """Serve one client until it closes standard input."""
     standard_input()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
         server = SessionServer(state)
@@ -152,7 +152,7 @@ async def serve_http(options: argparse.Namespace) -> int:
 
 
 def _refuse(problem: ProblemError) -> Response:
-    """Return the response to a request without the key, or of a foreign page."""
+    """Return the response to a request that the guard refused."""
     headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
     return JSONResponse({"error": problem.message}, problem.status, headers=headers)
 
@@ -196,9 +196,9 @@ class _Connections:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != PATH:
-            await PlainTextResponse(f"the server is at {PATH}", 404)(scope, receive, send)
+            await PlainTextResponse(f"not found: the MCP endpoint is {PATH}", 404)(scope, receive, send)
         elif self._stopping.is_set():
-            await PlainTextResponse("the server ends", 503)(scope, receive, send)
+            await PlainTextResponse("the server is shutting down", 503)(scope, receive, send)
         else:
             await self._manager.handle_request(scope, receive, send)
 

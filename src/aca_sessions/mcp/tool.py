@@ -1,4 +1,4 @@
-"""Tools made of functions: the signature makes the schemas, the arguments are checked, and failures are answers."""
+"""Tools from functions: the signature becomes the schemas, arguments are validated, and errors become results that a model can read."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ _LONGEST_NOTE = 4000
 _MOST_NOTES = 64_000  # characters of one call; its result has the head and the tail of the output
 _ANSWER = {"type": "object", "properties": {"answer": {"type": "string", "title": "Answer"}}, "required": ["answer"]}
 _LONGEST_PROMPT = 2000
-_NO_LOUDER = ("warning", "error", "critical", "alert", "emergency")
+_ABOVE_INFO = ("warning", "error", "critical", "alert", "emergency")
 
 SessionName = Annotated[str | None, Field(description="The session to use. Without it the active one is used.", max_length=256)]
 
@@ -60,7 +60,7 @@ Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=1000)]
 
 @dataclass(slots=True)
 class Call:
-    """What a tool gets beside its arguments."""
+    """A call of a tool: the client, and the connection to send events and questions to."""
 
     client: Client
     context: RequestContext[ServerSession, Client, Any]
@@ -69,7 +69,7 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content that the model reads or sees, in place of the answer as JSON."""
+        """Add content that the model reads or sees, instead of the answer as JSON."""
         self.content += blocks
 
     @property
@@ -78,15 +78,15 @@ class Call:
         parameters = self.context.session.client_params
         return parameters is not None and parameters.capabilities.elicitation is not None
 
-    async def tell(self, event: Event) -> None:
+    async def report(self, event: Event) -> None:
         """Send the client an event of the cell: as progress, if it asked for that, and as a log message. Stop after 64,000 characters."""
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
         self._noted += len(text)
-        told = text[:_LONGEST_NOTE] if self._noted <= _MOST_NOTES else "[more output is not told while the cell runs: see its result]"
-        await self._progress(told)
-        await self._log(event.kind, told)
+        note = text[:_LONGEST_NOTE] if self._noted <= _MOST_NOTES else "[more output is not shown while the cell runs: see its result]"
+        await self._progress(note)
+        await self._log(event.kind, note)
 
     async def ask(self, prompt: str) -> str | None:
         """Return the user's answer to `input()`, or None if there is none: the cell gets an EOFError then."""
@@ -117,7 +117,7 @@ class Call:
         )
 
     async def _log(self, kind: str, text: str) -> None:
-        if self.client.log_level in _NO_LOUDER:
+        if self.client.log_level in _ABOVE_INFO:
             return
         await self.context.session.send_log_message(
             "info", {"kind": kind, "text": text}, logger=_LOGGER, related_request_id=self.context.request_id
@@ -129,7 +129,7 @@ def _described(event: Event) -> str:
         case "display" if event.display is not None:
             return f"[displayed: {', '.join(map(shown_name, sorted(map(str, event.display.data))))}]"
         case "skipped":
-            return "[some output is not told while the cell runs: see its result]"
+            return "[some output is not shown while the cell runs: see its result]"
     return ""
 
 
@@ -148,7 +148,7 @@ class Tool:
             checked = self._arguments.model_validate(arguments)
             answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
         except ValidationError as error:
-            return failure(_told(error, self._arguments.model_fields))
+            return failure(_explain(error, self._arguments.model_fields))
         except ACASessionsError as error:
             return failure(str(error))
         structured = self._answer.dump_python(answer, mode="json")
@@ -194,8 +194,8 @@ def failure(message: str) -> types.CallToolResult:
     return types.CallToolResult(content=[types.TextContent(type="text", text=message)], isError=True)
 
 
-def _told(error: ValidationError, known: Iterable[str]) -> str:
-    """Return what is wrong with which argument. Its value is not repeated, since it may be long or secret."""
+def _explain(error: ValidationError, known: Iterable[str]) -> str:
+    """Return which arguments are wrong and why, without their values, which may be long or secret."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
-    told = [f"{'.'.join(str(part)[:50] for part in one['loc'])}: {one['msg']}" for one in problems[:5]]
-    return f"the arguments do not fit: {'; '.join(told)}. There are: {', '.join(known)}"
+    lines = [f"{'.'.join(str(part)[:50] for part in one['loc'])}: {one['msg']}" for one in problems[:5]]
+    return f"the arguments are invalid: {'; '.join(lines)}. The tool's arguments are: {', '.join(known)}"
