@@ -122,7 +122,7 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
     match status:
         case 401:
             return AuthenticationError("the service refused the credentials (401): check ACASessions:SessionsHttpClient:ApiKey, or sign in")
-        case 403 if code in _OURS:
+        case 403 if code in _NOT_CREDENTIALS:
             return ServiceError(status, code, message)
         case 403:
             return AuthenticationError(
@@ -139,13 +139,13 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
     return ServiceError(status, code, message)
 
 
-_OURS = ("HostNotAllowed", "FileNotAccessible")  # codes of this project's server, which do not concern the credentials
+_NOT_CREDENTIALS = ("HostNotAllowed", "OriginNotAllowed", "FileNotAccessible")  # codes of this project's server
 
 
 def _code_and_message(body: object) -> tuple[str, str]:
     content = body.get("error", body) if isinstance(body, Mapping) else None
     if not isinstance(content, Mapping):
-        return "Unreadable", "the answer is not in the API's error form; is the endpoint a session pool?"
+        return "Unreadable", "the response is not in the API's error form: check that the endpoint is a session pool"
     code, message = content.get("code"), content.get("message") or _validation_message(content)
     return str(code or "Unknown"), str(message or "no message")
 

@@ -63,7 +63,7 @@ def decode_error(stderr: str) -> CodeError:
 
 
 def guess_state(stderr: str) -> State:
-    """Return what happened to the variables, as far as the texts that Azure is known to send show it."""
+    """Return what happened to the variables, as far as the texts show it that Azure is known to send."""
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -107,9 +107,10 @@ def parse(content: bytes) -> object:
     except json.JSONDecodeError as error:
         before = error.doc[: error.pos].rpartition("\n")[2].encode("utf-8", "replace")
         place = f"Path: $ | LineNumber: {error.lineno - 1} | BytePositionInLine: {len(before)}."
-        raise MalformedBodyError("$", f"The body is not JSON: {error.msg}. {place}") from None
+        # Not chained, here and below: these errors hold what the client sent.
+        raise MalformedBodyError("$", f"The body must be JSON: {error.msg}. {place}") from None
     except (ValueError, RecursionError):
-        raise MalformedBodyError("$", "The body is not JSON in UTF-8, or is nested too deeply.") from None
+        raise MalformedBodyError("$", "The body must be JSON in UTF-8, and not be nested too deeply.") from None
 
 
 def checked_object(body: object) -> Body:

@@ -154,7 +154,7 @@ class FileRoutes:
             try:
                 below, name = split_path(path)
             except ValueError as error:
-                raise ProblemError(400, "FilePathInvalid", str(error)) from None
+                raise ProblemError(400, "FilePathInvalid", str(error)) from error
             yield files, "/".join(filter(None, (folder, below))), name
 
 

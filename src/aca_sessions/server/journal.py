@@ -31,7 +31,7 @@ class AuditLog:
         try:
             self._file = self._opened()
         except OSError as error:
-            raise ConfigurationError(f"ACASessions:Audit:File: {path} cannot be written ({error.strerror}): name another file") from None
+            raise ConfigurationError(f"ACASessions:Audit:File: {path} cannot be written ({error.strerror}): name another file") from error
         found = os.fstat(self._file)
         if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
             os.close(self._file)

@@ -166,7 +166,7 @@ class Sessions:
         self._sessions: OrderedDict[str, HostedSession] = OrderedDict()
         self._starting: WeakSet[HostedSession] = WeakSet()  # pruned before it is counted: some have started meanwhile
         self._ledgers: OrderedDict[str, Ledger] = OrderedDict()  # of sessions that ended
-        self._forestalled: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
+        self._cancelled_early: OrderedDict[tuple[str, str], None] = OrderedDict()  # executions that were cancelled before they arrived
         self._since = datetime.now(UTC)
         self.draining = False  # if set, new sessions are refused and existing ones are served
         self._tasks = Tasks()
@@ -212,22 +212,22 @@ class Sessions:
         """Return the session of an identifier. Raise ProblemError (400) if there is none, or 503 if the server drains."""
         session = self._sessions.get(identifier)
         if session is None:
-            self._check_is_ours()
+            self._check_not_draining()
             raise ProblemError(400, NO_SESSION, "there is no session with this identifier")
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
         """Accept a cell and return its execution. It never starts if it was interrupted before it arrived."""
-        forestalled = (identifier, id) in self._forestalled
-        if forestalled:
-            del self._forestalled[identifier, id]
-        return self.get(identifier).executions.start(id, call, cancelled=forestalled)
+        cancelled_early = (identifier, id) in self._cancelled_early
+        if cancelled_early:
+            del self._cancelled_early[identifier, id]
+        return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
         """Return an execution of a session. Raise ProblemError (404) if the session does not have it, whether or not the session exists."""
         session = self._sessions.get(identifier)
         if session is None:
-            self._check_is_ours()
+            self._check_not_draining()
             raise no_execution()
         return session.executions.find(id)
 
@@ -240,7 +240,7 @@ class Sessions:
                 return
         except ProblemError:
             pass
-        _remember(self._forestalled, (identifier, id), None)
+        _remember(self._cancelled_early, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of a sandbox: all of them, or none.
@@ -340,7 +340,7 @@ class Sessions:
         self.journal.close()
 
     def _add(self, identifier: str) -> HostedSession:
-        self._check_is_ours()
+        self._check_not_draining()
         self._check_not_too_many_start()
         self._check_descriptors()
         self._make_room()
@@ -375,23 +375,25 @@ class Sessions:
         _remember(self._ledgers, session.identifier, session.ledger)
         self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
-    def _check_is_ours(self) -> None:
-        """Raise ProblemError (503) if this server drains. Behind a proxy, a session that it does not have is another server's by now."""
+    def _check_not_draining(self) -> None:
+        """Raise ProblemError (503) if this server drains: behind a proxy, another server may have the session by now."""
         if self.draining:
-            raise ProblemError(503, DRAINING, "this server is about to stop and takes no new sessions: ask again, or another one")
+            raise ProblemError(
+                503, DRAINING, "this server is about to stop and accepts no new sessions: repeat the request, or use another server"
+            )
 
     def _check_not_too_many_start(self) -> None:
         """Raise ProblemError (503) if a new session would only wait, because fork servers start sessions one after the other."""
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
         if len(self._starting) >= self._most_starting:
-            waiting = f"{len(self._starting)} new sessions wait to be started, as many as this server lets wait"
-            raise ProblemError(503, TOO_MANY_STARTING, f"{waiting}: try again in a second")
+            said = f"{len(self._starting)} new sessions wait for their start, which is this server's limit: try again in a second"
+            raise ProblemError(503, TOO_MANY_STARTING, said)
 
     def _check_descriptors(self) -> None:
         """Raise ProblemError (429) before descriptors run out, so that the sessions that exist never meet a shortage."""
         if room_for_sessions() <= len(self._starting):
-            full = f"{open_descriptors()} descriptors are open on the server, and the rest is kept for connections and files"
-            raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and start it again")
+            full = f"{open_descriptors()} file descriptors are open on the server, and the rest is reserved for connections and files"
+            raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and restart it")
 
     def _make_room(self) -> None:
         if len(self._sessions) >= self.most:
