@@ -86,8 +86,7 @@ MAY_IMPORT |= {
     "integrations": _ARRIVAL | {"integrations"},
     "interactive": _ARRIVAL | {"sandbox.policy"},
     "notebook": _ARRIVAL | {"interactive"},
-    "cli": _ARRIVAL
-    | {"cli", "interactive", "mcp", "hosting", "sandbox.policy", "server.app"},  # server.app: the type of what `serve` serves
+    "cli": _ARRIVAL | {"cli", "interactive", "mcp", "hosting", "sandbox.policy"},
     "mcp": _ARRIVAL
     | {"mcp", "integrations", "cli", "client.snippets", "hosting", "server.guard"},  # cli, guard: what `mcp --http` shares with `serve`
 }

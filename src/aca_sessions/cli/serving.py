@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 from opentelemetry import metrics
@@ -31,9 +30,6 @@ from ..settings import Settings
 from .certificate import certificate
 from .connections import PACE, Connection, Connections, Listener, Pace, most_connections
 from .keys import api_key
-
-if TYPE_CHECKING:
-    from ..server.app import Service
 
 Welcome = Callable[[str, str | None], None]
 
@@ -62,7 +58,9 @@ async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> 
         async with open_server(_settings(options), hosting=_hosting(options, key)) as service:
             where = _endpoint(options, listener)
             greet = partial(welcome, where, key) if welcome else partial(print, _greeting(options, where, key), flush=True)
-            draining = Draining(service, options.drain_seconds) if options.drain_seconds else None
+            draining = None
+            if options.drain_seconds:
+                draining = Draining(service.take_no_more, lambda: service.has_sessions, options.drain_seconds)
             tls = certificate(options.tls_dir, options.host) if options.tls else None
             await Server(service, service.drain, greet, draining=draining, tls=tls).serve(sockets=[listener])
     finally:
@@ -101,8 +99,9 @@ def _open_in_browser(folder: Path, address: str) -> None:
 class Draining:
     """The time between a first SIGTERM and the end: until the last session has ended, but at most a number of seconds."""
 
-    def __init__(self, service: "Service", seconds: float) -> None:
-        self._service = service
+    def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
+        self._take_no_more = take_no_more
+        self._has_sessions = has_sessions
         self._seconds = seconds
         self._ends: float | None = None
 
@@ -111,13 +110,13 @@ class Draining:
         if self._ends is not None:
             return False
         self._ends = time.monotonic() + self._seconds
-        self._service.take_no_more()
+        self._take_no_more()
         return True
 
     @property
     def is_over(self) -> bool:
         """Return whether the last session has ended or the time is up."""
-        return self._ends is not None and (not self._service.has_sessions or time.monotonic() >= self._ends)
+        return self._ends is not None and (not self._has_sessions() or time.monotonic() >= self._ends)
 
 
 class Server(uvicorn.Server):
