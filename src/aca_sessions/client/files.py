@@ -19,6 +19,7 @@ from ..errors import ServiceError
 from ..models import RemoteFile
 from .arguments import checked_data, checked_folder, checked_path
 from .executions import DEFAULT_WAIT
+from .history import Upload, Uploaded, step_of
 from .http import SessionsHttpClient, decoded
 
 
@@ -158,21 +159,26 @@ class SessionFiles:
         self._http = http
         self._dialect = version.dialect
 
-    async def upload(self, session_id: str, name: str, data: object) -> RemoteFile:
-        """Write a file into /mnt/data and return its description. A file on this machine is read while it is sent."""
-        folder, name = checked_path(name)
+    async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
+        """Write a file into /mnt/data and return its description and its step in a history.
+
+        A file on this machine is read once, while it is sent.
+        """
+        folder, name = checked_path(path)
         content = checked_data(data)
-        size = content.stat().st_size if isinstance(content, Path) else len(content)
-        with telemetry.span("upload", session_id, bytes=size), contextlib.ExitStack() as stack:
-            response = await self._http.request(
-                "POST",
-                self._dialect.UPLOAD_PATH,
-                identifier=session_id,
-                query=_path(folder),
-                file=(name, stack.enter_context(content.open("rb")) if isinstance(content, Path) else content),
-                timeout=DEFAULT_WAIT,
-            )
-        return decoded(response, self._dialect.decode_upload)
+        with contextlib.ExitStack() as stack:
+            sent = stack.enter_context(Upload(content)) if isinstance(content, Path) else content
+            size = os.fstat(sent.fileno()).st_size if isinstance(sent, Upload) else len(sent)
+            with telemetry.span("upload", session_id, bytes=size):
+                response = await self._http.request(
+                    "POST",
+                    self._dialect.UPLOAD_PATH,
+                    identifier=session_id,
+                    query=_path(folder),
+                    file=(name, sent),
+                    timeout=DEFAULT_WAIT,
+                )
+        return decoded(response, self._dialect.decode_upload), step_of(path, sent)
 
     async def list(self, session_id: str, folder: str) -> list[RemoteFile]:
         """Return the files in /mnt/data, or in a folder of it."""

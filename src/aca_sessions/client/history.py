@@ -1,9 +1,9 @@
 """The history of a session: what was done with it, in order. It is enough to write a notebook and to run everything again."""
 
-import asyncio
 import base64
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -154,22 +154,39 @@ class History:
         return len(self._steps)
 
 
-async def uploaded(path: str, data: bytes | Path) -> Uploaded:
-    """Return the step of an upload. A file on this machine is read in a thread."""
-    return await asyncio.to_thread(_read, path, data) if isinstance(data, Path) else _of_bytes(path, data)
+class Upload(io.FileIO):
+    """A file that is noted while it is sent: its size, its hash and, up to 4 MB, its content.
+
+    So the history has what the session got, even if the file on this machine changes meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read the next bytes and note them."""
+        data = super().read(size)
+        self.size += len(data)
+        self.digest.update(data)
+        if self.size <= _LARGEST_FILE:
+            self.content += data
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Forget what was noted: httpx seeks to the beginning before it sends the file, also when it sends it again."""
+        self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
+        return super().seek(offset, whence)
 
 
-def _read(path: str, source: Path) -> Uploaded:
-    size = source.stat().st_size
-    if size <= _LARGEST_FILE:
-        return _of_bytes(path, source.read_bytes())
-    with source.open("rb") as file:
-        return Uploaded(path, size, hashlib.file_digest(file, "sha256").hexdigest(), None)
-
-
-def _of_bytes(path: str, content: bytes) -> Uploaded:
-    kept = content if len(content) <= _LARGEST_FILE else None
-    return Uploaded(path, len(content), hashlib.sha256(content).hexdigest(), kept)
+def step_of(path: str, sent: bytes | Upload) -> Uploaded:
+    """Return the step of an upload, after it was sent."""
+    if isinstance(sent, bytes):
+        content: bytes | bytearray = sent
+        size, digest = len(sent), hashlib.sha256(sent)
+    else:
+        content, size, digest = sent.content, sent.size, sent.digest
+    return Uploaded(path, size, digest.hexdigest(), bytes(content) if size <= _LARGEST_FILE else None)
 
 
 _OURS = "aca_sessions"

@@ -20,6 +20,7 @@ from .arguments import sanitize as take_out_of_fences
 from .continuity import Continuity, Delivered
 from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background, rich
 from .files import SessionFiles
+from .history import Uploaded
 from .http import Response, SessionsHttpClient, decoded
 from .snippets import snippet
 
@@ -156,8 +157,14 @@ class CodeInterpreter:
             data: The content. A Path is sent without reading the file whole.
         """
         if isinstance(request, FileUploadRequest):
-            return await self._files.upload(request.session_id, request.file_name, request.file_content)
-        return await self._files.upload(request, name, data)
+            remote_file, _ = await self.upload(request.session_id, request.file_name, request.file_content)
+        else:
+            remote_file, _ = await self.upload(request, name, data)
+        return remote_file
+
+    async def upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
+        """Write a file like `upload_file`. Return its description and the step for a history."""
+        return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
         """Return the files in /mnt/data, or in a folder of it."""

@@ -25,11 +25,11 @@ from ..models import (
     Variable,
 )
 from .answers import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
-from .arguments import checked_count, checked_data, checked_moment, checked_requirements, refusal
+from .arguments import checked_count, checked_moment, checked_requirements, refusal
 from .arguments import sanitize as take_out_of_fences
 from .continuity import Delivered
 from .executions import AnswerCall, AnswerInput, Execution
-from .history import Deleted, History, Installed, Ran, Reset, to_notebook, to_script, uploaded
+from .history import Deleted, History, Installed, Ran, Reset, to_notebook, to_script
 from .interpreter import INSTALL_SECONDS, CodeInterpreter
 
 _FROM_PLAIN_CODE = frozenset({"reset", "variables"})
@@ -193,9 +193,9 @@ class Session:
             name: The file's name, which may have folders in front. A name outside /mnt/data raises InvalidArgumentError.
             data: The content. A Path is sent without reading the file whole.
         """
-        uploaded_file = await self._interpreter.upload_file(self.session_id, name, data)
-        self.history.note(await uploaded(name, checked_data(data)))
-        return uploaded_file
+        remote_file, step = await self._interpreter.upload(self.session_id, name, data)
+        self.history.note(step)
+        return remote_file
 
     async def download_file(self, name: str) -> bytes:
         """Return a file's content.
