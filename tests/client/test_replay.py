@@ -203,7 +203,7 @@ async def test_a_script_has_the_cells_without_ipython_syntax(session: Session, t
 
 
 async def test_a_notebook_of_another_program_is_replayed(session: Session) -> None:
-    other = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdsnippet("# Title"), nbformat.v4.new_code_cell("1 + 1")])
+    other = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("1 + 1")])
     assert str(await replay(other, session)).splitlines()[1] == "cell 1: output differs; shown was [], is ['2']"
 
 
