@@ -34,12 +34,11 @@ MAY_IMPORT = {
     "guest_text": set(),
     "clean_html": set(),
     "telemetry": {"models"},
-    "tasks": set(),
     "errors": set(),
     "lifetime": {"errors"},
     "settings": {"client", "errors", "sandbox.policy"},  # the defaults of each
     "contract": {"contract", "models", "errors"},
-    "client": {"client", "client.snippets", "contract", "ledger", "models", "errors", "telemetry", "tasks", "lifetime"},
+    "client": {"client", "client.snippets", "contract", "ledger", "models", "errors", "telemetry", "lifetime"},
     "client.snippets": set(),  # sent as text, by the client and by the server's page
     "sandbox.policy": {"errors"},
     "sandbox.wire": set(),
@@ -53,7 +52,6 @@ MAY_IMPORT = {
         "ledger",
         "models",
         "errors",
-        "tasks",
         "lifetime",
         "guest_text",
     },
@@ -69,16 +67,16 @@ MAY_IMPORT = {
         "ledger",
         "models",
         "errors",
-        "tasks",
-        "telemetry",
         "lifetime",
+        "telemetry",
     },
     "connect": {"settings", "client", "contract", "server", "hosting", "sandbox", "sandbox.policy", "errors", "lifetime"},
     "bridge.codec": set(),
     "bridge.guest": {"bridge.codec", "sandbox.guest"},  # for the session's own folder
     "bridge.threaded_guest": {"bridge.codec", "bridge.guest", "sandbox.guest", "sandbox.wire"},  # sent as text, with these
-    "bridge": {"bridge.codec", "bridge", "client", "models", "errors", "tasks"},
-    "agent": {"agent", "bridge", "bridge.codec", "connect", "client", "models", "errors", "tasks"},  # connect: for a session without a pool
+    "bridge": {"bridge.codec", "bridge", "client", "models", "errors", "lifetime"},
+    # connect: for a session without a pool
+    "agent": {"agent", "bridge", "bridge.codec", "connect", "client", "models", "errors", "lifetime"},
     "compat": {"compat", "integrations", "interactive", "agent", "connect", "client", "models", "errors", ""},
 }
 _ARRIVAL = {"connect", "agent", "client", "contract", "settings", "models", "rendering", "guest_text", "errors", "lifetime"}

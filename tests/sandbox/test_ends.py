@@ -8,12 +8,12 @@ import socket
 import pytest
 
 from aca_sessions.errors import GuestDiedError, IsolationError
+from aca_sessions.lifetime import _Handover, made_in_thread
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.limits.watchdog import Watchdog
 from aca_sessions.sandbox.policy import Limits
 from aca_sessions.sandbox.session.endings import Spawned, host_pid
 from aca_sessions.sandbox.session.interpreter import start
-from aca_sessions.tasks import _Handover, made_in_thread
 
 from ..conftest import descendants
 

@@ -9,7 +9,7 @@ import pytest
 
 from aca_sessions import open_server
 from aca_sessions.hosting import Hosting
-from aca_sessions.tasks import Tasks
+from aca_sessions.lifetime import Tasks
 
 CODE = {"code": "6 * 7"}
 

@@ -24,8 +24,8 @@ from ..client.answers import answer
 from ..client.arguments import checked_timeout
 from ..client.session import Session
 from ..errors import ACASessionsError, ExecutionError, ServiceError, ServiceUnavailableError
+from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Scalar, State
-from ..tasks import Tasks
 from . import codec, host
 
 _GUEST = "bridge.threaded_guest"

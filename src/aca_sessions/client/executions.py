@@ -14,8 +14,8 @@ from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
 from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
+from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event
-from ..tasks import Tasks
 from .continuity import Delivered
 from .http import SessionsHttpClient, decoded
 

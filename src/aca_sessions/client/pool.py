@@ -18,9 +18,8 @@ from typing import Literal, Self
 
 from .. import telemetry
 from ..errors import ACASessionsError, PoolClosedError, PoolError, PoolTimeoutError
-from ..lifetime import Owner, caller
+from ..lifetime import Owner, Tasks, caller
 from ..models import SessionInfo
-from ..tasks import Tasks
 from .arguments import checked_session_id
 from .interpreter import CodeInterpreter
 from .session import Session

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import IsolationError
-from ..tasks import in_thread
+from ..lifetime import in_thread
 from .limits.capacity import capacity
 from .limits.watchdog import private_memory
 from .policy import Limits, Policy

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ..tasks import Tasks
+from ..lifetime import Tasks
 from .policy import Network
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

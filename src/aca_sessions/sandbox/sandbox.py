@@ -9,8 +9,8 @@ from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError, PartlyRestoredError, SnapshotError
 from ..ledger import Ledger
+from ..lifetime import Tasks, made_in_thread
 from ..models import CodeExecutionResult, RemoteFile, RunningProcess
-from ..tasks import Tasks, made_in_thread
 from .forkserver import ForkServer, limiter
 from .limits.memory import Memory
 from .packages.store import Packages, SessionPackages

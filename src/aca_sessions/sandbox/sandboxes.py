@@ -15,7 +15,7 @@ from typing import Self
 from anyio import to_thread
 
 from ..errors import ACASessionsError, GuestDiedError
-from ..tasks import Tasks, in_thread, made_in_thread
+from ..lifetime import Tasks, in_thread, made_in_thread
 from . import environment
 from .forkserver import ForkServer, limiter
 from .images import images

@@ -15,11 +15,11 @@ from ..contract.extensions import QUESTIONS
 from ..contract.records import Execution, ExecutionCall, ProblemError, Status
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..ledger import with_state
+from ..lifetime import Tasks, log_failure
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, Event
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.session.cell import CellNotSentError, CellNotStartedError
 from ..sandbox.session.interpreter import Interpreter
-from ..tasks import Tasks, log_failure
 from .journal import Journal
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from ..contract.records import DRAINING, IDENTIFIER, SNAPSHOT_REFUSED, TOO_MANY_
 from ..contract.values import parse
 from ..contract.versions import Version, version_named
 from ..errors import GuestDiedError, IsolationError, SnapshotError
+from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
-from ..tasks import log_failure
 from ..telemetry import hashed
 from .journal import Journal
 

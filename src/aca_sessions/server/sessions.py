@@ -20,13 +20,13 @@ from ..contract.records import DRAINING, NO_SESSION, TOO_MANY_STARTING, Executio
 from ..errors import GuestDiedError
 from ..hosting import Hosting
 from ..ledger import Ledger
+from ..lifetime import Tasks
 from ..models import SessionInfo
 from ..sandbox.limits.capacity import open_descriptors, room_for_sessions
 from ..sandbox.limits.memory import Memory
 from ..sandbox.probe import IsolationReport, examine
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.sandboxes import Sandboxes
-from ..tasks import Tasks
 from .executions import Executions, RunningExecution, no_execution
 from .journal import Journal
 

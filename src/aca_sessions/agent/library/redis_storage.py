@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ...errors import ConfigurationError, StorageError
-from ...tasks import made_in_thread
+from ...lifetime import made_in_thread
 from .storage import Kind, checked_name
 
 if TYPE_CHECKING:

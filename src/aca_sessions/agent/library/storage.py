@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ...errors import InvalidArgumentError, StorageError
-from ...tasks import made_in_thread
+from ...lifetime import made_in_thread
 
 if TYPE_CHECKING:
     from .search import Embed

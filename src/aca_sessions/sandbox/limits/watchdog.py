@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from ...tasks import Tasks, in_thread
+from ...lifetime import Tasks, in_thread
 from ..hosts import NO_CGROUPS
 from ..policy import Limits, Together
 from .capacity import is_shortage, with_reserve

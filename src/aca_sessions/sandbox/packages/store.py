@@ -19,8 +19,8 @@ from anyio import to_thread
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from ...lifetime import Tasks
 from ...models import CodeError, CodeExecutionResult, Package
-from ...tasks import Tasks
 from ..environment import Survey, survey
 from ..images.image_python import ImagePython
 from ..policy import Policy

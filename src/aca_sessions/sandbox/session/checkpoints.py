@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from anyio import to_thread
 
 from ...errors import ACASessionsError, GuestDiedError, SnapshotError
+from ...lifetime import Tasks
 from ...models import Checkpoint
-from ...tasks import Tasks
 from ..forkserver import ForkServer, limiter
 from ..policy import Limits
 from . import copies

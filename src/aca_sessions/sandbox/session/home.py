@@ -20,9 +20,8 @@ from pathlib import Path
 from anyio import to_thread
 
 from ...errors import ACASessionsError, GuestDiedError, IsolationError
-from ...lifetime import Owner
+from ...lifetime import Owner, Tasks
 from ...models import RunningProcess
-from ...tasks import Tasks
 from ..forkserver import limiter
 from ..hosts import remedy_for
 from ..limits.capacity import is_shortage

@@ -18,8 +18,8 @@ from itertools import islice
 from typing import Any
 
 from ...errors import GuestDiedError, SnapshotError
+from ...lifetime import made_in_thread
 from ...models import CodeExecutionResult, Event, RunningProcess
-from ...tasks import made_in_thread
 from .. import wire
 from ..forkserver import refusal
 from ..limits.capacity import no_descriptor, told_of
