@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aca_sessions.client.continuity import Delivered
-from aca_sessions.ledger import Ledger, state_between, summarized
+from aca_sessions.ledger import Delivered, Ledger, state_between, summarized
 from aca_sessions.models import CodeError, CodeExecutionResult, Entry, State
 
 LOST = {"variables": "lost", "processes": "ended"}

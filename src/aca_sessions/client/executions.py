@@ -14,9 +14,9 @@ from ..contract.records import MAX_SYNCHRONOUS_SECONDS, ExecutionCall
 from ..contract.records import Execution as Record
 from ..contract.versions import Version
 from ..errors import ACASessionsError, InvalidArgumentError, NotSupportedError, ServiceError, ServiceUnavailableError
+from ..ledger import Delivered
 from ..lifetime import Tasks
 from ..models import NO_REPLY, CodeError, CodeExecutionResult, Event
-from .continuity import Delivered
 from .http import SessionsHttpClient, decoded
 
 AnswerInput = Callable[[str], "str | Awaitable[str | None] | None"]

@@ -13,11 +13,12 @@ from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
 from ..contract.versions import version_named
 from ..errors import ACASessionsError, NotFoundError, NotSupportedError
+from ..ledger import Delivered
 from ..lifetime import Tasks
 from ..models import Checkpoint, CodeExecutionRequest, CodeExecutionResult, FileUploadRequest, Package, Record, RemoteFile, SessionInfo
 from .arguments import checked_install_timeout, checked_names, checked_requirements, checked_session_id, checked_timeout, refusal
 from .arguments import sanitize as take_out_of_fences
-from .continuity import Continuity, Delivered
+from .continuity import Continuity
 from .executions import AnswerCall, AnswerInput, Execution, Executions, ended, in_background, rich
 from .files import SessionFiles
 from .history import Uploaded

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import ExecutionError, InvalidArgumentError, NotFoundError, NotSupportedError, ServiceError
+from ..ledger import Delivered
 from ..models import (
     Checkpoint,
     CodeExecutionRequest,
@@ -27,7 +28,6 @@ from ..models import (
 from .answers import answer, command_result_of, completions_of, health_of, inspection_of, names_of, variables_of
 from .arguments import checked_count, checked_moment, checked_requirements, refusal
 from .arguments import sanitize as take_out_of_fences
-from .continuity import Delivered
 from .executions import AnswerCall, AnswerInput, Execution
 from .history import Deleted, History, Installed, Ran, Reset, to_notebook, to_script
 from .interpreter import INSTALL_SECONDS, CodeInterpreter
