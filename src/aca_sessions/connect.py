@@ -1,12 +1,5 @@
 """The functions that open everything from settings. Only this module decides between embedded and remote."""
 
-from typing import TYPE_CHECKING
-
-from .errors import ConfigurationError
-from .settings import LimitsSettings, PackagesSettings, Settings, TogetherSettings
-
-if TYPE_CHECKING:
-    from .sandbox.policy import Limits, Network, PackageSource, Policy, Together
 import asyncio
 import logging
 import sys
@@ -22,95 +15,16 @@ from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
 from .contract.versions import version_named
-from .errors import NotSupportedError, PoolError
+from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
 from .lifetime import Owner
+from .settings import PackagesSettings, Settings
 
 if TYPE_CHECKING:
-    from .client.auth import AzureTokenProvider
     from .sandbox.packages.environments import Environments
-    from .sandbox.policy import Policy
+    from .sandbox.policy import PackageSource, Policy
     from .sandbox.probe import IsolationReport
     from .server.app import Service
-
-
-def policy_of(settings: Settings) -> "Policy":
-    """Return the policy of embedded sessions: limits, network, mounts, packages and isolation."""
-    from .sandbox.policy import Mount, Policy
-
-    options = settings.Sandbox
-    return Policy(
-        limits=_limits(options.Limits),
-        together=_together(options.Together),
-        network=_network(options.Network),
-        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
-        packages=packages_of(settings.Packages),
-        python=_python(settings),
-        preload=options.Preload,
-        spares=options.Spares,
-        tenant=options.Tenant,
-        isolation=options.Isolation,
-        image=settings.ContainerImage or None,
-    )
-
-
-def _python(settings: Settings) -> str | None:
-    from .sandbox.packages.environments import python_of
-
-    python, environment = settings.Sandbox.Python, settings.Sandbox.Environment
-    if python is not None and environment is not None:
-        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
-    if settings.ContainerImage and environment is not None:
-        raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
-    return python if environment is None else python_of(environment)
-
-
-def packages_of(options: PackagesSettings) -> "PackageSource":
-    """Return the source of packages for embedded sessions."""
-    from .sandbox.policy import MB, PackageSource
-
-    return PackageSource(
-        index_url=options.IndexUrl.get_secret_value() if options.IndexUrl else None,
-        wheels=options.WheelFolder,
-        cache=options.CacheFolder,
-        cache_size=options.CacheMegabytes * MB,
-    )
-
-
-def _together(options: TogetherSettings) -> "Together":
-    from .sandbox.policy import Together
-
-    return Together(memory_share=options.MemoryShare, processes=options.Processes, cpu_weight=options.CpuWeight)
-
-
-def _network(words: tuple[str, ...]) -> "Network":
-    from .sandbox.policy import Network
-
-    match words:
-        case ("none",):
-            return Network.none()
-        case ("host",):
-            return Network.host()
-    return Network.allow(*words)
-
-
-def _limits(options: LimitsSettings) -> "Limits":
-    from .sandbox.policy import KB, MB, Limits
-
-    return Limits(
-        memory=options.MemoryMegabytes * MB,
-        disk=options.DiskMegabytes * MB,
-        temporary=options.TemporaryMegabytes * MB,
-        processes=options.Processes,
-        open_files=options.OpenFiles,
-        cpu=options.Cpu,
-        cell_timeout=options.CellTimeoutSeconds,
-        output=options.OutputKilobytes * KB,
-        history=options.History,
-        checkpoints=options.Checkpoints,
-        checkpoint_files=options.CheckpointMegabytes * MB,
-    )
-
 
 _logger = logging.getLogger("aca_sessions")
 _UNIX = "unix://"
@@ -119,6 +33,61 @@ _POOLS = (_AZURE, ".azurecontainerapps.io")  # pools of custom containers are be
 _ROOM_FOR_IDLE = 20  # sessions that the embedded server can keep alive for each lease of the pool
 _OTHER_LOOP_SECONDS = 10.0  # how long to wait for another thread's event loop to close what it opened
 Opened = TypeVar("Opened")
+
+
+def policy_of(settings: Settings) -> "Policy":
+    """Return the policy of embedded sessions: limits, network, mounts, packages and isolation."""
+    from .sandbox.packages.environments import python_of
+    from .sandbox.policy import KB, MB, Limits, Mount, Network, Policy, Together
+
+    options, limits, together = settings.Sandbox, settings.Sandbox.Limits, settings.Sandbox.Together
+    if options.Python is not None and options.Environment is not None:
+        raise ConfigurationError("ACASessions:Sandbox:Python and ACASessions:Sandbox:Environment contradict each other: keep one")
+    if settings.ContainerImage and options.Environment is not None:
+        raise ConfigurationError("ACASessions:ContainerImage and ACASessions:Sandbox:Environment contradict each other: keep one")
+    match options.Network:
+        case ("none",):
+            network = Network.none()
+        case ("host",):
+            network = Network.host()
+        case domains:
+            network = Network.allow(*domains)
+    return Policy(
+        limits=Limits(
+            memory=limits.MemoryMegabytes * MB,
+            disk=limits.DiskMegabytes * MB,
+            temporary=limits.TemporaryMegabytes * MB,
+            processes=limits.Processes,
+            open_files=limits.OpenFiles,
+            cpu=limits.Cpu,
+            cell_timeout=limits.CellTimeoutSeconds,
+            output=limits.OutputKilobytes * KB,
+            history=limits.History,
+            checkpoints=limits.Checkpoints,
+            checkpoint_files=limits.CheckpointMegabytes * MB,
+        ),
+        together=Together(memory_share=together.MemoryShare, processes=together.Processes, cpu_weight=together.CpuWeight),
+        network=network,
+        mounts=tuple(Mount(mount.Host, mount.Guest, mount.Shared) for mount in options.Mounts),
+        packages=_package_source(settings.Packages),
+        python=options.Python if options.Environment is None else python_of(options.Environment),
+        preload=options.Preload,
+        spares=options.Spares,
+        tenant=options.Tenant,
+        isolation=options.Isolation,
+        image=settings.ContainerImage or None,
+    )
+
+
+def _package_source(options: PackagesSettings) -> "PackageSource":
+    from .sandbox.policy import MB, PackageSource
+
+    return PackageSource(
+        index_url=options.IndexUrl.get_secret_value() if options.IndexUrl else None,
+        wheels=options.WheelFolder,
+        cache=options.CacheFolder,
+        cache_size=options.CacheMegabytes * MB,
+    )
 
 
 class Opening(Generic[Opened]):
@@ -178,7 +147,7 @@ async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
-        raise PoolError("the event loop that opened this is busy and will close it later: close it in the loop that opened it")
+        raise PoolError("closing must run on the event loop that opened this, which is busy and will do it later: close it in that loop")
     await closing
 
 
@@ -204,12 +173,19 @@ def open_pool(
 
     async def open_on(stack: Stack) -> SessionPool:
         chosen = _settings(settings, endpoint, max_concurrent_sessions)
-        limit = chosen.SessionPool.MaxConcurrentSessions
+        options = chosen.SessionPool
         # The pool alone ends idle sessions: one that it keeps must never make room for another at the embedded server.
-        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * limit, cooldown=None, evicts=False)
-        embedded = replace(policy or policy_of(chosen), spares=spares) if spares is not None and not _is_remote(chosen) else policy
-        interpreter = await _open_interpreter(chosen, embedded, hosting, stack)
-        pool = _pool(interpreter, chosen, on_event)
+        hosting = Hosting(max_sessions=_ROOM_FOR_IDLE * options.MaxConcurrentSessions, cooldown=None, evicts=False)
+        embedded = policy
+        if spares is not None and not chosen.SessionsHttpClient.Endpoint:
+            embedded = replace(policy or policy_of(chosen), spares=spares)
+        pool = SessionPool(
+            await _open_interpreter(chosen, embedded, hosting, stack),
+            max_concurrent_sessions=options.MaxConcurrentSessions,
+            session_timeout=60 * options.SessionTimeoutMinutes,
+            acquire_timeout=options.AcquireTimeoutSeconds,
+            on_event=on_event,
+        )
         stack.at_once.append(pool.abandon)
         return await stack.enter_async_context(pool)
 
@@ -229,7 +205,7 @@ def open_interpreter(
 
     async def open_on(stack: Stack) -> CodeInterpreter:
         chosen = _settings(settings, endpoint, None)
-        return await _open_interpreter(chosen, policy, Hosting(cooldown=_session_seconds(chosen)), stack)
+        return await _open_interpreter(chosen, policy, Hosting(cooldown=60 * chosen.SessionPool.SessionTimeoutMinutes), stack)
 
     return Opening(open_on)
 
@@ -266,10 +242,14 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
 
         if alone:
             check_is_alone()
-        chosen = policy or policy_of(settings or Settings())
+        options = settings or Settings()
+        chosen = policy or policy_of(options)
         # /mnt/data cannot be private without a mount, and translating paths would not reach C libraries.
         if chosen.isolation != "full" and hosting is not None and hosting.plain:
-            raise ConfigurationError("serve --plain promises /mnt/data as Azure has it, which sessions without namespaces have not")
+            raise ConfigurationError(
+                "serve --plain needs full isolation, because /mnt/data is not private without namespaces: leave out --plain, or set "
+                "ACASessions:Sandbox:Isolation to full"
+            )
         # Start the fork server first: it starts while the rest of the server is imported.
         sandboxes = await stack.enter_async_context(Sandboxes(chosen))
         stack.at_once.append(sandboxes.abandon)
@@ -277,17 +257,13 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
         from .server.sessions import Sessions
 
         await sandboxes.wait_until_ready()
-        host = _audited(hosting or Hosting(), settings or Settings())
+        given = hosting or Hosting()
+        host = replace(given, audit=given.audit or options.Audit.File, audit_code=given.audit_code or options.Audit.Code)
         sessions = Sessions(sandboxes, host, default_timeout=chosen.limits.cell_timeout)
         stack.at_once.append(sessions.journal.close)
         return Service(await stack.enter_async_context(sessions), host)
 
     return Opening(open_on)
-
-
-def _audited(hosting: Hosting, settings: Settings) -> Hosting:
-    file = hosting.audit or settings.Audit.File
-    return replace(hosting, audit=file, audit_code=hosting.audit_code or settings.Audit.Code)
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
@@ -302,11 +278,7 @@ def environments(settings: Settings, tell: Callable[[str], None]) -> "Environmen
     """Return the named environments for guests. New ones are made from the package source of the settings."""
     from .sandbox.packages.environments import Environments
 
-    return Environments(packages_of(settings.Packages), tell)
-
-
-def _is_remote(settings: Settings) -> bool:
-    return bool(settings.SessionsHttpClient.Endpoint)
+    return Environments(_package_source(settings.Packages), tell)
 
 
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
@@ -330,8 +302,14 @@ async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting
 
 
 async def _open_http(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> SessionsHttpClient:
-    client = await _remote(settings, stack) if _is_remote(settings) else await _embedded(settings, policy, hosting, stack)
-    return SessionsHttpClient(client, api_version=settings.SessionsHttpClient.ApiVersion, **_timeouts(settings))
+    options = settings.SessionsHttpClient
+    return SessionsHttpClient(
+        await (_remote(settings, stack) if options.Endpoint else _embedded(settings, policy, hosting, stack)),
+        api_version=options.ApiVersion,
+        connect_timeout=options.ConnectTimeoutSeconds,
+        request_timeout=options.RequestTimeoutSeconds,
+        patience=options.PatienceSeconds,
+    )
 
 
 async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> httpx.AsyncClient:
@@ -344,9 +322,7 @@ async def _embedded(settings: Settings, policy: "Policy | None", hosting: Hostin
 
 
 async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
-    options = settings.SessionsHttpClient
-    endpoint = options.Endpoint or ""
-    auth = await _auth(settings, stack)
+    endpoint, auth = settings.SessionsHttpClient.Endpoint or "", await _auth(settings, stack)
     if endpoint.startswith(_UNIX):
         transport = httpx.AsyncHTTPTransport(uds=endpoint.removeprefix(_UNIX))
         return httpx.AsyncClient(transport=transport, base_url="http://localhost", auth=auth)
@@ -354,56 +330,27 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication: a key if one is configured, none for a socket file, else Azure's own sign-in."""
-    from .client.auth import ApiKeyAuth, BearerAuth
+    """Return the authentication: a key if one is configured, none for a socket file, otherwise Azure's own sign-in."""
+    from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
-    options = settings.SessionsHttpClient
-    if options.ApiKey is not None and httpx.URL(options.Endpoint or "").host.endswith(_AZURE):
-        _logger.warning("ACASessions:SessionsHttpClient:ApiKey is sent to Azure, which takes tokens: leave it out to sign in")
-    if options.ApiKey is not None:
-        return ApiKeyAuth(options.ApiKey.get_secret_value())
-    endpoint = httpx.URL(options.Endpoint or "")
-    if (options.Endpoint or "").startswith(_UNIX):
+    key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""
+    host = httpx.URL(endpoint).host
+    if key is not None and host.endswith(_AZURE):
+        _logger.warning("ACASessions:SessionsHttpClient:ApiKey is sent to Azure, which accepts only tokens: leave it out to sign in")
+    if key is not None:
+        return ApiKeyAuth(key.get_secret_value())
+    if endpoint.startswith(_UNIX):
         return None
-    if not endpoint.host.endswith(_POOLS):
+    if not host.endswith(_POOLS):
         raise ConfigurationError(
-            "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint that is not Azure's needs the key of its server "
+            "ACASessions:SessionsHttpClient:ApiKey is missing: an Endpoint outside Azure needs the key of its server "
             "(aca-sessions serve prints it)"
         )
-    return BearerAuth(await _azure_tokens(settings, stack))
-
-
-async def _azure_tokens(settings: Settings, stack: Stack) -> "AzureTokenProvider":
     from azure.identity.aio import DefaultAzureCredential
-
-    from .client.auth import AzureTokenProvider
 
     credential = await stack.enter_async_context(DefaultAzureCredential())
     options = settings.AzureTokenProvider
-    return AzureTokenProvider(credential, scopes=options.Scopes, refresh_before=60 * options.RefreshBeforeMinutes)
-
-
-def _pool(interpreter: CodeInterpreter, settings: Settings, on_event: Callable[[PoolEvent], None] | None) -> SessionPool:
-    return SessionPool(
-        interpreter,
-        max_concurrent_sessions=settings.SessionPool.MaxConcurrentSessions,
-        session_timeout=_session_seconds(settings),
-        acquire_timeout=settings.SessionPool.AcquireTimeoutSeconds,
-        on_event=on_event,
-    )
-
-
-def _session_seconds(settings: Settings) -> float:
-    return 60 * settings.SessionPool.SessionTimeoutMinutes
-
-
-def _timeouts(settings: Settings) -> dict[str, float]:
-    options = settings.SessionsHttpClient
-    return {
-        "connect_timeout": options.ConnectTimeoutSeconds,
-        "request_timeout": options.RequestTimeoutSeconds,
-        "patience": options.PatienceSeconds,
-    }
+    return BearerAuth(AzureTokenProvider(credential, scopes=options.Scopes, refresh_before=60 * options.RefreshBeforeMinutes))
 
 
 def _require_linux() -> None:

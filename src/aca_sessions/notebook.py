@@ -1,6 +1,6 @@
 """Notebook magics: `%%session` runs a cell in an isolated session; `%session_files` and `%session_reset` manage it.
 
-IPython does not await magics, and the notebook has a loop of its own. So ours runs in a thread behind a portal.
+IPython does not await magics, and the notebook runs an event loop of its own. So sessions run on another loop, in a thread.
 """
 
 import atexit
@@ -42,7 +42,7 @@ def load(shell: object) -> None:
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 < seconds < math.inf:
-        raise ArgumentTypeError("a number of seconds above 0")
+        raise ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return seconds
 
 

@@ -342,7 +342,7 @@ def test_options_about_containers_warn_that_they_have_no_effect() -> None:
 
 
 def test_invalid_options_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="not java"):
+    with pytest.raises(NotSupportedError, match="got java"):
         InteractiveSandboxSession(lang="java")
     with pytest.raises(TypeError, match="colour"):
         InteractiveSandboxSession(colour="red")  # type: ignore[call-arg]
