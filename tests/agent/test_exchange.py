@@ -255,7 +255,7 @@ async def test_cells_that_are_sent_together_run_one_after_the_other(agent: Agent
         ("import sys; sys.version_info = (3, 8)", "its sessions have a Python older than 3.9"),
         ("import sys; sys.modules['IPython'].get_ipython = lambda: None", "its sessions have no IPython"),
         ("import threading\ndef start(self): raise RuntimeError\nthreading.Thread.start = start", "its sessions start no threads"),
-        ("import zlib; zlib.decompress = None", "its sessions do not take what cells need for them"),
+        ("import zlib; zlib.decompress = None", "its sessions cannot load the modules that cells with host calls need"),
     ],
 )
 async def test_a_session_that_lacks_a_module_is_reported_by_its_name(pool: SessionPool, broken: str, said: str) -> None:
@@ -274,7 +274,7 @@ async def test_an_endpoint_that_cannot_carry_calls_is_refused_with_the_reason(tm
                 assert (await agent.add_skill("nothing", documented))["tested"] is False
                 await agent.save_artifact("a", {"b": 1})
                 assert await agent.load_artifact("a") == {"b": 1}
-            with pytest.raises(NotSupportedError, match="do not take what cells need for them, so cells cannot call tools"):
+            with pytest.raises(NotSupportedError, match="cells with host calls need, so cells cannot call tools"):
                 await AgentSession(pool, tools=[weather]).start()
 
 

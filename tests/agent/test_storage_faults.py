@@ -112,7 +112,7 @@ async def test_redis_may_go_and_return_in_the_middle_of_a_cell(pool: SessionPool
     code = f"artifacts.save('one', 'before')\ntools.stop()\n{gone}tools.start()\n"
     async with AgentSession(pool, storage=storage, tools=tools) as agent:
         assert (await agent.run(f"{code}(said.partition(': ')[2], artifacts.load('one'))")).text == (
-            "('look whether the server runs, and at the URL', 'before')"
+            "('check whether the server runs, and the URL', 'before')"
         )
         assert (await agent.run("artifacts.save('one', 'after'); artifacts.load('one')")).text == "'after'"
     await storage.close()
@@ -132,7 +132,7 @@ async def test_redis_may_restart_between_calls(redis_server: RedisServer) -> Non
 @pytest.mark.long
 async def test_a_missing_redis_is_reported() -> None:
     storage = RedisStorage("redis://127.0.0.1:1")
-    with pytest.raises(StorageError, match="look whether the server runs"):
+    with pytest.raises(StorageError, match="check whether the server runs"):
         await storage.read("skills", "one")
     await storage.close()
 

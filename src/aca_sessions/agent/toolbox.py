@@ -124,18 +124,18 @@ class ToolBox:
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await tool.act(dict(arguments))
-        except TimeoutError:
+        except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from None
-        except SystemExit:  # a tool must not end the host's program
-            raise ToolFailedError(f"{tool.name} tried to end the program that it belongs to") from None
-        except asyncio.CancelledError:
+            raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from error
+        except SystemExit as error:  # a tool must not end the host's program
+            raise ToolFailedError(f"{tool.name} tried to end the program that it belongs to") from error
+        except asyncio.CancelledError as error:
             # The caller was cancelled if `cancelling()` is not 0. Otherwise the tool raised CancelledError by itself, which is its failure.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise ToolFailedError(f"{tool.name} was cancelled by something of its own") from None
+            raise ToolFailedError(f"{tool.name} was cancelled, but not by its caller") from error
 
 
 def _told(tool: Tool) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _tools(toolbox: ToolBox) -> dict[str, Answer]:
         match calls:
             case [*each]:
                 return await toolbox.batch([_call(one) for one in each])
-        raise ToolFailedError("a batch is a list of calls")
+        raise ToolFailedError(f"a batch must be a list of calls, got {type(calls).__name__}")
 
     return {"tools.list": listed, "tools.search": searched, "tools.describe": described, "tools.call": called, "tools.batch": batch}
 
@@ -258,22 +258,22 @@ def _call(one: object) -> tuple[str, Mapping[str, Any]]:
     match one:
         case {"name": str(name), "arguments": dict(arguments)}:
             return name, arguments
-    raise ToolFailedError("a call has a name and arguments")
+    raise ToolFailedError("a call must have a name and arguments")
 
 
 def _named(arguments: object) -> Mapping[str, Any]:
     if not isinstance(arguments, dict):
-        raise ToolFailedError("arguments are given by name")
+        raise ToolFailedError("arguments must be given by name")
     return arguments
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ToolFailedError("a name, a query or a description is text")
+        raise ToolFailedError(f"a name, a query and a description must be text, got {type(value).__name__}")
     return value
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= 1000:
-        raise ToolFailedError("a limit is a number up to 1000")
+        raise ToolFailedError(f"a limit must be an integer between 0 and 1000, got {str(value)[:20]}")
     return value

@@ -133,7 +133,7 @@ class Later:
     def value(self) -> Any:
         """Return the value of the call. Raise ToolError if the call was refused or failed, or if the batch is still open."""
         if self._outcome is None:
-            raise ToolError("the batch was not carried out yet: read .value after the 'with' block")
+            raise ToolError("the batch is still open: read .value after the 'with' block")
         if "error" in self._outcome:
             raise ToolError(self._outcome["error"])
         return self._outcome["value"]
@@ -284,7 +284,7 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
     def tool(*arguments: Any, **named: Any) -> Any:
         if not described["callable"]:
-            raise ToolError(f"{described['name']} has no call of its own: use one of {', '.join(members)}")
+            raise ToolError(f"{described['name']} cannot be called: use one of {', '.join(members)}")
         given = _given(signature, arguments, named)
         if described["effect"] != "read" and _open_batches():
             return _open_batches()[-1].add(described["name"], given)
@@ -308,10 +308,10 @@ def _given(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict
     """
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
-        raise TypeError(f"too many positional arguments: it takes {len(names)}")
+        raise TypeError(f"expected at most {len(names)} positional arguments, got {len(arguments)}")
     given = dict(zip(names, arguments))
     if twice := given.keys() & named.keys():
-        raise TypeError(f"{', '.join(sorted(twice))} is given twice")
+        raise TypeError(f"{', '.join(sorted(twice))} must be given once, got it by place and by name")
     return {**given, **named}
 
 

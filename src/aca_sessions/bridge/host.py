@@ -111,11 +111,11 @@ class HostCalls:
             yield {}
             return
         if len(names) > _MOST_ATTACHED_FILES:
-            raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED_FILES} long texts, bytes and tables")
+            raise ToolFailedError(f"a call must have at most {_MOST_ATTACHED_FILES} long texts, bytes and tables, got {len(names)}")
         sizes = {file.name: file.size for file in await session.list_files()}
         size = sum(sizes.get(name, 0) for name in names)
         if size > _MOST_ATTACHED:
-            raise ToolFailedError(f"a call takes at most {_MOST_ATTACHED >> 20} MB")
+            raise ToolFailedError(f"a call must have at most {_MOST_ATTACHED >> 20} MB, got {size >> 20} MB")
         most = size if sizes.keys() >= {*names} else _MOST_ATTACHED  # an endpoint may list fewer files than exist
         async with self._files.of(most):
             yield await self._taken(session, names, most)
@@ -127,9 +127,9 @@ class HostCalls:
             for name in dict.fromkeys(names):
                 try:
                     contents[name] = await session.download_file(name)
-                except NotFoundError:
+                except NotFoundError as error:
                     told = "it is read by one call, once, and deleted then"
-                    raise ToolFailedError(f"the file {name} of this call is not there: {told}") from None
+                    raise ToolFailedError(f"the file {name} of this call does not exist: {told}") from error
                 await session.delete_file(name)
                 if sum(len(contents.get(one, b"")) for one in names) > most:
                     raise ToolFailedError(f"the file {name} of this call grew while it was read: write it before the call")
@@ -144,14 +144,14 @@ def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
     """Parse a call. Return its name, its arguments, and the files that these name."""
     try:
         call = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ToolFailedError("a call is JSON with a name and arguments") from None
+    except (ValueError, RecursionError):  # not chained: the cause holds what the session sent
+        raise ToolFailedError("a call must be JSON with a name and arguments") from None
     match call:
         case {"name": str(name), "arguments": dict(arguments)} if len(call) == 2:
             files: list[str] = []
             codec.unpack(arguments, lambda _, file: files.append(file))
             return name, arguments, files
-    raise ToolFailedError("a call is JSON with a name and arguments")
+    raise ToolFailedError("a call must be JSON with a name and arguments")
 
 
 def _failed(error: Exception) -> str:
@@ -216,9 +216,9 @@ def read_table(data: bytes) -> Any:
     try:
         with _without_deprecations():
             return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
-    except ImportError:
-        raise ConfigurationError("this table is parquet: pip install pyarrow or fastparquet, or load it in a session") from None
-    except Exception as error:  # from any of the libraries: a session may have written anything
+    except ImportError as error:
+        raise ConfigurationError("this table is parquet: pip install pyarrow or fastparquet, or load it in a session") from error
+    except Exception as error:  # from any of the libraries: a session may have written anything, so the cause is not chained
         raise StorageError(f"this table cannot be read ({type(error).__name__}): save it again") from None
 
 

@@ -52,8 +52,8 @@ async def place(session: Session) -> str:
             raise ServiceUnavailableError("the session gave no answer when it was set up: try again", sent=True)
         lack = answer(result)
     except (ExecutionError, ServiceError):
-        return "its sessions do not take what cells need for them"
-    return "" if lack is None else _LACKING.get(str(lack), "its sessions lack what cells need for them")
+        return "its sessions cannot load the modules that cells with host calls need"
+    return "" if lack is None else _LACKING.get(str(lack), "its sessions lack something that cells with host calls need")
 
 
 async def _placed(session: Session) -> CodeExecutionResult:
@@ -348,7 +348,7 @@ class _Cell:
     def _ended(self, state: State) -> _EndedError:
         if state.kind == "lost":
             return _EndedError(CodeError("InterpreterDied", "the session ended while the cell ran; its variables are lost"), state)
-        return _EndedError(CodeError("ConnectionError", "the session gave no answer: what became of the cell is not known"), state)
+        return _EndedError(CodeError("ConnectionError", "the session gave no answer: whether the cell ran is unknown"), state)
 
     @property
     def _ran_longer(self) -> str:
@@ -408,7 +408,7 @@ async def _read(session: Session, line: str) -> Report:
             case {"file": str(name)} if codec.FILE.fullmatch(name):
                 said = json.loads(await _content(session, name))
     except (ValueError, RecursionError):
-        raise _unreadable() from None
+        raise _unreadable() from None  # the cause quotes what the session reported
     return _report(said)
 
 
@@ -486,4 +486,4 @@ def _clean(text: str) -> str:
 
 
 def _unreadable() -> ServiceError:
-    return ServiceError(200, "Unreadable", "the session's code is in the way of our own: reset it, or use another session")
+    return ServiceError(200, "Unreadable", "the session returned an unreadable report: reset it, or use another session")

@@ -49,7 +49,7 @@ class Artifacts:
         }
         text = json.dumps(described, default=_refuse)
         if len(text) > _MOST_DESCRIPTION:
-            raise InvalidArgumentError(f"an artifact's metadata has at most {_MOST_DESCRIPTION} characters")
+            raise InvalidArgumentError(f"an artifact's metadata must have at most {_MOST_DESCRIPTION} characters, got {len(text)}")
         await self._storage.write("content", place, content)
         async with self._storage.locked("artifacts"):
             before = await self._described(name)
@@ -142,8 +142,8 @@ def _encode(data: Any) -> tuple[Form, bytes]:
         raise
     except TypeError as error:
         raise InvalidArgumentError(str(error)) from error
-    except (RecursionError, ValueError):
-        raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from None
+    except (RecursionError, ValueError) as error:
+        raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from error
 
 
 def _decode(form: Form, content: bytes) -> Any:
@@ -163,5 +163,5 @@ def _refuse(value: object) -> object:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise InvalidArgumentError("an artifact's description is text")
+        raise InvalidArgumentError(f"an artifact's description must be text, got {type(value).__name__}")
     return value

@@ -176,4 +176,5 @@ def _name(package: object) -> str:
     try:
         return canonicalize_name(Requirement(str(package)).name)
     except InvalidRequirement:
-        raise InvalidArgumentError("a dependency is a requirement such as 'humanize' or 'pandas>=2'") from None
+        # Not chained: the cause quotes text that code in a session may have written.
+        raise InvalidArgumentError("a dependency must be a requirement such as 'humanize' or 'pandas>=2'") from None

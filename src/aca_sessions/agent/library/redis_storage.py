@@ -163,15 +163,15 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        raise _storage_error(error) from None
+        raise _storage_error(error) from error
 
 
 def _storage_error(error: RedisError) -> StorageError:
-    advice = "look whether the server runs, and at the URL"
+    advice = "check whether the server runs, and the URL"
     if isinstance(error, OutOfMemoryError | ExecAbortError):
         advice = "it is full: raise its maxmemory, or delete what is not needed"
     elif isinstance(error, AuthenticationError | NoPermissionError):
-        advice = "look at the user and the password in the URL, and at what the user may do"
+        advice = "check the user and the password in the URL, and what the user may do"
     elif isinstance(error, ReadOnlyError):
-        advice = "it is a copy that takes no writes: name the one that it follows"
-    return StorageError(f"Redis did not do it ({type(error).__name__}): {advice}")
+        advice = "it is a replica, which takes no writes: name its primary"
+    return StorageError(f"Redis failed ({type(error).__name__}): {advice}")

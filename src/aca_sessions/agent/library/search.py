@@ -178,7 +178,7 @@ class MeaningIndex:
         except (ValueError, TypeError):
             made = np.empty(0)
         if made.ndim != 2 or len(made) != len(texts):
-            raise ConfigurationError("embed answers one vector for each text, all of one length")
+            raise ConfigurationError(f"embed must return one vector for each of {len(texts)} texts, all of one length")
         lengths = np.linalg.norm(made, axis=1, keepdims=True)
         directions: np.ndarray = np.divide(made, lengths, out=np.zeros_like(made), where=lengths > 0)
         return directions

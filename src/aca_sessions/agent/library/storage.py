@@ -72,7 +72,7 @@ def checked_name(name: object) -> str:
     """Return the name. Raise InvalidArgumentError if it cannot be that of a record."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         allowed = "letters, digits, '_', '-', single '.' and spaces"
-        raise InvalidArgumentError(f"a name is up to 128 {allowed}, and begins with a letter or digit")
+        raise InvalidArgumentError(f"a name must have up to 128 {allowed}, and begin with a letter or digit: got {str(name)[:80]!r}")
     return name
 
 
@@ -203,14 +203,14 @@ async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
     try:
         return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
     except OSError as error:
-        raise _storage_error("locked", error) from None
+        raise _storage_error("locked", error) from error
 
 
 async def _in_thread(done: str, act: Callable[[], Result]) -> Result:
     try:
         return await asyncio.to_thread(act)
     except OSError as error:
-        raise _storage_error(done, error) from None
+        raise _storage_error(done, error) from error
 
 
 def _storage_error(done: str, error: OSError) -> StorageError:

@@ -126,7 +126,7 @@ class Program:
                 *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
             )
         except OSError as error:
-            raise ToolFailedError(f"{self.name} could not be started: {error.strerror}") from None
+            raise ToolFailedError(f"{self.name} could not be started: {error.strerror}") from error
         try:
             stdout, stderr = await asyncio.gather(_read(process.stdout, process), _read(process.stderr, process))
             status = await process.wait()
@@ -171,7 +171,7 @@ async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess
 def _word(value: object) -> str:
     match value:
         case bool() | None | list() | dict():
-            raise ToolFailedError("an argument of a program is text or a number")
+            raise ToolFailedError(f"an argument of a program must be text or a number, got {type(value).__name__}")
         case str() if "\0" in value:
             raise ToolFailedError("an argument of a program must not contain a null character")
     return str(value).encode("utf-8", "backslashreplace").decode()

@@ -30,18 +30,18 @@ def tools_of(file: Path) -> list[Tool | ToolSource]:
     """Return the tools of one file. Raise ConfigurationError with the name of the file and what is wrong in it."""
     try:
         described = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # not chained: the cause quotes the file, which may hold a token
         raise ConfigurationError(f"{file.name} cannot be read as YAML: {type(error).__name__}") from None
     kind = described.get("type", "program") if isinstance(described, dict) else None
     kind = "program" if kind == "cli" else kind
     if kind not in _KEYS or "name" not in described:
-        raise ConfigurationError(f"{file.name} describes no tool: it needs a name, and a command, or type: mcp, or type: http")
+        raise ConfigurationError(f"{file.name} must describe a tool: a name, and a command, or type: mcp, or type: http")
     if unknown := described.keys() - _KEYS[kind] - {"type"}:
-        raise ConfigurationError(f"{file.name} has keys that mean nothing: {', '.join(sorted(map(str, unknown)))}")
+        raise ConfigurationError(f"{file.name} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
     try:
         return _made(kind, described)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{file.name} is not as it has to be: {type(error).__name__} at {error}") from None
+        raise ConfigurationError(f"{file.name} has a missing or wrong value: {type(error).__name__} at {error}") from error
 
 
 def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
@@ -102,7 +102,7 @@ def _recipe(name: str, told: Mapping[str, Any]) -> Recipe:
 def _effect(told: Mapping[str, Any], default: Effect) -> Effect:
     effect = told.get("effect", default)
     if effect not in EFFECTS:
-        raise ConfigurationError(f"an effect is one of {', '.join(EFFECTS)}")
+        raise ConfigurationError(f"an effect must be one of {', '.join(EFFECTS)}")
     return cast(Effect, effect)
 
 

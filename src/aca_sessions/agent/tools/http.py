@@ -89,6 +89,7 @@ class HttpApi:
             async with self._client.stream(method, f"{self._base_url}{path}", **sent) as response:
                 return _content(response, await _body(response))
         except httpx.HTTPError as error:
+            # Not chained: the cause quotes the URL.
             raise ToolFailedError(f"{self._name}.{endpoint.name} was not answered: {type(error).__name__}") from None
 
 
@@ -122,5 +123,5 @@ def _segment(value: object) -> str:
     """
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
-        raise ToolFailedError("a value for a path is neither empty nor only dots")
+        raise ToolFailedError("a value for a path must not be empty or only dots")
     return text

@@ -46,7 +46,7 @@ class McpServer:
             seconds: The time limit of a call.
         """
         if (command is None) == (url is None):
-            raise ConfigurationError(f"the MCP server {name} is reached by a command or by a url: give one of them")
+            raise ConfigurationError(f"the MCP server {name} must have either a command or a url")
         self._name, self._effect, self._tags, self._seconds = name, effect, tuple(tags), seconds
         self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
         self._ended = asyncio.Event()
@@ -61,7 +61,7 @@ class McpServer:
         try:
             session, tools = await asyncio.wait_for(asyncio.shield(ready), _OPENING_SECONDS)
         except Exception as error:
-            raise ConfigurationError(f"the MCP server {self._name} could not be opened: {type(error).__name__}") from None
+            raise ConfigurationError(f"the MCP server {self._name} could not be opened: {type(error).__name__}") from error
         return [self._tool(session, told) for told in tools]
 
     async def close(self) -> None:
@@ -108,7 +108,7 @@ class McpServer:
         try:
             result = await session.call_tool(name, arguments)
         except McpError as error:
-            raise ToolFailedError(error.error.message) from None
+            raise ToolFailedError(error.error.message) from error
         parts = [_value(content) for content in result.content]
         if result.isError:
             raise ToolFailedError("\n".join(part for part in parts if isinstance(part, str)) or f"{name} failed")

@@ -14,6 +14,7 @@ Effect = Literal["read", "write", "irreversible"]
 EFFECTS = ("read", "write", "irreversible")
 DEFAULT_SECONDS = 60.0
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}(\.[A-Za-z][A-Za-z0-9_-]{0,63}){0,2}")
+_SHORT = 40  # characters of a value in an error message
 _RESERVED = {"list", "search", "batch", "describe", "call"}
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -77,9 +78,9 @@ class Tool:
         """Raise ConfigurationError if code could not call the tool by its name, or if the effect is unknown."""
         if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
             reserved = ", ".join(sorted(_RESERVED))
-            raise ConfigurationError(f"{self.name!r} is no name for a tool: letters, digits and '_', and none of {reserved}")
+            raise ConfigurationError(f"a tool's name must have letters, digits and '_', and be none of {reserved}: got {self.name!r}")
         if self.effect not in EFFECTS:
-            raise ConfigurationError(f"the effect of {self.name} is one of {', '.join(EFFECTS)}")
+            raise ConfigurationError(f"the effect of {self.name} must be one of {', '.join(EFFECTS)}, got {self.effect!r}")
 
     @property
     def signature(self) -> str:
@@ -100,7 +101,7 @@ class Tool:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the Python function that this tool was made from. Raise TypeError if it was not made from one."""
         if self.function is None:
-            raise TypeError(f"{self.name} is called by code in a session")
+            raise TypeError(f"{self.name} was not made from a function: only code in a session can call it")
         return self.function(*arguments, **named)
 
 
@@ -140,14 +141,11 @@ def check(value: object, schema: Mapping[str, Any], where: str) -> None:
     """Raise TypeError if a value does not match a JSON schema. Keywords other than `anyOf`, `type`, `enum` and `items` are ignored."""
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
-            raise TypeError(f"{where} is none of what it may be")
+            raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
         return
-    kinds = schema.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else tuple(kinds)
-    if kinds and not any(_is_of(value, kind) for kind in kinds):
-        raise TypeError(f"{where} is of type {' or '.join(kinds)}, not {type(value).__name__}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise TypeError(f"{where} is one of {', '.join(map(repr, schema['enum']))}")
+    kinds = _kinds(schema)
+    if (kinds and not any(_is_of(value, kind) for kind in kinds)) or ("enum" in schema and value not in schema["enum"]):
+        raise TypeError(f"{where} must be {_expected(schema)}, got {_got(value)}")
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         for place, item in enumerate(value):
             check(item, schema["items"], f"{where}[{place}]")
@@ -161,6 +159,23 @@ def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
         for name, one in schema.get("properties", {}).items()
         if isinstance(one, Mapping)
     )
+
+
+def _kinds(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    kinds = schema.get("type", ())
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return f"one of {', '.join(map(repr, schema['enum']))}"
+    return f"of type {' or '.join(_kinds(schema))}" if _kinds(schema) else "another value"
+
+
+def _got(value: object) -> str:
+    """Return a value that is short, else its type."""
+    is_short = len(value) <= _SHORT if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 10**_SHORT
+    return repr(value) if is_short else f"a {type(value).__name__}"
 
 
 def _fits(value: object, schema: Mapping[str, Any], where: str) -> bool:

@@ -20,7 +20,7 @@ _MAX_TYPES = 50  # of one display
 _MAX_LATE = 1 << 20  # characters of a display that comes when no cell runs
 _MAX_NAME = 200
 _MAX_INTEGER_BITS = 4096
-_LEFT = "the debugger was left, or had nothing to read: where nobody answers, print what you want to see"
+_LEFT = "the debugger was left, or had nothing to read: print what you want to see instead"
 
 Late = deque[dict[str, str]]
 
