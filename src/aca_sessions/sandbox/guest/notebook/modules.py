@@ -68,6 +68,7 @@ class _Loaded:
 
 
 _loaded: dict[str, _Loaded] = {}
+_finders: dict[str, FileFinder] = {}  # of the session's own folders
 _shown: list[str] = []  # the folders of packages on the import path
 
 
@@ -97,10 +98,8 @@ def settle() -> None:
 
 def forget_listings() -> None:
     """Clear the cached folder listings, so that a module that was written a moment ago is found."""
-    data = place.data
-    for path, finder in [*sys.path_importer_cache.items()]:
-        if isinstance(finder, FileFinder) and path.startswith(data) and _is_own(path):
-            finder.invalidate_caches()
+    for finder in [*_finders.values()]:
+        finder.invalidate_caches()
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
@@ -162,7 +161,8 @@ def _finder(path: str) -> FileFinder:
     if not _is_own(path):
         raise ImportError
     loaders = (ExtensionFileLoader, EXTENSION_SUFFIXES), (_Loader, SOURCE_SUFFIXES), (SourcelessFileLoader, BYTECODE_SUFFIXES)
-    return FileFinder(path, *loaders)
+    _finders[path] = FileFinder(path, *loaders)
+    return _finders[path]
 
 
 def _is_own(path: str) -> bool:
