@@ -133,12 +133,12 @@ class Variables:
 
         Return an empty list at the first call, and if there are too many variables to compare after every cell.
         """
-        now = self._names.copy()  # threads of the user may add variables meanwhile
-        if len(now) > _MOST_COMPARED:
+        names = self._names.copy()  # threads of the user may add variables meanwhile
+        if len(names) > _MOST_COMPARED:
             self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
             return []
-        if list(map(id, map(type, now))).count(id(str)) != len(now):
-            now = {name: value for name, value in now.items() if type(name) is str}
+        # Names that begin with "_" are not the user's. IPython keeps two for each cell: without them this is three times as fast.
+        now = {name: value for name, value in names.items() if type(name) is str and name[:1] != "_"}
         measures = _measures()
         changed = self._reconsider([*dict.fromkeys([*self._rebound(now), *self._sizes.different(now)])], now, measures)
         knew, self._knows = self._knows, True
@@ -176,7 +176,7 @@ class Variables:
         the user, else `_OTHER`.
         """
         kind = type(value)
-        if value is _ABSENT or name[:1] == "_" or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
+        if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
             return _ABSENT
         if id(kind) in _PLAIN or (kind is str and len(value) <= _SHORT):
             return id(kind), value
