@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from aca_sessions.cli.certificate import certificate
-from aca_sessions.cli.connections import PACE, Connections, Listener, Pace
+from aca_sessions.cli.connections import CONNECTION_LIMITS, ConnectionLimits, Connections, Listener
 
 from ..ports import KEY, QUERY, TARGET, cell, serving
 
 pytestmark = pytest.mark.slow
-SOON = Pace(head=1.0, body=1.0, body_bytes=10, answer=1.0)
+SOON = ConnectionLimits(head=1.0, body=1.0, body_bytes=10, response=1.0)
 
 
 @pytest.mark.long
@@ -45,7 +45,7 @@ async def test_a_slow_upload_that_makes_progress_arrives() -> None:
 
 @pytest.mark.long
 async def test_a_client_that_reads_slowly_gets_everything() -> None:
-    async with serving(replace(SOON, answer=0.5)) as (_, port):
+    async with serving(replace(SOON, response=0.5)) as (_, port):
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KEY, params=QUERY) as client:
             await client.post("/executions", json=cell(f"open('z', 'wb').truncate({4 << 20})"))
         client = socket.socket()
@@ -65,7 +65,7 @@ async def test_a_client_that_reads_slowly_gets_everything() -> None:
 async def test_answers_that_wait_below_tls_count_as_unread(tmp_path: Path) -> None:
     files = certificate(tmp_path, "localhost")
     trusting = ssl.create_default_context(cafile=files[0])
-    async with serving(Pace(unread_bytes=300_000), tls=files) as (server, port), contextlib.AsyncExitStack() as held:
+    async with serving(ConnectionLimits(unread_bytes=300_000), tls=files) as (server, port), contextlib.AsyncExitStack() as held:
         await held.enter_async_context(asyncio.timeout(30))  # a connection that stays open is a failure, not a wait without end
 
         async def ask_for_a_megabyte() -> None:
@@ -75,7 +75,7 @@ async def test_answers_that_wait_below_tls_count_as_unread(tmp_path: Path) -> No
             reader, writer = await asyncio.open_connection(sock=client, limit=1 << 10, ssl=trusting, server_hostname="localhost")
             held.callback(writer.transport.abort)
             writers.append(writer)
-            for place in connections._places.values():  # otherwise the kernel keeps all of the answer
+            for place in connections._slots.values():  # otherwise the kernel keeps all of the answer
                 place._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             body = json.dumps(cell("print('x' * 1_000_000)") | {"outputStreamsMaxLength": 1_000_000})
             writer.write(f"POST /executions{TARGET}Content-Length: {len(body)}\r\n\r\n{body}".encode())
@@ -83,11 +83,11 @@ async def test_answers_that_wait_below_tls_count_as_unread(tmp_path: Path) -> No
 
         connections, writers = server._connections, []
         await ask_for_a_megabyte()
-        (place,) = connections._places.values()
+        (place,) = connections._slots.values()
         while not place.protocol.cycle.response_complete:
             await asyncio.sleep(0.01)
         now = time.monotonic()
-        assert [place.is_too_slow(now + later, PACE) for later in (0, 2 * PACE.head)] == [False, False]
+        assert [place.is_too_slow(now + later, CONNECTION_LIMITS) for later in (0, 2 * CONNECTION_LIMITS.head)] == [False, False]
         await ask_for_a_megabyte()  # both together are over the limit
         while len(server.server_state.connections) > 1:
             await asyncio.sleep(0.01)
@@ -115,13 +115,13 @@ async def test_a_request_beyond_the_limit_is_refused_until_a_place_is_free() -> 
 
 
 async def test_the_address_with_most_connections_loses_one_if_there_are_too_many() -> None:
-    connections = Connections(Pace(), 4)
+    connections = Connections(ConnectionLimits(), 4)
     listener, there = Listener(), []
     try:
         for address in ("192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.2", "192.0.2.3"):
             there.append(Listener())
             assert connections.take(there[-1], (address, 1))
-        assert [place.address for place in connections._places.values()] == ["192.0.2.1", "2001:db8::/64", "192.0.2.2", "192.0.2.3"]
+        assert [place.address for place in connections._slots.values()] == ["192.0.2.1", "2001:db8::/64", "192.0.2.2", "192.0.2.3"]
     finally:
         for one in (listener, *there):
             one.close()

@@ -1,4 +1,4 @@
-"""The connections of a server: a limited number, none of which keeps its place by being slow.
+"""The connections of a server: a limited number, none of which keeps its slot by being slow.
 
 A client that reaches the port can open connections without a key. uvicorn limits the size of a head and the time between two requests. But
 it waits forever for the first head, for a body, and for a client that does not read. So a few hundred silent connections take all
@@ -29,32 +29,32 @@ from ..hosting import KNOWS_KEY
 
 _MOST = 4096
 _SHARE = 4  # connections get a quarter of this process's descriptors: each session takes ten, each transfer one
-_BEYOND = 32  # connections over the limit that get an answer (503), and as many that are being closed
+_BEYOND = 32  # connections over the limit that get a response (503), and as many that are being closed
 _LOG_SECONDS = 60.0
 _logger = logging.getLogger("aca_sessions")
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """Limits on how slow a client may be. The time until an answer begins has no limit: cells run for minutes.
+class ConnectionLimits:
+    """Limits on how slow a client may be. The time until a response begins has no limit: cells run for minutes.
 
     Args:
-        head: Seconds for the head of a request, from the start of the connection or the end of the last answer.
+        head: Seconds for the head of a request, from the start of the connection or the end of the last response.
         body: Seconds in which `body_bytes` of a body must come.
         body_bytes: The least that must come in that time.
-        answer: Seconds in which a client must take something of an answer that waits for it. deploy/nginx.conf lets its clients pause for
-            as long.
-        unread_bytes: The most of all answers together that may wait in this process's memory for their clients.
+        response: Seconds in which a client must take some of a response that waits for it. deploy/nginx.conf lets its clients pause as
+            long.
+        unread_bytes: The most bytes of all responses together that may wait in this process's memory for their clients.
     """
 
     head: float = 20.0
     body: float = 60.0
     body_bytes: int = 10_000
-    answer: float = 600.0
+    response: float = 600.0
     unread_bytes: int = 256 << 20
 
 
-PACE = Pace()
+CONNECTION_LIMITS = ConnectionLimits()
 
 
 def most_connections() -> int:
@@ -65,7 +65,7 @@ def most_connections() -> int:
     return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, soft // _SHARE))
 
 
-class Place:
+class ConnectionSlot:
     """One open connection. During a TLS handshake it has no protocol yet."""
 
     def __init__(self, accepted: socket.socket, address: object) -> None:
@@ -94,21 +94,21 @@ class Place:
 
     @property
     def unread(self) -> int:
-        """Return how many bytes of an answer neither the client nor the kernel has taken."""
+        """Return how many bytes of a response neither the client nor the kernel has taken."""
         return _buffered(self.protocol.transport) if self.protocol is not None else 0
 
-    def is_too_slow(self, now: float, pace: Pace) -> bool:
+    def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
         """Return whether it has made too little progress for longer than the limits allow. Progress is measured from call to call."""
         phase, protocol = self.phase, self.protocol
-        mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "answer" else 0)
+        mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
         received = protocol.received if protocol is not None else 0
         elapsed = now - self.since
-        keeps_up = (received - self._received) * pace.body >= pace.body_bytes * elapsed
-        if mark != self._mark or (phase == "body" and elapsed >= pace.body and keeps_up):
+        keeps_up = (received - self._received) * limits.body >= limits.body_bytes * elapsed
+        if mark != self._mark or (phase == "body" and elapsed >= limits.body and keeps_up):
             self._mark, self.since, self._received = mark, now, received
             return False
-        limits = {"head": pace.head, "body": pace.body, "answer": pace.answer}
-        return phase in limits and elapsed >= limits[phase]
+        seconds = {"head": limits.head, "body": limits.body, "response": limits.response}
+        return phase in seconds and elapsed >= seconds[phase]
 
     def close(self) -> None:
         """Close it at once, whatever is still to be sent."""
@@ -119,7 +119,7 @@ class Place:
             self._socket.shutdown(socket.SHUT_RDWR)  # asyncio reads the end of the stream and closes the socket
 
     def _waiting(self) -> int:
-        """Return how many bytes of an answer the client has not taken, including those in the kernel.
+        """Return how many bytes of a response the client has not taken, including those in the kernel.
 
         The kernel takes more from us only once a third of its buffer is free, which may be megabytes: a slow reader would look idle.
         """
@@ -134,12 +134,12 @@ class Place:
 class Connections(ServerState):
     """All connections of a server. If the limit is reached, one that waits for its client is closed."""
 
-    def __init__(self, pace: Pace, most: int) -> None:
+    def __init__(self, limits: ConnectionLimits, most: int) -> None:
         super().__init__()
         self.most = most
-        self._pace = pace
-        self._places: dict[int, Place] = {}
-        self._closing: list[Place] = []
+        self._limits = limits
+        self._slots: dict[int, ConnectionSlot] = {}
+        self._closing: list[ConnectionSlot] = []
         self._logged = -_LOG_SECONDS
 
     @property
@@ -148,29 +148,29 @@ class Connections(ServerState):
 
         Closed connections free their descriptors in the next turn.
         """
-        self._closing = [place for place in self._closing if place.is_open]
+        self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
 
     def take(self, accepted: socket.socket, address: object) -> bool:
-        """Give a new connection a place, if need be that of another one. Return False if all others are at work."""
-        if len(self._places) >= self.most:
-            self._places = {number: place for number, place in self._places.items() if place.is_open}
-        if len(self._places) >= self.most and not self.close_one() and len(self._places) >= self.most + _BEYOND:
+        """Give a new connection a slot, if necessary that of another one. Return False if all others are in use."""
+        if len(self._slots) >= self.most:
+            self._slots = {number: slot for number, slot in self._slots.items() if slot.is_open}
+        if len(self._slots) >= self.most and not self.close_one() and len(self._slots) >= self.most + _BEYOND:
             return False
-        self._places[accepted.fileno()] = Place(accepted, address)
+        self._slots[accepted.fileno()] = ConnectionSlot(accepted, address)
         return True
 
-    def place_of(self, transport: Transport) -> Place | None:
-        """Return the place of an accepted connection."""
-        return self._places.get(transport.get_extra_info("socket").fileno())
+    def slot_of(self, transport: Transport) -> ConnectionSlot | None:
+        """Return the slot of an accepted connection."""
+        return self._slots.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
         """Close the least important connection among those that do no work for a caller. Return False if there is none.
 
-        Unauthenticated clients count as idle while they take an answer: they could send a request and never read.
+        Unauthenticated clients count as idle while they receive a response: they could send a request and never read.
         """
-        waiting = [place for place in self._places.values() if place.phase == "head" or (place.phase == "answer" and not place.knows_key)]
-        if not self._close_least_missed(waiting, lambda _place: 1):
+        waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
+        if not self._close_least_important(waiting, lambda _slot: 1):
             return False
         if time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
@@ -178,22 +178,22 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections until the unread answers are within the limit. A single unread answer may exceed it."""
-        waiting = [place for place in self._places.values() if place.unread]
-        while len(waiting) > 1 and sum(place.unread for place in waiting) > self._pace.unread_bytes:
-            self._close_least_missed(waiting, lambda place: place.unread)
-            waiting = [place for place in waiting if place.unread]
+        """Close connections until the unread responses are within the limit. A single unread response may exceed it."""
+        waiting = [slot for slot in self._slots.values() if slot.unread]
+        while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
+            self._close_least_important(waiting, lambda slot: slot.unread)
+            waiting = [slot for slot in waiting if slot.unread]
 
     def close_slow(self) -> None:
         """Close every connection that is slower than the limits allow."""
         now = time.monotonic()
-        for number, place in [*self._places.items()]:
-            if not place.is_open:
-                del self._places[number]
-            elif place.is_too_slow(now, self._pace):
-                self._close(place)
+        for number, slot in [*self._slots.items()]:
+            if not slot.is_open:
+                del self._slots[number]
+            elif slot.is_too_slow(now, self._limits):
+                self._close(slot)
 
-    def _close_least_missed(self, waiting: list[Place], weight: Callable[[Place], int]) -> bool:
+    def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
         """Close an open connection: first one without the key, then one of the address with the largest share, then the oldest.
 
         Return False if none is open.
@@ -202,23 +202,23 @@ class Connections(ServerState):
             waiting: The connections to choose from.
             weight: Returns how much a connection adds to the share of its address.
         """
-        open_ones = [place for place in waiting if place.is_open]
+        open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
-        for place in open_ones:
-            shares[place.address] += weight(place)
+        for slot in open_ones:
+            shares[slot.address] += weight(slot)
         if not open_ones:
             return False
-        self._close(min(open_ones, key=lambda place: (place.knows_key, -shares[place.address], place.since)))
+        self._close(min(open_ones, key=lambda slot: (slot.knows_key, -shares[slot.address], slot.since)))
         return True
 
-    def _close(self, place: Place) -> None:
-        del self._places[place.number]
-        self._closing.append(place)
-        place.close()
+    def _close(self, slot: ConnectionSlot) -> None:
+        del self._slots[slot.number]
+        self._closing.append(slot)
+        slot.close()
 
 
 class Listener(socket.socket):
-    """A listening socket that accepts a connection only if there is a place for it."""
+    """A listening socket that accepts a connection only if there is a slot for it."""
 
     connections: Connections | None = None
 
@@ -243,20 +243,20 @@ class Listener(socket.socket):
 
 
 class Connection(H11Protocol):
-    """HTTP on one connection, with what its place needs to know."""
+    """HTTP on one connection, with what its slot needs to know."""
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: AbstractEventLoop | None = None
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.received = 0
-        self._answer, self.app = self.app, self._answer_or_break_off
+        self._respond, self.app = self.app, self._respond_or_break_off
 
     @property
     def phase(self) -> str:
-        """Return what it waits for: a head, a body, the client to take an answer, or the application."""
+        """Return what it waits for: a head, a body, the client to receive a response, or the application."""
         if _buffered(self.transport):
-            return "answer"
+            return "response"
         if self.cycle is None or self.cycle.response_complete:
             return "head"
         is_sending = self.cycle.more_body and not self.flow.read_paused and not self.cycle.waiting_for_100_continue
@@ -268,28 +268,28 @@ class Connection(H11Protocol):
         return self.scope is not None and KNOWS_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Connect this protocol to the connection's place."""
+        """Connect this protocol to the connection's slot."""
         super().connection_made(transport)
-        place = self.server_state.place_of(transport) if isinstance(self.server_state, Connections) else None
-        if place is not None:
-            place.protocol = self
+        slot = self.server_state.slot_of(transport) if isinstance(self.server_state, Connections) else None
+        if slot is not None:
+            slot.protocol = self
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes that arrive."""
         self.received += len(data)
         super().data_received(data)
 
-    async def _answer_or_break_off(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Answer a request, and close the connection if the answer cannot be completed. The client then sees that the rest is missing."""
+    async def _respond_or_break_off(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Respond to a request, and close the connection if the response cannot be completed, so that the client sees this."""
         try:
-            await self._answer(scope, receive, partial(self._send_within_limit, send))
+            await self._respond(scope, receive, partial(self._send_within_limit, send))
         except ServiceError as error:
             _logger.info("a response was broken off: %s", error)
             self.cycle.disconnected = True
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of an answer. If it stays in this process's memory, make room for it."""
+        """Send a part of a response. If it stays in this process's memory, make room for it."""
         await send(event)
         if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
@@ -297,7 +297,7 @@ class Connection(H11Protocol):
 
 def _buffered(transport: Transport) -> int:
     """Return how many bytes wait in this process until the kernel takes them."""
-    # Under TLS asyncio has a second transport below this one. It gets an answer as soon as that is encrypted, and has no public name.
+    # Under TLS asyncio has a second transport below this one. It gets a response as soon as that is encrypted, and has no public name.
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     return sum(layer.get_write_buffer_size() for layer in (transport, below) if layer is not None)
 

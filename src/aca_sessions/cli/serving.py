@@ -28,7 +28,7 @@ from ..errors import ConfigurationError
 from ..hosting import Hosting
 from ..settings import Settings
 from .certificate import certificate
-from .connections import PACE, Connection, Connections, Listener, Pace, most_connections
+from .connections import CONNECTION_LIMITS, Connection, ConnectionLimits, Connections, Listener, most_connections
 from .keys import api_key
 
 Welcome = Callable[[str, str | None], None]
@@ -133,7 +133,7 @@ class Server(uvicorn.Server):
         *,
         draining: Draining | None = None,
         tls: tuple[Path, Path] | None = None,
-        pace: Pace = PACE,
+        limits: ConnectionLimits = CONNECTION_LIMITS,
     ) -> None:
         """Prepare to serve an application.
 
@@ -143,7 +143,7 @@ class Server(uvicorn.Server):
             greet: Called once the server can be reached.
             draining: How long the server continues after a first SIGTERM.
             tls: The files of a certificate and its key.
-            pace: How slow a client may be.
+            limits: How slow a client may be.
         """
         cert, key = tls or (None, None)
         config = uvicorn.Config(
@@ -158,7 +158,7 @@ class Server(uvicorn.Server):
             ssl_keyfile=key,
         )
         super().__init__(config)
-        self._connections = Connections(pace, most_connections())
+        self._connections = Connections(limits, most_connections())
         self.server_state = self._connections
         self._drain = drain
         self._greet = greet
