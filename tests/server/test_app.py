@@ -446,3 +446,19 @@ async def test_a_failed_background_task_has_its_traceback_in_the_log(caplog: pyt
     line, trace = caplog.records
     assert (line.levelno, trace.levelno, "ValueError at " in line.message, "a user sent" in line.message) == (40, 10, True, False)
     assert "in fail" in str(trace.exc_text)
+
+
+@pytest.mark.slow
+async def test_results_that_were_not_fetched_are_kept_longer_than_others(http: httpx.AsyncClient) -> None:
+    async def start(id: str, execution_type: str) -> None:
+        await http.post("/executions", json={"code": "1", "executionType": execution_type}, headers={"operation-id": id})
+
+    for number in range(60):
+        await start(f"waiting-{number}", "Asynchronous")
+        await start(f"fetched-{number}", "Synchronous")
+    kept = [number for number in range(60) if (await http.get(f"/executions/fetched-{number}")).status_code == 200]
+    assert kept == [*range(9, 60)]  # the latest one, and the 50 before it
+    assert [(await http.get(f"/executions/waiting-{number}")).status_code for number in range(60)] == [200] * 60
+    await start("later", "Synchronous")
+    waiting = [(await http.get(f"/executions/waiting-{number}")).status_code for number in range(60)]
+    assert waiting.count(200) < 60
