@@ -53,6 +53,7 @@ class JsonFile:
         try:
             text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
             return cls(path, json.loads(text), text)
+        # Not chained: the cause holds the text of the file, which may have keys and passwords.
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"{path}, line {error.lineno}: cannot be read as JSON ({error.msg})") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -115,7 +116,7 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
             continue
         key = variable[len(prefix) :]
         if key.partition("__")[0].lower() not in {one.lower() for one in known}:
-            raise ConfigurationError(f"the environment variable {variable} is no setting{suggestion(key, known)}")
+            raise ConfigurationError(f"the environment variable {variable} is not a setting{suggestion(key, known)}")
         earlier, its_value = found.setdefault(name, (variable, value))
         if its_value != value:
             raise ConfigurationError(f"the environment variables {earlier} and {variable} contradict each other: keep one")
@@ -142,7 +143,7 @@ def _check_separator(variable: str, section: str, known: Mapping[str, Collection
     keys = {name.lower(): {key.lower() for key in below} for name, below in known.items()}.get(parts[1].lower())
     if keys is not None and ((len(parts) == 2 and not keys) or (len(parts) > 2 and parts[2].lower() in keys)):
         meant = "__".join([section, *parts[1:]])
-        raise ConfigurationError(f"the environment variable {variable} is no setting: did you mean {meant}?")
+        raise ConfigurationError(f"the environment variable {variable} is not a setting: did you mean {meant}?")
 
 
 def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
@@ -205,7 +206,7 @@ def _split(value: object) -> object:
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError("is no JSON list: write one, or words with commas between them") from None
+            raise ValueError("must be a JSON list, or words with commas between them") from None  # the cause would hold the value
     return tuple(word for word in re.split(r"[,;\s]+", value) if word)
 
 
@@ -230,7 +231,7 @@ class SessionsHttpClientSettings(_Section):
             raise ValueError("still holds a placeholder: put in the pool's own value, or leave the key out for the embedded sandbox")
         endpoint = re.sub(r"(/python/execute)?/*(\?.*)?$", "", endpoint.strip())
         if not re.fullmatch(r"unix:///[^\s]+", endpoint) and not _is_web_address(endpoint):
-            raise ValueError("is no URL: begin it with https://, http:// or unix:///, and write the port as a number")
+            raise ValueError("must be a URL: begin it with https://, http:// or unix:///, and write the port as a number")
         if "@" in urlsplit(endpoint).netloc:  # a password in it would be shown with the settings, and no request would use it
             raise ValueError("must hold no user name or password: put the server's key into ApiKey")
         return endpoint
@@ -240,7 +241,7 @@ class SessionsHttpClientSettings(_Section):
     def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
         text = key.get_secret_value().strip() if key else ""
         if not text.isprintable() or not text.isascii():
-            raise ValueError("holds characters that no HTTP header can: copy the key alone")
+            raise ValueError("must have only characters that an HTTP header can hold: copy the key alone")
         if text.startswith(("<", "{", "YOUR_", "YOUR-")):
             raise ValueError("still holds a placeholder: put in the server's own key")
         return SecretStr(text) if text else None
@@ -318,14 +319,14 @@ class PackagesSettings(_Section):
     def _address(cls, address: SecretStr | None) -> SecretStr | None:
         text = address.get_secret_value().strip() if address else ""
         if text and (not _is_web_address(text) or _PLACEHOLDER.search(text)):
-            raise ValueError("is no address of an index: begin it with https:// or http://")
+            raise ValueError("must be the URL of an index: begin it with https:// or http://")
         return SecretStr(text) if text else None
 
     @field_validator("WheelFolder")
     @classmethod
     def _there(cls, folder: str | None) -> str | None:
         if folder and not os.path.isdir(folder):
-            raise ValueError("is no folder of this host: put the wheels into one and name it")
+            raise ValueError("must be a folder of this host: put the wheels into one and name it")
         return os.path.abspath(folder) if folder else None
 
 
@@ -350,7 +351,7 @@ class SandboxSettings(_Section):
     def _one_kind(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         alone = words in (("none",), ("host",))
         if not alone and not all("." in word or word == "*" for word in words):
-            raise ValueError("is none, host, or a list of domains such as example.org and *.example.org")
+            raise ValueError("must be none, host, or a list of domains such as example.org and *.example.org")
         return words or ("none",)
 
 
@@ -485,13 +486,13 @@ def _read(path: Path) -> _Source:
         raise ConfigurationError(f"{path}, line {file.line_of([SECTION])}: {SECTION} must be an object of settings")
     for key in file.content.keys() - {SECTION}:
         if difflib.get_close_matches(key.lower(), [SECTION.lower()], cutoff=0.85):
-            raise ConfigurationError(f"{path}, line {file.line_of([key])}: {key} is no section: did you mean {SECTION}?")
+            raise ConfigurationError(f"{path}, line {file.line_of([key])}: {key} is not a section: did you mean {SECTION}?")
     return _Source(section, str(path), file)
 
 
 def _into_sections(source: _Source) -> dict[str, Any]:
     for key in source.values.keys() - Settings.model_fields.keys():
-        raise ConfigurationError(f"{source.place_of(key)}{SECTION}:{key} is no setting{suggestion(key, Settings.model_fields)}")
+        raise ConfigurationError(f"{source.place_of(key)}{SECTION}:{key} is not a setting{suggestion(key, Settings.model_fields)}")
     result = dict(source.values)
     for flat, (section, key) in _FLAT.items():
         value = result.pop(flat, None)
@@ -519,7 +520,7 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
     location = [str(part) for part in problem["loc"]]
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
-        return f"{key} is no setting{suggestion(location[-1], _keys_at(location[:-1]))}"
+        return f"{key} is not a setting{suggestion(location[-1], _keys_at(location[:-1]))}"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 

@@ -21,10 +21,10 @@ def _seconds(name: str, description: str) -> Histogram:
     return _meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
 
 
-_executions = _meter.create_counter("aca_sessions.executions", description="Cells, by what became of them")
+_executions = _meter.create_counter("aca_sessions.executions", description="Cells, by success and state")
 _execution_seconds = _seconds("aca_sessions.execution.duration", "How long cells took, as their callers see it")
 acquire_seconds = _seconds("aca_sessions.acquire.duration", "How long callers waited for a session")
-leases = _meter.create_up_down_counter("aca_sessions.leases", description="Sessions held now")
+leases = _meter.create_up_down_counter("aca_sessions.leases", description="Leases of sessions now")
 
 _live = _meter.create_up_down_counter("aca_sessions.server.sessions", "{session}", "Sessions that live in this process")
 _active = _meter.create_up_down_counter("aca_sessions.server.active_executions", "{execution}", "Cells that run now")

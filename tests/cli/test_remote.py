@@ -58,12 +58,12 @@ def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) 
             (["get", "none.txt", "/nonexistent/a"], "cannot be written"),
             (["rm", "none.txt"], "the session has no none.txt"),
             (["ls", "none"], "the session has no none"),
-            (["put", "none.txt"], "none.txt is no file on this machine"),
+            (["put", "none.txt"], "none.txt is not a file on this machine"),
             (["put", "-"], "standard input has no name"),
             (["get", 'a"b'], "a file name holds no"),
         ],
         (["get", "none.txt"], "the session has no none.txt"),
-        (["put", "none.txt"], "none.txt is no file on this machine"),
+        (["put", "none.txt"], "none.txt is not a file on this machine"),
     ),
 )
 def test_an_error_is_reported_and_leaves_nothing(files: Files, tmp_path: Path, arguments: list[str], said: str) -> None:

@@ -36,5 +36,5 @@ async def test_an_operation_that_an_endpoint_does_not_support_is_reported(plain_
         for tool in ("checkpoint", "rollback", "branch", "interrupt"):
             told = await client.call_tool(tool, {})
             assert told.isError
-            assert "the embedded default and `aca-sessions serve` can" in text_of(told)
+            assert "use the embedded default or `aca-sessions serve`" in text_of(told)
         assert text_of(await run(client, "x")) == "1"

@@ -141,7 +141,7 @@ def test_commands_run_in_the_session(session: InteractiveSession) -> None:
 
 @pytest.mark.parametrize("command", ["", " ", None, ["ls"]])
 def test_an_invalid_command_is_refused(session: InteractiveSession, command: object) -> None:
-    with pytest.raises(InvalidArgumentError, match="a command is text"):
+    with pytest.raises(InvalidArgumentError, match="a command must be text"):
         session.execute_command(command)  # type: ignore[arg-type]
 
 

@@ -75,14 +75,15 @@ def _is_code(text: str) -> bool:
 
 _PACKAGE = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _LONGEST_MOMENT, _MOST_BRANCHES = 256, 64
-_NAME_IS = "a file name is text such as 'data.csv' or 'folder/data.csv'"
+_NAME_IS = "a file name must be text such as 'data.csv' or 'folder/data.csv'"
 _NOT_IN_NAMES = frozenset('"\\') | {chr(code) for code in range(32)} | {chr(127)}
 
 
 def checked_session_id(session_id: object) -> str:
     """Return the identifier if it is 1 to 256 of the characters that endpoints accept. Raise InvalidArgumentError otherwise."""
     if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
-        raise InvalidArgumentError("a session_id is 1 to 256 ASCII letters, digits or signs")
+        # Without the value: a session's identifier gives access to it.
+        raise InvalidArgumentError("session_id must be 1 to 256 ASCII letters, digits or signs")
     return session_id
 
 
@@ -92,26 +93,26 @@ def checked_timeout(timeout: object) -> float | None:
         return None
     # A bool is an int in Python, and NaN compares false with every bound.
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not math.isfinite(timeout):
-        raise InvalidArgumentError("a timeout is a number of seconds, or None")
+        raise InvalidArgumentError(f"timeout must be a number of seconds or None, got {timeout!r:.40}")
     if not 0 < timeout <= MAX_ASYNCHRONOUS_SECONDS:
-        raise InvalidArgumentError(f"a timeout is above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g} seconds")
+        raise InvalidArgumentError(f"timeout must be above 0 and at most {MAX_ASYNCHRONOUS_SECONDS:g} seconds, got {timeout:g}")
     return timeout
 
 
 def checked_path(path: object) -> tuple[str, str]:
     """Return the folders and the name of a file in /mnt/data. Raise InvalidArgumentError if the path leads out of it or names a folder."""
     if not isinstance(path, str):
-        raise InvalidArgumentError(_NAME_IS)
+        raise InvalidArgumentError(f"{_NAME_IS}, got {type(path).__name__}")
     folder, name = _split(path)
     if not name:
-        raise InvalidArgumentError(_NAME_IS)
+        raise InvalidArgumentError(f"{_NAME_IS}, got {path!r:.200}")
     return folder, name
 
 
 def checked_folder(path: object) -> str:
     """Return a folder in /mnt/data, relative to it; '' for /mnt/data itself."""
     if not isinstance(path, str):
-        raise InvalidArgumentError("a folder is text such as 'folder' or '/mnt/data/folder'")
+        raise InvalidArgumentError(f"a folder must be text such as 'folder' or '/mnt/data/folder', got {type(path).__name__}")
     return _split(f"{path}/")[0] if path else ""
 
 
@@ -122,13 +123,15 @@ def _split(path: str) -> tuple[str, str]:
     """
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
-        raise InvalidArgumentError("a file name holds no quotation mark, backslash, control character or lone surrogate")
+        raise InvalidArgumentError(
+            f"a file name cannot contain quotation marks, backslashes, control characters or lone surrogates, got {path!r}"
+        )
     try:
         return split_path(path)
     except ValueError:
         end = [part for part in path.split("/") if part not in ("", ".", "..")][-1:]
         inside = "/".join(["/mnt/data", *end])
-        raise InvalidArgumentError(f"a session's files must be in /mnt/data, got {path!r}: use {inside!r}") from None
+        raise InvalidArgumentError(f"a session's files must be in /mnt/data, got {path!r:.200}: use {inside!r}") from None
 
 
 def checked_data(data: object) -> bytes | Path:
@@ -136,7 +139,7 @@ def checked_data(data: object) -> bytes | Path:
     match data:
         case Path():
             if not data.is_file():
-                raise InvalidArgumentError(f"{data.name} is no file on this machine")
+                raise InvalidArgumentError(f"{data.name} is not a file on this machine: check its path")
             return data
         case str() if _is_well_formed(data):
             return data.encode()
@@ -144,20 +147,21 @@ def checked_data(data: object) -> bytes | Path:
             return data
         case bytearray() | memoryview():
             return bytes(data)
-    raise InvalidArgumentError("a file's content is bytes, text without lone surrogates, or the Path of a file")
+    kind = "text with a lone surrogate" if isinstance(data, str) else type(data).__name__
+    raise InvalidArgumentError(f"a file's content must be bytes, well-formed text or the Path of a file, got {kind}")
 
 
 def checked_moment(name: object) -> str | None:
     """Return the name or the id of a checkpoint. None stands for a checkpoint without a name, or for the latest one."""
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
-    raise InvalidArgumentError(f"a checkpoint's name is text of 1 to {_LONGEST_MOMENT} characters")
+    raise InvalidArgumentError(f"a checkpoint's name must be text of 1 to {_LONGEST_MOMENT} characters, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:
     """Return the number of branches to make: 1 to 64."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
-        raise InvalidArgumentError(f"branches are made 1 to {_MOST_BRANCHES} at a time")
+        raise InvalidArgumentError(f"the number of branches must be 1 to {_MOST_BRANCHES}, got {count!r:.40}")
     return count
 
 
@@ -167,23 +171,24 @@ def checked_requirements(requirements: Sequence[str]) -> None:
     A line that pip would read as an option is refused.
     """
     if not requirements:
-        raise InvalidArgumentError("no package is named: install('humanize'), for example")
+        raise InvalidArgumentError("install expects at least one package, as in install('humanize')")
     for requirement in requirements:
         if not isinstance(requirement, str) or not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
-            raise InvalidArgumentError("a package is named as in a line of requirements.txt; options are not taken")
+            got = f"got {requirement!r:.80}"
+            raise InvalidArgumentError(f"a package must be named as in a line of requirements.txt, without options, {got}")
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:
     """Return the names of packages. Raise InvalidArgumentError if there are none, or if one has a version."""
     if not names or not all(isinstance(name, str) and _PACKAGE.fullmatch(name) for name in names):
-        raise InvalidArgumentError("a package to uninstall is given by its name: uninstall('humanize'), for example")
+        raise InvalidArgumentError("uninstall expects names of packages without versions, as in uninstall('humanize')")
     return names
 
 
 def checked_install_timeout(timeout: object) -> None:
     """Raise InvalidArgumentError unless the timeout is a number of seconds up to 3600. None is refused: an installation needs a limit."""
     if (checked_timeout(timeout) or math.inf) > MAX_INSTALL_SECONDS:
-        raise InvalidArgumentError(f"installing is given up to {MAX_INSTALL_SECONDS:g} seconds")
+        raise InvalidArgumentError(f"the timeout of an installation must be at most {MAX_INSTALL_SECONDS:g} seconds, got {timeout}")
 
 
 def refusal(code: object) -> CodeError | None:

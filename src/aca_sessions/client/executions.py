@@ -27,7 +27,7 @@ _AT_ONCE = 0.005  # seconds in which a host call has to return for its answer an
 
 
 async def _cannot(*_: object) -> None:
-    raise NotSupportedError("this endpoint takes no answers while a cell runs: the embedded default and `aca-sessions serve` do")
+    raise NotSupportedError("this endpoint cannot take answers while a cell runs: use the embedded default or `aca-sessions serve`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Execution:
     async def reply(self, event: Event, text: str | None) -> None:
         """Answer an `input` event. None refuses to answer, which raises EOFError in the cell."""
         if not (text is None or isinstance(text, str)):
-            raise InvalidArgumentError("an answer to input() is text, or None")
+            raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
         await self._reply(event.number, text)
 
     def answering(self, on_input: AnswerInput | None, on_call: AnswerCall | None = None) -> "Execution":
@@ -378,7 +378,7 @@ def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
 def _lost_answer(session_id: str, error: ACASessionsError | None = None) -> CodeExecutionResult:
     # 410: the server knows that the execution ended, but has dropped its result.
     if isinstance(error, ServiceError) and error.status_code == _GONE:
-        lost = CodeError("ResultGone", "the cell ran, and its result is not kept any more: fetch results sooner")
+        lost = CodeError("ResultGone", "the cell ran, but the server has dropped its result: fetch results sooner")
     else:
-        lost = CodeError("ConnectionError", "the answer was lost: whether the cell ran is not known")
+        lost = CodeError("ConnectionError", "the answer was lost: the cell may have run or not")
     return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=NO_REPLY)

@@ -54,7 +54,7 @@ def _create(temporary: Path, path: Path, mode: int) -> int:
     try:
         return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # the caller does not know the temporary name
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the caller does not know the temporary name
 
 
 def _give_rights(descriptor: int, earlier: os.stat_result) -> None:
@@ -106,11 +106,11 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
         try:
             async for offset, data in _one_version(read, ranged):
                 yield offset, data
-        except _ChangedError:
+        except _ChangedError as error:
             if pause is not None:
                 await asyncio.sleep(pause)
                 continue
-            raise ServiceError(412, "FileChanged", "the file kept changing during the download: download a copy of it") from None
+            raise ServiceError(412, "FileChanged", "the file kept changing during the download: download a copy of it") from error
         return
 
 
@@ -144,7 +144,7 @@ async def _unless_changed(read: Read, offset: int | None, version: str | None) -
         return await read(offset, version)
     except ServiceError as error:
         if error.status_code in _CHANGED:
-            raise _ChangedError from None
+            raise _ChangedError from error
         raise
 
 

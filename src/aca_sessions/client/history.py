@@ -189,9 +189,9 @@ def step_of(path: str, sent: bytes | Upload) -> Uploaded:
     return Uploaded(path, size, digest.hexdigest(), bytes(content) if size <= _LARGEST_FILE else None)
 
 
-_OURS = "aca_sessions"
+_METADATA = "aca_sessions"  # the key of what a notebook's own fields cannot hold
 _BINARY = "application/octet-stream"
-_notebook_MOST_BYTES = 256 << 20
+_LARGEST_NOTEBOOK = 256 << 20
 _MOST_CELLS = 10_000
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 _MAGIC = re.compile(r"\s*([%!]|\?|[\w.]+\?{1,2}\s*$|\w[\w, ]*=\s*[%!])")
@@ -205,7 +205,7 @@ def to_notebook(history: History) -> dict[str, Any]:
     for place, step in enumerate(history.steps):
         count += isinstance(step, Ran)
         cells.append({"id": f"step-{place}", **_cell(step, count)})
-    metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}, _OURS: {"left_out": history.left_out}}
+    metadata = {"kernelspec": _KERNEL, "language_info": {"name": "python"}, _METADATA: {"left_out": history.left_out}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
@@ -219,7 +219,7 @@ def to_script(history: History) -> str:
             case Ran(code):
                 parts.append(f"# %%\n{_as_python(code)}")
             case _:
-                parts.append(f"# %% [markdown]\n# {_said(step)}")
+                parts.append(f"# %% [markdown]\n# {_described(step)}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,7 +232,7 @@ def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
     match notebook:
         case {"nbformat": 4, "cells": [*cells]} if len(cells) <= _MOST_CELLS:
             return [step for cell in cells if (step := _step(cell)) is not None]
-    raise InvalidArgumentError(f"this is no notebook: nbformat 4 with up to {_MOST_CELLS} cells is")
+    raise InvalidArgumentError(f"expected a notebook of nbformat 4 with at most {_MOST_CELLS} cells")
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
@@ -262,23 +262,23 @@ def _cell(step: Step, count: int) -> dict[str, Any]:
         case Ran(code=code, result=result):
             noted: dict[str, object] = {"state": str(result.state)} if result is not None and result.state.kind != "kept" else {}
             noted |= {"rolled_back": True} if step.rolled_back else {}
-            metadata = {_OURS: noted} if noted else {}
+            metadata = {_METADATA: noted} if noted else {}
             outputs = outputs_of(result, count) if result is not None else []
             ran = count if result is not None else None
             return {"cell_type": "code", "execution_count": ran, "metadata": metadata, "outputs": outputs, "source": code}
         case Uploaded(path, size, sha256, content):
             told: dict[str, object] = {"upload": path, "size": size, "sha256": sha256}
             attached = {} if content is None else {"attachments": {path: {_BINARY: base64.b64encode(content).decode()}}}
-            return {"cell_type": "markdown", "metadata": {_OURS: told}, "source": _said(step), **attached}
+            return {"cell_type": "markdown", "metadata": {_METADATA: told}, "source": _described(step), **attached}
         case Deleted(path):
-            return {"cell_type": "markdown", "metadata": {_OURS: {"delete": path}}, "source": _said(step)}
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"delete": path}}, "source": _described(step)}
         case Reset():
-            return {"cell_type": "markdown", "metadata": {_OURS: {"reset": True}}, "source": _said(step)}
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"reset": True}}, "source": _described(step)}
         case Installed(requirements):
-            return {"cell_type": "markdown", "metadata": {_OURS: {"install": list(requirements)}}, "source": _said(step)}
+            return {"cell_type": "markdown", "metadata": {_METADATA: {"install": list(requirements)}}, "source": _described(step)}
 
 
-def _said(step: Step) -> str:
+def _described(step: Step) -> str:
     match step:
         case Uploaded(path, size, _, content):
             return f"`{_inline(path)}` was uploaded: {size} bytes{'' if content is not None else ', not kept here'}."
@@ -317,15 +317,15 @@ def _loaded(source: object) -> object:
     if isinstance(source, Mapping):
         return source
     if not isinstance(source, str | Path):
-        raise InvalidArgumentError("a notebook is the path of an .ipynb file, or what such a file holds")
+        raise InvalidArgumentError(f"a notebook must be the path of an .ipynb file or its parsed JSON, got {type(source).__name__}")
     path = Path(source)
     try:
-        if path.stat().st_size > _notebook_MOST_BYTES:
-            raise InvalidArgumentError(f"the notebook {path.name} is over {_notebook_MOST_BYTES >> 20} MB")
+        if path.stat().st_size > _LARGEST_NOTEBOOK:
+            raise InvalidArgumentError(f"the notebook {path.name} must be at most {_LARGEST_NOTEBOOK >> 20} MB: split it")
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no JSON"
-        raise InvalidArgumentError(f"the notebook {path.name} cannot be read: {why}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise InvalidArgumentError(f"the notebook {path.name} cannot be read: {why}") from error
 
 
 def _step(cell: object) -> tuple[Step, list[Output]] | None:
@@ -334,10 +334,10 @@ def _step(cell: object) -> tuple[Step, list[Output]] | None:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
         case {"cell_type": "markdown", "metadata": {"aca_sessions": told}, **rest}:
-            return _step_of_ours(told, rest.get("attachments")), []
+            return _step_of_metadata(told, rest.get("attachments")), []
         case {"cell_type": "markdown" | "raw"}:
             return None
-    raise InvalidArgumentError("a cell of this notebook is neither code with outputs, Markdown nor raw text")
+    raise InvalidArgumentError("a cell of this notebook must be code with outputs, Markdown or raw text")
 
 
 def _was_rolled_back(cell: object) -> bool:
@@ -347,7 +347,7 @@ def _was_rolled_back(cell: object) -> bool:
     return False
 
 
-def _step_of_ours(told: object, attachments: object) -> Step:
+def _step_of_metadata(told: object, attachments: object) -> Step:
     match told:
         case {"upload": str(path), "size": int(size), "sha256": str(sha256)}:
             checked_path(path)
@@ -360,7 +360,7 @@ def _step_of_ours(told: object, attachments: object) -> Step:
         case {"install": [*requirements]}:
             checked_requirements(tuple(requirements))
             return Installed(tuple(requirements))
-    raise InvalidArgumentError("a cell of this notebook tells of something else than an upload, a deletion, a reset or packages")
+    raise InvalidArgumentError("the step in a cell of this notebook must be an upload, a deletion, a reset or packages")
 
 
 def _attached(attachments: object, path: str) -> bytes | None:
@@ -370,7 +370,7 @@ def _attached(attachments: object, path: str) -> bytes | None:
         case {**files} if isinstance(content := files.get(path), Mapping) and isinstance(text := content.get(_BINARY), str):
             with contextlib.suppress(ValueError):
                 return base64.b64decode(text, validate=True)
-    raise InvalidArgumentError("a file that is attached to this notebook cannot be read: its content is no base64")
+    raise InvalidArgumentError("a file that is attached to this notebook cannot be read: its content must be base64")
 
 
 def _output(output: object) -> Output:
@@ -381,7 +381,7 @@ def _output(output: object) -> Output:
             return {"output_type": kind, "data": data}
         case {"output_type": "error", "ename": str(name), "evalue": str(value)}:
             return {"output_type": "error", "ename": name, "evalue": value}
-    raise InvalidArgumentError("an output in this notebook has another shape than nbformat 4 gives it")
+    raise InvalidArgumentError("an output in this notebook must have the shape of nbformat 4")
 
 
 def _text(source: object) -> str:
@@ -390,4 +390,4 @@ def _text(source: object) -> str:
         return source
     if isinstance(source, Iterable) and all(isinstance(line, str) for line in source):
         return "".join(source)
-    raise InvalidArgumentError("a text in this notebook is neither a string nor a list of lines")
+    raise InvalidArgumentError("a text in this notebook must be a string or a list of lines")

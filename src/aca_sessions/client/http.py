@@ -157,7 +157,7 @@ class SessionsHttpClient:
     async def require(self, extension: str, what: str) -> None:
         """Raise NotSupportedError if the endpoint does not have an extension. `what` completes "this endpoint cannot"."""
         if not await self.offers(extension):
-            raise NotSupportedError(f"this endpoint cannot {what}: the embedded default and `aca-sessions serve` can")
+            raise NotSupportedError(f"this endpoint cannot {what}: use the embedded default or `aca-sessions serve`")
 
     @property
     def is_closed(self) -> bool:

@@ -235,7 +235,7 @@ class CodeInterpreter:
         answered = _answered(on_input, on_call)
         call = ExecutionCall(code=text, timeout=timeout, answered=answered, transactional=transactional)
         if on_call is not None:
-            await self._http.require("events", "answer what a cell calls")
+            await self._http.require("events", "answer host calls")
         if not await self._http.offers("events"):
             execution = in_background(session_id, self._tasks.own(self._execute(session_id, call, caller)))
             return execution.amending(partial(self.deliver, session_id, caller))
@@ -345,7 +345,7 @@ class CodeInterpreter:
     async def _request_timeline(
         self, method: str, path: str, session_id: str, body: object = None, headers: dict[str, str] | None = None
     ) -> Response:
-        await self._http.require("checkpoint", "keep what a session was")
+        await self._http.require("checkpoint", "take checkpoints")
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:

@@ -326,7 +326,7 @@ class Session:
     async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
         """Run a command in the session's shell, in the current directory of its code, and return its result."""
         if not isinstance(command, str) or not command.strip():
-            raise InvalidArgumentError("a command is text for the shell, such as 'ls -la'")
+            raise InvalidArgumentError("a command must be text for the shell, such as 'ls -la'")
         return command_result_of(await self.run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
@@ -344,7 +344,9 @@ class Session:
         if await self._interpreter.supports("packages"):
             return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
         if not await self.supports("install"):
-            raise NotSupportedError("this session reaches no package index: use a pool with egress enabled, or packages that are installed")
+            raise NotSupportedError(
+                "this session cannot reach a package index: use a pool with egress enabled, or packages that are installed"
+            )
         return await self.run_snippet("install", *requirements, timeout=timeout)
 
     async def uninstall(self, *names: str) -> CodeExecutionResult:

@@ -33,7 +33,7 @@ def read_below(folder: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidArgumentError(f"{path.name} cannot be read ({error.strerror})") from None
+        raise InvalidArgumentError(f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
@@ -47,7 +47,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise InvalidArgumentError(f"{path.name} cannot be written ({error.strerror})") from None
+        raise InvalidArgumentError(f"{path.name} cannot be written ({error.strerror})") from error
     return path
 
 
@@ -56,7 +56,7 @@ def _below(folder: Path, name: str) -> Path:
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
-        raise InvalidArgumentError("the name leads out of the folder: name a file below it")
+        raise InvalidArgumentError(f"the file must be below the folder, got {name!r}")
     return path
 
 
