@@ -72,7 +72,7 @@ def test_an_environment_that_cannot_be_created_leaves_nothing(tmp_path: Path) ->
     (tmp_path / "requirements.txt").write_text("no-such-package\n")
     failed = aca_sessions("env", "create", "broken", "-r", "requirements.txt")
     assert failed.returncode == 2
-    assert "the environment broken cannot be made: there is no package no-such-package" in failed.stderr
+    assert "cannot make the environment broken: the index does not have a package no-such-package" in failed.stderr
     assert os.listdir(tmp_path / "data" / "aca-sessions" / "environments") == []
 
 
@@ -99,12 +99,12 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     ("arguments", "said"),
     mostly_long(
         [
-            (["env", "create", "../x", "-r", "requirements.txt"], "small letters"),
+            (["env", "create", "../x", "-r", "requirements.txt"], "lower-case letters"),
             (["env", "create", "new", "-r", "nothing.txt"], "-r nothing.txt must be a file"),
             (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "--python /bin/false"),
             (["env", "create", "new"], "required"),
-            (["env", "remove", "new"], "there is no environment new"),
-            (["env", "remove", "."], "small letters"),
+            (["env", "remove", "new"], "the environment new does not exist"),
+            (["env", "remove", "."], "lower-case letters"),
         ],
         every=4,
     ),

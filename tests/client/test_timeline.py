@@ -60,7 +60,7 @@ async def test_undo_goes_back_step_by_step(begun: Session) -> None:
         await begun.undo()
         seen.append((await begun.run("x")).value)
     assert seen == [3, 2, 1]
-    with pytest.raises(SnapshotError, match="no checkpoint"):
+    with pytest.raises(SnapshotError, match="does not have a checkpoint"):
         await begun.undo()
 
 
@@ -92,7 +92,7 @@ async def test_the_number_of_branches_is_bounded(session: Session, count: object
 
 async def test_a_missing_checkpoint_is_reported(begun: Session) -> None:
     await begun.checkpoint("first")
-    with pytest.raises(SnapshotError, match="no such checkpoint"):
+    with pytest.raises(SnapshotError, match="the checkpoint does not exist"):
         await begun.rollback("nowhere")
     assert await world(begun) == "(1, ['a'], 'one')"
 

@@ -212,7 +212,9 @@ async def test_an_image_that_cannot_be_pulled_is_reported_with_the_command(monke
     if ENGINE is None or os.geteuid() != 0:
         pytest.skip("needs root and podman: sudo apt install podman")
     name = "localhost:1/nobody/python:3.11-slim"  # nothing listens there
-    with pytest.raises(ConfigurationError, match=f"has no image {name} and cannot pull it .*Run `podman pull {name}` where its registry"):
+    with pytest.raises(
+        ConfigurationError, match=f"does not have the image {name} and cannot pull it .*Run `podman pull {name}` where its registry"
+    ):
         async with open_pool(Settings(ContainerImage=name)):
             pass
 
@@ -243,7 +245,7 @@ async def test_an_old_python_is_named_with_advice(bookworm: str) -> None:
 
 @pytest.mark.parametrize("said", ["", "3.11", "[" * 100_000])
 def test_a_python_of_an_image_that_describes_itself_wrongly_is_refused(said: str) -> None:
-    with pytest.raises(ConfigurationError, match="does not say what it is"):
+    with pytest.raises(ConfigurationError, match="expected a JSON description"):
         ImagePython.told(said)
 
 

@@ -167,7 +167,7 @@ def test_abandoned_work_is_removed(cache: PackageCache) -> None:
 def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
-    with pytest.raises(PackageError, match="others may write there"):
+    with pytest.raises(PackageError, match="other users may write there"):
         PackageCache(str(tmp_path / "shared"), 1000)
 
 

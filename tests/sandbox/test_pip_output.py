@@ -10,7 +10,7 @@ _NONE = "ERROR: Could not find a version that satisfies the requirement thing (f
 @pytest.mark.parametrize(
     ("output", "name", "part"),
     [
-        (_NONE, "PackageNotFoundError", "there is no package thing"),
+        (_NONE, "PackageNotFoundError", "the index does not have a package thing"),
         (f"WARNING: Retrying after connection broken by 'NewConnectionError'\n{_NONE}", "IndexUnreachableError", "is this host connected"),
         (f"Skipping link: none of the wheel's tags (cp39) are compatible\n{_NONE}", "NoWheelError", "no wheel"),
         (f"Skipping link: No sources permitted for thing\n{_NONE}", "NoWheelError", "nothing is built from source"),

@@ -461,7 +461,7 @@ def test_a_partial_restore_is_reported(live: Place, checkpoint: Place, few_descr
         (top / "c").unlink()
         (top / Path(*"0123456789")).mkdir(parents=True)
         few_descriptors(6)  # enough for everything but this
-        with pytest.raises(PartlyRestoredError, match=r"^the files are neither as they were nor as at the checkpoint: Too many open files"):
+        with pytest.raises(PartlyRestoredError, match=r"^only a part of the files was restored: Too many open files"):
             restore(checkpoint.files, live.files, uncharged)
     seen = {name: value for name, value in live.seen().items() if not name.startswith("/0")}
     wanted = checkpoint.seen()

@@ -115,8 +115,8 @@ def _run(python: str, code: str) -> Any:
     try:
         answer = subprocess.run([python, "-I", "-S", "-c", _FIND_PACKAGES + code], capture_output=True, check=True, timeout=30, env={})
         return json.loads(answer.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        raise ConfigurationError(f"ACASessions:Sandbox:Python: {python} is not a Python that runs; name an interpreter") from None
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(f"ACASessions:Sandbox:Python: expected the path of a Python that runs, got {python}") from error
 
 
 def _parts(prefix: str) -> list[tuple[str, str]]:

@@ -216,7 +216,7 @@ class ForkServer:
             raise
         except OSError as error:
             self.drop_tree(tree)
-            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
+            raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from error
 
     def _counting(self, tree: Tree, limits: Limits) -> Memory:
         if self.groups is not None:
@@ -345,7 +345,7 @@ class ForkServer:
         except OSError as error:
             if error.errno in _NOTHING_WAS_SENT:  # so no answer will come, and later ones still match their requests
                 raise refusal(wire.Refused("session", error.errno, os.strerror(error.errno))) from error
-            raise self._give_up() from None
+            raise self._give_up() from error
         return self._answer()
 
     def _answer(self) -> list[int]:
@@ -354,8 +354,8 @@ class ForkServer:
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
             answer = wire.decode(payload, wire.Done, wire.Refused)
-        except (OSError, wire.WireError):
-            raise self._give_up() from None
+        except (OSError, wire.WireError) as error:
+            raise self._give_up() from error
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         if isinstance(answer, wire.Refused):

@@ -108,13 +108,13 @@ SHORTAGE = Host(
     "shortage",
     "No process, memory, descriptor or control group left",
     "ulimit -u; ulimit -n; cat /proc/loadavg",
-    "The host is short of processes, memory or descriptors for this user: end some and try again. What there is is said by",
+    "The host is short of processes, memory or descriptors for this user: end some and try again. To see what is left, run",
 )
 OTHER = Host(
     "other-refusals",
     "Anything else that refuses namespaces",
     "unshare --user --map-root-user --mount --pid --fork --mount-proc true",
-    "Linux 5.13 or newer with user namespaces is needed. What refuses them is told by",
+    "Linux 5.13 or newer with user namespaces is needed. To see what refuses them, run",
 )
 MACOS = Host(
     "macos",

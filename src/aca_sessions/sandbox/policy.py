@@ -96,10 +96,10 @@ class Network:
         for name in names:
             if not _DOMAIN.fullmatch(name):
                 raise ConfigurationError(
-                    f"ACASessions:Sandbox:Network: {name} is no domain: example.org, *.example.org, example.org:8080 are"
+                    f"ACASessions:Sandbox:Network: expected a domain such as example.org, *.example.org or example.org:8080, got {name}"
                 )
         if not names:
-            raise ConfigurationError("ACASessions:Sandbox:Network: no domain is named; Network.none() allows none")
+            raise ConfigurationError("ACASessions:Sandbox:Network: expected at least one domain, got none; Network.none() allows no domain")
         return cls("allow", names)
 
     @classmethod
@@ -122,9 +122,13 @@ class Mount:
     def __post_init__(self) -> None:
         """Raise ConfigurationError if `guest` is not a path under /mnt and outside /mnt/data, or if `host` is not a folder."""
         if not _PLACE.fullmatch(self.guest) or self.guest == "/mnt/data" or self.guest.startswith("/mnt/data/"):
-            raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.guest} is no place below /mnt and beside /mnt/data")
+            raise ConfigurationError(
+                f"ACASessions:Sandbox:Mounts: the target of a mount must be under /mnt and outside /mnt/data, got {self.guest}"
+            )
         if not os.path.isdir(self.host):
-            raise ConfigurationError(f"ACASessions:Sandbox:Mounts: {self.host} is no folder of this host")
+            raise ConfigurationError(
+                f"ACASessions:Sandbox:Mounts: the source of a mount must be an existing folder of this host, got {self.host}"
+            )
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
@@ -182,8 +186,10 @@ class Policy:
         if self.isolation == "full":
             return
         if self.image:
-            raise ConfigurationError("ACASessions:ContainerImage: its root needs a mount namespace; without namespaces there is none")
+            raise ConfigurationError("ACASessions:ContainerImage: needs `Sandbox:Isolation` full, because it needs a mount namespace")
         if self.network.kind == "allow":
-            raise ConfigurationError("ACASessions:Sandbox:Network: domains need a network namespace; without namespaces it is none or host")
+            raise ConfigurationError(
+                "ACASessions:Sandbox:Network: domains need `Sandbox:Isolation` full and its network namespace: use none or host"
+            )
         if self.mounts:
-            raise ConfigurationError("ACASessions:Sandbox:Mounts: they need a mount namespace; without namespaces there are none")
+            raise ConfigurationError("ACASessions:Sandbox:Mounts: need `Sandbox:Isolation` full, because they need a mount namespace")

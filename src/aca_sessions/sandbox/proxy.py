@@ -25,7 +25,9 @@ _HEAD_SECONDS, _CONNECT_SECONDS, _IDLE_SECONDS = 10.0, 20.0, 300.0
 _CHUNK = 1 << 16
 _PORTS = (80, 443)
 _REQUEST = re.compile(rb"([A-Z]{1,20}) (\S{1,8192}) HTTP/1\.[01]", re.ASCII)
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")  # RFC 9112, 5: no space before the colon, no folding
+# RFC 9112, 5: no space before the colon, no folding. h11 would read the head as well, but it unfolds lines and merges equal lengths before
+# its caller sees them: it takes seven of the requests that tests/hostile/test_network_walls.py refuses.
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 _FRAMING = (b"host", b"connection", b"content-length", b"transfer-encoding")
 _PLAIN_URL = re.compile(r"http://([^/?#@]+)(/[^#]*|\?[^#]*)?(?:#.*)?", re.ASCII)
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.ASCII)
@@ -94,7 +96,7 @@ class Proxy:
             malformed = isinstance(denied, MalformedError)
             writer.write(_refusal(str(denied), status="400 Bad Request" if malformed else "403 Forbidden"))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            writer.write(_refusal("the target cannot be reached, or the request is none", status="502 Bad Gateway"))
+            writer.write(_refusal("cannot reach the target, or the request is incomplete", status="502 Bad Gateway"))
         else:
             _logger.info("network: connected to %s port %d", head.host, head.port)
             await _carry(head, (reader, writer), there)
@@ -105,9 +107,9 @@ class Proxy:
         An address of this host counts as not public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
-            raise DeniedError("an address or an unusable name in the place of a domain")
+            raise DeniedError("the target must be a domain name, not an address")
         if not any(_allows(domain, host, port) for domain in self._network.domains):
-            raise DeniedError("the domain and port are not among those that the policy allows")
+            raise DeniedError("the policy does not allow this domain and port")
         async with asyncio.timeout(_CONNECT_SECONDS):
             addresses = await self._resolve(host, port)
         if not addresses or not all(_is_public(address) for address in addresses):
@@ -161,14 +163,14 @@ def _parse(head: bytes) -> _Head:
     lines = head[:-4].split(b"\r\n")
     request = _REQUEST.fullmatch(lines[0])
     if request is None:
-        raise DeniedError("no request to a proxy: CONNECT host:port, or a whole http:// URL, is needed")
+        raise DeniedError("expected a request to a proxy: CONNECT host:port, or a whole http:// URL")
     kept, body = _headers(lines[1:])
     method, target = request[1].decode(), request[2].decode("ascii", "replace")
     if method == "CONNECT":
         return _Head(*_host_and_port(target, 0))
     url = _PLAIN_URL.fullmatch(target)
     if url is None:
-        raise DeniedError("no http:// URL; https:// goes by CONNECT")
+        raise DeniedError("expected an http:// URL; https:// needs CONNECT")
     host, port = _host_and_port(url[1], 80)
     path = url[2] or "/"
     path = path if path.startswith("/") else f"/{path}"
@@ -186,17 +188,19 @@ def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     for line in lines:
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise MalformedError("a header line that is not 'name: value', or that continues the one before")
+            raise MalformedError("a header line must be 'name: value' and must not continue the line before")
         name, value = header[1].lower(), line[len(header[1]) + 1 :].strip()
         if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers read '_' as '-'
-            raise MalformedError("a header that another server might read as Host, Connection, Content-Length or Transfer-Encoding")
+            raise MalformedError(
+                "a header must not have a name that another server may read as Host, Connection, Content-Length or Transfer-Encoding"
+            )
         match name:
             case b"host" | b"connection" | b"keep-alive" | b"upgrade" | b"te" | b"trailer":
                 continue
             case b"transfer-encoding":
-                raise MalformedError("a body without a Content-Length")
+                raise MalformedError("a body must have a Content-Length, not a Transfer-Encoding")
             case b"content-length" if body is not None or not value.isdigit() or len(value) > 16:
-                raise MalformedError("a Content-Length that is no number, or a second one")
+                raise MalformedError("expected one Content-Length, which must be a number")
             case b"content-length":
                 body = int(value)
             case hidden if hidden.startswith(b"proxy-"):
@@ -208,7 +212,7 @@ def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
 def _host_and_port(target: str, default: int) -> tuple[str, int]:
     host, colon, port = target.rpartition(":") if ":" in target else (target, "", "")
     if (colon and not (port.isascii() and port.isdecimal() and len(port) <= 5)) or (not colon and not default):
-        raise DeniedError("a target without a usable port")
+        raise DeniedError("the target must have a port from 0 to 65535")
     return host.lower().removesuffix("."), int(port) if colon else default
 
 

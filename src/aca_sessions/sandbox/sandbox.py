@@ -248,7 +248,7 @@ class Sandbox:
         were changed by then, an entry records it.
         """
         if self._closed:
-            raise SnapshotError("the session was ended meanwhile: the next call begins a new one")
+            raise SnapshotError("the session was ended meanwhile; the next call begins a new one")
         target, live = await self.timeline.prepare(moment), self.running
         home = live.home if live is not None else target.home
         try:

@@ -288,7 +288,7 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
             start += size
         kind = content.pop("kind")
     except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
-        raise WireError("a frame without a header") from None
+        raise WireError("a frame without a header") from None  # unchained: the cause would hold data of the guest
     if start != len(payload):
         raise WireError("a frame of another length than its header says")
     for candidate in expected:
@@ -402,7 +402,7 @@ def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
         # Each text can be used once: a header that refers to one a thousand times would make a frame a thousand times its size.
         return texts.pop(index).decode("utf-8")
     except UnicodeDecodeError:
-        raise WireError("a frame with a text that is not UTF-8") from None
+        raise WireError("a frame with a text that is not UTF-8") from None  # unchained: the cause would hold data of the guest
 
 
 def _well_formed(text: str) -> str:

@@ -63,7 +63,9 @@ class ImagePython:
                 requirements={name: _readable(needs) for name, (_, needs) in there.items()},
             )
         except (ValueError, TypeError, AttributeError, RecursionError):
-            raise ConfigurationError("ACASessions:ContainerImage: its Python does not say what it is and which packages it has") from None
+            raise ConfigurationError(
+                "ACASessions:ContainerImage: expected a JSON description of its Python, got something else: check that it runs"
+            ) from None  # unchained: the cause would hold what the image printed
 
     @property
     def options(self) -> list[str]:

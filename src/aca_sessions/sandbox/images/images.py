@@ -51,7 +51,7 @@ def root_of(image: str) -> str:
     if os.path.isfile(path):
         return kept(_identity(path), lambda folder: _unpack_file(path, folder))
     if image.startswith(("/", ".", "~")) or not _NAME.fullmatch(image):
-        raise ConfigurationError(f"{_KEY}: no folder, file or image can be called so: name a root folder, the tar of one, or an image")
+        raise ConfigurationError(f"{_KEY}: expected the path of a root folder or of its tar, or the name of an image, got {image!r}")
     engine, digest = _known(image)
     return kept(digest, lambda folder: _export(engine, digest, folder))
 
@@ -59,7 +59,7 @@ def root_of(image: str) -> str:
 def _apart(folder: str) -> str:
     """Return the folder. Raise ConfigurationError for this host's own root, which would show all of the host."""
     if folder == "/":
-        raise ConfigurationError(f"{_KEY}: this host's own root is no image: name another folder")
+        raise ConfigurationError(f"{_KEY}: cannot be this host's own root: name another folder")
     return folder
 
 
@@ -89,9 +89,9 @@ def kept(key: str, fill: Callable[[str], None]) -> str:
                 os.chmod(place, 0o755)  # noqa: S103 (sessions' users see what is in it)
                 os.rename(place, root)
             except UnpackingError as error:
-                raise ConfigurationError(f"{_KEY}: its root cannot be unpacked: {error}") from None
+                raise ConfigurationError(f"{_KEY}: cannot unpack its root: {error}") from error
             except OSError as error:
-                raise ConfigurationError(f"{_KEY}: its root cannot be kept in {images}: {error.strerror}") from None
+                raise ConfigurationError(f"{_KEY}: cannot keep its root in {images}: {error.strerror}") from error
             finally:
                 _remove(place)
     return str(root)
@@ -100,12 +100,12 @@ def kept(key: str, fill: Callable[[str], None]) -> str:
 def _folder() -> Path:
     caches = user_folder("XDG_CACHE_HOME", ".cache")
     if caches is None:
-        raise ConfigurationError(f"{_KEY}: its root cannot be kept: this user has no home folder: set HOME or XDG_CACHE_HOME")
+        raise ConfigurationError(f"{_KEY}: cannot keep its root, because this user has no home folder: set HOME or XDG_CACHE_HOME")
     folder = Path(caches, "aca-sessions", "images")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{_KEY}: its root cannot be kept in {folder}: {error.strerror}") from None
+        raise ConfigurationError(f"{_KEY}: cannot keep its root in {folder}: {error.strerror}") from error
     return folder
 
 
@@ -149,7 +149,7 @@ def _known(image: str) -> tuple[str, str]:
     _pull(engines[0], image)
     if digest := _digest_of(engines[0], image):
         return engines[0], digest
-    raise ConfigurationError(f"{_KEY}: {engines[0]} pulled {image} and does not find it: try {engines[0]} image inspect {image}")
+    raise ConfigurationError(f"{_KEY}: {engines[0]} pulled {image} but cannot find it: try {engines[0]} image inspect {image}")
 
 
 def _digest_of(engine: str, image: str) -> str | None:
@@ -172,7 +172,7 @@ def _pull(engine: str, image: str) -> None:
     else:
         return
     raise ConfigurationError(
-        f"{_KEY}: {engine} of this user has no image {image} and cannot pull it ({why.strip()[:400]}). "
+        f"{_KEY}: {engine} of this user does not have the image {image} and cannot pull it ({why.strip()[:400]}). "
         f"Run `{engine} pull {image}` where its registry can be reached, or name a root folder or the tar of one"
     )
 
@@ -187,7 +187,7 @@ def _digest(told: object) -> str:
 def _export(engine: str, digest: str, folder: str) -> None:
     container = _ask(engine, "create", "--network=none", digest, _WORD).strip()
     if not re.fullmatch(r"[0-9a-f]{12,64}", container):
-        raise UnpackingError(f"{engine} makes no container of it")
+        raise UnpackingError(f"{engine} cannot create a container of it")
     try:
         command = [engine, "export", container]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -199,7 +199,7 @@ def _export(engine: str, digest: str, folder: str) -> None:
 def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
     stream = process.stdout
     if stream is None:
-        raise UnpackingError("nothing was exported")
+        raise UnpackingError("the export is empty")
     deadline = time.monotonic() + _EXPORT_SECONDS
     limit = threading.Timer(_EXPORT_SECONDS, process.kill)  # a read of the stream has no time limit, but ends with the engine
     limit.start()
@@ -209,10 +209,10 @@ def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
             pass
         if process.wait():
             raise UnpackingError(f"its export ended with status {process.returncode}")
-    except UnpackingError:
+    except UnpackingError as error:
         if time.monotonic() < deadline:
             raise
-        raise UnpackingError(f"its export took longer than {_EXPORT_SECONDS} s") from None
+        raise UnpackingError(f"its export took longer than {_EXPORT_SECONDS} s") from error
     finally:
         limit.cancel()
         process.kill()

@@ -95,7 +95,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
                 allowance.take(member.size if member.isreg() else 0)
                 _Place(root, member.name, allowance).put(members, member)
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise UnpackingError(f"it is no tar that can be read: {error}") from None
+        raise UnpackingError(f"cannot read it as a tar: {error}") from error
     finally:
         os.close(root)
 
@@ -141,8 +141,8 @@ class _Place:
         source = _open_folder(self._root, folder, self._allowance)
         try:
             os.link(file, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            raise UnpackingError("a hard link leads to nothing in it") from None
+        except FileNotFoundError as error:
+            raise UnpackingError("a hard link in it has no target in it") from error
         finally:
             os.close(source)
 
@@ -150,7 +150,7 @@ class _Place:
 def _inside(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:
-        raise UnpackingError("a name in it leads out of it")
+        raise UnpackingError("a name in it leads outside its root")
     return "/".join(parts)
 
 
@@ -160,8 +160,8 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
     except FileNotFoundError:
         pass
-    except OSError:
-        raise UnpackingError("a name in it leads through a link") from None
+    except OSError as error:
+        raise UnpackingError("a name in it leads through a link") from error
     outer, _, name = path.rpartition("/")
     parent = _open_folder(root, outer, allowance)
     allowance.take(0)
@@ -176,7 +176,7 @@ def _clear(parent: int, name: str) -> None:
     """Remove what an earlier member has put there. Raise UnpackingError if it is a folder."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise UnpackingError("a folder in it is something else as well")
+            raise UnpackingError("a name in it is used for a folder and for something else")
         os.unlink(name, dir_fd=parent)
 
 
@@ -186,8 +186,8 @@ def _make_folder(parent: int, name: str, mode: int) -> None:
         os.mkdir(name, dir_fd=parent)
     try:
         folder = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=parent)
-    except OSError:
-        raise UnpackingError("a folder in it is something else as well") from None
+    except OSError as error:
+        raise UnpackingError("a name in it is used for a folder and for something else") from error
     try:
         # The owner gets all rights: otherwise an ordinary user could neither put anything into it nor remove it.
         os.fchmod(folder, mode & _RIGHTS | 0o700)

@@ -386,7 +386,7 @@ class Groups:
         except OSError as error:
             if is_shortage(error):
                 raise  # without the group, memory would be counted less exactly, and no caller has chosen that
-            _logger.info("control groups cannot be used here: %s", error.strerror)
+            _logger.info("cannot use control groups here: %s", error.strerror)
             return None
 
     def make(self, limits: Limits) -> Group:

@@ -61,7 +61,7 @@ class SocketMemory:
             self._is_failing = False
         except OSError as error:  # what was seen last still counts
             if not self._is_failing:  # once, and not at each look while a cell runs
-                _logger.warning("the sockets of a session cannot be listed now: %s", error.strerror)
+                _logger.warning("cannot list the sockets of a session now: %s", error.strerror)
             self._is_failing = True
         return self._last
 

@@ -62,7 +62,7 @@ class PackageCache:
         """
         if not folder:
             advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
-            raise PackageError("PackageCacheError", f"packages cannot be kept: this user has no home folder: {advice}")
+            raise PackageError("PackageCacheError", f"cannot keep packages, because this user has no home folder: {advice}")
         self._root = Path(folder)
         self._shown_at = shown_at or self.sets
         self._size = size
@@ -70,7 +70,7 @@ class PackageCache:
             self._secret = self._prepare()
         except OSError as error:
             reason = f"packages cannot be kept in their folder on this host ({error.strerror})"
-            raise PackageError("PackageCacheError", f"{reason}: name another in ACASessions:Packages:CacheFolder") from None
+            raise PackageError("PackageCacheError", f"{reason}: name another in ACASessions:Packages:CacheFolder") from error
 
     @property
     def sets(self) -> str:
@@ -168,7 +168,7 @@ class PackageCache:
     def _prepare(self) -> bytes:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         if (about := self._root.stat()).st_uid != os.geteuid() or about.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, "others may write there")  # they could decide what sessions import
+            raise PermissionError(errno.EPERM, "other users may write there")  # they could decide what sessions import
         for name in ("labels", "answers", "notes", "work"):
             (self._root / name).mkdir(exist_ok=True, mode=0o700)
         sets = self._root / "sets"

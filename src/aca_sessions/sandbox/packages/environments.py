@@ -45,7 +45,7 @@ def python_of(name: str) -> str:
     python = _folder(name) / "bin" / "python"
     if not python.exists():
         raise ConfigurationError(
-            f"ACASessions:Sandbox:Environment: there is no environment {name}: "
+            f"ACASessions:Sandbox:Environment: the environment {name} does not exist: "
             f"make it with `aca-sessions env create {name} -r requirements.txt` (or --like azure)"
         )
     return str(python)
@@ -97,7 +97,7 @@ class Environments:
         async with self._bare(name, python) as folder:
             missing = await self._missing(folder, wanted)
             if missing and not skip_missing:
-                raise ConfigurationError(f"{', '.join(missing)}: no wheel for this Python; --skip-missing leaves out what has none")
+                raise ConfigurationError(f"{', '.join(missing)}: found no wheel for this Python; --skip-missing leaves out such packages")
             await self._install(folder, [one for one in wanted if one not in missing])
         return missing
 
@@ -106,13 +106,13 @@ class Environments:
         """Make an environment without packages for the block to fill. Remove it if the block fails."""
         folder = _folder(name)
         if folder.exists():
-            raise ConfigurationError(f"there is an environment {name}: remove it first with `aca-sessions env remove {name}`")
+            raise ConfigurationError(f"the environment {name} exists already: remove it first with `aca-sessions env remove {name}`")
         try:
             await asyncio.to_thread(_make_bare, folder, python or sys.executable)
             yield folder
         except PackageError as error:
             shutil.rmtree(folder)
-            raise ConfigurationError(f"the environment {name} cannot be made: {error}") from None
+            raise ConfigurationError(f"cannot make the environment {name}: {error}") from error
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -154,13 +154,15 @@ class Environments:
 def _root() -> Path:
     data = user_folder("XDG_DATA_HOME", ".local", "share")
     if data is None:
-        raise ConfigurationError("environments cannot be kept: this user has no home folder: set HOME or XDG_DATA_HOME")
+        raise ConfigurationError("cannot keep environments, because this user has no home folder: set HOME or XDG_DATA_HOME")
     return Path(data, "aca-sessions", "environments")
 
 
 def _folder(name: str) -> Path:
     if not _NAME.fullmatch(name):
-        raise ConfigurationError("an environment's name is up to 64 small letters, digits, - and _")
+        raise ConfigurationError(
+            "an environment's name must be 1 to 64 lower-case letters, digits, '-' and '_', and begin with a letter or digit"
+        )
     return _root() / name
 
 
@@ -168,8 +170,8 @@ def _make_bare(folder: Path, python: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         subprocess.run([python, "-I", "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        raise ConfigurationError(f"--python {python} makes no virtual environment: name a Python that has the venv module") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(f"--python must be a Python with the venv module, got {python}") from error
 
 
 def _version(folder: Path) -> str:

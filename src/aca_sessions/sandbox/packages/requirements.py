@@ -38,7 +38,7 @@ def parsed(texts: Iterable[str]) -> list[Requirement]:
     """Parse 1 to 100 requirements. Raise PackageError for a text that is not one, or that leads to a file or an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
-        raise _invalid(f"a call names 1 to {_MOST} packages")
+        raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}")
     return [_parsed(text) for text in given]
 
 
@@ -78,7 +78,7 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
 def checked_name(text: str) -> str:
     """Return the canonical name of a package. Raise PackageError if the text is more than a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
-        raise _invalid("a package to uninstall is given by its name alone")
+        raise _invalid("a package to uninstall must be given by its name alone")
     return canonicalize_name(text)
 
 
@@ -89,15 +89,15 @@ def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _parsed(text: str) -> Requirement:
     if len(text) > _LONGEST or not text.isprintable() or not text.isascii():
-        raise _invalid(f"a package is named in at most {_LONGEST} printable ASCII characters, one in each argument")
+        raise _invalid(f"a package must be named in at most {_LONGEST} printable ASCII characters, one in each argument")
     try:
         requirement = Requirement(text)
-    except InvalidRequirement:
-        raise _invalid("a package is named as 'humanize', 'humanize>=4' or 'humanize[extra]==4.9'; no option, no path") from None
+    except InvalidRequirement as error:
+        raise _invalid("expected a package such as 'humanize', 'humanize>=4' or 'humanize[extra]==4.9', not an option or a path") from error
     if requirement.url is not None:
-        raise _invalid("a package is named without an address: put its wheel into an index or into ACASessions:Packages:WheelFolder")
+        raise _invalid("a package must be named without an address: put its wheel into an index or into ACASessions:Packages:WheelFolder")
     if any(one.operator == "===" for one in requirement.specifier):
-        raise _invalid("versions are compared by ==, >=, <=, !=, ~=, > and <; === is not taken")
+        raise _invalid("versions must be compared by ==, >=, <=, !=, ~=, > or <, not by ===")
     return requirement
 
 

@@ -98,7 +98,7 @@ def _missing(requirement: str, versions: str, output: str) -> PackageError:
         return PackageError("IndexUnreachableError", f"no package index was reached to look for {wanted}: {advice}")
     if _UNFIT.search(output):
         return PackageError("NoWheelError", f"{wanted} has no wheel for the sessions' Python on this machine; nothing is built from source")
-    return PackageError("PackageNotFoundError", f"there is no package {wanted} in the index: is its name spelt right?")
+    return PackageError("PackageNotFoundError", f"the index does not have a package {wanted}: check the spelling of its name")
 
 
 def _errors(output: str) -> str:
@@ -177,7 +177,7 @@ class Resolver:
             self.image.write_metadata(folder / "known")
         await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), tell)
         if report.stat().st_size > _MOST_REPORT:
-            raise PackageError("UnsafeWheelError", f"the metadata of its wheels is larger than {_MOST_REPORT >> 20} MB together")
+            raise PackageError("UnsafeWheelError", f"the metadata of the wheels is larger than {_MOST_REPORT >> 20} MB together")
         return _wheels(json.loads(report.read_text()))
 
     async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
@@ -228,7 +228,7 @@ def _runner() -> str:
     """Return the script that pip itself starts for `pip --python`."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
-        raise PackageError("PackageError", "the host program's environment has no pip: install it there")
+        raise PackageError("PackageError", "the host program's environment does not have pip: install it there")
     return str(Path(found.origin).with_name("__pip-runner__.py"))
 
 
@@ -293,7 +293,7 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
     wheels: list[Wheel] = []
     for item in report["install"]:  # type: ignore[attr-defined]
         if len(wheels) == _MOST_WHEELS:
-            raise PackageError("PackageTooLargeError", f"it needs more than {_MOST_WHEELS:,} packages: install fewer at once")
+            raise PackageError("PackageTooLargeError", f"the request needs more than {_MOST_WHEELS:,} packages: install fewer at once")
         info, about = item["download_info"], item["metadata"]
         if item["is_direct"]:
             name = canonicalize_name(about["name"])

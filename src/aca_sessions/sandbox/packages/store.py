@@ -231,8 +231,8 @@ class SessionPackages:
         try:
             async with asyncio.timeout(timeout):
                 held = await self._packages.fetched(missing, self._sets, tell)
-        except TimeoutError:
-            raise PackageError("TimeoutError", f"the packages were not fetched within {timeout:g} s; nothing was installed") from None
+        except TimeoutError as error:
+            raise PackageError("TimeoutError", f"the packages were not fetched within {timeout:g} s; nothing was installed") from error
         return await self._tasks.to_its_end(self._add(held, wanted))
 
     async def _add(self, held: HeldSet | None, wanted: dict[str, Requirement]) -> CodeExecutionResult:
@@ -305,7 +305,9 @@ def _of_the_disk(error: OSError) -> CodeError:
     elsewhere = "or name another place in ACASessions:Packages:CacheFolder"
     if error.errno == errno.ENOSPC:
         return CodeError("DiskFullError", f"the host's disk is full: free some of it, {elsewhere}")
-    return CodeError("PackageCacheError", f"this host cannot use its folder of packages ({error.strerror}): see to its rights, {elsewhere}")
+    return CodeError(
+        "PackageCacheError", f"this host cannot use its folder of packages ({error.strerror}): check its permissions, {elsewhere}"
+    )
 
 
 def _names(held: HeldSet) -> set[str]:

@@ -77,8 +77,8 @@ class Timeline:
         if id is None and name is None and latest_first:
             return latest_first[0]
         asked = id is not None or name is not None
-        gone = "there is no such checkpoint: it was removed, or ended for its memory; `checkpoints()` lists those that are left"
-        raise SnapshotError(gone if asked else "there is no checkpoint to return to: take one first")
+        gone = "the checkpoint does not exist: it was removed, or ended to free memory; `checkpoints()` lists those that are left"
+        raise SnapshotError(gone if asked else "the session does not have a checkpoint to return to: take one first")
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> Moment:
         """Make a checkpoint of the session as it is now, and return it. Remove the oldest ones if there are too many.
@@ -131,7 +131,7 @@ class Timeline:
                 raise
             return interpreter
         except ACASessionsError as error:
-            raise SnapshotError(f"the checkpoint cannot be returned to: {error}") from None
+            raise SnapshotError(f"cannot return to the checkpoint: {error}") from error
 
     async def drop(self, moment: Moment) -> None:
         """Remove a checkpoint."""

@@ -66,7 +66,9 @@ def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copi
         with told_of("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
             return _Copying(here, there, target.origins, allocate).copy_all(most, target.room())
     except OSError as error:
-        raise SnapshotError(f"the session's files cannot be copied: {error.strerror}") from None
+        raise SnapshotError(
+            f"cannot copy the session's files: {error.strerror}"
+        ) from None  # unchained: the cause would name files of the guest
 
 
 class _Copying:
@@ -155,7 +157,9 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
             restoration.prepare()
             restoration.commit()
     except OSError as error:
-        raise SnapshotError(f"the files cannot be put back, and are unchanged: {_reason(error)}") from None
+        raise SnapshotError(
+            f"cannot restore the files, which are unchanged: {_reason(error)}"
+        ) from None  # unchained: the cause would name files of the guest
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
@@ -239,7 +243,7 @@ class _Restoration:
         self._each(self._settle, [path for path, status in self._wanted.items() if stat.S_ISDIR(status.st_mode)][::-1])
         self._each(self._discard, [*self._made.values()])
         if self._failures:
-            raise PartlyRestoredError(f"the files are neither as they were nor as at the checkpoint: {_reason(self._failures[0])}")
+            raise PartlyRestoredError(f"only a part of the files was restored: {_reason(self._failures[0])}")
 
     def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
         """Call `do` with each path, and remember what fails."""
@@ -253,7 +257,7 @@ class _Restoration:
         for path, status in walk(self._source):
             self._wanted[path] = status
             if stat.S_IFMT(status.st_mode) not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
-                raise SnapshotError("the checkpoint is damaged, and the files are unchanged: go back to another one")
+                raise SnapshotError("the checkpoint is damaged, and the files are unchanged: roll back to another one")
         top = os.fstat(self._target)
         self._undo.callback(os.utime, self._target, ns=(top.st_atime_ns, top.st_mtime_ns))
         for path, status in walk(self._target, lambda folder: not self._wants_folder(folder)):

@@ -139,7 +139,7 @@ def open_member(init: int, number: int) -> int:
                 if number_of(process) == number and pid in descendants(host_pid(init)):
                     unless_found.pop_all()
                     return process
-    raise GuestDiedError("the session's code is in the way: reset the session")
+    raise GuestDiedError("the forked interpreter cannot be found: reset the session")
 
 
 def exit_status(pidfd: int) -> int | None:

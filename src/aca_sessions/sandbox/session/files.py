@@ -265,7 +265,7 @@ class Files:
         try:
             for chunk in chunks:
                 if size + len(chunk) > room:
-                    raise OSError(errno.EDQUOT, "a session, its branches and its checkpoints have no more room for files")
+                    raise OSError(errno.EDQUOT, "the session, its branches and its checkpoints have used up their room for files")
                 if chunk:
                     allocate([(descriptor, size, len(chunk))])
                 _write(descriptor, chunk)
@@ -284,7 +284,7 @@ class Files:
 def checked_name(name: str) -> str:
     """Return the name if a file can have it: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
     if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
-        raise UnusableNameError("a file name is one path component of 1 to 255 bytes, without '/', NUL and '..'")
+        raise UnusableNameError("a file name must be one path component of 1 to 255 bytes, without '/' and NUL, and not '.' or '..'")
     return name
 
 
@@ -313,8 +313,8 @@ def _status(entry: "os.DirEntry[str]") -> os.stat_result | None:
 def _encoded_length(name: str) -> int:
     try:
         return len(name.encode())
-    except UnicodeEncodeError:
-        raise UnusableNameError("a file name is well-formed text") from None
+    except UnicodeEncodeError as error:
+        raise UnusableNameError("a file name must be well-formed text") from error
 
 
 def _joined(name: str, folder: str) -> str:

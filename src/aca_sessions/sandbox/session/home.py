@@ -286,11 +286,11 @@ class Home:
         left = self._processes.shown
         try:
             ended = await to_thread.run_sync(stop, limiter=limiter())
-        except TimeoutError:
+        except TimeoutError as error:
             self.kill("killed")
             raise GuestDiedError(
                 "processes of the session could not be stopped for a branch's cell: all interpreters and processes of both were ended"
-            ) from None
+            ) from error
         if ended and left is not None:
             self.ended[left] = (*self.ended.get(left, ()), *ended)
 
@@ -439,4 +439,4 @@ def _told_as_control_group() -> Iterator[None]:
             raise
         if isinstance(error, ProcessLookupError):
             raise GuestDiedError("a session ended before its memory could be counted") from error
-        raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from None
+        raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from error

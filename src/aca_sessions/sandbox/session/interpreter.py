@@ -181,7 +181,7 @@ class Interpreter:
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
         if result.error is not None or type(result.value) is not int:
-            raise SnapshotError(result.error.message if result.error else "the session's code is in the way")
+            raise SnapshotError(result.error.message if result.error else "the session's code prevents the fork")
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
     async def _run(
@@ -282,7 +282,7 @@ class Interpreter:
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
             return False
-        self._send_answer(wire.Answer(number, text is not None, text if text is not None else "nobody answered"))
+        self._send_answer(wire.Answer(number, text is not None, text if text is not None else "the question was not answered in time"))
         return True
 
     def _send_answer(self, answer: wire.Answer) -> None:
@@ -379,7 +379,9 @@ class Interpreter:
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
             raise wire.WireError("questions whose answers are not read")
         if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
-            self._send_answer(wire.Answer(asked.number, False, "nobody is there to answer"))
+            self._send_answer(
+                wire.Answer(asked.number, False, "the caller of this cell does not answer questions of this kind, or the cell has ended")
+            )
 
     def _on_own_end(self) -> None:
         """Handle the end of a fork's process."""
@@ -465,7 +467,7 @@ async def start(
         if isinstance(error, ConnectionError):  # the session's end is noticed here first
             raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause") from error
         if isinstance(error, TimeoutError):
-            raise GuestDiedError("a session did not start within 30 s; the machine may be overloaded: try again") from None
+            raise GuestDiedError("a session did not start within 30 s; the machine may be overloaded: try again") from error
         raise
 
 
