@@ -282,7 +282,7 @@ class Interpreter:
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
             return False
-        self._send_answer(wire.Answer(number, text is not None, text if text is not None else "the question was not answered in time"))
+        self._send_answer(wire.Answer(number, text is not None, text if text is not None else "the question was not answered"))
         return True
 
     def _send_answer(self, answer: wire.Answer) -> None:
@@ -397,18 +397,22 @@ class Interpreter:
         reason = reason_of(status)
         if reason == "killed" and not self._killed_for and self.home.memory.was_exceeded():
             reason = "memory"
-        self._bury(self._killed_for or self.home.killed_for or reason)
+        self._bury(reason)
 
     def _bury(self, cause: str) -> None:
-        """Record that it is dead, once. Stop reading, and kill what is left of it."""
+        """Record that it is dead, once. Stop reading, and kill what is left of it.
+
+        `cause` counts if the host did not kill it. The report of a kill may come so late that the guest's silence is noticed first.
+        """
         if self._death.done():
             return
+        cause = self._killed_for or self.home.killed_for or cause
         self._channel.drain()
         self._channel.stop()
         self._stop_looking()
         self._kill(cause)
-        self._death.set_result(self._killed_for or cause)
-        self.when_dead(self, self._death.result())
+        self._death.set_result(cause)
+        self.when_dead(self, cause)
 
     def _stop_looking(self) -> None:
         if self._forked and self._process is not None:
