@@ -26,8 +26,8 @@ from .errors import ACASessionsError
 from .guest_text import for_terminal
 from .interactive import LoopThread
 from .lifetime import Owner
-from .models import CodeExecutionResult, State
-from .rendering import Html, trusted
+from .models import CodeExecutionResult
+from .rendering import Html, state_note, trusted
 
 Answer = TypeVar("Answer")
 _DEFAULT = "notebook"
@@ -139,5 +139,5 @@ def _show(result: CodeExecutionResult, html: Html) -> None:
         display(trusted(shown, html), raw=True)
     if result.text is not None and not any(shown.data.get("text/plain") == result.text for shown in result.displays):
         display({"text/plain": for_terminal(result.text)}, raw=True)
-    if result.state != State():
-        print(f"[session state {result.state}; {result.state.consequence}]", file=sys.stderr)
+    if note := state_note(result):
+        print(note, file=sys.stderr)

@@ -138,9 +138,14 @@ def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, s
     parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
         parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
-    if result.state != State():
-        parts.append(f"<pre>{escape(f'[session state {result.state}; {result.state.consequence}]')}</pre>")
+    if note := state_note(result):
+        parts.append(f"<pre>{escape(note)}</pre>")
     return {"text/plain": render(result), "text/html": "\n".join(parts)}
+
+
+def state_note(result: CodeExecutionResult) -> str:
+    """Return the host's line about a session whose state changed, or ''."""
+    return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
 def trusted(display: Display, html: Html = "clean") -> dict[str, str]:

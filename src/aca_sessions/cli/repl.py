@@ -20,8 +20,8 @@ from ..errors import ACASessionsError, ConfigurationError, InvalidArgumentError
 from ..guest_text import printable, shown_caption, shown_name
 from ..interactive import InteractiveSession, LiveCell
 from ..models import Checkpoint
-from .run import Shown, save_images
-from .sessions import lasting, settings_at
+from .run import CellPrinter, save_images
+from .sessions import settings_at, settings_with_endpoint
 
 _FOR_THIS_USER = 0o600
 
@@ -99,7 +99,7 @@ def repl(options: argparse.Namespace) -> int:
 
 def _session(options: argparse.Namespace) -> InteractiveSession:
     if options.session:
-        return InteractiveSession.join(options.session, settings=lasting(options.endpoint, "--session"))
+        return InteractiveSession.join(options.session, settings=settings_with_endpoint(options.endpoint, "--session"))
     return InteractiveSession(settings_at(options.endpoint))
 
 
@@ -153,13 +153,13 @@ def _named(checkpoint: Checkpoint) -> str:
 
 
 def _run(session: InteractiveSession, code: str) -> None:
-    shown = Shown()
+    printer = CellPrinter()
     cell = session.stream(code, on_input=lambda _: _answer(cell))
     with _interrupting(cell):
         for event in cell:
-            shown.take(event)
+            printer.print_event(event)
             if event.result is not None:
-                shown.finish(event.result, *save_images(event.result, Path()))
+                printer.finish(event.result, *save_images(event.result, Path()))
 
 
 def _answer(cell: LiveCell) -> str | None:

@@ -17,8 +17,9 @@ from ..connect import open_interpreter
 from ..contract.extensions import encode_rich
 from ..errors import ACASessionsError, ConfigurationError
 from ..guest_text import Screen
-from ..models import CodeExecutionResult, Display, Event, State
-from .sessions import lasting, settings_at
+from ..models import CodeExecutionResult, Display, Event
+from ..rendering import state_note
+from .sessions import settings_at, settings_with_endpoint
 from .streams import code_from_argument, code_from_input, write_error
 
 _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # without SVG, which may hold scripts
@@ -26,11 +27,11 @@ _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # witho
 
 def show(result: CodeExecutionResult) -> None:
     """Print a result after its cell has ended."""
-    shown = Shown()
+    printer = CellPrinter()
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
-            shown.write(name, text if text.endswith("\n") else f"{text}\n")
-    shown.write_notes(images_of(result), state_of(result))
+            printer.write(name, text if text.endswith("\n") else f"{text}\n")
+    printer.write_notes(images_of(result), state_note(result))
 
 
 def show_json(result: CodeExecutionResult) -> None:
@@ -55,13 +56,8 @@ def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
             yield f"[image not saved: {error.strerror if isinstance(error, OSError) else 'it is not an image'}]"
 
 
-def state_of(result: CodeExecutionResult) -> str:
-    """Return a note about the session's state if it changed, or ''."""
-    return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
-
-
-class Shown:
-    """The display of a cell that runs. What it writes and displays is printed as it happens, and the rest at its end."""
+class CellPrinter:
+    """Prints a cell: what it writes and displays while it runs, and the rest at its end."""
 
     def __init__(self) -> None:
         self._open: dict[str, bool] = {}
@@ -70,7 +66,7 @@ class Shown:
         self._screen = Screen()  # one for both streams: at a terminal one continues where the other stopped
         self._on_screen = "stderr"  # the latest stream that wrote to it
 
-    def take(self, event: Event) -> None:
+    def print_event(self, event: Event) -> None:
         """Print an event of the cell. Images are left to the caller."""
         match event:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
@@ -94,7 +90,7 @@ class Shown:
         if not self._written.endswith(error):  # without live events all of stderr comes at the end, and ends with the error already
             self._write_line("stderr", error)
         self._end_line("stderr")
-        self.write_notes(*notes, state_of(result))
+        self.write_notes(*notes, state_note(result))
 
     def write(self, name: str, text: str) -> None:
         """Write guest text on a stream, and remember whether it ended its line."""
@@ -158,7 +154,7 @@ _INTERRUPTED = 130
 
 async def run(options: argparse.Namespace) -> int:
     """Run the cell in a session of its own, or in the named one, and return the exit code. A session of its own is ended afterwards."""
-    settings = lasting(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
+    settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
     code = code_from_input() if options.code == "-" else code_from_argument(options.code)
     files = [(path.name, _content(path)) for path in options.file]
     session = options.session or str(uuid.uuid4())
@@ -196,12 +192,12 @@ async def _run_live(interpreter: CodeInterpreter, session: str, code: str, optio
 
 
 async def _follow(interpreter: CodeInterpreter, execution: Execution) -> int:
-    shown, status = Shown(), 1
+    printer, status = CellPrinter(), 1
     try:
         async for event in execution.events():
-            shown.take(event)
+            printer.print_event(event)
             if event.result is not None:
-                shown.finish(event.result, images_of(event.result))
+                printer.finish(event.result, images_of(event.result))
                 status = event.result.exit_code
     except BaseException:
         await interpreter.cancel_quietly(execution)

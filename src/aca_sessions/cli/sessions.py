@@ -23,8 +23,8 @@ def settings_at(endpoint: str | None) -> Settings:
     return Settings(**({"Endpoint": endpoint} if endpoint else {}))
 
 
-def lasting(endpoint: str | None, what: str) -> Settings:
-    """Return the settings for a command that needs sessions which outlive it. Raise ConfigurationError if they name no Endpoint."""
+def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
+    """Return the settings. Raise ConfigurationError if they have no Endpoint, since `what` needs sessions that outlive the command."""
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
@@ -35,7 +35,7 @@ def lasting(endpoint: str | None, what: str) -> Settings:
 
 async def list_sessions(options: argparse.Namespace) -> int:
     """Print one line for each session: time of its last use, time of its end, name."""
-    async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         for one in await interpreter.list_sessions():
             ends = f"{one.expires:%Y-%m-%d %H:%M:%S}" if one.expires else "-"
             print(f"{one.last_used:%Y-%m-%d %H:%M:%S}  {ends:<19}  {shown_name(one.session_id, _LONGEST_NAME)}")
@@ -44,7 +44,7 @@ async def list_sessions(options: argparse.Namespace) -> int:
 
 async def end_sessions(options: argparse.Namespace) -> int:
     """End sessions, each with its variables and files."""
-    async with open_interpreter(lasting(options.endpoint, "sessions")) as interpreter:
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
             try:
                 await interpreter.delete_session(name)
@@ -55,7 +55,7 @@ async def end_sessions(options: argparse.Namespace) -> int:
 
 async def list_files(options: argparse.Namespace) -> int:
     """Print one line for each file: size, time of the last change, name."""
-    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         try:
             files = await interpreter.list_files(options.session, options.folder)
         except NotFoundError:
@@ -68,7 +68,7 @@ async def list_files(options: argparse.Namespace) -> int:
 async def get_file(options: argparse.Namespace) -> int:
     """Copy a file to a path on this machine, or to standard output."""
     target = None if options.target == _STANDARD else _free_path(options.name, options.target, force=options.force)
-    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         session = Session(interpreter, options.session)
         try:
             if target is not None:
@@ -86,7 +86,7 @@ async def put_file(options: argparse.Namespace) -> int:
     if options.source == _STANDARD and not options.name:
         raise InvalidArgumentError("a file from standard input must have a name: add one, as in `aca-sessions files put - data.csv`")
     data = standard_input().read() if options.source == _STANDARD else Path(options.source)
-    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         try:
             await interpreter.upload_file(options.session, name, data)
         except OSError as error:
@@ -96,7 +96,7 @@ async def put_file(options: argparse.Namespace) -> int:
 
 async def delete_files(options: argparse.Namespace) -> int:
     """Delete files. If one is missing, those before it are deleted already."""
-    async with open_interpreter(lasting(options.endpoint, "files")) as interpreter:
+    async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         for name in options.name:
             try:
                 await interpreter.delete_file(options.session, name)
