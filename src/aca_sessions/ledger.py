@@ -172,8 +172,8 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
     message = f"{error.message.removesuffix(f'; {result.state.consequence}')}; {state.consequence}"
-    told = CodeError(error.name, message)
-    return replace(result, state=state, error=told, stderr=result.stderr.removesuffix(str(error)) + str(told), **others)
+    updated = CodeError(error.name, message)
+    return replace(result, state=state, error=updated, stderr=result.stderr.removesuffix(str(error)) + str(updated), **others)
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:

@@ -60,12 +60,12 @@ class State:
             returned = "are as before the cell that failed" if self.variables == "rolled_back" else "are as at an earlier moment"
         words = {**_CONSEQUENCES, "rolled_back": returned}
         variables, files = words[self.variables], words[self.files]
-        told = f"variables and files {files}" if self.variables == self.files else f"variables {variables}, files {files}"
+        text = f"variables and files {files}" if self.variables == self.files else f"variables {variables}, files {files}"
         if self.processes == "ended" and self.kind in ("kept", "rolled_back"):
-            told += "; background processes were ended"
+            text += "; background processes were ended"
         if self.cut_off:
-            told += f"; open files were cut off: {', '.join(self.cut_off)}"
-        return told
+            text += f"; open files were cut off: {', '.join(self.cut_off)}"
+        return text
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}" if self.reason and self.kind != "kept" else self.kind

@@ -16,39 +16,39 @@ def answer(result: CodeExecutionResult) -> object:
         raise _unreadable() from None
 
 
-def variables_of(told: object) -> list[Variable]:
+def variables_of(content: object) -> list[Variable]:
     """Decode the variables of an answer. Raise ServiceError if it has another shape."""
-    if not isinstance(told, list):
+    if not isinstance(content, list):
         raise _unreadable()
-    return [_variable(one) for one in told]
+    return [_variable(one) for one in content]
 
 
-def names_of(told: object) -> list[str]:
+def names_of(content: object) -> list[str]:
     """Decode a list of texts. Raise ServiceError if the answer is anything else."""
-    if not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+    if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
-    return told
+    return content
 
 
-def health_of(told: object) -> dict[str, Any]:
+def health_of(content: object) -> dict[str, Any]:
     """Decode an answer about an interpreter, as keyword arguments of SessionHealth. Raise ServiceError if it has another shape."""
-    match told:
+    match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
     raise _unreadable()
 
 
-def completions_of(told: object) -> Completions:
+def completions_of(content: object) -> Completions:
     """Decode completions. Raise ServiceError if the answer has another shape."""
-    match told:
+    match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
     raise _unreadable()
 
 
-def inspection_of(told: object) -> str | None:
+def inspection_of(content: object) -> str | None:
     """Decode the text that describes an object, or None if there is none. Raise ServiceError if the answer has another shape."""
-    match told:
+    match content:
         case {"text": None | str() as text}:
             return text
     raise _unreadable()
@@ -65,8 +65,8 @@ def command_result_of(result: CodeExecutionResult) -> CommandResult:
         raise _unreadable() from None
 
 
-def _variable(told: object) -> Variable:
-    match told:
+def _variable(content: object) -> Variable:
+    match content:
         case {"name": str(name), "type": str(kind), "shape": None, "size": int(size), "text": str(text)}:
             return Variable(name=name, type=kind, size=size, text=text)
         case {"name": str(name), "type": str(kind), "shape": [*sides], "size": int(size), "text": str(text)} if _all_integers(sides):

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import httpx
@@ -19,14 +18,12 @@ DEFAULT_SCOPE = "https://dynamicsessions.io/.default"
 DEFAULT_REFRESH_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    token: str
-    expires: float
-
-
 class AzureTokenProvider:
     """A cache of one Azure token. It is renewed early, by one call at a time. If renewal fails, the old token is used until it expires."""
+
+    # azure-identity's own cache does not replace it. Credentials that ask a tool (`az`, PowerShell, azd) have none: each call starts `az`
+    # again, and ten calls at the same time start it ten times. Where there is a cache, it renews 5 minutes early, whatever
+    # `RefreshBeforeMinutes` is, and cannot drop a token that the service refused.
 
     def __init__(
         self,
@@ -48,7 +45,7 @@ class AzureTokenProvider:
         self._scopes = tuple(scopes)
         self._refresh_before = refresh_before
         self._clock = clock
-        self._held: _Held | None = None
+        self._held: AccessToken | None = None
         self._renewing = asyncio.Lock()
 
     async def get_token(self) -> str:
@@ -65,29 +62,24 @@ class AzureTokenProvider:
         if self._held is not None and refused in (None, self._held.token):
             self._held = None
 
-    def _due(self, held: _Held) -> bool:
-        return held.expires - self._clock() <= self._refresh_before
+    def _due(self, held: "AccessToken") -> bool:
+        return held.expires_on - self._clock() <= self._refresh_before
 
-    async def _renew(self, held: _Held | None) -> _Held:
+    async def _renew(self, held: "AccessToken | None") -> "AccessToken":
         try:
-            token = await self._ask()
-        # Credentials raise exceptions of their own libraries; all of them mean that there is no token.
+            if inspect.iscoroutinefunction(self._credential.get_token):
+                return await cast("AsyncTokenCredential", self._credential).get_token(*self._scopes)
+            # A sync credential blocks on the network or on a process.
+            return await asyncio.to_thread(cast("TokenCredential", self._credential).get_token, *self._scopes)
+        # Credentials raise exceptions of their own libraries; each of them means that there is no token.
         except Exception as error:
-            if held is not None and held.expires > self._clock():
+            if held is not None and held.expires_on > self._clock():
                 return held
             # The cause is not chained: its text may hold details of the credential.
             raise AuthenticationError(
                 f"no token for {', '.join(self._scopes)} ({type(error).__name__}): "
                 "sign in (az login), or set ACASessions:SessionsHttpClient:ApiKey"
             ) from None
-        return _Held(token.token, float(token.expires_on))
-
-    async def _ask(self) -> "AccessToken":
-        """Request a token. A sync credential blocks on the network, so it is called in a thread."""
-        if inspect.iscoroutinefunction(self._credential.get_token):
-            return await cast("AsyncTokenCredential", self._credential).get_token(*self._scopes)
-        credential = cast("TokenCredential", self._credential)
-        return await asyncio.to_thread(credential.get_token, *self._scopes)
 
 
 class BearerAuth(httpx.Auth):

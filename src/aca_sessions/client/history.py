@@ -267,9 +267,9 @@ def _cell(step: Step, count: int) -> dict[str, Any]:
             ran = count if result is not None else None
             return {"cell_type": "code", "execution_count": ran, "metadata": metadata, "outputs": outputs, "source": code}
         case Uploaded(path, size, sha256, content):
-            told: dict[str, object] = {"upload": path, "size": size, "sha256": sha256}
+            upload: dict[str, object] = {"upload": path, "size": size, "sha256": sha256}
             attached = {} if content is None else {"attachments": {path: {_BINARY: base64.b64encode(content).decode()}}}
-            return {"cell_type": "markdown", "metadata": {_METADATA: told}, "source": _described(step), **attached}
+            return {"cell_type": "markdown", "metadata": {_METADATA: upload}, "source": _described(step), **attached}
         case Deleted(path):
             return {"cell_type": "markdown", "metadata": {_METADATA: {"delete": path}}, "source": _described(step)}
         case Reset():
@@ -333,8 +333,8 @@ def _step(cell: object) -> tuple[Step, list[Output]] | None:
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]
-        case {"cell_type": "markdown", "metadata": {"aca_sessions": told}, **rest}:
-            return _step_of_metadata(told, rest.get("attachments")), []
+        case {"cell_type": "markdown", "metadata": {"aca_sessions": noted}, **rest}:
+            return _step_of_metadata(noted, rest.get("attachments")), []
         case {"cell_type": "markdown" | "raw"}:
             return None
     raise InvalidArgumentError("a cell of this notebook must be code with outputs, Markdown or raw text")
@@ -347,8 +347,8 @@ def _was_rolled_back(cell: object) -> bool:
     return False
 
 
-def _step_of_metadata(told: object, attachments: object) -> Step:
-    match told:
+def _step_of_metadata(noted: object, attachments: object) -> Step:
+    match noted:
         case {"upload": str(path), "size": int(size), "sha256": str(sha256)}:
             checked_path(path)
             return Uploaded(path, size, sha256, _attached(attachments, path))

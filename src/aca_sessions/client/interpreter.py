@@ -125,10 +125,10 @@ class CodeInterpreter:
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
         """Return the result as its caller gets it. Call this right before handing the result over, with no await in between."""
-        told = caller.deliver(result)
+        delivered = caller.deliver(result)
         if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
             all_callers.advance(result.record)
-        return told
+        return delivered
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
         """Note that the caller did not get a result, so that what it reported is reported again."""

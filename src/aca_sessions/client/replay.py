@@ -180,5 +180,5 @@ def _steady(text: str) -> str:
 
 
 def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) <= _SHOWN else f"{told[:_SHOWN]}…"
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

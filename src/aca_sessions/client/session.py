@@ -317,11 +317,11 @@ class Session:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(timeout):
-                told = health_of(answer(await self.run_snippet("health")))
+                measured = health_of(answer(await self.run_snippet("health")))
         except (TimeoutError, ExecutionError, ServiceError):
             return SessionHealth(responsive=False, response_time=time.perf_counter() - started, isolation=isolation)
         seconds = time.perf_counter() - started
-        return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **told)
+        return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **measured)
 
     async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
         """Run a command in the session's shell, in the current directory of its code, and return its result."""

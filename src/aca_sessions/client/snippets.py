@@ -72,8 +72,8 @@ def variables(user: dict) -> None:
     user = user.copy()  # threads of the user may add variables meanwhile
     names = [name for name in user if type(name) is str and not name.startswith("_")]
     names = [name for name in names if not (name in hidden and hidden[name] is user[name])]
-    told = [_describe(name, user[name]) for name in sorted(names) if not issubclass(type(user[name]), ModuleType)]
-    print(json.dumps(told[:500]))
+    described = [_describe(name, user[name]) for name in sorted(names) if not issubclass(type(user[name]), ModuleType)]
+    print(json.dumps(described[:500]))
 
 
 # A type is known by its address: its `==` could be code of the user's metaclass.
@@ -210,8 +210,8 @@ def health(user: dict) -> None:
             # Field 22 of proc_pid_stat(5), the start in clock ticks after boot. The second field, a name in parentheses, may hold spaces.
             started = int(file.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
         memory, uptime = used, max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
-    told = {"python": platform.python_version(), "memory": memory, "uptime": uptime}
-    print(json.dumps({**told, "threads": threading.active_count(), "cpu": time.process_time()}))
+    measured = {"python": platform.python_version(), "memory": memory, "uptime": uptime}
+    print(json.dumps({**measured, "threads": threading.active_count(), "cpu": time.process_time()}))
 
 
 def command(user: dict, command: str) -> None:
@@ -352,7 +352,7 @@ def _package_named(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-def meet(user: dict, module: str, marker: str, said: str) -> None:
+def meet(user: dict, module: str, marker: str, message: str) -> None:
     """Exchange one message with a cell that runs in a thread of the session, and print one line, which begins with the marker.
 
     The message is served by a module that was placed in the session before.
@@ -361,4 +361,4 @@ def meet(user: dict, module: str, marker: str, said: str) -> None:
     if found is None:
         print("\n" + marker + '{"cell": "no module"}')
     else:
-        found.meet(marker, said)
+        found.meet(marker, message)
