@@ -2,17 +2,17 @@
 
 How the package is laid out. Calls go right, results come back:
 
-    surfaces ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
+    integrations · mcp · cli · notebook ─► agent ─► client ══ HTTP ══► server ─► sandbox ══ socket ══► sandbox.guest
 
     models, errors      the data that goes in and comes out, and the exceptions
     settings            the ACASessions section of appsettings.json
     connect             decides, alone, whether sessions are remote or embedded
     contract            the data that crosses HTTP, with its encoders and decoders
     client              sends it: one request, one interpreter, one session, the pool
-    server              answers it from sandboxes
-    sandbox             runs untrusted code; sandbox.guest is the guest's side of the wall
+    server              serves it from sandboxes
+    sandbox             isolates and runs untrusted code; sandbox.guest is the untrusted side
     agent               tools of the host that cells call, and what outlives a session: skills, artifacts, dependencies
-    surfaces            the integrations: Semantic Kernel, MCP, notebooks, the command line
+    integrations        adapters for agent frameworks, such as Semantic Kernel; beside them mcp, cli and notebook
 """
 
 from importlib import import_module

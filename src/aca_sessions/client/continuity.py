@@ -35,13 +35,13 @@ Run = Callable[[str, str], Awaitable[CodeExecutionResult]]
 
 
 @dataclass(slots=True)
-class _Life:
+class _Known:
     """What this client knows of one session. `mark` is the marker that it saw last."""
 
     mark: str | None = None
     guid: str | None = None
     replaced: bool = False  # an answer named another guid than before, and the marker was not looked for since
-    last_known: float = float("-inf")
+    last_verified: float = float("-inf")
     ledger: Ledger = field(default_factory=Ledger)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -60,46 +60,46 @@ class Continuity:
         self._run = run
         self._verify_after = verify_after
         self._clock = clock
-        self._lives: OrderedDict[str, _Life] = OrderedDict()
+        self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
     async def execute(self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: Delivered) -> CodeExecutionResult:
         """Run a user's cell by calling `run`, and return its result with the ledger's record."""
         await self._look_if_in_doubt(session_id)
-        life = self._life(session_id)
-        start = life.ledger.position
+        known = self._known(session_id)
+        start = known.ledger.position
         result = await run()
-        self._learn(life, result)
+        self._learn(known, result)
         # The answer named another instance of the session: the cell may have run in a new, empty one.
-        if life.replaced:
+        if known.replaced:
             await self._look_if_in_doubt(session_id)
-        return self._recorded(result, life, start, caller)
+        return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
         """Return the result of a user's cell that was run by cells of the client, with the ledger's record from position `start` on."""
-        life = self._life(session_id)
+        known = self._known(session_id)
         if result.state.kind != "kept":
-            life.last_known = float("-inf")
-        if result.state.kind == "lost" and life.ledger.between(start, life.ledger.position).variables != "lost":
+            known.last_verified = float("-inf")
+        if result.state.kind == "lost" and known.ledger.between(start, known.ledger.position).variables != "lost":
             self.note_lost(session_id, result.state.reason, with_files=False)
-        return self._recorded(result, life, start, caller)
+        return self._recorded(result, known, start, caller)
 
-    def _recorded(self, result: CodeExecutionResult, life: _Life, start: int, caller: Delivered) -> CodeExecutionResult:
+    def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
         """Return the result with its record.
 
         An uncertain result has none: it delivers nothing, and the next result reports all that happened.
         """
         if result.state.kind == "unknown":
             return result
-        since = caller.position if caller.ledger == life.ledger.id else life.ledger.fetched
-        return replace(result, record=life.ledger.record(since, start, life.ledger.position))
+        since = caller.position if caller.ledger == known.ledger.id else known.ledger.fetched
+        return replace(result, record=known.ledger.record(since, start, known.ledger.position))
 
     def note_lost(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
         """Record that the session lost its variables, and with `with_files` its files. Do nothing if the client knows no marker in it."""
-        life = self._life(session_id)
-        if life.mark is not None:
+        known = self._known(session_id)
+        if known.mark is not None:
             files = "lost" if with_files else "kept"
-            life.ledger.append("ended" if with_files else "died", cause=cause, variables="lost", files=files, processes="ended")
-            life.mark = None
+            known.ledger.append("ended" if with_files else "died", cause=cause, variables="lost", files=files, processes="ended")
+            known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
         """Clear the variables by a cell, which also sets the next marker. Return the ledger's id and the position of the new entry.
@@ -109,81 +109,81 @@ class Continuity:
             clear: Returns the source of the clearing cell, given the marker that it sets.
         """
         await self._look_if_in_doubt(session_id)
-        life = self._life(session_id)
-        mark = f"{(life.mark or self._new_mark(life)).partition(':')[0]}:{life.ledger.position + 1}"
+        known = self._known(session_id)
+        mark = f"{(known.mark or self._new_mark(known)).partition(':')[0]}:{known.ledger.position + 1}"
         (await self._run(session_id, clear(mark))).raise_for_error()
-        life.mark = mark
-        return life.ledger.id, life.ledger.append("reset", cause="reset", variables="lost").position
+        known.mark = mark
+        return known.ledger.id, known.ledger.append("reset", cause="reset", variables="lost").position
 
     def position(self, session_id: str) -> int:
         """Return the position of a session's ledger."""
-        return self._life(session_id).ledger.position
+        return self._known(session_id).ledger.position
 
     def seen(self, session_id: str, guid: str) -> None:
         """Note the instance of the session (its guid) that an answer named. If it changed, the next cell looks for the marker."""
-        life = self._life(session_id)
-        life.replaced = life.replaced or life.guid not in (None, guid)
-        life.guid = guid
+        known = self._known(session_id)
+        known.replaced = known.replaced or known.guid not in (None, guid)
+        known.guid = guid
 
     def forget(self, session_id: str) -> None:
         """Record that a session was ended on purpose. Callers that come later do not get that as a loss."""
-        life = self._lives.get(session_id)
-        if life is not None:
+        known = self._sessions.get(session_id)
+        if known is not None:
             self.note_lost(session_id, "terminated", with_files=True)
-            life.ledger.fetched = life.ledger.position
+            known.ledger.fetched = known.ledger.position
 
     async def _look_if_in_doubt(self, session_id: str) -> None:
         """Look for the marker if the session is new, was unused for too long, or may have been replaced."""
-        life = self._life(session_id)
+        known = self._known(session_id)
         # One at a time: two cells that start together would both record the same loss.
-        async with life.turn:
-            if life.mark is not None and not life.replaced and self._clock() - life.last_known < self._verify_after:
+        async with known.turn:
+            if known.mark is not None and not known.replaced and self._clock() - known.last_verified < self._verify_after:
                 return
-            found = await self._look(session_id, life)
+            found = await self._look(session_id, known)
             if found is not None:
-                life.mark, life.replaced = found, False
+                known.mark, known.replaced = found, False
 
-    async def _look(self, session_id: str, life: _Life) -> str | None:
+    async def _look(self, session_id: str, known: _Known) -> str | None:
         """Return the marker in the session, setting one if there is none. Return None if the session gave no answer."""
-        if life.mark is not None:
+        if known.mark is not None:
             result = await self._run(session_id, _READ_MARK)
             if not _is_answer(result):
                 return None
             found = str(result.value)
-            if found == life.mark:
+            if found == known.mark:
                 return found
-            self._note_other(life, found)
+            self._note_other(known, found)
             if found != "none":
                 return found
-            life.mark = None
-        result = await self._run(session_id, _PRELUDE.format(mark=self._new_mark(life)))
+            known.mark = None
+        result = await self._run(session_id, _PRELUDE.format(mark=self._new_mark(known)))
         return str(result.value) if _is_answer(result) else None
 
-    def _note_other(self, life: _Life, found: str) -> None:
+    def _note_other(self, known: _Known, found: str) -> None:
         """Record why the marker differs: another client reset the session (same id, other position), or the session is a new one."""
-        if life.mark is not None and found.partition(":")[0] == life.mark.partition(":")[0]:
-            life.ledger.append("reset", cause="reset", variables="lost")
+        if known.mark is not None and found.partition(":")[0] == known.mark.partition(":")[0]:
+            known.ledger.append("reset", cause="reset", variables="lost")
         else:
-            life.ledger.append("ended", cause="expired", variables="lost", files="lost", processes="ended")
+            known.ledger.append("ended", cause="expired", variables="lost", files="lost", processes="ended")
 
-    def _new_mark(self, life: _Life) -> str:
-        return format_position(uuid.uuid4().hex, life.ledger.position)
+    def _new_mark(self, known: _Known) -> str:
+        return format_position(uuid.uuid4().hex, known.ledger.position)
 
-    def _learn(self, life: _Life, result: CodeExecutionResult) -> None:
+    def _learn(self, known: _Known, result: CodeExecutionResult) -> None:
         """Note what a result shows of the session. Unless its state is `kept`, the marker is looked for before the next cell."""
-        life.last_known = self._clock() if result.state.kind == "kept" else float("-inf")
+        known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
-            life.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
-            life.mark = None
+            known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
+            known.mark = None
 
-    def _life(self, session_id: str) -> _Life:
-        life = self._lives.get(session_id)
-        if life is None:
-            life = self._lives[session_id] = _Life()
-            if len(self._lives) > _REMEMBERED:
-                self._lives.popitem(last=False)
-        self._lives.move_to_end(session_id)
-        return life
+    def _known(self, session_id: str) -> _Known:
+        known = self._sessions.get(session_id)
+        if known is None:
+            known = self._sessions[session_id] = _Known()
+            if len(self._sessions) > _REMEMBERED:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(session_id)
+        return known
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
