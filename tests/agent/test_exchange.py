@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aca_sessions import AgentSession, FileStorage, SessionPool, Settings, open_pool, tool
-from aca_sessions.bridge.threaded_host import Clock, place
+from aca_sessions.bridge.threaded_host import Clock, send_modules
 from aca_sessions.errors import NotSupportedError, ServiceError
 
 from ..cli.test_cli import Server
@@ -261,7 +261,7 @@ async def test_cells_that_are_sent_together_run_one_after_the_other(agent: Agent
 async def test_a_session_that_lacks_a_module_is_reported_by_its_name(pool: SessionPool, broken: str, said: str) -> None:
     async with pool.session() as session:
         await session.run(broken)
-        assert await place(session) == said
+        assert await send_modules(session) == said
 
 
 @pytest.mark.long

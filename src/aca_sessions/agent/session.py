@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..bridge.host import Answer, HostCalls
-from ..bridge.threaded_host import Exchange, place
+from ..bridge.threaded_host import Exchange, send_modules
 from ..client.pool import SessionPool
 from ..client.session import Session
 from ..connect import open_pool
@@ -314,7 +314,7 @@ class Live:
         """Create it for a session that was leased from a pool, and find out what its endpoint supports."""
         runner, why_not = _follow, ""
         if not await session.supports("events"):
-            why_not = await place(session)
+            why_not = await send_modules(session)
             runner = _run_without_calls if why_not else _run_in_thread
         live = cls(pool, session, runner=runner, why_not=why_not)
         live.capabilities = await _capabilities(session, host_tools=not why_not)

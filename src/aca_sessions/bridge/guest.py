@@ -266,15 +266,15 @@ class Tools(_Namespace):
         self._known.clear()
 
     def list(self) -> Described:
-        """All tools: name, description, tags, signature."""
+        """Return all tools: name, description, tags, signature."""
         return call("tools.list")  # type: ignore[no-any-return]
 
     def search(self, query: str, limit: int = 10) -> Described:
-        """The tools that fit a description best."""
+        """Return the tools that fit a description best."""
         return call("tools.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
     def batch(self) -> Batch:
-        """`with tools.batch() as batch:` has all calls of the block decided together; then `batch.results`."""
+        """Decide all calls of a block together: `with tools.batch() as batch:`; then read `batch.results`."""
         return Batch()
 
 
@@ -355,7 +355,7 @@ class Skills(_Namespace):
         return skill
 
     def create(self, name: str, source: str, description: str = "") -> dict[str, Any]:
-        """Keeps a skill: source with `def run(...)` or `async def run(...)`. Examples in its docstring are tried first."""
+        """Save a skill: source with `def run(...)` or `async def run(...)`. Examples in its docstring are run first."""
         return call("skills.create", name=name, source=source, description=description)  # type: ignore[no-any-return]
 
     def invoke(self, name: str, /, *arguments: Any, **named: Any) -> Any:
@@ -367,15 +367,15 @@ class Skills(_Namespace):
         return call("skills.get", name=name)  # type: ignore[no-any-return]
 
     def list(self) -> Described:
-        """All skills, without their sources."""
+        """Return all skills, without their sources."""
         return call("skills.list")  # type: ignore[no-any-return]
 
     def search(self, query: str, limit: int = 5) -> Described:
-        """The skills that fit a description best."""
+        """Return the skills that fit a description best."""
         return call("skills.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
     def delete(self, name: str) -> bool:
-        """Whether there was one to delete."""
+        """Delete a skill. Return whether there was one."""
         return bool(call("skills.delete", name=name))
 
     def try_examples(self, name: str, source: str) -> None:
@@ -433,17 +433,17 @@ class Artifacts(_Namespace):
     """Data that outlives the session: save, load, list, get, exists, delete."""
 
     def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Keeps text, bytes, JSON, a DataFrame, a figure as PNG, or the file that a Path names."""
+        """Save text, bytes, JSON, a DataFrame, a figure as PNG, or the file that a Path names."""
         return call(  # type: ignore[no-any-return]
             "artifacts.save", name=name, data=_content(data), description=description, metadata=metadata
         )
 
     def load(self, name: str) -> Any:
-        """The data."""
+        """Return the data as it was saved."""
         return call("artifacts.load", name=name)
 
     def list(self) -> Described:
-        """All artifacts: name, path, description, metadata, created_at."""
+        """Return all artifacts: name, path, description, metadata, created_at."""
         return call("artifacts.list")  # type: ignore[no-any-return]
 
     def get(self, name: str) -> dict[str, Any] | None:
@@ -451,11 +451,11 @@ class Artifacts(_Namespace):
         return next((one for one in self.list() if one["name"] == name), None)
 
     def exists(self, name: str) -> bool:
-        """Whether there is one of that name."""
+        """Return whether there is an artifact of that name."""
         return self.get(name) is not None
 
     def delete(self, name: str) -> None:
-        """Deletes one."""
+        """Delete an artifact."""
         call("artifacts.delete", name=name)
 
 
@@ -482,19 +482,19 @@ class Deps(_Namespace):
     """Packages that every session of this agent has: add, remove, list, sync."""
 
     def add(self, package: str) -> dict[str, Any]:
-        """Keeps a requirement; while a cell runs nothing is installed, so it is there for the next cell."""
+        """Save a requirement. It is installed before the next cell."""
         return call("deps.add", package=package)  # type: ignore[no-any-return]
 
     def remove(self, package: str) -> dict[str, Any]:
-        """Takes a requirement away, and the package before the next cell; what is imported of it stays until the reset."""
+        """Remove a requirement, and its package before the next cell. What was imported of it stays until the reset."""
         return call("deps.remove", package=package)  # type: ignore[no-any-return]
 
     def list(self) -> Texts:
-        """The requirements."""
+        """Return the requirements."""
         return call("deps.list")  # type: ignore[no-any-return]
 
     def sync(self) -> dict[str, Any]:
-        """Has what is missing installed before the next cell."""
+        """Install what is missing before the next cell."""
         return call("deps.sync")  # type: ignore[no-any-return]
 
 

@@ -39,39 +39,7 @@ _LACKING = {
     "ipython": "its sessions have no IPython",
     "threads": "its sessions start no threads",
 }
-_PLACE_SECONDS = 60.0
-
-
-async def place(session: Session) -> str:
-    """Put the modules into a session. Return why cells cannot use them there, or "" if they can."""
-    try:
-        result = await _placed(session)
-        if result.state.kind != "kept":  # placing twice has no further effect
-            result = await _placed(session)
-        if result.state.kind == "unknown":
-            raise ServiceUnavailableError("the session gave no answer when it was set up: try again", sent=True)
-        lack = answer(result)
-    except (ExecutionError, ServiceError):
-        return "its sessions cannot load the modules that cells with host calls need"
-    return "" if lack is None else _LACKING.get(str(lack), "its sessions lack something that cells with host calls need")
-
-
-async def _placed(session: Session) -> CodeExecutionResult:
-    return await session.run_snippet("place", package(), _packed(), timeout=_PLACE_SECONDS)
-
-
-@cache
-def package() -> str:
-    """Return the name of the package in the session that holds the modules. It contains a hash of their sources."""
-    return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
-
-
-@cache
-def _packed() -> str:
-    sources = [(name, files("aca_sessions").joinpath(f"{name.replace('.', '/')}.py").read_text()) for name in _MODULES]
-    return base64.b64encode(zlib.compress(json.dumps(sources).encode(), 9)).decode()
-
-
+_SENDING_SECONDS = 60.0
 _DEFAULT_SECONDS = 100.0
 _MARGIN = 10.0  # seconds that a meeting can last longer than it waits
 _FIRST_WAIT, _LONGEST_WAIT = 0.25, 5.0  # seconds in the session, for calls or the end
@@ -93,6 +61,36 @@ _LARGEST_NUMBER = 10**12
 _RUNS_ON = State("unknown", "unknown", "unknown", "still running")
 _LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not report which
 _STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session"
+
+
+async def send_modules(session: Session) -> str:
+    """Send the modules to a session. Return why cells cannot use them there, or "" if they can."""
+    try:
+        result = await _send(session)
+        if result.state.kind != "kept":  # sending twice has no further effect
+            result = await _send(session)
+        if result.state.kind == "unknown":
+            raise ServiceUnavailableError("the session gave no answer when it was set up: try again", sent=True)
+        lack = answer(result)
+    except (ExecutionError, ServiceError):
+        return "its sessions cannot load the modules that cells with host calls need"
+    return "" if lack is None else _LACKING.get(str(lack), "its sessions lack something that cells with host calls need")
+
+
+async def _send(session: Session) -> CodeExecutionResult:
+    return await session.run_snippet("place", _package(), _packed(), timeout=_SENDING_SECONDS)
+
+
+@cache
+def _package() -> str:
+    """Return the name of the package in the session that holds the modules. It contains a hash of their sources."""
+    return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
+
+
+@cache
+def _packed() -> str:
+    sources = [(name, files("aca_sessions").joinpath(f"{name.replace('.', '/')}.py").read_text()) for name in _MODULES]
+    return base64.b64encode(zlib.compress(json.dumps(sources).encode(), 9)).decode()
 
 
 Stage = Literal["runs", "over", "unknown", "no module"]
@@ -234,10 +232,10 @@ class _Cell:
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Report:
-        """Start the cell. If the session answers that it lacks the modules for meetings, it started nothing: place them and try again."""
+        """Start the cell. If the session answers that it lacks the modules for meetings, it started nothing: send them and try again."""
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
-            lacking = await place(self._session)
+            lacking = await send_modules(self._session)
             if lacking:
                 raise _EndedError(CodeError("NotSupportedError", f"the cell was not run: {lacking}"), State())
             now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
@@ -320,7 +318,7 @@ class _Cell:
             await self._session.upload_file(name, data)
         self._is_sent = True
         marker, started, stood_still = secrets.token_hex(16), time.perf_counter(), bool(self._open)
-        module, limit = f"{package()}.{_GUEST}", wait + _MARGIN
+        module, limit = f"{_package()}.{_GUEST}", wait + _MARGIN
         result = await self._session.run_snippet("meet", module, marker, text, timeout=limit, caller=self._caller)
         elapsed = time.perf_counter() - started
         self._is_gone = self._is_gone or result.state.kind == "lost"

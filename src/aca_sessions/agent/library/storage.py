@@ -9,8 +9,9 @@ import os
 import re
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -20,14 +21,6 @@ from ...lifetime import made_in_thread
 if TYPE_CHECKING:
     from .search import Embed
     from .skills import SkillLibrary
-from collections import defaultdict
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .search import Embed
-    from .skills import SkillLibrary
-
 
 Kind = Literal["skills", "uses", "artifacts", "content", "deps"]
 Result = TypeVar("Result")
@@ -124,7 +117,7 @@ class FileStorage:
         """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
         from .skills import SkillLibrary
 
-        return SkillLibrary(lambda: contextlib.nullcontext(self), embed)
+        return SkillLibrary(lambda: nullcontext(self), embed)
 
     def _file(self, kind: Kind, name: str) -> Path:
         return self.base_path / kind / (f"{name}.py" if kind == "skills" else name)

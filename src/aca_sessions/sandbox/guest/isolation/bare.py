@@ -25,7 +25,11 @@ from .root import part
 if TYPE_CHECKING:
     from typing import Self
 
-
+_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
+_TRIES = 2000  # with a pause of 1 ms each: a killed process disappears a moment later
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
+# Landlock before version 3 does not forbid to truncate a file that may only be read.
+_FIRST_WITH_TRUNCATE, _FIRST_WITH_SCOPES = 3, 6
 _LOOKS = 3  # consecutive scans that must find nothing
 _AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank (proc_pid_stat(5))
 
@@ -122,13 +126,6 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-
-
-_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
-_TRIES = 2000  # with a pause of 1 ms each: a killed process disappears a moment later
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
-# Landlock before version 3 does not forbid to truncate a file that may only be read.
-_FIRST_WITH_TRUNCATE, _FIRST_WITH_SCOPES = 3, 6
 
 
 def check(plan: Plan) -> None:
