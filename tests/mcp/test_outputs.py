@@ -35,7 +35,7 @@ async def test_files_that_one_session_writes_can_be_read_and_changed_by_others(e
     async with stdio_client_session(environment=environment) as client:
         await two(client)
         told = await text_from(client, "one", "import os; os.makedirs('outputs/deep'); open('outputs/deep/a.txt', 'w').write('first')")
-        assert "your other sessions have these before their next cells: outputs/deep/a.txt" in told
+        assert "your other sessions get these before their next cells: outputs/deep/a.txt" in told
         assert await text_from(client, "two", "print(open('outputs/deep/a.txt').read())") == "first"
         await text_from(client, "two", "open('outputs/deep/a.txt', 'w').write('second')")
         assert await text_from(client, "one", "print(open('outputs/deep/a.txt').read())") == "second"
@@ -66,7 +66,7 @@ async def test_a_file_that_is_too_large_is_not_shared_and_reported() -> None:
     async with stdio_client_session(environment={"ACASessions__Mcp__OutputsMegabytes": "1"}) as client:
         await two(client)
         told = await text_from(client, "one", "open('outputs/large', 'wb').write(bytes(2 << 20)); open('outputs/small', 'w').write('x')")
-        assert "not handed on to your other sessions, for its size or name: outputs/large" in told
+        assert "not copied to your other sessions, because of the size or the name: outputs/large" in told
         assert await text_from(client, "two", "import os; os.listdir('outputs')") == "['small']"
 
 

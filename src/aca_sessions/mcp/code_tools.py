@@ -32,10 +32,10 @@ _PLAIN = "text/plain"
 Answer = TypeVar("Answer")
 
 Code = Annotated[str, Field(description="Python source, as in a notebook cell; plain text without Markdown fences.", max_length=1_000_000)]
-Seconds = Annotated[float | None, Field(description="Interrupt it after so many seconds.", gt=0, le=86_400)]
-Transactional = Annotated[bool, Field(description="If it fails, variables and files are as they were before.")]
+Seconds = Annotated[float | None, Field(description="Interrupt it after this many seconds.", gt=0, le=86_400)]
+Transactional = Annotated[bool, Field(description="If it fails, restore variables and files as they were before.")]
 Packages = Annotated[Words, Field(description="As in lines of requirements.txt: ['humanize', 'numpy<3'].", min_length=1)]
-ScriptName = Annotated[str, Field(description="Letters, digits, '_', '-' and '.'; '.py' is added where it is missing.", max_length=100)]
+ScriptName = Annotated[str, Field(description="Letters, digits, '_', '-' and '.'; '.py' is added if it is missing.", max_length=100)]
 ScriptPath = Annotated[str, Field(description="A saved script's name, or the path of a file below /mnt/data.", max_length=4096)]
 Source = Annotated[str, Field(description="Python source.", max_length=1_000_000)]
 
@@ -109,7 +109,7 @@ async def run_python_code(
     """Run Python in a session: an isolated Linux process with IPython, whose variables, imports and files stay for the next call.
 
     You get what it printed, the value of its last expression, its figures as images, and the error if it failed. Files are in /mnt/data,
-    the working directory. What is written below outputs/ is there for your other sessions too.
+    the working directory. Files below outputs/ are copied to your other sessions.
     """
     named = call.client.find(session_id)
     request = CodeExecutionRequest(session_id=named.id, code=code, timeout=timeout, transactional=transactional)
@@ -117,8 +117,8 @@ async def run_python_code(
 
 
 async def install_dependencies(call: Call, packages: Packages, session_id: SessionName = None) -> InstalledAnswer:
-    """Install Python packages into a session. What is there already is left alone; failed, it changed nothing. Other sessions do not see
-    them.
+    """Install Python packages into a session. Packages that are installed already are skipped, and a failure changes nothing. Other
+    sessions do not see them.
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
@@ -137,7 +137,7 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
 
 
 async def save_script(call: Call, name: ScriptName, content: Source, session_id: SessionName = None) -> SavedAnswer:
-    """Keep Python source as a file of a session, scripts/NAME.py, for run_script or to import it from there."""
+    """Save Python source as scripts/NAME.py in a session, for run_script or to import it."""
     if not _SCRIPT_NAME.fullmatch(name):
         raise InvalidArgumentError(
             "a script's name must be letters, digits, '_', '-' and '.', and must not begin with '-' or '.' or name a folder"
@@ -153,9 +153,9 @@ async def save_script(call: Call, name: ScriptName, content: Source, session_id:
 async def run_script(
     call: Call, path: ScriptPath, args: Words | None = None, timeout: Seconds = None, session_id: SessionName = None
 ) -> RanAnswer:
-    """Run a file of Python in a process of its own within a session, in /mnt/data: it has none of the session's variables.
+    """Run a Python file in a new process of a session, in /mnt/data. It does not have the session's variables.
 
-    A script that save_script kept is found by its bare name.
+    A script from save_script is found by its name alone.
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
@@ -279,9 +279,9 @@ def _answer(named: NamedSession, result: CodeExecutionResult, taken: Taken, uris
 def _notes(taken: Taken) -> list[str]:
     notes = []
     if taken.shared:
-        notes.append(f"[outputs] your other sessions have these before their next cells: {_named(taken.shared)}")
+        notes.append(f"[outputs] your other sessions get these before their next cells: {_named(taken.shared)}")
     if taken.left:
-        notes.append(f"[outputs] not handed on to your other sessions, for its size or name: {_named(taken.left)}")
+        notes.append(f"[outputs] not copied to your other sessions, because of the size or the name: {_named(taken.left)}")
     return notes
 
 

@@ -20,9 +20,9 @@ _MOST_FILES = 500
 Path = Annotated[str, Field(description="Relative to /mnt/data.", max_length=4096)]
 Folder = Annotated[str, Field(description="Relative to /mnt/data; empty for all of it.", max_length=4096)]
 Depth = Annotated[int, Field(description="How many folders deep a recursive list goes.", ge=1, le=20)]
-MostBytes = Annotated[int, Field(description="How much of it to read.", ge=1, le=1 << 20)]
-Start = Annotated[int, Field(description="Where in it to begin, in bytes.", ge=0)]
-Content = Annotated[str, Field(description="Text; or base64, with binary_base64.", max_length=14 << 20)]
+MostBytes = Annotated[int, Field(description="How many bytes to read.", ge=1, le=1 << 20)]
+Start = Annotated[int, Field(description="The first byte to read.", ge=0)]
+Content = Annotated[str, Field(description="Text, or base64 if binary_base64 is true.", max_length=14 << 20)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ async def read_file(
 async def write_file(
     call: Call, path: Path, content: Content, binary_base64: bool = False, session_id: SessionName = None
 ) -> WrittenAnswer:
-    """Write a file of a session, in place of what is there; folders are made."""
+    """Write a file in a session, and replace it if it exists. Missing folders are created."""
     named = call.client.find(session_id)
     inside = checked(path)
     async with call.client.lease(named) as session:
@@ -146,7 +146,7 @@ async def delete_file(call: Call, path: Path, session_id: SessionName = None) ->
 
 
 async def get_workspace_info(call: Call, session_id: SessionName = None) -> WorkspaceAnswer:
-    """Tell where a session has its files, how many there are, and what of them is shared among your sessions."""
+    """Return where a session has its files, how many there are, and what is shared with your other sessions."""
     named = call.client.find(session_id)
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
@@ -164,7 +164,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
 
 
 def _text(part: bytes) -> str | None:
-    """Return a part of a file as text, or None if it is not UTF-8. A last character that the part cuts in two is left out."""
+    """Return a part of a file as text, or None if it is not UTF-8. An incomplete last character is left out."""
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(part)
     except UnicodeDecodeError:

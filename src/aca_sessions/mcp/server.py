@@ -33,9 +33,9 @@ from .tool import Call, Tool, failure
 PATH = "/mcp"
 _LARGEST_REQUEST = 16 * MB
 _INSTRUCTIONS = (
-    "Isolated Python sessions. Each keeps its variables between calls; yours are out of reach of other clients. "
+    "Isolated Python sessions. Each keeps its variables between calls; other clients cannot use yours. "
     "run_python_code uses the active session; create_session and switch_session give you more, and every tool takes a session_id. "
-    "Files below outputs/ are shared among your sessions; all other files and all variables are one session's own."
+    "Files below outputs/ are shared among your sessions; all other files and all variables belong to one session."
 )
 
 

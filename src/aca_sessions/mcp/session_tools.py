@@ -17,15 +17,15 @@ from .tool import Call, SessionName, tool
 _HEALTH_SECONDS = 5.0
 
 Name = Annotated[str, Field(description="The session's name.", max_length=256)]
-NewName = Annotated[str | None, Field(description="1 to 64 letters, digits, '_', '-' and '.'. Without it one is made.", max_length=256)]
+NewName = Annotated[str | None, Field(description="1 to 64 letters, digits, '_', '-' and '.'. By default a new name.", max_length=256)]
 Description = Annotated[str, Field(description="What the session is for.", max_length=10_000)]
-Shared = Annotated[bool, Field(description="Whether the server's other clients reach it too, by this name.")]
-Wait = Annotated[float, Field(description="Seconds to wait for an answer.", gt=0, le=60)]
+Shared = Annotated[bool, Field(description="Whether the server's other clients can use it too, by this name.")]
+Wait = Annotated[float, Field(description="Seconds to wait for a response.", gt=0, le=60)]
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What was said of a session."""
+    """What the client that created a session gave with it."""
 
     description: str
     shared: bool
@@ -33,7 +33,7 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreatedAnswer:
-    """A session that was made."""
+    """A new session."""
 
     session_id: str
     status: Literal["created"]
@@ -46,7 +46,7 @@ class CreatedAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchedAnswer:
-    """Which session is the active one now, and which was."""
+    """The session that is active now, and the one before."""
 
     previous_session: str
     current_session: str
@@ -71,7 +71,7 @@ class SessionAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionsAnswer:
-    """All sessions that this client reaches."""
+    """All sessions that this client can use."""
 
     sessions: dict[str, SessionAnswer]
     active_session: str
@@ -91,7 +91,7 @@ class DeletedAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessAnswer:
-    """The interpreter's process, as far as it could be asked."""
+    """The interpreter's process. All values are null if it did not respond."""
 
     memory_mb: float | None = None
     cpu_seconds: float | None = None
@@ -102,7 +102,7 @@ class ProcessAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthAnswer:
-    """How a session fares. Memory is in bytes and times are in seconds; what only its interpreter knows is null while a cell runs."""
+    """The health of a session. Memory is in bytes and times are in seconds. What only the interpreter knows is null while a cell runs."""
 
     session_id: str
     status: Literal["healthy", "unresponsive"]
@@ -125,7 +125,7 @@ class HealthAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsivenessAnswer:
-    """Whether a session would take a cell now."""
+    """Whether a session would start a cell now."""
 
     session_id: str
     responsive: bool
@@ -136,9 +136,9 @@ class ResponsivenessAnswer:
 
 
 async def create_session(call: Call, session_id: NewName = None, description: Description = "", shared: Shared = False) -> CreatedAnswer:
-    """Make a session: a Python of its own, with its own variables and files. switch_session makes it the active one.
+    """Create a session: an isolated Python with its own variables and files. switch_session makes it the active one.
 
-    Other clients do not reach it, unless it is made with shared=true; a shared one takes no part in the shared outputs/.
+    Other clients cannot use it, unless it was created with shared=true. A shared session does not share outputs/ with your other sessions.
     """
     named = call.client.create(session_id, description, shared=shared)
     return CreatedAnswer(
@@ -153,13 +153,13 @@ async def create_session(call: Call, session_id: NewName = None, description: De
 
 
 async def switch_session(call: Call, session_id: Name) -> SwitchedAnswer:
-    """Make a session the active one: the one that tools use where no session_id is given."""
+    """Make a session the active one, which tools use if no session_id is given."""
     previous = call.client.switch(session_id)
     return SwitchedAnswer(previous_session=previous, current_session=session_id, status="switched")
 
 
 async def list_sessions(call: Call) -> SessionsAnswer:
-    """List your sessions and those that other clients share, and which of them is the active one."""
+    """List your sessions and those that other clients share, and which one is active."""
     active = call.client.find(None)
     sessions = {name: _answer(named, current=named is active) for name, named in call.client.sessions().items()}
     return SessionsAnswer(
@@ -178,11 +178,11 @@ async def delete_session(call: Call, session_id: Name) -> DeletedAnswer:
 
 
 async def get_kernel_health(call: Call, session_id: SessionName = None) -> HealthAnswer:
-    """Tell how a session fares: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and why its
-    variables began anew if they did.
+    """Report the health of a session: memory, processor time, uptime, how many cells it ran and how long they took, its last error, and
+    why its variables were lost or cleared.
     """
     named = call.client.find(session_id)
-    # It is not asked if it runs a cell or was never used.
+    # A session that runs a cell or was never used is not asked.
     health = await _ask(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.begun else None
     return HealthAnswer(
         session_id=named.name,
@@ -206,7 +206,7 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
 
 
 async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECONDS, session_id: SessionName = None) -> ResponsivenessAnswer:
-    """Find out whether a session would take a cell now. While a cell runs the answer is no, at once, and says for how long it has run."""
+    """Check whether a session would start a cell now. While a cell runs this returns false at once, with the time that it has run."""
     named = call.client.find(session_id)
     started, busy_for = time.perf_counter(), named.busy_for
     responsive = busy_for is None and (await _ask(call, named, timeout)).responsive
@@ -239,16 +239,16 @@ def _metadata(named: NamedSession) -> Metadata:
     return Metadata(named.description, named.shared)
 
 
-async def _ask(call: Call, named: NamedSession, patience: float) -> SessionHealth:
-    """Ask a session for its health. It is not responsive if its lease and its answer take longer than `patience` seconds together."""
+async def _ask(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
+    """Return a session's health. It is not responsive if its lease and its response take longer than `timeout` seconds together."""
     started = time.perf_counter()
     async with AsyncExitStack() as held:
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 session = await held.enter_async_context(call.client.lease(named))
         except TimeoutError:  # the pool is full
-            return SessionHealth(responsive=False, response_time=patience)
-        return await session.health(timeout=patience - (time.perf_counter() - started))
+            return SessionHealth(responsive=False, response_time=timeout)
+        return await session.health(timeout=timeout - (time.perf_counter() - started))
 
 
 def _process(health: SessionHealth | None) -> ProcessAnswer:

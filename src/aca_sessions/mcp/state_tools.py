@@ -16,8 +16,8 @@ _LONGEST = 10_000
 Text = Annotated[str, Field(description="Source text.", max_length=100_000)]
 Cursor = Annotated[int, Field(description="A position in it, in characters from its beginning.", ge=0)]
 Detail = Annotated[int, Field(description="1 shows the source too.", ge=0, le=1)]
-Label = Annotated[str | None, Field(description="A name to go back to it by.", max_length=100)]
-Which = Annotated[str | None, Field(description="A checkpoint's name or id. Without it the latest is meant.", max_length=100)]
+Label = Annotated[str | None, Field(description="A name for rollback.", max_length=100)]
+Which = Annotated[str | None, Field(description="A checkpoint's name or id. By default the latest.", max_length=100)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class VariableAnswer:
 
 @dataclass(frozen=True, slots=True)
 class VariablesAnswer:
-    """A session's variables; modules are none."""
+    """A session's variables, without modules."""
 
     session_id: str
     variables: list[VariableAnswer]
@@ -41,7 +41,7 @@ class VariablesAnswer:
 
 @dataclass(frozen=True, slots=True)
 class InspectedAnswer:
-    """What is known of a name."""
+    """The documentation of a name."""
 
     session_id: str
     found: bool
@@ -50,7 +50,7 @@ class InspectedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class CompletionAnswer:
-    """What may stand in the place of the characters from cursor_start to cursor_end."""
+    """Replacements for the characters from cursor_start to cursor_end."""
 
     session_id: str
     matches: list[str]
@@ -60,7 +60,7 @@ class CompletionAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RestartedAnswer:
-    """A session whose interpreter is a new one."""
+    """A session with a new interpreter."""
 
     session_id: str
     restarted: Literal[True]
@@ -70,7 +70,7 @@ class RestartedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class StatusAnswer:
-    """That something was done."""
+    """Confirmation of an operation."""
 
     session_id: str
     status: Literal["interrupted", "ok"]
@@ -78,7 +78,7 @@ class StatusAnswer:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointAnswer:
-    """A session as it was at a moment."""
+    """The saved state of a session."""
 
     session_id: str
     id: str
@@ -90,7 +90,7 @@ class CheckpointAnswer:
 
 @dataclass(frozen=True, slots=True)
 class BranchedAnswer:
-    """A session that goes on from where another is."""
+    """A session that continues from another."""
 
     session_id: str
     branched_from: str
@@ -108,7 +108,7 @@ async def list_variables(call: Call, session_id: SessionName = None) -> Variable
 async def inspect_object(
     call: Call, code: Text, cursor_pos: Cursor, detail_level: Detail = 0, session_id: SessionName = None
 ) -> InspectedAnswer:
-    """Show what IPython knows of the name at a position in a text: signature, docstring, and its source with detail_level 1."""
+    """Return what IPython shows about the name at a position in a text: signature, docstring, and the source with detail_level 1."""
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         text = await session.inspect(code, cursor_pos, detail=detail_level)
@@ -116,7 +116,7 @@ async def inspect_object(
 
 
 async def code_completion(call: Call, code: Text, cursor_pos: Cursor, session_id: SessionName = None) -> CompletionAnswer:
-    """Complete a text at a position, as IPython would."""
+    """Return IPython's completions of a text at a position."""
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         found = await session.complete(code, cursor_pos)
@@ -124,9 +124,9 @@ async def code_completion(call: Call, code: Text, cursor_pos: Cursor, session_id
 
 
 async def restart_kernel(call: Call, preserve_state: bool = False, session_id: SessionName = None) -> RestartedAnswer:
-    """Give a session a new interpreter; its files stay. Even in the middle of a cell, without preserve_state.
+    """Start a new interpreter for a session; its files stay. Without preserve_state this works even while a cell runs.
 
-    With preserve_state the new one has the variables of the old one, or the restart is refused with what is in the way.
+    With preserve_state the new interpreter has the old one's variables. If they cannot be preserved, nothing changes and the error says why.
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
@@ -152,19 +152,19 @@ async def interrupt(call: Call, session_id: SessionName = None) -> StatusAnswer:
 
 
 async def ping(call: Call) -> StatusAnswer:
-    """Answer that the server is there."""
+    """Check that the server responds."""
     return StatusAnswer(call.client.find(None).name, "ok")
 
 
 async def checkpoint(call: Call, name: Label = None, session_id: SessionName = None) -> CheckpointAnswer:
-    """Keep a session's variables and files as they are now, to go back to with rollback."""
+    """Save a session's variables and files as they are now, for rollback."""
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         return _answer(named.name, await session.checkpoint(name))
 
 
 async def rollback(call: Call, checkpoint: Which = None, session_id: SessionName = None) -> CheckpointAnswer:
-    """Take a session's variables and files back to a checkpoint; it stays. Without a name the latest is meant."""
+    """Return a session's variables and files to a checkpoint, by default the latest. The checkpoint stays."""
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         answer = _answer(named.name, await session.rollback(checkpoint))
@@ -175,7 +175,7 @@ async def rollback(call: Call, checkpoint: Which = None, session_id: SessionName
 
 
 async def branch(call: Call, new_session_id: NewName = None, session_id: SessionName = None) -> BranchedAnswer:
-    """Make a session that goes on from where another is, with variables and files of its own. Together they have the limits of one."""
+    """Create a session that continues from another one, with its own variables and files. Together they have the limits of one."""
     named = call.client.find(session_id)
     made = await call.client.branch(named, new_session_id)
     return BranchedAnswer(made.name, named.name, "created")

@@ -28,7 +28,7 @@ _ANSWER = {"type": "object", "properties": {"answer": {"type": "string", "title"
 _LONGEST_PROMPT = 2000
 _ABOVE_INFO = ("warning", "error", "critical", "alert", "emergency")
 
-SessionName = Annotated[str | None, Field(description="The session to use. Without it the active one is used.", max_length=256)]
+SessionName = Annotated[str | None, Field(description="The session to use, by default the active one.", max_length=256)]
 
 
 # Clients validate each answer against its schema, and validate the schema each time too. With draft 7 that takes a tenth of the time.
