@@ -97,7 +97,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("run_python_code", {"code": "1", "session_id": {"a": 1}}, "session_id: Input should be a valid string"),
     ("run_python_code", {"code": "1", "session_id": "x" * 10_000}, "session_id: String should have at most 256 characters"),
     ("install_dependencies", {"packages": []}, "packages: Value should have at least 1 item"),
-    ("install_dependencies", {"packages": ["--index-url=http://evil"]}, "options are not taken"),
+    ("install_dependencies", {"packages": ["--index-url=http://evil"]}, "without options"),
     ("install_dependencies", {"packages": [1]}, "packages.0: Input should be a valid string"),
     ("save_script", {"name": "../x", "content": "1"}, "or name a folder"),
     ("save_script", {"name": ".hidden", "content": "1"}, "or name a folder"),
@@ -193,7 +193,7 @@ async def test_a_session_is_rolled_back_branched_and_reset(connected: Connected)
         await ask(client, "restart_kernel")
         assert text_of(await run(client, "'x' in globals()")) == "False"
         assert (await ask(client, "get_kernel_health"))["restart_causes"] == ["rolled back", "asked for, variables kept", "asked for"]
-        assert "no such" in (await refused(client, "rollback", checkpoint="nothing")).lower()
+        assert "does not exist" in await refused(client, "rollback", checkpoint="nothing")
 
 
 async def test_a_restart_that_preserves_state_removes_no_checkpoint() -> None:
