@@ -588,7 +588,7 @@ async def test_a_cell_whose_interpreter_is_reset_while_it_waits_runs_in_a_fresh_
 
 WORLD = "globals().get('x'), open('a').read() if __import__('os').path.exists('a') else None"
 VICTIMS = {
-    "the checkpoint": lambda sandbox: sandbox.timeline.moments[0].interpreter.pidfd,
+    "the checkpoint": lambda sandbox: sandbox._checkpoints.usable[0].interpreter.pidfd,
     "the live interpreter": lambda sandbox: sandbox.running.pidfd,
     "all of the session": lambda sandbox: sandbox.running.home.init,
     "the fork server": lambda sandbox: os.pidfd_open(sandbox._fork_server._process.pid),

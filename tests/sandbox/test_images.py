@@ -246,7 +246,7 @@ async def test_an_old_python_is_named_with_advice(bookworm: str) -> None:
 @pytest.mark.parametrize("said", ["", "3.11", "[" * 100_000])
 def test_a_python_of_an_image_that_describes_itself_wrongly_is_refused(said: str) -> None:
     with pytest.raises(ConfigurationError, match="expected a JSON description"):
-        ImagePython.told(said)
+        ImagePython.parse(said)
 
 
 def test_a_python_of_an_image_that_hangs_is_refused_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from ..lifetime import Owner
 from . import environment, wire
 from .hosts import IMAGE, lines_for_image, remedy_for
 from .images import images
-from .limits.capacity import allow_many, no_descriptor, reserve, told_of
+from .limits.capacity import allow_many, explained_shortage, no_descriptor, reserve
 from .limits.cgroup import Groups, Janitor
 from .limits.memory import Memory
 from .limits.watchdog import Watchdog, bytes_in, family
@@ -158,7 +158,7 @@ class ForkServer:
         with cls._sharing:
             server = cls._shared.get(key)
             if server is None or not server.alive:
-                with told_of("the embedded sandbox"):
+                with explained_shortage("the embedded sandbox"):
                     server = cls._shared[key] = cls(policy)
             server._users += 1
             return server
@@ -209,7 +209,7 @@ class ForkServer:
         """Make what a session keeps when its interpreter ends: its workspace, and what counts its memory."""
         tree = self.make_tree(limits)
         try:
-            with told_of("another session"):
+            with explained_shortage("another session"):
                 return tree, self._counting(tree, limits)
         except GuestDiedError:
             self.drop_tree(tree)
@@ -297,7 +297,7 @@ class ForkServer:
             memory_is_counted=self.groups is not None,
             history=limits.history,
         )
-        with told_of("another session"), contextlib.ExitStack() as on_failure:
+        with explained_shortage("another session"), contextlib.ExitStack() as on_failure:
             ours, theirs = (on_failure.enter_context(end) for end in socket.socketpair())
             report, report_end = (on_failure.enter_context(end) for end in socket.socketpair())
             init = self._ask_for_one(request, theirs.fileno(), report_end.fileno())

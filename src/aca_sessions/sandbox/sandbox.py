@@ -18,7 +18,7 @@ from .policy import Limits
 from .proxy import Proxy
 from .session import copies
 from .session.cell import CellNotSentError
-from .session.checkpoints import Moment, Timeline
+from .session.checkpoints import Checkpoints, SessionCheckpoint
 from .session.copies import cut_off, restore
 from .session.endings import Spawned, Tree, host_pid
 from .session.files import Files
@@ -69,7 +69,7 @@ class Sandbox:
         self._kin = kin or Kin()
         self._kin.count += 1
         self.files = Files(tree, lambda: min(fork_server.room_for(tree, limits), memory.room()))
-        self.timeline = Timeline(fork_server, tree, self.files, limits)
+        self._checkpoints = Checkpoints(fork_server, tree, self.files, limits)
         self.packages = SessionPackages(packages, self._show)
 
     @property
@@ -95,24 +95,24 @@ class Sandbox:
         """Call `tell` once the sandbox is closed, and `adopt` with each of its branches."""
         self._on_close, self._adopt = tell, adopt
 
-    async def checkpoint(self, name: str | None = None) -> Moment:
+    async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
         """Make a checkpoint of the variables and files. Raise SnapshotError with the reason if that is impossible."""
         try:
             return await self._tasks.to_its_end(self._take(name))
         except CellNotSentError as error:
             raise SnapshotError("the session was reset, or its interpreter ended, before the checkpoint: take it again") from error
 
-    async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[Moment, int]:
+    async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
         """Return to a checkpoint, by its id or name, or else to the latest. It stays. Return it, and the position of the ledger's entry."""
         return await self._tasks.to_its_end(self._roll_back_to(id, name))
 
-    async def checkpoints(self) -> list[Moment]:
+    async def checkpoints(self) -> list[SessionCheckpoint]:
         """Return the checkpoints, the oldest first."""
-        return self.timeline.moments
+        return self._checkpoints.usable
 
     async def forget(self, id: str) -> None:
         """Remove a checkpoint. Raise SnapshotError if it does not exist."""
-        await self.timeline.drop(self.timeline.find(id))
+        await self._checkpoints.drop(self._checkpoints.find(id))
 
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
         """Run a cell with the function `run`, and return its result. The ledger records what happens to the session meanwhile.
@@ -128,25 +128,25 @@ class Sandbox:
         return result
 
     async def _attempt(self, run: Run) -> CodeExecutionResult:
-        moment = await self._tasks.to_its_end(self._take(None, hidden=True))
+        checkpoint = await self._tasks.to_its_end(self._take(None, hidden=True))
         result = None
         try:
             result = await run(await self.interpreter())
         finally:
             if result is None or result.success:  # the cell was not started, or it succeeded
-                self.timeline.use_up(moment)
+                self._checkpoints.use_up(checkpoint)
         if not result.success:
-            undone = await self._tasks.to_its_end(self._undo(moment, result.state.reason))
+            undone = await self._tasks.to_its_end(self._undo(checkpoint, result.state.reason))
             result = replace(result, variables=(), files=(), processes=()) if undone else result
         return result
 
-    async def _undo(self, moment: Moment, cause: str | None) -> bool:
+    async def _undo(self, checkpoint: SessionCheckpoint, cause: str | None) -> bool:
         """Undo a transactional cell that failed, and return whether that worked. Record in the ledger if it did not."""
         try:
-            if self.ledger.contains("reset", since=moment.position):
-                await self._roll_back_files(moment, cause)
+            if self.ledger.contains("reset", since=checkpoint.position):
+                await self._roll_back_files(checkpoint, cause)
             else:
-                await self._roll_back(moment, cause, with_files=True)
+                await self._roll_back(checkpoint, cause, with_files=True)
             return True
         except ACASessionsError:
             if not self._closed:
@@ -155,7 +155,7 @@ class Sandbox:
                 self.ledger.append("not_undone", cause="not undone", variables=variables, files="unknown")
             return False
         finally:
-            self.timeline.use_up(moment, returned_to=moment.interpreter is self.running)
+            self._checkpoints.use_up(checkpoint, returned_to=checkpoint.interpreter is self.running)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return another sandbox with the same variables and files, which shares the limits. The cells of both take turns.
@@ -205,7 +205,7 @@ class Sandbox:
     def abandon(self) -> None:
         """End every process at once, for use when the sandbox's event loop is closed."""
         self._closed = True
-        self.timeline.abandon()
+        self._checkpoints.abandon()
         if self.running is not None:
             self.running.abandon()
         self.files.close()
@@ -225,23 +225,23 @@ class Sandbox:
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
-    async def _take(self, name: str | None, *, hidden: bool = False) -> Moment:
+    async def _take(self, name: str | None, *, hidden: bool = False) -> SessionCheckpoint:
         live = await self.interpreter()
         position = self.ledger.position  # a death after this does not belong to the checkpoint
-        moment = await self.timeline.take(live, name, self.ledger.checkpoint_numbers, hidden=hidden)
-        moment.position = position
-        self.ledger.append("checkpoint", checkpoint=None if hidden else moment.id)
-        return moment
+        checkpoint = await self._checkpoints.take(live, name, self.ledger.checkpoint_numbers, hidden=hidden)
+        checkpoint.position = position
+        self.ledger.append("checkpoint", checkpoint=None if hidden else checkpoint.id)
+        return checkpoint
 
-    async def _roll_back_to(self, id: str | None, name: str | None) -> tuple[Moment, int]:
-        moment = self.timeline.find(id, name)
-        return moment, await self._roll_back(moment, "rollback", with_files=True)
+    async def _roll_back_to(self, id: str | None, name: str | None) -> tuple[SessionCheckpoint, int]:
+        checkpoint = self._checkpoints.find(id, name)
+        return checkpoint, await self._roll_back(checkpoint, "rollback", with_files=True)
 
-    async def _roll_back(self, moment: Moment, cause: str | None, *, with_files: bool) -> int:
+    async def _roll_back(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
         async with self._turn:
-            return await self._return_to(moment, cause, with_files=with_files)
+            return await self._return_to(checkpoint, cause, with_files=with_files)
 
-    async def _return_to(self, moment: Moment, cause: str | None, *, with_files: bool) -> int:
+    async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
         """Make a checkpoint the session's state, and return the position of the ledger's entry.
 
         What can fail is done first, while the live interpreter stands still. If something fails, the live interpreter continues. If files
@@ -249,17 +249,17 @@ class Sandbox:
         """
         if self._closed:
             raise SnapshotError("the session was ended meanwhile; the next call begins a new one")
-        target, live = await self.timeline.prepare(moment), self.running
+        target, live = await self._checkpoints.prepare(checkpoint), self.running
         home = live.home if live is not None else target.home
         try:
             await self._show_again(target)
             async with home.standstill(self._tree.number):
                 cut: tuple[str, ...] | None = ()
                 if with_files:
-                    await self._restore_files(moment, home)
+                    await self._restore_files(checkpoint, home)
                     cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if target.alive else ()
                 if not target.alive:
-                    self._note_mixed(moment, with_files)
+                    self._note_mixed(checkpoint, with_files)
                     raise SnapshotError("the checkpoint's interpreter died before it could take over: roll back to another checkpoint")
                 # No await from here until the entry is written: the old state ends and the new one begins at once.
                 self._go_on_with(target)
@@ -268,14 +268,14 @@ class Sandbox:
                     cause=cause,
                     variables="rolled_back",
                     files="rolled_back" if with_files else "kept",
-                    to=moment.position,
-                    checkpoint=None if moment.hidden else moment.id,
+                    to=checkpoint.position,
+                    checkpoint=None if checkpoint.hidden else checkpoint.id,
                     cut_off=_UNKNOWN_CUT_OFF if cut is None else cut,
                 ).position
                 if live is not None:
                     await self._kill(live)
         except BaseException:
-            if target not in (moment.interpreter, self.running):
+            if target not in (checkpoint.interpreter, self.running):
                 await target.close()
             raise
         if live is not None:
@@ -289,20 +289,20 @@ class Sandbox:
         if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
-    def _note_mixed(self, moment: Moment, with_files: bool) -> None:
+    def _note_mixed(self, checkpoint: SessionCheckpoint, with_files: bool) -> None:
         """Record that the files are those of the checkpoint, but the variables are not."""
         if with_files:
-            self.ledger.append("rolled_back", files="rolled_back", to=moment.position)
+            self.ledger.append("rolled_back", files="rolled_back", to=checkpoint.position)
 
-    async def _roll_back_files(self, moment: Moment, cause: str | None) -> None:
+    async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
         """Restore only the files, after a reset during a transactional cell: the reset asked for the loss of the variables."""
         async with self._turn:
-            await self._restore_files(moment, moment.interpreter.home)
-            self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=moment.position)
+            await self._restore_files(checkpoint, checkpoint.interpreter.home)
+            self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=checkpoint.position)
 
-    async def _restore_files(self, moment: Moment, home: Home) -> None:
+    async def _restore_files(self, checkpoint: SessionCheckpoint, home: Home) -> None:
         try:
-            await to_thread.run_sync(restore, moment.files, self.files, home.allocate)
+            await to_thread.run_sync(restore, checkpoint.files, self.files, home.allocate)
         except PartlyRestoredError:
             self.ledger.append("not_undone", cause="not undone", files="unknown")
             raise
@@ -321,9 +321,9 @@ class Sandbox:
         """Replace a dead interpreter by a fork of the latest checkpoint that answers. Do nothing if none does."""
         died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
-        for moment in reversed(self.timeline.moments):
+        for checkpoint in reversed(self._checkpoints.usable):
             with contextlib.suppress(ACASessionsError):
-                await self._return_to(moment, f"{died_of}, to {which} checkpoint", with_files=False)
+                await self._return_to(checkpoint, f"{died_of}, to {which} checkpoint", with_files=False)
                 return
             which = "an earlier"
 
@@ -373,7 +373,7 @@ class Sandbox:
             position = self.ledger.append("reset", cause="reset", variables="lost", processes="ended").position
             if live is not None:
                 await self._kill(live, "reset")
-            await self.timeline.clear(hidden=False)
+            await self._checkpoints.clear(hidden=False)
             if live is not None:
                 await live.close("reset")
             return position
@@ -392,7 +392,7 @@ class Sandbox:
     async def _end(self, cause: str) -> None:
         await self.packages.close()
         async with self._turn:
-            await self.timeline.clear()
+            await self._checkpoints.clear()
             await self._end_interpreter(cause)
             await to_thread.run_sync(self.files.close)
             self._kin.count -= 1

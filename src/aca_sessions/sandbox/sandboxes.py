@@ -89,7 +89,7 @@ class Sandboxes:
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
-        self._told: ImagePython | None = None
+        self._image_description: ImagePython | None = None
         self._generations: list[Generation] = []
         self._spares: deque[Sandbox] = deque()
         self._tasks = Tasks()
@@ -108,8 +108,8 @@ class Sandboxes:
     async def environment(self) -> tuple[str, list[tuple[str, str]]]:
         """Return the version of the guests' Python, and the names and versions of the packages that it finds."""
         if self.policy.image is not None:
-            told = await self._image_python()
-            return told.version, [*told.packages.items()]
+            image = await self._image_python()
+            return image.version, [*image.packages.items()]
         found = await in_thread(environment.survey, self.policy.python or sys.executable)
         return found.version, found.packages
 
@@ -230,14 +230,14 @@ class Sandboxes:
 
     async def _image_python(self) -> ImagePython:
         """Return what the image's Python reports about itself. It is asked in a session, since nothing of an image runs anywhere else."""
-        if self._told is None:
+        if self._image_description is None:
             sandbox = await self.open()
             try:
                 interpreter = await sandbox.interpreter()
-                self._told = ImagePython.told((await interpreter.run("environment", ASK, _SECONDS_TO_TELL)).stdout)
+                self._image_description = ImagePython.parse((await interpreter.run("environment", ASK, _SECONDS_TO_TELL)).stdout)
             finally:
                 await self._tasks.to_its_end(sandbox.close())
-        return self._told
+        return self._image_description
 
     async def _start_heavy(self, modules: tuple[str, ...]) -> ForkServer:
         self._coming = await _shared_fork_server(replace(self.policy, preload=modules))

@@ -187,15 +187,15 @@ class TimelineRoutes:
         name = extensions.decode_name(await read_json(request, _MAX_REQUEST, default=b"{}"), "name")
         session = self._session(request)
         with session.used():
-            moment = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
-        return JSONResponse(extensions.encode_checkpoint(moment.told()))
+            checkpoint = await session.executions.in_turn(lambda sandbox: sandbox.checkpoint(name))
+        return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()))
 
     async def list(self, request: Request) -> Response:
         """List the checkpoints of a session."""
         session = self._session(request)
         with session.used():
-            moments = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
-        return JSONResponse(extensions.encode_checkpoints([moment.told() for moment in moments]))
+            checkpoints = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
+        return JSONResponse(extensions.encode_checkpoints([checkpoint.describe() for checkpoint in checkpoints]))
 
     async def drop(self, request: Request) -> Response:
         """Remove a checkpoint."""
@@ -210,8 +210,8 @@ class TimelineRoutes:
         id, name = extensions.decode_name(asked, "id"), extensions.decode_name(asked, "name")
         session = self._session(request)
         with session.used():
-            moment, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
-        body = extensions.encode_checkpoint(moment.told())
+            checkpoint, position = await session.executions.in_turn(lambda sandbox: sandbox.roll_back(id, name))
+        body = extensions.encode_checkpoint(checkpoint.describe())
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:

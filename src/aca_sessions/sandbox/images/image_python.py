@@ -50,10 +50,10 @@ class ImagePython:
     requirements: Mapping[str, Sequence[str]]
 
     @classmethod
-    def told(cls, said: str) -> "ImagePython":
+    def parse(cls, text: str) -> "ImagePython":
         """Parse what a session printed for ASK. Raise ConfigurationError if it is malformed."""
         try:
-            version, libc, heavy, packages = json.loads(said)
+            version, libc, heavy, packages = json.loads(text)
             there = {canonicalize_name(name): (number, needs) for name, (number, needs) in packages.items() if _is_package(name, number)}
             return cls(
                 version=str(Version(version)),

@@ -67,8 +67,8 @@ def _identity(path: str) -> str:
     """Return a key for a file in its current state, by its place, size and time."""
     # Not by its content: reading all of it would take longer than starting sessions.
     found = os.stat(path)
-    told = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    identity = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def kept(key: str, fill: Callable[[str], None]) -> str:
@@ -177,8 +177,8 @@ def _pull(engine: str, image: str) -> None:
     )
 
 
-def _digest(told: object) -> str:
-    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", str(told))
+def _digest(text: object) -> str:
+    found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", str(text))
     if found is None:
         raise ValueError("no digest")
     return found[1]

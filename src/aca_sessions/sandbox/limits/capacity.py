@@ -120,7 +120,7 @@ def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> A
 
 
 @contextmanager
-def told_of(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
+def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
     """Raise `kind`, with advice, in the place of an OSError which means that no descriptor is left."""
     try:
         yield

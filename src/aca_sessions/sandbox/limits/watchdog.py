@@ -293,8 +293,8 @@ def _in_folder(path: str, most: int) -> int:
 
 def private_memory(init: int) -> int:
     """Return the bytes that each of a session's processes shares with no other. Return 0 if this process may not look."""
-    told = [_told(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
-    return sum(map(sum, told)) * _KB
+    values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
+    return sum(map(sum, values)) * _KB
 
 
 def _at_most(init: int) -> int:
@@ -333,17 +333,17 @@ def _threads(pid: int) -> list[str]:
 
 def _kilobytes(pid: int, file: str) -> int:
     """Return the kB of memory of a process."""
-    told = _told(f"/proc/{pid}/{file}", _SUMMED[file])
+    values = _values(f"/proc/{pid}/{file}", _SUMMED[file])
     # A process whose first thread has ended shows no memory, although others run on. Their entries do.
-    if not told:
-        told = next(filter(None, (_told(f"/proc/{pid}/task/{thread}/{file}", _SUMMED[file]) for thread in _threads(pid))), told)
-    if not told and file != "status":
+    if not values:
+        values = next(filter(None, (_values(f"/proc/{pid}/task/{thread}/{file}", _SUMMED[file]) for thread in _threads(pid))), values)
+    if not values and file != "status":
         # Root without CAP_SYS_PTRACE, as in containers, may not look closer: too much is better than nothing.
         return _kilobytes(pid, "status")
-    return sum(told)
+    return sum(values)
 
 
-def _told(path: str, numbers: "re.Pattern[str]") -> list[int]:
+def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
     with _if_there(), open(path) as text:
         return [int(number) for number in numbers.findall(text.read())]
     return []

@@ -263,8 +263,8 @@ def _link(source: str, target: str) -> None:
     os.link(source, target, follow_symlinks=False)
 
 
-def _wheels(told: Sequence[Sequence[str]]) -> tuple[Wheel, ...]:
-    return tuple(Wheel(*one) for one in told)
+def _wheels(rows: Sequence[Sequence[str]]) -> tuple[Wheel, ...]:
+    return tuple(Wheel(*one) for one in rows)
 
 
 def _last_used(path: Path) -> float:

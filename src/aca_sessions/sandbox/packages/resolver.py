@@ -108,8 +108,8 @@ def _errors(output: str) -> str:
 
 def _shown(text: str) -> str:
     """Return pip's words in terms of this project, 2000 characters at most. What pip calls a constraint is the sessions' environment."""
-    told = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
-    return "\n".join(line.strip() for line in told.splitlines())[:_LONGEST]
+    plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
+    return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
 
 def _secrets(value: str) -> set[str]:
@@ -204,10 +204,10 @@ class Resolver:
 
     async def _variables(self) -> dict[str, str]:
         """Return pip's settings as environment variables."""
-        told = await _configuration()
-        chosen = {name: value for name, value in told.items() if name in _REACH}
+        configured = await _configuration()
+        chosen = {name: value for name, value in configured.items() if name in _REACH}
         if self.source.index_url is None and self.source.wheels is None:
-            chosen |= {name: value for name, value in told.items() if name in _INDEX}
+            chosen |= {name: value for name, value in configured.items() if name in _INDEX}
         if self.source.index_url is not None:
             chosen["index-url"] = self.source.index_url
         elif self.source.wheels is not None:
@@ -270,8 +270,8 @@ async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, s
     assert process.stdout is not None  # noqa: S101
     async for data in _lines(process.stdout):
         line = data.decode(errors="replace")
-        if told := progress(line):
-            tell(told)
+        if news := progress(line):
+            tell(news)
         if room > 0:
             kept.append(line)
             room -= len(line)

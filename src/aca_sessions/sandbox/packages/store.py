@@ -51,9 +51,9 @@ class Packages:
     async def environment(self) -> dict[str, str]:
         """Return the packages of the guests' environment, as versions by names."""
         if self._environment is None and self._ask_image is not None:
-            told = await self._ask_image()
-            self._resolver = replace(self._resolver, python=sys.executable, image=told)
-            self._version, self._environment = f"{told.version} {told.platforms[0]}", dict(told.packages)
+            image = await self._ask_image()
+            self._resolver = replace(self._resolver, python=sys.executable, image=image)
+            self._version, self._environment = f"{image.version} {image.platforms[0]}", dict(image.packages)
         if self._environment is None:
             found = await to_thread.run_sync(self._surveyed)
             self._version, self._environment = found.version, by_name(found.packages)
@@ -182,11 +182,11 @@ class SessionPackages:
             timeout: seconds until the packages must be fetched.
             on_progress: called with each line of progress.
         """
-        return await self._told(lambda: self._install(requirements, timeout, on_progress or _nobody))
+        return await self._as_result(lambda: self._install(requirements, timeout, on_progress or _ignore))
 
     async def uninstall(self, names: Sequence[str]) -> CodeExecutionResult:
         """Remove packages that this session installed. What is imported stays loaded."""
-        return await self._told(lambda: self._uninstall(names))
+        return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
         """Take the packages of another session, of which this one is a branch."""
@@ -206,7 +206,7 @@ class SessionPackages:
     def _versions(self) -> dict[str, str]:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
-    async def _told(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
+    async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
         """Await `work`, one change at a time. Return a PackageError or OSError as a failed result."""
         started = time.perf_counter()
         try:
@@ -249,8 +249,8 @@ class SessionPackages:
         result = await self._exchange([*kept, held], modules)
         if result.success:
             self._asked = wanted
-        told = "".join(f"installed {wheel.name} {wheel.version}\n" for wheel in held.wheels) if result.success else ""
-        return replace(result, stdout=told + result.stdout)
+        lines = "".join(f"installed {wheel.name} {wheel.version}\n" for wheel in held.wheels) if result.success else ""
+        return replace(result, stdout=lines + result.stdout)
 
     async def _uninstall(self, texts: Sequence[str]) -> CodeExecutionResult:
         names = {checked_name(text) for text in texts}
@@ -264,8 +264,8 @@ class SessionPackages:
         if not result.success:
             return result
         self._asked = {name: one for name, one in self._asked.items() if name not in names}
-        told = "".join(f"uninstalled {name} {versions[name]}; what is imported of it stays until the reset\n" for name in sorted(names))
-        return replace(result, stdout=told + result.stdout)
+        lines = "".join(f"uninstalled {name} {versions[name]}; what is imported of it stays until the reset\n" for name in sorted(names))
+        return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
         """Return the session's sets, each without some packages."""
@@ -320,5 +320,5 @@ def _not_here(name: str, environment: dict[str, str]) -> str:
     return f"{name} is not installed in this session"
 
 
-def _nobody(_line: str) -> None:
+def _ignore(_line: str) -> None:
     """Ignore progress."""

@@ -23,7 +23,7 @@ from .interpreter import Interpreter, fork
 
 
 @dataclass(slots=True)
-class Moment:
+class SessionCheckpoint:
     """A checkpoint: the interpreter that waits since then, and a workspace with a copy of the files. `position` is that of the ledger.
 
     A hidden one belongs to a transactional cell.
@@ -40,12 +40,12 @@ class Moment:
     hidden: bool = False
     position: int = 0
 
-    def told(self) -> Checkpoint:
+    def describe(self) -> Checkpoint:
         """Return the checkpoint as its user sees it."""
         return Checkpoint(id=self.id, name=self.name, created=self.created, size=self.size, left_behind=self.left_behind)
 
 
-class Timeline:
+class Checkpoints:
     """The checkpoints of one session. They count towards its memory. The oldest are removed first."""
 
     def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
@@ -53,25 +53,25 @@ class Timeline:
         self._tree = tree
         self._files = files
         self._limits = limits
-        self._moments: list[Moment] = []
+        self._taken: list[SessionCheckpoint] = []
         self._tasks = Tasks()
 
     @property
-    def moments(self) -> list[Moment]:
+    def usable(self) -> list[SessionCheckpoint]:
         """Return the checkpoints that can be returned to, the oldest first.
 
         Hidden ones, and ones that were ended for their memory, are left out.
         """
-        return [moment for moment in self._moments if moment.interpreter.alive and not moment.hidden]
+        return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
 
-    def find(self, id: str | None, name: str | None = None) -> Moment:
+    def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
         """Return a checkpoint by name or by id, or the latest. Raise SnapshotError if it does not exist.
 
         The name is looked for first. If several have it, the latest is returned.
         """
-        latest_first = self.moments[::-1]
-        found = [moment for moment in latest_first if name is not None and moment.name == name]
-        found += [moment for moment in latest_first if id is not None and moment.id == id]
+        latest_first = self.usable[::-1]
+        found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
+        found += [checkpoint for checkpoint in latest_first if id is not None and checkpoint.id == id]
         if found:
             return found[0]
         if id is None and name is None and latest_first:
@@ -80,7 +80,7 @@ class Timeline:
         gone = "the checkpoint does not exist: it was removed, or ended to free memory; `checkpoints()` lists those that are left"
         raise SnapshotError(gone if asked else "the session does not have a checkpoint to return to: take one first")
 
-    async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> Moment:
+    async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
         """Make a checkpoint of the session as it is now, and return it. Remove the oldest ones if there are too many.
 
         Args:
@@ -107,23 +107,25 @@ class Timeline:
             raise
         if copied.left_out:
             left.append(f"{copied.left_out} pipes, sockets or devices among the files")
-        moment = Moment(str(next(numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden)
-        self._moments.append(moment)
+        checkpoint = SessionCheckpoint(
+            str(next(numbers)), name, datetime.now(UTC), interpreter, tree, files, copied.size, tuple(left), hidden
+        )
+        self._taken.append(checkpoint)
         await self._drop_oldest()
-        return moment
+        return checkpoint
 
-    async def prepare(self, moment: Moment) -> Interpreter:
+    async def prepare(self, checkpoint: SessionCheckpoint) -> Interpreter:
         """Return an interpreter with the variables of a checkpoint, after it has answered. The checkpoint stays as it is.
 
         A hidden one is for a single return, so its own interpreter is returned. Raise SnapshotError if the checkpoint was removed or fails.
         """
-        if moment not in self._moments:
+        if checkpoint not in self._taken:
             raise SnapshotError("this checkpoint was removed: the session was reset or ended meanwhile")
         try:
-            if moment.hidden:
-                await moment.interpreter.ping()
-                return moment.interpreter
-            interpreter, _ = await fork(moment.interpreter, self._tree, self._limits)
+            if checkpoint.hidden:
+                await checkpoint.interpreter.ping()
+                return checkpoint.interpreter
+            interpreter, _ = await fork(checkpoint.interpreter, self._tree, self._limits)
             try:
                 await interpreter.ping()
             except BaseException:
@@ -133,49 +135,49 @@ class Timeline:
         except ACASessionsError as error:
             raise SnapshotError(f"cannot return to the checkpoint: {error}") from error
 
-    async def drop(self, moment: Moment) -> None:
+    async def drop(self, checkpoint: SessionCheckpoint) -> None:
         """Remove a checkpoint."""
-        if moment in self._moments:
-            self._moments.remove(moment)
-            await self._tasks.to_its_end(self._end(moment))
+        if checkpoint in self._taken:
+            self._taken.remove(checkpoint)
+            await self._tasks.to_its_end(self._end(checkpoint))
 
-    def use_up(self, moment: Moment, *, returned_to: bool = False) -> None:
+    def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
         """Remove a hidden checkpoint in the background.
 
         If the session returned to it, its interpreter is the session's now and lives on.
         """
-        if moment in self._moments:
-            self._moments.remove(moment)
-            self._tasks.start(self._drop_tree(moment.tree, moment.files) if returned_to else self._end(moment))
+        if checkpoint in self._taken:
+            self._taken.remove(checkpoint)
+            self._tasks.start(self._drop_tree(checkpoint.tree, checkpoint.files) if returned_to else self._end(checkpoint))
 
     async def clear(self, *, hidden: bool = True) -> None:
         """Remove all checkpoints, or only those that are not hidden."""
-        for moment in [*self._moments]:
-            if hidden or not moment.hidden:
-                await self.drop(moment)
+        for checkpoint in [*self._taken]:
+            if hidden or not checkpoint.hidden:
+                await self.drop(checkpoint)
         await self._tasks.finish()
 
     def abandon(self) -> None:
         """Drop all checkpoints at once, for use when the event loop that they belong to is closed."""
-        for moment in self._moments:
-            moment.interpreter.abandon()
-            moment.files.close()
-            self._fork_server.drop_tree(moment.tree)
-        self._moments.clear()
+        for checkpoint in self._taken:
+            checkpoint.interpreter.abandon()
+            checkpoint.files.close()
+            self._fork_server.drop_tree(checkpoint.tree)
+        self._taken.clear()
 
     async def _drop_oldest(self) -> None:
         """Remove the oldest checkpoints until their number, and the bytes of their files, are within the limits. The latest always stays.
 
         Hidden ones do not count.
         """
-        while len(own := [moment for moment in self._moments if not moment.hidden]) > 1 and (
-            len(own) > self._limits.checkpoints or sum(moment.size for moment in own) > self._limits.disk
+        while len(own := [checkpoint for checkpoint in self._taken if not checkpoint.hidden]) > 1 and (
+            len(own) > self._limits.checkpoints or sum(checkpoint.size for checkpoint in own) > self._limits.disk
         ):
             await self.drop(own[0])
 
-    async def _end(self, moment: Moment) -> None:
-        await moment.interpreter.close()
-        await self._drop_tree(moment.tree, moment.files)
+    async def _end(self, checkpoint: SessionCheckpoint) -> None:
+        await checkpoint.interpreter.close()
+        await self._drop_tree(checkpoint.tree, checkpoint.files)
 
     async def _drop_tree(self, tree: Tree, files: Files) -> None:
         await to_thread.run_sync(files.close)

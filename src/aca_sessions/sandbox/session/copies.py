@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from ...errors import PartlyRestoredError, SnapshotError
 from ...guest_text import shown_name
-from ..limits.capacity import told_of
+from ..limits.capacity import explained_shortage
 from ..limits.memory import Allocate
 from . import trees
 from .files import HIDDEN, Files
@@ -63,7 +63,7 @@ def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copi
         allocate: Charges the session for the memory of the copies.
     """
     try:
-        with told_of("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
+        with explained_shortage("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
             return _Copying(here, there, target.origins, allocate).copy_all(most, target.room())
     except OSError as error:
         raise SnapshotError(

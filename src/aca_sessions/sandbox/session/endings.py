@@ -16,7 +16,7 @@ from .. import syscalls
 from ..limits.capacity import with_reserve
 from ..limits.watchdog import family
 
-MOST_TOLD = 100
+MOST_REPORTED = 100
 _LOOKS = 3
 # Positions among the fields behind the name in /proc/PID/stat (proc(5)). The times are in clock ticks: the process's own, those of children
 # that it waited for, and its start.
@@ -86,8 +86,8 @@ def host_pid(pidfd: int) -> int:
 def number_of(pidfd: int) -> int:
     """Return the pid of a process in its own pid namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
-        told = [line for line in lines if line.startswith("NSpid:")]
-    number = int(told[0].split()[-1]) if told else -1
+        found = [line for line in lines if line.startswith("NSpid:")]
+    number = int(found[0].split()[-1]) if found else -1
     if number <= 0:
         raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
     return number
@@ -274,7 +274,7 @@ def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     except GuestDiedError:
         return ()
     pids = [pid for pid in family(own[0]) if pid not in own]
-    return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:MOST_TOLD] if (name := _name(pid)))
+    return tuple(RunningProcess(pid, name) for pid in sorted(pids)[:MOST_REPORTED] if (name := _name(pid)))
 
 
 def _name(pid: int) -> str:

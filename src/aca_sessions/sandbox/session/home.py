@@ -45,12 +45,12 @@ class Member:
     Attributes:
         process: Its pidfd.
         tree: The number of its workspace.
-        told: Called when it has died, with its wait status, or with None if that is unknown.
+        report: Called when it has died, with its wait status, or with None if that is unknown.
     """
 
     process: int
     tree: int
-    told: Callable[[int | None], None]
+    report: Callable[[int | None], None]
 
 
 class Home:
@@ -95,7 +95,7 @@ class Home:
         """Add the first process to what is counted. Return its pid on this host."""
         # It waits for the host before it forks, so all other processes are counted with it.
         self._counted = init = host_pid(self.init)
-        with _told_as_control_group():
+        with _explained_control_group():
             self._group = await self.memory.take_in(init)
         return init
 
@@ -106,7 +106,7 @@ class Home:
             init: The pid of the first process on this host.
             sockets: A descriptor that lists the session's sockets, which is taken over, or None.
         """
-        with _told_as_control_group():
+        with _explained_control_group():
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
@@ -349,11 +349,11 @@ class Home:
             reports = self._report.recv(REPORT.size * _REPORTS_AT_ONCE)
         for number, status in REPORT.iter_unpack(reports[: len(reports) - len(reports) % REPORT.size]):
             if (member := self._members.get(number)) is not None:
-                member.told(status)
+                member.report(status)
         if not reports:
             self._unwatch()
             for member in [*self._members.values()]:
-                member.told(None)
+                member.report(None)
 
     def _others(self, number: int) -> set[int]:
         """Return the pids on this host of all other interpreters and of the processes that they started."""
@@ -430,7 +430,7 @@ class Home:
 
 
 @contextlib.contextmanager
-def _told_as_control_group() -> Iterator[None]:
+def _explained_control_group() -> Iterator[None]:
     """Raise IsolationError instead of an OSError of a control group, except if no descriptor is left."""
     try:
         yield

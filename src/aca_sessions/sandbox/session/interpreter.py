@@ -22,13 +22,13 @@ from ...lifetime import made_in_thread
 from ...models import CodeExecutionResult, Event, RunningProcess
 from .. import wire
 from ..forkserver import refusal
-from ..limits.capacity import no_descriptor, told_of
+from ..limits.capacity import explained_shortage, no_descriptor
 from ..limits.memory import Memory
 from ..policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
 from ..proxy import Proxy, Serving
 from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, reason_of
 from .channel import Channel
-from .endings import MOST_TOLD, ForkEnds, Spawned, Tree, exit_status, gives_way, number_of, open_member, processor_time, running_below
+from .endings import MOST_REPORTED, ForkEnds, Spawned, Tree, exit_status, gives_way, number_of, open_member, processor_time, running_below
 from .home import Home, Member
 from .processes import Ended
 
@@ -435,7 +435,7 @@ class Interpreter:
         """Return the processes that a cell left running: as the guest reports them, or without namespaces as this host sees them."""
         if self.home.has_namespaces:
             elsewhere = self.home.elsewhere(self.tree)
-            return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_TOLD))
+            return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_REPORTED))
         return running_below(self.home.init, besides=self.pidfd)
 
 
@@ -462,7 +462,7 @@ async def start(
     """
     home = Home(spawned, tree, memory, show)
     try:
-        with told_of("another session"):
+        with explained_shortage("another session"):
             async with asyncio.timeout(_START_SECONDS):
                 return await _meet(spawned.link, home, limits, tree, proxy)
     except BaseException as error:
@@ -491,7 +491,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
         raise SnapshotError(
             "checkpoints and branches need full isolation, and this session has no namespaces: use `Sandbox:Isolation` full"
         )
-    with told_of("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
+    with explained_shortage("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
         ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
         on_failure.callback(ends.close)  # a fork whose link is closed ends
         number, left = await interpreter.fork(ends.theirs, reseed=reseed)

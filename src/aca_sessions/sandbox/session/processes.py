@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ...errors import IsolationError
 from ...models import RunningProcess
-from ..limits.capacity import is_shortage, told_of
+from ..limits.capacity import explained_shortage, is_shortage
 
 
 class Numbers:
@@ -92,7 +92,7 @@ class _Seen(NamedTuple):
         return self.states <= _STOPPED
 
     @property
-    def told(self) -> RunningProcess:
+    def described(self) -> RunningProcess:
         return RunningProcess(self.identity.number, self.name)
 
 
@@ -244,14 +244,14 @@ class Processes:
         for look in range(_MOST_LOOKS):
             seen, _ = self._look_at_all(signal.SIGKILL, lambda one: bool(one.states) and doomed(one.identity), known)
             alive = [one for one in seen if one.states and doomed(one.identity)]
-            ended |= {one.identity: one.told for one in alive}
+            ended |= {one.identity: one.described for one in alive}
             quiet = 0 if alive else quiet + 1
             if quiet == _QUIET:
                 break
             if not quiet:
                 time.sleep(_SHORT_PAUSE if look < _QUICK_LOOKS else _PAUSE)
-        left = {one.identity: one.told for one in alive}
-        return Ended(tuple(told for one, told in ended.items() if one not in left), tuple(left.values()))
+        left = {one.identity: one.described for one in alive}
+        return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
         """Continue what `_stop` stopped, children first: a shell that notices a stopped child takes it for a stopped job."""
@@ -318,7 +318,7 @@ class Processes:
 
 def _check_descriptors() -> None:
     """Raise GuestDiedError, before anything is stopped, if there are too few free descriptors to look at processes."""
-    with told_of("stopping the session's processes"), contextlib.ExitStack() as opened:
+    with explained_shortage("stopping the session's processes"), contextlib.ExitStack() as opened:
         for _ in range(_DESCRIPTORS):
             opened.callback(os.close, os.open("/", _FOLDER))
 

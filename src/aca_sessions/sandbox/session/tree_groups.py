@@ -76,7 +76,7 @@ class TreeGroups:
     def elsewhere(self, tree: int) -> set[int]:
         """Return the numbers of all interpreters, and of all processes that belong to another workspace than `tree`."""
         others = [group for other, group in [*self._groups.items()] if other != tree]
-        return {*self._members} | {told.pid for group in others for _, told in _processes_in(group)}
+        return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
         """Freeze all that runs, call `show`, and thaw what belongs to `tree`.
@@ -176,7 +176,7 @@ class TreeGroups:
     def _kill(self, group: Path) -> Ended:
         """Kill what is in a group, except interpreters, and wait until it has ended, for at most 2 s."""
         spared = self._interpreters() | {self._init_pid()}
-        doomed = [(pid, told) for pid, told in _processes_in(group) if pid not in spared]
+        doomed = [(pid, process) for pid, process in _processes_in(group) if pid not in spared]
         for pid, _ in doomed:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)  # frozen, or was a moment ago: no other process has its number
@@ -186,7 +186,7 @@ class TreeGroups:
             left &= set(_pids(group))
             if left:
                 time.sleep(0.001)
-        return Ended(tuple(told for pid, told in doomed if pid not in left), tuple(told for pid, told in doomed if pid in left))
+        return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
 
     def _interpreters(self) -> set[int]:
         """Return the interpreters, as this host numbers them.
@@ -216,8 +216,8 @@ def _processes_in(group: Path) -> Iterator[tuple[int, RunningProcess]]:
     """Yield each process with its number in the session and its name."""
     for pid in _pids(group):
         with contextlib.suppress(OSError, KeyError):
-            told = _status(pid)
-            yield pid, RunningProcess(int(told["NSpid"].split()[-1]), told["Name"].strip())
+            status = _status(pid)
+            yield pid, RunningProcess(int(status["NSpid"].split()[-1]), status["Name"].strip())
 
 
 def _threads(pid: int) -> int:
