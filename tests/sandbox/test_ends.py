@@ -12,7 +12,7 @@ from aca_sessions.lifetime import _Handover, made_in_thread
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.limits.watchdog import Watchdog
 from aca_sessions.sandbox.policy import Limits
-from aca_sessions.sandbox.session.endings import Spawned, host_pid
+from aca_sessions.sandbox.session.descriptors import Spawned, host_pid
 from aca_sessions.sandbox.session.interpreter import start
 
 from ..conftest import descendants

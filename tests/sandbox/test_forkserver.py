@@ -13,9 +13,8 @@ import pytest
 from aca_sessions import Policy, open_pool
 from aca_sessions.errors import ConfigurationError, GuestDiedError, IsolationError
 from aca_sessions.sandbox import forkserver
-from aca_sessions.sandbox.forkserver import ForkServer
+from aca_sessions.sandbox.forkserver import ForkServer, Numbers
 from aca_sessions.sandbox.policy import Limits
-from aca_sessions.sandbox.session.processes import Numbers
 
 from ..conftest import aca_sessions, descendants
 

@@ -24,7 +24,7 @@ from aca_sessions.sandbox.limits.cgroup import GroupLimits, Groups, VersionOne, 
 from aca_sessions.sandbox.limits.watchdog import SocketMemory, Watchdog
 from aca_sessions.sandbox.policy import MB, Together
 from aca_sessions.sandbox.sandboxes import Sandboxes
-from aca_sessions.sandbox.session.endings import host_pid
+from aca_sessions.sandbox.session.descriptors import host_pid
 
 from ..conftest import ROOT, descendants
 

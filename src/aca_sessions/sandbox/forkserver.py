@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import logging
 import os
 import socket
@@ -33,8 +34,7 @@ from .limits.memory import Memory
 from .limits.watchdog import Watchdog, bytes_in, family
 from .packages.cache import shown
 from .policy import Limits, Mount, Policy, Together
-from .session.endings import Spawned, Tree, kill
-from .session.processes import Numbers
+from .session.descriptors import Spawned, Tree, kill
 
 _BOOT = "import sys; sys.path.append('/proc/self/fd/' + sys.argv[2]); from aca_sessions.sandbox.guest.zygote import main; main()"
 # Sessions can read the environment that the zygote was started with, so nothing of the host's environment is in it.
@@ -91,6 +91,47 @@ class _Key(NamedTuple):
         python, preload, packages = policy.python or sys.executable, policy.preload or (), policy.packages.folder
         network, together, mounts = policy.network.kind, policy.together, policy.mounts
         return cls(os.getpid(), python, preload, network, together, mounts, policy.tenant, policy.isolation, packages, policy.image)
+
+
+class Numbers:
+    """The numbers of workspaces and their users that are in use. A user belongs to one session, its checkpoints and its branches."""
+
+    def __init__(self, most: int | None) -> None:
+        """Give out at most `most` users at a time, or without a limit if it is None."""
+        self._most = most
+        self._trees: dict[int, int] = {}  # how many workspaces a user has
+        self._latest = 0
+        self._further = itertools.count(1 if most is None else most + 1)
+        self._lock = threading.Lock()
+
+    def take(self, user: int | None = None) -> tuple[int, int]:
+        """Return a number for a new workspace, and the number of its user: `user`, or a free one. Raise IsolationError if none is free.
+
+        The first workspace of a new user has its user's number. A session without namespaces has one workspace, and is known by that
+        number.
+        """
+        with self._lock:
+            number = next(self._further) if user is not None or self._most is None else self._free()
+            user = user or number
+            self._trees[user] = self._trees.get(user, 0) + 1
+            return number, user
+
+    def give_back(self, user: int) -> None:
+        """Give back one workspace of a user. The user is free once it has none."""
+        with self._lock:
+            self._trees[user] -= 1
+            if not self._trees[user]:
+                del self._trees[user]
+
+    def _free(self) -> int:
+        """Return the next free user after the latest, so that one that was just in use comes last."""
+        most = self._most or 0
+        for step in range(most):
+            number = (self._latest + step) % most + 1
+            if number not in self._trees:
+                self._latest = number
+                return number
+        raise IsolationError("uid range", f"all {most} users that sessions may have are in use", "end some sessions and try again")
 
 
 class ForkServer:

@@ -11,7 +11,7 @@ from .limits.watchdog import private_memory
 from .policy import Limits, Policy
 from .sandbox import Sandbox
 from .sandboxes import Sandboxes
-from .session.endings import host_pid
+from .session.descriptors import host_pid
 from .session.interpreter import Interpreter
 
 _MEGABYTE = 1 << 20

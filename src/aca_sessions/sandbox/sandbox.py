@@ -20,7 +20,7 @@ from .session import copies
 from .session.cell import CellNotSentError
 from .session.checkpoints import Checkpoints, SessionCheckpoint
 from .session.copies import cut_off, restore
-from .session.endings import Spawned, Tree, host_pid
+from .session.descriptors import Spawned, Tree, host_pid
 from .session.files import Files
 from .session.home import Home
 from .session.interpreter import Interpreter, fork, start

@@ -17,7 +17,7 @@ from ...models import Checkpoint
 from ..forkserver import ForkServer, limiter
 from ..policy import Limits
 from . import copies
-from .endings import Tree
+from .descriptors import Tree
 from .files import Files
 from .interpreter import Interpreter, fork
 

@@ -23,7 +23,7 @@ from ...models import RemoteFile
 from .. import syscalls
 from ..limits.memory import Allocate
 from ..syscalls import Resolve
-from .endings import Tree
+from .descriptors import Tree
 
 _RULES = Resolve.BENEATH | Resolve.NO_LINKS | Resolve.NO_MAGIC_LINKS | Resolve.NO_OTHER_MOUNT
 _MAX_NAME = 255  # bytes

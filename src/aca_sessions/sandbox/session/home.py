@@ -28,7 +28,7 @@ from ..limits.capacity import is_shortage
 from ..limits.memory import Memory, Part
 from ..proxy import Serving
 from ..wire import ALLOCATION, MOST_PARTS, REPORT
-from .endings import Spawned, descendants, host_pid, kill
+from .descriptors import Spawned, descendants, host_pid, kill
 from .processes import Ended, Processes
 from .tree_groups import TreeGroups
 

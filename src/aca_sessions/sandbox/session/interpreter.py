@@ -28,7 +28,18 @@ from ..policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
 from ..proxy import Proxy, Serving
 from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, reason_of
 from .channel import Channel
-from .endings import MOST_REPORTED, ForkEnds, Spawned, Tree, exit_status, gives_way, number_of, open_member, processor_time, running_below
+from .descriptors import (
+    MOST_REPORTED,
+    ForkEnds,
+    Spawned,
+    Tree,
+    exit_status,
+    gives_way,
+    number_of,
+    open_member,
+    processor_time,
+    running_below,
+)
 from .home import Home, Member
 from .processes import Ended
 

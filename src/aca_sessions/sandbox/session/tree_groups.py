@@ -15,7 +15,7 @@ from pathlib import Path
 from ...errors import GuestDiedError
 from ...models import RunningProcess
 from ..limits.capacity import with_reserve
-from .endings import host_pid
+from .descriptors import host_pid
 from .processes import Ended
 
 _FREEZE_SECONDS = 2.0  # a process that waits for a device, or is being traced, may need some time
