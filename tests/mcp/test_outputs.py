@@ -163,13 +163,13 @@ async def shared_by_a_cell(
     outputs: Outputs, pool: SessionPool, named: NamedSession, code: str, *, is_lost: bool = False
 ) -> tuple[str, ...]:
     async with pool.session(named.id) as session:
-        await outputs.bring(session, named)
+        await outputs.copy_in(session, named)
         if is_lost:
             await pool._interpreter.delete_session(named.id)  # for the pool and the lease this is a loss
         result = await session.run(code)
-        named.learn(result)
+        named.record_result(result)
         assert result.success, result.error
-        return (await outputs.take(session, named)).shared
+        return (await outputs.collect(session, named)).shared
 
 
 async def test_outputs_are_shared_from_a_workspace_with_too_many_files_to_list(pool: SessionPool) -> None:

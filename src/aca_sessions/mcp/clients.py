@@ -62,7 +62,7 @@ class SharedState:
     def on_pool_event(self, event: PoolEvent) -> None:
         """Note that the pool ended an idle session. Its next use starts an empty one."""
         if event.kind == "expired" and event.session_id in self.known:
-            self.known[event.session_id].begun = False
+            self.known[event.session_id].is_started = False
 
 
 class Client:
@@ -136,7 +136,9 @@ class Client:
             async with self.server.pool.session(one.session_id):
                 pass  # from its first lease on the pool ends it
             free = self._free_name(name)  # another call may have taken it meanwhile
-            return self._add(NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, begun=named.begun))
+            return self._add(
+                NamedSession(name=free, description=f"branched from {named.name}", id=one.session_id, is_started=named.is_started)
+            )
         except BaseException:
             if one is not None:  # for example: the pool had no place for it
                 with anyio.CancelScope(shield=True):

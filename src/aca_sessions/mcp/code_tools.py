@@ -18,7 +18,7 @@ from ..guest_text import shown_name
 from ..models import CodeExecutionRequest, CodeExecutionResult, Display
 from ..rendering import clip, render
 from .named_session import NamedSession
-from .outputs import Taken
+from .outputs import CollectedFiles
 from .resources import checked
 from .tool import Call, SessionName, Words, tool
 
@@ -122,10 +122,10 @@ async def install_dependencies(call: Call, packages: Packages, session_id: Sessi
     """
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
-        await call.client.outputs.bring(session, named)
+        await call.client.outputs.copy_in(session, named)
         with named.running():
             result = await session.install(*packages)
-    named.learn(result)
+    named.record_result(result)
     output = "\n".join(part for part in (result.output, result.stderr) if part)
     return InstalledAnswer(
         session_id=named.name,
@@ -165,7 +165,7 @@ async def run_script(
     return await run_cell(call, named, request, partial(_answer_script, call, named))
 
 
-async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, _taken: Taken) -> RanAnswer:
+async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionResult, _collected: CollectedFiles) -> RanAnswer:
     done, room = command_result_of(result), call.client.options.max_output
     if result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
@@ -196,7 +196,10 @@ async def _find(session: Session, path: str) -> str:
 
 
 async def run_cell(
-    call: Call, named: NamedSession, request: CodeExecutionRequest, answer: Callable[[CodeExecutionResult, Taken], Awaitable[Answer]]
+    call: Call,
+    named: NamedSession,
+    request: CodeExecutionRequest,
+    answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
     """Run a cell and return what `answer` returns for its result and for the files that it left below outputs/.
 
@@ -204,16 +207,16 @@ async def run_cell(
         call: The call of the tool.
         named: The session.
         request: The cell.
-        answer: Makes the tool's answer.
+        answer: Returns the tool's answer.
     """
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
-        await outputs.bring(session, named)
+        await outputs.copy_in(session, named)
         with named.running():
             result = await _follow(call, session, named, request)
-        named.learn(result)
+        named.record_result(result)
         try:
-            return await answer(result, await outputs.take(session, named))
+            return await answer(result, await outputs.collect(session, named))
         except BaseException:
             session.take_back(result)  # the client does not get it
             raise
@@ -242,10 +245,10 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
     raise AssertionError("the last event of every cell is its result")
 
 
-async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, taken: Taken) -> CellAnswer:
+async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
     """Show the model the result's text, images and links to further resources, and return the structured answer."""
     text = render(replace(result, max_output=call.client.options.max_output))
-    call.show(types.TextContent(type="text", text="\n".join([text, *_notes(taken)])))
+    call.show(types.TextContent(type="text", text="\n".join([text, *_notes(collected)])))
     images, others = _split_images(result.displays)
     call.show(*images)
     uris = [_keep(call, named, display) for display in others]
@@ -253,10 +256,10 @@ async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResu
     call.show(*(_link(named.file_uri(path), shown_name(path)) for path in files[:_MOST_LINKS]))
     if uris or result.files:
         await call.resources_changed([named.file_uri(file.path) for file in result.files])
-    return _answer(named, result, taken, uris, room=call.client.options.max_output)
+    return _answer(named, result, collected, uris, room=call.client.options.max_output)
 
 
-def _answer(named: NamedSession, result: CodeExecutionResult, taken: Taken, uris: list[str], *, room: int) -> CellAnswer:
+def _answer(named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles, uris: list[str], *, room: int) -> CellAnswer:
     failed = result.error
     by_kind = {kind: [file.path for file in result.files if file.kind == kind] for kind in ("created", "changed", "deleted")}
     return CellAnswer(
@@ -272,16 +275,16 @@ def _answer(named: NamedSession, result: CodeExecutionResult, taken: Taken, uris
         new_files=by_kind["created"],
         changed_files=by_kind["changed"],
         deleted_files=by_kind["deleted"],
-        shared_files=list(taken.shared),
+        shared_files=list(collected.shared),
     )
 
 
-def _notes(taken: Taken) -> list[str]:
+def _notes(collected: CollectedFiles) -> list[str]:
     notes = []
-    if taken.shared:
-        notes.append(f"[outputs] your other sessions get these before their next cells: {_named(taken.shared)}")
-    if taken.left:
-        notes.append(f"[outputs] not copied to your other sessions, because of the size or the name: {_named(taken.left)}")
+    if collected.shared:
+        notes.append(f"[outputs] your other sessions get these before their next cells: {_named(collected.shared)}")
+    if collected.left:
+        notes.append(f"[outputs] not copied to your other sessions, because of the size or the name: {_named(collected.left)}")
     return notes
 
 

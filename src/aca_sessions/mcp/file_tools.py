@@ -127,9 +127,9 @@ async def write_file(
     named = call.client.find(session_id)
     inside = checked(path)
     async with call.client.lease(named) as session:
-        await call.client.outputs.bring(session, named)
+        await call.client.outputs.copy_in(session, named)
         file = await session.upload_file(inside, _decoded(content) if binary_base64 else content)
-        await call.client.outputs.take(session, named)
+        await call.client.outputs.collect(session, named)
     await call.resources_changed([named.file_uri(inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="written", size=file.size)
 
@@ -140,7 +140,7 @@ async def delete_file(call: Call, path: Path, session_id: SessionName = None) ->
     inside = checked(path)
     async with call.client.lease(named) as session:
         await session.delete_file(inside)
-        await call.client.outputs.take(session, named)
+        await call.client.outputs.collect(session, named)
     await call.resources_changed([named.file_uri(inside)])
     return WrittenAnswer(session_id=named.name, path=inside, status="deleted", size=0)
 
@@ -156,7 +156,7 @@ async def get_workspace_info(call: Call, session_id: SessionName = None) -> Work
         workspace=ROOT,
         scripts_dir=SCRIPTS,
         outputs_dir=FOLDER,
-        shared=[FOLDER] if outputs.take_part(named) else [],
+        shared=[FOLDER] if outputs.includes(named) else [],
         shared_bytes=outputs.size,
         files=len(sizes),
         bytes=sum(sizes),

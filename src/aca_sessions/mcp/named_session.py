@@ -24,7 +24,7 @@ class NamedSession:
     shared: bool = False
     id: str = field(default_factory=lambda: f"mcp-{uuid.uuid4()}", repr=False)
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
-    begun: bool = False
+    is_started: bool = False
     executions: int = 0
     seconds: float = 0.0
     last_execution: datetime | None = None
@@ -61,16 +61,16 @@ class NamedSession:
             self.seconds += time.monotonic() - started
             self.last_execution = datetime.now(UTC)
 
-    def learn(self, result: CodeExecutionResult) -> None:
+    def record_result(self, result: CodeExecutionResult) -> None:
         """Note how a cell ended."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":
-            self.restarted(result.state.reason or "lost")
+            self.record_restart(result.state.reason or "lost")
         if result.state.files == "lost":
-            self.begun = False
+            self.is_started = False
 
-    def restarted(self, cause: str) -> None:
+    def record_restart(self, cause: str) -> None:
         """Note that its variables were lost or cleared, and why. The latest 20 causes are kept."""
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 

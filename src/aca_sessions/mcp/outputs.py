@@ -24,7 +24,7 @@ Marks = dict[str, tuple[int, datetime]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Handed:
+class _SharedFile:
     """A file as its latest writer left it. `data` is None if the writer deleted it."""
 
     version: int
@@ -32,7 +32,7 @@ class _Handed:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class CollectedFiles:
     """The files that a cell left below outputs/: those that are shared now, and those that are not."""
 
     shared: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Taken:
 
 
 @dataclass(slots=True)
-class _Place:
+class _SessionFiles:
     """The outputs/ of one session: which version of each file it has, and what was last seen there."""
 
     versions: dict[str, int] = field(default_factory=dict)
@@ -53,17 +53,17 @@ class Outputs:
     def __init__(self, limit: int) -> None:
         """Keep at most `limit` bytes. With 0 nothing is shared."""
         self._limit = limit
-        self._files: dict[str, _Handed] = {}
+        self._files: dict[str, _SharedFile] = {}
         self._version = 0
-        self._places: dict[str, _Place] = {}
-        self._turn = asyncio.Lock()
+        self._sessions: dict[str, _SessionFiles] = {}
+        self._lock = asyncio.Lock()
 
     @property
     def size(self) -> int:
         """Return the bytes that are kept."""
-        return sum(len(handed.data) for handed in self._files.values() if handed.data is not None)
+        return sum(len(file.data) for file in self._files.values() if file.data is not None)
 
-    def take_part(self, named: NamedSession) -> bool:
+    def includes(self, named: NamedSession) -> bool:
         """Return whether a session shares its outputs/. Sessions that all clients reach do not."""
         return self._limit > 0 and not named.shared
 
@@ -72,56 +72,56 @@ class Outputs:
 
         Files that it shared stay, and are copied into it again if it continues.
         """
-        self._places.pop(named.id, None)
+        self._sessions.pop(named.id, None)
 
-    async def bring(self, session: Session, named: NamedSession) -> None:
+    async def copy_in(self, session: Session, named: NamedSession) -> None:
         """Write into a session what other sessions shared since its last cell. Call this before a cell."""
-        if not named.begun:
+        if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
             await session.delete_file(_PLACEHOLDER)
-            named.begun = True
-        if not self.take_part(named):
+            named.is_started = True
+        if not self.includes(named):
             return
-        async with self._turn:
-            place = self._places.setdefault(named.id, _Place())
-            news = {path: handed for path, handed in self._files.items() if place.versions.get(path) != handed.version}
-            for path, handed in news.items():
-                await _write(session, path, handed.data)
-                place.versions[path] = handed.version
+        async with self._lock:
+            known = self._sessions.setdefault(named.id, _SessionFiles())
+            news = {path: file for path, file in self._files.items() if known.versions.get(path) != file.version}
+            for path, file in news.items():
+                await _write(session, path, file.data)
+                known.versions[path] = file.version
             if news:
                 now, _ = await _look(session)
-                place.seen = {path: marks for path, marks in place.seen.items() if path not in news}
-                place.seen |= {path: marks for path, marks in now.items() if path in news}
+                known.seen = {path: marks for path, marks in known.seen.items() if path not in news}
+                known.seen |= {path: marks for path, marks in now.items() if path in news}
 
-    async def take(self, session: Session, named: NamedSession) -> Taken:
+    async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
         """Keep what is new below outputs/ for the other sessions. Call this after a cell, and after anything else that may have written.
 
         The folder is listed each time: the files of a cell's result are none if the workspace has too many, and never those that
         background processes write.
         """
-        if not named.begun:
+        if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
-        if not self.take_part(named):
-            return Taken()
-        async with self._turn:
-            place = self._places.setdefault(named.id, _Place())
+        if not self.includes(named):
+            return CollectedFiles()
+        async with self._lock:
+            known = self._sessions.setdefault(named.id, _SessionFiles())
             try:
-                return await self._keep_news(session, place)
+                return await self._collect_changes(session, known)
             except ACASessionsError:
-                return Taken()  # the cell's result is returned in any case, and the next call finds what is new
+                return CollectedFiles()  # the cell's result is returned in any case, and the next call finds what is new
 
-    async def _keep_news(self, session: Session, place: _Place) -> Taken:
+    async def _collect_changes(self, session: Session, known: _SessionFiles) -> CollectedFiles:
         now, complete = await _look(session)
-        changed = [path for path, marks in now.items() if place.seen.get(path) != marks]
-        gone = [path for path in place.seen if path not in now] if complete else []
-        left = [path for path in changed if not await self._keep(session, place, path, now[path][0])]
+        changed = [path for path, marks in now.items() if known.seen.get(path) != marks]
+        gone = [path for path in known.seen if path not in now] if complete else []
+        left = [path for path in changed if not await self._keep(session, known, path, now[path][0])]
         for path in gone:
-            self._hand_on(place, path, None)
-        place.seen = now
-        return Taken(tuple(path for path in [*changed, *gone] if path not in left), tuple(left))
+            self._publish(known, path, None)
+        known.seen = now
+        return CollectedFiles(tuple(path for path in [*changed, *gone] if path not in left), tuple(left))
 
-    async def _keep(self, session: Session, place: _Place, path: str, size: int) -> bool:
+    async def _keep(self, session: Session, known: _SessionFiles, path: str, size: int) -> bool:
         if not self._has_room(path, size):
             return False
         try:
@@ -130,20 +130,20 @@ class Outputs:
             return False
         if not self._has_room(path, len(data)):
             return False  # a process of the session may have written more meanwhile
-        self._hand_on(place, path, data)
+        self._publish(known, path, data)
         return True
 
     def _has_room(self, path: str, size: int) -> bool:
-        others = [handed.data for known, handed in self._files.items() if known != path and handed.data is not None]
+        others = [file.data for known, file in self._files.items() if known != path and file.data is not None]
         return len(others) < _MOST_FILES and sum(map(len, others)) + size <= self._limit
 
-    def _hand_on(self, place: _Place, path: str, data: bytes | None) -> None:
+    def _publish(self, known: _SessionFiles, path: str, data: bytes | None) -> None:
         self._version += 1
         self._files.pop(path, None)
-        self._files[path] = _Handed(self._version, data)
-        place.versions[path] = self._version
+        self._files[path] = _SharedFile(self._version, data)
+        known.versions[path] = self._version
         if len(self._files) > _MOST_KNOWN:
-            del self._files[next(path for path, handed in self._files.items() if handed.data is None)]
+            del self._files[next(path for path, file in self._files.items() if file.data is None)]
 
 
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:

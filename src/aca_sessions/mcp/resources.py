@@ -51,7 +51,7 @@ async def listed(client: Client) -> list[types.Resource]:
     """Return the files and displays of all sessions that were used, at most 500."""
     found: list[types.Resource] = []
     for named in client.sessions().values():
-        if named.begun:
+        if named.is_started:
             found += await _files(client, named)
             found += [_shown(named, number, display) for number, display in named.displays.items()]
     return found[:_MOST_LISTED]

@@ -183,11 +183,11 @@ async def get_kernel_health(call: Call, session_id: SessionName = None) -> Healt
     """
     named = call.client.find(session_id)
     # A session that runs a cell or was never used is not asked.
-    health = await _ask(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.begun else None
+    health = await _ask(call, named, _HEALTH_SECONDS) if named.busy_for is None and named.is_started else None
     return HealthAnswer(
         session_id=named.name,
         status="healthy" if health is None or health.responsive else "unresponsive",
-        started=named.begun,
+        started=named.is_started,
         responsive=named.busy_for is None and (health is None or health.responsive),
         busy_for=named.busy_for,
         memory_usage=health.memory if health else 0,
@@ -223,10 +223,10 @@ async def check_kernel_responsiveness(call: Call, timeout: Wait = _HEALTH_SECOND
 def _answer(named: NamedSession, *, current: bool) -> SessionAnswer:
     return SessionAnswer(
         description=named.description,
-        active=named.begun,
+        active=named.is_started,
         current=current,
         shared=named.shared,
-        health="healthy" if named.begun else "not started",
+        health="healthy" if named.is_started else "not started",
         busy=named.busy_for is not None,
         execution_count=named.executions,
         uptime=named.uptime,

@@ -139,7 +139,7 @@ async def restart_kernel(call: Call, preserve_state: bool = False, session_id: S
         else:
             await session.reset()
         kept = [one.name for one in await session.variables()] if preserve_state else []
-    named.restarted("asked for, variables kept" if preserve_state else "asked for")
+    named.record_restart("asked for, variables kept" if preserve_state else "asked for")
     return RestartedAnswer(named.name, True, preserve_state, kept)
 
 
@@ -168,7 +168,7 @@ async def rollback(call: Call, checkpoint: Which = None, session_id: SessionName
     named = call.client.find(session_id)
     async with call.client.lease(named) as session:
         answer = _answer(named.name, await session.rollback(checkpoint))
-    named.restarted("rolled back")
+    named.record_restart("rolled back")
     call.client.outputs.forget(named)
     await call.resources_changed([])
     return answer
