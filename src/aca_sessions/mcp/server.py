@@ -47,14 +47,14 @@ class SessionServer(Server[Client, Any]):
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
         self._state = state
         self._tools = _tools(state.options.tools)
-        self._answer(types.ListToolsRequest, self._list_tools)
-        self._answer(types.CallToolRequest, self._call)
-        self._answer(types.ListResourcesRequest, self._list_resources)
-        self._answer(types.ListResourceTemplatesRequest, self._list_templates)
-        self._answer(types.ReadResourceRequest, self._read_resource)
-        self._answer(types.SubscribeRequest, self._subscribe)
-        self._answer(types.UnsubscribeRequest, self._unsubscribe)
-        self._answer(types.SetLevelRequest, self._set_level)
+        self._register(types.ListToolsRequest, self._list_tools)
+        self._register(types.CallToolRequest, self._call)
+        self._register(types.ListResourcesRequest, self._list_resources)
+        self._register(types.ListResourceTemplatesRequest, self._list_templates)
+        self._register(types.ReadResourceRequest, self._read_resource)
+        self._register(types.SubscribeRequest, self._subscribe)
+        self._register(types.UnsubscribeRequest, self._unsubscribe)
+        self._register(types.SetLevelRequest, self._set_level)
 
     def create_initialization_options(
         self,
@@ -68,11 +68,11 @@ class SessionServer(Server[Client, Any]):
             options.capabilities.resources.subscribe = True
         return options
 
-    def _answer(self, request: type, handler: Any) -> None:
-        async def answer(asked: Any) -> types.ServerResult:
-            return types.ServerResult(await handler(asked))
+    def _register(self, kind: type, handler: Any) -> None:
+        async def handle(request: Any) -> types.ServerResult:
+            return types.ServerResult(await handler(request))
 
-        self.request_handlers[request] = answer
+        self.request_handlers[kind] = handle
 
     @asynccontextmanager
     async def _connection(self, _server: Server[Client, Any]) -> AsyncIterator[Client]:
@@ -83,35 +83,35 @@ class SessionServer(Server[Client, Any]):
             with anyio.CancelScope(shield=True):
                 await client.close()
 
-    async def _list_tools(self, _asked: types.ListToolsRequest) -> types.ListToolsResult:
+    async def _list_tools(self, _request: types.ListToolsRequest) -> types.ListToolsResult:
         return types.ListToolsResult(tools=[tool.listed for tool in self._tools.values()])
 
-    async def _call(self, asked: types.CallToolRequest) -> types.CallToolResult:
-        tool = self._tools.get(asked.params.name)
+    async def _call(self, request: types.CallToolRequest) -> types.CallToolResult:
+        tool = self._tools.get(request.params.name)
         if tool is None:
             return failure(f"there is no tool of that name: the tools are {', '.join(self._tools)}")
         context = self.request_context
-        return await tool(Call(context.lifespan_context, context), asked.params.arguments or {})
+        return await tool(Call(context.lifespan_context, context), request.params.arguments or {})
 
-    async def _list_resources(self, _asked: types.ListResourcesRequest) -> types.ListResourcesResult:
+    async def _list_resources(self, _request: types.ListResourcesRequest) -> types.ListResourcesResult:
         return types.ListResourcesResult(resources=await resources.listed(self._client))
 
-    async def _list_templates(self, _asked: types.ListResourceTemplatesRequest) -> types.ListResourceTemplatesResult:
+    async def _list_templates(self, _request: types.ListResourceTemplatesRequest) -> types.ListResourceTemplatesResult:
         return types.ListResourceTemplatesResult(resourceTemplates=resources.TEMPLATES)
 
-    async def _read_resource(self, asked: types.ReadResourceRequest) -> types.ReadResourceResult:
-        return await resources.read(self._client, asked.params.uri)
+    async def _read_resource(self, request: types.ReadResourceRequest) -> types.ReadResourceResult:
+        return await resources.read(self._client, request.params.uri)
 
-    async def _subscribe(self, asked: types.SubscribeRequest) -> types.EmptyResult:
-        self._client.watch(str(asked.params.uri))
+    async def _subscribe(self, request: types.SubscribeRequest) -> types.EmptyResult:
+        self._client.watch(str(request.params.uri))
         return types.EmptyResult()
 
-    async def _unsubscribe(self, asked: types.UnsubscribeRequest) -> types.EmptyResult:
-        self._client.subscribed.discard(str(asked.params.uri))
+    async def _unsubscribe(self, request: types.UnsubscribeRequest) -> types.EmptyResult:
+        self._client.subscribed.discard(str(request.params.uri))
         return types.EmptyResult()
 
-    async def _set_level(self, asked: types.SetLevelRequest) -> types.EmptyResult:
-        self._client.log_level = asked.params.level
+    async def _set_level(self, request: types.SetLevelRequest) -> types.EmptyResult:
+        self._client.log_level = request.params.level
         return types.EmptyResult()
 
     @property
