@@ -34,7 +34,7 @@ _INIT = 1
 _STATE_AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank
 _MOST_COMPARED = 3000  # variables that are compared after each cell, including `_i7` and `_7` of each remembered cell
 _MOST_COLUMNS = 1000
-_LONGEST_NAME = 100
+_LONGEST_NAME, _LONGEST_TYPE = 1000, 100
 _SHORT = 4096  # characters of a text that is compared by value
 _PLAIN = frozenset(map(id, (int, float, bool, complex, type(None))))
 _SIZED = (bytes, bytearray, list, tuple, dict, set, frozenset)
@@ -142,6 +142,8 @@ class Variables:
         measures = _measures()
         changed = self._reconsider([*dict.fromkeys([*self._rebound(now), *self._sizes.different(now)])], now, measures)
         knew, self._knows = self._knows, True
+        # A longer name comes from code alone, and some of these would not fit into a frame.
+        changed = [(kind, name) for kind, name in changed if len(name) <= _LONGEST_NAME]
         return [_variable(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
 
     def _rebound(self, now: dict[str, Any]) -> list[str]:
@@ -189,7 +191,7 @@ def _variable(change: VariableChangeKind, name: str, value: Any, measures: Measu
     kind = type(value)
     measure = len if kind is str else measures.get(id(kind))
     sides = measure(value) if measure else ()
-    named = "_".join(str.split(_name_of_type(kind)))[:_LONGEST_NAME]
+    named = "_".join(str.split(_name_of_type(kind)))[:_LONGEST_TYPE]
     return change, _size(value), [*sides] if isinstance(sides, tuple) else [sides], named, name
 
 

@@ -18,7 +18,7 @@ _MAX_DISPLAYED = 24 << 20  # characters in one cell; below the limit of a frame 
 _MAX_DISPLAYS = 900  # in one cell; below the host's limit as well
 _MAX_TYPES = 50  # of one display
 _MAX_LATE = 1 << 20  # characters of a display that comes when no cell runs
-_MAX_NAME = 200
+_MAX_NAME = 200  # characters of the name of a display, of a type of its content, and of a class of errors
 _MAX_INTEGER_BITS = 4096
 _LEFT = "the debugger was left, or had nothing to read: print what you want to see instead"
 
@@ -94,7 +94,7 @@ class Collected:
             message = f"<{type(broken).__name__} while reading the message>"
         if type(error).__name__ == "BdbQuit" and not message:
             message, traceback = _LEFT, f"BdbQuit: {_LEFT}"
-        self.error = (type(error).__name__, clip(message), clip(traceback))
+        self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
 
     def finished(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
         """Return the cell's result. Displays that come later wait for the next cell."""
@@ -136,7 +136,7 @@ class Collected:
             return {"text/plain": f"[further displays were dropped: a cell may show {_MAX_DISPLAYS}]"}
         room = _MAX_DISPLAYED - sum(self._sizes) + (self._sizes[place] if place is not None else 0)
         lighter = _lighter(data, room)
-        if not lighter or len(data) > _MAX_TYPES:
+        if not lighter or len(data) > _MAX_TYPES or max(map(len, data), default=0) > _MAX_NAME:
             size = sum(map(len, data.values()))
             return {"text/plain": f"[a display of {size} characters was dropped: a cell may show {_MAX_DISPLAYED} in all]"}
         return lighter

@@ -24,9 +24,10 @@ from ...wire import Finished, Message, Run, Started
 from ..link import AnswerError, flush_streams, interrupts
 from ..place import place
 from . import changes, commands, loop, modules, tracebacks
-from .collected import Collected, no_late_displays
+from .collected import Collected, clip, no_late_displays
 from .displays import PLAIN_TYPES, Formatter, Hook, PlainText, Publisher
 
+_MAX_PROMPT = 1 << 16  # characters; the host ends an interpreter whose question is larger than its limit
 _WARM_UP = ("1+1", "1/0", "1/0", "print(1)", "import asyncio; await asyncio.sleep(0)", "%pwd")
 
 
@@ -126,7 +127,7 @@ class Shell(InteractiveShell):
         """Ask the caller of the cell for a line of text that is not displayed, as `getpass` does."""
         ask = self._ask if "input" in self._cell.answered else _refuse_input
         try:
-            return ask(self._cell.execution, "input", prompt)
+            return ask(self._cell.execution, "input", clip(prompt, _MAX_PROMPT))
         except AnswerError as refused:
             raise EOFError(str(refused)) from None
 
