@@ -19,7 +19,6 @@ from .arguments import checked_session_id
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds before a request is repeated
 _BEFORE_SENDING = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-_NO_ANSWER_YET = "\0"  # no header has this value
 _REMEMBERED_URLS = 64
 _CONNECTS = 3  # attempts to connect: an address that does not answer is wrong, or down for longer than a caller waits
 Decoded = TypeVar("Decoded")
@@ -58,8 +57,8 @@ class SessionsHttpClient:
         self._patience_seconds = patience
         self.api_version = api_version
         self._url = lru_cache(_REMEMBERED_URLS)(self._build_url)  # parsing one takes as long as encoding a request
-        self._offer: str | None = _NO_ANSWER_YET
-        self._offered: frozenset[str] | None = None  # the words of `_offer`
+        self._offer: str | None = None
+        self._offered: frozenset[str] | None = None  # the words of `_offer`, or None before the first answer
         self.on_session: Seen = lambda _session_id, _guid: None  # called with a session and its guid when an answer names one
 
     async def request(
@@ -124,7 +123,7 @@ class SessionsHttpClient:
             await asyncio.sleep(wait)
         offer = response.headers.get(extensions.OFFER_HEADER)
         # Not from an error page of a proxy, which knows nothing of the server behind it.
-        if offer != self._offer and (response.is_success or offer is not None):
+        if (offer != self._offer or self._offered is None) and (response.is_success or offer is not None):
             self._offer = offer
             self._offered = frozenset(word.strip() for word in (offer or "").split(",") if word.strip())
         # Where the server keeps the ledger, the client does not need to know which instance answered.
