@@ -376,8 +376,8 @@ class InteractiveSession:
             if not acting.cancel() and acting.exception() is None and isinstance(result := acting.result(), CodeExecutionResult):
                 portal.call(session.take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
             raise
-        except CancelledError:
-            raise ACASessionsError("the session was closed while this call waited") from None
+        except CancelledError as error:
+            raise ACASessionsError("the session was closed while this call waited") from error
 
     def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
         """Let closing the session cancel this call."""

@@ -59,10 +59,10 @@ class SessionMagics(Magics):
     @argument("name", nargs="?", default=_DEFAULT, help="the session; its variables and files are kept from cell to cell")
     @argument("--file", action="append", default=[], metavar="PATH", help="a file to copy to /mnt/data first; may be repeated")
     @argument("--timeout", type=_seconds, metavar="SECONDS", help="interrupt the cell after this time")
-    @argument("--html", choices=("clean", "raw"), default="clean", help="raw runs scripts of displays, in a frame, with your network")
+    @argument("--html", choices=("clean", "raw"), default="clean", help="raw lets scripts of displays run, in a frame, with your network")
     @cell_magic
     def session(self, line: str, cell: str) -> None:
-        """Runs the cell in an isolated session."""
+        """Run the cell in an isolated session."""
         options = parse_argstring(self.session, line)
         files = [(Path(path).name, _content(Path(path))) for path in options.file]
 
@@ -77,7 +77,7 @@ class SessionMagics(Magics):
     @argument("name", nargs="?", default=_DEFAULT, help="the session")
     @line_magic
     def session_files(self, line: str) -> list[str]:
-        """The files in a session's /mnt/data."""
+        """Return the names of the files in a session's /mnt/data."""
 
         async def listed(session: Session) -> list[str]:
             return [file.name for file in await session.list_files()]
@@ -88,7 +88,7 @@ class SessionMagics(Magics):
     @argument("name", nargs="?", default=_DEFAULT, help="the session")
     @line_magic
     def session_reset(self, line: str) -> None:
-        """Ends a session; the next cell of that name begins a fresh one."""
+        """End a session. The next cell of that name starts a new one."""
         portal, pool = self._open()
         portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
 
@@ -104,7 +104,7 @@ class SessionMagics(Magics):
         try:
             return acting.result()
         except ACASessionsError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(str(error)) from error
         except KeyboardInterrupt:
             acting.cancel()
             raise
@@ -128,7 +128,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UsageError(f"--file {path} cannot be read: {error.strerror}") from None
+        raise UsageError(f"--file {path} cannot be read: {error.strerror}") from error
 
 
 def _show(result: CodeExecutionResult, html: Html) -> None:

@@ -76,7 +76,7 @@ def _history(path: Path | None) -> History:
         path.touch(_FOR_THIS_USER)
         path.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"--history {path} cannot be used: {error.strerror}") from None
+        raise ConfigurationError(f"--history {path} cannot be used: {error.strerror}") from error
     return FileHistory(path)
 
 

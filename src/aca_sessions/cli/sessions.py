@@ -49,7 +49,7 @@ async def end_sessions(options: argparse.Namespace) -> int:
             try:
                 await interpreter.delete_session(name)
             except ServiceError as error:
-                raise _unknown(error, place) from None
+                raise _unknown(error, place) from None  # the cause may hold the name, which is a secret
     return 0
 
 
@@ -58,8 +58,8 @@ async def list_files(options: argparse.Namespace) -> int:
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         try:
             files = await interpreter.list_files(options.session, options.folder)
-        except NotFoundError:
-            raise _missing_file(options.folder) from None
+        except NotFoundError as error:
+            raise _missing_file(options.folder) from error
     for one in files:
         print(f"{one.size:>12}  {one.modified:%Y-%m-%d %H:%M:%S}  {shown_name(one.name, _LONGEST_PATH)}{'/' if one.is_directory else ''}")
     return 0
@@ -75,8 +75,8 @@ async def get_file(options: argparse.Namespace) -> int:
                 await _save_file(session, options.name, target)
             else:
                 _write_to_output(await session.download_file(options.name))
-        except NotFoundError:
-            raise _missing_file(options.name) from None
+        except NotFoundError as error:
+            raise _missing_file(options.name) from error
     return 0
 
 
@@ -90,7 +90,7 @@ async def put_file(options: argparse.Namespace) -> int:
         try:
             await interpreter.upload_file(options.session, name, data)
         except OSError as error:
-            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}") from None
+            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}") from error
     return 0
 
 
@@ -100,8 +100,8 @@ async def delete_files(options: argparse.Namespace) -> int:
         for name in options.name:
             try:
                 await interpreter.delete_file(options.session, name)
-            except NotFoundError:
-                raise _missing_file(name) from None
+            except NotFoundError as error:
+                raise _missing_file(name) from error
     return 0
 
 
@@ -170,7 +170,7 @@ async def _save_file(session: Session, name: str, target: Path) -> None:
     try:
         await session.save_file(name, target)
     except OSError as error:
-        raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from None
+        raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def _write_to_output(data: bytes) -> None:

@@ -74,7 +74,7 @@ def code_from_input() -> str:
         wrong = error.object[error.start]
         raise InvalidArgumentError(
             f"standard input must be UTF-8 text, got byte 0x{wrong:02x} at position {error.start}: encode it as UTF-8"
-        ) from None
+        ) from None  # the cause holds the code
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -88,7 +88,7 @@ def code_from_argument(text: str) -> str:
         except UnicodeDecodeError:
             raise InvalidArgumentError(
                 "the code must be UTF-8 text: encode it as UTF-8, or send it from a file to standard input"
-            ) from None
+            ) from None  # the cause holds the code
     return text
 
 

@@ -1,7 +1,7 @@
 """Tools from functions: the signature becomes the schemas, arguments are validated, and errors become results that a model can read.
 
 FastMCP of mcp 1.30 does the same with other results: it titles every field (tokens for each model), ignores unknown arguments, repeats the
-values of invalid ones in its errors, and makes no output schema of a dataclass with keyword-only fields and slots.
+values of invalid ones in its errors, and makes no output schema of a dataclass with slots.
 """
 
 import inspect
