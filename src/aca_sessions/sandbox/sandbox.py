@@ -259,7 +259,8 @@ class Sandbox:
                     await self._restore_files(checkpoint, home)
                     cut = await to_thread.run_sync(cut_off, host_pid(target.pidfd), self.files) if target.alive else ()
                 if not target.alive:
-                    self._note_mixed(checkpoint, with_files)
+                    if with_files:  # they are those of the checkpoint, and the variables are not
+                        self.ledger.append("rolled_back", files="rolled_back", to=checkpoint.position)
                     raise SnapshotError("the checkpoint's interpreter died before it could take over: roll back to another checkpoint")
                 # No await from here until the entry is written: the old state ends and the new one begins at once.
                 self._go_on_with(target)
@@ -288,11 +289,6 @@ class Sandbox:
             self.ledger.append("killed", processes="ended")
         if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
-
-    def _note_mixed(self, checkpoint: SessionCheckpoint, with_files: bool) -> None:
-        """Record that the files are those of the checkpoint, but the variables are not."""
-        if with_files:
-            self.ledger.append("rolled_back", files="rolled_back", to=checkpoint.position)
 
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
         """Restore only the files, after a reset during a transactional cell: the reset asked for the loss of the variables."""

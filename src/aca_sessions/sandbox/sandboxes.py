@@ -25,10 +25,10 @@ from .policy import Policy
 from .proxy import Proxy
 from .sandbox import Sandbox
 
-_PATIENCE_FOR_HEAVY = 1.0  # seconds; a program that only runs a cell or two neither waits nor pays for it
+_PRELOAD_AFTER = 1.0  # seconds; a program that only runs a cell or two neither waits nor pays for it
 _REFILL_AFTER = 0.1  # seconds; a first cell goes before the next spare
 _REFILL_PACE = 0.02
-_SECONDS_TO_TELL = 30.0
+_IMAGE_SECONDS = 30.0
 _TRIES = 3
 _logger = logging.getLogger("aca_sessions")
 
@@ -196,7 +196,7 @@ class Sandboxes:
 
     async def _begin_heavy(self) -> None:
         """Start a fork server with the usual libraries imported, and switch to it once it is ready. Until then, the current one serves."""
-        await asyncio.sleep(_PATIENCE_FOR_HEAVY)
+        await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
         if not modules:
             return
@@ -234,7 +234,7 @@ class Sandboxes:
             sandbox = await self.open()
             try:
                 interpreter = await sandbox.interpreter()
-                self._image_description = ImagePython.parse((await interpreter.run("environment", ASK, _SECONDS_TO_TELL)).stdout)
+                self._image_description = ImagePython.parse((await interpreter.run("environment", ASK, _IMAGE_SECONDS)).stdout)
             finally:
                 await self._tasks.to_its_end(sandbox.close())
         return self._image_description

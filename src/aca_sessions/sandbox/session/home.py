@@ -187,8 +187,9 @@ class Home:
             try:
                 yield
             finally:  # without an await, so that a fork made in this turn is added before another turn begins
-                if len(self._trees) > 1:
-                    self._rest_later()
+                if len(self._trees) > 1 and not self._closed:
+                    loop = asyncio.get_running_loop()
+                    self._resting = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._rest()))
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
@@ -318,11 +319,6 @@ class Home:
 
     def _is_last(self, number: int, tree: int) -> bool:
         return all(other == number or member.tree != tree for other, member in self._members.items())
-
-    def _rest_later(self) -> None:
-        if not self._closed:
-            loop = asyncio.get_running_loop()
-            self._resting = loop.call_later(_REST_SECONDS, lambda: self._tasks.start(self._rest()))
 
     def _stop_resting(self) -> None:
         if self._resting is not None:
