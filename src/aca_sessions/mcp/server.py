@@ -24,7 +24,6 @@ from ..cli.streams import standard_input
 from ..connect import open_pool
 from ..contract.records import ProblemError
 from ..hosting import Hosting
-from ..server.guard import Guard
 from ..settings import Settings
 from . import code_tools, file_tools, resources, session_tools, state_tools
 from .clients import MB, Client, Options, SharedState
@@ -138,6 +137,8 @@ async def serve_stdio(options: argparse.Namespace) -> int:
 
 async def serve_http(options: argparse.Namespace) -> int:
     """Serve many clients until a signal ends the server."""
+    from ..server.guard import Guard  # not at the top: on Windows nothing of the server may be imported for `aca-sessions mcp`
+
     given = api_key(options)
     listener = serving.listen_on_port(options.host, options.port)
     key = given or secrets.token_urlsafe(24)
