@@ -14,7 +14,7 @@ from anyio import to_thread
 from .client.http import SessionsHttpClient
 from .client.interpreter import CodeInterpreter
 from .client.pool import PoolEvent, SessionPool
-from .contract.versions import version_named
+from .contract.versions import VERSIONS
 from .errors import ConfigurationError, NotSupportedError, PoolError
 from .hosting import Hosting
 from .lifetime import Owner
@@ -295,7 +295,7 @@ def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_se
 
 
 async def _open_interpreter(settings: Settings, policy: "Policy | None", hosting: Hosting, stack: Stack) -> CodeInterpreter:
-    if not version_named(settings.SessionsHttpClient.ApiVersion).has_sessions:
+    if not VERSIONS[settings.SessionsHttpClient.ApiVersion].has_sessions:
         _logger.info("api-version %s cannot end sessions: they expire by themselves", settings.SessionsHttpClient.ApiVersion)
     http = await _open_http(settings, policy, hosting, stack)
     return await stack.enter_async_context(CodeInterpreter(http))

@@ -4,6 +4,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal
 
 from .errors import ExecutionError
@@ -45,11 +46,13 @@ class State:
     cut_off: tuple[str, ...] = ()
 
     @property
+    @lru_cache(256)  # noqa: B019 - a state is small. Each result asks for these texts several times, and most states are equal
     def kind(self) -> Part:
         """Return the worse of what happened to variables and to files."""
         return max(self.variables, self.files, key=_WORST_LAST.index)
 
     @property
+    @lru_cache(256)  # noqa: B019
     def consequence(self) -> str:
         """Return what the caller can rely on now, in words for people and models."""
         if (self.reason or "").endswith("to the last checkpoint"):

@@ -11,7 +11,7 @@ from typing import Self, overload
 from .. import telemetry
 from ..contract import extensions, flat
 from ..contract.records import ExecutionCall
-from ..contract.versions import version_named
+from ..contract.versions import VERSIONS
 from ..errors import ACASessionsError, NotFoundError, NotSupportedError
 from ..ledger import Delivered
 from ..lifetime import Tasks
@@ -46,7 +46,7 @@ class CodeInterpreter:
                 one.
         """
         self._http = http
-        self._version = version_named(http.api_version)
+        self._version = VERSIONS[http.api_version]
         self._tasks = Tasks()
         self._executions = Executions(http, self._version)
         self._files = SessionFiles(http, self._version)

@@ -26,8 +26,7 @@ from ..models import (
     State,
     VariableChange,
 )
-from .records import IDENTIFIER
-from .values import Body, invalid, is_well_formed
+from .records import IDENTIFIER, Body, invalid, is_well_formed
 
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages")

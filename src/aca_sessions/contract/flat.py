@@ -1,18 +1,33 @@
 """The bodies of 2024-10-02-preview and later: executions, files and sessions as bare objects.
 
-They include the routes `.management/*`, the platform's own view of sessions. The client's half comes first, then the server's.
+They include the routes `.management/*`, the platform's own view of sessions. The notation of values, errors and times is the same in all
+versions. The client's half comes first, then the server's, then what they share.
 """
 
+import base64
+import json
 import math
+import re
+import reprlib
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import cast
 from urllib.parse import quote
 
-from ..models import RemoteFile, SessionInfo
+from ..models import NO_REPLY, CodeError, CodeExecutionResult, Display, RemoteFile, Scalar, SessionInfo, State
 from .extensions import RICH_MEMBER, decode_live, decode_rich, encode_rich
-from .records import PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError, Status
-from .values import Body, checked_object, decode_code, decode_limits, decode_result, decode_time, encode_stderr, encode_time, encode_value
+from .records import (
+    MAX_ASYNCHRONOUS_SECONDS,
+    MAX_SYNCHRONOUS_SECONDS,
+    PROPERTIES_MISSING,
+    Body,
+    Execution,
+    ExecutionCall,
+    MalformedBodyError,
+    ProblemError,
+    Status,
+    invalid,
+)
 
 EXECUTE_PATH = "executions"
 UPLOAD_PATH = "files"
@@ -22,6 +37,9 @@ SESSION_PATH = "session"
 SESSIONS_PATH = "listSessions"
 OPERATION_HEADER = "operation-id"
 GUID_HEADER = "x-ms-session-guid"  # a new one each time that a session begins under an identifier
+_TIMED_OUT = "Request timed out waiting for code execution to complete"
+_ABORTED = "Execution aborted"
+_LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
 
 
 def content_path(name: str) -> str:
@@ -225,3 +243,162 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
     """
     body: dict[str, object] = {"value": [encode_managed_session(session) for session in sessions], "count": len(sessions)}
     return body | {"nextLink": f"{url}?skip={skip + _PAGE}"} if total > skip + _PAGE else body
+
+
+# --- the notation that all versions share ---
+
+
+def encode_value(result: CodeExecutionResult) -> object:
+    """Return the last value in Azure's notation: text without quotes, numbers as numbers. A picture replaces the whole value."""
+    images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
+    if images:
+        return {"type": "image", "format": "png", "base64_data": images[0]}
+    if result.text is None:
+        return None if result.value_is_none else ""
+    if isinstance(result.value, float) and not math.isfinite(result.value):
+        return str(result.value)
+    return result.value
+
+
+def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
+    """Return the value, its text, and what it displays."""
+    match value:
+        case None | "":
+            return None, None, ()
+        case {"type": "image", "format": str(kind), "base64_data": str(data)}:
+            return None, None, (Display({f"image/{kind}": data}),)
+        case str() | bool() | int() | float():
+            return value, str(value), ()
+    return str(value), str(value), ()
+
+
+def encode_stderr(result: CodeExecutionResult) -> str:
+    """Return stderr in Azure's form: with the traceback, or Azure's own message if the cell ended without one."""
+    if result.error is None:
+        return result.stderr
+    match result.error.name, result.state.kind:
+        case "TimeoutError", _ if not result.error.traceback:
+            return _TIMED_OUT
+        case "InterpreterDied", _:
+            return _ABORTED
+    return result.stderr
+
+
+def decode_error(stderr: str) -> CodeError:
+    """Return the exception that a traceback ends with."""
+    last = stderr.strip().rpartition("\n")[2]
+    parts = _LAST_LINE.match(last)
+    return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
+
+
+def guess_state(stderr: str) -> State:
+    """Return what happened to the variables, as far as the texts show it that Azure is known to send."""
+    if stderr.startswith(_TIMED_OUT):
+        return NO_REPLY
+    if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
+        return State(variables="lost", processes="ended", reason="crash")
+    return State()
+
+
+def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
+    """Return a result in Azure's form. Its `value` is beside it, because the versions have different names for it."""
+    stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
+    plain, text, displays = decode_value(value)
+    return CodeExecutionResult(
+        session_id=identifier,
+        stdout=stdout,
+        stderr=stderr,
+        value=plain,
+        text=text,
+        displays=displays,
+        error=None if success else decode_error(stderr),
+        state=State() if success else guess_state(stderr),
+        duration=cast(float, content.get("executionTimeInMilliseconds") or 0) / 1000,
+    )
+
+
+def encode_time(moment: datetime) -> str:
+    """Return a time as .NET writes it, with seven digits after the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f0Z")
+
+
+def decode_time(text: str) -> datetime:
+    """Return a time that .NET wrote. It writes seven digits after the second, and Python reads six."""
+    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+
+
+def parse(content: bytes) -> object:
+    """Return the JSON of a request. Raise MalformedBodyError with the place of the mistake, counted from 0 as .NET does."""
+    if not content:
+        raise MalformedBodyError("", "A non-empty request body is required.")
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        before = error.doc[: error.pos].rpartition("\n")[2].encode("utf-8", "replace")
+        place = f"Path: $ | LineNumber: {error.lineno - 1} | BytePositionInLine: {len(before)}."
+        # Not chained, here and below: these errors hold what the client sent.
+        raise MalformedBodyError("$", f"The body must be JSON: {error.msg}. {place}") from None
+    except (ValueError, RecursionError):
+        raise MalformedBodyError("$", "The body must be JSON in UTF-8, and not be nested too deeply.") from None
+
+
+def checked_object(body: object) -> Body:
+    """Return the object of a request. Raise MalformedBodyError for another type, and ProblemError for an object without properties."""
+    if not isinstance(body, Mapping):
+        raise MalformedBodyError("$", "The body must be a JSON object.")
+    if not body:
+        raise ProblemError(400, PROPERTIES_MISSING, "the body has no properties: it must have at least the code to run")
+    return body
+
+
+def decode_code(body: Body, name: str = "code") -> str:
+    """Return the source text of a request, which may be in base64. Raise ProblemError if it is missing or not valid.
+
+    An empty text is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
+    """
+    kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
+    code = body.get(name)
+    if not isinstance(code, str):
+        raise invalid(f"'{name}' must be text, got {'nothing' if code is None else type(code).__name__}")
+    try:
+        if kind == "inlinebase64":
+            return base64.b64decode("".join(code.split()), validate=True).decode()
+        code.encode()  # fails for lone surrogates, which JSON can hold and a source text cannot
+    except UnicodeEncodeError:
+        raise invalid(f"'{name}' must be well-formed Unicode: it holds a lone surrogate") from None
+    except ValueError:
+        raise invalid(f"'{name}' must be UTF-8 text in base64, because its codeInputType is InlineBase64") from None
+    return code
+
+
+def decode_limits(body: Body) -> tuple[bool, float | None, int]:
+    """Return whether a request is asynchronous, its timeout, and at how many characters each stream is cut. Raise ProblemError."""
+    asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
+    timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
+    limit = number(body, "outputStreamsMaxLength", 1 << 30)
+    if limit is not None and limit != int(limit):
+        raise invalid(f"'outputStreamsMaxLength' must be a whole number, got {limit:g}")
+    return asynchronous, timeout, 4096 if limit is None else int(limit)
+
+
+def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
+    """Return a member that must be one of some words, in lower case. Upper case is accepted.
+
+    Return the first word if it is absent. Raise ProblemError for any other value.
+    """
+    value = body.get(name)
+    if value is None:
+        return choices[0]
+    if not isinstance(value, str) or value.lower() not in choices:
+        raise invalid(f"'{name}' must be one of {', '.join(choices)}, got {reprlib.repr(value)}")
+    return value.lower()
+
+
+def number(body: Body, name: str, most: float) -> float | None:
+    """Return a number above 0 and up to `most`, or None if it is absent. Raise ProblemError for any other value."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise invalid(f"'{name}' must be a number above 0 and up to {most:g}, got {reprlib.repr(value)}")
+    return value

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from ..models import CodeExecutionResult
+from .flat import encode_stderr, encode_value
 from .shell import exit_code
-from .values import encode_stderr, encode_value
 
 PATH = "mcp"
 KEY_HEADER = "x-ms-apikey"

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from ..models import CodeExecutionResult, RemoteFile
 from .extensions import RICH_MEMBER, decode_rich, encode_rich
-from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Execution, ExecutionCall, ProblemError
-from .values import Body, checked_object, choice, decode_code, decode_result, decode_time, encode_stderr, encode_time, encode_value, number
+from .flat import checked_object, choice, decode_code, decode_result, decode_time, encode_stderr, encode_time, encode_value, number
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Body, Execution, ExecutionCall, ProblemError
 
 EXECUTE_PATH = "code/execute"
 UPLOAD_PATH = "files/upload"

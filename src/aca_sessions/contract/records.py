@@ -25,6 +25,7 @@ IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.AS
 _SECONDS = re.compile(r"\d{1,9}(\.\d+)?", re.ASCII)  # this project's server and some proxies send a fraction
 _MALFORMED = "One or more validation errors occurred."
 _ROOT = ["mnt", "data"]
+Body = Mapping[str, object]
 Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 
@@ -167,3 +168,16 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def is_well_formed(text: object) -> bool:
+    """Return whether it is text that can be encoded: without lone surrogates."""
+    try:
+        return isinstance(text, str) and text.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def invalid(message: str) -> ProblemError:
+    """Return the error for a request that does not fit the API."""
+    return ProblemError(400, "SessionRequestValidationFailed", message)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import cast
 
 from ..models import CodeExecutionResult
-from .records import Command, Execution, ExecutionCall, ProblemError
-from .values import checked_object, decode_limits, encode_stderr, invalid, is_well_formed
+from .flat import checked_object, decode_limits, encode_stderr
+from .records import Command, Execution, ExecutionCall, ProblemError, invalid, is_well_formed
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out

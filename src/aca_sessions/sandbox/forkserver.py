@@ -148,7 +148,7 @@ class ForkServer:
         self._trees: set[Tree] = set()
         self._users = 0
         self._ready = False
-        self._broken = self._ending = self._retired = False
+        self.broken = self._ending = self._retired = False
         self._failure: Exception | None = None
         self._first_uid, self._uid_count = environment.uid_range()
         self._numbers = Numbers(self._uid_count - 1 if self._uid_count else None)  # the first uid is the fork server's own
@@ -169,9 +169,9 @@ class ForkServer:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             on_failure.callback(self._control.close)
             self._control.settimeout(_BOOT_SECONDS)
-            self._process = _start(python, theirs)
-            on_failure.callback(self._process.wait)
-            on_failure.callback(self._process.kill)
+            self.process = _start(python, theirs)
+            on_failure.callback(self.process.wait)
+            on_failure.callback(self.process.kill)
             with contextlib.suppress(ConnectionError):  # it has ended already: the first request notices
                 self._control.send(plan)
             on_failure.pop_all()
@@ -232,7 +232,7 @@ class ForkServer:
     @property
     def alive(self) -> bool:
         """Return whether the fork server still runs."""
-        return not self._broken and self._process.poll() is None
+        return not self.broken and self.process.poll() is None
 
     def answers(self) -> bool:
         """Return whether the fork server answers a request."""
@@ -404,9 +404,9 @@ class ForkServer:
         return list(descriptors)
 
     def _give_up(self) -> GuestDiedError:
-        self._broken = True
+        self.broken = True
         if not self._ending:  # else `_end` woke a thread that waited, and ends the processes in their order
-            self._process.kill()
+            self.process.kill()
         return GuestDiedError("the fork server of the embedded sandbox ended, and its sessions with it; the next session starts another")
 
     def _end(self) -> None:
@@ -419,10 +419,10 @@ class ForkServer:
         if not self._ready:  # it is loading libraries, and would look at the socket only after that
             self._kill_from_inside()
         try:
-            self._process.wait(_END_SECONDS)
+            self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
         if self._folder is not None:
             self._folder.remove()
         if self.groups is not None:
@@ -432,8 +432,8 @@ class ForkServer:
         """Kill the innermost of the zygote's processes. The others wait for it, so when the outermost has ended, all have."""
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
-                kill(family(self._process.pid)[-1])
-                self._process.wait(_END_SECONDS / _KILLS)
+                kill(family(self.process.pid)[-1])
+                self.process.wait(_END_SECONDS / _KILLS)
                 return
 
 

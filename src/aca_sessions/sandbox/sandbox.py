@@ -75,7 +75,8 @@ class Sandbox:
     @property
     def usable(self) -> bool:
         """Return whether the sandbox can still have an interpreter. It cannot once it is closed or its fork server has died."""
-        return not self._closed and self._fork_server.alive
+        server = self._fork_server
+        return not (self._closed or server.broken or server.process.poll() is not None)
 
     async def interpreter(self) -> Interpreter:
         """Return the live interpreter. If it has ended, continue from the latest checkpoint, or start a fresh one."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import extensions, flat, nested, shell, values
-from ..contract.records import ProblemError
+from ..contract import extensions, flat, nested, shell
+from ..contract.records import ProblemError, invalid
 from ..contract.versions import Version
 from ..hosting import Hosting
 from .executions import RunningExecution
@@ -61,7 +61,7 @@ class CellRoutes:
                 call = replace(call, transactional=True)
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
-            raise values.invalid("'operation-id' must be 1 to 128 letters, digits, '.', '_' or '-'")
+            raise invalid("'operation-id' must be 1 to 128 letters, digits, '.', '_' or '-'")
         execution = self._sessions.execute(identifier, id, call)
         request.state.session = execution.session
         if not call.asynchronous:
@@ -155,7 +155,7 @@ class CellRoutes:
 
 def _after(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
-        raise values.invalid("'after' must be the number of an event")
+        raise invalid("'after' must be the number of an event")
     return int(text)
 
 
@@ -165,5 +165,5 @@ def _wait(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= 3600:
-        raise values.invalid("'wait' must be a number of seconds between 0 and 3600")
+        raise invalid("'wait' must be a number of seconds between 0 and 3600")
     return min(seconds, extensions.LONGEST_POLL)

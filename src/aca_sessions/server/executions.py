@@ -193,7 +193,7 @@ class RunningExecution:
             self.result = replace(result, session_id=self.session.identifier)
         else:
             self.result = with_state(result, ledger.between(self.start, self.end), session_id=self.session.identifier)
-        self.status = "Succeeded" if result.success else "Failed"
+        self.status = "Succeeded" if result.error is None else "Failed"
         self.size += len(result.stdout) + len(result.stderr) + self.events.written + self.events.shown
         for display in result.displays:
             self.size += _size_of(display)
@@ -304,7 +304,9 @@ class Executions:
             if result.state != NO_REPLY and self._journaled < execution.start:
                 result = replace(result, state=self._session.ledger.between(self._journaled, execution.end))
             self._journaled = max(self._journaled, execution.end)
-            self._journal.cell_ended(self._session.identifier, execution.call, result)
+            telemetry.cell_ended(result)
+            if self._journal.writes:
+                self._journal.cell_ended(self._session.identifier, execution.call, result)
         # The latest result is not fetched yet and is always kept, because its response may be lost: so it is counted behind the limits.
         while self._fetched > _FETCHED_RESULTS or self._fetched_size > _FETCHED_BYTES:
             self._forget(execution, fetched=True, oldest=self._fetched > _FETCHED_RESULTS)

@@ -98,6 +98,7 @@ class Journal:
 
     def __init__(self, hosting: Hosting) -> None:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
+        self.writes = self._audit is not None
         self._with_code = hosting.audit_code
         self._key = _fingerprint(hosting.api_key) if hosting.api_key and hosting.audit else None
         self._second = self._refusals = self._skipped = 0
@@ -113,10 +114,7 @@ class Journal:
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
 
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
-        """Record the result of an execution."""
-        telemetry.cell_ended(result)
-        if self._audit is None:
-            return
+        """Write the result of an execution to the audit log."""
         sizes = {"code_length": len(call.code), "stdout_length": len(result.stdout), "stderr_length": len(result.stderr)}
         verdict = {"outcome": telemetry.outcome(result), "state": result.state.kind, "reason": result.state.reason}
         code = {"code": call.code} if self._with_code else {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..contract import mcp, shell, values
+from ..contract import flat, mcp, shell
 from ..contract.records import DRAINING, ExecutionCall, ProblemError
 from ..hosting import Hosting
 from ..models import CodeExecutionResult
@@ -64,7 +64,7 @@ class McpRoute:
     async def _use(self, tool: str, arguments: Mapping[str, object]) -> dict[str, object]:
         match tool:
             case mcp.RUN_PYTHON:
-                return await self._run(arguments, ExecutionCall(code=values.decode_code(arguments, "pythonCode")))
+                return await self._run(arguments, ExecutionCall(code=flat.decode_code(arguments, "pythonCode")))
             case mcp.RUN_COMMAND:
                 return await self._run(arguments, ExecutionCall(code="", command=shell.decode_command(arguments)))
         return await self._launch()

@@ -11,10 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..contract.flat import GUID_HEADER
+from ..contract.flat import GUID_HEADER, parse
 from ..contract.records import DRAINING, IDENTIFIER, SNAPSHOT_REFUSED, TOO_MANY_STARTING, MalformedBodyError, ProblemError, encode_problem
-from ..contract.values import parse
-from ..contract.versions import Version, version_named
+from ..contract.versions import VERSIONS, Version
 from ..errors import GuestDiedError, IsolationError, SnapshotError
 from ..lifetime import log_failure
 from ..sandbox.session.files import UnusableNameError
@@ -76,7 +75,7 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
     """Return the api-version and the session identifier. A plain server accepts only identifiers that Azure accepts in that version."""
-    version = version_named(request.query_params.get("api-version"))
+    version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
 
@@ -91,7 +90,7 @@ def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -
 
 def check_has_sessions(request: Request) -> None:
     """Raise ProblemError (404) if the api-version is one of the earlier ones, which have no requests about sessions."""
-    version = version_named(request.query_params.get("api-version"))
+    version = VERSIONS[request.query_params.get("api-version", "")]
     if not version.has_sessions:
         raise ProblemError(404, "NotFound", f"{version.name} has no requests about sessions: use 2025-02-02-preview or later")
 

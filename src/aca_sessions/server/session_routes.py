@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..contract import extensions, flat
 from ..contract.records import ProblemError
-from ..contract.versions import version_named
+from ..contract.versions import VERSIONS
 from ..hosting import METRICS_PATH, Hosting
 from ..ledger import format_position
 from ..models import SessionInfo
@@ -92,7 +92,7 @@ class SessionRoutes:
 
     async def managed_sessions(self, request: Request) -> Response:
         """Return the same as `listSessions`, in the format of Azure's management API."""
-        version_named(request.query_params.get("api-version"))
+        _ = VERSIONS[request.query_params.get("api-version", "")]  # raises for an api-version that is not served
         skip = skip_of(request)
         infos, total = self._sessions.infos(skip), len(self._sessions)
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
