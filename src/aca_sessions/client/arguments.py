@@ -174,8 +174,8 @@ def checked_requirements(requirements: Sequence[str]) -> None:
         raise InvalidArgumentError("install expects at least one package, as in install('humanize')")
     for requirement in requirements:
         if not isinstance(requirement, str) or not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
-            got = f"got {requirement!r:.80}"
-            raise InvalidArgumentError(f"a package must be named as in a line of requirements.txt, without options, {got}")
+            # Without the value: an option such as --index-url may hold a password.
+            raise InvalidArgumentError("a package must be named as in a line of requirements.txt, without options: 'humanize>=4'")
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:

@@ -17,8 +17,7 @@ class Guard:
     """An ASGI middleware that passes on only requests that name an allowed host and have the key.
 
     A page in a browser can reach the server under a name of its own (DNS rebinding); the check of the Host prevents that. The browser
-    names the page's own host in Origin. starlette's TrustedHostMiddleware does not look at Origin, answers 400 in plain text, and before
-    its version 1.0 cuts an IPv6 address at its first colon.
+    names the page's own host in Origin. starlette's TrustedHostMiddleware does not look at Origin and answers 400 in plain text.
     """
 
     def __init__(
