@@ -148,7 +148,7 @@ def _remains() -> tuple[int, int, int, int]:
 
 async def until(check: Callable[[], Awaitable[object]]) -> None:
     """Wait until a check holds, for at most a minute."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not await check():
             await asyncio.sleep(0.02)
 
@@ -184,7 +184,7 @@ def descendants(pid: int) -> set[int]:
 
 def aca_sessions(*arguments: str, stdin: str = "", **options: object) -> "subprocess.CompletedProcess[str]":
     """Run the command line."""
-    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=240, check=False, **options)
 
 
 @pytest.fixture(scope="session")

@@ -109,7 +109,7 @@ asyncio.run(main())
 
 
 def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", HEAD + program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", HEAD + program], capture_output=True, text=True, timeout=240, check=False)
     assert done.stderr == ""
     return done.stdout
 

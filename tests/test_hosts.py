@@ -38,7 +38,7 @@ REFUSED = [
 def where(condition: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run the command line under a condition of tests/conditions.py."""
     command = [sys.executable, "-m", "tests.conditions", condition, *COMMAND, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=os.environ | environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT, env=os.environ | environment)
 
 
 def doctor_and_run(condition: str) -> "tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]":

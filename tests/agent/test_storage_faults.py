@@ -150,7 +150,7 @@ async def test_a_caller_cancelled_while_a_file_is_locked_releases_it(tmp_path: P
     for holder in holders:
         holder.cancel()
     await asyncio.gather(*holders, return_exceptions=True)
-    async with asyncio.timeout(5), storage.locked("deps"):
+    async with asyncio.timeout(120), storage.locked("deps"):
         pass
 
 

@@ -30,14 +30,14 @@ class Live:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=120)
 
     def line(self) -> str:
         return self.process.stdout.readline()
 
     def end(self) -> tuple[str, str, int]:
         """Return the rest of its output on each stream, and its exit code."""
-        return *self.process.communicate(timeout=30), self.process.returncode
+        return *self.process.communicate(timeout=120), self.process.returncode
 
 
 def test_a_cell_prints_the_same_as_without_live() -> None:

@@ -24,7 +24,7 @@ def started(*arguments: str, **environment: str) -> "subprocess.Popen[str]":
 
 def ended(command: "subprocess.Popen[str]") -> str:
     command.send_signal(signal.SIGINT)
-    errors = command.communicate(timeout=20)[1]
+    errors = command.communicate(timeout=120)[1]
     assert command.returncode == 0
     return errors
 

@@ -48,7 +48,7 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=120)
         os.close(self._ours)
 
     def types(self, text: str) -> None:
@@ -72,7 +72,7 @@ class Terminal:
 
     def ends(self) -> int:
         self.types(CTRL_D)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=120)
 
 
 @pytest.fixture

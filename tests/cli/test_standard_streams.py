@@ -52,7 +52,7 @@ def test_no_file_gets_the_number_of_a_closed_stream() -> None:
         "import os, sys; from aca_sessions.cli.streams import prepare; prepare(); "
         "print([os.readlink(f'/proc/self/fd/{n}') for n in (0, 2)], os.open('/', os.O_RDONLY) > 2)"
     )
-    run = subprocess.run(["sh", "-c", f'{sys.executable} -c "{code}" <&- 2>&-'], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(["sh", "-c", f'{sys.executable} -c "{code}" <&- 2>&-'], capture_output=True, text=True, timeout=240, check=False)
     assert run.stdout == "['/dev/null', '/dev/null'] True\n"
 
 

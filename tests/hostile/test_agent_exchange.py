@@ -150,6 +150,6 @@ THREAD_AND_CALLS = THREAD.replace("tools.wait()", "while True: tools.list()")
 async def test_computing_of_a_cell_in_a_thread_counts_while_it_waits_for_the_host(pool: SessionPool, code: str) -> None:
     """What a cell in a thread of its session computes while its calls are made counts to its time, as far as the session reports it."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)
-    async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:
+    async with asyncio.timeout(120), AgentSession(pool, tools=[wait]) as agent:
         result = await agent.run(code, timeout=1)
     assert (result.error.name, "longer than 1 s" in result.error.message) == ("TimeoutError", True)

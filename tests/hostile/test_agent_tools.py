@@ -284,6 +284,6 @@ os.waitpid(child, 0)
 async def test_computing_of_a_cell_counts_while_it_waits_for_the_host(pool: SessionPool, burn: str, calls: str) -> None:
     """What a cell's threads and processes compute while its calls are made counts: calls without an end give no time without one."""
     wait = tool(name="wait", effect="read")(asyncio.Event().wait)
-    async with asyncio.timeout(60), AgentSession(pool, tools=[wait]) as agent:
+    async with asyncio.timeout(120), AgentSession(pool, tools=[wait]) as agent:
         result = await agent.run(burn + calls, timeout=1)
     assert (result.error.name, "longer than 1 s" in result.error.message) == ("TimeoutError", True)

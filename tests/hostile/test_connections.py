@@ -88,7 +88,7 @@ async def test_a_client_that_makes_no_progress_is_disconnected(slow: str, tmp_pa
     """A connection whose head or body comes too slowly, or whose client takes nothing of an answer, is closed, key or no key."""
     tls = certificate(tmp_path, "localhost") if "TLS" in slow else None
     async with serving(SOON, tls=tls) as (server, port), contextlib.AsyncExitStack() as held:
-        await held.enter_async_context(asyncio.timeout(30))  # a connection that stays open must fail the test and not hang it
+        await held.enter_async_context(asyncio.timeout(120))  # a connection that stays open must fail the test and not hang it
         if slow in TOO_SLOW:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             held.callback(writer.close)

@@ -103,7 +103,7 @@ def at_a_terminal(*arguments: str, stdin: str) -> str:
     except OSError:  # EIO: the other side is closed
         pass
     os.close(ours)
-    process.wait(30)
+    process.wait(120)
     return written.decode()
 
 
@@ -127,7 +127,7 @@ def test_a_terminal_gets_only_colours_from_a_guest_and_no_other_command(argument
     assert re.search(r"[^\x20-\x7e\n\r\t]", rest) is None
     for label in ("[session state", "aca-sessions:"):
         assert rest.count(label) == rest.count(f"(printed) {label}") > 1
-    command = subprocess.run([*COMMAND, *arguments], input=WRITES.encode(), capture_output=True, check=False, timeout=60)
+    command = subprocess.run([*COMMAND, *arguments], input=WRITES.encode(), capture_output=True, check=False, timeout=240)
     for written in (command.stdout.decode(), command.stderr.decode()):
         assert "".join(SEQUENCES) in written
         assert f"{LINE} {'x' * 60} {LINE}" in written

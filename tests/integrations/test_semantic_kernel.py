@@ -365,7 +365,7 @@ def test_a_plugin_that_was_not_closed_warns_with_its_place_of_creation(tmp_path:
         "import asyncio\nfrom aca_sessions import PythonCodeInterpreterPlugin\n"
         "async def main():\n    await PythonCodeInterpreterPlugin().execute_python('1')\nasyncio.run(main())\n"
     )
-    run = subprocess.run([sys.executable, "-W", "always", program], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run([sys.executable, "-W", "always", program], capture_output=True, text=True, timeout=240, check=True)
     assert f"{program}:4: ResourceWarning: a PythonCodeInterpreterPlugin made at {program}:4 was never closed" in run.stderr
 
 

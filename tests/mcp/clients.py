@@ -61,7 +61,7 @@ def http_server(*arguments: str, **environment: str) -> Iterator[Running]:
         yield Running(address, key, process.pid)
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(120) == 0
         process.stdout.close()
 
 
@@ -90,7 +90,7 @@ async def start(client: ClientSession, code: str, **arguments: Any) -> int:
     client._request_id += 1
     request = types.JSONRPCRequest(jsonrpc="2.0", id=id, method="tools/call", params=params)
     await client._write_stream.send(SessionMessage(types.JSONRPCMessage(request)))
-    with anyio.fail_after(30):
+    with anyio.fail_after(120):
         await started.wait()
     return id
 

@@ -15,5 +15,5 @@ def plain_endpoint() -> Iterator[dict[str, str]]:
     endpoint = process.stdout.readline().partition(": ")[2].strip()
     yield {"ACASessions__Endpoint": endpoint, "ACASessions__ApiKey": "key"}
     process.terminate()
-    process.wait(15)
+    process.wait(120)
     process.stdout.close()

@@ -63,7 +63,7 @@ async def test_a_server_that_cannot_start_raises(pool: SessionPool) -> None:
     async with connections._manager.run():
         pass
     with pytest.raises(RuntimeError, match="only be called once"):
-        async with asyncio.timeout(10), connections:
+        async with asyncio.timeout(120), connections:
             pass
 
 
@@ -101,7 +101,7 @@ async def test_a_client_that_vanishes_during_a_cell_is_removed_after_a_while() -
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until something is true, for at most a minute."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(120):
         while not holds():
             await anyio.sleep(0.05)
 
@@ -132,8 +132,8 @@ async def test_a_running_cell_streams_its_output(server) -> None:
 async def test_a_cancelled_call_interrupts_its_cell(server) -> None:
     async with http_client_session(server) as client:
         await run(client, "x = 1")
-        await cancel(client, await start(client, "import time; time.sleep(60)"))
-        with anyio.fail_after(10):
+        await cancel(client, await start(client, "import time; time.sleep(600)"))
+        with anyio.fail_after(120):
             assert text_of(await run(client, "x + 1")) == "2"
 
 
@@ -147,7 +147,7 @@ async def test_a_session_deleted_during_a_cell_is_reported_to_the_waiting_caller
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            with anyio.fail_after(30):
+            with anyio.fail_after(120):
                 while not (await client.call_tool("list_sessions")).structuredContent["sessions"]["work"]["busy"]:
                     await anyio.sleep(0.05)
                 assert not (await client.call_tool("delete_session", {"session_id": "work"})).isError

@@ -52,7 +52,7 @@ async def test_a_client_that_vanishes_during_a_cell_leaves_nothing() -> None:
     process = await asyncio.create_subprocess_exec(*COMMAND, "mcp", stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=1 << 24)
     for message in (INITIALIZE, READY, call):
         process.stdin.write(json.dumps(message).encode() + b"\n")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         async for line in process.stdout:
             if b"begun" in line:
                 break

@@ -151,7 +151,7 @@ async def test_a_session_that_was_idle_for_too_long_is_recreated_with_the_output
     async with stdio_client_session(environment={"ACASessions__SessionPool__SessionTimeoutMinutes": "0.01"}) as client:
         await two(client)
         await text_from(client, "one", "x = 1; open('outputs/a', 'w').write('kept')")
-        with anyio.fail_after(30):
+        with anyio.fail_after(120):
             while "started': True" in str((await client.call_tool("get_kernel_health", {"session_id": "one"})).structuredContent):
                 await anyio.sleep(1)
         told = await text_from(client, "one", "'x' in globals() or open('outputs/a').read()")

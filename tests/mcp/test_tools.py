@@ -235,7 +235,7 @@ async def test_health_reports_the_last_execution(connected: Connected) -> None:
 async def test_a_session_that_a_full_pool_has_no_place_for_is_not_responsive_after_the_timeout() -> None:
     async with open_pool(Settings(MaxConcurrentSessions=1), policy=Policy(preload=(), spares=0)) as pool, pool.session("busy"):
         client = Client(SharedState(pool, Options.of(Settings().Mcp)))
-        async with asyncio.timeout(30):  # the pool itself lets callers wait for a minute
+        async with asyncio.timeout(50):  # the pool itself lets callers wait for a minute
             answer = await check_kernel_responsiveness(Call(client, context=None), timeout=0.05)
     assert (answer.responsive, answer.busy) == (False, False)
 

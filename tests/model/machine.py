@@ -100,7 +100,7 @@ class Machine:
             return self.usual is not None and all(now[what] <= self.usual[what] for what in now)
 
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 await until(is_clean)
         except TimeoutError:
             raise LieError(f"left behind: {left()}, and usual is {self.usual}") from None
@@ -135,6 +135,6 @@ async def until(check: Callable[[], bool]) -> None:
 
 
 async def until_true(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while not await check():
             await asyncio.sleep(0.002)

@@ -85,7 +85,7 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self.send("Browser.close")
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=120)
         self._reading.close()
         os.close(self._writing)
 

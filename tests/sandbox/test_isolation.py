@@ -210,7 +210,7 @@ async def test_this_host_isolates_fully() -> None:
 def in_a_user_namespace(script: str) -> "subprocess.CompletedProcess[str]":
     """Run the command line in a user namespace whose only user is root, after a script has changed something there."""
     command = ["unshare", "--user", "--map-root-user", "sh", "-c", f'{script}; exec "$@"', "sh", *COMMAND, "run", "1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_a_host_without_user_namespaces_is_refused_with_advice() -> None:

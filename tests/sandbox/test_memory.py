@@ -143,7 +143,7 @@ async def test_a_group_is_removed_a_moment_after_its_last_process() -> None:
         group.remove()
         assert all(folder.exists() for folder in group._folders)
         process.kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while any(folder.exists() for folder in group._folders):
             await asyncio.sleep(0.05)
     groups.release()
@@ -159,7 +159,7 @@ async def test_one_thread_waits_for_all_groups_that_are_removed() -> None:
             group.remove()
         assert sum(isinstance(thread, threading.Timer) for thread in threading.enumerate()) <= 2  # one, and the one before it
         process.kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while any(folder.exists() for group in made for folder in group._folders):
             await asyncio.sleep(0.05)
     groups.release()
@@ -264,7 +264,7 @@ async def test_without_control_groups_sessions_give_way_to_the_host() -> None:
 def test_without_control_groups_the_host_polls_memory() -> None:
     """Run the same attempts in a mount namespace that shows no control group."""
     hidden = f"umount -a -t cgroup,cgroup2; exec {sys.executable} -c '{textwrap.dedent(_LOOKED_AT)}'"
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", hidden], capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", hidden], capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
     assert done.stdout.splitlines() == ["None", "lost: memory", "PermissionError", "42", "True"], done.stderr
 
 
@@ -296,7 +296,7 @@ def test_the_group_of_all_sessions_is_removed_when_its_host_is_killed() -> None:
         assert tops
         assert all(map(os.path.isdir, tops))
         host.kill()
-    janitor = subprocess.run(["sh", "-c", 'while [ -d "$1" ]; do sleep 0.05; done', "sh", tops[-1]], timeout=5, check=False)
+    janitor = subprocess.run(["sh", "-c", 'while [ -d "$1" ]; do sleep 0.05; done', "sh", tops[-1]], timeout=120, check=False)
     assert janitor.returncode == 0
     assert not any(map(os.path.isdir, tops))
 
@@ -333,7 +333,9 @@ def with_read_only_cpu(script: str) -> list[str]:
         pytest.skip("only root may make a mount read-only, and only version 1 has one for the cpu controller")
     command = f'mount -o remount,bind,ro "$0" && exec {sys.executable} -c "$1"'
     cpu = str(VersionOne.find()._parents["cpu"])
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", command, cpu, script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command, cpu, script], capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -199,7 +199,7 @@ async def test_a_conversation_is_cut_when_both_ends_are_silent(conversation: Con
     await conversation.sends(conversation.client, conversation.target)
     await conversation.sends(conversation.target, conversation.client)
     await conversation.skip(301)
-    await asyncio.wait_for(conversation.carrying, 20)
+    await asyncio.wait_for(conversation.carrying, 120)
     assert await conversation.target[0].read() == b""
 
 

@@ -29,7 +29,7 @@ async def size(session: Session) -> int:
 
 async def grows(session: Session) -> None:
     before = await size(session)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while await size(session) <= before:
             await asyncio.sleep(0)
 

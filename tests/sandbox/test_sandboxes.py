@@ -141,7 +141,7 @@ async def test_a_heavy_fork_server_that_is_ready_first_is_used(nothing_left: Non
     modules = environment.worth_preloading(sys.executable)
     async with Sandboxes(replace(ALONE, preload=modules)) as ready:
         await ready.wait_until_ready()
-        async with Sandboxes(ALONE) as sandboxes, asyncio.timeout(60):
+        async with Sandboxes(ALONE) as sandboxes, asyncio.timeout(120):
             os.kill(sandboxes._generations[0].fork_server.process.pid, signal.SIGSTOP)
             await sandboxes.wait_until_ready()
             sandbox = await sandboxes.open()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 def on_a_host_that_refuses(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | {f"ACASessions__Sandbox__{key}": value for key, value in settings.items()}
     command = [*REFUSING, *COMMAND, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=ROOT, env=environment)
 
 
 def test_a_host_that_refuses_namespaces_is_an_error_and_nothing_less_is_chosen_silently() -> None:
@@ -273,7 +273,7 @@ def test_the_root_of_a_default_container_contains_its_sessions(public_python: st
     program = [*REFUSING, sys.executable, "-c", IN_A_CONTAINER, public_python]
     lose = ["setpriv", f"--bounding-set={CONTAINERS_CAPABILITIES}", *program]
     command = ["unshare", "--mount", "sh", "-c", 'umount -a -t cgroup,cgroup2; exec "$@"', "sh", *lose]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
     assert done.stdout.split("\n")[:2] == ["lost: memory", "a"], done.stderr
 
 

@@ -49,7 +49,7 @@ class Member:
     def end(self, number: int = signal.SIGKILL) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(30)
+            self.process.wait(120)
             self.process.stdout.close()
             self.process = None
 
@@ -91,7 +91,7 @@ class Cluster:
         for member in self.members:
             member.end()
         self._nginx.terminate()
-        self._nginx.wait(20)
+        self._nginx.wait(120)
         shutil.rmtree(self.folder)
 
     def configure(self, members: Iterable[Member], **directives: str) -> None:

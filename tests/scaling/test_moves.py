@@ -144,7 +144,7 @@ async def test_an_added_server_moves_only_its_share_of_sessions() -> None:
 
 
 async def test_a_server_drains_before_a_restart_and_every_result_is_true() -> None:
-    with Cluster(3, "--drain-seconds", "30") as cluster:
+    with Cluster(3, "--drain-seconds", "300") as cluster:
         leaving, *others = cluster.members
         names = cluster.of(leaving, 12)
         old, new, elsewhere = names[:6], names[6:], [name for other in others for name in cluster.of(other, 2)]
@@ -160,7 +160,7 @@ async def test_a_server_drains_before_a_restart_and_every_result_is_true() -> No
                 assert await newcomers._interpreter.download_file(new[0], "folder/a b.txt") == b"content" * 200_000
                 for name in old:
                     await owners._interpreter.delete_session(name)
-                assert leaving.process.wait(10) == 0
+                assert leaving.process.wait(120) == 0
                 assert kinds(await newcomers.run_cells(), new) == {"kept"}
                 leaving.end()
                 leaving.start()

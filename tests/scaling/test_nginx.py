@@ -186,7 +186,7 @@ async def test_a_server_that_starts_too_many_sessions_keeps_its_own(cluster: Clu
     async with httpx.AsyncClient(base_url=cluster.endpoint, headers=AUTHORIZED, timeout=60, limits=limits) as client:
         with stopped(descendants(member.process.pid)):
             pending = [asyncio.create_task(client.post(f"/executions?{QUERY}&identifier={name}", json=CELL)) for name in names]
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 refused = await next(asyncio.as_completed(pending))
         answers = await asyncio.gather(*pending)
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")

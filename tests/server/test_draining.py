@@ -76,7 +76,7 @@ async def test_the_server_may_stop_when_its_last_session_has_ended(draining: tup
 
 @pytest.mark.slow
 async def test_a_first_signal_lets_sessions_finish_and_the_server_stops_with_the_last() -> None:
-    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "600") as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
             await interpreter.execute("mine", "x = 20")
             running = asyncio.create_task(interpreter.execute("mine", "import time; time.sleep(0.5); x + 22"))
@@ -85,7 +85,7 @@ async def test_a_first_signal_lets_sessions_finish_and_the_server_stops_with_the
             assert (await running).value == 42
             assert (await interpreter.execute("mine", "x")).value == 20
             await interpreter.delete_session("mine")
-        assert server.process.wait(5) == 0
+        assert server.process.wait(120) == 0
 
 
 @pytest.mark.long
@@ -98,7 +98,7 @@ async def test_a_cell_that_outlasts_the_drain_is_reported_as_killed() -> None:
             server.process.send_signal(signal.SIGTERM)
             result = await running
         assert (result.success, str(result.state)) == (False, "lost: killed")
-        assert server.process.wait(10) == 0
+        assert server.process.wait(120) == 0
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ async def test_running_cells_get_five_seconds_more_after_the_drain(drain: tuple[
             server.process.send_signal(signal.SIGTERM)
             result = await running.wait()
         assert (result.value, str(result.state)) == (42, "kept")
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0
 
 
 @pytest.mark.slow
@@ -122,16 +122,16 @@ async def test_an_idle_session_keeps_a_server_only_until_the_end_of_the_drain() 
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
         begun = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0
         assert time.monotonic() - begun >= 1
 
 
 @pytest.mark.slow
 def test_a_second_signal_stops_the_server_at_once() -> None:
-    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "60") as server:
+    with Server("--port", "0", "--api-key", "key", "--drain-seconds", "600") as server:
         httpx.post(f"{server.endpoint}/executions", params=MINE, json=CELL, headers={"authorization": "Bearer key"}, timeout=30)
         server.process.send_signal(signal.SIGTERM)
         while httpx.get(f"{server.endpoint}/health").json()["status"] != "draining":
             time.sleep(0.02)
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 0
+        assert server.process.wait(120) == 0

@@ -34,7 +34,7 @@ def test_an_upload_reports_that_the_hosts_disk_is_full(tmp_path: Path) -> None:
     if unshared is None:
         pytest.skip("this host gives no mount namespaces")
     command = [*unshared, "sh", "-c", SMALL_DISK, "sh", str(tmp_path), sys.executable, PROGRAM]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     said = (
         "the service answered 507 HostStorageFull: the disk of the server's host is full, not the session's: its operator must free space\n"
     )

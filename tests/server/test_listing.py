@@ -18,7 +18,7 @@ async def test_a_rich_listing_has_memory_and_running_executions(http: httpx.Asyn
     answers = {"operation-id": "asking", "x-aca-sessions-answered": "input"}
     await http.post("/executions", params=query, json=cell, headers=answers)
     (await http.get("/executions/asking/events", params=query)).raise_for_status()
-    async with asyncio.timeout(20):  # without a control group the memory is polled now and then
+    async with asyncio.timeout(120):  # without a control group the memory is polled now and then
         while (running := await _only(http, rich)).memory < 50_000_000:
             await asyncio.sleep(0.05)
     assert (running.is_active, running.running) == (True, "asking")
