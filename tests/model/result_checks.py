@@ -104,6 +104,8 @@ def _courses(world: World, act: Act) -> Iterator[Ran]:
             if act.result is None:
                 yield from reference.not_run(world, "")
                 yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional)
+                # A machine that is busy for longer than the grace period kills a cell that would have stopped.
+                yield from reference.cut_short(world, act.number, "", stages=ANYWHERE, transactional=transactional, killed=True)
         case Checkpoint() if act.taken is not None:
             after.checkpoint(key(act.taken), None)
             yield Ran(after, here, here, Shown(""))
