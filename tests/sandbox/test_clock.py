@@ -1,7 +1,13 @@
-"""Test the time that a cell has used, with clocks that tests set by hand."""
+"""Test the time that a cell has used, and the time that it has to obey a signal, with clocks that tests set by hand."""
 
-from aca_sessions.sandbox.policy import STILL_SECONDS
-from aca_sessions.sandbox.session.cell import Clock
+import os
+import subprocess
+import sys
+import time
+
+from aca_sessions.sandbox.policy import INTERRUPT_GRACE, QUEUED_SECONDS, STILL_SECONDS
+from aca_sessions.sandbox.session.cell import Clock, Grace
+from aca_sessions.sandbox.session.descriptors import queued_time
 
 
 class Times:
@@ -54,3 +60,41 @@ def test_a_second_question_does_not_extend_the_stop() -> None:
     times.pass_by(1, computing=1)
     times.clock.stop()
     assert times.pass_by(1, computing=1) == 2
+
+
+class Queue:
+    def __init__(self) -> None:
+        self.now, self.queued = 100.0, 7.0
+        self.grace = Grace(lambda: self.queued, lambda: self.now)
+
+    def pass_by(self, seconds: float, *, queued: float = 0.0) -> float:
+        self.now += seconds
+        self.queued += queued
+        return self.grace.left
+
+
+def test_a_signal_is_obeyed_in_two_seconds() -> None:
+    queue = Queue()
+    assert [queue.grace.left, queue.pass_by(1.5), queue.pass_by(0.5)] == [INTERRUPT_GRACE, 0.5, 0] == [2, 0.5, 0]
+
+
+def test_waiting_for_a_processor_does_not_count_up_to_a_limit() -> None:
+    queue = Queue()
+    assert [queue.pass_by(2, queued=1.5), queue.pass_by(1.5, queued=0.5), queue.pass_by(0.5)] == [1.5, 0.5, 0]
+    assert queue.pass_by(1000, queued=1000) == 2 + QUEUED_SECONDS - 1004
+
+
+def test_the_time_that_a_process_waits_for_a_processor_is_known() -> None:
+    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", pin]) for _ in range(3)]
+    pidfd = os.pidfd_open(processes[0].pid)
+    try:
+        before = queued_time(pidfd)
+        while queued_time(pidfd) < before + 0.2:
+            time.sleep(0.01)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert queued_time(pidfd) == 0
+    os.close(pidfd)

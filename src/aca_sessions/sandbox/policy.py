@@ -9,7 +9,8 @@ from typing import Literal
 from ..errors import ConfigurationError
 
 KB, MB, GB = 1 << 10, 1 << 20, 1 << 30
-INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL
+INTERRUPT_GRACE = 2.0  # seconds between SIGINT and SIGKILL, without those for which the interpreter waited for a processor
+QUEUED_SECONDS = 5.0  # of waiting for a processor that are left out at most
 ANSWER_SECONDS = 600.0  # how long a cell waits for the answer to a question or host call
 STILL_SECONDS = 3600.0  # how long the clock of one cell may stand still in total, while it waits for answers
 

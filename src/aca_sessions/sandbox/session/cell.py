@@ -11,7 +11,7 @@ from typing import Literal
 from ...errors import GuestDiedError
 from ...models import CodeError, CodeExecutionResult, Display, Event, FileChange, RunningProcess, State, VariableChange
 from .. import wire
-from ..policy import STILL_SECONDS
+from ..policy import INTERRUPT_GRACE, QUEUED_SECONDS, STILL_SECONDS
 
 _MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 writes, each of perhaps one byte
 
@@ -158,6 +158,31 @@ class Clock:
         waited = self._now() - self._stopped[0]
         busy = min(max(self._computed() - self._stopped[1], 0.0), waited)
         return busy, waited - busy
+
+
+class Grace:
+    """The seconds that an interpreter has to obey a signal: INTERRUPT_GRACE, and those for which it waited for a processor.
+
+    On a busy machine an interpreter may get no processor for seconds, and would lose its variables although it obeys. Code of the session
+    can keep its own interpreter waiting. So at most QUEUED_SECONDS are added.
+    """
+
+    def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
+        """Begin to count.
+
+        Args:
+            queued: Returns for how many seconds the interpreter has waited for a processor since it started.
+            now: Returns the time in seconds.
+        """
+        self._queued = queued
+        self._now = now
+        self._before = queued()
+        self._until = now() + INTERRUPT_GRACE
+
+    @property
+    def left(self) -> float:
+        """Return the seconds left."""
+        return self._until + min(max(self._queued() - self._before, 0.0), QUEUED_SECONDS) - self._now()
 
 
 class Cell:

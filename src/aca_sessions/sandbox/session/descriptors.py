@@ -173,6 +173,15 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
     return computed
 
 
+def queued_time(process: int) -> float:
+    """Return for how many seconds the main thread of a process was ready to run and had no processor. Return 0 if that is not known."""
+    # The second number of /proc/PID/schedstat, in nanoseconds: sched-stats.rst of the kernel's documentation.
+    try:
+        return int(Path(f"/proc/{host_pid(process)}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, GuestDiedError):
+        return 0.0
+
+
 def _fields(pid: int) -> list[str]:
     """Return the fields behind the name in /proc/PID/stat. The first is the state."""
     # The name is in parentheses, and may itself hold blanks and parentheses.

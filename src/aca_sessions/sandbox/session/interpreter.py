@@ -24,9 +24,9 @@ from .. import wire
 from ..forkserver import refusal
 from ..limits.capacity import explained_shortage, no_descriptor
 from ..limits.memory import Memory
-from ..policy import ANSWER_SECONDS, INTERRUPT_GRACE, Limits
+from ..policy import ANSWER_SECONDS, Limits
 from ..proxy import Proxy, Serving
-from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, reason_of
+from .cell import Cell, CellNotSentError, CellNotStartedError, Clock, Grace, reason_of
 from .channel import Channel
 from .descriptors import (
     MOST_REPORTED,
@@ -38,6 +38,7 @@ from .descriptors import (
     number_of,
     open_member,
     processor_time,
+    queued_time,
     running_below,
 )
 from .home import Home, Member
@@ -300,18 +301,27 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell, if it runs. If it has not ended after INTERRUPT_GRACE, kill the interpreter and what it started."""
+        """Send SIGINT to a cell, if it runs. If it does not end in time (`Grace`), kill the interpreter and what it started."""
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
             return
         # Before `Started`, a SIGINT would not reach the cell.
-        await _first_of(cell.started, self._death, within=INTERRUPT_GRACE)
+        await self._obeys(cell.started)
         if cell is not self._cell or cell.finished.done():
             return  # the cell ended meanwhile, and the signal would hit the next one
         self._signal(signal.SIGINT)
-        await _first_of(cell.finished, self._death, within=INTERRUPT_GRACE)
+        await self._obeys(cell.finished)
         if not cell.finished.done():
             self._kill("killed")
+
+    async def _obeys(self, done: asyncio.Future[Any]) -> None:
+        """Wait for a future as long as the interpreter has to obey a signal, or until it dies."""
+        grace = Grace(self._queued)
+        while not (done.done() or self._death.done()) and (left := grace.left) > 0:
+            await _first_of(done, self._death, within=left)
+
+    def _queued(self) -> float:
+        return queued_time(self._process) if self._process is not None else 0.0
 
     async def kill(self, cause: str = "killed") -> Ended:
         """Kill it and all processes of its workspace except other interpreters. The caller must still call `close`.
