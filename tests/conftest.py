@@ -153,6 +153,20 @@ async def until(check: Callable[[], Awaitable[object]]) -> None:
             await asyncio.sleep(0.02)
 
 
+async def end_between_cells(session: Session, end: str = "os._exit(1)") -> None:
+    """Let the interpreter of a session end, or do something else that ends it, after a cell. Wait until it has ended."""
+    later = f"def later():\n    while not os.path.exists('go'): time.sleep(0.01)\n    {end}\n"
+    await session.run(f"import os, threading, time\n{later}threading.Thread(target=later).start()")
+    before = descendants(os.getpid())
+    await session.upload_file("go", b"")
+
+    async def has_ended() -> bool:
+        return not before <= descendants(os.getpid())
+
+    await until(has_ended)
+    await asyncio.sleep(0.1)  # the session's first process reports the end
+
+
 def mostly_long(cases: Iterable[object], *kept: object, every: int = 0) -> list[object]:
     """Return the cases of a test as parameters: `make test` runs those that are kept and every n-th, and `make test-long` the others."""
     cases = [*cases]

@@ -106,11 +106,11 @@ async def test_an_approver_that_fails_approves_nothing(pool: SessionPool) -> Non
 @pytest.mark.long
 async def test_the_clock_of_a_cell_stops_during_an_approval(pool: SessionPool) -> None:
     async def approve(calls: Sequence[Call]) -> bool:
-        await asyncio.sleep(3)
+        await asyncio.sleep(5)
         return True
 
     async with AgentSession(pool, tools=Mail().tools, approve=approve) as agent:
-        assert (await agent.run("tools.send('a')", timeout=2)).success
+        assert (await agent.run("tools.send('a')", timeout=4)).success
 
 
 @pytest.mark.parametrize(

@@ -122,21 +122,30 @@ async def test_a_cell_that_cannot_be_interrupted_is_reported_as_such(agent: Agen
     assert (await agent.run("print('beside it')\ntools.weather('Oslo')")).output == "beside it\n'sunny in Oslo'"
 
 
-async def test_a_cancelled_call_interrupts_its_cell(agent: AgentSession) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(2):
-            await agent.run("reached = 1\nwhile True: pass")
-    assert (await agent.run("import threading\nreached, threading.active_count() < 4")).text == "(1, True)"
+async def test_a_cancelled_call_interrupts_its_cell(pool: SessionPool) -> None:
+    reached = asyncio.Event()
+
+    @tool(effect="read")
+    async def tell() -> None:
+        reached.set()
+
+    async with AgentSession(pool, tools=[tell]) as agent:
+        running = asyncio.create_task(agent.run("reached = 1\ntools.tell()\nwhile True: pass"))
+        await reached.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (await agent.run("import threading\nreached, threading.active_count() < 4")).text == "(1, True)"
 
 
 async def test_the_clock_of_a_cell_stops_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(5)
         return "done"
 
     async with AgentSession(pool, tools=[slow]) as agent:
-        assert (await agent.run("tools.slow()", timeout=1)).value == "done"
+        assert (await agent.run("tools.slow()", timeout=4)).value == "done"
 
 
 def test_the_clock_counts_computing_at_most_at_the_rate_of_real_time() -> None:

@@ -171,11 +171,11 @@ async def test_other_awaitables_are_awaited_as_usual(agent: AgentSession) -> Non
 async def test_the_clock_of_a_cell_stops_while_the_host_works(pool: SessionPool) -> None:
     @tool(effect="read")
     async def slow() -> str:
-        await asyncio.sleep(3)
+        await asyncio.sleep(5)
         return "done"
 
     async with AgentSession(pool, tools=[slow]) as agent:
-        assert (await agent.run("tools.slow()", timeout=2)).value == "done"
+        assert (await agent.run("tools.slow()", timeout=4)).value == "done"
 
 
 @pytest.mark.slow
@@ -232,12 +232,12 @@ async def test_a_plain_session_has_no_tools(pool: SessionPool) -> None:
 async def test_computing_left_by_earlier_cells_is_not_charged_to_a_waiting_cell(pool: SessionPool) -> None:
     @tool(effect="read")
     async def wait() -> str:
-        await asyncio.sleep(4)
+        await asyncio.sleep(7)
         return "done"
 
     async with AgentSession(pool, tools=[wait]) as agent:
         await agent.run("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'while True: pass'])")
-        assert (await agent.run("tools.wait()", timeout=3)).value == "done"
+        assert (await agent.run("tools.wait()", timeout=5)).value == "done"
 
 
 @pytest.mark.parametrize("name", ["", "1st", "a b", "list", "search", "a..b", "../x", "x" * 80])

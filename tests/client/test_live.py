@@ -158,10 +158,10 @@ async def test_parallel_threads_of_a_cell_get_their_own_answers(session: Session
 @pytest.mark.long
 async def test_the_clock_of_a_cell_stops_while_it_waits_for_an_answer(session: Session) -> None:
     async def slowly(prompt: str) -> str:
-        await asyncio.sleep(3)
+        await asyncio.sleep(5)
         return "late"
 
-    execution = await session.start("input()", timeout=2, on_input=slowly)
+    execution = await session.start("input()", timeout=4, on_input=slowly)
     assert (await execution.wait()).value == "late"
 
 

@@ -269,9 +269,9 @@ async def test_the_history_marks_the_cells_that_a_fallback_undid(session: Sessio
 async def test_a_cells_clock_starts_with_the_cell(session: Session) -> None:
     (branch,) = await session.branch()
     async with branch:
-        running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(1.5)"))
+        running = asyncio.ensure_future(session.run("open('started', 'w').close(); import time; time.sleep(5)"))
         await until(lambda: is_there(session, "started"))
-        result = await branch.run("'ran'", timeout=1)
+        result = await branch.run("'ran'", timeout=4)
         assert (result.value, result.error) == ("ran", None)
         await running
 

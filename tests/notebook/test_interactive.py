@@ -271,7 +271,7 @@ def test_a_session_that_is_joined_continues_after_it_is_left(tmp_path: Path) -> 
 
 
 def test_it_can_be_opened_and_closed_explicitly() -> None:
-    session = InteractiveSession(timeout=2)
+    session = InteractiveSession(timeout=4)
     session.open().open()
     assert session.run(ENDLESS).error is not None
     session.close()

@@ -16,7 +16,7 @@ from aca_sessions.sandbox import forkserver
 from aca_sessions.sandbox.forkserver import ForkServer, Numbers
 from aca_sessions.sandbox.policy import Limits
 
-from ..conftest import aca_sessions, descendants
+from ..conftest import aca_sessions, descendants, until
 
 pytestmark = pytest.mark.slow
 
@@ -173,8 +173,11 @@ def kill(preload: tuple[str, ...]) -> None:
 async def test_a_dead_zygote_is_replaced_and_the_loss_is_reported() -> None:
     async with open_pool(policy=Policy(preload=("cmd",))) as pool, pool.session() as session:
         await session.run("x = 1")
+        server = next(server for key, server in ForkServer._shared.items() if key[2] == ("cmd",))
+        below = descendants(server._process.pid)
         kill(("cmd",))
-        await asyncio.sleep(0.3)
+        await until(lambda: asyncio.sleep(0, not below & descendants(os.getpid())))
+        await asyncio.sleep(0.1)  # the session's end is read by the event loop
         result = await session.run("'x' in globals()")
         assert (result.value, str(result.state)) == (False, "lost: crash")
         assert str((await session.run("1")).state) == "kept"

@@ -7,6 +7,8 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Session, SessionPool
 
+from ..conftest import until
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -273,8 +275,8 @@ async def test_a_forged_frame_ends_that_session_only(pool: SessionPool) -> None:
 
 async def test_cancelling_interrupts_the_cell_and_keeps_the_state(session: Session) -> None:
     await session.run("x = 5")
-    running = asyncio.create_task(session.run("started = True\nwhile True: pass"))
-    await asyncio.sleep(0.1)
+    running = asyncio.create_task(session.run("started = True\nopen('begun', 'w').close()\nwhile True: pass"))
+    await until(session.list_files)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -293,10 +295,12 @@ async def test_an_immediate_cancellation_interrupts_as_well(session: Session) ->
 
 
 async def test_a_cell_cancelled_before_its_turn_never_runs(session: Session) -> None:
-    first = asyncio.create_task(session.run("import time; time.sleep(0.3)"))
-    await asyncio.sleep(0.05)
+    wait = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)"
+    first = asyncio.create_task(session.run(wait))
+    await until(session.list_files)
     second = asyncio.create_task(session.run("ran = True"))
     await asyncio.sleep(0.05)
     second.cancel()
+    await session.upload_file("go", b"")
     await first
     assert (await session.run("'ran' in globals()")).value is False

@@ -10,7 +10,7 @@ import pytest
 
 from aca_sessions import CodeExecutionResult, Session, SessionPool
 
-from ..conftest import descendants
+from ..conftest import descendants, end_between_cells
 
 
 async def run(session: Session, code: str, **options: object) -> CodeExecutionResult:
@@ -54,8 +54,8 @@ async def test_a_closed_session_leaves_nothing() -> None:
 
 
 async def test_an_interpreter_that_died_between_two_cells_is_reported_with_the_next(session: Session) -> None:
-    await session.run("x = 5; import threading, os; threading.Timer(0.05, os._exit, [1]).start()")
-    await asyncio.sleep(0.2)
+    await session.run("x = 5")
+    await end_between_cells(session)
     result = await session.run("'x' in globals()")
     assert (result.value, str(result.state)) == (False, "lost: exit")
     assert str((await session.run("1")).state) == "kept"
@@ -99,12 +99,11 @@ async def test_displays_from_forked_workers_are_harmless(session: Session) -> No
 
 async def test_a_frame_between_cells_ends_the_session_and_is_reported(session: Session) -> None:
     code = """
-    import os, stat, struct, threading
+    import os, stat, struct
     link = next(d for d in range(3, 100) if os.path.exists(f"/proc/self/fd/{d}") and stat.S_ISFIFO(os.fstat(d).st_mode))
-    threading.Timer(0.1, lambda: os.write(link, struct.pack("<I", 3) + b"abc")).start()
     """
     await run(session, code)
-    await asyncio.sleep(0.3)
+    await end_between_cells(session, 'os.write(link, struct.pack("<I", 3) + b"abc")')
     assert str((await session.run("1")).state) == "lost: crash"
 
 

@@ -12,6 +12,7 @@ import pytest
 from aca_sessions import Package, PackageSource, Policy, Session, SessionPool, open_pool
 from aca_sessions.sandbox.sandboxes import Sandboxes
 
+from ..conftest import end_between_cells
 from ..wheels import index_of, make_wheel
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -83,8 +84,8 @@ async def test_packages_survive_a_reset_and_a_loss(session: Session) -> None:
 
 
 async def test_a_loss_before_an_install_is_reported_with_the_next_cell(session: Session) -> None:
-    await session.run("x = 1; import threading, os; threading.Timer(0.1, os._exit, [1]).start()")
-    await asyncio.sleep(0.5)
+    await session.run("x = 1")
+    await end_between_cells(session)
     assert (await session.install("alpha")).success
     assert str((await session.run("'x' in globals()")).state) == "lost: exit"
 

@@ -97,8 +97,9 @@ async def test_sessions_are_described_listed_and_deleted(http: httpx.AsyncClient
 
 
 async def test_deleting_a_session_ends_its_running_cell(http: httpx.AsyncClient) -> None:
-    running = asyncio.create_task(run(http, "while True: pass"))
-    await asyncio.sleep(0.2)
+    running = asyncio.create_task(run(http, "open('begun', 'w').close()\nwhile True: pass"))
+    while (await http.get("/files/begun")).status_code != 200:
+        await asyncio.sleep(0.01)
     await http.delete("/session")
     body = await running
     assert (body["status"], body["result"]["stderr"]) == ("Failed", "Execution aborted")
@@ -226,12 +227,15 @@ async def test_the_least_recently_used_session_ends_first_and_its_owner_gets_a_r
 
 async def test_a_server_whose_sessions_all_run_is_full() -> None:
     async with open_server(hosting=Hosting(max_sessions=1)) as app, client(app) as http:
-        running = asyncio.create_task(http.post("/executions", json={"code": "import time; time.sleep(0.5)"}, params={"identifier": "a"}))
-        await asyncio.sleep(0.2)
+        code = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)"
+        running = asyncio.create_task(http.post("/executions", json={"code": code}, params={"identifier": "a"}))
+        while (await http.get("/files/begun", params={"identifier": "a"})).status_code != 200:
+            await asyncio.sleep(0.01)
         response = await http.post("/executions", json=CODE, params={"identifier": "b"})
         assert (response.status_code, response.json()["code"]) == (429, "SessionsCountExceedsLimit")
         assert response.headers["retry-after"] == "1"
-        await running
+        await http.post("/files", files={"file": ("go", b"")}, params={"identifier": "a"})
+        assert (await running).status_code == 200
 
 
 async def test_a_plain_server_that_is_full_ends_no_session() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from aca_sessions.cli.serving import GRACE_SECONDS
 from aca_sessions.server.app import Service
 
 from ..cli.test_cli import Server
+from ..conftest import until
 
 MINE = {"api-version": "2025-10-02-preview", "identifier": "mine"}
 NEW = MINE | {"identifier": "new"}
@@ -79,8 +81,8 @@ async def test_a_first_signal_lets_sessions_finish_and_the_server_stops_with_the
     with Server("--port", "0", "--api-key", "key", "--drain-seconds", "600") as server:
         async with open_interpreter(Settings(Endpoint=server.endpoint, ApiKey="key")) as interpreter:
             await interpreter.execute("mine", "x = 20")
-            running = asyncio.create_task(interpreter.execute("mine", "import time; time.sleep(0.5); x + 22"))
-            await asyncio.sleep(0.2)
+            running = asyncio.create_task(interpreter.execute("mine", "open('begun', 'w').close(); import time; time.sleep(0.5); x + 22"))
+            await until(partial(interpreter.list_files, "mine"))
             server.process.send_signal(signal.SIGTERM)
             assert (await running).value == 42
             assert (await interpreter.execute("mine", "x")).value == 20
