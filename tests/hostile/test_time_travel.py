@@ -94,7 +94,7 @@ def start():
         while True:
             libc.renameat2(-100, b'/mnt/data/folder', -100, b'/mnt/data/link', 2)  # RENAME_EXCHANGE: each is always a folder or a link
             time.sleep(0.003)
-    while not os.path.islink('folder'): pass"""
+    while not os.path.islink('folder'): time.sleep(0.0001)"""
 FOUND = """import glob
 {open(path).read() for path in glob.glob('*/key')}"""
 
@@ -330,10 +330,10 @@ async def test_a_branch_finds_no_file_of_its_siblings(session: Session) -> None:
     assert "secret" not in str(found.text)
 
 
-MAKES_FILES = """import os, subprocess, sys
+MAKES_FILES = """import os, subprocess, sys, time
 code = "import itertools\\nfor n in itertools.count(): open(f'/mnt/data/{n % 5000}', 'w').close()"
 racers = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(2)]
-while len(os.listdir('/mnt/data')) < 1000: pass"""
+while len(os.listdir('/mnt/data')) < 1000: time.sleep(0.01)"""
 
 
 async def test_processes_that_make_files_without_end_delay_no_rollback(session: Session) -> None:
@@ -351,7 +351,7 @@ async def test_processes_that_make_files_without_end_delay_no_rollback(session: 
 POLLER = """import subprocess
 looks = 'ls /mnt/data; cat /mnt/data/secret 2>/dev/null; echo planted > /mnt/data/planted'
 subprocess.run(['sh', '-c', f'(while :; do {looks}; done) >> /tmp/seen 2>/dev/null &'])
-while not os.path.getsize('/tmp/seen'): pass"""
+while not os.path.getsize('/tmp/seen'): time.sleep(0.01)"""
 BRANCH = """open('/mnt/data/secret', 'w').write('TOPSECRET'); before = os.path.getsize('/tmp/seen')
 time.sleep(0.3); os.listdir('/mnt/data'), os.path.getsize('/tmp/seen') - before"""
 
@@ -363,6 +363,7 @@ async def test_processes_left_by_a_session_reach_no_file_of_its_branch(session: 
     await session.run(POLLER)
     for _ in range(3):
         assert (await branch.run(BRANCH)).text == "(['secret'], 0)"
-        own = await session.run("before = os.path.getsize('/tmp/seen')\nwhile os.path.getsize('/tmp/seen') == before: pass\nos.listdir()")
+        look = "before = os.path.getsize('/tmp/seen')\nwhile os.path.getsize('/tmp/seen') == before: time.sleep(0.001)\nos.listdir()"
+        own = await session.run(look)
         assert own.text == "['planted']"
     assert (await session.run("set(open('/tmp/seen').read().split())")).text == "{'planted'}"
