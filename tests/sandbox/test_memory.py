@@ -26,9 +26,10 @@ from aca_sessions.sandbox.policy import MB, Together
 from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.sandbox.session.descriptors import host_pid
 
-from ..conftest import ROOT, descendants
+from ..conftest import ROOT, descendants, mostly_long
 
 pytestmark = pytest.mark.slow
+PRIVATE = ["Private_Dirty", "Private_Clean"]
 SMALL = Policy(limits=replace(Limits(), memory=512 * MB, disk=32 * MB, temporary=16 * MB), preload=(), spares=0)
 HOG = "import sys, time; x = bytearray(200 << 20); x[::4096] = b'x' * len(x[::4096]); time.sleep(30)"
 FOUR_HOGS = f"""
@@ -178,16 +179,18 @@ async def test_all_sessions_together_are_limited_in_processes() -> None:
 
 @pytest.mark.skipif(VersionOne.find() is None and VersionTwo.find() is None, reason="this user may make no control groups")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at the memory of a session's processes here")
-async def test_private_memory_of_an_idle_session_is_counted() -> None:
-    async with open_pool(policy=SMALL) as pool:
+@pytest.mark.parametrize(("count", "rows"), mostly_long([(10, PRIVATE), (40, ["Pss"])], (10, PRIVATE)), ids=["private", "proportional"])
+async def test_memory_of_an_idle_session_is_counted(count: int, rows: list[str]) -> None:
+    """The group counts what a session does not share. Of the pages that all share with the fork server, many sessions have small parts."""
+    async with open_pool(policy=SMALL, max_concurrent_sessions=count) as pool:
         before = descendants(os.getpid())
-        sessions = [await pool.get_or_create(f"idle-{number}") for number in range(10)]
+        sessions = [await pool.get_or_create(f"idle-{number}") for number in range(count)]
         for session in sessions:
             await session.run("x = 1")
-        private = sum(kilobytes(pid, "Private_Dirty") + kilobytes(pid, "Private_Clean") for pid in descendants(os.getpid()) - before) << 10
+        size = sum(kilobytes(pid, row) for pid in descendants(os.getpid()) - before for row in rows) << 10
         counted = sum(info.memory for info in await pool._interpreter.list_sessions())
-    assert private <= 1.3 * counted
-    assert counted <= 3 * private
+    assert size <= 1.3 * counted
+    assert counted <= 3 * size
 
 
 def kilobytes(pid: int, name: str) -> int:
