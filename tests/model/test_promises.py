@@ -48,7 +48,7 @@ class Games:
         self._loop.close()
 
 
-@pytest.mark.timeout(0)  # with many examples it takes half an hour
+@pytest.mark.timeout(7200)  # with many examples it takes half an hour
 @pytest.mark.parametrize("examples", mostly_long([60, MANY], 60))
 def test_results_report_what_happened(examples: int) -> None:
     games = Games()
