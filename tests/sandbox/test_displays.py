@@ -71,9 +71,10 @@ async def test_too_many_displays_are_cut_and_reported(session: Session) -> None:
 
 @pytest.mark.slow
 async def test_a_display_of_a_thread_between_cells_belongs_to_the_next_cell(session: Session) -> None:
-    code = "import threading\ndef late(): gone.wait(); display('late'); shown.set()\ngone, shown = threading.Event(), threading.Event()"
-    await session.run(f"{code}\nthreading.Thread(target=late).start(); threading.Timer(0.05, gone.set).start()")
+    late = "def late():\n    while not os.path.exists('go'): time.sleep(0.01)\n    display('late'); shown.set()"
+    await session.run(f"import os, threading, time\nshown = threading.Event()\n{late}\nthreading.Thread(target=late).start()")
     await session.run("None")
+    await session.upload_file("go", b"")
     result = await session.run("shown.wait(); None")
     assert (texts(result), str(result.state)) == (["'late'"], "kept")
 

@@ -157,7 +157,8 @@ async def test_processes_left_by_a_cell_are_listed_and_end_with_a_reset(session:
 
 
 async def test_a_zombie_process_is_not_listed(session: Session) -> None:
-    result = await session.run("import subprocess, time; p = subprocess.Popen(['true']); time.sleep(0.2); 1")
+    await session.run("import os, subprocess")
+    result = await session.run("p = subprocess.Popen(['true']); os.waitid(os.P_PID, p.pid, os.WEXITED | os.WNOWAIT); 1")
     assert result.processes == ()
 
 
