@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -15,21 +16,29 @@ pytestmark = pytest.mark.slow
 VERSIONS = ["2024-02-02-preview", "2025-10-02-preview"]
 
 
-@pytest.fixture(params=mostly_long(VERSIONS, VERSIONS[-1]))
-async def plain(request: pytest.FixtureRequest) -> AsyncIterator[CodeInterpreter]:
-    async with open_server(hosting=Hosting(plain=True, cooldown=1.5)) as app:
+@asynccontextmanager
+async def plain_interpreter(version: str, cooldown: float = 300) -> AsyncIterator[CodeInterpreter]:
+    async with open_server(hosting=Hosting(plain=True, cooldown=cooldown)) as app:
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-        async with CodeInterpreter(SessionsHttpClient(client, api_version=request.param), verify_after=0.2) as interpreter:
+        async with CodeInterpreter(SessionsHttpClient(client, api_version=version), verify_after=0.2) as interpreter:
             yield interpreter
 
 
+@pytest.fixture(params=mostly_long(VERSIONS, VERSIONS[-1]))
+async def plain(request: pytest.FixtureRequest) -> AsyncIterator[CodeInterpreter]:
+    async with plain_interpreter(request.param) as interpreter:
+        yield interpreter
+
+
 @pytest.mark.long
-async def test_a_session_that_was_recreated_is_noticed(plain: CodeInterpreter) -> None:
-    assert str((await plain.execute("alice", "x = 1")).state) == "kept"
-    await asyncio.sleep(3.3)
-    result = await plain.execute("alice", "'x' in globals()")
-    assert (result.value, str(result.state)) == (False, "lost: expired")
-    assert str((await plain.execute("alice", "1")).state) == "kept"
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_session_that_was_recreated_is_noticed(version: str) -> None:
+    async with plain_interpreter(version, cooldown=1.5) as plain:
+        assert str((await plain.execute("alice", "x = 1")).state) == "kept"
+        await asyncio.sleep(3.3)
+        result = await plain.execute("alice", "'x' in globals()")
+        assert (result.value, str(result.state)) == (False, "lost: expired")
+        assert str((await plain.execute("alice", "1")).state) == "kept"
 
 
 async def test_a_session_that_continues_is_not_reported_as_lost(plain: CodeInterpreter) -> None:
