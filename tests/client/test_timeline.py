@@ -10,7 +10,7 @@ from aca_sessions import CodeExecutionResult, Limits, Policy, Session, SessionPo
 from aca_sessions.errors import InvalidArgumentError, NotSupportedError, SnapshotError
 
 from ..cli.test_cli import Server
-from ..conftest import descendants, mostly_long
+from ..conftest import descendants, end_between_cells, mostly_long
 
 WORLD = "x, sorted(__import__('os').listdir()), open('a').read()"
 FAILING = "x = 99; open('a', 'w').write('changed'); open('b', 'w').write('new')\n"
