@@ -334,7 +334,7 @@ async def test_an_mcp_server_that_does_not_start_is_reported(pool: SessionPool) 
 
 
 def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

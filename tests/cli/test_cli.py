@@ -125,7 +125,7 @@ def test_an_interrupted_command_ends_quietly() -> None:
     code = "print('ready', flush=True)\nwhile True: pass"
     listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background job may ignore SIGINT
     command = subprocess.Popen([*COMMAND, "run", code], stderr=subprocess.PIPE, text=True, preexec_fn=listens)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(descendants(command.pid)) < 5 and time.monotonic() < deadline:  # three of the fork server, two of the session
         time.sleep(0.05)
     time.sleep(0.3)

@@ -56,7 +56,7 @@ class Terminal:
 
     def reads(self, expected: str) -> str:
         """Return the output up to a text, including it."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while expected not in self._unread:
             ready, _, _ = select.select([self._ours], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{expected!r} did not come: {self._unread!r}"

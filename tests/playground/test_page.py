@@ -272,14 +272,14 @@ def test_a_screenshot_is_taken(playground: Playground, tmp_path: Path) -> None:
 
 
 def _downloaded(file: Path) -> bytes:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     return file.read_bytes()
 
 
 def _all_ended(server: Server) -> None:
-    deadline, listing = time.monotonic() + 60, f"{server.endpoint}/listSessions?api-version=2025-10-02-preview"
+    deadline, listing = time.monotonic() + 120, f"{server.endpoint}/listSessions?api-version=2025-10-02-preview"
     while httpx.get(listing, headers={"authorization": f"Bearer {KEY}"}).json()["sessions"]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
