@@ -15,6 +15,7 @@ from aca_sessions import Policy, Session, SessionPool, open_pool
 from aca_sessions.errors import ACASessionsError, GuestDiedError
 from aca_sessions.sandbox.forkserver import ForkServer
 from aca_sessions.sandbox.sandboxes import Sandboxes
+from aca_sessions.sandbox.shortage import DESCRIPTORS
 
 from ..conftest import descendants, mostly_long
 
@@ -147,6 +148,15 @@ async def test_a_session_that_cannot_open_leaves_the_state_of_others(few: Sessio
     assert fork_server.alive
     assert [(await first.run("x")).value, (await second.run("y")).value] == [1, 2]
     assert (await (await few.get_or_create("one more")).run("6 * 7")).value == 42
+
+
+async def test_a_session_takes_no_more_descriptors_than_are_reserved_for_it(few: SessionPool) -> None:
+    sessions = [await few.get_or_create(str(number)) for number in range(6)]
+    await sessions[0].run("x = 1")
+    before = len(open_now())
+    for session in sessions[1:]:
+        await session.run("x = 1")
+    assert len(open_now()) - before <= 5 * DESCRIPTORS
 
 
 MANY = """
