@@ -101,8 +101,8 @@ def _megabytes(size: int) -> str:
 
 
 Result = TypeVar("Result")
-# Of one session: its /mnt/data, its link, its first process and the reports of that, its interpreter, three pipes, and what counts its
-# memory (root: the group's file of events; others: the session's /proc and its list of sockets). At its start it has two more for a moment.
+# Of one session: its /mnt/data, its link, its first process and the reports of that, its interpreter, three pipes, and without
+# control groups the session's /proc and its list of sockets. At its start it has two more for a moment.
 DESCRIPTORS = 10
 _OPEN = "/proc/self/fd"
 _SHARE, _MOST_KEPT = 4, 4096  # a quarter of all descriptors, at most 4096, is kept for connections and files

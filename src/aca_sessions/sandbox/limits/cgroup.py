@@ -241,9 +241,9 @@ class Group:
         self._version = version
         self._folders = folders
         self._trees = version.trees(folders)
+        self._events = version.events(folders)  # the file that counts kills
         self.freezes = self._trees is not None
         self._numbers = itertools.count(1)
-        self._events: int | None = None  # the file that counts kills, kept open: it is read twice for each cell
         self._kills = self._kills_before = 0
         self._since = 0.0
 
@@ -253,8 +253,6 @@ class Group:
         Return the group of their own in which all of them can be frozen, or None if this host cannot freeze. A session that starts a new
         interpreter has another first process each time.
         """
-        if self._events is None:
-            self._events = os.open(self._version.events(self._folders), os.O_RDONLY | os.O_CLOEXEC)
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
@@ -288,18 +286,18 @@ class Group:
 
     def remove(self) -> None:
         """Remove the group, or retry a moment later if processes of it are still being reaped."""
-        events, self._events = self._events, None
-        if events is not None:
-            os.close(events)
         self._leftovers.remove(self._folders)
 
     def _count_kills(self) -> int:
-        if self._events is None:
-            return 0
+        # The file is read twice for each cell. Keeping it open would save 6 µs each time, and take a descriptor of each session.
         try:
-            return kills_in(os.pread(self._events, 1 << 12, 0).decode())
-        except OSError:  # another program has removed the group
-            return 0
+            return kills_in(_read_events(self._events))
+        except OSError as error:
+            if not is_shortage(error):
+                return 0  # another program has removed the group
+        with contextlib.suppress(OSError):
+            return kills_in(with_reserve(lambda: _read_events(self._events)))
+        return 0
 
     def _add(self, pid: int) -> Path | None:
         own = self._trees / f"first-{next(self._numbers)}" if self._trees is not None else None
@@ -449,6 +447,14 @@ def _write(path: Path, value: object) -> None:
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, str(value).encode())
+    finally:
+        os.close(descriptor)
+
+
+def _read_events(path: str) -> str:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 1 << 12).decode()
     finally:
         os.close(descriptor)
 
