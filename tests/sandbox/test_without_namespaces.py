@@ -20,6 +20,7 @@ from aca_sessions.errors import ConfigurationError, IsolationError
 from aca_sessions.hosting import Hosting
 from aca_sessions.sandbox import forkserver
 from aca_sessions.sandbox.policy import MB, Mount, Network
+from aca_sessions.sandbox.sandboxes import Sandboxes
 from aca_sessions.settings import Settings
 
 from ..conftest import COMMAND, ROOT, descendants, until
@@ -275,6 +276,21 @@ def test_the_root_of_a_default_container_contains_its_sessions(public_python: st
     command = ["unshare", "--mount", "sh", "-c", 'umount -a -t cgroup,cgroup2; exec "$@"', "sh", *lose]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT, check=False)
     assert done.stdout.split("\n")[:2] == ["lost: memory", "a"], done.stderr
+
+
+async def test_a_session_that_was_killed_for_its_memory_says_so_if_its_end_is_reported_late(bare_policy: Policy) -> None:
+    async with Sandboxes(bare_policy) as sandboxes:
+        sandbox = await sandboxes.open()
+        interpreter = await sandbox.interpreter()
+        home = interpreter.home
+        signal.pidfd_send_signal(home.init, signal.SIGSTOP)  # as on a machine too busy to run it, it ends and reports nothing
+        home.kill("memory")  # as the watchdog does
+        signal.pidfd_send_signal(interpreter.pidfd, signal.SIGKILL)
+        while not interpreter._death.done():
+            await asyncio.sleep(0.01)
+        assert interpreter.cause_of_death == "memory"
+        signal.pidfd_send_signal(home.init, signal.SIGCONT)
+        await sandbox.close()
 
 
 async def test_the_hosts_network_must_be_chosen_explicitly(public_python: str) -> None:
