@@ -187,7 +187,7 @@ async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_
         ("{name: x, command: y, comand: z}", "unknown keys: comand"),
         ("{name: x, command: y, effect: harmless}", "one of read, write, irreversible"),
         ("{name: x, type: magic}", "must describe a tool"),
-        ("{name: x, type: mcp}", "by a command or by a url"),
+        ("{name: x, type: mcp}", "either a command or a url"),
         ("{name: 1 2, command: y}", "a tool's name must have"),
         ("name: !!python/object/apply:os.system [id]\ncommand: y", "cannot be read as YAML"),
     ],

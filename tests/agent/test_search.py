@@ -112,5 +112,5 @@ async def test_invalid_vectors_are_refused(made: Any) -> None:
     async def embed(texts: Sequence[str]) -> Any:
         return made
 
-    with pytest.raises(ConfigurationError, match="one vector for each text"):
+    with pytest.raises(ConfigurationError, match="one vector for each of 2 texts"):
         await MeaningIndex(embed).best({"one": "text", "other": "text"}, "query", 1)

@@ -46,7 +46,7 @@ class McpServer:
             seconds: The time limit of a call.
         """
         if (command is None) == (url is None):
-            raise ConfigurationError(f"the MCP server {name} must have either a command or a url")
+            raise ConfigurationError(f"the MCP server {name} must have either a command or a url, not both")
         self._name, self._effect, self._tags, self._seconds = name, effect, tuple(tags), seconds
         self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
         self._ended = asyncio.Event()
