@@ -166,8 +166,8 @@ def test_settings_are_read_only_at_the_edges() -> None:
     assert readers <= {"", "settings", "connect", "integrations", "interactive", "notebook", "cli", "mcp"}
 
 
-def test_no_file_is_longer_than_600_lines() -> None:
-    assert [file.name for file in FILES if len(file.read_text().splitlines()) > 600] == []
+def test_no_file_is_longer_than_700_lines() -> None:
+    assert [file.name for file in FILES if len(file.read_text().splitlines()) > 700] == []
 
 
 def test_no_module_has_a_meaningless_name() -> None:
