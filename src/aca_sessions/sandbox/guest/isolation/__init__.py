@@ -1,1 +1,1 @@
-"""Namespaces, root, Landlock and seccomp: the steps that shut a session in."""
+"""The steps that isolate a session inside the guest: namespaces, root, Landlock and seccomp."""

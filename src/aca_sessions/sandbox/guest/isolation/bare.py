@@ -1,7 +1,7 @@
-"""Sessions without namespaces, for hosts that refuse them and whose owner accepted less by setting `no-namespaces`.
+"""Sessions without namespaces, for hosts that refuse namespaces and whose owner allows that by the setting `no-namespaces`.
 
-Landlock and seccomp enforce what they can of what namespaces and mounts enforce. SECURITY.md lists the rest. A session's folders are
-folders of the host, its first process kills its processes, and it has a user of its own if the host is root.
+Landlock and seccomp replace namespaces and mounts as far as they can. SECURITY.md lists what they cannot enforce. A session's folders are
+folders of the host, its first process kills its other processes, and it runs as a uid of its own if the host is root.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
     """Kill every descendant of a process.
 
     Args:
-        ancestor: The process whose descendants are killed.
-        spared: Children of the ancestor that live on, with their own descendants.
+        ancestor: The pid of the process whose descendants are killed. The process itself is not killed.
+        spared: Pids of children of the ancestor that are not killed. Their descendants are not killed either.
     """
     # One scan may miss a process whose parent ends meanwhile. Several in a row do not.
     quiet = 0
@@ -48,7 +48,7 @@ def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
 
 
 def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stop the descendants, then kill them. Return whether there were any."""
+    """Stop all descendants of a process that are not spared, then kill them. Return whether there were any."""
     stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
     while new := _below(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)
@@ -63,12 +63,12 @@ def threads_of(uid: int) -> int:
 
 
 def others_of(uid: int) -> bool:
-    """Return whether a user has a living process other than this one."""
+    """Return whether a user has a living process other than the calling one."""
     return any(_is_alive(pid, uid) for pid in _pids() if pid != os.getpid())
 
 
 def _is_alive(pid: int, uid: int) -> bool:
-    """Return whether a process lives and belongs to a user."""
+    """Return whether a process exists, is no zombie and belongs to a user."""
     # The owner of /proc/PID does not help here: the folder of a process that is not dumpable belongs to root.
     try:
         with open(f"/proc/{pid}/status", errors="replace") as file:
@@ -94,7 +94,7 @@ def _below(ancestor: int, spared: frozenset[int]) -> set[int]:
 
 
 def _parent(pid: int) -> int | None:
-    """Return the parent of a process, or None if the process has ended."""
+    """Return the pid of a process's parent, or None if the process has ended or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:
             text = file.read()
@@ -129,7 +129,7 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Raise RefusalError if something would keep every session from starting."""
+    """Raise RefusalError if no session could be started, or kept apart from the host, under this plan."""
     with part("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root")
@@ -146,14 +146,17 @@ def check(plan: Plan) -> None:
 
 
 def told_by(plan: Plan) -> str:
-    """Return what the zygote must know of a plan after it replaced its program, as text for one argument."""
+    """Return the arguments of `Bare` for a plan as JSON, so that the zygote can pass them to the program that replaces it."""
     # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
-    """Return the paths that sessions may read besides their own folders: the system, a few settings, the environment, the guest's code."""
+    """Return the paths that sessions may read besides their own folders: the system, a few settings, the environment, the guest's code.
+
+    Links are resolved, and paths that do not exist are left out.
+    """
     settings = [f"/etc/{name}" for name in root.SETTINGS]
     paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
@@ -163,12 +166,12 @@ class Bare:
     """The zygote's operations on sessions on a host without namespaces."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Keep how sessions are separated.
+        """Store how sessions are separated, and adopt orphans of sessions so that they can be killed.
 
         Args:
-            base: The folder of all sessions' folders.
-            first_uid: The first uid of the sessions' range; 0 if sessions run as the host's own user.
-            environment: The paths of the sessions' Python.
+            base: The folder that holds the folders of all sessions.
+            first_uid: The first uid of the range that sessions use. 0 means that sessions run as the host's own user.
+            environment: The paths of the sessions' Python environment.
         """
         self._base = base
         self._first_uid = first_uid
@@ -181,18 +184,18 @@ class Bare:
 
     @classmethod
     def told(cls, text: str) -> Self:
-        """Return the object that `told_by` described."""
+        """Return the object for the text that `told_by` returned."""
         return cls(**json.loads(text))
 
     def own_network(self, spawn: Spawn) -> bool:
-        """Return False: a session has no network namespace of its own."""
+        """Return False, because without namespaces no session has a network of its own."""
         return False
 
     def settle(self) -> None:
-        """Do nothing: without mounts nothing can be given back."""
+        """Do nothing, because the zygote has no mount of its own that it could remove."""
 
     def make_tree(self, request: MakeTree) -> int:
-        """Create a new, empty folder of the host for a session's files. Return a descriptor of it."""
+        """Create a workspace: a new, empty folder on the host for a session's files. Return a descriptor of the folder."""
         folder, uid = self._folder(request.tree), self._uid(request.owner)
         os.mkdir(folder, 0o711)
         for name in ("data", "tmp"):
@@ -202,22 +205,25 @@ class Bare:
         return os.open(f"{folder}/data", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def show_tree(self, tree: int, init: int) -> None:
-        """Raise OSError (EOPNOTSUPP): without a mount namespace no other folder can take the place of a session's files."""
+        """Raise OSError (EOPNOTSUPP), because without a mount namespace a session cannot get another workspace at the same path."""
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
-        """Kill the processes that the session's first process may have left, then remove the folder."""
+        """Kill the processes that may be left of a session, because its first process may have been killed. Then remove its workspace."""
         self._sweep(tree)
         _remove(self._folder(tree))
 
     def fork(self, tree: int) -> int:
-        """Fork a session's first process. Kill what is left of an earlier interpreter first, in case its first process was killed."""
+        """Fork the first process of a session. Return the child's pid, or 0 in the child.
+
+        If the workspace had an earlier first process, kill what may be left of that session before the fork.
+        """
         if tree in self._inits.values():
             self._sweep(tree)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
-        """Become the session's user if the host is root, and adopt every process below that loses its parent."""
+        """Make this process the first process of a session: change to the session's uid if the host is root, and adopt orphans."""
         uid = self._uid(spawn.owner)
         if uid:
             syscalls.drop_bounding_set()
@@ -232,7 +238,7 @@ class Bare:
         place.data, place.temporary = f"{folder}/data", f"{folder}/tmp"
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Confine the interpreter. Return the Landlock version in force."""
+        """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force."""
         _end_with(self._init, signal.SIGKILL)
         own_user = bool(self._first_uid)
         with part("limits"):
@@ -247,26 +253,26 @@ class Bare:
         return version
 
     def processes(self) -> list[int]:
-        """Return an empty list: without a pid namespace a session has no /proc of its own."""
+        """Return an empty list, because without a pid namespace a session has no /proc of its own that the host could read."""
         return []
 
     def begin_to_reap(self) -> None:
-        """Kill every process of the session on SIGTERM, and drop privileges.
+        """Make SIGTERM kill every process of the session, and drop the privileges of this process.
 
-        SIGTERM comes from the host, or from the kernel when the zygote dies.
+        The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         """
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.give_up_power()
 
     def end(self) -> None:
-        """Kill every session that is left and remove all folders."""
+        """Kill the processes of all sessions, then remove all folders."""
         for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
             _kill_all_of(uid)
         end_all_below(os.getpid())
         _remove(self._base)
 
     def remember(self, tree: int, init: int) -> None:
-        """Note the first process of a session, which distinguishes it from an orphan."""
+        """Store the pid of a session's first process, so that `_sweep` does not kill it as an orphan of another session."""
         self._inits[init] = tree
 
     def _folder(self, tree: int) -> str:
@@ -283,7 +289,7 @@ class Bare:
         end_all_below(os.getpid(), frozenset(self._inits))
 
     def _end_session(self) -> NoReturn:
-        """Kill every process of the session and collect it, then exit."""
+        """Kill every process of the session, wait until all have ended, then exit."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:
             if self._reaches_its_own_only:
@@ -299,10 +305,12 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Confine the signals of this process, and of all that it starts, to themselves if Landlock can. Return whether it worked.
+    """Confine the signals of this process and of its descendants to these processes by Landlock. Return whether they are confined now.
+
+    Return False if the kernel's Landlock is older than version 6.
 
     Args:
-        other: A process outside, which is signalled to check the result.
+        other: The pid of a process outside. This function tries to signal it, to check the result.
     """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False
@@ -317,7 +325,7 @@ def _reaches_nobody_else(other: int) -> bool:
 
 
 def _end_with(parent: int, number: signal.Signals) -> None:
-    """Request a signal for this process when its parent ends. Exit if the parent has already ended."""
+    """Ask the kernel to send this process a signal when its parent ends. Exit now if the parent has ended already."""
     syscalls.die_with_parent(number)
     if os.getppid() != parent:
         os._exit(70)
@@ -330,7 +338,7 @@ def _become(uid: int) -> None:
 
 
 def _may(uid: int, path: str, mode: int) -> bool:
-    """Return whether a user may access a path."""
+    """Return whether a user may access a path. A uid of 0 stands for the current user. `mode` is that of os.access."""
     child = os.fork()  # a child, because a change of user cannot be undone
     if child == 0:
         try:
@@ -343,7 +351,7 @@ def _may(uid: int, path: str, mode: int) -> bool:
 
 
 def _kill_all_of(uid: int) -> None:
-    """Kill every process of a session's uid. Raise ValueError for a uid below the range that sessions have."""
+    """Kill every process of a session's uid. Raise ValueError if the uid is below the range that sessions use."""
     if uid < confine.FIRST_POSSIBLE_UID:
         raise ValueError(f"no session has the uid {uid}")
     # As that user, who can signal no other user's processes: a mistake here harms no other process of the host.
@@ -364,7 +372,7 @@ def _kill_all_of(uid: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder and everything in it."""
+    """Remove a folder and everything in it. Links in it are removed, not followed."""
     # Programs and not shutil: nested folders may be deeper than Python's recursion goes, and neither program follows a link. A session may
     # have taken the rights from a folder; root needs none.
     if os.getuid():

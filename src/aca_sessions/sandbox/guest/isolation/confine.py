@@ -1,7 +1,7 @@
-"""Confinement: turns a forked child of the zygote into a session. None of it can be undone.
+"""The functions that turn a forked child of the zygote into a session. None of their effects can be undone.
 
-The kernel dictates the order. Mounts need capabilities, so they come before the last user namespace. That namespace takes away the
-capabilities over everything mounted so far. Limits, Landlock and seccomp come last, because they refuse what the steps above need.
+The kernel dictates the order. Mounts need capabilities, so they come before the session's user namespace, which takes away the
+capabilities over all earlier mounts. Limits, Landlock and seccomp come last, because they refuse what the earlier steps need.
 """
 
 from __future__ import annotations
@@ -66,12 +66,16 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
-    """Give this process its own mount, network, IPC, UTS and cgroup namespaces, then make it another user without power over them.
+    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without power over them.
 
-    The network namespace is left out if the session shares the host's network.
+    If the session shares the host's network, no network namespace is created.
+
+    Args:
+        spawn: The network, the sizes and the workspace of the session.
+        uid: The session's uid as the zygote sees it. 0 means the zygote's own uid.
 
     Raises:
-        RefusalError: The host refused a part; it names the part.
+        RefusalError: The host refused a part. The error names the part.
     """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
@@ -91,9 +95,8 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
     Args:
-        spawn: The limits. Its `address_space` is added to what the fork already has mapped: an interpreter with
-            preloaded libraries starts with 1.4 GB, which an absolute limit would have to know.
-        processes: Replaces `spawn.processes` if the kernel counts other processes of the same user as well.
+        spawn: The limits. Its `address_space` is added to what this process has mapped, because preloaded libraries alone map 1.4 GB.
+        processes: Replaces `spawn.processes`, for hosts where the kernel counts other processes of the same user as well.
     """
     memory = _address_space() + spawn.address_space
     limits = {
@@ -111,11 +114,11 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
 
 
 def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
-    """Drop every capability, forbid new privileges and allow only the system calls of the filter. None of it can be undone.
+    """Drop all capabilities of this process, forbid new privileges and install the seccomp filter. None of it can be undone.
 
     Args:
         memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
-        walls: What else separates the session from the host. The filter refuses more if some of it is missing.
+        walls: What else separates the session from the host. The filter refuses more calls if a part is missing.
     """
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
@@ -126,7 +129,7 @@ def lock_down(spawn: Spawn) -> int:
     """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force.
 
     Raises:
-        RefusalError: The host refused a part; it names the part.
+        RefusalError: The host refused a part. The error names the part.
     """
     with part("limits"):
         limit(spawn)
@@ -163,7 +166,7 @@ def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = W
 
 
 def keep_signals_inside() -> None:
-    """Forbid this process, and all that it starts, to signal any process outside. Needs Landlock version 6."""
+    """Forbid this process and its later descendants to signal processes outside of them. Landlock must have version 6 or newer."""
     ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
     syscalls.landlock_enforce(ruleset)
     os.close(ruleset)
@@ -182,7 +185,13 @@ def close_all_but(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Map one user id and one group id of the new user namespace."""
+    """Map one uid and one gid of the host into this process's new user namespace.
+
+    Args:
+        inside: The number that both ids get inside.
+        outside_uid: The uid outside.
+        outside_gid: The gid outside.
+    """
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")
@@ -213,9 +222,9 @@ def _hide(path: str) -> None:
 
 
 def _become_guest(uid: int) -> None:
-    """Become the session's user, mapped in a new user namespace to a uid that is not root on the host.
+    """Change to the session's uid, then enter a new user namespace in which that uid is `GUEST_ID`.
 
-    A uid of 0 is the zygote's own: it is the only uid if the host is an ordinary user.
+    A `uid` of 0 means that the uid does not change: it is the zygote's own, which is not root on the host.
     """
     if uid:
         os.setresgid(uid, uid, uid)
@@ -239,7 +248,7 @@ def _address_space() -> int:
 
 
 def write_file(path: str, text: str) -> None:
-    """Write a text with a single write(2): the files of /proc accept no other way."""
+    """Write a text with a single write(2), because some files of /proc accept no second write."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, text.encode())

@@ -1,4 +1,4 @@
-"""The first process (PID 1) of a session: it collects dead processes, outlives the interpreter and holds no state."""
+"""The first process (PID 1) of a session: it starts the interpreter, then collects dead processes. It outlives the interpreter."""
 
 import contextlib
 import os
@@ -27,13 +27,15 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 
 
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
-    """Confine a forked child of the zygote, start the interpreter in it and collect dead processes from then on.
+    """Confine a forked child of the zygote, start the interpreter as a child of it, then collect dead processes.
+
+    Exit without a report if the host closes the socket before it sends its first byte. If a part is refused, send `Refused` and exit.
 
     Args:
         spawn: The limits and the network of the session.
-        world: The operations on sessions.
-        connection: The descriptor of the socket that brings cells.
-        report: The descriptor of the socket that reports deaths to the host.
+        world: The operations on sessions, with or without namespaces.
+        connection: The descriptor of the socket on which the host sends cells.
+        report: The descriptor of the socket on which deaths are reported and the host sends requests.
         shell: The preloaded shell.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -59,7 +61,7 @@ def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "She
 
 
 def _reap(world: "World", report: int) -> NoReturn:
-    """Collect dead processes and report how they died. Allocate memory for files that the host writes."""
+    """Report dead processes to the host and carry out its requests to allocate memory, until no process of the session is left."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     confine.close_all_but(report)
     host = socket.socket(fileno=report)
@@ -97,7 +99,7 @@ def _answer_requests(host: socket.socket) -> None:
 
 
 def _allocate(files: "list[int]", request: bytes) -> int:
-    """Allocate the memory of parts of files. Return the errno of a failure, or 0."""
+    """Allocate the memory of parts of files, one part for each file. Return 0, or the errno of the first failure."""
     # The kernel charges the control group of the process that allocates a page. The host is in none of a session's groups, so this process
     # allocates for it.
     try:
@@ -109,15 +111,15 @@ def _allocate(files: "list[int]", request: bytes) -> int:
 
 
 def _listen_for_proxy() -> int:
-    """Return a socket that listens in the session's network namespace. The host's proxy accepts its connections."""
+    """Return the descriptor of a socket that listens in the session's network namespace. The host's proxy accepts on it."""
     listener = socket.create_server(PROXY)
     return listener.detach()
 
 
 def _list_of_sockets() -> "list[int]":
-    """Return a socket through which the host can list the memory of this namespace's sockets (sock_diag(7)).
+    """Return the descriptor, in a list, through which the host reads how much memory this namespace's sockets use (sock_diag(7)).
 
-    Return an empty list if this kernel lacks it; the host then reports that this memory is not counted.
+    Return an empty list if the kernel lacks sock_diag. The host then reports that this memory is not counted.
     """
     with contextlib.suppress(OSError):
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]

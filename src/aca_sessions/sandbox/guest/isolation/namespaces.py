@@ -1,4 +1,4 @@
-"""Full isolation: the zygote lives in a root that it built and forks each session into namespaces of its own."""
+"""Sessions in namespaces: the zygote lives in a root that it built, and forks each session into namespaces of its own."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ class Namespaced:
     """The zygote's operations on sessions on a host that provides namespaces."""
 
     def __init__(self, pid_namespace: int) -> None:
-        """Keep a descriptor of the zygote's own pid namespace."""
+        """Store a descriptor of the zygote's own pid namespace, to which the zygote returns after each fork."""
         self._pid_namespace = pid_namespace
 
     def own_network(self, spawn: Spawn) -> bool:
-        """Return whether a session has a network namespace of its own."""
+        """Return whether the session gets a network namespace of its own."""
         return spawn.network != "host"
 
     def settle(self) -> None:
@@ -26,10 +26,10 @@ class Namespaced:
         syscalls.unmount("/tmp")
 
     def remember(self, tree: int, init: int) -> None:
-        """Do nothing: the kernel tracks the members of a PID namespace."""
+        """Do nothing, because the kernel ends all processes of a pid namespace with its first process."""
 
     def make_tree(self, request: MakeTree) -> int:
-        """Mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of it."""
+        """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of it."""
         folder, owner = _folder(request.tree), _owner(request.owner)
         options = f"size={request.size},nr_inodes={request.inodes},mode=700,uid={owner},gid={owner}"
         with contextlib.ExitStack() as on_failure:
@@ -42,15 +42,15 @@ class Namespaced:
         return descriptor
 
     def drop_tree(self, tree: int) -> None:
-        """Unmount a session's files. The kernel frees their memory when the last process that uses them ends."""
+        """Unmount a workspace. The kernel frees its memory when the last process that uses it has ended."""
         syscalls.unmount(_folder(tree))
         os.rmdir(_folder(tree))
 
     def show_tree(self, tree: int, init: int) -> None:
-        """Mount a tree at /mnt/data in the session that belongs to an init.
+        """Mount a workspace at /mnt/data of a running session, in place of the one that is mounted there.
 
         Args:
-            tree: The number of the tree.
+            tree: The number of the workspace.
             init: A pidfd of the session's first process.
         """
         with contextlib.ExitStack() as afterwards:
@@ -68,7 +68,7 @@ class Namespaced:
                 _return_to(own, Namespace.MOUNT)
 
     def fork(self, tree: int) -> int:
-        """Fork into a new pid namespace. Return the child's pid, or 0 in the child."""
+        """Fork into a new pid namespace. Return the child's pid, or 0 in the child. `tree` is needed only without namespaces."""
         del tree
         syscalls.unshare(Namespace.PID)
         pid = -1
@@ -80,26 +80,26 @@ class Namespaced:
         return pid
 
     def enter(self, spawn: Spawn) -> None:
-        """Move a session's first process into the session's namespaces."""
+        """Move this process, the first of a session, into the session's namespaces."""
         confine.enter_namespaces(spawn, _owner(spawn.owner))
 
     def lock_down(self, spawn: Spawn) -> int:
-        """Confine the interpreter. Return the Landlock version in force."""
+        """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force."""
         return confine.lock_down(spawn)
 
     def processes(self) -> list[int]:
-        """Return a descriptor of the session's own /proc for the host. It lists all processes of the session and no others."""
+        """Return a descriptor of the session's /proc, in a list. Through it the host sees all processes of the session and no others."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     def begin_to_reap(self) -> None:
-        """Protect the first process of a session and drop its privileges."""
+        """Drop the privileges of a session's first process, and keep the session from tracing it or reading its memory."""
         # A first process gets no signal from inside its namespace that it has no handler for (pid_namespaces(7)). That matters: the kernel
         # kills the whole session when its first process ends.
         syscalls.set_dumpable(False)
         confine.give_up_power()
 
     def end(self) -> None:
-        """Do nothing: the zygote is the first process of its pid namespace, and the kernel ends the namespace with it."""
+        """Do nothing, because the zygote is the first process of its pid namespace: the kernel kills all sessions when the zygote ends."""
 
 
 def _return_to(own: int, kind: Namespace) -> None:

@@ -1,6 +1,6 @@
-"""The template root: a tmpfs with the folders, mounts and files that every session sees. Each session's root is a read-only copy of it.
+"""The template root: a tmpfs with the folders, mounts and files that every session sees. A session's root is a read-only copy of it.
 
-It shows parts of the host's system, or a container image whose Python can run sessions.
+The root shows parts of the host's system, or the folders of a container image whose Python can run sessions.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ sys.stderr.write('\\n'.join(lacks))
 
 
 class RefusalError(Exception):
-    """A part of the isolation that this host does not provide. `told` is the frame that reports it to the host."""
+    """This host or image does not provide a part of the isolation. `told` is the message `Refused` that reports this to the host."""
 
     def __init__(self, part: str, error: OSError) -> None:
         super().__init__(part)
@@ -101,7 +101,7 @@ class RefusalError(Exception):
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Raise RefusalError with the name of this part if the block raises OSError."""
+    """Raise RefusalError with the name of a part if the block raises OSError."""
     try:
         yield
     except OSError as error:
@@ -109,7 +109,7 @@ def part(name: str) -> Iterator[None]:
 
 
 def build(plan: Plan, code: str) -> str:
-    """Build the root and return the folder where it is mounted.
+    """Build the template root in a new tmpfs. Return the folder of the host over which the tmpfs is mounted.
 
     The root holds /usr and a few settings of the host, or an image; devices; the mounts that the plan names; and the guest's own code.
 
@@ -139,7 +139,7 @@ def build(plan: Plan, code: str) -> str:
 
 
 def enter(base: str) -> int:
-    """Make the built root this process's root. Return a descriptor of its pid namespace."""
+    """Make the root at `base` the root of this process. Return a descriptor of this process's pid namespace."""
     os.chdir(base)
     # A mount that was copied from another user namespace is locked, and pivot_root(2) answers EINVAL for a locked mount. The top of a
     # recursive bind of it onto itself is not locked; the mounts below stay locked, so no session can remove them.
@@ -158,7 +158,7 @@ def enter(base: str) -> int:
 
 
 def mount_tmp(size: int) -> None:
-    """Mount a new /tmp of `size` bytes, with links to the environments that lie below the host's /tmp."""
+    """Mount a new /tmp of `size` bytes, with links to the Python environments that lie below the host's /tmp."""
     syscalls.mount("tmpfs", "/tmp", "tmpfs", Mount.NO_SUID | Mount.NO_DEVICES, f"size={size},nr_inodes=16k,mode=1777")
     for name in os.listdir(_BELOW_TMP):
         os.symlink(f"{_BELOW_TMP}/{name}", f"/tmp/{name}")
@@ -182,7 +182,10 @@ def _add_system(base: str) -> None:
 
 
 def _add_other_names(base: str) -> None:
-    """Link /sandbox to the session's folder, for code written for tools that call it so. Skip it if this host's Python lies there."""
+    """Link /sandbox to the session's files, because code that was written for other tools uses that name.
+
+    Do nothing if /sandbox exists, for example because the host's Python lies there.
+    """
     if not os.path.lexists(f"{base}/sandbox"):
         os.symlink(DATA, f"{base}/sandbox")
 
@@ -220,7 +223,7 @@ def _add_environment(base: str, target: str, source: str) -> None:
 
 
 def copy_code(source: Path, target: Path) -> None:
-    """Copy the guest's own modules into the root. Sessions see no other module of this package."""
+    """Copy the guest's modules from a folder of sources to a new one. Sessions can import no other module of this package."""
     guest = source / "aca_sessions" / "sandbox" / "guest"
     for file in [source / "aca_sessions" / name for name in _SHARED_CODE] + sorted(guest.rglob("*.py")):
         if file.parent.name not in (CHILDREN, "shims"):
@@ -236,7 +239,7 @@ def copy_code(source: Path, target: Path) -> None:
 
 
 def bind(source: str, target: str, *, writable: bool = False) -> None:
-    """Mount a file or folder at a target, without device nodes and set-user-id programs.
+    """Mount a file or folder of the host at a target, without device nodes and set-user-id programs.
 
     Missing folders and the mount point are created. The mount is read-only unless `writable` is true.
     """
@@ -257,9 +260,9 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
 
 
 def _add_image(base: str, image: str) -> None:
-    """Mount an image's folders read-only at their places in a root.
+    """Mount the folders of an image read-only, at the same paths below the root at `base`.
 
-    A link is copied as a link: following it here could lead to a file of the host.
+    A link in the image's top folder is copied as a link, because following it here could lead to a file of the host.
     """
     with os.scandir(image) as entries:
         for entry in entries:
@@ -280,7 +283,7 @@ def _show(entry: os.DirEntry[str], target: str) -> None:
 
 
 def _link_settings(target: str, source: str) -> None:
-    """Fill /etc with links to the one mount of the image's /etc."""
+    """Fill the folder `target` with a link to each setting of an image. `source` is the image's /etc, which is mounted once."""
     # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
     # its folder: links between settings keep their targets.
     for name in os.listdir(source):
@@ -289,7 +292,7 @@ def _link_settings(target: str, source: str) -> None:
 
 
 def image_python(named: str) -> str:
-    """Return the path of the image's Python. Call it inside the image's root.
+    """Return the path of the image's Python. Must be called inside the image's root.
 
     Args:
         named: The path that the policy names, or "" to look in the usual places.
@@ -315,7 +318,7 @@ def image_python(named: str) -> str:
 
 
 def add_supply() -> None:
-    """Append the host's IPython to the end of the import path if the image has none."""
+    """Append the host's IPython to the end of the import path if the image has none. Do nothing if the host gave none."""
     if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
         sys.path.append(SUPPLY)
 
@@ -329,5 +332,5 @@ def _supply() -> tuple[str, str]:
 
 
 def _refused(missing: str) -> RefusalError:
-    """Return the error for an image that lacks what sessions need."""
+    """Return the error for an image that lacks something. `missing` says what."""
     return RefusalError(_IMAGE_PART, OSError(errno.ENOENT, missing))

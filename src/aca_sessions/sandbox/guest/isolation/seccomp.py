@@ -1,7 +1,7 @@
-"""The seccomp filter: lists of the system calls that guest code may make, and with which arguments, as a classic BPF program.
+"""The seccomp filter, a classic BPF program: which system calls guest code may make, and with which arguments.
 
 tests/hostile/allowed_calls.toml gives the reason for each name below. A call in no list fails with EPERM, or with ENOSYS if libraries
-fall back on that error alone.
+use their fallback only after that error.
 """
 
 import errno
@@ -147,7 +147,7 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 @dataclass(frozen=True)
 class Walls:
-    """What separates a session from the host besides the filter. If a part is missing, the filter refuses the calls that need it."""
+    """What separates a session from the host besides the filter. The filter refuses the calls that would need a missing part."""
 
     namespaces: bool = False
     own_user: bool = False  # its user owns no file and no process of the host
@@ -181,12 +181,12 @@ def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = N
 
 
 def allowed(machine: str = MACHINE) -> dict[str, int]:
-    """Return the allowed calls and their numbers on a machine."""
+    """Return the number of each allowed call by its name, for one architecture."""
     return _numbers(_BOTH, machine) | (_named(_X86_64_ONLY) if machine == "x86_64" else {})
 
 
 def refused_otherwise(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return the calls that are refused with an errno of their own: their numbers and errnos."""
+    """Return the calls that fail with an errno other than EPERM: by name, the number on an architecture and the errno."""
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -197,7 +197,7 @@ def _numbers(text: str, machine: str) -> dict[str, int]:
 
 
 def _prologue(machine: str) -> Iterator[bytes]:
-    """Yield the check of the architecture."""
+    """Yield the instructions that end a process of another architecture, refuse x32, and load the number of the call."""
     # Another instruction set has other numbers, so a call by it ends the process. x32 has x86_64's architecture and a bit in the number.
     yield _load(_ARCHITECTURE)
     yield _jump(_EQUAL, _AUDIT_ARCHITECTURE[machine], 1, 0)
@@ -209,14 +209,14 @@ def _prologue(machine: str) -> Iterator[bytes]:
 
 
 def _needing_more(walls: Walls) -> list[str]:
-    """Return the calls that must be refused because a wall is missing."""
+    """Return the names of the calls that must be refused because a part of `walls` is missing."""
     by_user = ((walls.own_user, _CHANGES_WITHOUT_OPENING), (walls.own_signals, _SIGNALS))
     needed = ((walls.namespaces, _WATCHES), (walls.network, _CONNECTS), *by_user)
     return [name for there, names in needed if not there for name in names]
 
 
 def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
-    """Return the body of a rule for each call that depends on an argument. Each body ends in a decision."""
+    """Return the instructions for each call that is allowed only with certain arguments, by name. The last one decides."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
@@ -240,9 +240,9 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return stricter checks for sessions without namespaces.
+    """Return stricter checks of arguments for sessions without namespaces, by the name of the call.
 
-    No path may lead to a Unix socket of the host, and no pid to another process.
+    They refuse sockets that could reach a Unix socket of the host, pids of other processes, and most commands of ioctl.
     """
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
@@ -258,7 +258,7 @@ def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list
 
 
 def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
-    """Return a check that allows only the named families and types, and TCP and UDP as protocols."""
+    """Return instructions that refuse sockets of other families and types than these, and protocols other than TCP and UDP."""
     # In a network namespace internet sockets end at the session's own loopback. Vsock belongs to no namespace. The type is checked as well:
     # protocol 0 means what the type makes of it (SCTP, DCCP), and an internet socket of type 10 is a packet socket.
     return [
@@ -269,7 +269,10 @@ def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
 
 
 def _by_level() -> list[bytes]:
-    """Return a check of socket options by their level: the number of an option means something else at each level."""
+    """Return the filter instructions that allow only the listed socket options.
+
+    They test the level first, because the same number means another option at another level.
+    """
     rule = _argument(1)
     for (_, level), options in OPTIONS.items():
         rule += _rule(level, [*_one_of(_argument(2), options.values()), _return(_ALLOW)])
@@ -282,7 +285,13 @@ def _other_refusals(machine: str) -> Iterator[bytes]:
 
 
 def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
-    """Return instructions that refuse all values except these, for which the program continues behind the refusal."""
+    """Return instructions that refuse a value unless it is one of `values`. An allowed value continues after them.
+
+    Args:
+        load: The instructions that load the value.
+        values: The allowed values.
+        otherwise: The errno of a refusal.
+    """
     values = [*values]
     tests = [_jump(_EQUAL, value, len(values) - position, 0) for position, value in enumerate(values)]
     return [*load, *tests, _refuse(otherwise)]
