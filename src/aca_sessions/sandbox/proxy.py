@@ -96,7 +96,8 @@ class Proxy:
             malformed = isinstance(denied, MalformedError)
             writer.write(_refusal(str(denied), status="400 Bad Request" if malformed else "403 Forbidden"))
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            writer.write(_refusal("cannot reach the target, or the request is incomplete", status="502 Bad Gateway"))
+            reason = "cannot reach the target, or the request is incomplete: check its host and port, and try again"
+            writer.write(_refusal(reason, status="502 Bad Gateway"))
         else:
             _logger.info("network: connected to %s port %d", head.host, head.port)
             await _carry(head, (reader, writer), there)
@@ -107,13 +108,13 @@ class Proxy:
         An address of this host counts as not public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
-            raise DeniedError("the target must be a domain name, not an address")
+            raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
         if not any(_allows(domain, host, port) for domain in self._network.domains):
-            raise DeniedError("the policy does not allow this domain and port")
+            raise DeniedError(f"the policy does not allow {host} with port {port}: add it to the domains in ACASessions:Sandbox:Network")
         async with asyncio.timeout(_CONNECT_SECONDS):
             addresses = await self._resolve(host, port)
         if not addresses or not all(_is_public(address) for address in addresses):
-            raise DeniedError("the domain leads to an address that is not public")
+            raise DeniedError(f"the domain {host} must lead to public addresses only, and at least one of its addresses is not public")
         return addresses[0]
 
 
@@ -163,14 +164,17 @@ def _parse(head: bytes) -> _Head:
     lines = head[:-4].split(b"\r\n")
     request = _REQUEST.fullmatch(lines[0])
     if request is None:
-        raise DeniedError("expected a request to a proxy: CONNECT host:port, or a whole http:// URL")
+        raise DeniedError("the request must begin with CONNECT host:port, or with a method and a whole http:// URL, as one to a proxy does")
     kept, body = _headers(lines[1:])
     method, target = request[1].decode(), request[2].decode("ascii", "replace")
     if method == "CONNECT":
         return _Head(*_host_and_port(target, 0))
     url = _PLAIN_URL.fullmatch(target)
     if url is None:
-        raise DeniedError("expected an http:// URL; https:// needs CONNECT")
+        scheme = target.partition("://")[0] if "://" in target else ""  # only this: the rest may hold a password
+        raise DeniedError(
+            f"expected a whole http:// URL without a user name, got the scheme {scheme!r:.20}: for https:// send CONNECT host:port"
+        )
     host, port = _host_and_port(url[1], 80)
     path = url[2] or "/"
     path = path if path.startswith("/") else f"/{path}"
@@ -185,22 +189,23 @@ def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     """
     kept: list[bytes] = []
     body: int | None = None
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         header = _HEADER.fullmatch(line)
         if header is None:
-            raise MalformedError("a header line must be 'name: value' and must not continue the line before")
+            raise MalformedError(f"header {number} must be 'name: value' on one line of printable characters: correct or remove it")
         name, value = header[1].lower(), line[len(header[1]) + 1 :].strip()
         if b"_" in name and name.replace(b"_", b"-") in _FRAMING:  # some servers read '_' as '-'
             raise MalformedError(
-                "a header must not have a name that another server may read as Host, Connection, Content-Length or Transfer-Encoding"
+                f"the header {name.decode()!r:.80} must not have '_' in its name, which some servers read as '-': use '-', or remove it"
             )
         match name:
             case b"host" | b"connection" | b"keep-alive" | b"upgrade" | b"te" | b"trailer":
                 continue
             case b"transfer-encoding":
-                raise MalformedError("a body must have a Content-Length, not a Transfer-Encoding")
+                raise MalformedError("a request must not have a Transfer-Encoding: send the size of its body in Content-Length")
             case b"content-length" if body is not None or not value.isdigit() or len(value) > 16:
-                raise MalformedError("expected one Content-Length, which must be a number")
+                got = "a second one" if body is not None else f"{value.decode('ascii', 'replace')!r:.40}"
+                raise MalformedError(f"expected one Content-Length of 1 to 16 digits, got {got}: send the size of the body in bytes once")
             case b"content-length":
                 body = int(value)
             case hidden if hidden.startswith(b"proxy-"):
@@ -212,7 +217,8 @@ def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
 def _host_and_port(target: str, default: int) -> tuple[str, int]:
     host, colon, port = target.rpartition(":") if ":" in target else (target, "", "")
     if (colon and not (port.isascii() and port.isdecimal() and len(port) <= 5)) or (not colon and not default):
-        raise DeniedError("the target must have a port from 0 to 65535")
+        got = f"{port!r:.20}" if colon else "none"
+        raise DeniedError(f"the target must have a port from 0 to 65535, got {got}: send host:port")
     return host.lower().removesuffix("."), int(port) if colon else default
 
 
