@@ -46,7 +46,7 @@ def test_an_image_that_the_engine_lacks_is_pulled_once(tmp_path: Path, monkeypat
 def test_a_file_that_is_not_a_tar_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "image.tar").write_text("no tar")
-    with pytest.raises(ConfigurationError, match="cannot unpack its root: cannot read it as a tar"):
+    with pytest.raises(ConfigurationError, match="cannot unpack the image: cannot read it as a tar"):
         root_of(str(tmp_path / "image.tar"))
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_dir() and path.name not in ("aca-sessions", "images")] == []
 

@@ -175,7 +175,12 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """Return the lines of a Dockerfile that add what an image lacks."""
+    """Return what to do about what an image lacks: the lines of a Dockerfile that add it, if that helps."""
+    if missing.startswith("a Python that starts"):  # it is there
+        return (
+            "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
+            "If this host is busy, try again"
+        )
     if missing.startswith("Python 3.9"):
         return "Build on a newer one:\n  FROM python:3.12-slim\n  RUN pip install ipython"
     kind = "without Python" if "python3" in missing or "standard library" in missing else "with Python"

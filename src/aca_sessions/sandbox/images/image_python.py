@@ -64,7 +64,8 @@ class ImagePython:
             )
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise ConfigurationError(
-                "ACASessions:ContainerImage: expected a JSON description of its Python, got something else: check that it runs"
+                "ACASessions:ContainerImage: expected a JSON description of its Python, got other output: "
+                "check that its python3 starts and prints nothing by itself"
             ) from None  # unchained: the cause would hold what the image printed
 
     @property

@@ -33,7 +33,9 @@ _KEY = "ACASessions:ContainerImage"
 _ENGINES = ("podman", "docker")
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
 _ASK_SECONDS, _EXPORT_SECONDS = 30, 900  # the second limits a pull as well
+_BY_HAND = "export a container of it yourself (podman export or docker export), and name the tar"
 _UNPACKING = ".unpacking-"  # begins the names of folders that are being filled
+_ELSEWHERE = "Free some disk there, or set XDG_CACHE_HOME to a folder that this user may write"
 _WORD = "true"  # the command of a container that is made to be exported, and never started
 
 
@@ -59,7 +61,7 @@ def root_of(image: str) -> str:
 def _apart(folder: str) -> str:
     """Return the folder. Raise ConfigurationError for this host's own root, which would show all of the host."""
     if folder == "/":
-        raise ConfigurationError(f"{_KEY}: cannot be this host's own root: name another folder")
+        raise ConfigurationError(f"{_KEY}: expected the folder of an image, got {folder}, which is this host's own root: name another one")
     return folder
 
 
@@ -89,9 +91,9 @@ def kept(key: str, fill: Callable[[str], None]) -> str:
                 os.chmod(place, 0o755)  # noqa: S103 (sessions' users see what is in it)
                 os.rename(place, root)
             except UnpackingError as error:
-                raise ConfigurationError(f"{_KEY}: cannot unpack its root: {error}") from error
+                raise ConfigurationError(f"{_KEY}: cannot unpack the image: {error}") from error
             except OSError as error:
-                raise ConfigurationError(f"{_KEY}: cannot keep its root in {images}: {error.strerror}") from error
+                raise ConfigurationError(f"{_KEY}: cannot keep the unpacked image in {images}: {error.strerror}. {_ELSEWHERE}") from error
             finally:
                 _remove(place)
     return str(root)
@@ -100,12 +102,14 @@ def kept(key: str, fill: Callable[[str], None]) -> str:
 def _folder() -> Path:
     caches = user_folder("XDG_CACHE_HOME", ".cache")
     if caches is None:
-        raise ConfigurationError(f"{_KEY}: cannot keep its root, because this user has no home folder: set HOME or XDG_CACHE_HOME")
+        raise ConfigurationError(
+            f"{_KEY}: cannot keep the unpacked image, because this user has no home folder: set HOME or XDG_CACHE_HOME"
+        )
     folder = Path(caches, "aca-sessions", "images")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{_KEY}: cannot keep its root in {folder}: {error.strerror}") from error
+        raise ConfigurationError(f"{_KEY}: cannot keep the unpacked image in {folder}: {error.strerror}. {_ELSEWHERE}") from error
     return folder
 
 
@@ -131,7 +135,11 @@ def _remove(folder: str) -> None:
 
 
 def _unpack_file(path: str, folder: str) -> None:
-    with open(path, "rb") as archive:
+    try:
+        archive = open(path, "rb")  # noqa: SIM115
+    except OSError as error:  # `kept` would say that the folder of images cannot be written
+        raise ConfigurationError(f"{_KEY}: cannot read {path}: {error.strerror}") from error
+    with archive:
         unpack(archive, folder)
 
 
@@ -149,7 +157,9 @@ def _known(image: str) -> tuple[str, str]:
     _pull(engines[0], image)
     if digest := _digest_of(engines[0], image):
         return engines[0], digest
-    raise ConfigurationError(f"{_KEY}: {engines[0]} pulled {image} but cannot find it: try {engines[0]} image inspect {image}")
+    raise ConfigurationError(
+        f"{_KEY}: {engines[0]} pulled {image} but does not find it: run `{engines[0]} image inspect {image}` to see why"
+    )
 
 
 def _digest_of(engine: str, image: str) -> str | None:
@@ -187,7 +197,7 @@ def _digest(text: object) -> str:
 def _export(engine: str, digest: str, folder: str) -> None:
     container = _ask(engine, "create", "--network=none", digest, _WORD).strip()
     if not re.fullmatch(r"[0-9a-f]{12,64}", container):
-        raise UnpackingError(f"{engine} cannot create a container of it")
+        raise UnpackingError(f"{engine} cannot create a container of it: run `{engine} create {digest[:12]} {_WORD}` to see why")
     try:
         command = [engine, "export", container]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -199,7 +209,7 @@ def _export(engine: str, digest: str, folder: str) -> None:
 def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
     stream = process.stdout
     if stream is None:
-        raise UnpackingError("the export is empty")
+        raise UnpackingError("its export has no output: try again, or name its tar")
     deadline = time.monotonic() + _EXPORT_SECONDS
     limit = threading.Timer(_EXPORT_SECONDS, process.kill)  # a read of the stream has no time limit, but ends with the engine
     limit.start()
@@ -208,11 +218,11 @@ def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
         while stream.read(1 << 20):  # the rest behind the end mark of the tar, or the engine could not finish
             pass
         if process.wait():
-            raise UnpackingError(f"its export ended with status {process.returncode}")
+            raise UnpackingError(f"its export ended with status {process.returncode}: {_BY_HAND}")
     except UnpackingError as error:
         if time.monotonic() < deadline:
             raise
-        raise UnpackingError(f"its export took longer than {_EXPORT_SECONDS} s") from error
+        raise UnpackingError(f"its export took longer than {_EXPORT_SECONDS} s: name a smaller image, or {_BY_HAND}") from error
     finally:
         limit.cancel()
         process.kill()

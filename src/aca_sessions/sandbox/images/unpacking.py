@@ -33,7 +33,7 @@ class _Allowance:
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
-        self._bytes = min(_MOST_BYTES, free.f_bavail * free.f_frsize // _FREE_SHARE)
+        self._bytes = self._most_bytes = min(_MOST_BYTES, free.f_bavail * free.f_frsize // _FREE_SHARE)
         self._entries = self._most_entries = most_entries
 
     def take(self, size: int) -> None:
@@ -41,9 +41,11 @@ class _Allowance:
         self._entries -= 1
         self._bytes -= size
         if self._bytes < 0:
-            raise UnpackingError("it is larger than 64 GB, or than half of the free disk: name a smaller one, or free some disk")
+            raise UnpackingError(
+                f"it is larger than {self._most_bytes:,} bytes (64 GB, or half of the free disk): name a smaller one, or free some disk"
+            )
         if self._entries < 0:
-            raise UnpackingError(f"it holds more than {self._most_entries:,} files and folders")
+            raise UnpackingError(f"it holds more than {self._most_entries:,} files and folders: name a smaller one")
 
 
 class _Headers:
@@ -59,7 +61,7 @@ class _Headers:
     def read(self, size: int) -> bytes:
         self._left -= size
         if self._left < 0:
-            raise UnpackingError("a member's name or attributes are larger than 1 MB")
+            raise UnpackingError("the name or attributes of a file in it are larger than 1 MB: export a container of the image again")
         data: bytes = self._stream.read(size)
         return data
 
@@ -95,7 +97,9 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
                 allowance.take(member.size if member.isreg() else 0)
                 _Place(root, member.name, allowance).put(members, member)
     except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        raise UnpackingError(f"cannot read it as a tar: {error}") from error
+        raise UnpackingError(
+            f"cannot read it as a tar: {error}. Name the tar of a root folder, as podman export or docker export writes it"
+        ) from error
     finally:
         os.close(root)
 
@@ -142,7 +146,7 @@ class _Place:
         try:
             os.link(file, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError as error:
-            raise UnpackingError("a hard link in it has no target in it") from error
+            raise UnpackingError(f"its hard link {self._path!r:.200} has no target in it: export a container of the image again") from error
         finally:
             os.close(source)
 
@@ -150,7 +154,7 @@ class _Place:
 def _inside(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:
-        raise UnpackingError("a name in it leads outside its root")
+        raise UnpackingError(f"its file {path!r:.200} must not lead outside its root: remove it from the tar")
     return "/".join(parts)
 
 
@@ -161,7 +165,9 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise UnpackingError("a name in it leads through a link") from error
+        raise UnpackingError(
+            f"its folder {path!r:.200} must not be reached through a link: export a container of the image again"
+        ) from error
     outer, _, name = path.rpartition("/")
     parent = _open_folder(root, outer, allowance)
     allowance.take(0)
@@ -176,7 +182,7 @@ def _clear(parent: int, name: str) -> None:
     """Remove what an earlier member has put there. Raise UnpackingError if it is a folder."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-            raise UnpackingError("a name in it is used for a folder and for something else")
+            raise _both(name)
         os.unlink(name, dir_fd=parent)
 
 
@@ -187,7 +193,7 @@ def _make_folder(parent: int, name: str, mode: int) -> None:
     try:
         folder = os.open(name, _FOLDER | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
-        raise UnpackingError("a name in it is used for a folder and for something else") from error
+        raise _both(name) from error
     try:
         # The owner gets all rights: otherwise an ordinary user could neither put anything into it nor remove it.
         os.fchmod(folder, mode & _RIGHTS | 0o700)
@@ -195,10 +201,14 @@ def _make_folder(parent: int, name: str, mode: int) -> None:
         os.close(folder)
 
 
+def _both(name: str) -> UnpackingError:
+    return UnpackingError(f"its name {name!r:.200} is that of a folder and of something else: export a container of the image again")
+
+
 def _write(members: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
     content = members.extractfile(member)
     if content is None:
-        raise UnpackingError("a file in it has no content")
+        raise UnpackingError(f"its file {member.name!r:.200} has no content: export a container of the image again")
     target = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
     with open(target, "wb") as file:
         shutil.copyfileobj(content, file, 1 << 20)

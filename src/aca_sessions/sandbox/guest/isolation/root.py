@@ -307,13 +307,13 @@ def image_python(named: str) -> str:
         command = [program, "-I", "-S", "-B", "-c", _CHECK, *_supply()]
         check = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise _refused(f"a Python that starts: {program} was still running after {_CHECK_SECONDS} s") from error
+        raise _refused(f"a Python that starts within {_CHECK_SECONDS} s: {program} did not") from error
     except OSError as error:
         other = " (is it for another processor, or a script?)" if error.errno == errno.ENOEXEC else ""
         raise _refused(f"a Python that starts: {program}: {error.strerror}{other}") from error
     missing = check.stderr.decode(errors="replace").strip().splitlines()
     if check.returncode or missing:
-        raise _refused(", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode}")
+        raise _refused(", ".join(missing)[:500] or f"a Python that starts: {program} ended with status {check.returncode} and no message")
     return program
 
 
