@@ -1,1 +1,3 @@
-"""The untrusted side of the sandbox. Its modules import only the standard library, IPython, `..wire` and `..syscalls`."""
+"""The code that runs in the fork server and in sessions, so it is untrusted. It imports only the standard library, IPython, `..wire`
+and `..syscalls`.
+"""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
-    """Run one cell after another until the host closes the link.
+    """Run cells one after another and send their results, until the host closes the link.
 
     Args:
         link: The connection to the host.

@@ -1,7 +1,7 @@
-"""The session's connection to the host: the link for cells and frames, stdout and stderr, and interrupts.
+"""The session's connection to the host: a socket for cells, a pipe for frames, pipes for stdout and stderr, and interrupts.
 
-stdout and stderr are pipes to the host. Python, C and child processes write to the same pipes, so their order is kept. A SIGINT becomes a
-KeyboardInterrupt only while a cell runs, and never in the middle of a frame.
+Python, C code and child processes write to the same two pipes, so the order of their output is kept. A SIGINT becomes a KeyboardInterrupt
+only while a cell runs, and never in the middle of a frame.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ _taken_over: dict[str, TextIO] = {}
 
 
 class AnswerError(Exception):
-    """A question to the host got no answer. The message gives the reason."""
+    """The host did not answer a question of a cell. The message gives the reason."""
 
 
 class Link:
-    """The session's end of the wire: any thread sends frames to the host through a pipe; cells come from the host through a socket."""
+    """The session's connection to the host. Any thread can send frames through a pipe; cells and answers come through a socket.
+
+    A process that a cell forks loses the link, unless it is a checkpoint or branch and calls `take_over`.
+    """
 
     def __init__(self, connection: socket.socket, said: int) -> None:
-        """Take over a connected socket and the write end of a pipe."""
+        """Use a connected socket and the write end of a pipe.
+
+        Args:
+            connection: The socket on which cells and answers come.
+            said: The descriptor of the pipe for frames.
+        """
         connection.set_inheritable(False)
         self._connection = connection
         self._said = said
@@ -57,7 +65,7 @@ class Link:
         os.register_at_fork(after_in_child=self._lose)  # a fork that a cell makes must not act as a second interpreter
 
     def send(self, message: Message) -> None:
-        """Send one whole frame. Ignore the message if this process lost the link."""
+        """Send one whole frame to the host. Do nothing if this process lost the link, for example as a child of os.fork() in a cell."""
         data = memoryview(frame(message))
         with interrupts.held(), self._sending:
             while data and self._said >= 0:
@@ -72,7 +80,7 @@ class Link:
         self._sending, self._arrived = threading.Lock(), threading.Condition()  # another thread of the parent may have held them
 
     def take_over(self, connection: socket.socket, said: int) -> None:
-        """Continue with other descriptors, in a fork that is an interpreter of its own."""
+        """Use another socket and another pipe, because this process is a fork (checkpoint or branch) that runs cells of its own."""
         connection.set_inheritable(False)
         os.set_inheritable(said, False)
         self._connection, self._said = connection, said
@@ -81,12 +89,12 @@ class Link:
         self._incoming.register(connection, select.POLLIN)
 
     def take_brought(self) -> list[int]:
-        """Return the descriptors that came with the frames read so far, and forget them."""
+        """Return the descriptors that came with the frames read so far. The next call returns only later ones."""
         brought, self._brought = self._brought, []
         return brought
 
     def cells(self, loop: Loop) -> Iterator[Run | Command | WarmUp | Ping | Extend | Fork]:
-        """Yield the cells to run until the host closes the link. Tasks that cells left in the loop run between them."""
+        """Yield the cells to run until the host closes the link. Between cells, run the asyncio tasks that cells left unfinished."""
         self._woken = loop.wake
         while True:
             if not self._inbox and not self._ended:
@@ -97,10 +105,10 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """Ask the host a question and return its answer. May be called from any thread.
+        """Ask the host a question, wait, and return the answer. May be called from any thread.
 
         Args:
-            execution: The execution that asks.
+            execution: The id of the execution that asks.
             about: The kind of question: `input` or `call`.
             text: The question.
 
@@ -119,9 +127,9 @@ class Link:
         return answer.text
 
     def _next(self, wanted: Callable[[Message], bool]) -> Message | None:
-        """Return the next message that is wanted, or None at the end of the link.
+        """Wait for the next message for which `wanted` is true, and return it. Return None when the host has closed the link.
 
-        Of the threads that wait, one reads for all of them.
+        If several threads wait, one of them reads from the socket for all.
         """
         with self._arrived:
             while True:
@@ -137,7 +145,10 @@ class Link:
                     self._read()
 
     def _read(self) -> None:
-        """Read once. Other threads may look at the inbox meanwhile. An interrupt may end the wait, but loses no message."""
+        """Wait for the next data of the host and put its messages into the inbox. The caller holds `_arrived`.
+
+        The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
+        """
         with interrupts.held():
             self._being_read = True
             self._arrived.release()
@@ -156,7 +167,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Return whether a thread waits for this message: one that was interrupted needs its answer no more."""
+        """Return whether to keep a message. Drop an answer that no thread waits for, because the thread that asked was interrupted."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
@@ -166,7 +177,7 @@ def _decoded(payload: bytes) -> Message:
 
 
 class _Interrupts:
-    """Decides when a SIGINT becomes a KeyboardInterrupt. Only the main thread gets one."""
+    """Decides when a SIGINT raises KeyboardInterrupt. Python raises it only in the main thread."""
 
     def __init__(self) -> None:
         self._allowed = False
@@ -174,12 +185,12 @@ class _Interrupts:
         self._pending = False
 
     def listen(self) -> None:
-        """Install the handler of SIGINT."""
+        """Install the handler of SIGINT. It ignores the signal outside of `allowed`."""
         signal.signal(signal.SIGINT, self._handle)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Allow interrupts in the block, because a cell runs. Drop those that come outside."""
+        """Allow interrupts during the block, because a cell runs in it. Interrupts outside of the block are dropped."""
         self._allowed = True
         try:
             yield
@@ -188,7 +199,10 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold back an interrupt until the block has ended, then raise it."""
+        """Delay interrupts until the end of the block, then raise KeyboardInterrupt if one came.
+
+        Do nothing in other threads than the main one.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -203,7 +217,10 @@ class _Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Allow interrupts in the block although an outer `held` holds them back."""
+        """Allow interrupts during the block although it is inside of a `held` block. If one was delayed, raise KeyboardInterrupt at once.
+
+        Do nothing in other threads than the main one.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -229,7 +246,7 @@ interrupts = _Interrupts()
 
 
 def take_over_streams() -> tuple[int, int]:
-    """Replace descriptors 1 and 2 by new pipes and descriptor 0 by /dev/null. Return the read ends of the pipes."""
+    """Replace descriptors 1 and 2 by new pipes, and descriptor 0 by /dev/null. Return the pipes' read ends, of stdout and of stderr."""
     # The pipes are made here, after the change of user: a pipe of another user could not be opened again through /dev/stdout.
     nothing = os.open("/dev/null", os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -242,7 +259,7 @@ def take_over_streams() -> tuple[int, int]:
 
 
 def flush_streams() -> None:
-    """Write out what Python or C has buffered. A cell may have closed or replaced either stream."""
+    """Write out what Python and C code have buffered for stdout and stderr. Ignore errors, because a cell may have closed a stream."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -250,7 +267,7 @@ def flush_streams() -> None:
 
 
 def put_back_streams() -> None:
-    """Restore sys.stdout and sys.stderr, in case a cell replaced them."""
+    """Set sys.stdout and sys.stderr to the session's own streams, in case a cell replaced or closed them."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         # Their `write` is replaced while a cell runs on in a thread (bridge/threaded_guest.py): leave that in place.
         if name in _taken_over and "write" in vars(_taken_over[name]):

@@ -1,6 +1,6 @@
-"""Forks of the interpreter for checkpoints and branches: each waits for cells of its own.
+"""Forks of the interpreter, which serve as checkpoints and branches. Each fork has a link of its own and waits for cells.
 
-What a fork cannot keep is either reported in words or a reason to refuse the fork.
+Some things cannot be kept in a fork: for running threads the fork is refused, for others the result has a line of text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _own_sockets = 0
 def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     """Fork the interpreter. Return the result in the parent, and None in the fork.
 
-    The result holds the fork's pid and a line for each thing that it could not keep, or a `SnapshotError` with the reason.
+    The result holds the fork's pid and a line of text for each thing that the fork could not keep. If the fork was refused or failed, the
+    result holds a `SnapshotError` with the reason.
     """
     _collect_dead()
     ends = link.take_brought()
@@ -61,7 +62,10 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
 
 def reseed() -> None:
-    """Give this process random numbers and temporary file names of its own: all forks of one parent would draw the same ones."""
+    """Give this process new random seeds and new temporary file names.
+
+    Otherwise all forks of one parent would draw the same numbers, because a fork copies the parent's state.
+    """
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -69,14 +73,14 @@ def reseed() -> None:
 
 
 def begin() -> None:
-    """Count the sockets that are open now as the interpreter's own, not the user's."""
+    """Count the sockets that are open now as the interpreter's own, so that results of `fork` do not report them as the user's."""
     global _own_sockets
     with contextlib.suppress(OSError):  # without namespaces /proc cannot be read, and the session is not forked either
         _own_sockets = _open_things()[0]
 
 
 def stay_in_data() -> None:
-    """Return to the folder of the last cell if the current one was deleted."""
+    """Change to the folder in which the last cell ended, if the current one was deleted. If that is gone too, change to /mnt/data."""
     # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()
@@ -88,14 +92,20 @@ def stay_in_data() -> None:
 
 
 def remember_folder() -> None:
-    """Remember the folder in which the last cell worked."""
+    """Store the current folder, in which a cell has just ended, for `stay_in_data`."""
     global _folder
     with contextlib.suppress(OSError):
         _folder = os.getcwd()
 
 
 def _begin(ends: list[int], link: Link, shell: Shell) -> None:
-    """Make the fork an interpreter of its own: another link, other streams, no children and no event loop."""
+    """Make the fork an interpreter of its own, with another link, other streams, no children and no event loop.
+
+    Args:
+        ends: The descriptors from the host: the socket, the pipe for frames, stdout and stderr.
+        link: The link that this process continues with these descriptors.
+        shell: The shell, whose event loop is abandoned.
+    """
     connection, said, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
@@ -106,7 +116,7 @@ def _begin(ends: list[int], link: Link, shell: Shell) -> None:
 
 
 def _in_the_way() -> str | None:
-    """Return why the interpreter cannot be forked, or None."""
+    """Return why the interpreter cannot be forked now, or None if it can be."""
     # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
@@ -118,7 +128,7 @@ def _in_the_way() -> str | None:
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """Return what the fork lacks, or shares with its parent, in words.
+    """Return a line of text for each kind of thing that a fork made now would lack or would share with its parent.
 
     Args:
         shell: The shell whose event loop is counted.
@@ -138,7 +148,7 @@ def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
 
 
 def _positions() -> dict[int, int]:
-    """Return the position in each open file of /mnt/data that a fork can open again, by descriptor."""
+    """Return the position in each open file of /mnt/data that a fork can open again. The keys are descriptors."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
@@ -153,7 +163,7 @@ def _positions() -> dict[int, int]:
 
 
 def _reopen(positions: dict[int, int]) -> None:
-    """Open the files again in a fork."""
+    """Open the files behind these descriptors again in a fork, each at its position, so that the fork does not share it with its parent."""
     # A fork shares each open file's position with its parent: it would write behind what the parent has written since.
     for descriptor, position in positions.items():
         with contextlib.suppress(OSError):
@@ -165,7 +175,7 @@ def _reopen(positions: dict[int, int]) -> None:
 
 
 def _open_things() -> tuple[int, int]:
-    """Return how many sockets and files of the user are open. The interpreter's own sockets are not counted."""
+    """Return how many sockets and how many files of the user are open in this process."""
     sockets = files = 0
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -36,10 +36,10 @@ _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zyg
 
 
 def main() -> None:
-    """Build the root or the folders of sessions, then replace this program by the Python that runs them.
+    """Build the template root, or the folder of all sessions, then replace this program by the Python that runs sessions.
 
     This program is a plain interpreter, started with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this
-    package's sources, and the host's process. If the host refuses a part, it sends `Refused` and exits with 1.
+    package's sources, and a pidfd of the host's process. If the host refuses a part, this function sends `Refused` and exits with 1.
     """
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
@@ -68,7 +68,7 @@ def _check_kernel() -> None:
 
 
 def go_on() -> None:
-    """Continue `main` in the program that replaced it: import the environment's packages and serve."""
+    """Continue in the program that `main` started in place of this one: import the environment's packages, then serve the host."""
     import site
 
     control, host = int(sys.argv[1]), int(sys.argv[2])
@@ -83,13 +83,13 @@ def go_on() -> None:
 
 
 def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
-    """Build the shell before any session needs it, then fork on request until the host ends.
+    """Build the shell, then fork a session on each request, until the host ends.
 
     Args:
         control: The socket of requests and replies.
         host: A pidfd of the host.
-        world: The operations on sessions.
-        preload: The modules to import.
+        world: The operations on sessions, with or without namespaces.
+        preload: The modules to import before any session is forked.
     """
     try:
         from . import cells  # noqa: F401 - what every session needs
@@ -118,11 +118,11 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return the operations on sessions that `main` chose, and the modules to preload.
+    """Return the operations on sessions that `main` chose, and the names of the modules to preload.
 
     Args:
-        first: A descriptor of the pid namespace, or the text of `bare.told_by`.
-        rest: The modules to preload.
+        first: The descriptor of the pid namespace in decimal, or the JSON text of `bare.told_by` for a host without namespaces.
+        rest: The names of the modules to preload.
     """
     if first.isdecimal():
         os.set_inheritable(int(first), False)
@@ -133,7 +133,7 @@ def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
 
 
 def _allow_many_descriptors() -> None:
-    """Raise the limit of open descriptors to the hard limit."""
+    """Raise this process's limit of open descriptors to the hard limit."""
     # The kernel counts descriptors in flight between sockets for each user (unix(7), ETOOMANYREFS), and on an unprivileged host all
     # sessions are the same user. What one of them can send within its own limit must not keep the zygote from sending one.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,7 +147,10 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Carry out one request at a time until the host ends. It may end in the middle of a request."""
+        """Carry out one request at a time until the host ends or closes the socket.
+
+        A connection error is ignored, because the host may end in the middle of a request.
+        """
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
 
@@ -193,7 +196,7 @@ class _Forking:
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
-        """Report success to the host, with the descriptors that were made. If that fails, undo the request and raise the OSError."""
+        """Report success to the host, with the descriptors that were made. If that fails, undo the request and raise OSError."""
         try:  # fails if sessions of this user have too many descriptors in flight
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
@@ -220,9 +223,9 @@ class _Forking:
 
 
 def _settle(plan: Plan, code: str) -> int:
-    """Leave the host's namespaces and enter the root. Return a descriptor of the new pid namespace.
+    """Leave the host's namespaces and enter the template root. Return a descriptor of the new pid namespace.
 
-    Only the zygote itself, the first process of that namespace, returns from this function. The processes before it wait for its end.
+    This function forks. Only the zygote, which is the first process of that namespace, returns. Its ancestors wait for its end, then exit.
     """
     os.umask(0o022)
     _limit_all_sessions(plan.processes)
@@ -239,7 +242,7 @@ def _settle(plan: Plan, code: str) -> int:
 
 
 def _limit_all_sessions(processes: int) -> None:
-    """Limit the processes and pending signals of all sessions together."""
+    """Limit how many processes and pending signals all sessions can have together."""
     # The user namespace that is created next takes these limits as the most that it and the namespaces below it may have
     # (user_namespaces(7)).
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -251,7 +254,7 @@ def _limit_all_sessions(processes: int) -> None:
 
 
 def _share_inotify() -> None:
-    """Leave half of the user's inotify instances and watches to the host."""
+    """Limit all sessions together to half of the user's inotify instances and watches, so that the other half is left to the host."""
     # The kernel counts those of the namespaces below as the user's, too.
     for name in ("instances", "watches"):
         with open(f"/proc/sys/fs/inotify/max_user_{name}") as most:
@@ -259,9 +262,9 @@ def _share_inotify() -> None:
 
 
 def _as_root(plan: Plan, code: str) -> str:
-    """Build the template root as the host's root user, then continue in a child without power. Return the root's folder.
+    """Build the template root as root of the host, then continue in a child without privileges on the host. Return the root's folder.
 
-    It is built first because the Python environment may lie in a folder that only root may enter.
+    The root is built first, because the Python environment may lie in a folder that only root of the host can enter.
     """
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
@@ -299,9 +302,15 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """Map the ids of the child's user namespace, then wait for the child and exit with it.
+    """Map the ids of the child's user namespace, wait until the child has ended, then exit.
 
-    A separate process does it because only real root may map more than one id.
+    The parent does this, because the kernel lets only a process that is root on the host map more than one id.
+
+    Args:
+        plan: The uids to map.
+        child: The pid of the child.
+        told: The pipe on which the child writes when it has its user namespace.
+        mapped: The pipe on which this function writes when the ids are mapped.
     """
     os.close(told[1])
     try:
@@ -337,7 +346,7 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Become a uid that no other process of the host has."""
+    """Change to a uid that no other process of the host has, and stay dumpable so that this process's files in /proc belong to it."""
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.
     os.setgroups([])
@@ -360,7 +369,7 @@ def _wait_for(child: int) -> NoReturn:
 
 
 def _without_namespaces(plan: Plan, code: str) -> str:
-    """Check the host and copy the guest's code into the folder of sessions. Return the argument for the next program."""
+    """Check that the host can run sessions, and copy the guest's code into their folder. Return the text of `bare.told_by`."""
     os.umask(0o022)
     bare.check(plan)
     with part("sessions' folder"):
@@ -374,11 +383,11 @@ def _own_program() -> str:
 
 
 def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Replace this program by the interpreter inside the root, where its file is read-only.
+    """Replace this program by the interpreter inside the root, whose file is read-only there.
 
     Args:
         program: The path of the interpreter.
-        descriptors: The descriptors that it inherits, as its first arguments.
+        descriptors: The descriptors that the new program inherits. Their numbers are its first arguments.
         code: The folder of the guest's code.
         told: The further arguments.
     """

@@ -1,6 +1,6 @@
-"""A refusal of `pip install` in a session, which cannot change its environment. Requirements that are already met succeed.
+"""A replacement for `pip install` in programs of a session. It refuses, unless the requirements are installed already.
 
-Without it pip contacts an index that a session rarely reaches, for eight seconds, and then fails on a read-only folder.
+A session cannot change its environment: pip would try for eight seconds to reach an index, then fail on a read-only folder.
 """
 
 import os
@@ -17,7 +17,10 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 
 
 def refuse(arguments: "list[str]") -> None:
-    """End this program if it is a pip that would install into the environment."""
+    """End this program if its arguments ask pip to install into the session's environment. Otherwise return, and pip runs.
+
+    Exit with 0 if all requirements are installed already, and with 1 and a message that says what to use instead if not.
+    """
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return
     if _can_write(sysconfig.get_path("purelib")):  # a virtual environment that the session made
@@ -35,7 +38,7 @@ def refuse(arguments: "list[str]") -> None:
 
 
 def _can_write(folder: str) -> bool:
-    """Return whether a file can be created in a folder."""
+    """Return whether this process can create a file in a folder. It tries to."""
     try:  # access(2) does not know what Landlock denies
         with tempfile.TemporaryFile(dir=folder):
             return True
