@@ -49,7 +49,9 @@ class Artifacts:
         }
         text = json.dumps(described, default=_refuse)
         if len(text) > _MOST_DESCRIPTION:
-            raise InvalidArgumentError(f"an artifact's metadata must have at most {_MOST_DESCRIPTION} characters, got {len(text)}")
+            raise InvalidArgumentError(
+                f"an artifact's description and metadata must have at most {_MOST_DESCRIPTION} characters of JSON together, got {len(text)}"
+            )
         await self._storage.write("content", place, content)
         async with self._storage.locked("artifacts"):
             before = await self._described(name)
@@ -141,9 +143,11 @@ def _encode(data: Any) -> tuple[Form, bytes]:
     except InvalidArgumentError:
         raise
     except TypeError as error:
-        raise InvalidArgumentError(str(error)) from error
-    except (RecursionError, ValueError) as error:
-        raise InvalidArgumentError("an artifact's data is nested too deeply, or holds itself") from error
+        raise InvalidArgumentError(f"an artifact's data cannot be saved: {error}") from error
+    except RecursionError as error:
+        raise InvalidArgumentError("an artifact's data must not be nested that deeply: save it in parts") from error
+    except ValueError as error:
+        raise InvalidArgumentError(f"an artifact's data cannot be saved as JSON: {error}") from error
 
 
 def _decode(form: Form, content: bytes) -> Any:
@@ -158,7 +162,8 @@ def _decode(form: Form, content: bytes) -> Any:
 
 
 def _refuse(value: object) -> object:
-    raise InvalidArgumentError(f"a {type(value).__name__} cannot be kept: text, bytes, JSON and DataFrames can")
+    advice = "convert it to text, numbers, lists and dicts; bytes and DataFrames must be the whole data"
+    raise InvalidArgumentError(f"a value of type {type(value).__name__} cannot be saved as JSON: {advice}")
 
 
 def _text(value: object) -> str:

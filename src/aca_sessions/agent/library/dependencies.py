@@ -77,7 +77,7 @@ class Deps:
     def _check_is_of_sessions(self, name: str, requirements: Texts, by_sessions: set[str]) -> None:
         if name not in by_sessions and any(_name(one) == name for one in requirements):
             raise InvalidArgumentError(
-                f"{name} is a dependency that the session's owner added: code in a session cannot change or remove it"
+                f"{name} is a dependency that the session's owner added: code in a session cannot change or remove it, so ask the owner"
             )
 
     async def _by_sessions(self) -> set[str]:
@@ -126,7 +126,7 @@ class PackageChanges:
         wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
         self._wanted, self._unwanted = {}, {}
         kept = [one for package in unwanted for one in (await uninstall(self._session, package, configured=True))["failed"]]
-        note = f"deps: {', '.join(kept)} could not be taken away\n" if kept else ""
+        note = f"deps: {', '.join(kept)} could not be uninstalled and can still be imported: call deps.remove() again\n" if kept else ""
         try:
             told = await install(self._session, wanted)
         except NotSupportedError as error:
@@ -177,4 +177,6 @@ def _name(package: object) -> str:
         return canonicalize_name(Requirement(str(package)).name)
     except InvalidRequirement:
         # Not chained: the cause quotes text that code in a session may have written.
-        raise InvalidArgumentError("a dependency must be a requirement such as 'humanize' or 'pandas>=2'") from None
+        raise InvalidArgumentError(
+            "a dependency must be a requirement such as 'humanize' or 'pandas>=2', got text that is not one"
+        ) from None

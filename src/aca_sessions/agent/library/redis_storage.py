@@ -44,9 +44,11 @@ class RedisStorage:
             redis: A client instead of the URL, from `redis` or `redis.asyncio`. `close` leaves it open.
         """
         if (url is None) == (redis is None):
-            raise ConfigurationError("give either a URL, RedisStorage('redis://localhost:6379'), or a client, RedisStorage(redis=client)")
+            got = "neither" if url is None else "both"
+            forms = "RedisStorage('redis://localhost:6379') or RedisStorage(redis=client)"
+            raise ConfigurationError(f"RedisStorage must have either a URL or a client, got {got}: write {forms}")
         if redis is not None and redis.get_connection_kwargs().get("decode_responses"):
-            raise ConfigurationError("artifacts may be bytes: make the Redis client without decode_responses=True")
+            raise ConfigurationError("the Redis client must return bytes: make it without decode_responses=True")
         self._redis: Any = redis if url is None else _connected(url)
         self._is_own = redis is None
         self._prefix = prefix
@@ -102,7 +104,9 @@ class RedisStorage:
         options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
         lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
         if not await self._acquired(lock):
-            raise StorageError(f"{kind} of the storage are locked by another process for {_PATIENCE_SECONDS:g} s: end that process")
+            raise StorageError(
+                f"cannot lock the storage of {kind} within {_PATIENCE_SECONDS:g} s, because another process uses it: try again or end it"
+            )
         try:
             yield
         finally:
@@ -167,11 +171,11 @@ def _errors() -> Iterator[None]:
 
 
 def _storage_error(error: RedisError) -> StorageError:
-    advice = "check whether the server runs, and the URL"
+    advice = "check that the server runs and that the URL is right"
     if isinstance(error, OutOfMemoryError | ExecAbortError):
         advice = "it is full: raise its maxmemory, or delete what is not needed"
     elif isinstance(error, AuthenticationError | NoPermissionError):
         advice = "check the user and the password in the URL, and what the user may do"
     elif isinstance(error, ReadOnlyError):
-        advice = "it is a replica, which takes no writes: name its primary"
+        advice = "it is a replica, which refuses writes: use the URL of its primary"
     return StorageError(f"Redis failed ({type(error).__name__}): {advice}")

@@ -176,9 +176,11 @@ class MeaningIndex:
         try:
             made = np.asarray(answered, dtype=float)
         except (ValueError, TypeError):
-            made = np.empty(0)
-        if made.ndim != 2 or len(made) != len(texts):
-            raise ConfigurationError(f"embed must return one vector for each of {len(texts)} texts, all of one length")
+            made = None
+        if made is None or made.ndim != 2 or len(made) != len(texts):
+            got = "no such numbers" if made is None else f"an array of shape {made.shape}"
+            advice = f"return a list of {len(texts)} lists of numbers"
+            raise ConfigurationError(f"embed must return one vector for each of {len(texts)} texts, all of one length, got {got}: {advice}")
         lengths = np.linalg.norm(made, axis=1, keepdims=True)
         directions: np.ndarray = np.divide(made, lengths, out=np.zeros_like(made), where=lengths > 0)
         return directions

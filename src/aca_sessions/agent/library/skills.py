@@ -192,17 +192,22 @@ def checked(name: object) -> str:
 def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
     """Return the function `run` of a skill. Raise InvalidArgumentError if there is none, or if the source is not valid Python."""
     if not isinstance(source, str) or len(source) > _MOST_SOURCE:
-        raise InvalidArgumentError(f"a skill's source must be text of at most {_MOST_SOURCE} characters")
+        got = f"{len(source)} characters" if isinstance(source, str) else type(source).__name__
+        raise InvalidArgumentError(f"a skill's source must be text of at most {_MOST_SOURCE} characters, got {got}")
     try:
         parsed = ast.parse(source)
     except SyntaxError as error:  # not chained, nor those below: the cause quotes the source, which code in a session may have written
         raise InvalidArgumentError(f"the skill's source must be valid Python: {error.msg} (line {error.lineno})") from None
-    except (ValueError, RecursionError, MemoryError):
-        raise InvalidArgumentError("the skill's source is nested too deeply, or holds null characters") from None
+    except ValueError:
+        raise InvalidArgumentError("the skill's source must be text without null characters and lone surrogates: remove them") from None
+    except (RecursionError, MemoryError):
+        raise InvalidArgumentError(
+            "the skill's source must not be nested that deeply: split its long expressions into statements"
+        ) from None
     for node in reversed(parsed.body):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == "run":
             return node
-    raise InvalidArgumentError("a skill's source must define 'def run(...)' or 'async def run(...)'")
+    raise InvalidArgumentError("a skill's source must define 'def run(...)' or 'async def run(...)' outside of any block")
 
 
 def parameters(source: str) -> list[dict[str, Any]]:
@@ -226,7 +231,9 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> dict[str, Any]:
 def _check_owner(skill: Skill | None, origin: str) -> None:
     """Raise InvalidArgumentError if a session would replace a skill of its owner: later sessions would trust the new one."""
     if skill is not None and skill.origin == "host" and origin != "host":
-        raise InvalidArgumentError(f"the skill {skill.name} is its owner's, and code in a session cannot change it: use another name")
+        raise InvalidArgumentError(
+            f"the skill {skill.name} belongs to the session's owner, so code in a session cannot change or remove it: use another name"
+        )
 
 
 def _documentation(source: str) -> tuple[str, ...]:

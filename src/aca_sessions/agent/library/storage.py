@@ -64,8 +64,8 @@ class Storage(Protocol):
 def checked_name(name: object) -> str:
     """Return the name. Raise InvalidArgumentError if it cannot be that of a record."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
-        allowed = "letters, digits, '_', '-', single '.' and spaces"
-        raise InvalidArgumentError(f"a name must have up to 128 {allowed}, and begin with a letter or digit: got {str(name)[:80]!r}")
+        allowed = "letters, digits, '_', '-', single '.' and spaces, begin with a letter, digit or '_', and not end with '.' or a space"
+        raise InvalidArgumentError(f"a name must have up to 128 {allowed}, got {str(name)[:80]!r}")
     return name
 
 
@@ -102,7 +102,9 @@ class FileStorage:
         deadline = time.monotonic() + _LOCK_SECONDS
         while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
             if time.monotonic() > deadline:
-                raise StorageError(f"{kind} of the storage are locked by another process for {_LOCK_SECONDS:g} s: end that process")
+                raise StorageError(
+                    f"cannot lock the storage of {kind} within {_LOCK_SECONDS:g} s, because another process uses it: try again or end it"
+                )
             await asyncio.sleep(0.01)
         try:
             yield
@@ -207,7 +209,7 @@ async def _in_thread(done: str, act: Callable[[], Result]) -> Result:
 
 
 def _storage_error(done: str, error: OSError) -> StorageError:
-    return StorageError(f"the storage cannot be {done}: {error.strerror}; look at its folder's owner, mode and free space")
+    return StorageError(f"the storage cannot be {done}: {error.strerror}. Check the owner, mode and free space of its folder")
 
 
 class MemoryStorage:
