@@ -98,7 +98,7 @@ def test_both_halves_of_an_event_agree(event: Event) -> None:
     ],
 )
 def test_a_malformed_reply_is_refused(body: object) -> None:
-    with pytest.raises(ProblemError, match="a reply"):
+    with pytest.raises(ProblemError, match="the reply"):
         decode_reply(body)
 
 

@@ -4,6 +4,7 @@ First what both halves name, then results, events, checkpoints and branches, pac
 """
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -26,7 +27,7 @@ from ..models import (
     State,
     VariableChange,
 )
-from .records import IDENTIFIER, Body, invalid, is_well_formed
+from .records import IDENTIFIER, Body, invalid, is_well_formed, type_name
 
 OFFER_HEADER = "x-aca-sessions-extensions"
 OFFERED = ("rich", "interrupt", "reset", "health", "isolation", "ranges", "events", "checkpoint", "packages")
@@ -183,7 +184,10 @@ def decode_reply(body: object) -> tuple[int, str | None]:
         case {"number": int(number), "text": None | str() as text} if number > 0 and not isinstance(number, bool):
             if text is None or is_well_formed(text):
                 return number, text
-    raise invalid("a reply must have a 'number' above 0, and a 'text' that is well-formed text or null")
+    expected = (
+        "the reply must be an object with 'number', a whole number above 0, and 'text', which is null or text without lone surrogates"
+    )
+    raise invalid(f"{expected}, got {_types(body, 'number', 'text')}")
 
 
 def _encode_event(event: Event) -> dict[str, object]:
@@ -253,7 +257,9 @@ def decode_name(body: object, key: str) -> str | None:
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
             return cast(str | None, name)
-    raise invalid(f"'{key}' must be text of 1 to {_LONGEST_NAME} characters, or null")
+    value = body.get(key) if isinstance(body, Mapping) else body
+    got = f"{len(value)} characters" if isinstance(value, str) else type_name(value)
+    raise invalid(f"'{key}' must be null, or text of 1 to {_LONGEST_NAME} characters without lone surrogates, got {got}")
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
@@ -265,7 +271,8 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
             if len({*names}) == len(names):
                 return names, reseed
-    raise invalid(f"'identifiers' must be 1 to {_MOST_BRANCHES} different identifiers, and 'reseed' must be true or false")
+    expected = f"'identifiers' must be a list of 1 to {_MOST_BRANCHES} different session identifiers, and 'reseed' must be true or false"
+    raise invalid(f"{expected}, got {_types(body, 'identifiers', 'reseed')}")
 
 
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
@@ -276,6 +283,25 @@ def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, o
 def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
     """Return the record of the origin, and where each branch's ledger begins."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
+
+
+def _types(body: object, *names: str) -> str:
+    """Return the types of some members of a body: their values may be secret. A number is returned as it is."""
+    if not isinstance(body, Mapping):
+        return type_name(body)
+    shown = []
+    for name in names:
+        value = body.get(name)
+        if name not in body:
+            got = "nothing"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            got = reprlib.repr(value)
+        elif isinstance(value, list):
+            got = f"a list of {len(value)}"
+        else:
+            got = type_name(value)
+        shown.append(f"{got} for '{name}'")
+    return " and ".join(shown)
 
 
 def _is_identifier(name: object) -> bool:
@@ -296,7 +322,8 @@ def decode_installation(body: object) -> tuple[list[str], float]:
         case {"requirements": [*requirements], "timeout": int() | float() as timeout} if all(isinstance(one, str) for one in requirements):
             if 0 < timeout <= MAX_INSTALL_SECONDS and not isinstance(timeout, bool):
                 return requirements, timeout
-    raise invalid(f"'requirements' must be a list of texts, and 'timeout' a number of seconds above 0 and up to {MAX_INSTALL_SECONDS:g}")
+    timed = f"'timeout' must be a number of seconds above 0 and up to {MAX_INSTALL_SECONDS:g}"
+    raise invalid(f"'requirements' must be a list of texts, and {timed}, got {_types(body, 'requirements', 'timeout')}")
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:

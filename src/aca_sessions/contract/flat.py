@@ -27,6 +27,7 @@ from .records import (
     ProblemError,
     Status,
     invalid,
+    type_name,
 )
 
 EXECUTE_PATH = "executions"
@@ -137,7 +138,8 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     if lenient and isinstance(body.get("properties"), Mapping):
         body = checked_object(body["properties"])
     if "properties" in body:
-        raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties without a 'properties' wrapper")
+        said = "in this api-version 'code' and the other properties must be in the body itself, got 'properties' around them: leave it out"
+        raise ProblemError(400, PROPERTIES_MISSING, said)
     asynchronous, timeout, output_limit = decode_limits(body)
     return ExecutionCall(code=decode_code(body), asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
 
@@ -339,15 +341,19 @@ def parse(content: bytes) -> object:
         # Not chained, here and below: these errors hold what the client sent.
         raise MalformedBodyError("$", f"The body must be JSON: {error.msg}. {place}") from None
     except (ValueError, RecursionError):
-        raise MalformedBodyError("$", "The body must be JSON in UTF-8, and not be nested too deeply.") from None
+        message = "The body must be JSON in UTF-8, without deep nesting and without numbers of thousands of digits."
+        raise MalformedBodyError("$", message) from None
 
 
-def checked_object(body: object) -> Body:
-    """Return the object of a request. Raise MalformedBodyError for another type, and ProblemError for an object without properties."""
+def checked_object(body: object, least: str = "'code'") -> Body:
+    """Return the object of a request. Raise MalformedBodyError for another type, and ProblemError for an object without properties.
+
+    `least` names the properties that the error message asks for.
+    """
     if not isinstance(body, Mapping):
-        raise MalformedBodyError("$", "The body must be a JSON object.")
+        raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
     if not body:
-        raise ProblemError(400, PROPERTIES_MISSING, "the body has no properties: it must have at least the code to run")
+        raise ProblemError(400, PROPERTIES_MISSING, f"the body must have properties, got an empty object: send at least {least}")
     return body
 
 
@@ -359,15 +365,17 @@ def decode_code(body: Body, name: str = "code") -> str:
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
     if not isinstance(code, str):
-        raise invalid(f"'{name}' must be text, got {'nothing' if code is None else type(code).__name__}")
+        raise invalid(f"'{name}' must be text, got {'nothing' if code is None else type_name(code)}")
     try:
         if kind == "inlinebase64":
             return base64.b64decode("".join(code.split()), validate=True).decode()
         code.encode()  # fails for lone surrogates, which JSON can hold and a source text cannot
     except UnicodeEncodeError:
-        raise invalid(f"'{name}' must be well-formed Unicode: it holds a lone surrogate") from None
+        raise invalid(f"'{name}' must be well-formed Unicode, got text with a lone surrogate: remove it") from None
     except ValueError:
-        raise invalid(f"'{name}' must be UTF-8 text in base64, because its codeInputType is InlineBase64") from None
+        raise invalid(
+            f"'{name}' must be UTF-8 text in base64, because 'codeInputType' is InlineBase64: encode it, or leave 'codeInputType' out"
+        ) from None
     return code
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from ..models import CodeExecutionResult, RemoteFile
 from .extensions import RICH_MEMBER, decode_rich, encode_rich
 from .flat import checked_object, choice, decode_code, decode_result, decode_time, encode_stderr, encode_time, encode_value, number
-from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Body, Execution, ExecutionCall, ProblemError
+from .records import MAX_SYNCHRONOUS_SECONDS, PROPERTIES_MISSING, Body, Execution, ExecutionCall, ProblemError, type_name
 
 EXECUTE_PATH = "code/execute"
 UPLOAD_PATH = "files/upload"
@@ -75,11 +75,18 @@ def _decode_file(properties: Body) -> RemoteFile:
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     """Return the execution that a client requests. Raise ProblemError with what is wrong with the body. `lenient` changes nothing here."""
     del lenient
-    properties = checked_object(body).get("properties")
-    if not isinstance(properties, Mapping):
-        raise ProblemError(400, PROPERTIES_MISSING, "this api-version takes the properties of a cell as an object 'properties'")
+    properties = _properties(body, "'code'")
     choice(properties, "executionType", ("synchronous",))
     return ExecutionCall(code=decode_code(properties), timeout=number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS))
+
+
+def _properties(body: object, least: str) -> Body:
+    """Return the properties of a cell. Raise ProblemError if they are missing; `least` names what they must have."""
+    properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
+    if not isinstance(properties, Mapping):
+        got = "nothing" if properties is None else type_name(properties)
+        raise ProblemError(400, PROPERTIES_MISSING, f"'properties' must be an object with {least}, got {got}")
+    return properties
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
@@ -136,9 +143,7 @@ def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
 
     Raise ProblemError for an invalid body.
     """
-    properties = checked_object(body).get("properties")
-    if not isinstance(properties, Mapping):
-        raise ProblemError(400, PROPERTIES_MISSING, "python/execute takes the properties of a cell as an object 'properties'")
+    properties = _properties(body, "'pythonCode'")
     identifier = properties.get("identifier")
     timeout = number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)
     call = ExecutionCall(code=decode_code(properties, "pythonCode"), timeout=timeout)

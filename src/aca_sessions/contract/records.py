@@ -23,6 +23,7 @@ MAX_ASYNCHRONOUS_SECONDS = 86_400.0
 IDENTIFIER = re.compile(r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~` ]{1,256}", re.ASCII)
 
 _SECONDS = re.compile(r"\d{1,9}(\.\d+)?", re.ASCII)  # this project's server and some proxies send a fraction
+_TYPE_NAMES = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
 _MALFORMED = "One or more validation errors occurred."
 _ROOT = ["mnt", "data"]
 Body = Mapping[str, object]
@@ -69,10 +70,10 @@ def split_path(path: str) -> tuple[str, str]:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
         if parts[:2] != _ROOT:
-            raise ValueError("a path must be relative to /mnt/data, or begin with /mnt/data/")
+            raise ValueError(f"a path must be relative to /mnt/data, or begin with /mnt/data/, got {path!r:.80}")
         del parts[:2]
     if ".." in parts:
-        raise ValueError("a path must not contain '..'")
+        raise ValueError(f"a path must not contain '..', got {path!r:.80}")
     if not parts or path.rpartition("/")[2] in ("", "."):
         return "/".join(parts), ""
     return "/".join(parts[:-1]), parts[-1]
@@ -127,7 +128,8 @@ def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exc
             return ServiceError(status, code, message)
         case 403:
             return AuthenticationError(
-                "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool"
+                "the service refused the credentials (403): they lack the role 'Azure ContainerApps Session Executor' on the session pool, "
+                "so assign it to them"
             )
         case 400 if code == NO_SESSION:
             return NotFoundError(status, code, message)
@@ -146,9 +148,12 @@ _NOT_CREDENTIALS = ("HostNotAllowed", "OriginNotAllowed", "FileNotAccessible")  
 def _code_and_message(body: object) -> tuple[str, str]:
     content = body.get("error", body) if isinstance(body, Mapping) else None
     if not isinstance(content, Mapping):
-        return "Unreadable", "the response is not in the API's error form: check that the endpoint is a session pool"
+        return "Unreadable", (
+            "expected an error in the form of the sessions API, got another body: check that ACASessions:SessionsHttpClient:Endpoint leads "
+            "to a session pool, and that no proxy answers for it"
+        )
     code, message = content.get("code"), content.get("message") or _validation_message(content)
-    return str(code or "Unknown"), str(message or "no message")
+    return str(code or "Unknown"), str(message or "the response has no message: see the log of the service")
 
 
 def _validation_message(content: Mapping[str, object]) -> str | None:
@@ -176,6 +181,11 @@ def is_well_formed(text: object) -> bool:
         return isinstance(text, str) and text.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def type_name(value: object) -> str:
+    """Return JSON's name for the type of a value: an error message shows it if the value itself may be secret."""
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def invalid(message: str) -> ProblemError:

@@ -5,7 +5,7 @@ from typing import cast
 
 from ..models import CodeExecutionResult
 from .flat import checked_object, decode_limits, encode_stderr
-from .records import Command, Execution, ExecutionCall, ProblemError, invalid, is_well_formed
+from .records import Command, Execution, ExecutionCall, ProblemError, invalid, is_well_formed, type_name
 
 _SHELL = "/bin/bash"
 _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
@@ -21,7 +21,7 @@ def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall
     """
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
-    body = checked_object(body)
+    body = checked_object(body, "'shellCommand' or 'execCommandAndArgs'")
     asynchronous, timeout, output_limit = decode_limits(body)
     command = decode_command(body)
     return ExecutionCall(code="", command=command, asynchronous=asynchronous, timeout=timeout, output_limit=output_limit)
@@ -31,12 +31,16 @@ def decode_command(body: Mapping[str, object]) -> Command:
     """Return the command of a body: either a line for the shell, or a program with its arguments. Raise ProblemError for any other body."""
     line, words, stdin = body.get("shellCommand"), body.get("execCommandAndArgs"), body.get("stdin")
     if (line is None) == (words is None):
-        raise invalid("the body must have exactly one of 'shellCommand' and 'execCommandAndArgs'")
+        got = "none of them" if line is None else "both"
+        raise invalid(f"expected exactly one of 'shellCommand' and 'execCommandAndArgs', got {got}")
     arguments = [_SHELL, "-c", line] if words is None else words
     if not isinstance(arguments, list) or not arguments or not all(_is_argument(argument) for argument in arguments):
-        raise invalid("the command must be non-empty texts without null characters")
+        text = "text that is not empty and has no null characters and lone surrogates"
+        raise invalid(f"'shellCommand' must be {text}" if words is None else f"'execCommandAndArgs' must be a list of at least one {text}")
     if stdin is not None and not is_well_formed(stdin):
-        raise invalid("'stdin' must be well-formed text")
+        raise invalid(
+            f"'stdin' must be text without lone surrogates, got {'text with one' if isinstance(stdin, str) else type_name(stdin)}"
+        )
     return Command(tuple(cast(list[str], arguments)), cast(str | None, stdin) or "")
 
 
