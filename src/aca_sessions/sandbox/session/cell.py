@@ -20,7 +20,7 @@ class Output:
     """A non-blocking reader of a pipe. It reads as fast as the guest writes, so that a flood neither blocks nor ends a cell."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
-        """Take over the read end of a pipe. Between two calls of `take`, keep at most `limit` bytes: one half each for head and tail."""
+        """Take over the read end of a pipe. Of what arrives between two calls of `take`, keep the first and the last `limit // 2` bytes."""
         os.set_blocking(descriptor, False)
         self.descriptor = descriptor
         self._half = limit // 2
@@ -33,7 +33,7 @@ class Output:
         self.read = 0  # bytes in all, those that were cut included
 
     def follow(self, tell: Callable[[str], None] | None) -> None:
-        """Call `tell` with the text that is kept so far, then with all text as it comes. None ends the calls."""
+        """Call `tell` at once with the text that is kept, and later with each new text. With None, stop calling it."""
         self._tell = tell
         self._decoder.reset()
         self._pass_on(bytes(self._head + self._tail))
@@ -41,8 +41,7 @@ class Output:
     def drain(self, most: int = 1 << 22) -> bool:
         """Read what is in the pipe now. Return False at the end of the pipe.
 
-        It stops once it has read `most` bytes, or after 512 reads: a guest that writes single bytes could keep it busy otherwise. `flooded`
-        is True if it stopped for that reason.
+        Stop after `most` bytes or 512 reads, and set `flooded`: otherwise a guest that writes single bytes could keep the host busy.
         """
         self.flooded, left = False, most
         for _ in range(_MOST_READS):
@@ -62,7 +61,7 @@ class Output:
         return True
 
     def take(self) -> str:
-        """Return the text since the last call, with a line in the place of bytes that were cut."""
+        """Return the text that arrived since the last call. A line says how many bytes were cut, in their place."""
         cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
         text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
         self._head, self._tail, self._dropped = bytearray(), bytearray(), 0
@@ -111,9 +110,9 @@ class CellNotSentError(GuestDiedError):
 class Clock:
     """The seconds of its timeout that a cell has used. The clock is stopped until the cell starts, and while the cell waits for the host.
 
-    While the clock is stopped, other threads and processes of the cell may continue. Their processor time counts then, at most one second
-    for each second. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used. Without that limit, a cell
-    that asks again and again would have no deadline.
+    While the clock is stopped, other threads and processes of the cell may go on computing. So their processor time counts, but never more
+    than the time that has passed. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used, because
+    otherwise a cell that asks again and again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
@@ -161,14 +160,14 @@ class Clock:
 
 
 class Grace:
-    """The seconds that an interpreter has to obey a signal: INTERRUPT_GRACE, and those for which it waited for a processor.
+    """The time that an interpreter has to obey a signal: INTERRUPT_GRACE seconds, and those for which it waited for a processor.
 
-    On a busy machine an interpreter may get no processor for seconds, and would lose its variables although it obeys. Code of the session
-    can keep its own interpreter waiting. So at most QUEUED_SECONDS are added.
+    Without these, an interpreter that gets no processor on a busy machine would be killed, and lose its variables, although it obeys. At
+    most QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Begin to count.
+        """Start the time.
 
         Args:
             queued: Returns for how many seconds the interpreter has waited for a processor since it started.
@@ -181,12 +180,12 @@ class Grace:
 
     @property
     def left(self) -> float:
-        """Return the seconds left."""
+        """Return the seconds left, which are negative once the time is over."""
         return self._until + min(max(self._queued() - self._before, 0.0), QUEUED_SECONDS) - self._now()
 
 
 class Cell:
-    """The execution that runs now: how far it is, what it displayed, and which of its questions are open."""
+    """The state of an execution: whether it has started or finished, what it displayed, and which of its questions are open."""
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
         """Create the state of an execution that has not started.
@@ -236,7 +235,7 @@ class Cell:
             self.tell(Event(kind="display", display=self.displays[place]))
 
     def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """Report text that the cell wrote to a stream."""
+        """Report text that the cell wrote to a stream as an event, if events are wanted."""
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
@@ -256,7 +255,7 @@ class Cell:
         return True
 
     def answered(self, number: int) -> bool:
-        """Remove a question that has its answer. Return False if the question is not open. The clock starts when none is left."""
+        """Mark a question as answered. Return False if the question is not open. The clock starts again when no question is open."""
         if number not in self.open:
             return False
         self.open.remove(number)
@@ -271,7 +270,7 @@ class Cell:
         turned.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
-        """Take the guest's last frame. Raise WireError if it is over a limit that the types of its fields cannot express."""
+        """Validate and keep the guest's last frame of the execution. Raise WireError if something in it is over a limit."""
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
                 raise wire.WireError("a text over the size limit")
@@ -295,7 +294,7 @@ class Cell:
     def result(
         self, cause: str | None, *, stdout: str, stderr: str, processes: tuple[RunningProcess, ...], duration: float
     ) -> CodeExecutionResult:
-        """Return the result. The ledger adds the state of the session to it later.
+        """Return the result. Its `state` covers only this execution: the session's ledger replaces it later.
 
         Args:
             cause: Why the interpreter died. It is ignored if the cell has finished.
@@ -331,7 +330,7 @@ class Cell:
         )
 
     def clear(self) -> None:
-        """Drop everything displayed so far from the result."""
+        """Drop all displays so far from the result, and report that as an event."""
         self.displays.clear()
         self._sizes.clear()
         self._places.clear()
@@ -341,10 +340,11 @@ class Cell:
 
 
 def reason_of(status: int | None) -> str:
-    """Return why an interpreter ended: `exit`, `crash` or `killed`.
+    """Return why an interpreter ended: `exit`, `crash` (by a signal or its own failure) or `killed` (by SIGKILL, or for an unknown reason).
 
     Args:
-        status: The wait status (wait(2)), or None if the session's first process ended before it could report one.
+        status: The wait status (wait(2)), or None if it is unknown, as when the session's first process ended before it could report
+            one.
     """
     if status is None:
         return "killed"

@@ -1,4 +1,4 @@
-"""The host's ends of an interpreter: a socket for cells, a pipe for the guest's frames, and a pipe each for stdout and stderr."""
+"""The host's side of the connection to an interpreter: a socket for cells, and pipes for the guest's frames, stdout and stderr."""
 
 import asyncio
 import contextlib
@@ -26,9 +26,9 @@ _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait 
 
 
 class Unfinished:
-    """The bytes of frames that guests have begun and not finished, bounded for all event loops of this process together.
+    """The number of bytes in frames that guests have begun and not finished, limited for all event loops of this process together.
 
-    Beyond the limit, the frame that was begun first is refused: an honest guest writes a frame at once.
+    Beyond the limit, the frame that was begun first is refused, because an honest guest writes a frame without a pause.
     """
 
     def __init__(self, most: int = _MOST_UNFINISHED) -> None:
@@ -43,12 +43,14 @@ class Unfinished:
             return sum(self._held.values())
 
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
-        """Count the unfinished bytes of an inbox, and refuse the oldest frames if all of them exceed the limit.
+        """Record how many bytes of an unfinished frame an inbox holds. If all inboxes exceed the limit, refuse the oldest frames.
+
+        Less than 256 KiB is not counted.
 
         Args:
             inbox: Holds the frame.
             size: How many bytes of the frame it holds now.
-            anew: Whether it is another frame than at the last call.
+            anew: Whether it is another frame than at the last call, and so the latest of all.
         """
         with self._lock:
             if anew or size < _SMALL:
@@ -74,7 +76,7 @@ class Inbox:
 
         Args:
             pipe: The read end.
-            unfinished: Bounds the bytes of unfinished frames, together with other inboxes.
+            unfinished: Limits the bytes of unfinished frames in all inboxes that share it.
         """
         os.set_blocking(pipe, False)
         self._pipe = pipe
@@ -91,7 +93,7 @@ class Inbox:
 
         Args:
             take: Called with each payload. It raises WireError to refuse it.
-            most: The first value of `most`.
+            most: The size in bytes of the largest payload that is accepted. The attribute `most` changes it later.
             forged: Called after a refused frame.
             silent: Called at the end of the pipe.
         """
@@ -101,11 +103,14 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Count other work of the guest, in bytes that were read."""
+        """Count bytes that were read from the guest's streams as work that the guest caused, as frames are."""
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Take what the guest wrote so far, within a bound, then stop. For a guest that is dead or about to be killed."""
+        """Pass on the frames that the guest wrote so far, in at most 4 reads, then stop. Do nothing if the inbox has stopped.
+
+        For a guest that is dead or about to be killed.
+        """
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -117,14 +122,14 @@ class Inbox:
         self.stop()
 
     def stop(self) -> None:
-        """Stop reading, and drop what was not taken."""
+        """Stop reading, and drop frames that were not passed on."""
         self._open = False
         self._watch(False)
         self._complete, self._frames = iter(()), wire.Frames(0)
         self._unfinished.note(self, 0, anew=True)
 
     def give_up_soon(self) -> None:
-        """Refuse the unfinished frame soon, on the inbox's own event loop. This may be called from any thread."""
+        """Schedule the refusal of the unfinished frame on the inbox's own event loop. This may be called from any thread."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
             self._loop.call_soon_threadsafe(self._refuse)
 
@@ -146,7 +151,10 @@ class Inbox:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Take complete frames, at most 64 units of them in each turn of the event loop. Read more when all are taken."""
+        """Pass on complete frames, at most 64 units of work in each turn of the event loop.
+
+        Read more when all are passed on. If the guest has caused too much work, wait before that.
+        """
         try:
             taken, all_taken = self._take_some(_A_TURN)
         except wire.WireError:
@@ -172,7 +180,7 @@ class Inbox:
             self._go_on()
 
     def _take_some(self, most: float) -> tuple[int, bool]:
-        """Take frames until they cost `most` units. Return how many were taken, and whether none is left."""
+        """Pass on frames until they have cost `most` units of work. Return how many these were, and whether no complete frame is left."""
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
             self._frames.limit = self.most
@@ -209,8 +217,8 @@ class Outbox:
     """A queue of frames that are written to a socket in the order in which they came.
 
     Several tasks send at the same time, and a frame may be larger than the socket's buffer. So only this object writes. A frame that was
-    begun is written to its end, even if its sender was cancelled meanwhile. Waiting for a guest that does not read blocks no reader: the
-    guest may itself wait until the host reads.
+    begun is written to its end, even if its sender was cancelled meanwhile. While it waits for a guest that does not read, the host goes on
+    reading from the guest, because the guest may be waiting for that.
     """
 
     def __init__(self, link: socket.socket) -> None:
@@ -249,7 +257,7 @@ class Outbox:
             self._drop()
 
     def _write(self) -> None:
-        """Write as much as one send takes, and no more in this turn of the event loop."""
+        """Write a part of the first frame by one send. The rest follows in later turns of the event loop."""
         while self._waiting and self._waiting[0].written.cancelled() and not self._waiting[0].begun:
             self._drop()
         if self._waiting:
@@ -288,7 +296,7 @@ class Channel:
     """The connection to one interpreter. It reads frames and streams as they arrive, on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the ends.
+        """Take over the descriptors.
 
         Args:
             link: The socket for frames to the guest.
@@ -322,7 +330,7 @@ class Channel:
         return self._outbox.put(wire.frame(message), descriptors)
 
     def drain(self) -> None:
-        """Read what the guest has written to its streams so far."""
+        """Read what the guest has written to stdout and stderr so far."""
         for stream in self.streams:
             before = stream.read
             stream.drain()
@@ -330,7 +338,7 @@ class Channel:
                 self.inbox.charge(stream.read - before)
 
     def stop(self) -> None:
-        """Take the frames that were written so far, then stop reading and writing."""
+        """Pass on the frames that the guest wrote so far, then stop reading and writing."""
         self._open = False
         self.inbox.finish()
         self._outbox.close()
@@ -338,7 +346,7 @@ class Channel:
             self._unwatch(descriptor)
 
     def close(self) -> None:
-        """Close all ends."""
+        """Stop, and close the socket and the pipes."""
         self.stop()
         for stream in self.streams:
             stream.close()
@@ -346,7 +354,7 @@ class Channel:
         self._link.close()
 
     def _on_output(self, stream: Output) -> None:
-        """Read a stream. After a flood, pause for 0.02 s, so that other sessions get their turn."""
+        """Read a stream. If it is flooded, do not read it again for 0.02 s, so that other sessions get their turn."""
         # What is not read stays in the pipe. A full pipe holds up its writer alone.
         if not stream.drain(_STREAM_READ_AT_ONCE):
             self._unwatch(stream.descriptor)

@@ -1,6 +1,6 @@
-"""The checkpoints of a session: its variables as a fork that waits, its files as a copy.
+"""The checkpoints of a session. A checkpoint keeps the variables in a forked interpreter that waits, and the files as a copy.
 
-They are taken and returned to between two cells.
+Checkpoints are taken, and rolled back to, between two cells.
 """
 
 import asyncio
@@ -24,9 +24,10 @@ from .interpreter import Interpreter, fork
 
 @dataclass(slots=True)
 class SessionCheckpoint:
-    """A checkpoint: the interpreter that waits since then, and a workspace with a copy of the files. `position` is that of the ledger.
+    """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    A hidden one belongs to a transactional cell.
+    `position` is the checkpoint's position in the session's ledger. A hidden checkpoint belongs to a transactional cell, and is not listed
+    for users.
     """
 
     id: str
@@ -46,7 +47,7 @@ class SessionCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one session. They count towards its memory. The oldest are removed first."""
+    """The checkpoints of one session. They count towards the session's memory. If there are too many, the oldest are removed."""
 
     def __init__(self, fork_server: ForkServer, tree: Tree, files: Files, limits: Limits) -> None:
         self._fork_server = fork_server
@@ -58,16 +59,16 @@ class Checkpoints:
 
     @property
     def usable(self) -> list[SessionCheckpoint]:
-        """Return the checkpoints that can be returned to, the oldest first.
+        """Return the checkpoints that users can roll back to, the oldest first.
 
-        Hidden ones, and ones that were ended for their memory, are left out.
+        Hidden ones, and those whose interpreter has ended, as when memory was short, are left out.
         """
         return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
 
     def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
-        """Return a checkpoint by name or by id, or the latest. Raise SnapshotError if it does not exist.
+        """Return a usable checkpoint by name or by id, or the latest one if both are None. Raise SnapshotError if there is none.
 
-        The name is looked for first. If several have it, the latest is returned.
+        The name goes first: an id is compared only if no checkpoint has the name. If several have the name, the latest is returned.
         """
         latest_first = self.usable[::-1]
         found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
@@ -84,10 +85,10 @@ class Checkpoints:
         """Make a checkpoint of the session as it is now, and return it. Remove the oldest ones if there are too many.
 
         Args:
-            live: the interpreter to fork.
-            name: a name for the checkpoint, or None.
-            numbers: the source of its id.
-            hidden: whether it belongs to a transactional cell.
+            live: The interpreter to fork.
+            name: A name for the checkpoint, or None.
+            numbers: Yields the checkpoint's id.
+            hidden: Whether the checkpoint belongs to a transactional cell.
         """
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
         files = Files(tree, self._files.room)
@@ -115,9 +116,10 @@ class Checkpoints:
         return checkpoint
 
     async def prepare(self, checkpoint: SessionCheckpoint) -> Interpreter:
-        """Return an interpreter with the variables of a checkpoint, after it has answered. The checkpoint stays as it is.
+        """Return an interpreter with the variables of a checkpoint, once that interpreter answers.
 
-        A hidden one is for a single return, so its own interpreter is returned. Raise SnapshotError if the checkpoint was removed or fails.
+        It is a fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its own
+        interpreter is returned. Raise SnapshotError if the checkpoint was removed or does not answer.
         """
         if checkpoint not in self._taken:
             raise SnapshotError("this checkpoint was removed: the session was reset or ended meanwhile")
@@ -136,29 +138,29 @@ class Checkpoints:
             raise SnapshotError(f"cannot return to the checkpoint: {error}") from error
 
     async def drop(self, checkpoint: SessionCheckpoint) -> None:
-        """Remove a checkpoint."""
+        """Remove a checkpoint and end its interpreter. Do nothing if the checkpoint was removed already."""
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
             await self._tasks.to_its_end(self._end(checkpoint))
 
     def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
-        """Remove a hidden checkpoint in the background.
+        """Remove a hidden checkpoint in the background. Do nothing if the checkpoint was removed already.
 
-        If the session returned to it, its interpreter is the session's now and lives on.
+        With `returned_to`, do not end its interpreter, because the session uses it now.
         """
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
             self._tasks.start(self._drop_tree(checkpoint.tree, checkpoint.files) if returned_to else self._end(checkpoint))
 
     async def clear(self, *, hidden: bool = True) -> None:
-        """Remove all checkpoints, or only those that are not hidden."""
+        """Remove all checkpoints. With `hidden=False`, keep hidden ones."""
         for checkpoint in [*self._taken]:
             if hidden or not checkpoint.hidden:
                 await self.drop(checkpoint)
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Drop all checkpoints at once, for use when the event loop that they belong to is closed."""
+        """Remove all checkpoints without waiting. For use when the event loop that they belong to is closed."""
         for checkpoint in self._taken:
             checkpoint.interpreter.abandon()
             checkpoint.files.close()
@@ -166,9 +168,9 @@ class Checkpoints:
         self._taken.clear()
 
     async def _drop_oldest(self) -> None:
-        """Remove the oldest checkpoints until their number, and the bytes of their files, are within the limits. The latest always stays.
+        """Remove the oldest checkpoints until both their number and the bytes of their files are within the limits.
 
-        Hidden ones do not count.
+        The latest one always stays. Hidden ones do not count, and stay.
         """
         while len(own := [checkpoint for checkpoint in self._taken if not checkpoint.hidden]) > 1 and (
             len(own) > self._limits.checkpoints or sum(checkpoint.size for checkpoint in own) > self._limits.disk

@@ -102,7 +102,7 @@ class _Copying:
         return Copied(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
-        """Copy some entries. Return how many of them were left out."""
+        """Copy some entries. Return how many were left out: pipes, sockets and devices."""
         with self._open:
             left_out = sum(not self._make(path, status) for path, status in entries)
             # Memory is allocated for all of them at once: one by one would take twice the time.
@@ -113,7 +113,7 @@ class _Copying:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Make the copy of one entry, which is still empty if it is a file. Return False if it is a pipe, socket or device."""
+        """Make the copy of one entry; the copy of a file is still empty. Return False, and make nothing, for a pipe, socket or device."""
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
             return False
@@ -143,13 +143,13 @@ _MOST_NAMED = 20  # files in `cut_off`; the others are counted
 def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
     """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
 
-    Raise SnapshotError if that is impossible: the live files are then as they were, each with its inode. Raise PartlyRestoredError if it
-    failed half-way, which takes a process that writes at the same time.
+    Raise SnapshotError if that is impossible: then the live files are as they were, each with its inode. Raise PartlyRestoredError if only
+    some were restored, which can happen only if a process writes at the same time.
 
     Args:
-        checkpoint: the files to copy from.
-        live: the files to change.
-        allocate: allocates memory for new content, charged to the session.
+        checkpoint: The files to copy from.
+        live: The files to change.
+        allocate: Charges the session for the memory of new content.
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
@@ -163,9 +163,13 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
-    """Return the last paths of files that a process has open and that are deleted from this workspace.
+    """Return the last paths of files that a process has open but that are deleted from a workspace, relative to /mnt/data and sorted.
 
-    At most 20 paths are returned, with the number of further ones. Return None if this host may not look.
+    After 20 paths, one more entry gives the number of further ones. Return None if this host may not read which files the process has open.
+
+    Args:
+        pid: The pid of the process on this host.
+        live: The files of the workspace.
     """
     try:
         with live.as_guest() as top:
@@ -192,7 +196,7 @@ def _deleted_name(entry: str, tree: int) -> str | None:
 
 
 class _Restoration:
-    """One restore of a workspace. `_wanted` is what the checkpoint has, and `_found` what is there now, each by path."""
+    """One restore of a workspace. By path, `_wanted` has the entries of the checkpoint, and `_found` those of the workspace now."""
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._source = source
@@ -214,7 +218,7 @@ class _Restoration:
         self._failures: list[Exception] = []
 
     def prepare(self) -> None:
-        """Decide what to do, and take the space for it. On failure undo that, and raise OSError or SnapshotError."""
+        """Decide what to change, and reserve the space for it. On failure undo that, and raise OSError or SnapshotError."""
         with self._undo:
             self._look()
             self._match()
@@ -229,7 +233,7 @@ class _Restoration:
             self._undo.pop_all()
 
     def commit(self) -> None:
-        """Apply everything that was decided, even if some of it fails. Raise PartlyRestoredError at the end if something did."""
+        """Change everything that was decided, even if some of it fails. In that case raise PartlyRestoredError at the end."""
         doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
         if self._is_tight:
             self._drop_contents()
@@ -246,7 +250,7 @@ class _Restoration:
             raise PartlyRestoredError(f"only a part of the files was restored: {_reason(self._failures[0])}")
 
     def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
-        """Call `do` with each path, and remember what fails."""
+        """Call `do` with each path. Keep errors in `_failures`, and go on."""
         for path in paths:
             try:
                 do(path)
@@ -269,7 +273,10 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Decide which found inode becomes which wanted one: the one that it was copied from, or else the one at its path."""
+        """Decide for each wanted inode which found one becomes it: the one that it was copied from, or else the one at its path.
+
+        Wanted inodes without one are made anew.
+        """
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
         for path, status in self._wanted.items():
@@ -283,7 +290,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Return the path of each found inode, without those that were moved too deep for a path."""
+        """Return the path of each found inode. Inodes that were moved so deep that their path is too long for the kernel are left out."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -311,7 +318,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return the first path of each wanted file that has an inode already."""
+        """Return the first path of each wanted file that an inode of the workspace becomes."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -335,13 +342,13 @@ class _Restoration:
                 self._changed[path] = False
 
     def _open_up(self, path: str, rights: int) -> None:
-        """Give the owner more rights. Commit or undo takes them away again."""
+        """Give the owner of an entry more rights, if they are missing. `commit`, or the undoing of `prepare`, sets its mode again."""
         if path not in self._found or self._found[path].st_mode & rights != rights:
             before = add_rights(self._target, path, rights)
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make new entries under hidden names, and take the space for all that will be written: all of it or nothing."""
+        """Make new entries under hidden names, and reserve the space for all that will be written. On failure undo all of it."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:
@@ -421,7 +428,7 @@ class _Restoration:
         self._at[inode] = self._made[path]
 
     def _trim(self, path: str) -> None:
-        """Remove unwanted content from a file, so that wanted content can have its space."""
+        """Free the parts of a file that its new content does not need, so that other files can have that space."""
         wanted = self._wanted[path]
         place = self._at[wanted.st_ino]
         add_rights(self._target, place, stat.S_IRUSR | stat.S_IWUSR)

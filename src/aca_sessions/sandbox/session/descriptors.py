@@ -1,4 +1,4 @@
-"""The descriptors by which the host reaches a session: its workspace, its link and its processes."""
+"""The descriptors by which the host reaches a session: of its workspace, of its sockets and pipes, and of its processes."""
 
 import contextlib
 import os
@@ -34,7 +34,7 @@ class Tree:
         number: Names the workspace in requests to the fork server.
         directory: A descriptor of its folder.
         owner: The uid that owns it, as the host sees it. None is the uid of this process.
-        user: The number of its user: that of the session's first workspace. Branches and checkpoints belong to the same user.
+        user: The number of the session's first workspace. It names the session's user, whom branches and checkpoints share.
     """
 
     number: int
@@ -45,13 +45,13 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """The host's ends of a session that was just started.
+    """The host's sockets to a session that was just started, and the pidfd of its first process.
 
     Attributes:
         link: The socket of the interpreter.
         report: The socket on which the session's first process (its init) reports deaths.
-        init: The pidfd of that process.
-        namespaces: Whether a pid namespace ends with that process.
+        init: The pidfd of the first process.
+        namespaces: Whether the session has a pid namespace, so that the kernel ends all processes with the first one.
     """
 
     link: socket.socket
@@ -61,12 +61,12 @@ class Spawned:
 
     @property
     def ending(self) -> signal.Signals:
-        """Return the signal to the first process that ends all of the session."""
+        """Return the signal that makes the first process end with all others: SIGKILL with namespaces, SIGTERM without."""
         # Without a pid namespace the first process must survive the signal, because it has to end the others.
         return signal.SIGKILL if self.namespaces else signal.SIGTERM
 
     def close(self) -> None:
-        """End a session that no caller has taken over, and close its ends."""
+        """End the session and close its descriptors. Do not call this once another object has taken them over."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init, self.ending)
         self.link.close()
@@ -75,7 +75,7 @@ class Spawned:
 
 
 def host_pid(pidfd: int) -> int:
-    """Return the pid of a process on this host; in its own namespace it has another. Raise GuestDiedError if the process has ended."""
+    """Return the pid that a process has on this host, not in its own namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
     if pid <= 0:
@@ -84,7 +84,7 @@ def host_pid(pidfd: int) -> int:
 
 
 def number_of(pidfd: int) -> int:
-    """Return the pid of a process in its own pid namespace. Raise GuestDiedError if the process has ended."""
+    """Return the pid that a process has in its own pid namespace. Raise GuestDiedError if the process has ended."""
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         found = [line for line in lines if line.startswith("NSpid:")]
     number = int(found[0].split()[-1]) if found else -1
@@ -96,11 +96,11 @@ def number_of(pidfd: int) -> int:
 def gives_way(process: int, nice: int | None) -> bool:
     """Lower the weight of an interpreter and of what it starts, so that the host's own processes come first on a busy machine.
 
-    Return whether the weight is set. After False, the caller must try again later.
+    Return True if the weight is set, or cannot be set on this host. After False, the caller must try again later.
 
     Args:
         process: The interpreter's pidfd.
-        nice: The nice value to set. None sets nothing, since a control group has the weight.
+        nice: The nice value to set, or None to set nothing, because a control group sets the weight.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.
@@ -122,9 +122,10 @@ def gives_way(process: int, nice: int | None) -> bool:
 
 
 def open_member(init: int, number: int) -> int:
-    """Return a pidfd of a process below a session's first process. Raise GuestDiedError if it is not found.
+    """Find a process of a session by its pid in the session, and return a pidfd of it. Raise GuestDiedError if it is not found.
 
-    The number comes from the guest, which may lie. It can name a process of its own session only, because no other is searched.
+    The pid comes from the guest, which may lie. It cannot name a process of another session, because only those below the session's first
+    process are searched.
 
     Args:
         init: The pidfd of the session's first process.
@@ -143,7 +144,7 @@ def open_member(init: int, number: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Return the wait status of a process that has ended and that its parent has not collected. Return None for any other process."""
+    """Return the wait status of a process that has ended and that its parent has not collected (a zombie). Return None for any other."""
     try:
         fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
@@ -194,12 +195,12 @@ def _seconds(ticks: Sequence[str]) -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the pids on this host of all processes below one."""
+    """Return the pids on this host of all descendants of a process."""
     return family(pid)[1:]
 
 
 def kill(pid: int) -> None:
-    """Kill a process that was seen below one of this host's a moment ago. Do nothing if it has ended."""
+    """Kill a process by its pid on this host, which the caller must have read a moment ago. Do nothing if the process has ended."""
     # By a pidfd: it still names the same process if the pid is reused before the signal is sent.
     with contextlib.suppress(OSError):
         with_reserve(lambda: _kill(pid))
@@ -214,12 +215,12 @@ def _kill(pid: int) -> None:
 
 
 class ForkEnds:
-    """The ends of a fork of an interpreter. The host makes all of them and sends half of them to the guest."""
+    """The socket pair and the pipes of a new fork of an interpreter. The host makes them and sends the guest its ends (`theirs`)."""
 
     # The host takes no descriptors from code of a session: it would have to close them, and a close can be made to last (SO_LINGER).
 
     def __init__(self, owner: int | None) -> None:
-        """Make the ends.
+        """Make the socket pair and the pipes.
 
         Args:
             owner: The uid of the session's user, as the host sees it. None is the uid of this process.
@@ -234,17 +235,17 @@ class ForkEnds:
 
     @property
     def theirs(self) -> list[int]:
-        """Return the guest's half: its socket, and the write ends of its frames, stdout and stderr."""
+        """Return the guest's descriptors: its socket, and the write ends of the pipes for its frames, stdout and stderr."""
         return [self._theirs_link.fileno(), *self._theirs]
 
     def close_theirs(self) -> None:
-        """Close the guest's half, once it has been sent."""
+        """Close the guest's descriptors in this process. Call this once they have been sent."""
         self._theirs_link.close()
         while self._theirs:
             os.close(self._theirs.pop())
 
     def close(self) -> None:
-        """Close both halves."""
+        """Close the descriptors of the host, and those of the guest in this process."""
         self.close_theirs()
         self.link.close()
         for descriptor in (self.said, *self.streams):
@@ -260,7 +261,7 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 @contextmanager
 def _as_user(owner: int | None) -> Iterator[None]:
-    """Make this thread own what it creates in the block as another user. None changes nothing."""
+    """For the block, let `owner` own the files, pipes and sockets that this thread creates. With None, change nothing."""
     if owner is None:
         yield
         return
@@ -272,7 +273,9 @@ def _as_user(owner: int | None) -> Iterator[None]:
 
 
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
-    """Return the processes of a session that has no pid namespace, at most 100. Return none once its first process has ended.
+    """Return at most 100 processes of a session without a pid namespace, sorted by pid.
+
+    Return none once the session's first process or the other one that is left out has ended.
 
     Args:
         init: The pidfd of the session's first process, which is left out.
@@ -287,7 +290,7 @@ def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
 
 
 def _name(pid: int) -> str:
-    """Return the name of a process, or "" if it has ended, whether or not its parent has collected it."""
+    """Return the name of a process, or "" if it has ended, even if it is still a zombie."""
     try:
         with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
             text = file.read()

@@ -83,13 +83,13 @@ class Reading:
 
 
 class Files:
-    """The files of one workspace."""
+    """The files of one workspace, which the host lists, reads, writes and deletes."""
 
     def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
-        """Make the files of a workspace accessible.
+        """Give access to the files of a workspace.
 
         Args:
-            tree: The workspace. Its descriptor stays the caller's; close these files first.
+            tree: The workspace. The caller still owns its descriptor, and must close this object before that.
             room: Returns how many bytes may still be written.
         """
         self._tree = tree
@@ -102,7 +102,7 @@ class Files:
         self.origins: dict[int, int] = {}
 
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
-        """List the regular files and folders in a folder. After 10,000 entries no further folder is listed.
+        """List the regular files and folders in a folder, sorted by folder and name. After 10,000 entries no further folder is listed.
 
         Args:
             folder: A path relative to /mnt/data, or an absolute one below it.
@@ -112,7 +112,7 @@ class Files:
             return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
 
     def describe(self, name: str, folder: str = "") -> RemoteFile:
-        """Describe one regular file. Raise FileNotFoundError for anything else."""
+        """Return the description of a regular file. Raise FileNotFoundError for anything else."""
         with self.as_guest():
             descriptor = self._open(_joined(name, folder), os.O_RDONLY)
             try:
@@ -130,7 +130,7 @@ class Files:
             return reading
 
     def let_go(self, reading: Reading) -> None:
-        """Close a file that was opened for reading."""
+        """Close the file of a `Reading`, and forget it."""
         with self._change:
             self._readings.discard(reading)
         reading.close_now()
@@ -166,7 +166,7 @@ class Files:
                 os.close(parent)
 
     def close(self) -> None:
-        """Wait for the calls that are at work, refuse further ones, and close the files that are open for reading."""
+        """Refuse further calls, wait for those that are at work, and close the files that are open for reading."""
         with self._change:
             self._closed = True
             # The caller closes the workspace's descriptor next. Its number may then name something of another session.
@@ -196,7 +196,7 @@ class Files:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Hold off `close` for the block. Raise FileNotFoundError once it was called."""
+        """Make `close` wait for the end of the block. Raise FileNotFoundError if `close` was called already."""
         with self._change:
             if self._closed:
                 raise FileNotFoundError(errno.ENOENT, "the session was ended")
@@ -221,7 +221,7 @@ class Files:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
-        """Return a descriptor of a folder. Make it, and those above it, if they are missing."""
+        """Return a descriptor of a folder. Make the folder, and those above it, if they are missing."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
             try:

@@ -1,6 +1,6 @@
-"""What the interpreters of a session and its branches share: a first process that reports deaths, counted memory, and one shown workspace.
+"""What the interpreters of a session and its branches share: a first process, counted memory, and one shown workspace at a time.
 
-The first process is the init of the session's pid namespace. A workspace that is shown is mounted at /mnt/data.
+The first process is the init of the session's pid namespace, and reports deaths. The workspace that is shown is mounted at /mnt/data.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ _REST_SECONDS = 0.05  # so that cells of branches in close succession do not wai
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An interpreter in its home.
+    """An interpreter, as `Home` knows it.
 
     Attributes:
         process: Its pidfd.
         tree: The number of its workspace.
-        report: Called when it has died, with its wait status, or with None if that is unknown.
+        report: Called when the interpreter has died, with its wait status, or with None if that is unknown.
     """
 
     process: int
@@ -54,16 +54,16 @@ class Member:
 
 
 class Home:
-    """The processes of a session and its branches. With the last interpreter, everything ends that interpreters left running."""
+    """The processes of a session and its branches. When the last interpreter has ended, all other processes are ended too."""
 
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
         """Take over a session that was just started.
 
         Args:
-            spawned: Its ends. The caller keeps the link.
+            spawned: Its descriptors. This object closes all of them except the link, which stays the caller's.
             tree: The number of the workspace that is shown first.
             memory: Counts the memory of all processes.
-            show: Shows a workspace, given the pidfd of the first process and the workspace's number.
+            show: Mounts a workspace at /mnt/data, given the pidfd of the first process and the workspace's number.
         """
         self._owner = Owner()
         self.init = spawned.init
@@ -92,7 +92,7 @@ class Home:
         self._allocating = threading.Lock()  # while a thread holds it, the ends stay open
 
     async def take_in_memory(self) -> int:
-        """Add the first process to what is counted. Return its pid on this host."""
+        """Register the first process with `memory`, before it forks. Return its pid on this host."""
         # It waits for the host before it forks, so all other processes are counted with it.
         self._counted = init = host_pid(self.init)
         with _explained_control_group():
@@ -100,17 +100,17 @@ class Home:
         return init
 
     async def count_memory(self, init: int, sockets: int | None) -> None:
-        """Enforce the memory limit from now on: all processes end if they exceed it.
+        """Enforce the memory limit from now on: if the processes exceed it, all of them are killed.
 
         Args:
             init: The pid of the first process on this host.
-            sockets: A descriptor that lists the session's sockets, which is taken over, or None.
+            sockets: A descriptor that lists the session's sockets, or None. `memory` takes it over.
         """
         with _explained_control_group():
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
-        """Take over a descriptor of the session's own /proc. A session without namespaces has none, and this is not called."""
+        """Take over a descriptor of the session's own /proc, to stop and find processes. Without namespaces this is not called."""
         if self._group is None:
             self._processes = Processes(proc, self._first)
         else:
@@ -159,7 +159,7 @@ class Home:
             raise OSError(number, os.strerror(number))
 
     def take_in(self, number: int, member: "Member") -> None:
-        """Add an interpreter, by its pid in the session. If its workspace is not shown, the interpreter is stopped until it is."""
+        """Add an interpreter, by its pid in the session. If its workspace is not shown, stop the interpreter until it is."""
         self._members[number] = member
         self._trees.setdefault(member.tree)
         if self._processes is not None:
@@ -169,16 +169,16 @@ class Home:
             self._watched = True
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than this one."""
+        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than `tree`."""
         return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
 
     def is_alone(self, number: int) -> bool:
-        """Return whether this interpreter is the only one."""
+        """Return whether no interpreter is left besides the one with this pid in the session."""
         return not self._members.keys() - {number}
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Hold the turn for one cell: its workspace is shown, and no process of another workspace runs."""
+        """Wait for the turn to run a cell, and hold it for the block: `tree` is shown, and no process of another workspace runs."""
         async with self._turn:
             if self._resting is not None:
                 self._stop_resting()
@@ -193,7 +193,10 @@ class Home:
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
-        """Hold a turn in which no process of the session and its branches runs. Those that are not ended meanwhile continue afterwards."""
+        """Wait for the turn, and hold it for the block, in which no process of the session and its branches runs.
+
+        After the block, the processes of `tree` that are left continue.
+        """
         async with self._turn:
             self._stop_resting()
             await self._tasks.to_its_end(self._halt())
@@ -203,7 +206,7 @@ class Home:
                 self._tasks.start(self._resume(tree))
 
     def kill(self, reason: str) -> None:
-        """End all processes, and remember the first reason for it."""
+        """Kill all processes of the session and its branches. Record the reason, unless an earlier one is recorded."""
         if not self._owner.is_here:  # in a forked process, a garbage collector may call this
             return
         self.killed_for = self.killed_for or reason
@@ -212,9 +215,10 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """End one interpreter and the processes that it started.
+        """Kill an interpreter and its descendants, except other interpreters and theirs.
 
-        Processes that have another parent by now end with the last interpreter of their workspace, or by `end_processes`.
+        Processes that it started and that have another parent by now are killed with the last interpreter of their workspace, or by
+        `end_processes`.
 
         Args:
             number: The interpreter's pid in the session.
@@ -236,11 +240,15 @@ class Home:
             self._tasks.start(self._end_tree(member.tree))
 
     async def end_processes(self, tree: int) -> Ended:
-        """End the processes of a workspace except its interpreters, without waiting for a turn. Return which ended, and which live on."""
+        """Kill the processes of a workspace except its interpreters, even while a cell runs. Return which ended, and which still live."""
         return await self._tasks.to_its_end(self._end(tree))
 
     async def leave(self, number: int) -> None:
-        """Remove an interpreter that is dead. The last one of a workspace ends its processes, and the last one of all ends everything."""
+        """Remove an interpreter that is dead.
+
+        After the last one of a workspace, kill the other processes of that workspace. After the last one of all, kill all processes, stop
+        counting memory and close the descriptors.
+        """
         member = self._members.pop(number, None)
         if self._closed:
             return
@@ -264,7 +272,7 @@ class Home:
             await self._switch(tree)
 
     async def _switch(self, tree: int) -> None:
-        """Show a workspace, unless it is shown already."""
+        """Show a workspace, and let only its processes run. Do nothing if it is shown already."""
         # Checked here, with `_moving` held: another task may have shown it since the caller decided.
         if self._processes is not None and self._processes.shown != tree:
             await self._move(partial(self._processes.switch, tree, lambda: self._show(self.init, tree)))
@@ -281,7 +289,10 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` in a thread, and remember which processes it had to end. If some run on even then, end everything and raise."""
+        """Call `stop` in a thread. Keep the processes that it had to kill, until the next result of their workspace names them.
+
+        If some processes run on even then, kill all of the session and raise GuestDiedError.
+        """
         if self._closed or self._processes is None:
             return
         left = self._processes.shown
@@ -302,7 +313,10 @@ class Home:
             return await to_thread.run_sync(self._processes.end, tree)
 
     async def _end_tree(self, tree: int) -> None:
-        """End the processes of a workspace. If it has no interpreter, show the oldest one that has, so that its processes continue."""
+        """Kill the processes of a workspace, except its interpreters. If no interpreter is left in it, forget the workspace.
+
+        If a forgotten workspace was shown, show the oldest one instead, so that the processes of that one continue.
+        """
         await self._end(tree)
         async with self._moving:
             if self._processes is not None and self._trees and tree not in self._trees:
@@ -326,7 +340,10 @@ class Home:
             self._resting = None
 
     async def _rest(self) -> None:
-        """Let the processes of the oldest workspace continue between cells, unless a branch left processes of its own running."""
+        """Show the oldest workspace between cells, so that its processes continue.
+
+        Do nothing while a cell runs, or if the workspace that is shown has more than idle interpreters.
+        """
         async with self._moving:
             processes = self._processes
             if processes is None or self._turn.locked() or self._closed or processes.shown == next(iter(self._trees), None):
@@ -380,7 +397,7 @@ class Home:
             self._watched = False
 
     def abandon(self, number: int) -> None:
-        """Remove an interpreter without waiting, if `leave` was cancelled before it had done so."""
+        """Remove an interpreter without waiting, if a cancelled `leave` has not removed it."""
         member = self._members.pop(number, None)
         if not self._members:
             self.kill("killed")
@@ -389,7 +406,7 @@ class Home:
             self._tasks.start(self._let_go_of(number, member.tree))
 
     def end_now(self, number: int) -> None:
-        """Remove an interpreter whose event loop is closed. If it is the last one, end all processes."""
+        """Remove an interpreter whose event loop is closed. If it is the last one, kill all processes, and wait for at most 1 s."""
         self._members.pop(number, None)
         if not self._members and not self._closed:
             self.kill("killed")
@@ -427,7 +444,10 @@ class Home:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Raise IsolationError instead of an OSError of a control group, except if no descriptor is left."""
+    """Raise IsolationError, or GuestDiedError if the process has ended, in place of an OSError of a control group.
+
+    An OSError which means that no descriptor is left stays as it is.
+    """
     try:
         yield
     except OSError as error:

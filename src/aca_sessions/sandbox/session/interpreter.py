@@ -2,8 +2,8 @@
 
 Nothing that arrives from the guest is trusted before `wire.decode` has validated it. An invalid frame ends the interpreter.
 
-Cells are sent by a socket. Once guest code runs, frames arrive by a pipe. Through a socket, a guest could send open files with its frames.
-The receiver has to close them, and a close takes as long as the guest likes (SO_LINGER in socket(7)).
+The host sends cells through a socket. Once guest code runs, the guest sends its frames through a pipe, because through a socket it could
+send open files. The host would have to close them, and such a close can block for as long as the guest likes (SO_LINGER in socket(7)).
 """
 
 import asyncio
@@ -60,18 +60,18 @@ def _never() -> bool:
 
 
 class Interpreter:
-    """A live interpreter. It runs one cell at a time. Once it is dead, it stays dead."""
+    """A live interpreter, which runs one cell at a time. Once its process is dead, it can run no more cells: start or fork another one."""
 
     def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
-        """Take over the ends of a live interpreter.
+        """Take over the pidfd of an interpreter and the connection to it.
 
         Args:
-            home: What it shares with the other interpreters of its session.
-            channel: The connection to it.
-            process: Its pidfd.
+            home: What the interpreter shares with the other interpreters of its session.
+            channel: The connection to the interpreter.
+            process: The interpreter's pidfd.
             tree: The number of its workspace.
-            forked: Whether another interpreter was forked to make it.
-            has_run_cells: Whether that one had run cells.
+            forked: Whether the interpreter was forked from another one.
+            has_run_cells: Whether the interpreter from which it was forked had run cells.
         """
         self.home = home
         self.number = number_of(process)
@@ -94,17 +94,17 @@ class Interpreter:
 
     @property
     def alive(self) -> bool:
-        """Return whether it can run another cell."""
+        """Return whether the interpreter can run another cell: it is not dead, and neither it nor its whole session is being killed."""
         return not self._death.done() and self._killed_for is None and self.home.killed_for is None
 
     @property
     def cause_of_death(self) -> str:
-        """Return why it died, or is about to die."""
+        """Return why the interpreter died or is about to die, as in `State.reason`, or `killed` if no cause is known."""
         return self._death.result() if self._death.done() else self._killed_for or self.home.killed_for or "killed"
 
     @property
     def pidfd(self) -> int:
-        """Return the pidfd of the process. Raise GuestDiedError if it is closed."""
+        """Return the pidfd of the process. Raise GuestDiedError after `close` or `abandon`, which close the pidfd."""
         if self._process is None:
             raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
         return self._process
@@ -145,26 +145,27 @@ class Interpreter:
         tell: Callable[[Event], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a program instead of a cell. The value of the result is its exit code. See `run` for the other arguments and errors.
+        """Run a program instead of a cell. The value of the result is the program's exit code. Deadline and errors are those of `run`.
 
         Args:
             execution: The id of the execution.
             arguments: The program and its arguments.
             stdin: The program's standard input.
-            timeout: Seconds on the clock of the execution.
+            timeout: Seconds on the clock of the execution (`Clock`).
             tell: Receives each event as it happens.
-            is_cancelled: Called right before the request is sent.
+            is_cancelled: Called right before the request is sent. If it returns True, CellNotStartedError is raised.
         """
         async with self._busy:
             message = wire.Command(execution, list(arguments), stdin)
             return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
 
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
-        """Make the packages in these folders importable, and no others that were installed before.
+        """Make the packages in these folders importable, in place of those that an earlier call made importable.
 
         Args:
             paths: The folders of the packages.
-            replaced: Modules that come in another version. If one of them is loaded, the guest refuses, and the result has an error.
+            replaced: Modules that change their version. If the session has imported one of them, nothing changes and the result has an
+                error.
         """
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
@@ -175,20 +176,20 @@ class Interpreter:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
     async def ping(self) -> None:
-        """Wait until it answers. Raise GuestDiedError if it does not."""
+        """Wait until the interpreter answers. Raise GuestDiedError if it is dead or does not answer within 30 s."""
         async with self._busy:
             result = await self._run(wire.Ping("ping"), _OWN_SECONDS, Cell("ping"))
         if result.error is not None:
             raise GuestDiedError(f"the interpreter does not answer: {result.error}")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
-        """Fork the interpreter. Return the fork's pid in the session, as the guest reports it, and what the fork could not take along.
+        """Fork the interpreter. Return the fork's pid in the session, and a line for each thing that the fork could not take along.
 
-        Raise SnapshotError if the interpreter cannot be forked.
+        The guest reports both, and may lie. Raise SnapshotError if the interpreter cannot be forked.
 
         Args:
-            ends: The guest's half of `ForkEnds`, which the fork takes over.
-            reseed: Whether the fork gets random seeds of its own.
+            ends: The guest's descriptors of the fork (`ForkEnds.theirs`).
+            reseed: Whether to seed the random numbers of the fork anew.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
@@ -243,23 +244,23 @@ class Interpreter:
             return cell.result(cause, stdout=stdout, stderr=stderr, processes=left, duration=time.perf_counter() - started)
 
     def _give_way(self, pause: float = _ASK_SECONDS) -> None:
-        """Lower the weight of the interpreter's processes, once. Retry while the cell runs."""
+        """Lower the processor weight of the interpreter. If the kernel refuses, retry after `pause` seconds while the cell runs."""
         # The kernel refuses all but ten such requests a second, of all ordinary users together.
         self._gives_way = self._death.done() or gives_way(self.pidfd, self.home.memory.nice)
         if not self._gives_way:
             self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
 
     def _follow(self, cell: Cell | None) -> None:
-        """Pass on the streams of a cell as they are written. None ends that."""
+        """Report stdout and stderr as events of the cell while the guest writes them. With None, stop reporting."""
         stdout, stderr = self._channel.streams
         stdout.follow(partial(cell.wrote, "stdout") if cell else None)
         stderr.follow(partial(cell.wrote, "stderr") if cell else None)
 
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
-        """Wait for the end of the cell or its deadline.
+        """Wait until the cell ends, the interpreter dies, or the cell's clock has reached `timeout`.
 
-        Questions have a deadline of their own, ANSWER_SECONDS after the latest question or answer. Then all open questions are answered
-        with None, and the clock runs again.
+        The clock stands still while questions of the cell are open, so these have a deadline of their own: ANSWER_SECONDS after the latest
+        question or answer, all open questions are answered with None, and the clock runs again.
         """
         turned, since = cell.turned, time.perf_counter()
         while not (cell.finished.done() or self._death.done()):
@@ -278,18 +279,21 @@ class Interpreter:
                     self.answer(cell.execution, number, None)
 
     def _computed(self, since: float) -> float:
-        """Return the processor time in seconds of the interpreter, and of processes that started after the cell began at `since`."""
+        """Return the processor time in seconds of the interpreter, and of processes of its session that started after `since`.
+
+        Return 0 if that cannot be read, as when the interpreter has ended. `since` is a time of CLOCK_BOOTTIME.
+        """
         with contextlib.suppress(OSError, GuestDiedError):
             return processor_time(self.home.init, self.pidfd, since)
         return 0.0
 
     def answer(self, execution: str, number: int, text: str | None) -> bool:
-        """Send a cell the answer to a question. Return False if the cell no longer waits for it.
+        """Send the running cell the answer to a question. Return False, and send nothing, if this question is not open.
 
         Args:
             execution: The id of the execution.
             number: The number of the question.
-            text: The answer, or None if nothing answers.
+            text: The answer, or None to make the question fail in the cell.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
@@ -301,7 +305,10 @@ class Interpreter:
         self._channel.send(answer)
 
     async def interrupt(self, execution: str) -> None:
-        """Send SIGINT to a cell, if it runs. If it does not end in time (`Grace`), kill the interpreter and what it started."""
+        """Send SIGINT to a cell. If the cell does not end in time (`Grace`), kill the interpreter and what the interpreter started.
+
+        Do nothing if `execution` is not the one that runs now.
+        """
         cell = self._cell
         if cell is None or cell.execution != execution or not self.alive:
             return
@@ -315,7 +322,7 @@ class Interpreter:
             self._kill("killed")
 
     async def _obeys(self, done: asyncio.Future[Any]) -> None:
-        """Wait for a future as long as the interpreter has to obey a signal, or until it dies."""
+        """Wait until a future is done, the interpreter has died, or the time in which it must obey a signal (`Grace`) is over."""
         grace = Grace(self._queued)
         while not (done.done() or self._death.done()) and (left := grace.left) > 0:
             await _first_of(done, self._death, within=left)
@@ -324,10 +331,10 @@ class Interpreter:
         return queued_time(self._process) if self._process is not None else 0.0
 
     async def kill(self, cause: str = "killed") -> Ended:
-        """Kill it and all processes of its workspace except other interpreters. The caller must still call `close`.
+        """Kill the interpreter and all processes of its workspace except other interpreters. The caller must still call `close`.
 
-        No code of it runs from here on. Return which processes ended, and which live on although they were killed. If it is the last
-        interpreter of its home, all processes end with it, and none is named.
+        Return which processes ended, and which are still alive although they were killed. If no other interpreter of the session and its
+        branches is left, all processes are killed and none is returned.
         """
         if self.home.is_alone(self.number):
             self._kill(cause)
@@ -340,7 +347,11 @@ class Interpreter:
             self._kill(cause)
 
     async def close(self, cause: str = "killed") -> None:
-        """End it and what it started, and close its descriptors even if the caller is cancelled. The last interpreter ends its home."""
+        """End the interpreter and what it started, and release its descriptors even if the caller is cancelled.
+
+        The last interpreter of a session and its branches ends all their other processes too. `cause` is recorded unless another cause is
+        known already.
+        """
         self._kill(cause)
         try:
             await _first_of(self._death, within=_REPORT_SECONDS)
@@ -354,7 +365,7 @@ class Interpreter:
             self._let_go()
 
     def abandon(self) -> None:
-        """End it at once and close its ends. For an interpreter whose event loop is closed."""
+        """Kill the interpreter and close its descriptors without waiting. For use when its event loop is closed."""
         self._kill("killed")
         self.home.end_now(self.number)
         self._let_go()
@@ -366,7 +377,7 @@ class Interpreter:
             self._channel.close()
 
     def _fell_silent(self) -> None:
-        """Handle the end of the guest's frames. The interpreter is killed if no report of its death arrives within 1 s."""
+        """Handle the end of the guest's pipe of frames: kill the interpreter if no report of its death arrives within 1 s."""
         # The session's first process reports how it ended. The kill has to follow: a guest could close the pipe and live on in silence.
         asyncio.get_running_loop().call_later(_REPORT_SECONDS, self._bury, "crash")
 
@@ -394,7 +405,10 @@ class Interpreter:
                 raise wire.WireError("a frame of another cell")
 
     def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
-        """Register a question with its cell, or refuse it at once."""
+        """Register a question with the running cell, or send a refusal if the cell has ended or does not accept such questions.
+
+        Raise WireError if the guest leaves too many answers unread.
+        """
         # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
@@ -405,7 +419,7 @@ class Interpreter:
             )
 
     def _on_own_end(self) -> None:
-        """Handle the end of a fork's process."""
+        """Record the death of a forked interpreter, when its pidfd becomes readable."""
         # If its parent has not collected it yet, its status can be read. Else the first process may report it in a moment.
         self._stop_looking()
         status = exit_status(self.pidfd)
@@ -421,9 +435,10 @@ class Interpreter:
         self._bury(reason)
 
     def _bury(self, cause: str) -> None:
-        """Record that it is dead, once. Stop reading, and kill what is left of it.
+        """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        `cause` counts if the host did not kill it. The report of a kill may come so late that the guest's silence is noticed first.
+        If the host killed it, the reason for that is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash,
+        may be noticed before the kill is reported.
         """
         if self._death.done():
             return
@@ -441,7 +456,10 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill it. If it is the last interpreter, kill the session's first process, and so all others."""
+        """Kill the interpreter and what it started. If it is the last one, kill the session's first process, and with it all others.
+
+        `reason` is recorded unless another one is known already.
+        """
         self._killed_for = self._killed_for or reason
         if self.home.is_alone(self.number):
             self.home.kill(reason)
@@ -453,7 +471,7 @@ class Interpreter:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
-        """Return the processes that a cell left running: as the guest reports them, or without namespaces as this host sees them."""
+        """Return at most 100 processes that a cell left running: as reported by the guest, or without namespaces as found on this host."""
         if self.home.has_namespaces:
             elsewhere = self.home.elsewhere(self.tree)
             return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_REPORTED))
@@ -468,18 +486,18 @@ async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) 
 async def start(
     spawned: Spawned, limits: Limits, *, tree: int, memory: Memory, proxy: Proxy | None, show: Callable[[int, int], None]
 ) -> Interpreter:
-    """Return the interpreter of a new session, once it is confined and waits for cells.
+    """Wait until a new session is confined and ready for cells, and return its interpreter.
 
-    Raise GuestDiedError if it ends, or is not ready within 30 s. Raise IsolationError, or ConfigurationError for an image, if a part of the
-    isolation was refused.
+    Raise GuestDiedError if the session ends, or is not ready within 30 s. Raise IsolationError, or ConfigurationError for an image, if a
+    part of the isolation was refused.
 
     Args:
-        spawned: the session's descriptors. They are closed on failure.
-        limits: what the session may use.
-        tree: the number of its workspace.
-        memory: what counts its memory.
-        proxy: the only way out of the session, if it has one.
-        show: puts a workspace into /mnt/data.
+        spawned: The session's descriptors. They are closed on failure.
+        limits: What the session may use.
+        tree: The number of its workspace.
+        memory: Counts its memory.
+        proxy: The proxy for its connections to allowed domains, or None if it has no network.
+        show: Mounts a workspace at /mnt/data, given the pidfd of the session's first process and the workspace's number.
     """
     home = Home(spawned, tree, memory, show)
     try:
@@ -499,13 +517,13 @@ async def start(
 async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
     """Fork an interpreter. Return the fork, which has the same variables, and a line for each thing that could not be taken along.
 
-    Raise SnapshotError if that is impossible, as in a session without namespaces.
+    Raise SnapshotError if the interpreter cannot be forked, as in a session without namespaces.
 
     Args:
-        interpreter: the one to fork, between two cells.
-        tree: the workspace of the fork, which must have the same owner.
-        limits: what the session may use.
-        reseed: whether to seed the random numbers of the fork anew.
+        interpreter: The interpreter to fork, between two cells.
+        tree: The workspace of the fork, which must have the same owner.
+        limits: What the session may use.
+        reseed: Whether to seed the random numbers of the fork anew.
     """
     home = interpreter.home
     if not home.has_namespaces:
@@ -528,7 +546,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
 
 @contextlib.contextmanager
 def _unheard_on_failure(channel: Channel) -> Iterator[None]:
-    """Stop listening to a channel if the block fails, since its ends are closed then."""
+    """Stop reading from a channel if the block raises, because the caller then closes the channel's descriptors."""
     try:
         yield
     except BaseException:
@@ -537,9 +555,9 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 
 
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
-    """Wait for the confined interpreter's first frame, and take over the descriptors that it brings.
+    """Wait for the first frame of a confined session, and return the interpreter, made of the descriptors that come with the frame.
 
-    It is the last frame that comes from trusted code alone.
+    Trusted code alone has sent this frame. Later frames may come from code of the user, so the host accepts no descriptors with them.
     """
     link.setblocking(False)
     init = await home.take_in_memory()
@@ -574,7 +592,7 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
 
 
 async def _readable(descriptor: int) -> None:
-    """Wait until there is something to read."""
+    """Wait until a descriptor is readable."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
@@ -599,7 +617,11 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
 
 
 def _check_met(payloads: list[bytes], complete: bool) -> None:
-    """Raise the error of a session that ended, that was refused, or that lost descriptors because this process has none left."""
+    """Raise an error unless the first frame of a session is `Ready`. `complete` is False if some of its descriptors were lost.
+
+    Raise GuestDiedError if there is no frame, because the session ended, the error that a `Refused` frame names, or the error for a lack of
+    free descriptors in this process, which is why descriptors are lost.
+    """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
     match wire.decode(payloads[0], wire.Ready, wire.Refused):

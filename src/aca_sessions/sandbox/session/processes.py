@@ -1,9 +1,9 @@
 """The processes of a session and its branches, on hosts without control groups. Each belongs to one workspace (`tree` in the code).
 
-Only processes of the workspace that is shown run. All of them live in one pid namespace and one mount namespace, where guests have no
-capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops every process of a workspace before another
-workspace takes its place, and continues it afterwards. A stopped process cannot fork. So every other process that is alive, except the
-session's first one, belongs to the workspace that is shown. All calls block: use a worker thread.
+One workspace at a time is shown: it is mounted at /mnt/data, and only its processes run. All processes live in one pid namespace and one
+mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops every process
+of a workspace before another workspace takes its place, and continues it afterwards. A stopped process cannot fork. So every other process
+that is alive, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _SHORT_PAUSE, _PAUSE = 0.00005, 0.002  # what was signalled needs a processor: w
 
 
 class Identity(NamedTuple):
-    """The identity of a process: its number in the session, and the clock tick at which it started. A number alone may be reused."""
+    """The identity of a process: its pid in the session, and the clock tick at which it started, because a pid alone may be reused."""
 
     number: int
     start: int
@@ -59,10 +59,10 @@ class Ended(NamedTuple):
 
 
 class Processes:
-    """The processes of one pid namespace, to stop, continue and end. `switch` and `end` must not overlap, nor be running at `close`."""
+    """The processes of one pid namespace, to stop, continue and end. No two of `switch`, `halt`, `end` and `close` may run at once."""
 
     def __init__(self, proc: int, tree: int) -> None:
-        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the workspace that is shown."""
+        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the number of the workspace that is shown now."""
         self.shown: int | None = tree
         self._mounted: int | None = tree
         self._latest = tree
@@ -71,12 +71,14 @@ class Processes:
         self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not shown: whether to continue each process
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter, to distinguish it from what its cells start. Stop it until its workspace is shown.
+        """Register an interpreter, so that it is not taken for a process of a cell. If its workspace is not shown, stop it until it is.
+
+        Do nothing if the interpreter has ended already.
 
         Args:
-            number: its number in the session.
-            tree: its workspace.
-            process: a pidfd of it.
+            number: Its pid in the session.
+            tree: The number of its workspace.
+            process: Its pidfd.
         """
         with contextlib.suppress(OSError), self._opened(number) as folder:
             seen = _look(folder, number)
@@ -86,24 +88,26 @@ class Processes:
                 _signal(process, signal.SIGSTOP)
 
     def leave(self, number: int) -> None:
-        """Forget an interpreter that has ended."""
+        """Forget an interpreter that has ended, by its pid in the session."""
         self._members.pop(number, None)
 
     def drop(self, tree: int) -> None:
-        """Forget a workspace that has ended."""
+        """Forget the processes of a workspace that has ended."""
         self._frozen.pop(tree, None)
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the numbers of all interpreters, and of all processes that belong to another workspace than `tree`."""
+        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than `tree`."""
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Stop all that runs, call `show`, and continue what belongs to `tree`.
+        """Stop all processes, show a workspace, and continue its processes. Return those that were killed because they did not stop.
 
-        Return the processes that were ended because they did not stop.
+        If `show` fails, no workspace is shown, and all processes stay stopped until the next switch. Raise TimeoutError if a process runs
+        even after the kill, because it must not see the other workspace.
 
-        `show` puts the workspace into /mnt/data. If it fails, no workspace is shown, and everything stays stopped until the next switch.
-        Raise TimeoutError if something runs even after the kill: it must not see the other workspace.
+        Args:
+            tree: The number of the workspace.
+            show: Mounts it at /mnt/data. It is not called if the workspace is still mounted there.
         """
         ended = self.halt()
         if self._mounted != tree:
@@ -115,9 +119,9 @@ class Processes:
         return ended
 
     def halt(self) -> tuple[RunningProcess, ...]:
-        """Stop all that runs until the next switch: no workspace is shown. Return the processes that were ended because they did not stop.
+        """Stop all processes, and show no workspace, until the next switch. Return those that were killed because they did not stop.
 
-        Raise TimeoutError if something runs even after that.
+        Raise TimeoutError if a process runs even after the kill.
         """
         stopped, calm = self._stop()
         ended: tuple[RunningProcess, ...] = ()
@@ -132,7 +136,7 @@ class Processes:
         return ended
 
     def end(self, tree: int) -> Ended:
-        """End the processes of a workspace, except its interpreters. They are stopped first, so that none starts another one meanwhile."""
+        """Kill the processes of a workspace, except its interpreters. All are stopped meanwhile, so that none starts another one."""
         if tree != self.shown:
             doomed = self._frozen.get(tree, {}).keys() - {*self._members.values()}
             return self._kill(doomed.__contains__)
@@ -143,7 +147,7 @@ class Processes:
             self._continue(stopped)
 
     def has_work(self) -> bool:
-        """Return whether more than idle interpreters runs in the workspace that is shown."""
+        """Return whether the shown workspace has a process besides its interpreters, or an interpreter with more than one thread."""
         others, members = self._of_others(self.shown), {*self._members.values()}
         mine = [one for one in self._look_at_all()[0] if one.states and one.identity not in others]
         return any(one.threads > 1 or one.identity not in members for one in mine)
@@ -153,10 +157,10 @@ class Processes:
         os.close(self._proc)
 
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
-        """Stop all processes. Return those of the shown workspace, each with whether this call stopped it, and whether all are stopped now.
+        """Stop all processes. Return those of the shown workspace, with True if this call stopped one, and whether all are stopped now.
 
         While the list is read, a process may start another one, or be continued by one that still runs. So the list is read until nothing
-        has changed twice in a row. Processes of other workspaces are looked at too, since code in the session may have continued one.
+        has changed twice in a row. Processes of other workspaces are read too, because code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[Identity, bool] = {}
@@ -192,7 +196,12 @@ class Processes:
         return self._kill(lambda one: one not in spared, {one.number for one in spared})
 
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
-        """Kill processes until two looks in a row find none of them alive, or for 400 looks."""
+        """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
+
+        Args:
+            doomed: Selects processes by their identities.
+            known: Pids of processes that are not killed before `doomed` is asked; see `_look_at_all`.
+        """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
         quiet = 0
@@ -209,7 +218,10 @@ class Processes:
         return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue what `_stop` stopped, children first: a shell that notices a stopped child takes it for a stopped job."""
+        """Continue the processes that `_stop` stopped, the latest first.
+
+        So children go before their parents, because a shell that finds a child stopped takes it for a stopped job.
+        """
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
                 with contextlib.suppress(OSError), self._opened(one.number) as process:
@@ -222,12 +234,15 @@ class Processes:
     def _look_at_all(
         self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
     ) -> tuple[list[_Seen], bool]:
-        """Look at every process but the first, and signal those that `wanted` selects.
+        """Read the state of every process but the first, and send a signal to those that `wanted` selects.
 
-        Return them all, and whether one had ended before the look.
+        Return the states of all, and whether a process had ended before its state was read.
 
-        If `known` is given, processes that are not in it are signalled before they are looked at. Otherwise a process that starts another
-        one and ends, again and again, would always be gone by then.
+        Args:
+            number: The signal, or None to send none.
+            wanted: Selects processes by their states.
+            known: Pids in the session, or None. Processes that are not among them are signalled before their state is read. Otherwise a
+                process that starts another one and ends, again and again, would always be gone before it is signalled.
         """
         seen: list[_Seen] = []
         gone = False
@@ -249,7 +264,7 @@ class Processes:
         return seen, gone
 
     def _numbers(self) -> list[int]:
-        """Return the numbers of all processes but the first."""
+        """Return the pids in the session of all processes but the first."""
         try:
             with self._opened(".") as folder:  # a new descriptor: threads would share the offset of the one that is kept
                 return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
@@ -260,9 +275,9 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Open the folder of a process.
+        """Open the folder of a process in /proc for the block, and yield its descriptor.
 
-        It never refers to a later process of that number, and takes signals as a pidfd does: pidfd_send_signal(2).
+        The descriptor never refers to a later process of that pid, and pidfd_send_signal(2) accepts it in place of a pidfd.
         """
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
@@ -272,21 +287,26 @@ class Processes:
 
 
 def _check_descriptors() -> None:
-    """Raise GuestDiedError, before anything is stopped, if there are too few free descriptors to look at processes."""
+    """Raise GuestDiedError if there are too few free descriptors to read /proc. Call this before anything is stopped."""
     with explained_shortage("stopping the session's processes"), contextlib.ExitStack() as opened:
         for _ in range(_DESCRIPTORS):
             opened.callback(os.close, os.open("/", _FOLDER))
 
 
 def _all_stand(alive: list[_Seen]) -> bool:
-    """Return whether none of the processes can run on."""
+    """Return whether no process can run on: each is stopped, or waits in the kernel for a child that is stopped."""
     # A process that waits for its vfork child to start a program (state D) stops only after that. It counts as stopped if its child does.
     standing = {one.parent for one in alive if one.states <= _STOPPED | _BLOCKED}
     return all(one.stands or (one.states <= _STOPPED | _BLOCKED and one.identity.number in standing) for one in alive)
 
 
 def _look(process: int, number: int) -> _Seen:
-    """Return the state of a process and of each of its threads."""
+    """Return what /proc tells of a process: its identity, parent and name, and the states of its live threads.
+
+    Args:
+        process: A descriptor of its folder in /proc.
+        number: Its pid in the session.
+    """
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
     # The process itself has only the state of its first thread, which may have ended before the others.

@@ -26,16 +26,16 @@ _LOOK_SECONDS = 0.0005
 class TreeGroups:
     """The control groups of one session, to freeze, thaw and end the processes of each workspace.
 
-    Until there are two workspaces, the group of the session's first process serves the first one.
+    While there is only one workspace, all processes stay in the group `group`. When a second one comes, each gets a group below that.
     """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
         """Take over `group`, which holds the session's first process and all that it forks.
 
         Args:
-            group: the folder of the control group.
-            init: a pidfd of the first process.
-            tree: the workspace that is shown.
+            group: The folder of the control group.
+            init: A pidfd of the first process.
+            tree: The number of the workspace that is shown.
         """
         self.shown: int | None = tree
         self._mounted: int | None = tree
@@ -48,12 +48,12 @@ class TreeGroups:
         self._divided = False  # whether each workspace has a group of its own
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter, to distinguish it from what its cells start. Stop it until its workspace is shown.
+        """Register an interpreter, so that it is not taken for a process of a cell. If its workspace is not shown, stop it until it is.
 
         Args:
-            number: its number in the session.
-            tree: its workspace.
-            process: a pidfd of it.
+            number: Its pid in the session.
+            tree: The number of its workspace.
+            process: Its pidfd.
         """
         self._members[number] = (tree, process)
         if tree != self.shown:
@@ -62,7 +62,7 @@ class TreeGroups:
                 self._stopped[number] = (tree, process)
 
     def leave(self, number: int) -> None:
-        """Forget an interpreter that has ended."""
+        """Forget an interpreter that has ended, by its pid in the session."""
         self._members.pop(number, None)
         self._stopped.pop(number, None)
 
@@ -74,17 +74,19 @@ class TreeGroups:
                 group.rmdir()
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the numbers of all interpreters, and of all processes that belong to another workspace than `tree`."""
+        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than `tree`."""
         others = [group for other, group in [*self._groups.items()] if other != tree]
         return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Freeze all that runs, call `show`, and thaw what belongs to `tree`.
+        """Freeze all processes, show a workspace, and thaw its processes. Return those that were killed because they did not freeze.
 
-        Return the processes that were ended because they did not freeze.
+        If `show` fails, no workspace is shown, and all processes stay frozen until the next switch. Raise TimeoutError if a process runs
+        even after the kill, because it must not see the other workspace.
 
-        `show` puts the workspace into /mnt/data. If it fails, no workspace is shown, and everything stays frozen until the next switch.
-        Raise TimeoutError if something runs even after the kill: it must not see the other workspace.
+        Args:
+            tree: The number of the workspace.
+            show: Mounts it at /mnt/data. It is not called if the workspace is still mounted there.
         """
         ended = self.halt()
         self._place_stopped()
@@ -98,11 +100,9 @@ class TreeGroups:
         return ended
 
     def halt(self) -> tuple[RunningProcess, ...]:
-        """Freeze all that runs until the next switch: no workspace is shown.
+        """Freeze all processes but the first, and show no workspace, until the next switch. Return those that were killed.
 
-        Return the processes that were ended because they did not freeze.
-
-        Raise TimeoutError if something runs even after that.
+        A process is killed if it does not freeze. Raise TimeoutError if a process runs even after that.
         """
         group = self._group_of(self.shown) if self.shown is not None else None
         if group == self._group:  # the first process must run on: it allocates memory for files that are put back meanwhile
@@ -116,7 +116,7 @@ class TreeGroups:
         return ended
 
     def end(self, tree: int) -> Ended:
-        """End the processes of a workspace, except its interpreters. They are frozen meanwhile, so that none starts another one."""
+        """Kill the processes of a workspace, except its interpreters. All are frozen meanwhile, so that none starts another one."""
         group = self._group_of(tree)
         if group is None:
             return Ended()
@@ -129,7 +129,7 @@ class TreeGroups:
             _write(group / "cgroup.freeze", "0")
 
     def has_work(self) -> bool:
-        """Return whether more than idle interpreters runs in the workspace that is shown."""
+        """Return whether the shown workspace has a process besides its interpreters, or an interpreter with more than one thread."""
         group = self._group_of(self.shown) if self.shown is not None else None
         interpreters, init = self._interpreters(), self._init_pid()
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
@@ -143,13 +143,13 @@ class TreeGroups:
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group of a workspace, or None if the workspace has ended."""
+        """Return the group with the processes of a workspace, or None if it has no group of its own and others have."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:
-        """Put interpreters that came since the last switch into groups of their workspaces, which are made if missing.
+        """Move each interpreter that `take_in` stopped into the group of its workspace. Make groups that are missing.
 
-        Everything is frozen.
+        All processes must be frozen or stopped.
         """
         if self._stopped and not self._divided:
             self._make(self._first)
@@ -174,7 +174,7 @@ class TreeGroups:
         _write(group / "cgroup.freeze", "1")
 
     def _kill(self, group: Path) -> Ended:
-        """Kill what is in a group, except interpreters, and wait until it has ended, for at most 2 s."""
+        """Kill what is in a group, except interpreters and the first process, and wait at most 2 s until it has ended."""
         spared = self._interpreters() | {self._init_pid()}
         doomed = [(pid, process) for pid, process in _processes_in(group) if pid not in spared]
         for pid, _ in doomed:
@@ -189,9 +189,9 @@ class TreeGroups:
         return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
 
     def _interpreters(self) -> set[int]:
-        """Return the interpreters, as this host numbers them.
+        """Return the pids on this host of the interpreters that are alive.
 
-        No other process has such a number while a pidfd refers to a live process by it.
+        They name no other process, because the kernel does not reuse the pid of a process that is alive.
         """
         return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
 
@@ -200,7 +200,7 @@ class TreeGroups:
 
 
 def _pid_of(process: int) -> Iterator[int]:
-    """Yield the number of a live process."""
+    """Yield the pid on this host of the process that a pidfd refers to. Yield nothing if the process has ended."""
     with contextlib.suppress(GuestDiedError, OSError):
         yield host_pid(process)
 
@@ -213,7 +213,7 @@ def _pids(group: Path) -> list[int]:
 
 
 def _processes_in(group: Path) -> Iterator[tuple[int, RunningProcess]]:
-    """Yield each process with its number in the session and its name."""
+    """Yield each process of a group: its pid on this host, and its pid in the session with its name."""
     for pid in _pids(group):
         with contextlib.suppress(OSError, KeyError):
             status = _status(pid)
@@ -238,7 +238,7 @@ def _put(group: Path, pid: int) -> None:
 
 
 def _freeze(group: Path) -> bool:
-    """Freeze a group, and return whether all of it is frozen within 2 s. If its state cannot be read, thaw it and raise OSError."""
+    """Freeze a group. Return False if not all of it is frozen within 2 s. If its state cannot be read, thaw it and raise OSError."""
     try:
         _write(group / "cgroup.freeze", "1")
         until = time.monotonic() + _FREEZE_SECONDS

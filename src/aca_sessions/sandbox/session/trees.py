@@ -1,6 +1,6 @@
 """Operations in a session's workspace: look up, list, link and remove entries; copy, compare and rewrite what is in a file.
 
-They block. Those that look up a path must be called within `as_guest`.
+All calls block. Functions that look up a path must be called within `as_guest`.
 
 They work by descriptors and never follow links. A process of the session may change the workspace at any moment. So what was opened is
 referred to by its descriptor from then on, and modes and times are set through it. A path could lead to files of the host's user, if a
@@ -33,10 +33,10 @@ _DEPTH = 16  # how many folders may be open at a time
 
 
 def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield everything in a workspace with its status, each folder before what is in it and before it is read. The top is ''.
+    """Yield the path and status of everything in a workspace. The path of the top is ''.
 
-    Raise OSError if a folder cannot be read, unless `may_pass_over` returns True for it. Raise SnapshotError if there are more than 131,072
-    entries.
+    A folder is yielded before it is read, and so before its entries. Raise OSError if a folder cannot be read, unless `may_pass_over`
+    returns True for its path. Raise SnapshotError if there are more than 131,072 entries.
     """
     yield "", os.fstat(top)
     pending, count = [""], 0
@@ -59,7 +59,7 @@ def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) 
 
 @contextmanager
 def opened(top: int, path: str, flags: int) -> Iterator[int]:
-    """Open a path below a folder, and close it again."""
+    """Open a path below the folder `top` for the block, following no link, and yield the descriptor."""
     descriptor = syscalls.openat2(top, path or ".", flags, 0, _RULES)
     try:
         yield descriptor
@@ -69,7 +69,7 @@ def opened(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Open the folder that a path is in. Yield its descriptor, and the last name of the path."""
+    """Open the folder that a path is in for the block. Yield its descriptor, and the last name of the path."""
     with opened(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
@@ -80,7 +80,14 @@ def folder_of(path: str) -> str:
 
 
 def link(top: int, path: str, folder: int, name: str) -> None:
-    """Give the file at a path another name, in an open folder."""
+    """Make a hard link to the file at a path.
+
+    Args:
+        top: A descriptor of the workspace.
+        path: The path of the file.
+        folder: A descriptor of the folder for the link.
+        name: The name of the link.
+    """
     with parent_of(top, path) as (parent, old):
         os.link(old, name, src_dir_fd=parent, dst_dir_fd=folder, follow_symlinks=False)
 
@@ -92,13 +99,13 @@ def read_link(top: int, path: str) -> str:
 
 
 def set_attributes(descriptor: int, status: os.stat_result) -> None:
-    """Give a file or folder the times and the mode of another."""
+    """Give a file or folder the times and the mode of another, without its special bits (set-uid, set-gid, sticky)."""
     os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777)
 
 
 def add_rights(top: int, path: str, rights: int) -> int:
-    """Give the owner of what is at a path more rights. Return the mode that it had."""
+    """Add rights (bits of `stat.S_IRWXU`) for the owner of what is at a path. Return the mode before that."""
     with _marked(top, path) as place:
         mode = stat.S_IMODE(os.fstat(place).st_mode)
         if mode & rights != rights:
@@ -122,7 +129,11 @@ def remove(top: int, path: str) -> None:
 
 
 def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -> None:
-    """Remove an entry. Move folders that lie too deep to the top instead, and add their new names to `deep`, to be removed from there."""
+    """Remove an entry with all that is in it.
+
+    Move folders that lie more than 16 levels deep to `top` instead, and add their new names to `deep`, so that the caller removes them
+    there.
+    """
     with suppress(IsADirectoryError):
         os.unlink(name, dir_fd=folder)
         return
@@ -139,7 +150,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _marked(top: int, path: str) -> Iterator[int]:
-    """Open a path only to refer to it (O_PATH), for which no rights are needed."""
+    """Open a path for the block only to refer to it (O_PATH), which needs no rights. Yield the descriptor, or `top` for an empty path."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -148,7 +159,10 @@ def _marked(top: int, path: str) -> Iterator[int]:
 
 
 def _chmod(place: int, mode: int) -> None:
-    """Set the mode of what an O_PATH descriptor refers to, except of a link. fchmod(2) refuses such a descriptor."""
+    """Set the mode of what an O_PATH descriptor refers to, through /proc, because fchmod(2) refuses such a descriptor.
+
+    Do nothing for a symbolic link.
+    """
     if not stat.S_ISLNK(os.fstat(place).st_mode):
         os.chmod(f"/proc/self/fd/{place}", mode)  # leads to what was opened, whatever its name is by now
 
@@ -168,7 +182,10 @@ _SENT_AT_ONCE = 1 << 20
 
 
 class Copy:
-    """A new file that becomes a copy of an open one. It is made first, then its caller allocates memory for `parts`, then it is filled."""
+    """A new file that becomes a copy of an open one, in three steps.
+
+    The constructor makes the empty file, the caller allocates memory for its `parts`, and `fill` copies the content.
+    """
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
         """Make the empty file, and decide which parts of the source it gets. Raise SnapshotError if the source is not a regular file.
@@ -199,7 +216,7 @@ class Copy:
         set_attributes(self._target, self._status)
 
     def close(self) -> None:
-        """Close the new file. The source stays open."""
+        """Close the copy that was made. The source belongs to the caller and stays open."""
         os.close(self._target)
 
 
@@ -212,13 +229,15 @@ def equal(source: int, target: int) -> bool:
 
 
 def holes(descriptor: int, size: int) -> list[tuple[int, int]]:
-    """Return the start and end of each part of a file that has no data."""
+    """Return the holes of a file, which are parts without data, as pairs of start and end."""
     edges = [0, *itertools.chain.from_iterable(_data(descriptor, size)), size]
     return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
 
 
 def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
-    """Allocate the space that a file needs to become the same as another. If that fails, some may be allocated: call `release`.
+    """Allocate the space that the file `target` needs to get the content of `source`.
+
+    If that fails, a part of the space may be allocated: call `release`.
 
     Args:
         source: A descriptor of the file with the new content.
@@ -247,14 +266,14 @@ def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -
 
 
 def trim(source: int, target: int, size: int) -> None:
-    """Give a file the size and the holes of another."""
+    """Give the file `target` the size and the holes of `source`. Its other content stays."""
     os.ftruncate(target, size)
     for start, end in holes(source, size):
         syscalls.punch_hole(target, start, end - start)
 
 
 def write(source: int, target: int, size: int) -> None:
-    """Write the data of a file into another of the same size. Blocks that are already equal are not written."""
+    """Write the data of `source` into `target`, which has the same size. Blocks that are already equal are not written."""
     for first, end in _data(source, size):
         for start in range(first, end, _AT_ONCE):
             data = os.pread(source, min(_AT_ONCE, end - start), start)
@@ -269,7 +288,7 @@ def _write_all(target: int, data: bytes, start: int) -> None:
 
 
 def _data(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each part of a file that has data. Between these parts are holes."""
+    """Yield the start and end of each part of a file that has data and is not a hole."""
     end = 0
     while end < size:
         try:
