@@ -1,8 +1,8 @@
 """What a cell changed in its session: files, processes and variables.
 
 Changes of variables are found without running code of the user. A number or a short text has changed if its value differs. Any other
-object has changed if another object has taken its place (it lies elsewhere in memory), or if its length or shape differs. A change in
-place that keeps the shape is not detected.
+variable has changed if its value is another object (at another address), or if the object's length or shape differs. A change inside an
+object that keeps length and shape is not found.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return each file with its inode, size and time of change, or None if there are too many files to list after every cell."""
+    """Return the inode, size and time of change of each file in /mnt/data, by relative path.
+
+    Return None if there are more than about 2,000, because listing them after every cell would take too long.
+    """
     found: Listing = {}
     pending = [""]
     while pending:
@@ -65,7 +68,7 @@ def list_files() -> Listing | None:
 
 
 def file_changes(before: Listing | None, after: Listing | None) -> list[FileRow]:
-    """Return each change, at most 1,000. Return an empty list if either listing is missing."""
+    """Return the changes between two listings, sorted by path, at most 1,000. Return an empty list if either listing is None."""
     if before is None or after is None:
         return []
     changes: list[tuple[str, FileChangeKind, int]] = []
@@ -87,7 +90,10 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def list_processes() -> list[ProcessRow]:
-    """Return every process of the session, except the interpreter, its init and zombies."""
+    """Return the pid and name of each process of the session, sorted by pid, without the interpreter, the first process and zombies.
+
+    Return an empty list if /proc cannot be read, as without namespaces.
+    """
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
@@ -110,9 +116,9 @@ def _process(pid: int) -> ProcessRow | None:
 
 
 class Variables:
-    """The variables as they were after the last cell.
+    """The variables of a session as they were at the last call of `changes`.
 
-    Numbers and short texts are kept alive: as long as they live, no other object gets their address.
+    This object holds references to numbers and short texts, because another object could get the address of one that was freed.
     """
 
     def __init__(self) -> None:
@@ -125,13 +131,13 @@ class Variables:
         self._sizes = _Sizes()
 
     def of(self, names: dict[Any, Any], hidden: Mapping[Any, Any]) -> None:
-        """Watch a namespace. A name that is in `hidden` with the same value belongs to IPython."""
+        """Watch the variables in `names`. A name that has the same value in `hidden` belongs to IPython and is ignored."""
         self._names, self._hidden = names, hidden
 
     def changes(self) -> list[VariableRow]:
-        """Return each variable that differs since the last call.
+        """Return each variable that was added, changed or deleted since the last call.
 
-        Return an empty list at the first call, and if there are too many variables to compare after every cell.
+        Return an empty list at the first call, and if there are more than 3,000 names, which take too long to compare after every cell.
         """
         names = self._names.copy()  # threads of the user may add variables meanwhile
         if len(names) > _MOST_COMPARED:
@@ -147,7 +153,7 @@ class Variables:
         return [_variable(kind, name, now.get(name), measures) for kind, name in changed[:MOST_VARIABLES]] if knew else []
 
     def _rebound(self, now: dict[str, Any]) -> list[str]:
-        """Return the names whose value is another object, or that are new or deleted."""
+        """Return the names that are new or deleted, or whose value is another object than at the last call."""
         keys, ids = list(now), list(map(id, now.values()))
         old_keys, old_ids = self._keys, self._ids
         self._keys, self._ids = keys, ids
@@ -159,7 +165,13 @@ class Variables:
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
-        """Return which of these names were added, changed or deleted, with the kind of change. The other names did not change."""
+        """Return which of the named variables were added, changed or deleted, each with the kind of change. Remember what they are now.
+
+        Args:
+            names: The names that may have changed.
+            now: All variables, by name.
+            measures: What measures a length or shape, by the address of the type.
+        """
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
@@ -174,8 +186,10 @@ class Variables:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _look(self, name: str, value: Any) -> object:
-        """Return what a variable is compared by: its type and value if it is plain, `_ABSENT` if it is not a variable of
-        the user, else `_OTHER`.
+        """Return what a variable is compared by.
+
+        For a number or short text this is its value with the address of its type. It is `_ABSENT` for a name that is not the user's, and
+        `_OTHER` for all other objects.
         """
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
@@ -196,7 +210,10 @@ def _variable(change: VariableChangeKind, name: str, value: Any, measures: Measu
 
 
 class _Sizes:
-    """The lengths and shapes of objects that can change in place. A type is known by its address: its `==` could be code of the user."""
+    """The last known length or shape of each variable that can change in place. `different` returns the names of those that changed.
+
+    Types are compared by their addresses, because `==` on a type could run code of the user.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, Callable[[Any], Any], Any]] = {}
@@ -214,7 +231,7 @@ class _Sizes:
             self._plain = None
 
     def different(self, now: dict[str, Any]) -> list[str]:
-        """Return the names whose size differs. All that have only a length are compared at once."""
+        """Return the names of variables whose type, length or shape is another one than when `know` was called."""
         if self._plain is None:
             plain = [(name, kind, size) for name, (kind, measure, size) in self._known.items() if measure is len]
             self._plain = [name for name, _, _ in plain], [kind for _, kind, _ in plain], [size for _, _, size in plain]
@@ -232,7 +249,7 @@ class _Sizes:
 
 
 def _measures() -> Measures:
-    """Return the functions that measure a length or shape, for types that do it without code of the user."""
+    """Return functions that measure a length or shape, by the address of the type. Types whose methods could be the user's have none."""
     measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
     for module, name in _FOREIGN:
         loaded = sys.modules.get(module)
@@ -254,7 +271,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> int:
-    """Return the bytes that a value has in memory, without the contents of a container."""
+    """Return how many bytes of memory a value takes, without the contents of a container. Return 0 if it cannot be measured."""
     kind = type(value)
     measure = _measures().get(id(kind))
     if id(kind) in _PLAIN or kind is str or kind is range or measure is len:

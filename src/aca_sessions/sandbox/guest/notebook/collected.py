@@ -1,4 +1,4 @@
-"""What one cell has shown so far, as text and within limits."""
+"""What one cell has shown so far: its value, displays and error, as text and within limits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Late = deque[dict[str, str]]
 
 
 def no_late_displays() -> Late:
-    """Return an empty queue for displays that come when no cell runs. It keeps the last 100."""
+    """Return an empty queue for displays that come when no cell runs. The queue keeps the last 100."""
     return deque(maxlen=100)
 
 
 class Collected:
-    """What one cell has shown so far.
+    """What one cell has shown so far. Displays are sent to the host when they come; value and error are kept for the result.
 
-    A thread or task of an earlier cell may show things when no cell runs. The next cell shows them.
+    A thread or task of an earlier cell may display something when no cell runs. Such a display is shown by the next cell.
     """
 
     def __init__(self, execution: str, send: Callable[[Message], None], late: Late) -> None:
@@ -54,7 +54,12 @@ class Collected:
         self._images: set[bytes] = set()
 
     def take_value(self, result: Any, formats: dict[str, Any]) -> None:
-        """Take the last value of the cell, in its formats."""
+        """Store the value of the cell's last expression, and display it if it has more forms than text.
+
+        Args:
+            result: IPython's result of the cell, which holds the value.
+            formats: The forms of the value, by MIME type.
+        """
         self.text = clip(str(formats.get("text/plain", "")))
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
@@ -62,7 +67,15 @@ class Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """Show a display. With `update` it replaces the latest display of the same name."""
+        """Show a display, or keep it for the next cell if this one has finished.
+
+        Do nothing in a process that the cell forked, and for a figure that the cell has shown already.
+
+        Args:
+            data: The forms of the display, by MIME type.
+            name: The name of the display, if it has one.
+            update: Whether it replaces the latest display of the same name.
+        """
         if os.getpid() != self._pid:
             return  # a fork that a cell made has no link to the host
         sendable = {str(mime): _sendable(content) for mime, content in data.items()}
@@ -73,12 +86,12 @@ class Collected:
                 self._show(sendable, name and name[:_MAX_NAME], update)
 
     def show_late(self) -> None:
-        """Show the displays that came since the cell before."""
+        """Show the displays that came when no cell ran."""
         while self._late:
             self.take_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
-        """Remove what the cell displayed so far: at once, or with `wait` when the next display comes."""
+        """Remove the displays of this cell: at once, or with `wait` when the next display comes. Do nothing after the cell has finished."""
         if os.getpid() != self._pid or self._finished:
             return
         with self._turn:
@@ -87,7 +100,7 @@ class Collected:
                 self._clear()
 
     def take_error(self, error: BaseException, traceback: str) -> None:
-        """Take the error that the cell ended with."""
+        """Store the error with which the cell ended, and its formatted traceback. Long texts lose their middle."""
         try:
             message = str(error)
         except Exception as broken:
@@ -97,16 +110,16 @@ class Collected:
         self.error = (clip(type(error).__name__, _MAX_NAME), clip(message), clip(traceback))
 
     def finished(self, files: list[FileRow], processes: list[ProcessRow], variables: list[VariableRow]) -> Finished:
-        """Return the cell's result. Displays that come later wait for the next cell."""
+        """Return the cell's result. Displays that come after this call are kept for the next cell."""
         with self._turn:
             self._finished = True
         name, message, traceback = self.error or (None, "", "")
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
-        """Return whether this is a figure that the cell's code displayed already, unchanged.
+        """Return whether the cell's code has ended and this is a figure that it has shown already, unchanged. Else remember the figure.
 
-        The figures that are open at the end of a cell are displayed then, except these.
+        At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
         """
         if "image/png" not in data:
             return False
@@ -150,7 +163,7 @@ class Collected:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """Return a text, without its middle if it is longer than the limit."""
+    """Return a text. If it is longer than the limit, a note about the number of characters takes the place of its middle."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -158,7 +171,10 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
-    """Return a display that fits, without its largest forms if necessary. Return an empty one if only its text would be left."""
+    """Return a display without its largest forms, so that at most `room` characters are left.
+
+    Return an empty dict if no other form than plain text would be left.
+    """
     if sum(map(len, data.values())) <= room:
         return data
     kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
@@ -173,7 +189,7 @@ def _small(data: dict[str, str]) -> dict[str, str]:
 
 
 def _scalar(value: Any) -> Scalar:
-    """Return a plain value as itself. Return None for a value that only a text can represent."""
+    """Return a bool, number or text as a value for JSON, or None for any other value, which only its text can represent."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
         value = value.item()
     if type(value) in (bool, float):
@@ -184,7 +200,7 @@ def _scalar(value: Any) -> Scalar:
 
 
 def _sendable(content: Any) -> str:
-    """Return a content as text: bytes in base64; objects as JSON if possible, else as `str`."""
+    """Return the content of a display as text: bytes in base64, other objects as JSON if possible and else by `str`."""
     if isinstance(content, str):
         return content
     if isinstance(content, bytes):

@@ -1,4 +1,4 @@
-"""Programs in a session: in place of a cell, with the exit code as the value; and as a line of a cell (`!ls`)."""
+"""Programs in a session: a command in place of a cell, whose value is the exit code, and `!` lines in a cell."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a command to its end and return the result.
+    """Run a command until it ends. Return the result, whose value is the exit code.
 
-    An interrupt kills the command and everything that it started in its own process group.
+    An interrupt kills the command and its process group. The result then has a KeyboardInterrupt as its error.
     """
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
@@ -59,12 +59,16 @@ def _exit_code(command: Command) -> int:
 
 
 class Syntax(TransformerManager):
-    """IPython's commands in cells, such as `%pwd`, `!ls` and `str?`."""
+    """The transformer of IPython's syntax in cells, such as `%pwd`, `!ls` and `str?`."""
 
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Replace commands by calls. Skip a cell without their characters: the search parses a whole cell into tokens."""
+        """Return the lines with IPython's commands replaced by calls.
+
+        Return a cell unchanged if it has none of the characters of commands, because the search for them parses the whole cell into
+        tokens.
+        """
         if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
             return lines
         return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]
@@ -75,7 +79,7 @@ def _may_hold_command(line: str) -> bool:
 
 
 class ShellCommand:
-    """The last `!` command of a statement."""
+    """The last `!` command of a statement, and its exit status."""
 
     def __init__(self) -> None:
         self.is_last_statement = False
@@ -83,7 +87,10 @@ class ShellCommand:
         self._status = 0
 
     def run(self, command: str) -> int:
-        """Run a command in the shell. Return its exit status, which is negative for a signal as in IPython."""
+        """Run a command in a shell. Return its exit status: as in IPython, -N if signal N killed it.
+
+        A command that would install packages is not run: pip's refusal says what to use instead.
+        """
         self._command = command
         if _INSTALLER.match(command):
             status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
@@ -93,9 +100,9 @@ class ShellCommand:
         return self._status
 
     def failure(self) -> subprocess.CalledProcessError | None:
-        """Return an error if the command failed and is the last statement of the cell.
+        """Return an error if the command failed and was the last statement of the cell, else None.
 
-        Elsewhere a status other than 0 may be intended, like grep's.
+        In earlier statements a status other than 0 may be intended, like grep's.
         """
         if self._status == 0 or not self.is_last_statement:
             return None
@@ -103,7 +110,7 @@ class ShellCommand:
 
 
 def is_command(statement: ast.stmt | None) -> bool:
-    """Return whether a statement is IPython's translation of a line with `!` or `%`."""
+    """Return whether a statement is what IPython makes of a line with `!` or `%`."""
     call = statement.value if isinstance(statement, ast.Expr) else None
     function = call.func if isinstance(call, ast.Call) else None
     if not isinstance(function, ast.Attribute) or function.attr not in ("system", "run_line_magic"):

@@ -1,13 +1,13 @@
 """How values are shown in a session: the last value as the cell's value, everything else as displays.
 
-Besides IPython's forms there are:
+Besides the forms that IPython makes there are:
 
 - Charts of plotly and altair, as JSON and as one HTML document. plotly's document contains its script (5 MB). altair's does if vl-convert
   is installed; otherwise it loads Vega from a public address, so the reader needs a network. Neither is drawn as an image here.
 - Frames of pandas and polars, as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource, which notebooks know): a
-  sample of the rows, with each column's own `dtype` and the number of all rows and columns. Rows are objects by field name, which readers
-  of the format expect. So a field whose name is taken gets a number, and its own name as `title`. No code of the user runs: an object that
-  is not of a plain type is shown by its type.
+  sample of the rows, each column's `dtype`, and the number of all rows and columns. Rows are objects by field name, as the format wants, so
+  names must differ: a column whose name is taken gets a number behind it, and its real name as `title`. No code of the user runs, so a
+  value that is not of a plain type is shown as the name of its type.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Bundle = tuple[dict[str, Any], dict[str, Any]]
 
 
 class Hook(DisplayHook):
-    """Collects a cell's last value instead of printing it."""
+    """IPython's display hook, which stores a cell's last value for its result instead of printing it."""
 
     def start_displayhook(self) -> None: ...
     def write_output_prompt(self) -> None: ...
@@ -50,21 +50,24 @@ class Hook(DisplayHook):
     stock: ClassVar[dict[type, Any]] = {}  # the printers of plain types in an unchanged shell
 
     def __call__(self, result: Any = None) -> None:
-        """Take the last value of a cell.
+        """Store the last value of a cell.
 
-        Note a value that is None: a notebook shows nothing, but Azure distinguishes `x` from `print(x)` and `x = None`.
+        If the value is None, record that: a notebook shows nothing then, but Azure distinguishes `x` from `print(x)` and `x = None`.
         """
         if result is None:
             self.shell.collected.value_is_none = not (self.shell.ends_with_call or self.quiet())
         super().__call__(result)
 
     def quiet(self) -> bool:
-        """Return whether the cell ends with a semicolon. Parse the cell only if it contains one."""
+        """Return whether the cell ends with a semicolon, which hides its value. Without any semicolon in it, the cell is not parsed."""
         parsed = self.shell.history_manager.input_hist_parsed
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
     def compute_format_data(self, result: Any) -> Bundle:
-        """Return the forms of a value. A plain value has one form; no formatter is called for it unless the user changed one of them."""
+        """Return the forms of a value, by MIME type, and their metadata.
+
+        A number, bool or text has only its repr, and no formatter is called for it unless the user has changed how its type is shown.
+        """
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
             return super().compute_format_data(result)  # type: ignore[no-any-return]
@@ -81,7 +84,7 @@ class Hook(DisplayHook):
         self.shell.collected.take_value(self.shell.displayhook.exec_result, format_dict)
 
     def cull_cache(self) -> None:
-        """Remove the oldest values from `Out` to make room, without IPython's warning."""
+        """Remove the oldest values from `Out`, so that there is room for another. IPython's own method prints a warning."""
         values = self.shell.user_ns["_oh"]
         for number in list(values)[: len(values) - self.cache_size + 1]:
             del values[number]
@@ -89,7 +92,7 @@ class Hook(DisplayHook):
 
 
 class Publisher(DisplayPublisher):
-    """Collects what a cell displays."""
+    """IPython's display publisher, which collects the displays of a cell and sends them to the host."""
 
     def publish(self, data: dict[str, Any], metadata: object = None, **options: Any) -> None:
         name = (options.get("transient") or {}).get("display_id")
@@ -101,7 +104,7 @@ class Publisher(DisplayPublisher):
 
 
 class Formatter(DisplayFormatter):
-    """Returns all forms of a value, including those that this package adds. Errors of a form are printed on stderr."""
+    """IPython's formatter, with the forms that this module adds. If one form of a value fails, its error is printed on stderr."""
 
     def format(self, obj: Any, include: object = None, exclude: object = None) -> Bundle:
         with self.parent.showing():
@@ -123,9 +126,9 @@ class Formatter(DisplayFormatter):
 
 
 class PlainText(PlainTextFormatter):
-    """Formats numpy's numbers as numbers, and figures in words.
+    """IPython's formatter for plain text. It shows a number of numpy as a number, and describes a matplotlib figure in words.
 
-    A printer that is registered for figures would not do: the inline backend removes it.
+    This is not a printer that is registered for figures, because matplotlib's inline backend would remove it.
     """
 
     def __call__(self, value: Any) -> str | None:
@@ -139,7 +142,7 @@ class PlainText(PlainTextFormatter):
 
 
 def _describe_figure(figure: Any) -> str:
-    """Return a description of a figure for readers who do not see it: its title, and what is drawn along its axes."""
+    """Return a description of a matplotlib figure for readers who do not see it: its titles, axis labels and legends."""
     parts = [figure.get_suptitle()] if hasattr(figure, "get_suptitle") else []
     for axes in figure.get_axes()[:4]:
         labels = " by ".join(label for label in (axes.get_ylabel(), axes.get_xlabel()) if label)
@@ -151,7 +154,7 @@ def _describe_figure(figure: Any) -> str:
 
 
 def chart_forms(value: Any) -> dict[str, Any] | None:
-    """Return the forms of a chart, or None for any other value."""
+    """Return the forms of a chart of plotly or altair, by MIME type, or None for any other value."""
     if _is_a(value, "plotly.basedatatypes", "BaseFigure"):
         return complete_chart({PLOTLY: json.loads(value.to_json())})
     if _is_a(value, "altair", "TopLevelMixin"):
@@ -160,7 +163,10 @@ def chart_forms(value: Any) -> dict[str, Any] | None:
 
 
 def complete_chart(data: dict[str, Any]) -> dict[str, Any]:
-    """Return what a chart published by itself (`figure.show()`), with the forms that it left out."""
+    """Return the forms of a display. A plotly chart that published itself (`figure.show()`) gets the text and HTML that it lacks.
+
+    Return all other displays unchanged.
+    """
     if PLOTLY not in data or "text/html" in data or "plotly" not in sys.modules:
         return data
     figure = data[PLOTLY]
@@ -190,7 +196,7 @@ def _is_a(value: Any, module: str, name: str) -> bool:
 
 
 def _describe_plotly(figure: dict[str, Any]) -> str:
-    """Return a description of a plotly figure for readers who do not see it."""
+    """Return a description of a plotly figure for readers who do not see it: its title, and the type and name of each trace."""
     title = figure.get("layout", {}).get("title", "")
     title = title.get("text", "") if isinstance(title, dict) else title
     traces = [" ".join(filter(None, (trace.get("type", "scatter"), trace.get("name")))) for trace in figure.get("data", [])]
@@ -209,7 +215,7 @@ def _describe_altair(spec: dict[str, Any]) -> str:
 
 
 def table_forms(value: Any) -> dict[str, Any]:
-    """Return the forms to add to those of a frame or series. Return an empty dict for any other value."""
+    """Return the additional forms of a DataFrame or Series of pandas or polars, by MIME type. Return an empty dict for other values."""
     kind = type(value)
     try:
         if kind is _class("pandas", "DataFrame"):
@@ -257,7 +263,7 @@ def _type_of_polars(dtype: Any) -> str:
 
 
 def _named_apart(fields: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the fields with a name of its own for each."""
+    """Return the fields, all with different names. A field whose name is taken gets a number behind it, and its own name as `title`."""
     taken = {field["name"] for field in fields}
     named: dict[str, dict[str, str]] = {}
     for field in fields:
@@ -278,9 +284,9 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Return the resource as JSON text, with fewer rows if it is too long.
+    """Return a resource as JSON text, by MIME type. If the text is too long, rows are left out, and if necessary all rows.
 
-    Without any row the columns are still shown. Return an empty dict if they alone are too long.
+    Return an empty dict if the columns alone are too long.
     """
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]
@@ -292,7 +298,10 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON allows it. `str` and `repr` are called only on Python's and pandas' own types."""
+    """Return a value that JSON can hold, for a cell of a table.
+
+    `str` is called only on types of Python and pandas, so no code of the user runs. Any other value becomes the name of its type.
+    """
     kind = type(value)
     if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
         return value

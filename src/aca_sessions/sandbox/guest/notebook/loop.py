@@ -15,12 +15,12 @@ _BROUGHT = re.compile(r"\basyncio\.run\(|\b(run_until_complete|run_forever|Runne
 
 
 def is_needed(code: str) -> bool:
-    """Return whether code without `await` needs a running loop and does not run a loop itself."""
+    """Return whether a cell without `await` must run inside the event loop, because it starts tasks and runs no loop of its own."""
     return bool(_NEEDED.search(code)) and not _BROUGHT.search(code)
 
 
 class Loop:
-    """The one event loop of a session. Tasks that a cell started run on while a later cell awaits, and between cells."""
+    """The event loop of a session. Tasks that a cell leaves unfinished continue between cells, and while a later cell awaits."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -29,7 +29,7 @@ class Loop:
         self._is_between_cells = False
 
     def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a cell's coroutine. An interrupt cancels the coroutine, not only the wait for it."""
+        """Run a cell's coroutine until it ends. On an interrupt, cancel the coroutine and wait for it, then raise KeyboardInterrupt."""
         if self._loop is None or self._loop.is_closed():
             self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
@@ -43,7 +43,10 @@ class Loop:
             raise
 
     def go_on_until(self, descriptor: int) -> None:
-        """Run the tasks that cells left in the loop until the descriptor is readable or `wake` is called."""
+        """Run the unfinished tasks of cells until the descriptor is readable or `wake` is called.
+
+        Return at once if there is no loop. Return also if a task raises SystemExit, after printing the traceback.
+        """
         if self._loop is None or self._loop.is_closed():
             return
         self._is_between_cells = True
@@ -60,7 +63,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """End `go_on_until`, because a message was read. May be called from any thread. Do nothing while a cell runs."""
+        """End `go_on_until`, because another thread has read a message. Can be called from any thread. Does not stop the loop of a cell."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):
@@ -68,7 +71,7 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """Let go of the loop in a fork without closing it."""
+        """Forget the loop in a forked process without closing it, so that the next cell gets a new one."""
         # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
         # from it, so the loop is kept.
         self._abandoned.append(self._loop)
@@ -77,15 +80,15 @@ class Loop:
 
     @property
     def sockets(self) -> int:
-        """Return how many sockets the loop itself has open."""
+        """Return how many sockets the loop has open for itself: 2, or 0 if there is no loop."""
         return 0 if self._loop is None or self._loop.is_closed() else 2
 
     def unfinished(self) -> int:
-        """Return how many tasks are unfinished."""
+        """Return how many tasks of the loop are unfinished."""
         return 0 if self._loop is None or self._loop.is_closed() else len(asyncio.all_tasks(self._loop))
 
     def forget(self) -> None:
-        """Close the loop before the first fork. Sessions that shared it would wait on one epoll descriptor."""
+        """Close the loop in the zygote before the first fork, because sessions that inherited it would share one epoll descriptor."""
         if self._loop is not None:
             self._loop.close()
         self._loop = None

@@ -1,8 +1,8 @@
-"""The modules that a session can import: those in its own folder, and packages that the host mounted in /.packages.
+"""The modules that a session can import: files in its workspace, and packages that the host mounted in /.packages.
 
-Modules in the own folder are reloaded: each cell sees them as their files are now, as with IPython's `%autoreload 2`. IPython's own
-extension checks every module before every cell, compares times only (a rollback restores old ones), and keeps the old module if the new
-one fails. Its `superreload` is used here: it updates functions and classes that were taken from a module, in place.
+Modules of the workspace are reloaded: each cell sees them as their files are now, as with IPython's `%autoreload 2`. That extension itself
+is not used, because it checks every module before every cell, compares only times (a rollback restores old ones), and keeps the old
+module if the new one fails. Its `superreload` is used, which updates functions and classes that were imported from a module, in place.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ class _Loaded:
     is_recent: bool = True
 
     def has_changed(self) -> bool:
-        """Return whether the file has another content. The copy in a branch differs in its stamp only."""
+        """Return whether the file has another content than the one that was imported. Return False if it was deleted.
+
+        The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only the
+        stamps differ, because the files are copies.
+        """
         try:
             stamp = _stamp(self.path)
             if stamp == self.stamp and not self.is_recent:
@@ -73,7 +77,7 @@ _shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """Loads sources and ignores .pyc files, which compare times in seconds and sizes only."""
+    """Loads modules from sources. It ignores .pyc files, because they compare only sizes and times in seconds."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.
@@ -90,22 +94,22 @@ class _Loader(SourceFileLoader):
 
 
 def settle() -> None:
-    """Put the session's own folder first on the import path, and the folder of packages that it installs there last."""
+    """Put the workspace first on the import path, and its folder `.packages`, into which a session may install, last."""
     sys.path_hooks.insert(0, _finder)
     sys.path.insert(0, place.data)
     sys.path.append(f"{place.data}/.packages")
 
 
 def forget_listings() -> None:
-    """Clear the cached folder listings, so that a module that was written a moment ago is found."""
+    """Clear the cached listings of folders in the workspace, so that a module that was written a moment ago is found."""
     for finder in [*_finders.values()]:
         finder.invalidate_caches()
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
-    """Reload the modules whose files have changed.
+    """Reload the imported modules whose files have changed. Call `show_error` with the exception of each that fails.
 
-    A module that fails is removed from sys.modules, so that the next `import` of it fails as well.
+    A module that fails is removed from sys.modules, so that the next `import` fails as well instead of returning the old module.
     """
     for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded[name].module
@@ -139,7 +143,7 @@ def _import_again(name: str, module: ModuleType) -> None:
 
 
 def _note(name: str, loaded: _Loaded) -> None:
-    """Remember what was imported, in an order in which it can be imported again: a module comes before those that import it."""
+    """Record a module that is imported now. Modules stay in such an order that each comes before those that import it."""
     waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
     if name in _loaded:
         loaded.module = _loaded[name].module
@@ -183,9 +187,9 @@ def _digest(source: bytes) -> bytes:
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make exactly these packages importable and return the result.
+    """Make the packages in these folders importable, instead of those of an earlier request. Return the result.
 
-    Nothing changes if a module is already loaded in another version, or if the session may not enter the folder of packages.
+    Change nothing and return an error in the result if a module is loaded in another version, or if the session cannot read a folder.
     """
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
@@ -207,7 +211,10 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
 
 
 def _put_on_path(paths: Sequence[str]) -> None:
-    """Replace the folders of packages on the import path."""
+    """Make `paths` the folders of packages on the import path, in place of those of an earlier call.
+
+    Programs that cells start get them as well, by PATH and by variables that `children/sitecustomize.py` reads.
+    """
     own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
     for path in paths:

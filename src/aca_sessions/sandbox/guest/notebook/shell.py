@@ -1,4 +1,4 @@
-"""The IPython shell of a session: it runs cells and collects what they show."""
+"""The IPython shell of a session: it runs cells and collects their output, displays and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _refuse_input(execution: str, about: str, text: str) -> str:
 
 
 class Shell(InteractiveShell):
-    """An IPython shell whose output goes to the host."""
+    """An IPython shell whose values, displays and errors go to the host."""
 
     displayhook_class = Hook
     display_pub_class = Publisher
@@ -73,16 +73,16 @@ class Shell(InteractiveShell):
         tracebacks.shorten(self.InteractiveTB)
 
     def system(self, command: str) -> None:
-        """Run a command of a cell on descriptors 1 and 2, without a terminal in between. Remember its exit status."""
+        """Run a `!` command of a cell, which writes directly to the session's stdout and stderr. Store its exit status in `_exit_code`."""
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
 
     def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
-        """Run a cell and return its result, whatever the code raises.
+        """Run a cell and return its result. Exceptions of the cell's code become the error of the result.
 
         Args:
-            cell: The cell, and which questions the host answers.
+            cell: The cell, and which kinds of questions the host answers during it.
             send: Sends a message to the host.
-            ask: Asks the host a question.
+            ask: Asks the host a question, like `Link.ask`. By default it raises AnswerError.
         """
         self._cell, self._ask = cell, ask
         provide_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
@@ -108,7 +108,7 @@ class Shell(InteractiveShell):
         return self.collected.finished(files, changes.list_processes(), self._variables.changes())
 
     def _send_call(self, text: str) -> str:
-        """Send a host call as JSON text and return the reply as JSON text. Raise ToolError if the host takes no calls from this cell."""
+        """Send a host call as JSON text and return the answer as JSON text. Raise ToolError if the host answers no calls of this cell."""
         if "call" not in self._cell.answered:
             return refuse_call(text)
         try:
@@ -117,14 +117,14 @@ class Shell(InteractiveShell):
             raise ToolError(str(refused)) from None
 
     def read_line(self, prompt: object = "", /) -> str:
-        """Ask the caller of the cell for a line of text, as Python's own `input` does. Raise EOFError if there is no answer."""
+        """Print a prompt and return a line of text from the caller of the cell, as `input` does. Raise EOFError if there is no answer."""
         text = str(prompt)
         print(text, end="")
         flush_streams()
         return self.read_secret(text)
 
     def read_secret(self, prompt: str = "Password: ", stream: TextIO | None = None) -> str:
-        """Ask the caller of the cell for a line of text that is not displayed, as `getpass` does."""
+        """Return a line of text from the caller of the cell, without printing a prompt. Raise EOFError if there is no answer."""
         ask = self._ask if "input" in self._cell.answered else _refuse_input
         try:
             return ask(self._cell.execution, "input", clip(prompt, _MAX_PROMPT))
@@ -133,7 +133,10 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """Print exceptions of the block on stderr and do not fail the cell, if `several`: the object then has other forms to show."""
+        """Print exceptions of the block on stderr if `several` is true, so that they do not fail the cell.
+
+        `several` means that the object has other forms, which can still be shown.
+        """
         outer, self._is_showing = self._is_showing, several
         try:
             yield
@@ -141,9 +144,9 @@ class Shell(InteractiveShell):
             self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Show a traceback without this package's frames at its end.
+        """Show a traceback without the frames of this package at its end.
 
-        An interrupt is raised in one of them, in the middle of the user's code.
+        An interrupt is raised in such a frame, the handler of SIGINT, in the middle of the user's code.
         """
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain(value)
@@ -165,16 +168,16 @@ class Shell(InteractiveShell):
             self.collected.take_error(evalue, text)
 
     def _format_exception_for_storage(self, exception: BaseException, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return the traceback that was shown, to be stored for `%notebook`. IPython 9 would format it once more."""
+        """Return the traceback that was shown, for `%notebook`. IPython 9 would format the traceback a second time."""
         name, message, text = self.collected.error or (type(exception).__name__, "", "")
         return {"ename": name, "evalue": message, "traceback": [text]}
 
     def show_usage_error(self, exc: BaseException) -> None:
-        """Show the error of a magic once, without a traceback."""
+        """Make the error of a magic the cell's error, without a traceback. IPython's own method would print it on stderr."""
         self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
-        """Run the statements of a cell. Note whether the last one is a call or a command."""
+        """Run the statements of a cell. Record whether the last one is a call, and whether it is a `!` or `%` command."""
         last = nodelist[-1] if nodelist else None
         self.ends_with_call = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Call, ast.Await))
         failed = await super().run_ast_nodes(nodelist, *arguments, **options)
@@ -182,18 +185,18 @@ class Shell(InteractiveShell):
         return failed
 
     async def run_code(self, *arguments: Any, **options: Any) -> Any:
-        """Run one statement of a cell. Forget the commands of those before it."""
+        """Run one statement of a cell. Forget the `!` commands of earlier statements, so that their failure is not reported."""
         self.last_command = commands.ShellCommand()
         return await super().run_code(*arguments, **options)
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
-        """Return whether a cell needs the event loop: only if it awaits or starts tasks."""
+        """Return whether a cell must run in the event loop, because it awaits or starts tasks."""
         if loop.is_needed(raw_cell):
             return True
         return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
 
     def _show_import_error(self, error: BaseException) -> None:
-        """Print why a changed module cannot be imported. The traceback begins at the first frame of the session's own files."""
+        """Print on stderr why a changed module cannot be imported, with the traceback from the first frame in the workspace on."""
         traceback = error.__traceback__
         while traceback is not None and not traceback.tb_frame.f_code.co_filename.startswith(place.data):
             traceback = traceback.tb_next
@@ -202,14 +205,14 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def _tee(self, channel: str) -> Iterator[None]:
-        """Replace IPython's copy of what cells write: no second copy is kept."""
+        """Do nothing. IPython would keep a second copy of what cells write."""
         yield
 
     def enable_gui(self, gui: str | None = None) -> None:
-        """Do nothing: a session has no window to draw in."""
+        """Do nothing, because a session has no window to draw in."""
 
     def warm_up(self, cells: Sequence[str] = _WARM_UP_AGAIN) -> None:
-        """Run cells that leave nothing behind except loaded code and touched memory."""
+        """Run cells so that code is loaded and memory is touched before the first cell of a user. Then remove what they left."""
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for code in cells:
                 self.run(Run("", code, []), lambda _message: None)
@@ -219,23 +222,23 @@ class Shell(InteractiveShell):
         self._variables.changes()
 
     def reset(self, new_session: bool = True, aggressive: bool = False) -> None:
-        """Clear the variables; `%reset` calls it as well."""
+        """Clear the variables. `%reset` calls this method."""
         super().reset(new_session, aggressive)
         self.user_module.__spec__ = None  # multiprocessing's spawn method reads it
 
     def remember(self, cells: int) -> None:
-        """Set how many inputs `In` and how many values `Out` keep."""
+        """Set how many inputs `In` keeps, and how many values `Out` keeps."""
         self.displayhook.cache_size = cells
 
     def _code_has_run(self) -> None:
         self.collected.code_has_run = True
 
     def ask_exit(self) -> None:
-        """End the cell on `exit` and `quit`. Only the host ends a session."""
+        """Raise SystemExit, so that `exit` and `quit` end the cell. Only the host can end the session."""
         raise SystemExit
 
     def _forget_oldest_inputs(self) -> None:
-        """Replace the oldest inputs by empty texts, so that the numbers of the others stay the same."""
+        """Replace the oldest inputs in `In` by empty texts, so that the other inputs keep their numbers."""
         inputs = (self.history_manager.input_hist_parsed, self.history_manager.input_hist_raw)
         number = self.execution_count - 1 - self.displayhook.cache_size
         while number > 0 and self.user_ns.pop(f"_i{number}", None) is not None:
@@ -245,7 +248,10 @@ class Shell(InteractiveShell):
 
 
 def build_shell(preload: list[str]) -> Shell:
-    """Return a shell with everything loaded that a first cell would otherwise wait for."""
+    """Build the shell in the zygote, with all preloaded modules imported and typical cells run once, so that first cells start fast.
+
+    Replace `input`, `getpass.getpass` and `%pip`, because the originals need a terminal or report installations that failed.
+    """
     for module in preload:
         importlib.import_module(module)
     config = Config()

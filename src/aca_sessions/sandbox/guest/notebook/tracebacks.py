@@ -1,4 +1,4 @@
-"""Tracebacks of the user's code: with the names of cells, shortened, and without the frames of IPython and of this package."""
+"""Tracebacks of the user's code: with names for cells, shortened, and without the frames of IPython and of this package."""
 
 from __future__ import annotations
 
@@ -31,31 +31,34 @@ _MOST_CHAINED = 8
 
 
 class Compiler(CachingCompiler):
-    """Compiles cells under the names that tracebacks, warnings and Python's own tracebacks show."""
+    """The compiler of cells. It chooses the file name that tracebacks and warnings show for a cell."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Start a new cell: the next source gets the plain name of the cell.
+        """Note that a new cell begins. The next source gets the plain name of the cell.
 
-        Sources that it runs with `run_cell` get the same number and a count.
+        Sources that the cell's code runs with `run_cell` get the same name with a count.
         """
         self._compiled = 0
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Return the name of a source in angle brackets. Debuggers take any other name for a file and search a folder for it."""
+        """Return the file name for a source, such as `<Cell In[3]>`.
+
+        The name has angle brackets, because debuggers search the folder for a file of any other name.
+        """
         self._compiled += 1
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
 
 class Skipped(RepeatedFrames):
-    """Frames that a shortened traceback leaves out."""
+    """The frames that a shortened traceback leaves out at one place."""
 
     @property
     def description(self) -> str:
-        """Return which frames were left out, the most frequent ones first."""
+        """Return the functions and lines of the frames that were left out, the most frequent ones first."""
         counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
         named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
         rest = sum(count for _, count in counts[_MOST_NAMED:])
@@ -63,14 +66,14 @@ class Skipped(RepeatedFrames):
 
 
 class NotShownError(Exception):
-    """Placeholder for the errors in the middle of a long chain."""
+    """Stands for the errors in the middle of a long chain of exceptions, which are not shown."""
 
 
 def shorten(formatting: Any) -> None:
-    """Make IPython format few frames of a long traceback and few errors of a long chain.
+    """Make IPython's formatter leave out frames of a long traceback, and errors in the middle of a long chain of exceptions.
 
-    Each repeated line keeps its first two calls and its last one, if these are not too many. `formatting.chained` counts the errors of the
-    current chain.
+    Each repeated line keeps its first two calls and its last one. If more than 40 frames are left, only the first 20 and the last 20 stay.
+    `formatting.chained` counts the errors of the current chain, and must be set to 0 before each traceback.
     """
     records_of, cause_of = formatting.get_records, formatting.get_parts_of_chained_exception
 
@@ -100,9 +103,9 @@ def shorten(formatting: Any) -> None:
 
 
 def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
-    """Return a copy of a traceback without most of its frames, and which frames were left out behind which frame.
+    """Return a copy of a traceback without most of its frames, and the frames that were left out, by the frame before them.
 
-    The exception keeps its own traceback.
+    Return a traceback of at most 40 frames as it is. The exception keeps its own traceback.
     """
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
@@ -128,7 +131,7 @@ def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType,
 
 
 def cut_own(traceback: TracebackType | None) -> None:
-    """End a traceback at the last frame that is not of this package."""
+    """Remove the frames of this package at the end of a traceback, in place. Do nothing if all frames are of this package."""
     last_of_others = None
     while traceback is not None:
         if not traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
@@ -139,7 +142,7 @@ def cut_own(traceback: TracebackType | None) -> None:
 
 
 def explain(error: BaseException) -> None:
-    """Add a note to an error about /mnt/data in a session that has no such folder. The note names the working directory."""
+    """Add a note to an error about a path in /mnt/data, if this session has no such folder. The note names the working directory."""
     # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
     sought = str(getattr(error, "filename", None) or "")
     if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
@@ -149,18 +152,18 @@ def explain(error: BaseException) -> None:
 def holds_group(error: BaseException | None) -> bool:
     """Return whether an exception group is in the chain of an error.
 
-    IPython formats those in Python's own layout and prints them past the shell's hooks.
+    IPython prints groups in Python's own layout and bypasses the methods of the shell, so the caller must format them.
     """
     return any(isinstance(one, _GROUP) for one in chain(error))
 
 
 def is_long(error: BaseException | None) -> bool:
-    """Return whether the chain of an error has more errors than are shown."""
+    """Return whether the chain of an error has more errors than `shorten` shows."""
     return any(number >= _MOST_CHAINED for number, _ in enumerate(chain(error)))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then each error that it was raised from or while handling."""
+    """Yield an error, then its cause or context, then that one's, and so on. Each error is yielded once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -169,7 +172,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def native(error: BaseException, traceback: TracebackType | None) -> str:
-    """Return an error in Python's own layout, from the user's first frame on."""
+    """Return an error formatted in Python's own layout, from the first frame that is the user's on."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((_IPYTHON, _OWN_CODE)):
         traceback = traceback.tb_next
     return "".join(standard.format_exception(type(error), error, traceback)).rstrip("\n")
