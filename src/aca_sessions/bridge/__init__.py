@@ -1,6 +1,6 @@
-"""Host calls: the way by which a cell calls `tools`, `skills`, `artifacts` and `deps` of the host.
+"""Host calls: how a cell calls `tools`, `skills`, `artifacts` and `deps` of the host.
 
-`guest` is the half in the session and `host` the half here; both encode values by `codec`. At endpoints with events a call is an event of
-the execution. At other endpoints `threaded_host` sends `threaded_guest` to the session as text, with the modules that it needs.
-`codec`, `guest` and `threaded_guest` run in sessions: they need only Python 3.9, and nothing in them is a security check.
+`guest` is the half in the session and `host` the half here. Both encode values by `codec`. At endpoints with events a call is an event of
+the execution. At other endpoints `threaded_host` sends `threaded_guest` and the modules that it needs to the session, as text. `codec`,
+`guest` and `threaded_guest` run in sessions, so they need only Python 3.9, and nothing in them is a security check.
 """

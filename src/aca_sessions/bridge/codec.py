@@ -1,6 +1,6 @@
-"""The encoding of values in host calls, used by both halves: JSON, with bytes, long texts and tables in files beside it.
+"""The encoding of values in host calls, used by both halves: JSON, with bytes, long texts and tables in separate files.
 
-Nothing is ever unpickled.
+Nothing is unpickled, so decoding runs no code.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ _MOST_ITEMS = 4 << 20  # of one list or dict: each takes at least two characters
 
 
 class Table(bytes):
-    """A DataFrame as the content of its file, parquet or JSON, which has not been parsed yet."""
+    """The content of the file of a DataFrame, parquet or JSON, which is not parsed yet."""
 
 
 def new_file_name() -> str:
-    """Return the name of a new file for the content of a value."""
+    """Return a new random file name, for a value that is too large for JSON or not text."""
     return f".call-{uuid.uuid4().hex}"
 
 
 def pack(value: Any, attach: Callable[[bytes], str]) -> Any:
-    """Return a value as JSON can hold it.
+    """Return a value in a form that JSON can hold. Bytes, long texts and DataFrames become references to files.
 
     Args:
         value: The value.
-        attach: Keeps the content of a file and returns the file's name.
+        attach: Called with the content of each file. Returns the name that refers to the file.
 
     Raises:
         TypeError: A value of this type cannot be sent.
@@ -59,9 +59,12 @@ def pack(value: Any, attach: Callable[[bytes], str]) -> Any:
 
 
 def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
-    """Return a value that the other half packed. `read` takes the kind and the name of a file and returns its content.
+    """Return the value that `pack` packed in the other half.
 
-    The name has the form that `new_file_name` gives, so it leads to no other folder.
+    Args:
+        value: The packed value, parsed from JSON.
+        read: Called with the kind (`bytes`, `text` or `table`) and the name of each file. Returns the file's value. The name was checked to
+            have the form of `new_file_name`, so it cannot lead to another folder.
     """
     if isinstance(value, list):
         return [unpack(item, read) for item in value]
@@ -76,13 +79,13 @@ def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
 
 
 def is_table(value: object) -> bool:
-    """Return whether a value is a DataFrame. pandas is not imported for that."""
+    """Return whether a value is a pandas DataFrame. pandas is not imported: if it is not loaded, no value can be one."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, pandas.DataFrame)
 
 
 def table_as_json(frame: Any) -> bytes:
-    """Return a DataFrame as JSON with its types. Raise TypeError if a column's name is not text."""
+    """Return a DataFrame with its column types as JSON. Raise TypeError if the name of a column is not text."""
     if not all(isinstance(name, str) for name in frame.columns):
         raise TypeError("the columns of a DataFrame must be named by text: frame.columns = frame.columns.map(str)")
     return str(frame.to_json(orient="table", double_precision=15)).encode()

@@ -1,6 +1,6 @@
-"""The half of host calls in the session: `tools`, `skills`, `artifacts` and `deps` for cells.
+"""The half of host calls in the session: the objects `tools`, `skills`, `artifacts` and `deps` for cells.
 
-A call is JSON. Bytes, long texts and tables go into files in the session's folder, which the receiver deletes. The host decides each call.
+A call is JSON. Bytes, long texts and tables are in files in the session's folder, which the receiver deletes. The host decides each call.
 Nothing in this module is a security check, because code in the session can change it.
 """
 
@@ -40,13 +40,13 @@ Texts = list[str]
 
 
 class ToolError(RuntimeError):
-    """A host call failed. The message is that of what was called; `name` is the name of its exception."""
+    """A host call failed. The message is that of the exception on the host, and `name` is the name of its type."""
 
     name = ""
 
 
 def refuse_call(text: str) -> str:
-    """Raise ToolError: the host takes no calls from this cell."""
+    """Raise ToolError, because the host answers no calls of this cell."""
     raise ToolError("host calls are not answered here: run the cell in an AgentSession")
 
 
@@ -54,11 +54,15 @@ _send: Send = refuse_call
 
 
 def call(name: str, /, **arguments: object) -> Any:
-    """Call something of the host by its name and return its value. Blocks; may be called from any thread.
+    """Make a host call and return its value. Blocks until the host has answered. May be called from any thread.
+
+    Args:
+        name: The name of the call, such as `tools.call`.
+        arguments: The arguments of the call.
 
     Raises:
         ToolError: The call was refused or failed, or its arguments are too large.
-        TypeError: An argument cannot be sent.
+        TypeError: An argument has a type that cannot be sent.
     """
     try:
         text = json.dumps({"name": name, "arguments": codec.pack(arguments, write_file)})
@@ -77,7 +81,7 @@ def call(name: str, /, **arguments: object) -> Any:
 
 
 def write_file(data: bytes) -> str:
-    """Write data to a new file in the session's folder and return its name. The host reads and deletes the file."""
+    """Write data to a new file in the session's folder, for a host call. Return its name. The host reads and deletes the file."""
     name = codec.new_file_name()
     with open(os.path.join(place.data, name), "xb") as file:
         file.write(data)
@@ -85,7 +89,7 @@ def write_file(data: bytes) -> str:
 
 
 def read_file(kind: str, name: str) -> Any:
-    """Return the value in a file that the host sent, and delete the file."""
+    """Return the value in a file that the host sent, and delete the file. `kind` is `bytes`, `text` or `table`."""
     path = os.path.join(place.data, name)
     with open(path, "rb") as file:
         data = file.read()
@@ -101,7 +105,7 @@ def read_file(kind: str, name: str) -> Any:
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:
-    """Run a function in a new thread and return its result, while other tasks of the loop continue."""
+    """Run a function in a new thread and return its result, so that other tasks of the event loop continue meanwhile."""
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     # Not a pool: a thread that stayed would keep the session from being forked for a checkpoint.
@@ -123,7 +127,7 @@ def _settle(work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: asyn
 
 
 class Later:
-    """The value that a call in a batch will have after the batch was allowed and carried out."""
+    """The future result of a call in a batch. Its `value` can be read after the `with` block."""
 
     def __init__(self, description: str) -> None:
         self._description = description
@@ -131,7 +135,7 @@ class Later:
 
     @property
     def value(self) -> Any:
-        """Return the value of the call. Raise ToolError if the call was refused or failed, or if the batch is still open."""
+        """Return the value of the call. Raise ToolError if the call was refused or failed, or if the `with` block has not ended."""
         if self._outcome is None:
             raise ToolError("the batch is still open: read .value after the 'with' block")
         if "error" in self._outcome:
@@ -139,7 +143,7 @@ class Later:
         return self._outcome["value"]
 
     def settle(self, outcome: dict[str, Any]) -> None:
-        """Take the outcome of the call: `value` or `error`."""
+        """Store the result of the call: a dict with either `value` or `error`."""
         self._outcome = outcome
 
     def __repr__(self) -> str:
@@ -150,18 +154,18 @@ _open = threading.local()
 
 
 class Batch:
-    """Calls that are decided together at the end of a `with` block. Calls that only read are made at once."""
+    """The calls of a `with` block, which are approved together and made when the block ends. Calls that only read are made at once."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[str, dict[str, Any], Later]] = []
 
     @property
     def results(self) -> list[Any]:
-        """Return the values of the calls, in their order. Raise ToolError at the first call that has none."""
+        """Return the values of all calls in the order of the calls. Raise ToolError if one was refused or failed."""
         return [later.value for _, _, later in self._calls]
 
     def add(self, name: str, arguments: dict[str, Any]) -> Later:
-        """Keep a call until the end of the block."""
+        """Add a call to the batch. Return an object that has the call's value after the block."""
         self._calls.append((name, arguments, Later(name)))
         return self._calls[-1][2]
 
@@ -178,15 +182,15 @@ class Batch:
 
 
 def _open_batches() -> list[Batch]:
-    """Return the batches that this thread has open, the innermost last."""
+    """Return the batches whose `with` blocks this thread is in. The innermost is the last."""
     return getattr(_open, "batches", [])
 
 
 class Awaiting(ast.NodeTransformer):
-    """Rewrites `await tools.x(1)` to `await __host_call__(tools.x, 1)`."""
+    """Rewrites `await tools.x(1)` to `await __host_call__(tools.x, 1)`, so that an awaited call lets other tasks continue."""
 
     def visit_Await(self, node: ast.Await) -> ast.Await:
-        """Replace an awaited call of `tools` and its siblings. Leave every other `await` as it is."""
+        """Rewrite an awaited call of `tools`, `skills`, `artifacts` or `deps`. Return every other `await` as it is."""
         self.generic_visit(node)
         called = node.value
         if isinstance(called, ast.Call) and isinstance(called.func, ast.Attribute) and _root(called.func) in NAMES:
@@ -202,7 +206,10 @@ def _root(node: ast.expr) -> str:
 
 
 async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Make a host call in a thread and return its value, so that other tasks of the loop continue."""
+    """Make a host call in a thread and return its value, so that other tasks of the event loop continue meanwhile.
+
+    Any other function is called in this thread, and its result is awaited if necessary.
+    """
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
@@ -214,11 +221,11 @@ _awaiting = Awaiting()
 
 
 def provide_names(transformers: list[ast.NodeTransformer], send: Send | None) -> None:
-    """Provide the four names if the host takes calls from this cell, or remove them.
+    """Define `tools`, `skills`, `artifacts`, `deps` and ToolError as builtins, or remove them if the host answers no calls of this cell.
 
     Args:
         transformers: The shell's transformers of syntax trees. The one for `await tools.x()` is added or removed.
-        send: Sends a call to the host and returns the reply, or None if the host takes no calls.
+        send: Sends a call to the host and returns the answer, or None if the host answers no calls.
     """
     global _send
     _send = send or refuse_call
@@ -262,24 +269,24 @@ class Tools(_Namespace):
         return sorted({"batch", "list", "search", *(tool["name"].partition(".")[0] for tool in self.list())})
 
     def forget(self) -> None:
-        """Forget the tools that were looked up: another cell may have other tools."""
+        """Forget the tools that were looked up, because the next cell may have other tools."""
         self._known.clear()
 
     def list(self) -> Described:
-        """Return all tools: name, description, tags, signature."""
+        """Return all tools, each with name, description, tags, effect and signature."""
         return call("tools.list")  # type: ignore[no-any-return]
 
     def search(self, query: str, limit: int = 10) -> Described:
-        """Return the tools that fit a description best."""
+        """Return the tools that match a query, the best first, at most `limit`."""
         return call("tools.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
     def batch(self) -> Batch:
-        """Decide all calls of a block together: `with tools.batch() as batch:`; then read `batch.results`."""
+        """Return a batch: calls in `with tools.batch() as batch:` are approved together at its end. Then read `batch.results`."""
         return Batch()
 
 
 def _function(described: dict[str, Any]) -> Callable[..., Any]:
-    """Return a function for a tool's description, with its members as attributes."""
+    """Return a function that calls the described tool. Tools below its name (`name.member`) are attributes of the function."""
     signature = _signature(described["parameters"])
 
     def tool(*arguments: Any, **named: Any) -> Any:
@@ -302,9 +309,9 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _given(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Return all arguments by their names. The host checks whether they fit the tool.
+    """Return all arguments of a call by name. The host checks whether they match the tool.
 
-    Raise TypeError if there are too many positional ones, or if one is given twice.
+    Raise TypeError if there are too many positional arguments, or if an argument is given twice.
     """
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
@@ -338,7 +345,7 @@ def _documentation(described: dict[str, Any]) -> str:
 
 
 class Skills(_Namespace):
-    """Functions that outlive the session: `skills.name(...)`, and create, invoke, search, list, get, delete."""
+    """Functions that outlive the session: call `skills.name(...)`, or create, invoke, search, list, get and delete them."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("_"):
@@ -355,15 +362,18 @@ class Skills(_Namespace):
         return skill
 
     def create(self, name: str, source: str, description: str = "") -> dict[str, Any]:
-        """Save a skill: source with `def run(...)` or `async def run(...)`. Examples in its docstring are run first."""
+        """Save a skill and return it. A skill of that name is replaced.
+
+        The source defines `def run(...)` or `async def run(...)`. Examples in its docstring are run first, and must succeed.
+        """
         return call("skills.create", name=name, source=source, description=description)  # type: ignore[no-any-return]
 
     def invoke(self, name: str, /, *arguments: Any, **named: Any) -> Any:
-        """Run a skill and return its result."""
+        """Run a skill with these arguments and return its result."""
         return _run_skill(name, arguments, named)
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """Return a skill with its source, or None if there is none of that name."""
+        """Return a skill with its source, or None if no skill has that name."""
         return call("skills.get", name=name)  # type: ignore[no-any-return]
 
     def list(self) -> Described:
@@ -371,15 +381,15 @@ class Skills(_Namespace):
         return call("skills.list")  # type: ignore[no-any-return]
 
     def search(self, query: str, limit: int = 5) -> Described:
-        """Return the skills that fit a description best."""
+        """Return the skills that match a query, the best first, at most `limit`, without their sources."""
         return call("skills.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
     def delete(self, name: str) -> bool:
-        """Delete a skill. Return whether there was one."""
+        """Delete a skill. Return whether it existed."""
         return bool(call("skills.delete", name=name))
 
     def try_examples(self, name: str, source: str) -> None:
-        """Run the examples in the docstring of a skill's `run`. Raise ToolError for the first one that fails."""
+        """Run the examples in the docstring of a skill's `run`, without saving the skill. Raise ToolError at the first one that fails."""
         import doctest
 
         run = _scope_of(name, source)["run"]
@@ -393,7 +403,7 @@ class Skills(_Namespace):
 
 
 def _scope_of(name: str, source: str) -> dict[str, Any]:
-    """Return the names that a skill's source defines."""
+    """Run a skill's source and return the names that it defines, with their values."""
     file = f"<skill {name}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"__name__": f"skill_{name}"}
@@ -412,7 +422,7 @@ def _called(run: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str
 
 
 def _awaited(coroutine: Any) -> Any:
-    """Run a coroutine in a new thread and return its result: this thread may have a running loop."""
+    """Run a coroutine in a new thread and return its result, because this thread may have a running event loop."""
     outcome: list[Any] = []
 
     def work() -> None:
@@ -433,29 +443,32 @@ class Artifacts(_Namespace):
     """Data that outlives the session: save, load, list, get, exists, delete."""
 
     def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON, a DataFrame, a figure as PNG, or the file that a Path names."""
+        """Save data under a name and return the artifact's description. An artifact of that name is replaced.
+
+        The data may be text, bytes, a JSON value, a DataFrame or a matplotlib figure (saved as PNG). For a Path, its file is saved.
+        """
         return call(  # type: ignore[no-any-return]
             "artifacts.save", name=name, data=_content(data), description=description, metadata=metadata
         )
 
     def load(self, name: str) -> Any:
-        """Return the data as it was saved."""
+        """Return the data of an artifact as it was saved. Raise ToolError if no artifact has that name."""
         return call("artifacts.load", name=name)
 
     def list(self) -> Described:
-        """Return all artifacts: name, path, description, metadata, created_at."""
+        """Return all artifacts, each with name, path, description, metadata and created_at."""
         return call("artifacts.list")  # type: ignore[no-any-return]
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """Return the description of an artifact, or None if there is none of that name."""
+        """Return the description of an artifact without its data, or None if no artifact has that name."""
         return next((one for one in self.list() if one["name"] == name), None)
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an artifact of that name."""
+        """Return whether an artifact has that name."""
         return self.get(name) is not None
 
     def delete(self, name: str) -> None:
-        """Delete an artifact."""
+        """Delete an artifact. Do nothing if no artifact has that name."""
         call("artifacts.delete", name=name)
 
 
@@ -471,7 +484,7 @@ def _content(data: Any) -> Any:
 
 
 def _table(frame: Any) -> Any:
-    """Return a frame as parquet if the session has a library that can write it. Otherwise return the frame, which is sent as JSON."""
+    """Return a DataFrame as parquet. Return it unchanged if no library in the session can write it so; then it is sent as JSON."""
     try:
         return codec.Table(frame.to_parquet())
     except (AttributeError, ImportError, ValueError, TypeError, NotImplementedError):
@@ -482,19 +495,19 @@ class Deps(_Namespace):
     """Packages that every session of this agent has: add, remove, list, sync."""
 
     def add(self, package: str) -> dict[str, Any]:
-        """Save a requirement. It is installed before the next cell."""
+        """Save a requirement. The package is installed as soon as no cell runs. Return it as `pending`."""
         return call("deps.add", package=package)  # type: ignore[no-any-return]
 
     def remove(self, package: str) -> dict[str, Any]:
-        """Remove a requirement, and its package before the next cell. What was imported of it stays until the reset."""
+        """Remove a requirement. Its package is removed as soon as no cell runs. Modules that were imported from it stay until a reset."""
         return call("deps.remove", package=package)  # type: ignore[no-any-return]
 
     def list(self) -> Texts:
-        """Return the requirements."""
+        """Return the requirements, in the order in which they were added."""
         return call("deps.list")  # type: ignore[no-any-return]
 
     def sync(self) -> dict[str, Any]:
-        """Install what is missing before the next cell."""
+        """Install all requirements as soon as no cell runs. Return them as `pending`."""
         return call("deps.sync")  # type: ignore[no-any-return]
 
 

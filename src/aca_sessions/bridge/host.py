@@ -1,6 +1,6 @@
-"""The host's half of host calls: it checks, carries out and answers them.
+"""The host's half of host calls: it validates, carries out and answers them.
 
-Everything in a call was written by untrusted code. A call can name what is in the table and nothing else.
+Untrusted code writes everything in a call, so a call can only name a function in the table of `HostCalls`.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ Answer = Callable[..., Awaitable[object]]
 
 
 class ToolFailedError(Exception):
-    """A tool failed. Code in the session gets the message, and nothing else of the exception."""
+    """A tool failed. Code in the session gets the message of this exception, but not its cause."""
 
 
 class ByteLimit:
-    """A number of bytes that callers share, in the order of their requests."""
+    """A number of bytes that callers reserve for a time. Callers that must wait get their bytes in the order of their requests."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
@@ -52,7 +52,7 @@ class ByteLimit:
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes for the block, or all of them if there are fewer."""
+        """Reserve `size` bytes for the block, but at most all bytes of the limit. Wait until they are free."""
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:
@@ -67,19 +67,26 @@ class ByteLimit:
 
 
 class HostCalls:
-    """The answers to the host calls of a session, from a table of names.
+    """Answers the host calls of a session by the functions of a table.
 
-    Calls wait for each other if their arguments take too much memory together.
+    Calls wait for each other if their arguments would take too much memory together.
     """
 
     def __init__(self, table: Mapping[str, Answer]) -> None:
-        """Take the names that can be called, each with a coroutine function that takes keyword arguments."""
+        """Use a table of the coroutine functions that can be called, by name. They are called with keyword arguments."""
         self._table = dict(table)
         self._texts, self._files = ByteLimit(_MOST_CALLS_TEXT), ByteLimit(_MOST_IN_FILES)
         self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
 
     async def answer(self, session: "Session", text: str) -> str:
-        """Answer a call with JSON: a value, or the name and message of what failed. No failure of the call itself is raised."""
+        """Answer a call. Return JSON with either `value`, or `error` with the name and the message of an exception.
+
+        Exceptions of the call are not raised, except cancellation.
+
+        Args:
+            session: The session that made the call, for the files that belong to arguments and value.
+            text: The call as JSON.
+        """
         try:
             async with self._texts.of(len(text)):
                 return await self._answered(session, text)
@@ -103,9 +110,9 @@ class HostCalls:
 
     @asynccontextmanager
     async def _fetched(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
-        """Download the files that a call names for the block, and yield their contents.
+        """Download the files that a call names and yield their contents by name. Their memory is reserved for the block.
 
-        Raise ToolFailedError if they are too many or too large.
+        Raise ToolFailedError if the files are too many or too large, or if one does not exist.
         """
         if not names:
             yield {}
@@ -121,7 +128,15 @@ class HostCalls:
             yield await self._taken(session, names, most)
 
     async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
-        """Download and delete files. Only one call does so at a time, because a session can make a file grow after it was listed."""
+        """Download files, delete them in the session, and return their contents by name.
+
+        Only one call does this at a time, because a session can make a file larger than it was when its size was read.
+
+        Args:
+            session: The session.
+            names: The names of the files.
+            most: How many bytes they can have together. ToolFailedError is raised for more.
+        """
         contents: dict[str, bytes] = {}
         async with self._reading:
             for name in dict.fromkeys(names):
@@ -141,7 +156,7 @@ async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Parse a call. Return its name, its arguments, and the files that these name."""
+    """Parse a call. Return its name, its arguments, and the names of the files in these. Raise ToolFailedError if the call is invalid."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):  # not chained: the cause holds what the session sent
@@ -160,7 +175,7 @@ def _failed(error: Exception) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """Return the message of an exception, or the name of its type if it has none or `str()` fails."""
+    """Return the message of an exception, or the name of its type if the message is empty or `str()` of the exception fails."""
     name = type(error).__name__
     try:
         return str(error) or name
@@ -169,7 +184,7 @@ def message_of(error: Exception) -> str:
 
 
 def encode(value: object) -> tuple[str, dict[str, bytes]]:
-    """Encode a value as JSON, with long contents in files. Return the JSON text, and the contents of the files by name.
+    """Encode a value as JSON, with large contents in files. Return the JSON text, and the contents of the files by name.
 
     Raise ToolFailedError if the value is too large, nested too deeply, or of a type that cannot be sent.
     """
@@ -194,7 +209,10 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Return a value from a session. Parquet is not parsed: that happens only when a caller loads the table by name."""
+    """Return a value that a session sent. `files` has the contents of its files by name.
+
+    Parquet is not parsed, but returned as `codec.Table`. It is parsed only when a caller loads the table by name.
+    """
 
     def content(kind: str, name: str) -> Any:
         data = files[name]
@@ -206,9 +224,9 @@ def decode(value: object, files: Mapping[str, bytes]) -> Any:
 
 
 def read_table(data: bytes) -> Any:
-    """Parse the file of a DataFrame. Raise ConfigurationError if no installed library can read parquet.
+    """Parse a stored DataFrame, which is parquet or JSON. Neither can hold code, so even a file that a session wrote is safe to parse.
 
-    Both formats hold only data, so parsing runs no code, even if a session wrote the file.
+    Raise ConfigurationError if no suitable library for parquet is installed, and StorageError if the data is not a valid table.
     """
     pandas, parquet = importlib.import_module("pandas"), data.startswith(_PARQUET)
     if parquet:
@@ -223,9 +241,9 @@ def read_table(data: bytes) -> Any:
 
 
 def stored_table(frame: Any) -> codec.Table:
-    """Return a DataFrame for storing: as parquet if a library is installed and supports the frame, else as JSON.
+    """Return a DataFrame in the form in which it is stored: parquet if an installed library can write the frame, else JSON.
 
-    JSON keeps 15 digits of a float, parquet all of them.
+    JSON keeps only 15 digits of a float.
     """
     try:
         with _without_deprecations():
@@ -236,10 +254,10 @@ def stored_table(frame: Any) -> codec.Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ignore DeprecationWarning during the block.
+    """Ignore DeprecationWarning during the block. Other threads wait for its end, because warning filters belong to the whole process.
 
-    fastparquet uses what pandas 4 and a later numpy will remove. In a program that turns warnings into errors, no table could be read. Only
-    one thread runs the block at a time, because the filters belong to the process.
+    Otherwise a program that turns warnings into errors could read no table, because fastparquet uses deprecated functions of pandas and
+    numpy.
     """
     with _filtering, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -247,7 +265,7 @@ def _without_deprecations() -> Iterator[None]:
 
 
 def _check_parquet_library() -> None:
-    """Raise ConfigurationError for pyarrow before 14.0.1, which unpickled what a file could name (CVE-2023-47248)."""
+    """Raise ConfigurationError if pyarrow is older than 14.0.1, which unpickles what a parquet file names (CVE-2023-47248)."""
     try:
         version = tuple(int(part) for part in metadata.version("pyarrow").split(".")[:3])
     except (metadata.PackageNotFoundError, ValueError):

@@ -1,9 +1,9 @@
-"""A cell in a thread of the session, at endpoints without events, and the executions of the host that meet it.
+"""A cell that runs in a thread of the session, for endpoints without events, where the host cannot get calls while an execution runs.
 
 This module is sent to sessions as text and never imported on the host. The cell has what a notebook's cell has: magics, top-level await, a
-last value, displays, a traceback. Its output is collected for its result, while the main thread's executions continue beside it. Each of
-these is a meeting: answers of the host come in, calls and the result go out. A question that is asked again gets the same answer, so a lost
-reply loses nothing and no cell runs twice.
+last value, displays, a traceback. Its output is collected for its result. Meanwhile the host starts short executions in the main thread,
+called meetings: each delivers answers of the host and prints open calls, or the cell's result. A meeting that the host repeats, because a
+reply was lost, prints the same calls or the same result again, so that no call is lost and no cell runs twice.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _late = no_late_displays()
 
 
 class KeptText:
-    """The text of a stream, within a limit: head and tail are kept, and the text has a note where it was cut."""
+    """The text that was written to a stream. If it is too long, a note about the number of characters takes the place of its middle."""
 
     def __init__(self) -> None:
         self._head: list[str] = []
@@ -52,7 +52,7 @@ class KeptText:
         self._turn = threading.Lock()
 
     def write(self, text: str) -> int:
-        """Keep a text and return its length. Raise TypeError for other values, like any text stream."""
+        """Add a text and return its length, like the method of a text stream. Raise TypeError for any other value."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         with self._turn:
@@ -66,7 +66,7 @@ class KeptText:
         return len(text)
 
     def text(self) -> str:
-        """Return all that is kept."""
+        """Return the text that was written, without its middle if it is too long."""
         with self._turn:
             self._cut()
             cut = f"\n[… {self._dropped} characters cut …]\n" if self._dropped else ""
@@ -79,10 +79,10 @@ class KeptText:
 
 
 class Diverted:
-    """The streams, displays and events of a shell, while a cell runs in a thread of it.
+    """The output of a shell while a cell runs in a thread: streams, displays and events are collected for that cell.
 
-    Only the `write` methods of streams are replaced, not the streams: other code holds references to them, and some sessions put their own
-    streams back.
+    Only the `write` methods of streams are replaced, not the streams, because other code holds references to them, and some sessions put
+    their own streams back.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -95,7 +95,7 @@ class Diverted:
         self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
 
     def begin(self) -> None:
-        """Divert from now on. A previous cell that could not be ended is not collected any more."""
+        """Collect output from now on. A previous cell that is still running is no longer collected."""
         if Diverted.current is not None:
             Diverted.current.put_back()
         Diverted.current = self
@@ -110,7 +110,7 @@ class Diverted:
         self._shell.events.trigger = _nothing
 
     def end(self) -> None:
-        """Stop diverting, after showing what waits for the end of a cell, such as open figures."""
+        """Show what waits for the end of a cell, such as open figures, then stop collecting. Do nothing if another cell has begun."""
         if Diverted.current is not self:
             return
         events = self._shell.events
@@ -131,9 +131,10 @@ class Diverted:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """Show a value. In the main thread it is that of an execution.
+        """Show the value of an expression statement, as `sys.displayhook` does.
 
-        In the cell's thread it is that of a doctest, and is written to the stdout that the doctest has redirected.
+        In the main thread the value belongs to an execution, so the shell shows it. In any other thread it belongs to a doctest of the
+        cell, which expects it on the stdout that it has redirected.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
@@ -144,7 +145,7 @@ class Diverted:
 
 
 def write_past(text: str) -> None:
-    """Write to the session's own stdout, even if stdout is diverted, redirected or closed."""
+    """Write a text to the session's own stdout, even while a cell's output is collected, or if the cell redirected or closed stdout."""
     streams: list[Any] = [sys.stdout, sys.__stdout__]
     if Diverted.current is not None:
         streams.insert(0, Diverted.current.own_stdout)
@@ -160,7 +161,7 @@ def _end_the_cell() -> None:
 
 
 def _put_back_in_child() -> None:
-    """Restore the streams in a forked process: nothing there would read what is kept, so its output goes to the real streams."""
+    """Restore the streams in a forked process, because no one would read there what is collected."""
     if Diverted.current is not None:
         Diverted.current.put_back()
 
@@ -172,15 +173,15 @@ def _nothing(*_: object, **__: object) -> None: ...
 
 
 class ThreadedCell:
-    """A cell that runs once, when `start` is called. `outcome` is what it ended with, or None while it runs."""
+    """A cell that runs once in a thread of its own. `outcome` is None until it has ended, then a dict with its result."""
 
     def __init__(self, shell: Any, code: str, transformers: Sequence[ast.NodeTransformer], ended: Callable[[], None]) -> None:
-        """Prepare a cell.
+        """Prepare a cell without running it.
 
         Args:
             shell: The IPython shell.
             code: The source of the cell.
-            transformers: Applied to the syntax tree.
+            transformers: Transformers of its syntax tree, which are applied in this order.
             ended: Called when the cell has ended.
         """
         self.outcome: dict[str, Any] | None = None
@@ -196,7 +197,7 @@ class ThreadedCell:
         self._is_users = True  # whether the thread runs the user's code, and not what follows it
 
     def start(self) -> None:
-        """Start the thread. If the system has no thread left, that is the outcome of the cell."""
+        """Start to collect output, and run the cell in a new thread. If no thread can be started, the cell ends with that error."""
         self._diverted.begin()
         self._collected.show_late()
         try:
@@ -205,14 +206,14 @@ class ThreadedCell:
             self._finish(error)
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the user's code, as soon as it runs Python code again."""
+        """Raise KeyboardInterrupt in the user's code, as soon as it runs Python code again. Raise nothing if that code has ended."""
         with self._turn:
             if self._is_users:
                 _raise_in(self._thread, KeyboardInterrupt)
         _wake_loops_of(self._thread)
 
     def leave(self) -> None:
-        """Let the cell keep its event loop if it still runs, because another cell will run beside it."""
+        """If the cell still runs, leave the event loop to it, so that the next cell gets a new loop."""
         if self.outcome is None:
             _loop.abandon()
 
@@ -233,7 +234,7 @@ class ThreadedCell:
             self._ended()
 
     def _close(self) -> None:
-        """Ignore interrupts from now on. One that was raised asynchronously has arrived by now, or is removed."""
+        """Ignore interrupts from now on, because the user's code has ended. Remove an interrupt that the thread has not raised yet."""
         with self._turn:
             self._is_users = False
             _raise_in(self._thread, None)
@@ -274,7 +275,7 @@ class ThreadedCell:
             self._collected.take_value(SimpleNamespace(result=value), formats)
 
     def _take(self, message: Message) -> None:
-        """Add a display, update an earlier one of the same name, or clear all."""
+        """Store a display, replace the latest one of the same name if the message is an update, or remove all if it is `Cleared`."""
         names = [name for _, name in self._displays]
         if isinstance(message, Cleared):
             self._displays.clear()
@@ -303,13 +304,13 @@ class ThreadedCell:
 
 
 def _raise_in(thread: threading.Thread, error: type[BaseException] | None) -> None:
-    """Raise an exception in a thread's code, or remove one that was not raised yet (PyThreadState_SetAsyncExc)."""
+    """Make the interpreter raise an exception in a thread. With None, remove one that was requested but not raised yet."""
     raised = None if error is None else ctypes.py_object(error)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), raised)
 
 
 def _wake_loops_of(thread: threading.Thread) -> None:
-    """Wake the event loops of a thread. A loop that waits runs no Python code, so no exception could be raised in it."""
+    """Wake the event loops that run in a thread, because a loop that waits runs no Python code in which an interrupt could be raised."""
     frame = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         loop, frame = frame.f_locals.get("self"), frame.f_back
@@ -340,14 +341,14 @@ def _laid_out(shell: Any, error: BaseException, traceback: TracebackType | None)
 
 
 def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the first frame that is not of this package."""
+    """Return a traceback from the first frame on that is not of this package, or None if all frames are."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
         traceback = traceback.tb_next
     return traceback
 
 
 class _Meeting:
-    """The cell that runs, or that ran last, and its open calls."""
+    """The state between meetings: the latest cell, its calls that are not finished, and answers that it has not taken yet."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -363,7 +364,14 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Write one line: the marker, then the report of a cell as JSON, or the name of a file with the report."""
+    """Hold one meeting: deliver what the host said, and write one line with the cell's report to stdout.
+
+    Args:
+        marker: The text at the beginning of the line, by which the host finds it.
+        said: The arguments of `_met` as packed JSON, so they may be in a file.
+
+    The line holds the report as JSON, or the name of a file with the report if it is long. The next meeting deletes that file.
+    """
     if _now.file:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(place.data, _now.file))
@@ -409,7 +417,10 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor time of this process and of children that ended, without that of this thread, in which meetings run."""
+    """Return the seconds of processor time that this process and its ended children have used.
+
+    Time of this thread is not counted, because meetings run in it.
+    """
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
@@ -419,7 +430,10 @@ def _asked() -> list[int]:
 
 
 def _ask(text: str) -> str:
-    """Send a call of the cell to the host and return the answer. It can be called from any thread."""
+    """Send a call of the cell to the host, wait, and return the answer. May be called from any thread.
+
+    Raise ToolError if no cell runs whose calls are answered, or if the cell ends before the answer comes.
+    """
     with _changed:
         cell, number = _now.cell, next(_numbers)
         if cell is None or not _is_answered(cell):

@@ -1,8 +1,8 @@
-"""Cells whose calls are answered at endpoints without events.
+"""Cells with host calls at endpoints without events.
 
-The cell runs in a thread of the session. The host starts further executions there, which meet it: each brings answers, and waits for a
-while for calls or for the end of the cell. The session repeats its answer if it is asked again. Code that may have run is never sent again,
-and no call is carried out twice.
+The cell runs in a thread of the session. Meanwhile the host runs short executions there, called meetings: each delivers answers, waits a
+short time for calls or for the cell's end, and returns a report. If a reply is lost, the host repeats the meeting, and the session repeats
+its report. A cell that may have started is never sent again, and no call is carried out twice.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ _STILL_RUNS = "it did not end when it was interrupted, and still runs in a threa
 
 
 async def send_modules(session: Session) -> str:
-    """Send the modules to a session. Return why cells cannot use them there, or "" if they can."""
+    """Send the modules for meetings to a session. Return "" if cells can use them there, else the reason why not."""
     try:
         result = await _send(session)
         if result.state.kind != "kept":  # sending twice has no further effect
@@ -83,7 +83,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the modules. It contains a hash of their sources."""
+    """Return the name of the package in the session that holds the modules. The name contains a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -98,7 +98,7 @@ Stage = Literal["runs", "over", "unknown", "no module"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The result of a cell as the session reports it."""
+    """The result of a cell as the session reported it, validated."""
 
     stdout: str
     stderr: str
@@ -110,7 +110,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The progress of a cell: `runs` with calls that wait for answers, or `over` with its outcome."""
+    """The report of a meeting. `stage` tells what is known of the cell.
+
+    The cell runs and has calls to answer (`runs`), or has ended with an outcome (`over`). Or the session does not know the cell
+    (`unknown`), or lacks the modules for meetings (`no module`).
+    """
 
     stage: Stage
     calls: tuple[tuple[int, str], ...] = ()
@@ -120,7 +124,7 @@ class Report:
 
 
 class Exchange:
-    """A runner for endpoints without events. It runs the cells of one session one at a time."""
+    """Runs cells with host calls in one session at an endpoint without events, one cell at a time."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -129,8 +133,13 @@ class Exchange:
     async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell.
 
-        The cell's clock stands still while it waits only for the host. The processor time of its process counts even then, and the clock
-        stands still for at most an hour in total.
+        While the cell does nothing but wait for the host, its clock stands still, for at most an hour in total. Processor time of the
+        cell's process is counted even then.
+
+        Args:
+            calls: Answers the calls of the cell.
+            code: The source of the cell.
+            timeout: The time limit in seconds, by default 100.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
@@ -138,7 +147,7 @@ class Exchange:
 
 
 class _EndedError(Exception):
-    """The cell is over, and the session cannot report how."""
+    """The cell has ended, or did not start, and the session cannot report its result. `error` and `state` are those of the result."""
 
     def __init__(self, error: CodeError, state: State) -> None:
         super().__init__(str(error))
@@ -147,7 +156,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no answer. `state` is what its result reports of the session."""
+    """A meeting returned no report. `state` is what the result of its execution says about the session."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
@@ -155,10 +164,10 @@ class _SilentError(Exception):
 
 
 class Clock:
-    """The seconds that a cell has used, computed from what its session reports at each meeting.
+    """Counts the seconds that a cell has used, from what its session reports at each meeting.
 
-    Processor time of the process counts as well while the cell waits, at most one second per second. The session reports that time, and
-    guest code could report less. So the time that is not counted is limited to an hour in total.
+    While the cell waits for the host, only the processor time of its process is counted, at most one second per second. Guest code could
+    report less than that, so at most an hour in total is left uncounted.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -168,15 +177,15 @@ class Clock:
 
     @property
     def used(self) -> float:
-        """Return the seconds used until now."""
+        """Return the seconds that the cell has used until now."""
         return max(self._used, self._now() - self._began - _STILL_SECONDS)
 
     def count(self, ran: float, computed: float | None) -> None:
-        """Count the time since the last meeting.
+        """Count the time since the last call of this method, or since the clock was created.
 
         Args:
             ran: The seconds in which the cell did not wait for the host.
-            computed: The processor time of its process since the cell began. None if the session did not report it.
+            computed: The processor time of its process since the cell began, in seconds. None if the session did not report it.
         """
         now = self._now()
         busy = computed - self._computed if computed is not None else 0.0
@@ -185,7 +194,7 @@ class Clock:
 
 
 class _Cell:
-    """One cell, from the moment it is sent."""
+    """One cell that is sent once: its meetings, its open calls and its clock."""
 
     def __init__(self, session: Session, calls: host.HostCalls, timeout: float) -> None:
         self._session = session
@@ -232,7 +241,10 @@ class _Cell:
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Report:
-        """Start the cell. If the session answers that it lacks the modules for meetings, it started nothing: send them and try again."""
+        """Start the cell and return the first report.
+
+        If the session reports that it lacks the modules for meetings, the cell was not started, so send the modules and start it then.
+        """
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
             lacking = await send_modules(self._session)
@@ -242,7 +254,7 @@ class _Cell:
         return self._going_on(now)
 
     def _take(self, now: Report) -> None:
-        """Start to answer the calls that are new."""
+        """Start to answer the calls of a report that are new. If too many are open already, leave the rest to a later report."""
         for number, text in now.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
@@ -252,7 +264,10 @@ class _Cell:
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _until_answered(self) -> None:
-        """Wait until one call is answered, or for a short time: the cell may ask more meanwhile, or end."""
+        """Wait until an open call is answered, but only for a short time, because the cell may end or make more calls meanwhile.
+
+        Do nothing if no call is open.
+        """
         if not self._open:
             return
         done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
@@ -271,7 +286,15 @@ class _Cell:
         return now
 
     async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
-        """Meet the cell and return what the session reports. Try again if it reports nothing, but never send the cell again."""
+        """Hold a meeting and return its report. If there is none, try again, but without the source, so that the cell cannot run twice.
+
+        Raise _EndedError if no try returned a report, or if the session was lost. Raise the error of a request that should start the cell.
+
+        Args:
+            begin: The source of the cell, to start it.
+            interrupt: Whether to interrupt the cell.
+            wait: How many seconds the session waits for calls or for the cell's end.
+        """
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
             await asyncio.sleep(pause)
@@ -301,9 +324,9 @@ class _Cell:
         return now
 
     def _to_bring(self) -> dict[int, str]:
-        """Return the answers to bring to the next meeting: up to 8 million characters, or one answer.
+        """Return the answers for the next meeting, by the number of the call: what fits into 8 Mi characters, or one larger answer.
 
-        They are forgotten only when the session has confirmed the meeting.
+        They stay in `_answers` until the session has confirmed that meeting, so a lost reply loses none.
         """
         bringing, size = dict[int, str](), 0
         for number, text in self._answers.items():
@@ -338,7 +361,7 @@ class _Cell:
         return now
 
     def _going_on(self, now: Report) -> Report:
-        """Return what the session reports. Raise if it does not know the cell: the cell was lost with its interpreter."""
+        """Return a report. Raise _EndedError if the session does not know the cell, because it was lost with its interpreter."""
         if now.stage in ("unknown", "no module"):
             raise self._ended(_LOST)
         return now
@@ -368,7 +391,10 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell after its call was cancelled. The interrupt is sent even if the caller is cancelled again."""
+        """Interrupt the cell because its caller was cancelled. The interrupt is sent even if the caller is cancelled again.
+
+        Do nothing if the cell was not sent. Errors are ignored.
+        """
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
@@ -380,7 +406,7 @@ class _Cell:
 
 
 def _answer_of(answering: "asyncio.Task[str]") -> str:
-    """Return the answer of a call, or an error if a tool cancelled itself."""
+    """Return the answer of a call that has ended. If the task was cancelled or failed, return an error as the answer."""
     if answering.cancelled() or answering.exception() is not None:
         return json.dumps({"error": {"name": "ToolError", "message": "the call was cancelled on the host"}})
     return answering.result()
@@ -390,7 +416,7 @@ def _answer_of(answering: "asyncio.Task[str]") -> str:
 
 
 def _split(stdout: str, marker: str) -> tuple[str, str | None]:
-    """Return the other output, and the line behind the marker. The line is None if the marker is missing."""
+    """Return the output without the report, and the report's line without its marker. The line is None if the marker is missing."""
     before, found, rest = stdout.rpartition(f"\n{marker}")
     if not found:
         return stdout, None
@@ -399,7 +425,7 @@ def _split(stdout: str, marker: str) -> tuple[str, str | None]:
 
 
 async def _read(session: Session, line: str) -> Report:
-    """Parse the line, or the file that it names. Raise ServiceError if neither is a report."""
+    """Return the report in a line, or in the file that the line names. Raise ServiceError if it is not a valid report."""
     try:
         said = json.loads(line)
         match said:
@@ -479,7 +505,7 @@ def _text(text: object) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return text that can be encoded as UTF-8: JSON may hold lone surrogates."""
+    """Return a text with lone surrogates, which JSON can hold, replaced by escapes, so that UTF-8 can encode it."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
