@@ -1,4 +1,4 @@
-"""Decoders of what snippets print. Code in the session can forge any answer, so it is data only, and each decoder checks its types."""
+"""Decoders of what snippets print. Code in the session can forge any answer, so each decoder checks its types."""
 
 import json
 from typing import Any
@@ -8,7 +8,10 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """Return the answer that a snippet printed. Raise ExecutionError if the snippet failed."""
+    """Return the JSON value in the last line that a snippet printed.
+
+    Raise ExecutionError if the snippet failed, ServiceError for other text.
+    """
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
@@ -17,21 +20,21 @@ def answer(result: CodeExecutionResult) -> object:
 
 
 def variables_of(content: object) -> list[Variable]:
-    """Decode the variables of an answer. Raise ServiceError if it has another shape."""
+    """Decode the answer of `variables` as a list. Raise ServiceError if the answer has another shape."""
     if not isinstance(content, list):
         raise _unreadable()
     return [_variable(one) for one in content]
 
 
 def names_of(content: object) -> list[str]:
-    """Decode a list of texts. Raise ServiceError if the answer is anything else."""
+    """Return an answer that is a list of texts. Raise ServiceError if it is anything else."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
 
 
 def health_of(content: object) -> dict[str, Any]:
-    """Decode an answer about an interpreter, as keyword arguments of SessionHealth. Raise ServiceError if it has another shape."""
+    """Decode the answer of `health` as keyword arguments of SessionHealth. Raise ServiceError if the answer has another shape."""
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
@@ -39,7 +42,7 @@ def health_of(content: object) -> dict[str, Any]:
 
 
 def completions_of(content: object) -> Completions:
-    """Decode completions. Raise ServiceError if the answer has another shape."""
+    """Decode the answer of `complete`. Raise ServiceError if the answer has another shape."""
     match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
@@ -47,7 +50,7 @@ def completions_of(content: object) -> Completions:
 
 
 def inspection_of(content: object) -> str | None:
-    """Decode the text that describes an object, or None if there is none. Raise ServiceError if the answer has another shape."""
+    """Return the text in the answer of `inspect`, or None if the name is unknown. Raise ServiceError if the answer has another shape."""
     match content:
         case {"text": None | str() as text}:
             return text
@@ -55,7 +58,10 @@ def inspection_of(content: object) -> str | None:
 
 
 def command_result_of(result: CodeExecutionResult) -> CommandResult:
-    """Return a command's output and exit code. If its cell failed, the exit code is 1 and `stderr` has the reason."""
+    """Return a command's output and exit code, which is the last line that its cell printed.
+
+    If the cell failed, the exit code is 1 and `stderr` has the reason. Raise ServiceError if the last line is not a number.
+    """
     output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
     if result.error is not None:
         return CommandResult(exit_code=1, stdout=result.stdout, stderr=result.stderr)

@@ -1,4 +1,4 @@
-"""Checks of arguments, made before anything is sent. InvalidArgumentError says what to give instead."""
+"""Checks of arguments, made before anything is sent. They raise InvalidArgumentError, which says what to give instead."""
 
 import ast
 import math
@@ -24,10 +24,10 @@ _MOST_PROSE = 2000  # characters that are parsed to see whether they are code: s
 
 
 def sanitize(code: str) -> str:
-    """Return the code that a model meant: without a Markdown fence or backticks, byte order mark and Windows line ends.
+    """Return the Python code in a model's text: without a Markdown fence, backticks, byte order mark and Windows line ends.
 
-    A first line that only names the language is dropped if a statement follows: as Python it has no effect. Text around a fence is dropped
-    if it is not code. Text with several fences, and text whose fence may be inside a string, is left as it is.
+    A first line that only names the language is dropped if a statement follows. Text around a fence is dropped if it is not code. Text with
+    several fences, and text whose fence may be inside a string, is left as it is.
     """
     text = code.removeprefix(_MARK)
     text = text.replace("\r\n", "\n") if "\r\n" in text else text
@@ -40,7 +40,7 @@ def sanitize(code: str) -> str:
 
 
 def _fenced(text: str) -> str | None:
-    """Return the text inside the only fence of a text, or None."""
+    """Return the code inside the only Markdown fence of a text, or None if there is no fence, or more than one."""
     opening = _OPENING.match(text)
     if opening is not None:
         rest, fence = text[opening.end() :].rstrip(), opening["fence"]
@@ -51,7 +51,7 @@ def _fenced(text: str) -> str | None:
 
 
 def _in_prose(text: str) -> str | None:
-    """Return the text between a fence and the next one, or the end, if everything around it is prose. Return None otherwise."""
+    """Return the text inside the only fence, up to its end or the end of the text. Return None if text around the fence may be code."""
     fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
     if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
         return None
@@ -63,7 +63,10 @@ def _in_prose(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text holds statements that have an effect. A single word is prose, and so is what cannot be parsed."""
+    """Return whether a text holds statements that have an effect.
+
+    A single word is prose, and so is text that cannot be parsed. Text of more than 2,000 characters counts as code without being parsed.
+    """
     if len(text) > _MOST_PROSE:
         return True
     try:
@@ -88,7 +91,10 @@ def checked_session_id(session_id: object) -> str:
 
 
 def checked_timeout(timeout: object) -> float | None:
-    """Return a timeout in seconds. None stands for the endpoint's own limit. Zero, a negative number and more than 24 hours are refused."""
+    """Return a timeout in seconds. None stands for the endpoint's own limit.
+
+    Raise InvalidArgumentError unless it is above 0 and at most 24 hours.
+    """
     if timeout is None:
         return None
     # A bool is an int in Python, and NaN compares false with every bound.
@@ -100,7 +106,10 @@ def checked_timeout(timeout: object) -> float | None:
 
 
 def checked_path(path: object) -> tuple[str, str]:
-    """Return the folders and the name of a file in /mnt/data. Raise InvalidArgumentError if the path leads out of it or names a folder."""
+    """Return the folder and the name of a file in /mnt/data.
+
+    Raise InvalidArgumentError if the path is outside /mnt/data or names a folder.
+    """
     if not isinstance(path, str):
         raise InvalidArgumentError(f"{_NAME_IS}, got {type(path).__name__}")
     folder, name = _split(path)
@@ -110,16 +119,16 @@ def checked_path(path: object) -> tuple[str, str]:
 
 
 def checked_folder(path: object) -> str:
-    """Return a folder in /mnt/data, relative to it; '' for /mnt/data itself."""
+    """Return a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError if it is outside."""
     if not isinstance(path, str):
         raise InvalidArgumentError(f"a folder must be text such as 'folder' or '/mnt/data/folder', got {type(path).__name__}")
     return _split(f"{path}/")[0] if path else ""
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path into folders and name.
+    """Split a path into the folder relative to /mnt/data and the name.
 
-    A path outside /mnt/data is an error: moving it below /mnt/data would write another file than asked.
+    Raise InvalidArgumentError for a path outside /mnt/data, because moving it below /mnt/data would write another file than asked.
     """
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
@@ -135,7 +144,10 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def checked_data(data: object) -> bytes | Path:
-    """Return a file's content as bytes, or the path of a file on this machine. The file's content is read only when it is sent."""
+    """Return a file's content as bytes, or a Path as it is: the file is read only when it is sent.
+
+    Raise InvalidArgumentError for anything else.
+    """
     match data:
         case Path():
             if not data.is_file():
@@ -152,21 +164,24 @@ def checked_data(data: object) -> bytes | Path:
 
 
 def checked_moment(name: object) -> str | None:
-    """Return the name or the id of a checkpoint. None stands for a checkpoint without a name, or for the latest one."""
+    """Return the name or the id of a checkpoint, or None as it is.
+
+    Raise InvalidArgumentError unless it is a text of 1 to 256 characters.
+    """
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
     raise InvalidArgumentError(f"a checkpoint's name must be text of 1 to {_LONGEST_MOMENT} characters, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:
-    """Return the number of branches to make: 1 to 64."""
+    """Return the number of branches to make. Raise InvalidArgumentError unless it is 1 to 64."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
         raise InvalidArgumentError(f"the number of branches must be 1 to {_MOST_BRANCHES}, got {count!r:.40}")
     return count
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:
-    """Raise InvalidArgumentError unless each requirement is one line of a requirements.txt.
+    """Raise InvalidArgumentError unless there are requirements and each is one line of a requirements.txt.
 
     A line that pip would read as an option is refused.
     """
@@ -186,15 +201,15 @@ def checked_names(names: Sequence[str]) -> Sequence[str]:
 
 
 def checked_install_timeout(timeout: object) -> None:
-    """Raise InvalidArgumentError unless the timeout is a number of seconds up to 3600. None is refused: an installation needs a limit."""
+    """Raise InvalidArgumentError unless the timeout is above 0 and at most 3600 seconds. None is refused: an installation needs a limit."""
     if (checked_timeout(timeout) or math.inf) > MAX_INSTALL_SECONDS:
         raise InvalidArgumentError(f"the timeout of an installation must be at most {MAX_INSTALL_SECONDS:g} seconds, got {timeout}")
 
 
 def refusal(code: object) -> CodeError | None:
-    """Return the error of something that cannot be a cell, or None.
+    """Return the error of something that cannot be a cell (no string, or not well-formed Unicode), or None if it can be one.
 
-    A model may have sent it, so the error becomes a result and is not raised.
+    The error is returned and not raised, because a model that sent the code reads the error in a result.
     """
     if not isinstance(code, str):
         return CodeError("TypeError", f"code must be a string, got {type(code).__name__}: send the Python source text")

@@ -1,4 +1,4 @@
-"""Authentication of requests: an Azure token that is renewed in time, or a key."""
+"""Authentication of requests: an Azure token that is renewed before it expires, or the key of a server."""
 
 import asyncio
 import inspect
@@ -19,7 +19,10 @@ DEFAULT_REFRESH_SECONDS = 300.0
 
 
 class AzureTokenProvider:
-    """A cache of one Azure token. It is renewed early, by one call at a time. If renewal fails, the old token is used until it expires."""
+    """A cache of one Azure token, which it renews some minutes before the token expires.
+
+    Only one call renews the token, and others wait for it. If the renewal fails, the old token is used until it expires.
+    """
 
     # azure-identity's own cache does not replace it. Credentials that ask a tool (`az`, PowerShell, azd) have none: each call starts `az`
     # again, and ten calls at the same time start it ten times. Where there is a cache, it renews 5 minutes early, whatever
@@ -33,7 +36,7 @@ class AzureTokenProvider:
         refresh_before: float = DEFAULT_REFRESH_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Use a credential, which the caller closes.
+        """Get tokens from a credential, which the caller must close.
 
         Args:
             credential: A sync or async credential of azure-identity.
@@ -49,7 +52,7 @@ class AzureTokenProvider:
         self._renewing = asyncio.Lock()
 
     async def get_token(self) -> str:
-        """Return a token that is valid now. Raise AuthenticationError if the credential has none."""
+        """Return a token that is valid now. Raise AuthenticationError if the credential gives none and no cached token is valid."""
         if self._held is None or self._due(self._held):
             # Callers that arrive during a renewal wait here, then find its token: hence the second check.
             async with self._renewing:
@@ -58,7 +61,7 @@ class AzureTokenProvider:
         return self._held.token
 
     def clear_cache(self, refused: str | None = None) -> None:
-        """Forget the token. With `refused`, a token that the service refused, keep one that has been renewed since."""
+        """Drop the cached token. With `refused`, drop it only if it is that token, because another call may have renewed it already."""
         if self._held is not None and refused in (None, self._held.token):
             self._held = None
 
@@ -83,7 +86,7 @@ class AzureTokenProvider:
 
 
 class BearerAuth(httpx.Auth):
-    """Authentication by a token on each request. If the service answers 401, the token is renewed once and the request sent again."""
+    """Authentication by an Azure token. If the service answers 401, the token is renewed and the request is sent once more."""
 
     def __init__(self, tokens: AzureTokenProvider) -> None:
         self._tokens = tokens
@@ -100,12 +103,12 @@ class BearerAuth(httpx.Auth):
 
 
 class ApiKeyAuth(httpx.Auth):
-    """Authentication by the key of `aca-sessions serve`."""
+    """Authentication by the key of `aca-sessions serve`, which is sent as a Bearer token."""
 
     def __init__(self, key: str) -> None:
         self._header = f"Bearer {key}"
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        """Yield the request with the key, as a Bearer token."""
+        """Yield the request with the key in its `Authorization` header."""
         request.headers["authorization"] = self._header
         yield request

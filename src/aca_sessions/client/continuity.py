@@ -1,12 +1,12 @@
 """The ledgers of sessions at endpoints that keep none, such as Azure. A marker variable in the session carries the ledger's position.
 
-Azure ends a session after its cool-down. It then starts an empty one under the same identifier and does not report that. So the client runs
-a cell of its own before the first cell. That cell sets the marker, makes /mnt/data the working directory and adds it to the import path, as
-our own server does. The client looks for the marker again after a pause, and after a result that leaves the state in doubt. Only an answer
+After its cool-down, Azure ends a session, starts an empty one under the same identifier and does not report that. So the client runs a cell
+of its own before the first cell. That cell sets the marker, makes /mnt/data the working directory and adds it to the import path, as our
+own server does. The client looks for the marker again after a pause, and after a result that leaves the state in doubt. Only an answer
 without the marker counts as a loss.
 
-Answers may name the instance of the session that they come from (its guid). If that differs from the one before, the client looks for the
-marker too.
+Answers may name the instance of the session that they come from (its guid). If the guid differs from the one before, the client looks for
+the marker too.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ Run = Callable[[str, str], Awaitable[CodeExecutionResult]]
 
 @dataclass(slots=True)
 class _Known:
-    """What this client knows of one session. `mark` is the marker that it saw last."""
+    """What this client knows of one session. `mark` is the marker that the client saw last, or None."""
 
     mark: str | None = None
     guid: str | None = None
@@ -47,7 +47,7 @@ class _Known:
 
 
 class Continuity:
-    """The ledgers of an endpoint's sessions, kept by markers. At most 10,000 sessions are remembered."""
+    """The ledgers of an endpoint's sessions, kept by markers. Only the latest 10,000 sessions are remembered."""
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Create the ledgers of one endpoint.
@@ -63,7 +63,10 @@ class Continuity:
         self._sessions: OrderedDict[str, _Known] = OrderedDict()
 
     async def execute(self, session_id: str, run: Callable[[], Awaitable[CodeExecutionResult]], caller: Delivered) -> CodeExecutionResult:
-        """Run a user's cell by calling `run`, and return its result with the ledger's record."""
+        """Run a user's cell by calling `run`, and return its result with the ledger's record.
+
+        Look for the marker first if the session may have been replaced, and afterwards if the answer came from another instance.
+        """
         await self._look_if_in_doubt(session_id)
         known = self._known(session_id)
         start = known.ledger.position
@@ -75,7 +78,16 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result of a user's cell that was run by cells of the client, with the ledger's record from position `start` on."""
+        """Return the result of a user's cell that was run by snippets, with the ledger's record.
+
+        Record a loss that only the result reports.
+
+        Args:
+            session_id: The session.
+            result: The result.
+            start: The ledger's position when the cell began.
+            caller: The caller's position in the ledger.
+        """
         known = self._known(session_id)
         if result.state.kind != "kept":
             known.last_verified = float("-inf")
@@ -84,9 +96,9 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result with its record.
+        """Return the result with its record for the caller.
 
-        An uncertain result has none: it delivers nothing, and the next result reports all that happened.
+        A result with the state `unknown` gets no record. So it moves no position, and the next result reports all that happened.
         """
         if result.state.kind == "unknown":
             return result
@@ -94,7 +106,10 @@ class Continuity:
         return replace(result, record=known.ledger.record(since, start, known.ledger.position))
 
     def note_lost(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
-        """Record that the session lost its variables, and with `with_files` its files. Do nothing if the client knows no marker in it."""
+        """Record that the session lost its variables, and with `with_files` also its files.
+
+        Do nothing if no marker is known: then the client has run no cell there, or the loss is recorded already.
+        """
         known = self._known(session_id)
         if known.mark is not None:
             files = "lost" if with_files else "kept"
@@ -116,24 +131,24 @@ class Continuity:
         return known.ledger.id, known.ledger.append("reset", cause="reset", variables="lost").position
 
     def position(self, session_id: str) -> int:
-        """Return the position of a session's ledger."""
+        """Return the position of the latest entry in a session's ledger."""
         return self._known(session_id).ledger.position
 
     def seen(self, session_id: str, guid: str) -> None:
-        """Note the instance of the session (its guid) that an answer named. If it changed, the next cell looks for the marker."""
+        """Note the guid of the instance that answered for a session. If the guid changed, the next cell looks for the marker first."""
         known = self._known(session_id)
         known.replaced = known.replaced or known.guid not in (None, guid)
         known.guid = guid
 
     def forget(self, session_id: str) -> None:
-        """Record that a session was ended on purpose. Callers that come later do not get that as a loss."""
+        """Record that a caller ended a session on purpose. Callers that know no position yet do not get that as a loss."""
         known = self._sessions.get(session_id)
         if known is not None:
             self.note_lost(session_id, "terminated", with_files=True)
             known.ledger.fetched = known.ledger.position
 
     async def _look_if_in_doubt(self, session_id: str) -> None:
-        """Look for the marker if the session is new, was unused for too long, or may have been replaced."""
+        """Look for the marker if this client has not used the session yet or for too long, or if the session may have been replaced."""
         known = self._known(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:
@@ -144,7 +159,7 @@ class Continuity:
                 known.mark, known.replaced = found, False
 
     async def _look(self, session_id: str, known: _Known) -> str | None:
-        """Return the marker in the session, setting one if there is none. Return None if the session gave no answer."""
+        """Return the marker that is in the session. Set one if there is none. Return None if the session gave no answer."""
         if known.mark is not None:
             result = await self._run(session_id, _READ_MARK)
             if not _is_answer(result):
@@ -160,7 +175,7 @@ class Continuity:
         return str(result.value) if _is_answer(result) else None
 
     def _note_other(self, known: _Known, found: str) -> None:
-        """Record why the marker differs: another client reset the session (same id, other position), or the session is a new one."""
+        """Record why the marker differs: another client reset the session (same ledger id, other position), or the session is a new one."""
         if known.mark is not None and found.partition(":")[0] == known.mark.partition(":")[0]:
             known.ledger.append("reset", cause="reset", variables="lost")
         else:
@@ -170,7 +185,7 @@ class Continuity:
         return format_position(uuid.uuid4().hex, known.ledger.position)
 
     def _learn(self, known: _Known, result: CodeExecutionResult) -> None:
-        """Note what a result shows of the session. Unless its state is `kept`, the marker is looked for before the next cell."""
+        """Record a loss that a result reports. Unless the result's state is `kept`, let the next cell look for the marker first."""
         known.last_verified = self._clock() if result.state.kind == "kept" else float("-inf")
         if result.state.kind == "lost":
             known.ledger.append("died", cause=result.state.reason, variables="lost", processes="ended")
@@ -187,5 +202,8 @@ class Continuity:
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
-    """Return whether a cell of the client was answered. A gateway's time-out, for example, proves nothing about the marker."""
+    """Return whether a session answered a cell of the client with a text.
+
+    A gateway's time-out, for example, proves nothing about the marker.
+    """
     return result.success and isinstance(result.value, str) and result.value != ""

@@ -1,4 +1,4 @@
-"""The executions of an endpoint: start each once, ask for its result after a lost answer, follow and interrupt it."""
+"""The executions of an endpoint: start each once, follow it, interrupt it. If an answer is lost, the execution is asked for by its id."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ async def _cannot(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """The handle of one execution. Dropping it does not end the cell: `cancel` does."""
+    """The handle of one execution. The cell runs on if the handle is dropped; `cancel` interrupts the cell."""
 
     id: str
     session_id: str
@@ -47,7 +47,10 @@ class Execution:
     _amend: Callable[[CodeExecutionResult], CodeExecutionResult] = lambda result: result
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield the cell's events from its beginning, as they happen. The last one is its result. It can be called again."""
+        """Yield the cell's events in order, from its beginning, as they happen. The last event has the result.
+
+        Each call yields all events again. Questions of the cell are answered meanwhile, by the functions that `answering` set.
+        """
         calls = Tasks()
         try:
             page = await self._page(0)
@@ -65,7 +68,7 @@ class Execution:
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
-        """Wait for the result and return it."""
+        """Wait for the result and return it. Answer questions of the cell meanwhile, if `answering` set functions for that."""
         result = None
         if self._is_answered:
             async for event in self.events():
@@ -75,11 +78,11 @@ class Execution:
         return result if self._is_answered else self._amend(result)
 
     async def cancel(self) -> None:
-        """Interrupt the cell. Its result shows what that did. A cell that has ended stays as it is."""
+        """Interrupt the cell. Its result shows whether that ended it. A cell that has ended stays as it is."""
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None) -> None:
-        """Answer an `input` event. None refuses to answer, which raises EOFError in the cell."""
+        """Answer an `input` event with a line. None instead of a line raises EOFError in the cell."""
         if not (text is None or isinstance(text, str)):
             raise InvalidArgumentError(f"the answer to input() must be text or None, got {type(text).__name__}")
         await self._reply(event.number, text)
@@ -94,7 +97,7 @@ class Execution:
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return a copy with one more function that the result passes through."""
+        """Return a copy that passes the result through one more function, after those that were given earlier."""
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
 
@@ -103,9 +106,9 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Answer host calls and return the next page of events.
+        """Answer the host calls in `asked`, and return the next page: the events behind the number `after`.
 
-        A single call that is answered within 5 ms costs one request: the answer is sent and the next page comes back with it.
+        If there is a single call and it is answered within 5 ms, one request sends the answer and returns the page.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -121,7 +124,7 @@ class Execution:
         return await self._page(after)
 
     async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
-        """Send the answer to a host call, or None if the function failed: otherwise the cell would wait for it."""
+        """Send the answer to a host call. If the function fails, send None, because otherwise the cell would wait for an answer."""
         answer = None
         try:
             answer = await answering
@@ -129,7 +132,7 @@ class Execution:
             await self._reply(event.number, answer)
 
     async def _answer(self, event: Event) -> None:
-        """Answer an `input` event. An exception of the caller's own function is raised to the caller, and the cell gets an EOFError."""
+        """Answer an `input` event. If the caller's function raises, the cell gets an EOFError and the caller gets the exception."""
         if self._on_input is None:
             return
         try:
@@ -151,7 +154,10 @@ def ended(result: CodeExecutionResult) -> Execution:
 
 
 def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
-    """Return the handle of a task that waits for a result, for endpoints without events. All events come at its end."""
+    """Return the handle of a cell whose result a task waits for, at an endpoint without events.
+
+    All its events arrive when the cell ends.
+    """
 
     async def page(after: int) -> Page:
         try:
@@ -171,7 +177,7 @@ def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]")
 
 
 def events_of(result: CodeExecutionResult) -> list[Event]:
-    """Return the events that a result still shows after its cell ended: its output and its displays."""
+    """Return the events that can be made of a result after its cell ended: stdout, stderr, then one event for each display."""
     written = [Event(kind="stdout", text=result.stdout), Event(kind="stderr", text=result.stderr)]
     return [event for event in written if event.text] + [Event(kind="display", display=display) for display in result.displays]
 
@@ -190,7 +196,7 @@ _RICH = {extensions.RICH_REQUEST_HEADER: "1"}
 
 
 class Executions:
-    """The executions of one client, in one api-version."""
+    """A client that starts, follows and interrupts executions at one endpoint, in one api-version."""
 
     def __init__(self, http: SessionsHttpClient, version: Version) -> None:
         self._http = http
@@ -204,7 +210,7 @@ class Executions:
         Args:
             session_id: The session.
             call: The cell and its limits.
-            caller: The caller's position in the session's ledger. The result reports what happened since then.
+            caller: The caller's position in the session's ledger. The result reports what happened since.
         """
         caller = caller or Delivered()
         id = str(uuid.uuid4())
@@ -231,7 +237,7 @@ class Executions:
         return self.followed(session_id, id, caller) if record.result is None else ended(replace(record.result, session_id=session_id))
 
     def followed(self, session_id: str, id: str, caller: Delivered) -> Execution:
-        """Return the handle of an execution that was started earlier, by its id."""
+        """Return the handle of an execution that was started earlier, here or by another client. No request is sent."""
         return Execution(
             id=id,
             session_id=session_id,
@@ -244,7 +250,7 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the one that runs now. Its result shows what that did.
+        """Interrupt a cell, by default the one that runs now in the session. The result of that cell shows whether it ended.
 
         Raise NotSupportedError if the endpoint cannot interrupt cells.
         """
@@ -253,19 +259,22 @@ class Executions:
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile. Errors are ignored."""
+        """Interrupt the cell of a call that is being cancelled, within 10 s.
+
+        Finish even if the caller is cancelled again, and ignore errors.
+        """
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
     async def close(self) -> None:
-        """Wait for the requests in progress."""
+        """Wait for the interrupts that `cancel_quietly` has begun."""
         await self._tasks.finish()
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
-        """Send a cell once. Raise NotSupportedError if it must run asynchronously and the api-version has no such executions.
+        """Send a cell once and return its record. Raise NotSupportedError if it must run asynchronously and the api-version cannot do that.
 
-        A cell that may have run is never sent again. After a lost answer the service is asked for the execution by its id, which the client
-        chose.
+        A cell that may have run is never sent again. If the answer is lost, the service is asked for the execution by the id that the
+        client chose.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
             raise NotSupportedError(
@@ -288,9 +297,9 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution whose answer was lost.
+        """Ask for an execution whose answer was lost, and return its record.
 
-        If the service cannot be asked or does not know it, return a result without a reply.
+        If the service cannot be asked or does not know the execution, return a record whose result has the state `unknown: no reply`.
         """
         try:
             if not self._dialect.HAS_EXECUTIONS:
@@ -300,7 +309,10 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask until there is a result. If the server becomes unreachable, the result is `unknown`: the cell may have run or not."""
+        """Ask for an execution until there is a result, and return its record.
+
+        If the server becomes unreachable, the result's state is `unknown`, because the cell may have run or not.
+        """
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -316,7 +328,10 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Return the next events. If the endpoint has no events, poll for the whole result instead."""
+        """Return the events behind the number `after`, the number of the last event, and the result once there is one.
+
+        If the endpoint has no events, poll for the result and make the events of it.
+        """
         try:
             if not await self._http.offers("events"):
                 result = (await self._poll(session_id, id, caller)).result or _lost_answer(session_id)
@@ -335,7 +350,10 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Reply and read the next events in one request. If it fails, only read: reading can be repeated, replying cannot."""
+        """Send a reply and return the next page of events in one request.
+
+        If that fails, only read the page, because a reply is sent once.
+        """
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -346,7 +364,7 @@ class Executions:
         return decoded(response, partial(self._decode_page, session_id=session_id))
 
     async def _reply(self, session_id: str, id: str, reply: dict[str, object]) -> None:
-        """Send a reply. Ignore the error of one that comes too late (409)."""
+        """Send a reply. Ignore a 409, which means that the reply came too late."""
         try:
             await self._http.request("POST", extensions.REPLIES_PATH.format(id=id), identifier=session_id, json=reply)
         except ServiceError as error:
@@ -355,7 +373,7 @@ class Executions:
 
 
 def rich(caller: Delivered) -> dict[str, str]:
-    """Return the headers that ask for the extended result, with the state since the last result that the caller got."""
+    """Return the headers that ask for the extended result, and for the ledger's entries since the position of `caller`."""
     if caller.ledger is None:
         return _RICH
     return {**_RICH, extensions.SINCE_HEADER: f"{caller.ledger}:{caller.position}"}

@@ -25,9 +25,10 @@ from .http import SessionsHttpClient, decoded
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that replaces `path` when the block succeeds. Otherwise `path` stays as it was, and the temporary file is removed.
+    """Open a file that replaces `path` when the block succeeds. If the block fails, `path` stays as it was.
 
-    The new file has the permissions of the one that it replaces, or those of any new file. A device or a pipe is written to directly.
+    The new file has the permissions of the file that it replaces, otherwise default ones. A device or a pipe is written to directly, so a
+    block that fails may have written to it.
     """
     target = Path(os.path.realpath(path))  # a link stays a link: the file that it names is replaced
     earlier = _status(target)
@@ -89,17 +90,18 @@ Read = Callable[[int | None, str | None], Awaitable[Part]]
 
 
 class _ChangedError(Exception):
-    """The file has another version now."""
+    """Raised if a part of a file belongs to another version than the earlier parts."""
 
 
 async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of a file with their offsets. An offset of 0 starts the file again: the caller must drop what came before.
+    """Yield the parts of a file, each with its offset in bytes. At an offset of 0, the caller must drop the parts that came before.
 
-    If the file keeps changing, ServiceError (412, `FileChanged`) is raised after five attempts, or after one if not `restartable`.
+    If the file changes, it is read again from the beginning. If it keeps changing, ServiceError (412, `FileChanged`) is raised after five
+    attempts, or after one if not `restartable`.
 
     Args:
         read: Returns the part at an offset, of the given version if there is one. An offset of None reads the whole file.
-        ranged: Whether the endpoint supports range requests. In process an answer is held in memory whole.
+        ranged: Whether the endpoint supports range requests. If not, the whole file is one part, which is held in memory.
         restartable: Whether the caller can drop what came before.
     """
     for pause in (*(_PAUSES if restartable else ()), None):
@@ -115,7 +117,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
 
 
 async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of one version of the file. Raise `_ChangedError` if a part belongs to another version."""
+    """Yield the parts of one version of the file, each with its offset. Raise `_ChangedError` if a part belongs to another version."""
     first = await _unless_changed(read, 0 if ranged else None, None)
     yield 0, first.data
     done = len(first.data)
@@ -138,7 +140,7 @@ async def _next(read: Read, offset: int, first: Part) -> Part:
 
 
 async def _unless_changed(read: Read, offset: int | None, version: str | None) -> Part:
-    """Read a part. Raise `_ChangedError` if the endpoint answers that the version is gone (412) or the file too short (416)."""
+    """Read a part. Raise `_ChangedError` if the endpoint answers that the version is gone (412) or the file is too short (416) now."""
     try:
         # In process, a server that breaks off an answer raises here.
         return await read(offset, version)
@@ -160,9 +162,9 @@ class SessionFiles:
         self._dialect = version.dialect
 
     async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
-        """Write a file into /mnt/data and return its description and its step in a history.
+        """Write a file into /mnt/data. Return its description and the step that a session's history notes.
 
-        A file on this machine is read once, while it is sent.
+        A file on this machine is read once, while it is sent, so the step describes what was sent.
         """
         folder, name = checked_path(path)
         content = checked_data(data)
@@ -186,7 +188,7 @@ class SessionFiles:
         return decoded(response, self._dialect.decode_files)
 
     async def download(self, session_id: str, name: str) -> bytes:
-        """Return a file's content. All its parts are of one version."""
+        """Return a file's content, whose parts all belong to one version of the file."""
         parts: list[bytes] = []
         async for offset, data in self._parts(session_id, name):
             if offset == 0:
@@ -195,9 +197,9 @@ class SessionFiles:
         return b"".join(parts)
 
     async def save(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all.
+        """Write a file's content to a path on this machine and return its size in bytes. If that fails, a file at the path stays as it was.
 
-        No more than one part of 8 MB is held in memory, if the endpoint supports range requests.
+        If the endpoint supports range requests, at most one part of 8 MB is held in memory.
         """
         size = 0
         with replacing(path) as file:
@@ -210,7 +212,7 @@ class SessionFiles:
         return size
 
     async def delete(self, session_id: str, name: str) -> None:
-        """Delete a file."""
+        """Delete a file in /mnt/data."""
         folder, name = checked_path(name)
         await self._http.request("DELETE", f"{FILES_PATH}/{quote(name, safe='')}", identifier=session_id, query=_path(folder))
 

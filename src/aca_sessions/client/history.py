@@ -1,4 +1,7 @@
-"""The history of a session: what was done with it, in order. It is enough to write a notebook and to run everything again."""
+"""The history of a session: what was done with it, in order.
+
+It is enough to write a notebook and to replay everything in another session.
+"""
 
 import base64
 import contextlib
@@ -23,9 +26,10 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell as it was sent, and its result:
+    """A cell as it was sent, and its result.
 
-    None while it runs, or if no result came. `rolled_back` means that its variables were undone.
+    `result` is None while the cell runs, or if no result came. `rolled_back` means that a rollback undid what the cell did to the
+    variables.
     """
 
     code: str
@@ -35,7 +39,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A file that the host wrote. The content of a file over 4 MB is not kept."""
+    """A file that the caller wrote to the session. `content` is None if the file has more than 4 MB."""
 
     path: str
     size: int
@@ -45,14 +49,14 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A file that the host deleted."""
+    """A file that the caller deleted from the session."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """A reset by the host, which cleared the variables."""
+    """A reset that the caller asked for. It cleared the variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ Step = Ran | Uploaded | Deleted | Reset | Installed
 
 
 class History:
-    """The latest steps of a session: at most 1,000 and 32 MB. The oldest are dropped first, and `left_out` counts them."""
+    """The latest steps of a session: at most 1,000, and about 32 MB. Older steps are dropped, and `left_out` counts them."""
 
     def __init__(self) -> None:
         self._steps: dict[int, Step] = {}
@@ -82,11 +86,11 @@ class History:
 
     @property
     def cells(self) -> tuple[Ran, ...]:
-        """Return the cells among the steps."""
+        """Return the cells among the steps, the oldest first."""
         return tuple(step for step in self._steps.values() if isinstance(step, Ran))
 
     def note(self, step: Step, number: int | None = None) -> int:
-        """Note a step and return its number. A step that was noted before is replaced by its number."""
+        """Add a step and return its number. With `number`, replace the step that has this number."""
         if number is None:
             number = next(self._numbers)
         size = 0
@@ -108,7 +112,10 @@ class History:
         return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Note the result of a cell and return it. If it reports a rollback, note that on the cells that the rollback undid."""
+        """Set the result of a cell and return it.
+
+        If the result reports a rollback, mark the cells that the rollback undid as rolled back.
+        """
         known = self._steps.get(number)
         if isinstance(known, Ran):
             self.note(Ran(known.code, result, known.rolled_back), number)
@@ -121,13 +128,13 @@ class History:
         return result
 
     def _undo_cells(self, after: int, before: int) -> None:
-        """Note on the cells between two numbers that their variables were rolled back."""
+        """Mark the cells whose numbers are above `after` and below `before` as rolled back."""
         for number, step in self._steps.items():
             if after < number < before and isinstance(step, Ran):
                 self._steps[number] = replace(step, rolled_back=True)
 
     def mark(self, checkpoint: str) -> None:
-        """Note that a checkpoint was taken here. The latest 1,000 are known."""
+        """Remember that a checkpoint was taken at this point of the history. Only the latest 1,000 checkpoints are remembered."""
         self._marks[checkpoint] = next(self._numbers)
         if len(self._marks) > _MOST_STEPS:
             del self._marks[next(iter(self._marks))]
@@ -135,8 +142,8 @@ class History:
     def go_back(self, checkpoint: str) -> None:
         """Forget the steps after a checkpoint, because a rollback undid them.
 
-        If the checkpoint is not known, for example because it was not taken through this object, forget all steps and count one as left
-        out: what was done before it is not known.
+        If the checkpoint is unknown (another object may have taken it), forget all steps and add one to `left_out`: the history is then
+        incomplete by an unknown number of steps.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -155,7 +162,7 @@ class History:
 
 
 class Upload(io.FileIO):
-    """A file that is noted while it is sent: its size, its hash and, up to 4 MB, its content.
+    """A file that records what is read from it while it is sent: the size, the hash and, up to 4 MB, the content.
 
     So the history has what the session got, even if the file on this machine changes meanwhile.
     """
@@ -165,7 +172,7 @@ class Upload(io.FileIO):
         self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read the next bytes and note them."""
+        """Return the next bytes and record them."""
         data = super().read(size)
         self.size += len(data)
         self.digest.update(data)
@@ -174,13 +181,13 @@ class Upload(io.FileIO):
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Forget what was noted: httpx seeks to the beginning before it sends the file, also when it sends it again."""
+        """Move to a position and forget what was recorded, because httpx seeks to the beginning before each time it sends the file."""
         self.size, self.digest, self.content = 0, hashlib.sha256(), bytearray()
         return super().seek(offset, whence)
 
 
 def step_of(path: str, sent: bytes | Upload) -> Uploaded:
-    """Return the step of an upload, after it was sent."""
+    """Return the history's step for an upload. Call this after an `Upload` was sent, because it records only what was read."""
     if isinstance(sent, bytes):
         content: bytes | bytearray = sent
         size, digest = len(sent), hashlib.sha256(sent)
@@ -200,7 +207,7 @@ Output = Mapping[str, Any]
 
 
 def to_notebook(history: History) -> dict[str, Any]:
-    """Return the notebook as JSON values."""
+    """Return a history as a notebook (nbformat 4), in JSON values."""
     cells, count = [], 0
     for place, step in enumerate(history.steps):
         count += isinstance(step, Ran)
@@ -210,7 +217,10 @@ def to_notebook(history: History) -> dict[str, Any]:
 
 
 def to_script(history: History) -> str:
-    """Return the cells as Python in the percent format, without outputs. Lines that only IPython understands become comments."""
+    """Return the cells as Python in the percent format, without outputs and without cells that were rolled back.
+
+    Lines that only IPython understands become comments.
+    """
     parts = []
     for step in history.steps:
         match step:
@@ -224,7 +234,7 @@ def to_script(history: History) -> str:
 
 
 def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
-    """Return a notebook's steps, each with the outputs that it had. Raise InvalidArgumentError if `source` is not a notebook.
+    """Return the steps in a notebook, each with its recorded outputs. Raise InvalidArgumentError if `source` is not a notebook.
 
     `source` is a path, or the parsed JSON of a notebook.
     """
@@ -236,7 +246,7 @@ def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
-    """Return a result as a notebook's outputs. `count` is the number of its cell."""
+    """Return a result as the outputs of a notebook's cell. `count` is the cell's execution count."""
     stderr = result.stderr
     if result.error is not None:
         # Our results have the traceback in stderr too; a notebook has it in an output of its own.
@@ -304,7 +314,7 @@ def _bundle(display: Display) -> dict[str, Any]:
 
 
 def _parsed(mime: str, content: object) -> Any:
-    """Parse content of a JSON type: a notebook holds it as JSON and not as text."""
+    """Return content as a notebook holds it: a JSON type as parsed JSON, anything else as it is."""
     if mime.endswith("json") and isinstance(content, str):
         try:
             return json.loads(content)
@@ -385,7 +395,7 @@ def _output(output: object) -> Output:
 
 
 def _text(source: object) -> str:
-    """Return a text, which nbformat also allows as a list of lines."""
+    """Return a notebook's text as one string. nbformat also allows a list of lines."""
     if isinstance(source, str):
         return source
     if isinstance(source, Iterable) and all(isinstance(line, str) for line in source):

@@ -1,4 +1,4 @@
-"""One request to the service. Statuses become the package's errors, and no exception of httpx leaves this module."""
+"""Requests to one endpoint. Error statuses and exceptions of httpx are raised as the package's own errors."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ DEFAULT_CONNECT_SECONDS, DEFAULT_REQUEST_SECONDS, DEFAULT_PATIENCE_SECONDS = 10.
 
 
 class SessionsHttpClient:
-    """A client of one endpoint in one api-version. Closing it closes the httpx client that it was given."""
+    """A client that sends single requests to one endpoint in one api-version. Closing it closes the httpx client that it was given."""
 
     def __init__(
         self,
@@ -39,14 +39,14 @@ class SessionsHttpClient:
         request_timeout: float = DEFAULT_REQUEST_SECONDS,
         patience: float = DEFAULT_PATIENCE_SECONDS,
     ) -> None:
-        """Take over an httpx client whose base URL is the endpoint.
+        """Send requests through an httpx client whose base URL is the endpoint, and close that client at the end.
 
         Args:
             client: The httpx client.
             api_version: The api-version that every request names.
             connect_timeout: Seconds to connect.
-            request_timeout: Seconds for a request that sets no time limit of its own.
-            patience: Seconds in all that may be spent waiting before a request is repeated.
+            request_timeout: Seconds to wait for the answer to a request that sets no time limit of its own.
+            patience: Seconds after the beginning of a request in which it may be repeated.
         """
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client
@@ -74,6 +74,8 @@ class SessionsHttpClient:
         timeout: float | None = None,
     ) -> httpx.Response:
         """Send a request and return its response. Raise the package's own exception for every response that is not a success.
+
+        Repeat the request if the endpoint cannot be reached or refuses it for now, and a GET also if no answer came.
 
         Args:
             method: The HTTP method.
@@ -144,7 +146,10 @@ class SessionsHttpClient:
         return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
 
     async def offers(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension. Ask it for its health first if no answer has listed the extensions yet."""
+        """Return whether the endpoint has an extension.
+
+        Responses list the extensions. If none came yet, request the endpoint's health, and return False if that fails.
+        """
         if self._offered is None:
             self._owner.check()
             try:
@@ -154,17 +159,17 @@ class SessionsHttpClient:
         return extension in (self._offered or frozenset())
 
     async def require(self, extension: str, what: str) -> None:
-        """Raise NotSupportedError if the endpoint does not have an extension. `what` completes "this endpoint cannot"."""
+        """Raise NotSupportedError if the endpoint does not have an extension. `what` completes the message "this endpoint cannot"."""
         if not await self.offers(extension):
             raise NotSupportedError(f"this endpoint cannot {what}: use the embedded default or `aca-sessions serve`")
 
     @property
     def is_closed(self) -> bool:
-        """Return whether it is closed."""
+        """Return whether this client is closed."""
         return self._client.is_closed
 
     async def close(self) -> None:
-        """Close the connections. In a forked process do nothing: they belong to its parent."""
+        """Close the connections. Do nothing in a forked process, because the connections belong to its parent."""
         if self._owner.is_here:
             await self._client.aclose()
 
@@ -176,12 +181,18 @@ class SessionsHttpClient:
 
 
 def _without_identifiers(record: logging.LogRecord) -> bool:
-    """Drop log records with an identifier: httpx logs every URL, and a session's identifier gives access to the session."""
+    """Return False for a log record that has an identifier, so that logging drops it.
+
+    httpx logs every URL, and a session's identifier gives access to the session.
+    """
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """Return what `decode` makes of a response's JSON object. Raise ServiceUnavailableError if it is not one: a proxy may have answered."""
+    """Return `decode(content)` for the JSON object of a response.
+
+    Raise ServiceUnavailableError if the content is not a JSON object or cannot be decoded, because a proxy may have answered.
+    """
     try:
         content = response.json()
         if isinstance(content, dict):
@@ -192,10 +203,10 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 
 
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
-    """Return whether the request may be repeated: the service did not begin on it, or it was a read.
+    """Return whether a refused request may be repeated: the service did not begin on it, or it is a GET.
 
-    429 means that the service did not begin. So does our server's 503 for a full queue of new sessions. A gateway's 502, 503 and 504 leave
-    that open, so only reads are repeated after them.
+    A 429 means that the service did not begin, and so does our server's 503 for a full queue of new sessions. After a gateway's 502, 503 or
+    504 it may have begun, so only a GET is repeated.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True

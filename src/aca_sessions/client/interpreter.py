@@ -1,4 +1,4 @@
-"""The client in request/result style: each call names its session. Failed code is a result; all other failures are raised."""
+"""The client of an endpoint's sessions: each call names its session. Failed code is a result; all other failures are raised."""
 
 import contextlib
 from collections import OrderedDict
@@ -32,18 +32,19 @@ _REMEMBERED = 10_000
 
 
 class CodeInterpreter:
-    """A client that runs cells and moves files in any session of an endpoint.
+    """A client that runs cells and transfers files in any session of an endpoint.
 
-    A loss of a session is reported until one result of it was received. All calls without a `Session` object count as one caller.
+    Each result reports what its session lost since the last result that the caller received. Calls of these methods that name no `caller`
+    count as one caller, and each `Session` object counts as another one.
     """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
-        """Use an HTTP client, and close it at the end.
+        """Send requests through an HTTP client, which `close` closes.
 
         Args:
             http: The client of the endpoint.
-            verify_after: At an endpoint that keeps no ledger, seconds without use after which a session is checked to be still the same
-                one.
+            verify_after: Seconds without use after which a session is checked to be still the same one. This is needed only at an endpoint
+                that keeps no ledger.
         """
         self._http = http
         self._version = VERSIONS[http.api_version]
@@ -63,7 +64,7 @@ class CodeInterpreter:
     async def execute(
         self, request: CodeExecutionRequest | str, code: str = "", /, *, timeout: float | None = None, sanitize: bool = True
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. The session stays usable.
+        """Run a cell and return its result. A cell that fails raises nothing: its result has an `error`, and the session stays usable.
 
         Cancelling the call interrupts the cell, if the endpoint can interrupt cells. At other endpoints, such as Azure, the cell runs on.
 
@@ -78,7 +79,10 @@ class CodeInterpreter:
         return await self.execute_for(self._delivered_of(checked_session_id(request.session_id)), request)
 
     async def execute_for(self, caller: Delivered, request: CodeExecutionRequest) -> CodeExecutionResult:
-        """Run a cell for one of several callers of a session. The state of its result is for this caller."""
+        """Run a cell like `execute`, for one of several callers of its session.
+
+        `state` reports what happened since the position of `caller`.
+        """
         if request.timeout is not None:
             checked_timeout(request.timeout)
         refused = refusal(request.code)
@@ -94,16 +98,16 @@ class CodeInterpreter:
     async def execute_snippet(
         self, session_id: str, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a cell of the client by its name, and return its result.
+        """Run a snippet, which is a cell of the client, and return its result.
 
-        It delivers nothing to the user: the user's next cell reports a loss as well.
+        A loss that this result reports is reported with the user's next cell too, because the user does not get this result.
 
         Args:
             session_id: The session.
-            name: A module of `cells`.
-            arguments: The arguments of its `main`.
+            name: The name of a function in `snippets`.
+            arguments: The arguments of that function, without the user's variables.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position that the result's state starts from, by default the latest one delivered for this session.
+            caller: The position since which `state` reports, by default the latest that was delivered for this session.
         """
         checked_session_id(session_id)
         caller = caller or replace(self._delivered_of(session_id))
@@ -113,25 +117,28 @@ class CodeInterpreter:
     async def execute_by(
         self, session_id: str, caller: Delivered, run: Callable[[], Awaitable[CodeExecutionResult]]
     ) -> CodeExecutionResult:
-        """Run a user's cell by a function that uses cells of the client. Return its result with the state for this caller."""
+        """Run a user's cell by calling `run`, which sends snippets. Return the result with the state since the position of `caller`."""
         start = self._continuity.position(session_id)
         result = await run()
         result = self._continuity.conclude(session_id, replace(result, session_id=session_id), start, caller)
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Return the position of a new caller. It starts after what was delivered to earlier ones."""
+        """Return a position in the session's ledger for a new caller: behind everything that this client delivered to earlier callers."""
         return replace(self._delivered_of(session_id))
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result as its caller gets it. Call this right before handing the result over, with no await in between."""
+        """Return the result with the state for its caller, and move the caller's position to the end of the result.
+
+        Call this right before handing the result over, with no await in between: otherwise a cancelled caller would miss what it reports.
+        """
         delivered = caller.deliver(result)
         if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
             all_callers.advance(result.record)
         return delivered
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
-        """Note that the caller did not get a result, so that what it reported is reported again."""
+        """Move the caller's position back because the caller did not get a result, so that the next result reports the same again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
                 one.go_back(result.record)
@@ -154,8 +161,8 @@ class CodeInterpreter:
 
         Args:
             request: A request, or the name of the session.
-            name: The file's name, which may have folders in front. They are created.
-            data: The content. A Path is sent without reading the file whole.
+            name: The file's name, which may have folders in front. The folders are created.
+            data: The content. The file of a Path is sent piece by piece, so it may be larger than the memory.
         """
         if isinstance(request, FileUploadRequest):
             remote_file, _ = await self.upload(request.session_id, request.file_name, request.file_content)
@@ -164,7 +171,7 @@ class CodeInterpreter:
         return remote_file
 
     async def upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
-        """Write a file like `upload_file`. Return its description and the step for a history."""
+        """Write a file like `upload_file`. Return its description and the step that a session's history notes."""
         return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
@@ -174,20 +181,27 @@ class CodeInterpreter:
     async def download_file(self, session_id: str, name: str) -> bytes:
         """Return a file's content.
 
-        Parts of a large file are of one version. If the file keeps changing, ServiceError (`FileChanged`) is raised.
+        A large file is read in parts, which all belong to one version of the file. Raise ServiceError (`FileChanged`) if the file keeps
+        changing.
         """
         return await self._files.download(session_id, name)
 
     async def save_file(self, session_id: str, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
+        """Write a file's content to a path on this machine and return its size in bytes.
+
+        If that fails, a file at the path stays as it was.
+        """
         return await self._files.save(session_id, name, path)
 
     async def delete_file(self, session_id: str, name: str) -> None:
-        """Delete a file."""
+        """Delete a file in the session's /mnt/data."""
         await self._files.delete(session_id, name)
 
     async def reset(self, session_id: str, *, caller: Delivered | None = None) -> None:
-        """Clear a session's variables and keep its files. Our own server starts a fresh interpreter, even in the middle of a cell."""
+        """Clear a session's variables and keep its files.
+
+        Our own server starts a fresh interpreter, even while a cell runs. Other endpoints run a cell that clears the variables.
+        """
         checked_session_id(session_id)
         if await self._http.offers("reset"):
             entry = decoded(await self._http.request("POST", extensions.RESET_PATH, identifier=session_id), extensions.decode_position)
@@ -196,7 +210,7 @@ class CodeInterpreter:
         self._note_asked(session_id, caller, *entry)
 
     def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Note that the caller itself caused an entry of the ledger, by a reset or a rollback. It is not reported to that caller."""
+        """Note that the caller asked for an entry of the ledger, by a reset or a rollback, so that no result reports it to the caller."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -213,7 +227,7 @@ class CodeInterpreter:
         on_call: AnswerCall | None = None,
         caller: Delivered | None = None,
     ) -> Execution:
-        """Start a cell in the background and return its execution. At endpoints without events it delivers everything at its end.
+        """Start a cell in the background and return its execution. At endpoints without events, all events arrive when the cell has ended.
 
         Args:
             session_id: The session.
@@ -223,7 +237,8 @@ class CodeInterpreter:
             on_input: Answers `input()` while the events are read.
             transactional: Undo the cell if it fails. NotSupportedError is raised at endpoints without checkpoints.
             on_call: Answers host calls while the events are read. NotSupportedError is raised at endpoints without events.
-            caller: The position that the result's state starts from.
+            caller: The position up to which this caller knows the session. The result's `state` tells what happened since. By default the
+                latest position that was delivered for the session.
         """
         checked_session_id(session_id)
         caller = caller or self._delivered_of(session_id)
@@ -246,28 +261,32 @@ class CodeInterpreter:
     def execution(
         self, session_id: str, execution_id: str, *, on_input: AnswerInput | None = None, caller: Delivered | None = None
     ) -> Execution:
-        """Return an execution that was started earlier, here or by another client.
+        """Return an execution that was started earlier, by this or another client.
 
         Args:
             session_id: The session.
             execution_id: The execution's id.
             on_input: Answers `input()` while the events are read.
-            caller: The position that the result's state starts from.
+            caller: The position up to which this caller knows the session. The result's `state` tells what happened since. By default the
+                latest position that was delivered for the session.
         """
         caller = caller or self._delivered_of(checked_session_id(session_id))
         execution = self._executions.followed(session_id, execution_id, caller).answering(on_input)
         return execution.amending(partial(self.deliver, session_id, caller))
 
     async def interrupt(self, session_id: str, execution_id: str | None = None) -> None:
-        """Interrupt a cell of a session, by default the one that runs now. The cell's result shows what that did."""
+        """Interrupt a cell of a session, by default the one that runs now. The result of that cell shows whether it ended.
+
+        Raise NotSupportedError if the endpoint cannot interrupt cells.
+        """
         await self._executions.interrupt(checked_session_id(session_id), execution_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
+        """Interrupt the cell of a call that is being cancelled. Finish even if the caller is cancelled once more, and ignore errors."""
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages into a session and return the result. A failed installation changes nothing.
+        """Install packages into a session by the server and return the result. A failed installation changes nothing.
 
         Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
         """
@@ -285,7 +304,7 @@ class CodeInterpreter:
         return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def uninstall(self, session_id: str, *names: str) -> CodeExecutionResult:
-        """Uninstall packages that a session installed and return the result."""
+        """Uninstall packages that a session installed and return the result. Raise NotSupportedError if the endpoint cannot."""
         query = {"names": ",".join(checked_names(names))}
         await self._http.require("packages", "uninstall packages")
         path = extensions.PACKAGES_PATH
@@ -293,13 +312,16 @@ class CodeInterpreter:
         return replace(decoded(response, extensions.decode_outcome), session_id=session_id)
 
     async def packages(self, session_id: str) -> list[Package]:
-        """Return the packages that a session installed, beside those of its environment."""
+        """Return the packages that a session installed in addition to those of its environment.
+
+        Raise NotSupportedError if the endpoint cannot.
+        """
         await self._http.require("packages", "list what was installed")
         response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
         return decoded(response, extensions.decode_packages)
 
     async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
-        """Take a checkpoint of a session and return it. Raise SnapshotError if the session cannot be kept as it is."""
+        """Take a checkpoint of a session and return it. Raise SnapshotError, with the obstacle, if the session cannot be kept as it is."""
         response = await self._request_timeline("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
         return decoded(response, extensions.decode_checkpoint)
 
@@ -308,22 +330,29 @@ class CodeInterpreter:
         return decoded(await self._request_timeline("GET", extensions.CHECKPOINTS_PATH, session_id), extensions.decode_checkpoints)
 
     async def roll_back(self, session_id: str, caller: Delivered, *, id: str | None, name: str | None) -> Checkpoint:
-        """Return a session to a checkpoint by its id or its name, or to the latest, and return the checkpoint."""
+        """Roll a session back to the checkpoint with this name or id, or to the latest if both are None. Return the checkpoint.
+
+        Args:
+            session_id: The session.
+            caller: The caller, to which the rollback is not reported because it asked for it.
+            id: The id of a checkpoint.
+            name: The name of a checkpoint. A checkpoint of this name is preferred to one with the id.
+        """
         response = await self._request_timeline("POST", extensions.ROLLBACK_PATH, session_id, {"id": id, "name": name})
         reached = decoded(response, extensions.decode_checkpoint)
         self._note_asked(session_id, caller, *decoded(response, extensions.decode_position))
         return reached
 
     async def delete_checkpoint(self, session_id: str, id: str) -> None:
-        """Remove a checkpoint."""
+        """Remove a checkpoint of a session. The session itself stays as it is."""
         await self._request_timeline("DELETE", extensions.CHECKPOINT_PATH.format(id=id), session_id)
 
     async def branch(
         self, session_id: str, identifiers: Sequence[str], caller: Delivered, *, reseed: bool
     ) -> tuple[Record, dict[str, str]]:
-        """Make sessions that continue from here, under the given identifiers: all or none.
+        """Create sessions with the given identifiers that continue from the state of a session: all of them, or none.
 
-        Return the origin's record for its caller, and the position at which each new ledger begins.
+        Return the original session's record for `caller`, and for each identifier the position at which the ledger of its session begins.
         """
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:
@@ -349,7 +378,10 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return what separates sessions from their host, part by part, or None if the endpoint does not report it."""
+        """Return what isolates sessions from their host: each part, with the way in which that was found.
+
+        None if the endpoint does not report it.
+        """
         if not await self._http.offers("isolation"):
             return None
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
@@ -359,12 +391,15 @@ class CodeInterpreter:
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:
-        """Return what the service knows of a session. Raise NotFoundError if it has none."""
+        """Return what the service knows of a session. Raise NotFoundError if there is no such session."""
         self._require_sessions()
         return decoded(await self._http.request("GET", flat.SESSION_PATH, identifier=session_id), flat.decode_session)
 
     async def delete_session(self, session_id: str, *, expired: bool = False) -> None:
-        """End a session at the service. With `expired` its next caller gets the reason `expired` for the loss."""
+        """End a session at the service. Raise NotFoundError if there is no such session, and NotSupportedError if it can only expire.
+
+        With `expired`, the loss is reported to callers with the reason `expired`, otherwise with the reason `terminated`.
+        """
         self._require_sessions()
         headers = {extensions.CAUSE_HEADER: "expired"} if expired else {}
         try:
@@ -398,12 +433,12 @@ class CodeInterpreter:
 
     @property
     def is_closed(self) -> bool:
-        """Return whether its connections are closed. If they are, an embedded server and its sessions have ended."""
+        """Return whether this client is closed. If it is, an embedded server and its sessions have ended."""
         return self._http.is_closed
 
     @property
     def can_end_sessions(self) -> bool:
-        """Return whether the api-version can end sessions. With earlier ones they only expire."""
+        """Return whether the api-version can end and list sessions. With earlier versions, sessions only expire."""
         return self._version.has_sessions
 
     def _require_sessions(self) -> None:
@@ -411,7 +446,10 @@ class CodeInterpreter:
             raise NotSupportedError(f"{self._version.name} cannot list or end sessions: use 2025-02-02-preview or later")
 
     async def close(self) -> None:
-        """Close the connections. Sessions stay at the service until they expire; those of an embedded server end."""
+        """Cancel what runs in the background and close the connections.
+
+        Sessions stay at the service until they expire. An embedded server ends with the block that opened this client.
+        """
         await self._tasks.cancel()
         await self._executions.close()
         await self._http.close()
@@ -423,7 +461,10 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
-        """Run a cell and return its result with the ledger's record. Our own server keeps the ledger; elsewhere the client does."""
+        """Run a cell and return its result with a record of the ledger.
+
+        If the endpoint keeps no ledger, `Continuity` of this client does.
+        """
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

@@ -1,6 +1,7 @@
-"""The pool of sessions: which caller may use one now, and when an idle one ends.
+"""The pool of sessions: it leases sessions to callers and ends idle ones.
 
-This is not the server's hosting, which maps identifiers to processes. `Leases` decides, with no await in between; `SessionPool` acts.
+`Leases` decides who gets a lease and which session ends, with no await in between. `SessionPool` sends the requests for that. The pool is
+part of the client; the server's own map from identifiers to processes is in `server/sessions.py`.
 """
 
 import asyncio
@@ -43,7 +44,10 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A lease: a caller's right to use a session now. It ends with its session: a later session of the same name is another one."""
+    """A lease: the right of a caller to use a session now.
+
+    The lease ends with the session. A later session of the same name needs another lease.
+    """
 
     session_id: str
     held: _Held | None = field(default=None, compare=False, repr=False)
@@ -51,7 +55,7 @@ class Granted:
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """A place in the queue. `wake` is called with the lease, or with None if there will be none."""
+    """A caller that waits in the queue for a lease. `wake` is called with the lease, or with None if the pool is closed first."""
 
     session_id: str | None
     wake: Callable[[Granted | None], None]
@@ -59,10 +63,11 @@ class Waiter:
 
 
 class Leases:
-    """The pool's decisions as plain state: which caller gets a lease, and which session ends. Nothing here awaits.
+    """The leases, sessions and queue of a pool. No method awaits, so two callers cannot be given the same place.
 
-    Leases of one name share its session, and the limit counts leased sessions. A caller that cannot have a lease waits in a queue. Each
-    change wakes the callers whose turn it is, and returns the sessions to end.
+    Several leases of one name share one session, and the limit counts leased sessions. A caller that would exceed the limit waits in the
+    queue. A method that frees a place wakes the callers whose turn it is. A method that removes sessions returns their names: the caller
+    must end them.
     """
 
     def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = _now) -> None:
@@ -79,16 +84,24 @@ class Leases:
         return len(self._waiting)
 
     def leases_of(self, session_id: str) -> int:
-        """Return how many leases the session of this name has."""
+        """Return how many leases the session of this name has now."""
         held = self._sessions.get(session_id)
         return held.leases if held else 0
 
     def knows(self, session_id: str) -> bool:
-        """Return whether a session of this name is kept, leased or not."""
+        """Return whether the pool keeps a session of this name, leased or idle."""
         return session_id in self._sessions
 
     def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
-        """Return a lease, or a place in the queue. Callers are served in order, but for one whose session is leased already."""
+        """Return a lease, or add the caller to the queue and return its place there.
+
+        Callers are served in order. A caller that names a leased session gets a further lease at once, because that takes no place in the
+        pool.
+
+        Args:
+            session_id: The session's name, or None for a new anonymous session.
+            wake: Called with the lease when a caller in the queue gets it, or with None if the pool is closed.
+        """
         held = self._sessions.get(session_id) if session_id is not None else None
         # A further lease of a leased session takes no room of the pool, so it need not wait behind others.
         if (held is not None and held.leases) or (self.leased < self.limit and not self._waiting):
@@ -98,7 +111,10 @@ class Leases:
         return waiter
 
     def give_up(self, waiter: Waiter) -> list[str]:
-        """Remove a waiter from the queue and return the sessions to end. If it was granted a lease meanwhile, release that."""
+        """Remove a caller from the queue. If it was granted a lease meanwhile, release the lease.
+
+        Return the names of the sessions to end.
+        """
         if waiter.granted is not None:
             return self.release(waiter.granted) or []
         if waiter in self._waiting:
@@ -106,9 +122,10 @@ class Leases:
         return []
 
     def release(self, lease: Granted | str) -> list[str] | None:
-        """End a lease, or one of the leases of a name, and return the sessions to end. Return None if there is no such lease any more.
+        """Release a lease, or one of the leases of a name.
 
-        An anonymous session ends with its lease, so its state reaches no other caller.
+        Return the names of the sessions to end, or None if there is no such lease any more. An anonymous session ends with its lease, so
+        its state reaches no other caller.
         """
         session_id = lease if isinstance(lease, str) else lease.session_id
         held = self._sessions.get(session_id)
@@ -128,7 +145,7 @@ class Leases:
         return ended
 
     def terminate(self, session_id: str) -> list[str]:
-        """End a session and all its leases. Return the sessions to end."""
+        """Remove a session with all its leases. Return its name, in a list, as the session to end, or [] if the pool does not keep it."""
         held = self._sessions.pop(session_id, None)
         if held is None:
             return []
@@ -137,7 +154,7 @@ class Leases:
         return [session_id]
 
     def expire(self) -> list[str]:
-        """Remove the named sessions that had no lease for the idle time-out, and return them."""
+        """Remove the named sessions that have had no lease for as long as the idle time-out. Return their names: the sessions to end."""
         before = self._clock() - self._idle_timeout
         idle = []
         for name, held in self._sessions.items():
@@ -148,7 +165,7 @@ class Leases:
         return idle
 
     def end_all(self) -> tuple[list[str], list[Waiter]]:
-        """Remove everything. Return all sessions, which have to be ended, and the callers that still wait."""
+        """Remove all sessions and empty the queue. Return the names of the sessions to end, and the callers to wake."""
         names, waiters = [*self._sessions], [*self._waiting]
         self._sessions.clear()
         self._waiting.clear()
@@ -156,7 +173,7 @@ class Leases:
         return names, waiters
 
     def infos(self) -> list[SessionInfo]:
-        """Return a description of every session that the pool keeps."""
+        """Return a description of every session that the pool keeps, leased or idle."""
         return [
             SessionInfo(
                 session_id=name,
@@ -196,9 +213,10 @@ class PoolEvent:
 
 
 class SessionPool:
-    """A pool that leases sessions of one endpoint, at most so many at the same time.
+    """A pool of sessions at one endpoint, with a limit of sessions that are leased at the same time.
 
-    A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, and closing it does nothing.
+    A pool belongs to one event loop and one process. In a forked process its methods raise ForkedProcessError, except `release` and
+    `close`, which do nothing there.
     """
 
     def __init__(
@@ -210,14 +228,14 @@ class SessionPool:
         acquire_timeout: float = DEFAULT_ACQUIRE_SECONDS,
         on_event: Callable[[PoolEvent], None] | None = None,
     ) -> None:
-        """Use the given interpreter, which the pool does not close.
+        """Create a pool over an interpreter. Closing the pool does not close the interpreter.
 
         Args:
             interpreter: The client of the endpoint.
             max_concurrent_sessions: How many sessions may be leased at the same time.
             session_timeout: Seconds after which a named session without a lease ends.
             acquire_timeout: Seconds that a caller waits for a lease before PoolTimeoutError is raised.
-            on_event: Called with each event.
+            on_event: Called with each PoolEvent.
         """
         self._expiring: asyncio.Task[None] | None = None
         self._closed = False
@@ -234,7 +252,11 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
-        """Lease a session for the block. A name refers to the same session next time; an anonymous session ends with the block."""
+        """Lease a session for the block. Wait while as many sessions as allowed are leased, and raise PoolTimeoutError after the time-out.
+
+        Without a name, the session is new and ends with the block. A named session continues at its next lease, unless it was idle for too
+        long.
+        """
         lease = await self._lease(session_id)
         try:
             yield Session(self._interpreter, lease.session_id)
@@ -242,7 +264,10 @@ class SessionPool:
             await self._release(lease)
 
     async def get_or_create(self, session_id: str | None = None) -> Session:
-        """Lease a session until it is released, and return it. Wait if as many sessions as allowed are leased."""
+        """Lease a session and return it. Wait like `session`.
+
+        The lease lasts until `release` is called, or until the session is terminated.
+        """
         return Session(self._interpreter, (await self._lease(session_id)).session_id)
 
     async def _lease(self, session_id: str | None) -> Granted:
@@ -278,7 +303,10 @@ class SessionPool:
         return granted
 
     async def release(self, session_id: str) -> None:
-        """Release a lease of a session. An anonymous session ends then, and its state with it. In a forked process do nothing."""
+        """Release one lease of a session. Do nothing if it has no lease, or in a forked process.
+
+        An anonymous session ends with its state.
+        """
         await self._release(session_id)
 
     async def _release(self, lease: Granted | str) -> None:
@@ -298,10 +326,10 @@ class SessionPool:
             await self._finish(self._end(ended))
 
     async def terminate(self, session_id: str) -> None:
-        """End a session at once and free its place, even if it is leased.
+        """End a session and all its leases at once, so that its place in the pool is free.
 
-        A caller that still uses it gets `lost: terminated` in its next result. It then has a new session, which the pool does not count and
-        which ends with the caller's block.
+        A caller that still uses the session gets `lost: terminated` in its next result: that cell starts a new session of the same name.
+        The pool does not count the new session, and ends it with that caller's block. Raise PoolError if another event loop uses the pool.
         """
         self._owner.check()
         if self._loop not in (None, asyncio.get_running_loop()):
@@ -314,15 +342,15 @@ class SessionPool:
         await self._finish(self._end([session_id]))
 
     def active(self) -> list[SessionInfo]:
-        """Return all sessions that the pool keeps alive. Those with `is_active` are leased now."""
+        """Return a description of all sessions that the pool keeps. Those with `is_active` are leased now, the others are idle."""
         self._owner.check()
         self._end_expired(self._leases.expire())
         return self._leases.infos()
 
     async def close(self) -> None:
-        """End every session of the pool.
+        """End every session of the pool. Callers that wait for a lease get PoolClosedError.
 
-        Callers that wait for one get PoolClosedError. In a forked process do nothing: the sessions are its parent's.
+        Do nothing in a forked process, because the sessions belong to its parent.
         """
         if not self._owner.is_here:
             return
@@ -337,7 +365,10 @@ class SessionPool:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Mark the pool as closed because its event loop is. Nothing can be awaited then; the embedded server ends its sessions itself."""
+        """Mark the pool as closed without ending its sessions, because its event loop is closed and nothing can be awaited.
+
+        Only the embedded server needs this, and it ends its sessions itself.
+        """
         self._closed = True
 
     def __repr__(self) -> str:
@@ -369,7 +400,10 @@ class SessionPool:
         return granted
 
     def _timeout_message(self) -> str:
-        """Return the message of a time-out, with the sessions that are leased for longest. Names are secrets, so it has their hashes."""
+        """Return the message of PoolTimeoutError, with the sessions that have been leased longest.
+
+        They are named by hashes: names are secrets.
+        """
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         leased.sort(key=lambda one: one[1], reverse=True)
@@ -395,7 +429,7 @@ class SessionPool:
             del self._ending[session_id]
 
     async def _finish(self, endings: list["asyncio.Task[None]"]) -> None:
-        """Wait for endings. They continue if the caller is cancelled meanwhile."""
+        """Wait for tasks that end sessions. The tasks continue if the caller is cancelled."""
         if endings:
             await asyncio.wait(endings)
 
@@ -411,9 +445,9 @@ def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> No
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session.
+    """End a session at the endpoint, and ignore errors.
 
-    Errors are ignored: one that was never used does not exist at the service, and one that cannot be ended expires there.
+    A session that was never used does not exist there, and one that cannot be ended expires there.
     """
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
@@ -422,7 +456,10 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire idle sessions again and again, without keeping the pool alive: a forgotten pool warns when it is collected."""
+    """Expire a pool's idle sessions every `every` seconds, until the pool is garbage-collected.
+
+    The reference is weak, so that a pool which was never closed can be collected and warns then.
+    """
     while True:
         await asyncio.sleep(every)
         alive = pool()

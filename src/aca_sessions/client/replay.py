@@ -1,8 +1,8 @@
-"""Replay of a notebook in any session, and a report of what came out differently.
+"""Replay of a notebook in a session, and a report of the cells whose outputs differ.
 
-Compared are, cell by cell: what was written, the text of the value and of each display, and the error's name and message. Addresses of
-objects and the numbers of cells are not compared. Of an image, its presence and its drawn size count. Of a display that has a text, only
-the text counts. Measured times (`%%timeit`) are a difference.
+For each cell, stdout, stderr, the text of the value and of each display, and the name and message of the error are compared. Addresses of
+objects and the numbers of cells are ignored. Two images are equal if they have the same type and, as PNG, the same size in pixels. If a
+display without an image has a text, only its text is compared. Measured times (`%%timeit`) count as a difference.
 """
 
 import asyncio
@@ -34,7 +34,10 @@ Outcome = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ReplayedCell:
-    """How a cell compares with its recording. `differences` name the parts that differ: `stdout`, `stderr`, `shown`, `error`."""
+    """The comparison of one code cell with its recorded outputs. `number` counts the code cells from 1.
+
+    `differences` has a text for each part that differs (`stdout was 'a', is 'b'`), or the reason why the cell was not run.
+    """
 
     number: int
     verdict: Verdict
@@ -46,14 +49,17 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The report of a replay: each code cell of the notebook, and what could not be restored (files that it does not hold, packages)."""
+    """The report of a replay: the comparison of each code cell, and in `missing` what could not be restored.
+
+    Missing are uploaded files whose content the notebook does not hold, and packages that could not be installed.
+    """
 
     cells: tuple[ReplayedCell, ...]
     missing: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
-        """Return whether all came out as recorded and everything was restored."""
+        """Return whether all cells had the recorded outputs and everything was restored."""
         return not self.missing and all(cell.verdict == "same" for cell in self.cells)
 
     def __str__(self) -> str:
@@ -63,9 +69,9 @@ class ReplayReport:
 
 
 async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, timeout: float | None = None) -> ReplayReport:
-    """Run a notebook's cells in order in a session, with the files that it holds, and return the report.
+    """Run a notebook's cells in order in a session, with the uploads, installations and resets between them, and return the report.
 
-    A cell that fails does not stop the replay. If the session can no longer be reached, the rest is reported as `not run`.
+    A cell that fails does not stop the replay. If the session can no longer be reached, the remaining cells are reported as `not run`.
 
     Args:
         notebook: The path of an .ipynb file, or its parsed JSON.
@@ -88,7 +94,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
 
 
 async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
-    """Repeat a step that is not a cell. Return what could not be restored."""
+    """Repeat a step that is not a cell. Return a list of what could not be restored, or []."""
     match step:
         case Uploaded(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
@@ -105,9 +111,9 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Install packages and return what could not be installed.
+    """Install packages. Return a list of what could not be installed, or [].
 
-    The cells are run all the same: they may not need it, or report it themselves.
+    A failure does not stop the replay, because the cells may not need the packages, and fail themselves if they do.
     """
     try:
         result = await session.install(*requirements)
@@ -134,7 +140,7 @@ def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
 
 
 def _outcome(outputs: Iterable[Output]) -> Outcome:
-    """Return the parts of a cell's outputs that are compared."""
+    """Return the parts of a cell's outputs that are compared, by name: `stdout`, `stderr`, `shown` and `error`."""
     written = {"stdout": "", "stderr": ""}
     shown: list[object] = []
     error = None
@@ -158,12 +164,12 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _as_text(mime: str, content: object) -> str:
-    """Return content as one text. nbformat allows a list of lines, but a list under a JSON type is a JSON value."""
+    """Return content as one text. Join a list of lines, which nbformat allows, but not a list under a JSON type: that is a JSON value."""
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 
 def _drawn_size(content: object) -> str:
-    """Return the size of a PNG in pixels, as `640x480`, or '' for anything else."""
+    """Return the size of a base64-encoded PNG in pixels, as `640x480`, or '' for anything else."""
     try:
         # The first 24 bytes of a PNG are its signature and the header chunk with width and height (PNG specification, 5.2 and 11.2.2).
         head = base64.b64decode("".join(str(part) for part in content) if isinstance(content, list) else str(content))[:24]
@@ -173,7 +179,7 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """Return the text without what differs between two runs and means nothing."""
+    """Replace addresses of objects and names of cells, which differ between two runs, with fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

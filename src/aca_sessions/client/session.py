@@ -1,4 +1,4 @@
-"""One session, as its caller uses it."""
+"""A session as an object: its cells, files, checkpoints, packages and history."""
 
 import asyncio
 import contextlib
@@ -38,9 +38,10 @@ _PACKAGE_INDEX = "https://pypi.org/simple/pip/"
 
 
 class Session:
-    """A session that runs cells and keeps files: an interpreter with state, named by its `session_id`.
+    """A session that runs cells and keeps variables and files, named by its `session_id`.
 
-    Each object reports a loss of the session until its caller received one result. Two objects of one session report it each.
+    Each result reports what the session lost since the last result that was received from this object. So if two objects use one session,
+    both report a loss.
     """
 
     def __init__(self, interpreter: CodeInterpreter, session_id: str) -> None:
@@ -80,7 +81,10 @@ class Session:
         return self.history.end(number, await self._interpreter.execute_for(self._caller, request))
 
     async def run_by(self, run: Callable[[str], Awaitable[CodeExecutionResult]], code: str) -> CodeExecutionResult:
-        """Run a cell by a function that uses cells of the client, and return its result. The history notes it like any other cell."""
+        """Run a cell by calling `run`, which sends snippets, and return its result. The history notes the cell like any other.
+
+        `run` gets the code without Markdown fences. It is not called if `code` cannot be a cell: the result then has the error.
+        """
         refused = refusal(code)
         if refused is not None:
             return CodeExecutionResult(session_id=self.session_id, error=refused, stderr=str(refused))
@@ -91,23 +95,28 @@ class Session:
     async def run_snippet(
         self, name: str, *arguments: str | int, timeout: float | None = None, caller: Delivered | None = None
     ) -> CodeExecutionResult:
-        """Run a cell of the client, by its name, and return its result. A loss that it detects is also reported with the user's next cell.
+        """Run a snippet, which is a cell of the client, and return its result.
+
+        A loss that it reports is reported with the user's next cell too.
 
         Args:
-            name: A module of `cells`.
-            arguments: The arguments of its `main`.
+            name: The name of a function in `snippets`.
+            arguments: The arguments of that function, without the user's variables.
             timeout: The time limit in seconds, by default the endpoint's.
-            caller: The position that the result's state starts from, by default this object's.
+            caller: The position since which `state` reports, by default this object's.
         """
         caller = caller or replace(self._caller)
         return await self._interpreter.execute_snippet(self.session_id, name, *arguments, timeout=timeout, caller=caller)
 
     def new_caller(self) -> Delivered:
-        """Return a position for a series of cells of the client: each of them reports what happened since the one before."""
+        """Return a copy of this object's position in the ledger, for a series of snippets.
+
+        Each result reports what happened since the one before.
+        """
         return replace(self._caller)
 
     def take_back(self, result: CodeExecutionResult) -> None:
-        """Note that the user did not get a result, so that a loss in it is reported again."""
+        """Note that the user did not get a result, so that the next result reports a loss in it again."""
         self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
@@ -172,18 +181,18 @@ class Session:
                 await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
-        """Return an execution that was started earlier, by its id: here or by another program.
+        """Return an execution by its id. This or another program started it.
 
-        The server keeps its result until it was fetched, and for some time after that.
+        The server keeps its result until the result is fetched, and for some time after that.
         """
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt a cell while its call is being cancelled, even if the caller is cancelled once more meanwhile."""
+        """Interrupt the cell of a call that is being cancelled. Finish even if the caller is cancelled once more, and ignore errors."""
         await self._interpreter.cancel_quietly(execution)
 
     async def interrupt(self) -> None:
-        """Interrupt the cell that runs now, even if another caller started it. Its result shows what that did."""
+        """Interrupt the cell that runs now, even if another caller started it. The result of that cell shows whether it ended."""
         await self._interpreter.interrupt(self.session_id)
 
     async def upload_file(self, name: str, data: bytes | str | Path) -> RemoteFile:
@@ -191,7 +200,7 @@ class Session:
 
         Args:
             name: The file's name, which may have folders in front. A name outside /mnt/data raises InvalidArgumentError.
-            data: The content. A Path is sent without reading the file whole.
+            data: The content. The file of a Path is sent piece by piece, so it may be larger than the memory.
         """
         remote_file, step = await self._interpreter.upload(self.session_id, name, data)
         self.history.note(step)
@@ -200,12 +209,16 @@ class Session:
     async def download_file(self, name: str) -> bytes:
         """Return a file's content.
 
-        Parts of a large file are of one version. If the file keeps changing, ServiceError (`FileChanged`) is raised.
+        A large file is read in parts, which all belong to one version of the file. Raise ServiceError (`FileChanged`) if the file keeps
+        changing.
         """
         return await self._interpreter.download_file(self.session_id, name)
 
     async def save_file(self, name: str, path: Path) -> int:
-        """Write a file's content to a path on this machine and return its size. A file at that path is replaced whole or not at all."""
+        """Write a file's content to a path on this machine and return its size in bytes.
+
+        If that fails, a file at the path stays as it was.
+        """
         return await self._interpreter.save_file(self.session_id, name, path)
 
     async def list_files(self, folder: str = "") -> list[RemoteFile]:
@@ -213,15 +226,15 @@ class Session:
         return await self._interpreter.list_files(self.session_id, folder)
 
     async def delete_file(self, name: str) -> None:
-        """Delete a file."""
+        """Delete a file in /mnt/data."""
         await self._interpreter.delete_file(self.session_id, name)
         self.history.note(Deleted(name))
 
     async def reset(self) -> None:
         """Clear the variables and keep the files.
 
-        Our own server starts a fresh interpreter, even in the middle of a cell. It also ends background processes and removes all
-        checkpoints. Other endpoints clear the variables by a cell, which waits for the one that runs.
+        Our own server starts a fresh interpreter, even in the middle of a cell, ends background processes and removes all checkpoints.
+        Other endpoints run a cell that clears the variables, after the cell that runs now.
         """
         await self._interpreter.reset(self.session_id, caller=self._caller)
         self.history.note(Reset())
@@ -235,12 +248,12 @@ class Session:
         Path(path).write_text(json.dumps(self.to_notebook(), indent=1) + "\n", encoding="utf-8")
 
     def write_script(self, path: str | Path) -> None:
-        """Write the cells as Python in the percent format, without outputs and files."""
+        """Write the cells as a Python script in the percent format (`# %%` before each cell), without outputs and uploaded files."""
         # The history has refused code too, which may hold lone surrogates. UTF-8 cannot encode them.
         Path(path).write_text(to_script(self.history), encoding="utf-8", errors="backslashreplace")
 
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """Keep variables and files in /mnt/data as they are now, and return the checkpoint. With too many, the oldest is removed.
+        """Take a checkpoint of the variables and of the files in /mnt/data, and return it. If there are too many, the oldest is removed.
 
         Raise SnapshotError, with the reason, if the session cannot be kept as it is.
         """
@@ -249,14 +262,14 @@ class Session:
         return checkpoint
 
     async def checkpoints(self) -> list[Checkpoint]:
-        """Return the checkpoints, the oldest first."""
+        """Return the session's checkpoints, the oldest first."""
         return await self._interpreter.checkpoints(self.session_id)
 
     async def rollback(self, checkpoint: Checkpoint | str | None = None) -> Checkpoint:
-        """Return variables and all files in /mnt/data to a checkpoint, and end background processes. The checkpoint stays.
+        """Roll variables and all files in /mnt/data back to a checkpoint, end background processes, and return the checkpoint, which stays.
 
-        If the rollback fails, SnapshotError is raised and the session continues as it was. The state of the next result reports what could
-        not be kept so.
+        If the rollback fails, SnapshotError is raised and the session continues as it was. If something could not be kept as it was, the
+        state of the next result reports that.
 
         Args:
             checkpoint: A checkpoint, its name or its id, by default the latest. A text is looked up as a name first, then as an id.
@@ -269,7 +282,7 @@ class Session:
         return reached
 
     async def undo(self) -> Checkpoint:
-        """Roll back to the latest checkpoint and remove it, so that the next call goes further back. Return that checkpoint."""
+        """Roll back to the latest checkpoint, remove that checkpoint and return it. So the next call goes back to the checkpoint before."""
         checkpoint = await self.rollback()
         await self._interpreter.delete_checkpoint(self.session_id, checkpoint.id)
         return checkpoint
@@ -277,12 +290,12 @@ class Session:
     async def branch(self, count: int = 1, *, reseed: bool = True) -> "list[Branch]":
         """Return new sessions that continue from here, each with its own variables and files in /mnt/data, and with the same packages.
 
-        Together they have the limits of one session, and share /tmp. Their cells take turns: while one runs, processes of the others stand
-        still. All branches are made, or none.
+        All branches are made, or none. The session and its branches together have the limits of one session, and they share /tmp. Their
+        cells take turns: while a cell of one runs, processes of the others stand still.
 
         Args:
             count: How many, 1 to 64.
-            reseed: Let each draw other random numbers.
+            reseed: Seed the random generators of each branch anew, so that each draws other numbers.
         """
         origin = self.session_id.partition(_BRANCH)[0]
         names = [f"{origin}{_BRANCH}{uuid.uuid4()}" for _ in range(checked_count(count))]
@@ -294,7 +307,7 @@ class Session:
         return branches
 
     async def variables(self) -> list[Variable]:
-        """Return the user's variables, by name, without modules."""
+        """Return at most 500 of the user's variables, sorted by name, without modules."""
         return variables_of(answer(await self.run_snippet("variables")))
 
     async def complete(self, code: str, cursor: int) -> Completions:
@@ -304,14 +317,14 @@ class Session:
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
         """Return what IPython shows about the name at a position in a text, or None if the name is unknown.
 
-        `detail` 1 adds the source.
+        The position counts characters from the text's beginning. A `detail` of 1 adds the source.
         """
         return inspection_of(answer(await self.run_snippet("inspect", code, cursor, detail)))
 
     async def health(self, *, timeout: float = 5.0) -> SessionHealth:
-        """Return how the session is doing.
+        """Return whether the session answers, and if it does, its memory, uptime, threads and processor time.
 
-        If it does not answer within `timeout` seconds it is not responsive; its cells are left alone.
+        A session that does not answer within `timeout` seconds is not `responsive`. Its cells are not interrupted.
         """
         isolation = await self._interpreter.isolation()
         started = time.perf_counter()
@@ -324,15 +337,15 @@ class Session:
         return SessionHealth(responsive=True, response_time=seconds, isolation=isolation, **measured)
 
     async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
-        """Run a command in the session's shell, in the current directory of its code, and return its result."""
+        """Run a command in the session's shell, in the working directory of its code, and return the result."""
         if not isinstance(command, str) or not command.strip():
             raise InvalidArgumentError("a command must be text for the shell, such as 'ls -la'")
         return command_result_of(await self.run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages and return the result. A requirement that is met installs nothing.
+        """Install packages and return the result. A requirement that is met already installs nothing.
 
-        Raise NotSupportedError if the session reaches no package index.
+        Raise NotSupportedError if no package index can be reached for the session.
         """
         result = await self._install(*requirements, timeout=timeout)
         if result.success:
@@ -350,15 +363,18 @@ class Session:
         return await self.run_snippet("install", *requirements, timeout=timeout)
 
     async def uninstall(self, *names: str) -> CodeExecutionResult:
-        """Uninstall packages that were installed here and return the result. Imported modules stay until the session is reset."""
+        """Uninstall packages that were installed in this session and return the result.
+
+        Imported modules stay until the session is reset.
+        """
         return await self._interpreter.uninstall(self.session_id, *names)
 
     async def packages(self) -> list[Package]:
-        """Return the packages that were installed here, beside those of the session's environment."""
+        """Return the packages that were installed in this session, in addition to those of its environment."""
         return await self._interpreter.packages(self.session_id)
 
     async def install_missing(self, *libraries: str) -> CodeExecutionResult:
-        """Install the libraries that are missing and return the result. If none is missing, no package index is needed."""
+        """Install those of the libraries that are missing and return the result. If none is missing, no package index is needed."""
         checked_requirements(libraries)
         if not await self._interpreter.supports("packages"):
             missing = names_of(answer(await self.run_snippet("missing", *libraries)))
@@ -369,7 +385,7 @@ class Session:
     async def supports(self, capability: str) -> bool:
         """Return whether this session has a capability that not every endpoint has, by its name.
 
-        `install` may be found out by a cell that tries to reach the package index.
+        To find out about `install`, this may run a cell that tries to reach the package index.
         """
         if capability in _FROM_PLAIN_CODE:
             return True
@@ -382,10 +398,10 @@ class Session:
 
 
 class Branch(Session):
-    """A session that continues from the state of another. It ends with `close`, or with its block."""
+    """A session that was branched from another and continued from its state. It ends with `close`, or with its block."""
 
     async def close(self) -> None:
-        """End the branch with its background processes, if it still exists. The session that it came from stays."""
+        """End the branch with its background processes. Do nothing if it has ended. The session that it was branched from stays."""
         if not self._interpreter.is_closed:
             with contextlib.suppress(NotFoundError):
                 await self._interpreter.delete_session(self.session_id)

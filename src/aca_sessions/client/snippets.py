@@ -1,8 +1,8 @@
-"""Snippets: Python that the client sends to sessions of any endpoint, including Azure, for what needs no extension.
+"""Snippets: Python that the client sends to a session as a cell, for features that need no extension of the endpoint.
 
-A snippet is a function of this module that takes the user's variables first. It runs in a session and never on the host. `source_of`
-returns its text with the imports, constants and functions that it uses, so it needs Python 3.9 and its standard library only. It prints its
-answer as one line of JSON, which `answers` decodes, and changes none of the user's names.
+A snippet is a function of this module that takes the user's variables first. It runs in a session, also at Azure, and never on the host.
+`source_of` returns its text with the imports, constants and functions that it uses, so it needs Python 3.9 and its standard library only.
+A snippet prints its answer as one line of JSON, which `answers` decodes, and changes none of the user's names.
 """
 
 import ast
@@ -36,13 +36,13 @@ _CELL = "(lambda scope: (exec({source!r}, scope), scope[{name!r}](globals(), *{a
 
 
 def snippet(name: str, *arguments: "str | int") -> str:
-    """Return a snippet as a cell. It is one expression whose value is None, so it shows nothing and sets no name."""
+    """Return the source of a cell that calls a snippet. It is one expression whose value is None, so it shows nothing and sets no name."""
     return _CELL.format(source=source_of(name), name=name, arguments=arguments)
 
 
 @cache
 def source_of(name: str) -> str:
-    """Return the source text of a snippet and of everything at the top of this module that it uses, in the order of this module."""
+    """Return the source text of a snippet and of everything at the top level of this module that it uses, in the order of this module."""
     text = Path(__file__).read_text(encoding="utf-8")
     statements = ast.parse(text).body
     binding: dict[str, ast.stmt] = {}
@@ -63,9 +63,9 @@ def source_of(name: str) -> str:
 
 
 def variables(user: dict) -> None:
-    """Print at most 500 variables, by name, without running code of the user's classes.
+    """Print at most 500 variables, sorted by name, without running code of the user's classes.
 
-    Modules, names with an underscore in front and IPython's own are left out.
+    Modules, names that begin with an underscore and IPython's own names are left out.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     hidden = shell.user_ns_hidden if shell is not None else {}
@@ -85,7 +85,7 @@ _module_of = type.__dict__["__module__"].__get__  # `kind.__module__` could run 
 
 
 def _describe(name: str, value: Any) -> dict:
-    """Return type, shape, bytes and, for plain values, a short text."""
+    """Return a variable's name, type, shape, size in bytes and, for plain values, a short text."""
     kind = type(value)
     foreign = _is_foreign(kind)
     shape = [int(side) for side in value.shape] if foreign and hasattr(value, "shape") else None
@@ -96,12 +96,15 @@ def _describe(name: str, value: Any) -> dict:
 
 
 def _name_of(kind: type) -> str:
-    """Return the name of a type. It is copied, since it can be of a subclass of `str` with methods of the user's."""
+    """Return the name of a type as a plain `str`, because it may be of a subclass of `str` with methods of the user's."""
     return "".join([type.__dict__["__name__"].__get__(kind)])
 
 
 def _is_foreign(kind: type) -> bool:
-    """Return whether a type belongs to a library whose objects can be measured. A class of the user's can only claim that it does."""
+    """Return whether a type really belongs to numpy, pandas or polars, whose objects can be measured.
+
+    Its module must have it under its name, because a class of the user's can only claim to be from that module.
+    """
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
         return False
@@ -110,7 +113,7 @@ def _is_foreign(kind: type) -> bool:
 
 
 def _size(value: Any, foreign: bool) -> int:
-    """Return the bytes in memory, without what a container holds. Return 0 if a library's object cannot be measured."""
+    """Return the bytes in memory of a value, without what a container holds. Return 0 if a library's object cannot be measured."""
     try:
         if foreign and hasattr(value, "memory_usage"):
             used = value.memory_usage()
@@ -123,7 +126,7 @@ def _size(value: Any, foreign: bool) -> int:
 
 
 class _Short(reprlib.Repr):
-    """A `repr` of plain values. Of other objects inside a container it shows the type only."""
+    """A `repr` of plain values. For other objects inside a container it shows only the type."""
 
     repr_bytes = reprlib.Repr.repr_str  # it cuts before it makes the text
 
@@ -139,7 +142,7 @@ class _Short(reprlib.Repr):
         return f"<{_name_of(type(x))}>"
 
     def repr_set(self, x: Any, level: int) -> str:
-        """Sort a set only if no code of the user's compares its members."""
+        """Return the text of a set, sorted if all its members have one built-in type. Comparing others could run code of the user."""
         members = list(x)
         kinds = {*map(id, map(type, members))}
         if len(kinds) == 1 and kinds <= _ORDERED:
@@ -151,7 +154,7 @@ class _Short(reprlib.Repr):
         return f"frozenset({self.repr_set(x, level)})" if x else "frozenset()"
 
     def repr_dict(self, x: dict, level: int) -> str:
-        """Return the first items of a dict. They are not looked up by their keys, whose `==` could be code of the user's."""
+        """Return the text of a dict's first items. Keys are not looked up, because their `==` could be code of the user's."""
         if x and level <= 0:
             return "{...}"
         items = [f"{self.repr1(key, level - 1)}: {self.repr1(value, level - 1)}" for key, value in islice(x.items(), self.maxdict)]
@@ -162,7 +165,7 @@ _short = _Short()
 
 
 def complete(user: dict, code: str, cursor: int) -> None:
-    """Print the completions of a text as at IPython's prompt: at most 200, of at most 500 characters each."""
+    """Print at most 200 completions of a text, of at most 500 characters each, as IPython's prompt offers them."""
     cursor = max(0, min(cursor, len(code)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # IPython calls its own completions provisional
@@ -185,7 +188,10 @@ def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
 
 
 def reset(user: dict, mark: str = "") -> None:
-    """Clear the user's variables: make a session like a new one, as far as a living interpreter can be. Files and loaded modules stay."""
+    """Clear the user's variables, close figures and return to /mnt/data. Files, loaded modules and background threads stay.
+
+    With `mark`, also set the marker by which the client recognizes the session.
+    """
     shell = user.get("get_ipython", lambda: None)()
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
@@ -197,9 +203,9 @@ def reset(user: dict, mark: str = "") -> None:
 
 
 def health(user: dict) -> None:
-    """Print version, memory, uptime, threads and processor time of the interpreter.
+    """Print the interpreter's Python version, memory, uptime, number of threads and processor time.
 
-    Memory and uptime are 0 if /proc cannot be read: some sessions do not see their own process.
+    Memory and uptime are 0 if /proc cannot be read, because some sessions do not see their own process.
     """
     memory, uptime = 0, 0.0
     with contextlib.suppress(PermissionError):
@@ -215,7 +221,7 @@ def health(user: dict) -> None:
 
 
 def command(user: dict, command: str) -> None:
-    """Run a shell command, whose output is the output of the cell, and print its exit code after that."""
+    """Run a shell command and print its exit code after its output. The command writes to the output of the cell."""
     # Otherwise what the session wrote before would come after the command's output.
     sys.stdout.flush()
     code = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
@@ -223,7 +229,7 @@ def command(user: dict, command: str) -> None:
 
 
 def script(user: dict, path: str, *arguments: str) -> None:
-    """Run a Python file, named relative to /mnt/data, in a process of its own, and print its exit code after its output."""
+    """Run a Python file in a process of its own, and print its exit code after its output. `path` is relative to /mnt/data."""
     # Otherwise what the session wrote before would come after the script's output.
     sys.stdout.flush()
     folder = "/mnt/data" if os.path.isdir("/mnt/data") else os.path.expanduser("~")  # sessions without namespaces have no /mnt/data
@@ -234,7 +240,7 @@ def script(user: dict, path: str, *arguments: str) -> None:
 def install(user: dict, *requirements: str) -> None:
     """Install packages with the session's own pip and print its output. Raise RuntimeError if pip fails.
 
-    They go into the session's environment if that is writable, otherwise beside the files.
+    The packages go into the session's environment if that is writable, otherwise into /mnt/data/.packages.
     """
     beside = "/mnt/data/.packages"
     target = [] if os.access(sysconfig.get_path("purelib"), os.W_OK) else ["--target", beside]
@@ -256,7 +262,7 @@ def missing(user: dict, *requirements: str) -> None:
 
 
 def _is_met(requirement: str) -> bool:
-    """Return whether a requirement is surely met. One with extras is not: that cannot be found out without a package index."""
+    """Return whether a requirement is surely met. Return False for one with extras, because only a package index lists what they need."""
     try:
         from packaging.requirements import Requirement
 
@@ -268,7 +274,7 @@ def _is_met(requirement: str) -> bool:
 
 
 def reach(user: dict, url: str) -> None:
-    """Print true if the package index answers and pip is installed, so that packages can be downloaded, otherwise false."""
+    """Print true if pip is installed and the package index answers, so that packages can be downloaded. Print false otherwise."""
     url = os.environ.get("PIP_INDEX_URL", url)
     try:
         urlopen(Request(url, method="HEAD"), timeout=5).close()  # noqa: S310
@@ -279,7 +285,7 @@ def reach(user: dict, url: str) -> None:
 
 
 def workdir(user: dict, name: str) -> None:
-    """Give the working directory another name, which is a link to it and which `%pwd`, shells and `ls` show. Do nothing without the link.
+    """Make `%pwd`, shells and `ls` show the working directory by another name, which is a link to it. Do nothing if there is no such link.
 
     `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
     """
@@ -299,9 +305,9 @@ def workdir(user: dict, name: str) -> None:
 
 
 def place(user: dict, package: str, packed: str) -> None:
-    """Create modules from their sources, below one package. Print what the session lacks for them, or null.
+    """Create modules below one package, from packed pairs of name and source. Each must come after the modules that it needs.
 
-    The order must be such that no module needs a later one.
+    Print JSON: null, or what the session lacks ("python", "ipython" or "threads"). In the latter case nothing is created.
     """
     lack = _lacking()
     if lack is None:
@@ -327,7 +333,7 @@ def _lacking() -> "str | None":
 
 
 def _place(package: str, name: str, source: str) -> None:
-    """Create one module and the packages above it. Remove the module again if its code raises."""
+    """Create one module and the packages above it. If the module's code raises, remove the module again and raise."""
     full = package + "." + name
     above = _package_named(full.rpartition(".")[0])
     module = ModuleType(full)
@@ -343,7 +349,7 @@ def _place(package: str, name: str, source: str) -> None:
 
 
 def _package_named(name: str) -> ModuleType:
-    """Return a package, which is created if it does not exist."""
+    """Return the package of this name. Create it, and those above it, if it does not exist."""
     if name not in sys.modules:
         sys.modules[name] = made = ModuleType(name)
         made.__path__ = []
@@ -353,9 +359,9 @@ def _package_named(name: str) -> ModuleType:
 
 
 def meet(user: dict, module: str, marker: str, message: str) -> None:
-    """Exchange one message with a cell that runs in a thread of the session, and print one line, which begins with the marker.
+    """Pass a message to a cell that runs in a thread of the session, and print its reply as one line that begins with the marker.
 
-    The message is served by a module that was placed in the session before.
+    `module` was created by `place` and does this. If it does not exist, print that there is no module.
     """
     found = sys.modules.get(module)
     if found is None:
