@@ -31,9 +31,9 @@ from .sessions import Sessions
 
 
 def check_is_alone() -> None:
-    """Raise ConfigurationError if this process is one of several workers.
+    """Raise ConfigurationError if this process is one of several workers of uvicorn or gunicorn.
 
-    That is found from the environment and the command line, in the ways of uvicorn and gunicorn.
+    The number of workers is read from WEB_CONCURRENCY and from `--workers` on the command line of this process.
     """
     asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
     for name, count in asked.items():
@@ -45,9 +45,9 @@ def check_is_alone() -> None:
 
 
 def _workers(command: list[str]) -> str:
-    """Return the number of workers that the command line of this process asks for, or "".
+    """Return the number of workers that a command line asks for, as text. Return "" if it names none, or if this process is not a worker.
 
-    uvicorn spawns its workers with that command line, gunicorn forks them with it.
+    The command line of a worker is that of its parent, because uvicorn spawns workers with the same one and gunicorn forks them.
     """
     program = Path(command[0]).parts[-2:] if command else ()
     if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):
@@ -62,9 +62,9 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """The ASGI application of one server. It serves the given sessions, which their owner must close.
+    """The ASGI application of one server. It serves the sessions that it is given, which their owner must close.
 
-    The contract knows which api-version a request speaks.
+    Which api-version a request uses is decided in `contract`.
     """
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
@@ -103,7 +103,7 @@ class Service:
         await self._sessions.close()
 
     def _refuse(self, problem: ProblemError) -> Response:
-        """Return the response to a request that did not pass the guard."""
+        """Record that the guard refused a request, and return the response to it."""
         self._sessions.journal.refused(problem, "any", stranger=True)
         response = problem_answer(problem)
         response.headers.update(self._headers)

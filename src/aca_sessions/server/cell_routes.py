@@ -46,7 +46,7 @@ class CellRoutes:
         return routes
 
     async def execute(self, request: Request) -> Response:
-        """Run a cell, and wait for it unless the call is asynchronous."""
+        """Run a cell and return its execution. Wait until the cell has ended, unless the call is asynchronous."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH)
         body = await read_json(request, self._hosting.max_request)
@@ -69,13 +69,13 @@ class CellRoutes:
         return self._respond(request, version, execution)
 
     async def execution(self, request: Request) -> Response:
-        """Return what is known of an execution now."""
+        """Return an execution as it is now, with its result if it has ended."""
         version, identifier = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.EXECUTE_PATH, whole=False)
         return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt an execution. Its result shows what that did."""
+        """Interrupt an execution, or keep it from starting. Do not wait until it has ended: its result shows the effect."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
@@ -89,7 +89,10 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """End a session's interpreter, processes and checkpoints. Its files stay, and its next cell gets a fresh interpreter."""
+        """End a session's interpreter, processes and checkpoints, and return the new position in its ledger.
+
+        Its files stay, and its next cell gets a fresh interpreter.
+        """
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
@@ -97,7 +100,7 @@ class CellRoutes:
         return JSONResponse(extensions.encode_position(session.ledger.id, position))
 
     async def legacy_execute(self, request: Request) -> Response:
-        """Run a cell in the dialect of the private preview."""
+        """Run a cell and return its result, in the dialect of the private preview."""
         if self._hosting.shell:
             raise ProblemError(404, "NotFound", "a pool of shells has no path python/execute: send commands to executions")
         call, named = nested.decode_legacy_call(await read_json(request, self._hosting.max_request))
@@ -108,16 +111,16 @@ class CellRoutes:
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     async def events(self, request: Request) -> Response:
-        """Return the events of an execution after a number, as soon as there are any. The last response has the result.
+        """Return the events of an execution after a number, as soon as there are any or the query's `wait` seconds have passed.
 
-        A reader that goes away or is slow changes nothing about its cell.
+        Once the execution has ended, the response also has its result. A reader that goes away or is slow does not affect the cell.
         """
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))
 
     async def reply(self, request: Request) -> Response:
-        """Reply to a question of an execution. If the caller names a number, return the events after it."""
+        """Send a cell the caller's reply to a question. If the query has `after`, return the events after that number, as `events` does."""
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         number, text = extensions.decode_reply(await read_json(request, _MAX_REPLY))
@@ -145,7 +148,7 @@ class CellRoutes:
         return response
 
     def _encode(self, request: Request, version: Version, execution: RunningExecution) -> dict[str, object]:
-        """Return an execution in the dialect of an api-version, or of a pool of shells. Count its result as fetched."""
+        """Return the body of an execution, in the dialect of an api-version or of shell pools. Count its result as fetched."""
         fetched, limit = execution.fetch(request.headers.get(extensions.SINCE_HEADER)), execution.call.output_limit
         if execution.call.command is not None:
             return shell.encode_execution(fetched, limit)

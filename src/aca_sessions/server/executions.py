@@ -1,4 +1,4 @@
-"""The executions of one session. They belong to the server: handlers wait for them, and a caller that disconnects does not change them."""
+"""The executions of one session. They belong to the server: a request only waits for one, so a caller that disconnects does not end it."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ _EACH = 64
 
 
 class Events:
-    """The events of one execution. Only the execution adds events. Any reader can read them, from any number on."""
+    """The numbered events of one execution. Only the execution adds events. Any reader can get those after a number."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -46,9 +46,10 @@ class Events:
         self.closed = False
 
     def add(self, event: Event) -> None:
-        """Add an event, and drop the oldest ones if there is too much.
+        """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        An event takes the place of an unread one that it continues or replaces.
+        If no reader has the last event of the same stream yet, the new text is appended to it. An unread display of the same name is
+        replaced.
         """
         place = self._place_of(event)
         if place is None:
@@ -73,7 +74,11 @@ class Events:
         self._changed.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
-        """Wait at most `within` seconds for events after a number. Return them and the number of the last."""
+        """Return the events after a number, and the number of the latest event. Wait at most `within` seconds until there are any.
+
+        Unread questions of the cell that were dropped come first. Before them, an event `skipped` says what else was dropped after the
+        number.
+        """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
@@ -94,7 +99,7 @@ class Events:
         return self._first + len(self._events) - 1
 
     def _place_of(self, event: Event) -> int | None:
-        """Return the position of the unread event that a new one continues or replaces, or None."""
+        """Return the index in `_events` of the unread event that a new one continues or replaces, or None."""
         number = self._named.get(_name_of(event) or "")
         if number is None and self._events and _continues(self._events[-1], event):
             number = self._last
@@ -117,14 +122,14 @@ class Events:
                 del self._named[_name_of(oldest) or ""]
 
     def _dropped(self) -> str:
-        """Return in words what was dropped, or ""."""
+        """Return a sentence about the output and displays that were dropped, or "" if none were."""
         parts = [f"{self._skipped} characters of output"] * bool(self._skipped)
         parts += [f"{self._skipped_displays} displays (the result has those that the cell ended with)"] * bool(self._skipped_displays)
         return f"{' and '.join(parts)} were dropped before they were read" if parts else ""
 
 
 def _continues(earlier: Event, event: Event) -> bool:
-    """Return whether an event can be merged into an earlier one: pieces of a stream, or one more clear."""
+    """Return whether an event can be merged into the one before it: both are text of the same stream, or both are `clear`."""
     if earlier.kind != event.kind:
         return False
     return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MOST_MERGED)
@@ -149,7 +154,7 @@ Answer = TypeVar("Answer")
 
 
 class RunningExecution:
-    """An execution from the moment it was accepted. `start` and `end` are positions in the session's ledger."""
+    """One execution, from the time when the server accepts it. `start` and `end` are its positions in the session's ledger."""
 
     def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
@@ -169,10 +174,11 @@ class RunningExecution:
         self._position = session.ledger.fetched
 
     def fetch(self, since: str | None = None) -> Execution:
-        """Return what is known now, to be sent to a caller.
+        """Return the execution as it is now, for a response to a caller. If it has a result, count it as fetched.
 
-        The result's state is what happened since the position that the caller names, or since the last fetch if it names none. Later
-        callers that name no position do not read of earlier losses again.
+        The state of the result tells what happened since the position `since`, which the caller names. If it names none, the state tells
+        what happened since the latest result that had been fetched when this execution was accepted. So each loss is reported once to such
+        callers.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -186,7 +192,10 @@ class RunningExecution:
         return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Store the result and wake all that wait for it. Its state is what happened from the execution's start until now."""
+        """Store the result and wake all that wait for it. Its state becomes what happened since the execution's start.
+
+        A state that says that there was no reply stays.
+        """
         ledger = self.session.ledger
         self.end = ledger.position
         if result.state == NO_REPLY:
@@ -202,7 +211,7 @@ class RunningExecution:
 
 
 class Executions:
-    """The executions of one session. They run one at a time, in the order of their requests. Results are kept within bounds."""
+    """The executions of one session. They run one at a time, in the order of their requests. Results beyond some limits are dropped."""
 
     def __init__(self, session: "HostedSession", default_timeout: float, *, journal: Journal) -> None:
         self._session = session
@@ -219,7 +228,7 @@ class Executions:
 
     @property
     def unfinished(self) -> int:
-        """Return how many executions run or wait."""
+        """Return how many executions run or wait for their turn."""
         return len(self._unfinished)
 
     @property
@@ -228,10 +237,10 @@ class Executions:
         return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell. The same id returns the same execution: no id runs twice while the session lives.
+        """Accept a cell, which runs in the background when its turn comes, and return its execution.
 
-        Raise ProblemError (410) if the id ended and its result is not kept any more. A new execution that is `cancelled` never starts its
-        cell.
+        If the id is known, return its execution and start nothing: no id runs twice while the session lives. Raise ProblemError (410) if
+        the result of that execution is not kept any more. If `cancelled` is true, the cell of a new execution never starts.
         """
         if id in self._known or id in self._forgotten:
             return self.find(id)
@@ -240,7 +249,7 @@ class Executions:
         return execution
 
     def find(self, id: str) -> RunningExecution:
-        """Return an execution by its id. Raise ProblemError: 410 if its result is not kept any more, 404 if there never was one."""
+        """Return an execution by its id. Raise ProblemError: 410 if its result is not kept any more, 404 if the id is unknown."""
         if id in self._forgotten:
             said = "this execution ended and its result is not kept any more: fetch results sooner, or run the code under another id"
             raise ProblemError(410, "ExecutionResultGone", said)
@@ -250,13 +259,19 @@ class Executions:
         return execution
 
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupt an execution, or keep it from starting. The result shows what that did."""
+        """Interrupt the cell of an execution, or keep it from starting. The result shows which. Do nothing if it has ended."""
         execution.cancelled.set()
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Reply to a question of a cell. Raise ProblemError (409) if the cell does not wait for this reply."""
+        """Send a cell the reply to one of its questions. Raise ProblemError (409) if the cell does not wait for this reply.
+
+        Args:
+            execution: The execution of the cell.
+            number: The number of the question.
+            text: The reply, or None if the caller has none.
+        """
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             said = "the execution does not wait for this answer: it has one already, or continued without"
@@ -267,11 +282,14 @@ class Executions:
         await self._tasks.finish()
 
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Act between two cells, in the order of requests. It completes even if its caller is cancelled."""
+        """Call `act` with the sandbox between two cells, in the order of requests, and return its result.
+
+        The call of `act` is completed even if the caller is cancelled.
+        """
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Act in turn as `in_turn` does, in the background: for a caller that was cancelled and must not wait."""
+        """Call `act` as `in_turn` does, but in the background, for a caller that was cancelled and so must not wait."""
         self._tasks.start(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
@@ -296,7 +314,7 @@ class Executions:
     def _note_finished(self, execution: RunningExecution) -> None:
         """Report the execution to operators, and drop results beyond the limits.
 
-        Operators read what happened to the session since its previous cell, so a death between two cells is counted, too.
+        The state in that report tells what happened since the session's previous cell, so that a death between two cells is counted, too.
         """
         del self._unfinished[execution.id]
         result = execution.result
@@ -316,18 +334,18 @@ class Executions:
         self._kept_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
-        """Note that a result was fetched. Such results are kept for less long."""
+        """Count a result as fetched. Fewer results are kept once they were fetched. Do nothing if it was dropped."""
         if execution.id in self._known:
             self._fetched += 1
             self._fetched_size += execution.size
 
     def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the oldest or else the largest result before the latest one. Its id is remembered for longer.
+        """Drop the oldest or the largest finished result, except the latest one, and remember its id.
 
         Args:
             latest: The execution that has just finished, which is kept.
-            fetched: Drop a result that was fetched.
-            oldest: Drop the oldest one, because there are too many. Otherwise they are too large together.
+            fetched: Drop only a result that was fetched.
+            oldest: Drop the oldest one, because there are too many. Otherwise drop the largest, because they are too large together.
         """
         kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
@@ -366,9 +384,9 @@ class Executions:
         return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
-        """Start an interpreter. Return its sandbox, which is another one if the fork server died before the session had any state.
+        """Start an interpreter and return its sandbox. Open another sandbox if the fork server died before the session had any state.
 
-        Otherwise such a loss is recorded and GuestDiedError is raised.
+        If the session had state, record the loss and raise GuestDiedError.
         """
         started = time.perf_counter()
         try:
@@ -397,7 +415,7 @@ class Executions:
 
 
 def no_execution() -> ProblemError:
-    """Return the problem of an id that no execution of the session has."""
+    """Return the error (404) for an id that no execution of the session has."""
     return ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
 
 

@@ -56,7 +56,7 @@ class FileRoutes:
         ]
 
     async def list_files(self, request: Request) -> Response:
-        """List the files of a session."""
+        """List the files in a folder of a session, with `recursive=true` in the query also those in its subfolders."""
         version, _ = addressed(request, plain=self._hosting.plain)
         recursive = request.query_params.get("recursive", "").lower() == "true"
         async with self._files(request) as (files, folder):
@@ -64,13 +64,13 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_files(found))
 
     async def upload_file(self, request: Request) -> Response:
-        """Write a file of a form to a session."""
+        """Write the file in a form to a session, and return its description."""
         version, _ = addressed(request, plain=self._hosting.plain)
         check_route(request, version.dialect.UPLOAD_PATH)
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or its description.
+        """Return a file's content or its description, depending on the path.
 
         One handler has both routes, because the content path of one API generation matches the description path of the other.
         """
@@ -93,11 +93,11 @@ class FileRoutes:
         return Response(status_code=204) if deleted is None else JSONResponse(deleted)
 
     async def legacy_upload(self, request: Request) -> Response:
-        """Write a file to a session, in the dialect of the private preview."""
+        """Write the file in a form to a session, and return its description, in the dialect of the private preview."""
         return JSONResponse(nested.encode_legacy_files([await self._uploaded(request)]))
 
     async def legacy_files(self, request: Request) -> Response:
-        """List files, in the dialect of the private preview."""
+        """List the files in a folder of a session, in the dialect of the private preview."""
         async with self._files(request) as (files, folder):
             return JSONResponse(nested.encode_legacy_files(await to_thread.run_sync(files.listing, folder)))
 
@@ -106,7 +106,10 @@ class FileRoutes:
         return await self._download(request, request.query_params.get("filename", ""))
 
     async def _download(self, request: Request, path: str) -> Response:
-        """Return a file's content, or the requested range of it. If a version was requested, check that the file still has it."""
+        """Return a file's content, or the requested range of it. Raise ProblemError (412) if If-Match names another version of the file.
+
+        A plain server ignores Range, If-Range and If-Match.
+        """
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
         is_part = (start, length) != (0, None)
@@ -136,7 +139,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Open the session of a request for the block. Yield its files and the folder that the request names."""
+        """Get or open the session of a request, and mark it as in use for the block. Yield its files and the folder in the query."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -149,7 +152,10 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Open the session of a request for the block. Yield its files, and the folder and the name of the file at a path."""
+        """Get or open the session of a request, and mark it as in use for the block. Yield its files, and a path's folder and file name.
+
+        The folder that the query names is put in front of the path. Raise ProblemError (400) if the path is invalid.
+        """
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(path)
@@ -160,7 +166,9 @@ class FileRoutes:
 
 @asynccontextmanager
 async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
-    """Parse a form for the block. Yield the name of its file and the content in chunks. A large file is on disk, not in memory.
+    """Parse the form of a request for the block. Yield the name of its file, and the content in chunks.
+
+    A large file is on disk, not in memory.
 
     Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
     """
@@ -176,7 +184,10 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 
 @asynccontextmanager
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
-    """Parse a form and yield it. A large file is in the folder of this host for temporary files, which is unrelated to a session's disk."""
+    """Parse the form of a request for the block and yield it. starlette keeps a large file in this host's folder for temporary files.
+
+    Raise ProblemError if that folder is missing (500) or its disk is full (507). The session's own disk has nothing to do with it.
+    """
     try:
         form = await request.form(max_files=1, max_fields=8)
     except OSError as error:
@@ -197,9 +208,9 @@ def _host_problem(error: OSError) -> ProblemError:
 
 
 async def _labelled(request: Request) -> Request:
-    """Return the request with the content type of a form, if its body begins like one.
+    """Return the request with the content type of a form if its body begins like a form, and otherwise without a content type.
 
-    Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    Return a request that has the content type of a form unchanged. Semantic Kernel's tool labels its forms as JSON once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -220,14 +231,14 @@ async def _labelled(request: Request) -> Request:
 
 
 def _limited(request: Request, most: int, shown: int) -> Request:
-    """Return the request with a limit on its body. Raise ProblemError (413) when more bytes come, or more are announced.
+    """Return the request with a limit on its body. Raise ProblemError (413) when more bytes come, or if more are announced.
 
-    The announced length is not enough: a client can send more.
+    The bytes are counted too, because a client can send more than it announced.
 
     Args:
         request: The request.
         most: The limit in bytes.
-        shown: The limit that the message names.
+        shown: The limit that the error message names.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -247,7 +258,7 @@ def _limited(request: Request, most: int, shown: int) -> Request:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A part of a file that is about to be sent, and the tag of its version."""
+    """A part of a file that is about to be sent: its content, its length in bytes, and the entity tag of the file's version."""
 
     chunks: AsyncIterator[bytes]
     length: int
@@ -257,22 +268,22 @@ class Download:
 class Downloads:
     """The downloads of a server.
 
-    A small part of a file is read completely before it is sent, so that its tag shows whether it changed meanwhile. A larger part is read
-    while it is sent.
+    A part of up to 8 MiB is read completely before it is sent, so that the tag in the headers tells whether the file changed meanwhile. A
+    larger part is read while it is sent.
     """
 
     def __init__(self) -> None:
         self._ahead = 0
 
     async def begin(self, reading: Reading, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
-        """Return the download of a part of a file.
+        """Prepare to send a part of a file, and read it already if it is small.
 
         Args:
             reading: The open file.
             start: The first byte.
             length: How many bytes, or None for all that follow.
-            exact: Whether the client may join the part with others of the same version. If the file then changes while it is sent, the
-                response is broken off. Otherwise the client gets what the file holds when it is read, with a weak tag.
+            exact: Whether the client may join this part with others of the same version. If the file then changes while it is sent, the
+                response is broken off. Otherwise the client gets what the file holds when it is read, and a large part has a weak tag.
             held: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)
@@ -291,7 +302,7 @@ class Downloads:
 
 
 def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
-    """Return the status and the headers that describe which part of a file the response holds."""
+    """Return the HTTP status and the headers that describe which part of a file the response holds."""
     headers = {"content-length": str(download.length)}
     if size == 0 or (length is None and start == 0):
         return 200, headers
@@ -301,7 +312,7 @@ def _described(start: int, length: int | None, download: Download, size: int) ->
 
 
 class Sending(StreamingResponse):
-    """A streaming response that closes the stack that it holds when it is sent, or when its client has gone."""
+    """A streaming response that owns a stack of resources, and closes it when the response is sent or its client has gone."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], status: int, headers: Mapping[str, str], *, media_type: str, held: AsyncExitStack
@@ -316,7 +327,7 @@ class Sending(StreamingResponse):
 
 
 async def close(reading: Reading) -> None:
-    """Close a file in a thread: the last descriptor of a deleted file frees all its memory."""
+    """Close a file in a thread, because closing the last descriptor of a deleted file frees all its memory, which takes time."""
     with CancelScope(shield=True):
         await to_thread.run_sync(reading.close)
 

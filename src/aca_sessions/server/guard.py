@@ -1,4 +1,4 @@
-"""The check in front of an application that others can reach: a Host and an Origin that name this server, and a key."""
+"""The check in front of an application that others can reach: Host and Origin must name this server, and a request must have its key."""
 
 import hmac
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from ..hosting import KNOWS_KEY, METRICS_PATH, Hosting
 
 
 class Guard:
-    """An ASGI middleware that passes on only requests that name an allowed host and have the key.
+    """An ASGI middleware that passes on only requests which name an allowed host and have the key.
 
-    A page in a browser can reach the server under a name of its own (DNS rebinding); the check of the Host prevents that. The browser
-    names the page's own host in Origin. starlette's TrustedHostMiddleware does not look at Origin and answers 400 in plain text.
+    Host is checked because a page in a browser can point its own host name at this server's address (DNS rebinding); the browser then sends
+    that name as Host. Origin is checked because the browser names the page's own host there, even if the page uses the server's real name.
+    starlette's TrustedHostMiddleware does not check Origin and answers 400 in plain text.
     """
 
     def __init__(
@@ -27,9 +28,9 @@ class Guard:
 
         Args:
             app: The application.
-            hosting: The keys and the allowed hosts. Without a key none is needed; without hosts all are allowed.
+            hosting: The keys and the allowed hosts. If it has no key, requests need none; if it has no hosts, all are allowed.
             refuse: Returns the response to a request that is refused.
-            open_paths: Paths that hold no data and need no key.
+            open_paths: Paths that hold no data and need no key. Host and Origin are checked all the same.
         """
         self._app = app
         self._refuse = refuse
@@ -39,7 +40,7 @@ class Guard:
         self._allowed_hosts = frozenset(name.lower() for name in hosting.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with a problem."""
+        """Pass an allowed request on to the application, or send the response that refuses it. Only HTTP requests are checked."""
         problem = self._check(scope) if scope["type"] == "http" else None
         app = self._app if problem is None else self._refuse(problem)
         await app(scope, receive, send)

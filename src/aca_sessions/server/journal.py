@@ -1,4 +1,7 @@
-"""What operators see of one server: metrics, and lines of the audit log if there is one. Names are hashed; contents are never written."""
+"""What operators see of one server: metrics, and lines of the audit log if there is one.
+
+Names of sessions are hashed. Output and files are never written, and the code of cells only if `audit_code` is set.
+"""
 
 import errno
 import hashlib
@@ -21,10 +24,10 @@ _OTHERS = 0o077
 
 
 class AuditLog:
-    """One file that only its owner can read. If it is moved away to rotate it, the next event is written to a new file."""
+    """A file with one JSON object a line, which only its owner can read. If the file is moved away to rotate it, a new one is opened."""
 
     def __init__(self, path: str) -> None:
-        """Open the file. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
+        """Open the file, or create it. Raise ConfigurationError if it cannot be written, or if others may read or write it."""
         self._path = path
         self._torn = False
         self._lost = 0
@@ -38,9 +41,9 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: others may read or write {path}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Append an event. An event that cannot be written is counted; the first one is logged as an error.
+        """Append an event with the current time. If it cannot be written, count it as lost; only the first lost one in a row is logged.
 
-        The next event that is written has the number of lost ones in `lost_before`.
+        The next event that can be written has the number of lost ones in `lost_before`.
         """
         if self._lost:
             fields["lost_before"] = self._lost
@@ -58,9 +61,9 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """Append a line in one write(2), so that lines of several processes do not mix.
+        """Append a line in one write(2), so that lines of several processes do not mix. Raise OSError if it is not written as a whole.
 
-        If a full disk cut off the line before, that line is ended first.
+        If a full disk cut off the previous line, write a line end first.
         """
         self._reopen_if_moved()
         whole = b"\n" + line if self._torn else line
@@ -94,7 +97,7 @@ _REFUSALS_A_SECOND = 20  # strangers must not be able to fill the disk
 
 
 class Journal:
-    """The one place that decides what is counted and logged of sessions, cells, files and requests."""
+    """The metrics and the audit log of one server. Only this class decides what is counted and logged."""
 
     def __init__(self, hosting: Hosting) -> None:
         self._audit = AuditLog(hosting.audit) if hosting.audit else None
@@ -109,12 +112,12 @@ class Journal:
         self._write("session_begun", identifier, {})
 
     def session_ended(self, identifier: str, reason: str, seconds: float) -> None:
-        """Record the end of a session, after `seconds`."""
+        """Record the end of a session: its reason, and how many seconds the session lasted."""
         telemetry.session_ended(reason)
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
 
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
-        """Write the result of an execution to the audit log."""
+        """Write to the audit log how a cell ended: outcome, state, sizes and duration; the code only if `audit_code` is set."""
         sizes = {"code_length": len(call.code), "stdout_length": len(result.stdout), "stderr_length": len(result.stderr)}
         verdict = {"outcome": telemetry.outcome(result), "state": result.state.kind, "reason": result.state.reason}
         code = {"code": call.code} if self._with_code else {}
@@ -122,13 +125,19 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """Record another successful request on a session, such as an upload."""
+        """Write another request on a session to the audit log, such as an upload, with its fields and its duration in seconds."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Record a request that was answered with a problem. Of more than 20 in one second only their number is logged.
+        """Count and log a request that was answered with a problem.
 
-        The request of a `stranger` was refused before its key was accepted.
+        At most 20 are logged in one second. The next one that is logged has the number of those that were left out.
+
+        Args:
+            problem: The error that was sent.
+            route: The method and the pattern of the path.
+            identifier: The session's, which is logged as a hash.
+            stranger: Whether the request was refused before its key was accepted. The log then names no key.
         """
         if problem.code in telemetry.LIMITS:
             telemetry.refused(problem.code)
@@ -159,6 +168,6 @@ class Journal:
 def _fingerprint(key: str) -> str:
     """Return a fingerprint of a key, to distinguish keys in the log.
 
-    scrypt makes guessing the key from it slow: a human may have chosen the key.
+    It is made by scrypt, which is slow, because a human may have chosen a key that a reader of the log could otherwise guess.
     """
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

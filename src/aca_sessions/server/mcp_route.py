@@ -1,4 +1,7 @@
-"""The pool's MCP endpoint: POST requests that are answered at once. An "environment" of its tools is a session of this server."""
+"""The MCP endpoint of a pool: each POST request holds one JSON-RPC message and gets one JSON response.
+
+What its tools call an environment is a session of this server.
+"""
 
 import uuid
 from collections.abc import Mapping
@@ -17,18 +20,18 @@ _TOOLS = (*mcp.LAUNCH, mcp.RUN_PYTHON, mcp.RUN_COMMAND)
 
 
 class McpRoute:
-    """The handler of Azure's three tools, for the sessions of one server. The guard checks the key, as for all routes."""
+    """The handler of the MCP endpoint and of Azure's three tools, for the sessions of one server. The guard checks the key."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
         self._most = hosting.max_request
 
     def table(self) -> Routes:
-        """Return the one route."""
+        """Return the only route: POST of the MCP endpoint."""
         return [(mcp.PATH, "POST", self.answer)]
 
     async def answer(self, request: Request) -> Response:
-        """Answer one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
+        """Respond to one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
         message = await read_json(request, self._most)
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
             return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, "the body must be a JSON-RPC request"), 400)
@@ -76,7 +79,10 @@ class McpRoute:
         return mcp.encode_launched(session.identifier)
 
     async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
-        """Run a cell in an existing environment. Raise ProblemError if there is none: a model must learn that its environment has ended."""
+        """Run a cell or command in an existing session, and return the tool's result.
+
+        Raise ProblemError if there is no such session: a new one would hide from the model that its environment has ended.
+        """
         identifier = checked_identifier(str(arguments.get("environmentId", "")))
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)

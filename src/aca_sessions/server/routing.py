@@ -1,4 +1,4 @@
-"""The table of routes, and what every response has, whatever its route."""
+"""What all routes share: parsing of requests, and the headers, errors and log lines of responses."""
 
 import errno
 import logging
@@ -48,7 +48,7 @@ _BY_ERRNO = {
 
 
 def problem_of(error: Exception) -> ProblemError:
-    """Return the problem that answers an exception which a handler raised."""
+    """Return the error response for an exception that a handler raised, as a ProblemError. An unexpected exception becomes a 500."""
     match error:
         case ProblemError():
             return error
@@ -74,14 +74,17 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
-    """Return the api-version and the session identifier. A plain server accepts only identifiers that Azure accepts in that version."""
+    """Return the api-version and the session identifier in a request's query. Raise ProblemError (400) if either is missing or invalid.
+
+    A `plain` server accepts only identifiers that Azure accepts in that version.
+    """
     version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
 
 
 def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
-    """Return an identifier. Raise ProblemError (400) if it is missing or has other characters or another length than allowed."""
+    """Return an identifier unchanged. Raise ProblemError (400) if `allowed` does not match all of it."""
     if not allowed.fullmatch(identifier):
         said = "the identifier must be present, and have the characters and the length that are allowed here"
         raise ProblemError(400, "SessionRequestValidationFailed", said)
@@ -96,14 +99,17 @@ def check_has_sessions(request: Request) -> None:
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Raise ProblemError (404) if the path belongs to another generation of the API. `whole` means that nothing follows the path."""
+    """Raise ProblemError (404) if the path of a request is not `path`, which its api-version uses: it may belong to another api-version.
+
+    If `whole` is false, something must follow `path`.
+    """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
         raise ProblemError(404, "NotFound", f"this api-version has another path for this request: {path}")
 
 
 def skip_of(request: Request) -> int:
-    """Return the index at which a page begins. Raise ProblemError (400) if it is not a number."""
+    """Return the query's `skip`: the index at which a page begins, by default 0. Raise ProblemError (400) if it is not a number."""
     skip = request.query_params.get("skip", "0")
     if not _SKIP.fullmatch(skip):
         raise ProblemError(400, "SessionRequestValidationFailed", "'skip' must be a whole number")
@@ -111,14 +117,17 @@ def skip_of(request: Request) -> int:
 
 
 def check_version(request: Request, version: str) -> None:
-    """Raise ProblemError (412) if If-Match names another version of a file. Weak tags match nothing (RFC 9110, 13.1.1)."""
+    """Raise ProblemError (412) if a request has If-Match and that does not name `version`, the file's entity tag.
+
+    `*` matches every version. Weak tags match nothing (RFC 9110, 13.1.1).
+    """
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Return whether If-Range turns a request for a part into one for the whole file, because the part would be of another version."""
+    """Return whether to send the whole file instead of the requested part, because If-Range names another entity tag than `version`."""
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 
@@ -128,9 +137,9 @@ def _matches(wanted: str, version: str) -> bool:
 
 
 def range_of(request: Request) -> tuple[int, int | None]:
-    """Return the first byte and the length of the requested part of a file. The length is None for all that follows.
+    """Return the first byte and the number of bytes of the requested part of a file. None in place of the number means up to the end.
 
-    Other units than bytes, several ranges and suffixes are ignored: the whole file is returned then (RFC 9110, 14.2).
+    Without a Range header, and for other units than bytes, several ranges and suffixes, return (0, None): the whole file (RFC 9110, 14.2).
     """
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if not wanted:
@@ -140,11 +149,11 @@ def range_of(request: Request) -> tuple[int, int | None]:
 
 
 async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
-    """Return the JSON of a request. `default` is parsed in place of an empty body.
+    """Return the parsed JSON of a request. `default` is parsed in place of an empty body.
 
-    Raise ProblemError: 413 when more than `most` bytes come or are announced, 400 for anything that is not JSON.
+    Raise ProblemError: 413 if more than `most` bytes come or are announced, 400 if the body is not JSON.
 
-    The announced length is not enough: a client can send more, or announce nothing.
+    The bytes are counted too, because a client can send more than it announced, or announce nothing.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -172,12 +181,14 @@ _access = logging.getLogger("aca_sessions.access")
 
 
 def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
-    """Build a route from a handler. Its exceptions become responses; each response has the server's headers and those of its session.
+    """Build starlette's route for a handler. Exceptions of the handler become error responses.
+
+    Each response gets the server's headers, and Azure's headers about the session that the handler stored in `request.state.session`.
 
     Args:
         route: The path, the method and the handler.
         headers: The server's headers.
-        journal: Records problems, and what the handler notes.
+        journal: Records error responses, and what the handler passed to `note`.
     """
 
     path, method, handler = route
@@ -213,12 +224,12 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
 
 def note(request: Request, event: str, **fields: object) -> None:
-    """Note what the journal records of a request, if the request succeeds."""
+    """Keep an event until the response to a request is made; then the journal records it. Call this when the request has succeeded."""
     request.state.noted = (event, fields)
 
 
 def problem_answer(error: Exception) -> Response:
-    """Return the response for an exception that a handler raised, in Azure's format."""
+    """Return the error response for an exception that a handler raised, in Azure's format. Log it if the status is 500."""
     problem = problem_of(error)
     if problem.status == 500:
         id = log_failure("a request failed", error)

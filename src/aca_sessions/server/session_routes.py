@@ -22,7 +22,7 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class SessionRoutes:
-    """The handlers of sessions, for those of one server. A request about a session does not prolong it."""
+    """The handlers that describe, list and end the sessions of one server. Such requests do not restart a session's cool-down."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -44,41 +44,41 @@ class SessionRoutes:
         ]
 
     async def health(self, _request: Request) -> Response:
-        """Return whether the server can give sessions, and how full it is. The status is 503 if it cannot."""
+        """Return whether new sessions can be opened, how many there are, and the limit. The status is 503 if none can be opened."""
         status = "draining" if self._sessions.draining else "healthy" if self._sessions.healthy else "unhealthy"
         body = extensions.encode_health(len(self._sessions), self._sessions.most, status=status)
         return JSONResponse(body, 200 if status == "healthy" else 503)
 
     async def isolation(self, _request: Request) -> Response:
-        """Return what separates sessions from this host. It is found by trying, once."""
+        """Return what separates sessions from this host. The first request finds that out by trying, and later ones get the same report."""
         return JSONResponse(await self._isolation())
 
     async def metrics(self, _request: Request) -> Response:
-        """Return the metrics of this process. No name of a session is in them."""
+        """Return the metrics of this process, in Prometheus's text format. They contain no names of sessions."""
         if self._hosting.metrics is None:
             raise ProblemError(404, "NotFound", "this server was started without --metrics")
         return Response(await to_thread.run_sync(self._hosting.metrics), media_type=_PROMETHEUS)
 
     async def session(self, request: Request) -> Response:
-        """Return what is known of a session. The request does not prolong it."""
+        """Return the description of a session. The request does not restart its cool-down."""
         session = self._sessions.find(self._addressed(request))
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. A pool names as the cause if it was idle for too long, so that callers who come back read that it expired."""
+        """End a session. If the request names `expired` as the cause, as a pool does for an idle session, later results say so."""
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
         return Response(status_code=204)
 
     async def list_sessions(self, request: Request) -> Response:
-        """List the sessions of this server, page by page."""
+        """Return a page of at most 300 sessions of this server, beginning at the query's `skip`."""
         check_has_sessions(request)
         rich = not self._hosting.plain and request.headers.get(extensions.RICH_REQUEST_HEADER) == "1"
         shown = [flat.encode_session(info) | (_live(info) if rich else {}) for info in self._sessions.infos(skip_of(request))]
         return JSONResponse({"sessions": shown})
 
     async def metadata(self, request: Request) -> Response:
-        """Return the Python and the packages of sessions."""
+        """Return the Python version and the packages of sessions. A server with extensions adds what separates sessions from this host."""
         check_has_sessions(request)
         body = flat.encode_metadata(*await self._sessions.environment())
         if not self._hosting.plain:
@@ -98,7 +98,10 @@ class SessionRoutes:
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
-        """Raise ProblemError (400): only sessions of containers are stopped this way. Those of interpreters are deleted."""
+        """Raise ProblemError (400), because Azure stops only sessions of custom containers this way.
+
+        Sessions of code interpreters are deleted.
+        """
         addressed(request, plain=self._hosting.plain)
         raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
 
@@ -117,7 +120,7 @@ def _live(info: SessionInfo) -> dict[str, object]:
 
 
 class PackageRoutes:
-    """The handlers of packages, for the sessions of one server. The sandbox knows where packages come from."""
+    """The handlers that list, install and remove packages in the sessions of one server."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -131,12 +134,12 @@ class PackageRoutes:
         return [(path, "GET", self.packages), (path, "POST", self.install), (path, "DELETE", self.uninstall)]
 
     async def packages(self, request: Request) -> Response:
-        """Return the packages that a session has installed."""
+        """Return the names and versions of the packages that were installed in a session."""
         sandbox = await self._session(request).sandbox()
         return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
 
     async def install(self, request: Request) -> Response:
-        """Install the packages of some requirements, except those that are present."""
+        """Install the packages of some requirements in a session, except those that are present. Return the outcome as a cell's result."""
         requirements, timeout = extensions.decode_installation(await read_json(request, _MAX_REQUEST))
         session = self._session(request)
         with session.used():
@@ -147,7 +150,7 @@ class PackageRoutes:
         return JSONResponse(extensions.encode_outcome(result))
 
     async def uninstall(self, request: Request) -> Response:
-        """Remove packages that were installed in a session."""
+        """Remove packages that were installed in a session. Return the outcome as a cell's result."""
         names = request.query_params.get("names", "").split(",")
         session = self._session(request)
         with session.used():
@@ -191,7 +194,7 @@ class TimelineRoutes:
         return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()))
 
     async def list(self, request: Request) -> Response:
-        """List the checkpoints of a session."""
+        """Return the checkpoints of a session."""
         session = self._session(request)
         with session.used():
             checkpoints = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())
@@ -215,7 +218,7 @@ class TimelineRoutes:
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Create sessions that continue from the state of this one: all of them, or none."""
+        """Create sessions that continue from the state of this one: all of them, or none. Return where the ledger of each begins."""
         identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
         branches: list[HostedSession] = []

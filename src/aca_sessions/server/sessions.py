@@ -1,7 +1,7 @@
-"""The sessions of a server: identifier → sandbox. One is opened at its first use and ends after a cool-down; their number is limited.
+"""The sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down; their number is limited.
 
-Unlike the client's pool, a server knows no leases: it knows only when a session was used last. Decisions contain no `await`. What they ask
-to open or close runs in the background.
+Unlike the client's pool, a server knows no leases, only when each session was used last. Decisions contain no `await`, so that no other
+request can change the sessions in the middle of one. What they ask to open or close runs in the background.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class HostedSession:
         journal: Journal,
         open_again: Callable[[], "asyncio.Future[Sandbox]"] | None = None,
     ) -> None:
-        """Take a sandbox that is still being opened.
+        """Create a session whose sandbox is still being opened.
 
         Args:
             identifier: The name of the session, which is a secret.
@@ -73,12 +73,12 @@ class HostedSession:
         self._open_again = open_again
 
     async def sandbox(self) -> Sandbox:
-        """Return the sandbox when it is open. Raise if it could not be opened."""
+        """Wait until the sandbox is open and return it. Raise the error of the opening if it failed."""
         # A caller that is cancelled must not cancel the opening for all.
         return await asyncio.shield(self._opening)
 
     async def renew(self) -> bool:
-        """Open another sandbox if this one died before anything could be lost. Return whether that was so."""
+        """Open another sandbox if the fork server died before the session had anything to lose. Return whether another one is opened."""
         if self.has_state or self._open_again is None:
             return False
         sandbox = await self.sandbox()
@@ -91,32 +91,32 @@ class HostedSession:
 
     @property
     def in_use(self) -> bool:
-        """Return whether a cell or a request uses it now."""
+        """Return whether a cell runs or waits, or a request uses the session now."""
         return self._users > 0 or self.executions.unfinished > 0
 
     @property
     def usable(self) -> bool:
-        """Return whether it can run cells: its sandbox is open or being opened, and the fork server is alive."""
+        """Return whether the session can run cells: its sandbox is being opened, or is open and the fork server is alive."""
         if not self._opening.done():
             return True
         return not self._opening.cancelled() and self._opening.exception() is None and self._opening.result().usable
 
     @property
     def is_starting(self) -> bool:
-        """Return whether a request waits for its sandbox or its first interpreter."""
+        """Return whether the sandbox is being opened, or a request waits for its interpreter to start."""
         if not self._opening.done():
             return True
         return self.usable and self.in_use and self._opening.result().running is None
 
     @property
     def memory(self) -> Memory | None:
-        """Return the counter of its memory, or None until its sandbox is open."""
+        """Return the counter of the session's memory, or None if its sandbox is not open."""
         there = self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None
         return self._opening.result().memory if there else None
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Mark it as in use during the block, so that it is not ended to make room."""
+        """Mark the session as in use for the block, so that it is not ended to make room for another or because of its cool-down."""
         self._users += 1
         self.touch()
         try:
@@ -126,16 +126,19 @@ class HostedSession:
             self.touch()
 
     def touch(self) -> None:
-        """Restart its cool-down."""
+        """Restart the session's cool-down."""
         self.last_used = datetime.now(UTC)
 
     def note_lost(self) -> None:
-        """Record in the ledger that its fork server died, if anything was lost with it. Do nothing if that is recorded already."""
+        """Record in the ledger that the fork server died, if the session had anything to lose. Do nothing if that is recorded already."""
         if self.has_state and self.memory is not None:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End it and the cell that runs. All its executions get results. `cause` is the reason in those results."""
+        """End the sandbox and the cell that runs, and wait until all executions have results. `cause` is the reason in those results.
+
+        Do nothing if the sandbox could not be opened.
+        """
         try:
             sandbox = await self._opening
         except Exception:
@@ -151,8 +154,8 @@ class Sessions:
         """Prepare a server without sessions.
 
         Args:
-            sandboxes: Where sandboxes are opened.
-            hosting: How many sessions it hosts, and for how long.
+            sandboxes: Opens the sandboxes of sessions.
+            hosting: How many sessions there may be, and for how long.
             default_timeout: The time limit of cells that have none of their own, in seconds.
         """
         self._sandboxes = sandboxes
@@ -182,17 +185,20 @@ class Sessions:
         return self._sandboxes.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]], datetime]:
-        """Return the guests' Python, its packages, and since when the server has run."""
+        """Return the version of the sessions' Python, the names and versions of its packages, and when the server started."""
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host. It is found by trying, at the first call; a failure is tried again."""
+        """Return what separates sessions from this host. The first call finds that out by trying, and later calls return the same report.
+
+        After a failure the next call tries again.
+        """
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier, or open one. A session whose sandbox died is replaced.
+        """Return the session of an identifier, or open one. If the sandbox of a session failed or died, end that session and open another.
 
         Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions start.
         """
@@ -217,14 +223,17 @@ class Sessions:
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accept a cell and return its execution. It never starts if it was interrupted before it arrived."""
+        """Accept a cell and return its execution. If `interrupt` was called with this id before the cell arrived, the cell never starts."""
         cancelled_early = (identifier, id) in self._cancelled_early
         if cancelled_early:
             del self._cancelled_early[identifier, id]
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError (404) if the session does not have it, whether or not the session exists."""
+        """Return an execution of a session. Raise ProblemError: 404 if there is none, 410 if its result is not kept any more.
+
+        The status is 503 if the server drains and does not have the session.
+        """
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
@@ -232,7 +241,7 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If it has not arrived yet, keep it from starting: its caller was cancelled before its request came."""
+        """Interrupt an execution. If the session does not have it yet, its cell will not start when its request arrives."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -245,8 +254,13 @@ class Sessions:
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
         """Create sessions that continue from the state of a sandbox: all of them, or none.
 
-        Raise ProblemError (409) if an identifier is in use. Identifiers are reserved before the first await, so that no other session takes
-        one meanwhile.
+        Raise ProblemError: 409 if an identifier is in use, 429 if the server is full. Identifiers are reserved before the first await, so
+        that no other session takes one meanwhile.
+
+        Args:
+            sandbox: The sandbox whose variables and files the branches get.
+            identifiers: The names of the branches.
+            reseed: Whether each branch gets new seeds of its random numbers. Otherwise it draws the same numbers as the sandbox.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -291,11 +305,15 @@ class Sessions:
             await self._tasks.to_its_end(session.close())
 
     async def take_back(self, branches: Sequence[HostedSession]) -> None:
-        """End branches whose caller was cancelled and does not know them."""
+        """End branches that were made for a cancelled caller, because it does not know them. Skip those that have ended already."""
         await asyncio.gather(*(self.delete(one.identifier) for one in branches if self._sessions.get(one.identifier) is one))
 
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
-        """End a session at its owner's request. `cause` is the reason that callers which still use it will read."""
+        """End a session at its owner's request. Raise ProblemError (400) if there is none.
+
+        `cause` is the reason in the results of callers that still use it. After "terminated", later results for the identifier report no
+        loss to callers that name no position.
+        """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
         if cause == "terminated":  # an end on purpose is not reported to clients that come later
@@ -303,11 +321,11 @@ class Sessions:
         await self._tasks.to_its_end(session.close(cause))
 
     def infos(self, skip: int = 0, count: int = 300) -> list[SessionInfo]:
-        """Return what is known of `count` sessions after the first `skip`, the least recently used first."""
+        """Return the descriptions of `count` sessions after the first `skip`, the least recently used first."""
         return [self.info(session) for session in islice(self._sessions.values(), skip, skip + count)]
 
     def info(self, session: HostedSession) -> SessionInfo:
-        """Return what is known of a session."""
+        """Return the description of a session: its times, whether it is in use, its memory in bytes, and which execution runs."""
         return SessionInfo(
             session_id=session.identifier,
             created=session.created,
@@ -319,16 +337,16 @@ class Sessions:
         )
 
     def memory_used(self) -> int:
-        """Return the bytes that all sessions and their files use now. A branch shares its session's count, which is added once."""
+        """Return how many bytes all sessions and their files use now. A session and its branches share one counter, which is added once."""
         return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
 
     async def finish(self, within: float) -> None:
-        """Wait for the cells that run, at most `within` seconds."""
+        """Wait until all executions have results, at most `within` seconds."""
         finishing = [session.executions.finish() for session in self._sessions.values()]
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions. Cells that still run get results that report it."""
+        """End all sessions and close the journal. Cells that still run get results that report it."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
@@ -367,7 +385,13 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Take a session out of the table and remember its ledger. Add an entry with the cause of the end if anything was lost."""
+        """Remove a session from the table, keep its ledger, and record the end in the journal. The caller must close the session.
+
+        Args:
+            session: The session.
+            reason: Why it ended, for operators.
+            cause: Why it ended, for its callers: the ledger gets an entry with it if anything was lost. None adds no entry.
+        """
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
@@ -376,21 +400,21 @@ class Sessions:
         self.journal.session_ended(session.identifier, reason, (datetime.now(UTC) - session.created).total_seconds())
 
     def _check_not_draining(self) -> None:
-        """Raise ProblemError (503) if this server drains: behind a proxy, another server may have the session by now."""
+        """Raise ProblemError (503) if this server drains, because behind a proxy another server may have the session by now."""
         if self.draining:
             raise ProblemError(
                 503, DRAINING, "this server is about to stop and accepts no new sessions: repeat the request, or use another server"
             )
 
     def _check_not_too_many_start(self) -> None:
-        """Raise ProblemError (503) if a new session would only wait, because fork servers start sessions one after the other."""
+        """Raise ProblemError (503) if too many sessions are starting, because fork servers start them one after the other."""
         self._starting = WeakSet(session for session in self._starting if session.is_starting)
         if len(self._starting) >= self._most_starting:
             said = f"{len(self._starting)} new sessions wait for their start, which is this server's limit: try again in a second"
             raise ProblemError(503, TOO_MANY_STARTING, said)
 
     def _check_descriptors(self) -> None:
-        """Raise ProblemError (429) before descriptors run out, so that the sessions that exist never meet a shortage."""
+        """Raise ProblemError (429) if there are too few file descriptors for a new session, so that existing ones never lack any."""
         if room_for_sessions() <= len(self._starting):
             full = f"{open_descriptors()} file descriptors are open on the server, and the rest is reserved for connections and files"
             raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and restart it")
@@ -400,7 +424,10 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the session to end for another. Its next caller reads that it expired. Raise ProblemError (429) if none can be ended."""
+        """Return the least recently used session that is not in use, to be ended for a new one, as if it had expired.
+
+        Raise ProblemError (429) if there is none, or if this server ends no session for another.
+        """
         idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
@@ -426,7 +453,7 @@ class Sessions:
         await self.close()
 
     async def _reap(self, cooldown: timedelta) -> None:
-        """End sessions that were not used for the cool-down, until it is cancelled."""
+        """End sessions that were not used for the cool-down, again and again until this task is cancelled."""
         while True:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown
