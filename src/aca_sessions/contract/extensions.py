@@ -1,6 +1,7 @@
 """Extensions: what this project's server offers beyond Azure's API. It names them in a header of every response.
 
-First what both halves name, then results, events, checkpoints and branches, packages, and what a server reports of itself.
+Names that client and server share come first; then results, events, checkpoints and branches, packages, and what a server reports of
+itself.
 """
 
 import math
@@ -68,7 +69,10 @@ _LONGEST_NAME = 256
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """Return a whole result. It replaces the one in Azure's form, so no stream or image is sent twice."""
+    """Return the extended result: all members of a result, as JSON.
+
+    A response has it in place of the result in Azure's form, so that no stream or image is sent twice.
+    """
     value: object = result.value
     if isinstance(value, float) and not math.isfinite(value):
         value = {"float": repr(value)}  # JSON has no number for nan and the infinities
@@ -98,7 +102,7 @@ def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
 
 
 def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionResult:
-    """Return the result that `encode_rich` encoded."""
+    """Return the result that `encode_rich` encoded, with `session_id`, which the body does not hold."""
     value, state, error, record = body.get("value"), body["state"], body.get("error"), body.get("ledger")
     shown = body.get("displays", ())
     displays, files, processes, variables = [], [], [], []
@@ -129,7 +133,7 @@ def decode_rich(body: Mapping[str, Any], session_id: str = "") -> CodeExecutionR
 
 
 def encode_record(record: Record) -> dict[str, object]:
-    """Return the part of a ledger that a response carries."""
+    """Return a record as JSON: the part of a ledger that a response carries."""
     entries = []
     for entry in record.entries:
         entries.append({name: value for name, value in asdict(entry).items() if value is not None})
@@ -137,7 +141,7 @@ def encode_record(record: Record) -> dict[str, object]:
 
 
 def decode_record(body: Mapping[str, Any]) -> Record:
-    """Return the record that a response carries."""
+    """Return the record that `encode_record` encoded."""
     entries = []
     for entry in body["entries"]:
         entries.append(Entry(**{**entry, "cut_off": tuple(entry["cut_off"])}))
@@ -145,12 +149,12 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Return the position in a ledger of the entry that a request made."""
+    """Return a ledger's id and a position in it as JSON: that of the entry which the request added."""
     return {"ledger": ledger, "position": position}
 
 
 def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the id of a ledger and the position in it."""
+    """Return the ledger's id and the position that `encode_position` encoded."""
     return str(body["ledger"]), int(body["position"])
 
 
@@ -168,13 +172,13 @@ def decode_events(body: Body) -> tuple[list[Event], int]:
 
 
 def decode_answered(header: str) -> tuple[str, ...]:
-    """Return the known kinds of questions in a header value. Ignore others."""
+    """Return those kinds of `QUESTIONS` that a header's value names. Ignore unknown kinds."""
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
 
 
 def encode_reply(number: int, text: str | None) -> dict[str, object]:
-    """Return the reply to a question of a cell. `text` is None if the caller has no answer."""
+    """Return the reply to question `number` of a cell. `text` is None if the caller has no answer."""
     return {"number": number, "text": text}
 
 
@@ -216,7 +220,7 @@ def _decode_event(body: Body) -> Event:
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return the description of a checkpoint."""
+    """Return the description of a checkpoint as JSON."""
     return {
         "id": checkpoint.id,
         "name": checkpoint.name,
@@ -227,7 +231,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def decode_checkpoint(body: Body) -> Checkpoint:
-    """Return the checkpoint of a response."""
+    """Return the checkpoint that `encode_checkpoint` encoded."""
     return Checkpoint(
         id=str(body["id"]),
         name=cast(str | None, body["name"]),
@@ -238,21 +242,21 @@ def decode_checkpoint(body: Body) -> Checkpoint:
 
 
 def encode_checkpoints(checkpoints: list[Checkpoint]) -> dict[str, object]:
-    """Return the checkpoints of a session, the oldest first."""
+    """Return the list of a session's checkpoints as JSON, in the given order."""
     return {"value": [encode_checkpoint(checkpoint) for checkpoint in checkpoints]}
 
 
 def decode_checkpoints(body: Body) -> list[Checkpoint]:
-    """Return the checkpoints of a response, the oldest first."""
+    """Return the checkpoints that `encode_checkpoints` encoded, in the same order."""
     return [decode_checkpoint(one) for one in cast(list[Body], body["value"])]
 
 
 def decode_name(body: object, key: str) -> str | None:
-    """Return the name or id of a checkpoint in a request, or None if it is absent. Raise ProblemError if it is not valid.
+    """Return the name or id of a checkpoint in a request, or None if it is absent or null. Raise ProblemError if it is not valid.
 
     Args:
         body: The parsed JSON of the request.
-        key: The member that holds it.
+        key: The member that holds the name or id.
     """
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
@@ -263,7 +267,7 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """Return the identifiers of the requested branches, and whether they draw random numbers of their own.
+    """Return the identifiers of the requested branches, and whether to seed the random numbers of each branch anew.
 
     Raise ProblemError for an invalid body.
     """
@@ -276,12 +280,17 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 
 
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
-    """Return where each branch's ledger begins, and the entries of the origin's ledger that its caller has not received."""
+    """Return the response to a request for branches.
+
+    Args:
+        origin: The entries of the original session's ledger that its caller has not received.
+        positions: For the identifier of each branch, the position at which its ledger begins, as `LEDGER:NUMBER`.
+    """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
 
 def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
-    """Return the record of the origin, and where each branch's ledger begins."""
+    """Return the record and the positions that `encode_branched` encoded."""
     return decode_record(cast(Body, body["origin"])), cast(dict[str, str], body["positions"])
 
 
@@ -312,12 +321,12 @@ def _is_identifier(name: object) -> bool:
 
 
 def encode_installation(requirements: Sequence[str], timeout: float) -> dict[str, object]:
-    """Return a request to install packages within a time in seconds."""
+    """Return a request to install packages. `timeout` is in seconds."""
     return {"requirements": [*requirements], "timeout": timeout}
 
 
 def decode_installation(body: object) -> tuple[list[str], float]:
-    """Return the requirements and the timeout of a request to install. Raise ProblemError for any other body."""
+    """Return the requirements and the timeout in seconds of a request to install packages. Raise ProblemError for any other body."""
     match body:
         case {"requirements": [*requirements], "timeout": int() | float() as timeout} if all(isinstance(one, str) for one in requirements):
             if 0 < timeout <= MAX_INSTALL_SECONDS and not isinstance(timeout, bool):
@@ -327,22 +336,22 @@ def decode_installation(body: object) -> tuple[list[str], float]:
 
 
 def encode_outcome(result: CodeExecutionResult) -> dict[str, object]:
-    """Return the result of installing or uninstalling, in the form of a cell's result."""
+    """Return the outcome of installing or uninstalling as JSON: an extended result, like that of a cell."""
     return {RICH_MEMBER: encode_rich(result)}
 
 
 def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
-    """Return the result of installing or uninstalling."""
+    """Return the outcome of installing or uninstalling that `encode_outcome` encoded."""
     return decode_rich(cast(Mapping[str, object], body[RICH_MEMBER]))
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """Return the packages that a session has beyond its environment."""
+    """Return as JSON the packages that were installed in a session, in addition to those of its environment."""
     return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
 
 
 def decode_packages(body: Mapping[str, object]) -> list[Package]:
-    """Return the packages of a response."""
+    """Return the packages that `encode_packages` encoded."""
     return [Package(name=one["name"], version=one["version"]) for one in cast(list[dict[str, str]], body["packages"])]
 
 
@@ -350,33 +359,39 @@ def decode_packages(body: Mapping[str, object]) -> list[Package]:
 
 
 def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, object]:
-    """Return the server's state for load balancers and operators."""
+    """Return the body of the health check, for load balancers and operators. `capacity` is the most sessions that the server accepts."""
     return {"status": status, "sessions": sessions, "maxSessions": capacity}
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Return what separates sessions from their host.
+    """Return as JSON what separates sessions from their host.
 
     Args:
         level: The level of isolation that the settings name.
         parts: The parts that are enforced, each with how that was found out.
-        missing: The parts that are not, each with how that was found out.
+        missing: The parts that are not enforced, each with how that was found out.
     """
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Return the level, and each part with how it was found out. Missing parts are marked as `NOT ENFORCED`."""
+    """Return what separates sessions from their host: each part, with how it was found out, and the `level` if the server sent it.
+
+    For a part that is not enforced, that text begins with `NOT ENFORCED: `.
+    """
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}
     return {**level, **cast(Mapping[str, str], body["parts"]), **missing}
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Return a session's current activity. `idle` is in seconds: a time would depend on the client's clock."""
+    """Return a session's current activity as JSON. `idle` is the number of seconds since its last use.
+
+    A point in time would be wrong for a client whose clock differs from the server's.
+    """
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 
 def decode_live(body: Mapping[str, Any], session: SessionInfo) -> SessionInfo:
-    """Return a session with the activity that `encode_live` added."""
+    """Return a copy of a session with the activity that `encode_live` encoded."""
     return replace(session, is_active=body["active"] is True, memory=body["memory"], running=body["running"])

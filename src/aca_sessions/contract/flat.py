@@ -1,7 +1,7 @@
 """The bodies of 2024-10-02-preview and later: executions, files and sessions as bare objects.
 
-They include the routes `.management/*`, the platform's own view of sessions. The notation of values, errors and times is the same in all
-versions. The client's half comes first, then the server's, then what they share.
+The bodies of the routes `.management/*`, through which Azure's platform manages sessions, are here too. Values, errors and times are
+written in the same way in all versions. The client's half comes first, then the server's, then what all versions share.
 """
 
 import base64
@@ -44,12 +44,12 @@ _LAST_LINE = re.compile(r"^(?:[\w.]+\.)?(\w+)(?:: (.*))?$", re.DOTALL)
 
 
 def content_path(name: str) -> str:
-    """Return the path of a file's content."""
+    """Return the path at which these versions serve a file's content: `files/NAME/content`."""
     return f"files/{quote(name, safe='')}/content"
 
 
 def content_named(path: str) -> str | None:
-    """Return the name of the file whose content a path below `files/` requests, or None if it requests no content."""
+    """Return the file's name if a path below `files/` requests a content, which is `NAME/content`; otherwise None."""
     return path.removesuffix("/content") if path.endswith("/content") else None
 
 
@@ -57,7 +57,7 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """Return the request that starts an execution."""
+    """Return the body of a request to run a cell."""
     body: dict[str, object] = {
         "codeInputType": "Inline",
         "executionType": "Asynchronous" if call.asynchronous else "Synchronous",
@@ -70,9 +70,9 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return an execution, with its result if it has finished.
+    """Return the execution of a response, with its result if it has finished.
 
-    `id` and `identifier` are ignored: the body holds them, unlike in older versions.
+    `id` and `identifier` are ignored, because the body holds them, unlike in older versions.
     """
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
@@ -85,7 +85,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_file(body: Body) -> RemoteFile:
-    """Return the description of a file or folder."""
+    """Return the file or folder that a body describes."""
     directory = str(body.get("directory") or "")
     return RemoteFile(
         name=str(body["name"]),
@@ -98,7 +98,7 @@ def decode_file(body: Body) -> RemoteFile:
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the description of an uploaded file."""
+    """Return the file that the response to an upload describes: the body is that of one file."""
     return decode_file(body)
 
 
@@ -108,12 +108,12 @@ def decode_files(body: Body) -> list[RemoteFile]:
 
 
 def decode_sessions(body: Body) -> list[SessionInfo]:
-    """Return the sessions of a page."""
+    """Return the sessions in a page of `listSessions`."""
     return [decode_session(session) for session in cast(list[Body], body["sessions"])]
 
 
 def decode_session(body: Body) -> SessionInfo:
-    """Return the description of a session that the server keeps."""
+    """Return the session that a body describes, with its current activity if the server sends that."""
     expires, live = body.get("expireAt"), body.get(RICH_MEMBER)
     session = SessionInfo(
         session_id=str(body["identifier"]),
@@ -187,22 +187,22 @@ def encode_file(file: RemoteFile) -> dict[str, object]:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Return the response to an upload: the one file."""
+    """Return the response to an upload: the description of the file."""
     return encode_file(file)
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files."""
+    """Return a listing of files: their descriptions in `value`."""
     return {"value": [encode_file(file) for file in files]}
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """Return the runtime and the packages of sessions.
+    """Return the response to `metadata`: the Python and the packages of sessions.
 
     Args:
         python: The version of Python.
         packages: Names and versions of the installed packages.
-        since: Since when they are as they are.
+        since: The time that is sent as that of the creation and of the last update.
     """
     return {
         "runtimes": [{"name": "python", "version": python}],
@@ -214,7 +214,7 @@ def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetim
 
 
 def encode_session(session: SessionInfo) -> dict[str, object]:
-    """Return the description of a session that the server keeps."""
+    """Return the description of a session in Azure's form. A session that never expires has its last use as `expireAt`."""
     return {
         "identifier": session.session_id,
         "createdAt": encode_time(session.created),
@@ -228,7 +228,7 @@ _PAGE = 300  # sessions on a page, as in Azure
 
 
 def encode_managed_session(session: SessionInfo) -> dict[str, object]:
-    """Return the description of one session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
+    """Return the description of a session for the routes `.management/*`, in which `expireAt` is called `expiresAt`."""
     body = encode_session(session)
     body["expiresAt"] = body.pop("expireAt")
     return body
@@ -251,7 +251,10 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """Return the last value in Azure's notation: text without quotes, numbers as numbers. A picture replaces the whole value."""
+    """Return the last value of a cell as Azure writes it: numbers and booleans as they are, others as text without quotes around it.
+
+    None becomes null, and "" means that there was no value. If the cell displayed a PNG image, return the first one instead.
+    """
     images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
     if images:
         return {"type": "image", "format": "png", "base64_data": images[0]}
@@ -263,7 +266,10 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Return the value, its text, and what it displays."""
+    """Return the value, its text and its displays, from a value in Azure's notation.
+
+    An image is only a display, without value and text. Null and "" are neither.
+    """
     match value:
         case None | "":
             return None, None, ()
@@ -287,14 +293,17 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """Return the exception that a traceback ends with."""
+    """Return the exception that the last line of stderr names. If that line does not name one, the name is `ExecutionFailed`."""
     last = stderr.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
     return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
 
 
 def guess_state(stderr: str) -> State:
-    """Return what happened to the variables, as far as the texts show it that Azure is known to send."""
+    """Return the state after a failed cell, guessed from stderr. Azure is known to send some messages after a timeout and after a crash.
+
+    Other texts mean that the state was kept.
+    """
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -303,7 +312,14 @@ def guess_state(stderr: str) -> State:
 
 
 def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
-    """Return a result in Azure's form. Its `value` is beside it, because the versions have different names for it."""
+    """Return the result of a body in Azure's form.
+
+    Args:
+        content: The object with the streams and the duration.
+        value: The last value in Azure's notation. It is separate because its name differs between versions.
+        identifier: The identifier of the session.
+        success: Whether the cell ended without an error.
+    """
     stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
     plain, text, displays = decode_value(value)
     return CodeExecutionResult(
@@ -330,7 +346,7 @@ def decode_time(text: str) -> datetime:
 
 
 def parse(content: bytes) -> object:
-    """Return the JSON of a request. Raise MalformedBodyError with the place of the mistake, counted from 0 as .NET does."""
+    """Return the parsed JSON of a request. Raise MalformedBodyError with the position of the mistake, counted from 0 as .NET does."""
     if not content:
         raise MalformedBodyError("", "A non-empty request body is required.")
     try:
@@ -360,7 +376,7 @@ def checked_object(body: object, least: str = "'code'") -> Body:
 def decode_code(body: Body, name: str = "code") -> str:
     """Return the source text of a request, which may be in base64. Raise ProblemError if it is missing or not valid.
 
-    An empty text is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
+    `name` is the member that holds it. An empty text is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
     """
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
@@ -380,7 +396,10 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Return whether a request is asynchronous, its timeout, and at how many characters each stream is cut. Raise ProblemError."""
+    """Return whether a request is asynchronous, its timeout in seconds, and at how many characters each stream is cut.
+
+    Raise ProblemError if one of these is invalid.
+    """
     asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
     limit = number(body, "outputStreamsMaxLength", 1 << 30)
@@ -390,9 +409,9 @@ def decode_limits(body: Body) -> tuple[bool, float | None, int]:
 
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    """Return a member that must be one of some words, in lower case. Upper case is accepted.
+    """Return the member `name`, which must be one of the words in `choices`, in lower case. The request may use upper case.
 
-    Return the first word if it is absent. Raise ProblemError for any other value.
+    Return the first word if the member is absent. Raise ProblemError for any other value.
     """
     value = body.get(name)
     if value is None:
@@ -403,7 +422,7 @@ def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
 
 
 def number(body: Body, name: str, most: float) -> float | None:
-    """Return a number above 0 and up to `most`, or None if it is absent. Raise ProblemError for any other value."""
+    """Return the member `name`, a number above 0 and up to `most`, or None if it is absent. Raise ProblemError for any other value."""
     value = body.get(name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""The bodies of 2024-02-02-preview and 2024-08-02-preview: everything in `properties` envelopes. Also those of the private preview.
+"""The bodies of 2024-02-02-preview and 2024-08-02-preview, which have everything in `properties` envelopes, and of the private preview.
 
 The client's half comes first, then the server's.
 """
@@ -20,12 +20,12 @@ DELETED: dict[str, object] | None = {"message": "file deleted successfully"}
 
 
 def content_path(name: str) -> str:
-    """Return the path of a file's content."""
+    """Return the path at which these versions serve a file's content: `files/content/NAME`."""
     return f"files/content/{quote(name, safe='')}"
 
 
 def content_named(path: str) -> str | None:
-    """Return the name of the file whose content a path below `files/` requests, or None if it requests no content."""
+    """Return the file's name if a path below `files/` requests a content, which is `content/NAME`; otherwise None."""
     return path.removeprefix("content/") if path.startswith("content/") else None
 
 
@@ -33,7 +33,10 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """Return the request that runs a cell. In these versions the request lasts until the cell has ended."""
+    """Return the body of a request to run a cell. In these versions the response comes when the cell has ended.
+
+    `asynchronous` and `output_limit` of the call are not sent.
+    """
     properties: dict[str, object] = {"codeInputType": "inline", "executionType": "synchronous", "code": call.code}
     if call.timeout is not None:
         properties["timeoutInSeconds"] = math.ceil(call.timeout) if call.timeout >= 1 else call.timeout
@@ -41,7 +44,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return a finished execution. The body does not name it, so it gets the caller's `id` and `identifier`."""
+    """Return the finished execution of a response. The body has no ids, so the execution gets the caller's `id` and `identifier`."""
     properties = cast(Body, body["properties"])
     success = properties["status"] == "Success"
     if rich := body.get(RICH_MEMBER):
@@ -52,7 +55,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the description of an uploaded file. The body is a listing of the one file."""
+    """Return the file that the response to an upload describes: the body is a listing with one file."""
     return decode_files(body)[0]
 
 
@@ -73,7 +76,7 @@ def _decode_file(properties: Body) -> RemoteFile:
 
 
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
-    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body. `lenient` changes nothing here."""
+    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body. `lenient` has no effect here."""
     del lenient
     properties = _properties(body, "'code'")
     choice(properties, "executionType", ("synchronous",))
@@ -90,7 +93,7 @@ def _properties(body: object, least: str) -> Body:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Return a finished execution in Azure's form.
+    """Return a finished execution in Azure's form, with its result in `properties`.
 
     Args:
         execution: The execution.
@@ -104,7 +107,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
 
 
 def _encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
-    """Return the members of a result that both older generations have."""
+    """Return the members of a result that these versions and the private preview have in common."""
     return {
         "status": _status(result),
         "stdout": result.stdout[:output_limit],
@@ -119,17 +122,17 @@ def _status(result: CodeExecutionResult) -> str:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Return the response to an upload: a listing of the one file."""
+    """Return the response to an upload: a listing with the one file."""
     return encode_files([file])
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """Return the description of one file: a listing of it."""
+    """Return the description of one file, which in these versions is a listing with that file."""
     return encode_files([file])
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files."""
+    """Return a listing of files: in `value`, each in `properties` with `lastModifiedTime`."""
     shown = [{"filename": file.name, "size": file.size, "lastModifiedTime": encode_time(file.modified)} for file in files]
     entries = [{"$id": str(2 * n + 2), "properties": {"$id": str(2 * n + 3), **properties}} for n, properties in enumerate(shown)]
     return {"$id": "1", "value": entries}
@@ -151,11 +154,11 @@ def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
 
 
 def encode_legacy_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """Return a finished execution without an envelope."""
+    """Return a finished execution as the private preview has it: the members of the result without an envelope."""
     return {"$id": "1", **_encode_properties(execution.result or CodeExecutionResult(), output_limit)}
 
 
 def encode_legacy_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files."""
+    """Return a listing of files as the private preview has it: in `$values`, with `last_modified_time` and no `properties`."""
     shown = [{"filename": file.name, "size": file.size, "last_modified_time": encode_time(file.modified)} for file in files]
     return {"$values": [{"$id": str(n + 1), **file} for n, file in enumerate(shown)]}

@@ -1,4 +1,4 @@
-"""Data that all versions of the API have in common, whatever their bodies look like."""
+"""Data and errors that all versions of the API have in common."""
 
 import re
 import secrets
@@ -32,7 +32,7 @@ Status = Literal["NotStarted", "Running", "Succeeded", "Failed", "Canceled"]
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program with its arguments and its standard input."""
+    """A program to run, with its arguments and the text of its standard input."""
 
     arguments: tuple[str, ...]
     stdin: str = ""
@@ -40,7 +40,11 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionCall:
-    """A request to run a cell, or a command in its place. A limit that is absent means Azure's own."""
+    """A request to run a cell, or a command in its place.
+
+    `timeout` is in seconds; without it the endpoint's default applies. `output_limit` is the number of characters at which Azure's form of
+    a result cuts each stream.
+    """
 
     code: str
     command: Command | None = None
@@ -53,7 +57,7 @@ class ExecutionCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """One run of a cell on the server. It has a result once it has finished."""
+    """One run of a cell on the server, as a response describes it. `result` is None until the run has finished."""
 
     id: str
     identifier: str
@@ -63,9 +67,9 @@ class Execution:
 
 
 def split_path(path: str) -> tuple[str, str]:
-    """Return the folders and the name of a file, relative to /mnt/data; the name of a folder is empty.
+    """Return the folder of a path, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
 
-    Raise ValueError for a path that is elsewhere: it must never be moved below /mnt/data.
+    Raise ValueError if the path contains `..` or is absolute and not below /mnt/data, so that it is never read as a path below /mnt/data.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
@@ -80,7 +84,7 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 class ProblemError(Exception):
-    """An error response: the server raises it to send one, and the client reads one into it."""
+    """An error that the server raises to send it as an error response."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -90,16 +94,16 @@ class ProblemError(Exception):
 
 
 class MalformedBodyError(ProblemError):
-    """A body that could not be parsed. Azure's framework reports it in a form of its own."""
+    """A body that could not be parsed. Azure's framework reports it in a form of its own: see `encode_problem`."""
 
     def __init__(self, key: str, message: str) -> None:
-        """Keep which key is wrong and why; `$` is the whole body."""
+        """Create the error of the body's member `key`; `$` stands for the whole body. `message` says what is wrong."""
         super().__init__(400, "RequestMalformed", message)
         self.key = key
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Return an error in Azure's form. A full pool (429) and a malformed body have forms of their own."""
+    """Return the body of an error response, in Azure's form. A full pool (429) and a malformed body have forms of their own."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
@@ -157,7 +161,7 @@ def _code_and_message(body: object) -> tuple[str, str]:
 
 
 def _validation_message(content: Mapping[str, object]) -> str | None:
-    """Return the message of application/problem+json: its errors if it has any, else its title."""
+    """Return the message of an application/problem+json body: its errors, or else its title, or None if it has neither."""
     errors = content.get("errors")
     lines = [str(line) for of_key in errors.values() if isinstance(of_key, list) for line in of_key] if isinstance(errors, Mapping) else []
     title = content.get("title")
@@ -165,7 +169,10 @@ def _validation_message(content: Mapping[str, object]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a service asks its callers to wait: Retry-After holds them, or a date (RFC 9110, 10.2.3)."""
+    """Return how many seconds Retry-After asks to wait: it holds seconds or a date (RFC 9110, 10.2.3). Return None if it does not.
+
+    The names of the headers are looked up in lower case.
+    """
     header = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(header):
         return float(header)
@@ -176,7 +183,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def is_well_formed(text: object) -> bool:
-    """Return whether it is text that can be encoded: without lone surrogates."""
+    """Return whether a value is text without lone surrogates, so that it can be encoded."""
     try:
         return isinstance(text, str) and text.encode() is not None
     except UnicodeEncodeError:
@@ -189,5 +196,5 @@ def type_name(value: object) -> str:
 
 
 def invalid(message: str) -> ProblemError:
-    """Return the error for a request that does not fit the API."""
+    """Return the error (400) for a request that does not fit the API, for the caller to raise."""
     return ProblemError(400, "SessionRequestValidationFailed", message)

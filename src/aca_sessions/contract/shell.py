@@ -50,7 +50,7 @@ def exit_code(result: CodeExecutionResult) -> str:
 
 
 def encode_execution(execution: Execution, output_limit: int) -> dict[str, object]:
-    """Return a command in Azure's form: its status is its exit code."""
+    """Return the execution of a command in Azure's form: its `status` is the exit code once the command has ended."""
     body: dict[str, object] = {"id": execution.id, "identifier": execution.identifier}
     result = execution.result
     if result is None:

@@ -10,7 +10,10 @@ from .records import Body, Execution, ExecutionCall, ProblemError
 
 
 class Dialect(Protocol):
-    """The bodies and paths of one generation of the API, both halves. The modules `nested` and `flat` are dialects."""
+    """The paths of one generation of the API, and the functions that encode and decode its bodies, for client and server.
+
+    The modules `nested` and `flat` are the dialects.
+    """
 
     EXECUTE_PATH: str
     UPLOAD_PATH: str
@@ -35,7 +38,7 @@ _ANY_SIGN = r"[\w|}{\[\]:\";'<>?/.,@#$%^&*()\-+=!~`]"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One api-version."""
+    """One api-version: its dialect, whether it has requests about sessions, and which identifiers Azure accepts in it."""
 
     name: str
     dialect: Dialect
@@ -44,7 +47,7 @@ class Version:
 
 
 class _Versions(dict[str, Version]):
-    """The api-versions by their names. Another name raises ProblemError (400)."""
+    """The api-versions by their names. Looking up another name raises ProblemError (400)."""
 
     def __missing__(self, name: str) -> Version:
         raise ProblemError(400, "InvalidApiVersion", f"the api-version must be one of {', '.join(self)}, got {name!r:.60}")
