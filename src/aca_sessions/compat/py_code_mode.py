@@ -182,7 +182,7 @@ def _requirements(config: SubprocessConfig) -> list[str]:
 
 
 def _value(result: CodeExecutionResult) -> Any:
-    """Return the last value. One that is a literal is returned as itself, as in py-code-mode; any other as its text."""
+    """Return the last value of a cell: the object itself if its text is a Python literal, as in py-code-mode; otherwise its text."""
     if result.text is None or not isinstance(result.value, str):
         return result.value
     try:
