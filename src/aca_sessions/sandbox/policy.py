@@ -96,11 +96,14 @@ class Network:
         names = tuple(domain.strip().lower() for domain in domains)
         for name in names:
             if not _DOMAIN.fullmatch(name):
+                got = name.rpartition("@")[2]  # without a user name and password
                 raise ConfigurationError(
-                    f"ACASessions:Sandbox:Network: expected a domain such as example.org, *.example.org or example.org:8080, got {name}"
+                    f"ACASessions:Sandbox:Network: expected a domain such as example.org, *.example.org or example.org:80, got {got!r:.80}"
                 )
         if not names:
-            raise ConfigurationError("ACASessions:Sandbox:Network: expected at least one domain, got none; Network.none() allows no domain")
+            raise ConfigurationError(
+                "ACASessions:Sandbox:Network: expected at least one domain, got none: name one, or use Network.none() to allow none"
+            )
         return cls("allow", names)
 
     @classmethod
@@ -124,11 +127,12 @@ class Mount:
         """Raise ConfigurationError if `guest` is not a path under /mnt and outside /mnt/data, or if `host` is not a folder."""
         if not _PLACE.fullmatch(self.guest) or self.guest == "/mnt/data" or self.guest.startswith("/mnt/data/"):
             raise ConfigurationError(
-                f"ACASessions:Sandbox:Mounts: the target of a mount must be under /mnt and outside /mnt/data, got {self.guest}"
+                "ACASessions:Sandbox:Mounts: the target of a mount must be under /mnt and outside /mnt/data, and have only letters, "
+                f"digits and '_.@+-' in its names, got {self.guest!r:.80}"
             )
         if not os.path.isdir(self.host):
             raise ConfigurationError(
-                f"ACASessions:Sandbox:Mounts: the source of a mount must be an existing folder of this host, got {self.host}"
+                f"ACASessions:Sandbox:Mounts: the source of a mount must be an existing folder of this host, got {self.host!r:.200}"
             )
 
 
@@ -187,10 +191,15 @@ class Policy:
         if self.isolation == "full":
             return
         if self.image:
-            raise ConfigurationError("ACASessions:ContainerImage: needs `Sandbox:Isolation` full, because it needs a mount namespace")
+            raise ConfigurationError(
+                f"ACASessions:ContainerImage: needs `Sandbox:Isolation` full (a mount namespace), got {self.isolation}: use it, or no image"
+            )
         if self.network.kind == "allow":
             raise ConfigurationError(
-                "ACASessions:Sandbox:Network: domains need `Sandbox:Isolation` full and its network namespace: use none or host"
+                f"ACASessions:Sandbox:Network: domains need `Sandbox:Isolation` full (a network namespace), got {self.isolation}: "
+                "use full, or the network none or host"
             )
         if self.mounts:
-            raise ConfigurationError("ACASessions:Sandbox:Mounts: need `Sandbox:Isolation` full, because they need a mount namespace")
+            raise ConfigurationError(
+                f"ACASessions:Sandbox:Mounts: need `Sandbox:Isolation` full (a mount namespace), got {self.isolation}: use it, or no mounts"
+            )
