@@ -116,7 +116,9 @@ def _run(python: str, code: str) -> Any:
         answer = subprocess.run([python, "-I", "-S", "-c", _FIND_PACKAGES + code], capture_output=True, check=True, timeout=30, env={})
         return json.loads(answer.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise ConfigurationError(f"ACASessions:Sandbox:Python: expected the path of a Python that runs, got {python}") from error
+        raise ConfigurationError(
+            f"ACASessions:Sandbox:Python: cannot run {python} to find its packages: name the path of a Python that runs"
+        ) from error
 
 
 def _parts(prefix: str) -> list[tuple[str, str]]:

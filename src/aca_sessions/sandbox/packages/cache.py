@@ -69,7 +69,7 @@ class PackageCache:
         try:
             self._secret = self._prepare()
         except OSError as error:
-            reason = f"packages cannot be kept in their folder on this host ({error.strerror})"
+            reason = f"cannot keep packages in their folder on this host ({error.strerror})"
             raise PackageError("PackageCacheError", f"{reason}: name another in ACASessions:Packages:CacheFolder") from error
 
     @property
@@ -168,7 +168,9 @@ class PackageCache:
     def _prepare(self) -> bytes:
         self._root.mkdir(parents=True, exist_ok=True, mode=0o711)
         if (about := self._root.stat()).st_uid != os.geteuid() or about.st_mode & 0o022:
-            raise PermissionError(errno.EPERM, "other users may write there")  # they could decide what sessions import
+            raise PermissionError(
+                errno.EPERM, "it must belong to this user alone, but other users may write there"
+            )  # they could decide what sessions import
         for name in ("labels", "answers", "notes", "work"):
             (self._root / name).mkdir(exist_ok=True, mode=0o700)
         sets = self._root / "sets"

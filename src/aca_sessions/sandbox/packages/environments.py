@@ -97,7 +97,9 @@ class Environments:
         async with self._bare(name, python) as folder:
             missing = await self._missing(folder, wanted)
             if missing and not skip_missing:
-                raise ConfigurationError(f"{', '.join(missing)}: found no wheel for this Python; --skip-missing leaves out such packages")
+                raise ConfigurationError(
+                    f"cannot find wheels of {', '.join(missing)} for this Python: use --skip-missing, or name another --python"
+                )
             await self._install(folder, [one for one in wanted if one not in missing])
         return missing
 
@@ -161,7 +163,7 @@ def _root() -> Path:
 def _folder(name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
-            "an environment's name must be 1 to 64 lower-case letters, digits, '-' and '_', and begin with a letter or digit"
+            f"an environment's name must be 1 to 64 lower-case letters, digits, '-' or '_', the first no '-' or '_', got {name!r:.80}"
         )
     return _root() / name
 
@@ -171,7 +173,9 @@ def _make_bare(folder: Path, python: str) -> None:
     try:
         subprocess.run([python, "-I", "-m", "venv", "--without-pip", str(folder)], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigurationError(f"--python must be a Python with the venv module, got {python}") from error
+        raise ConfigurationError(
+            f"--python must be a Python with the venv module, got {python}: install that module there, or name another Python"
+        ) from error
 
 
 def _version(folder: Path) -> str:

@@ -141,7 +141,7 @@ def confine(folder: str) -> None:
     """
     version = syscalls.landlock_version()
     if version == 0:
-        raise OSError(38, "this kernel does not have Landlock")
+        raise OSError(38, "this kernel does not have Landlock, which pip must run in: boot Linux 5.13 or newer with it")
     rights = _FIRST_RIGHTS | sum(right for since, right in _RIGHT_ADDED_BY_VERSION.items() if version >= since)
     ruleset = syscalls.landlock_ruleset(struct.pack("=Q", rights))
     syscalls.landlock_allow(ruleset, "/", _READ)

@@ -38,8 +38,8 @@ def parsed(texts: Iterable[str]) -> list[Requirement]:
     """Parse 1 to 100 requirements. Raise PackageError for a text that is not one, or that leads to a file or an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
-        raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}")
-    return [_parsed(text) for text in given]
+        raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}: use several calls for more")
+    return [_parsed(text, number) for number, text in enumerate(given, 1)]
 
 
 def canonical(requirement: Requirement) -> str:
@@ -78,7 +78,7 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
 def checked_name(text: str) -> str:
     """Return the canonical name of a package. Raise PackageError if the text is more than a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
-        raise _invalid("a package to uninstall must be given by its name alone")
+        raise _invalid("a package to uninstall must be given by its name alone, such as 'humanize', without a version, an option or a path")
     return canonicalize_name(text)
 
 
@@ -87,17 +87,22 @@ def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 
-def _parsed(text: str) -> Requirement:
+def _parsed(text: str, number: int) -> Requirement:
+    # Errors name the number of the argument. The text itself may be an option or an address that holds a password.
     if len(text) > _LONGEST or not text.isprintable() or not text.isascii():
-        raise _invalid(f"a package must be named in at most {_LONGEST} printable ASCII characters, one in each argument")
+        raise _invalid(f"package {number} of the call must be at most {_LONGEST} printable ASCII characters: name one in each argument")
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
-        raise _invalid("expected a package such as 'humanize', 'humanize>=4' or 'humanize[extra]==4.9', not an option or a path") from error
+        raise _invalid(
+            f"package {number} of the call must be such as 'humanize', 'humanize>=4' or 'humanize[extra]==4.9', and no option or path"
+        ) from error
     if requirement.url is not None:
-        raise _invalid("a package must be named without an address: put its wheel into an index or into ACASessions:Packages:WheelFolder")
+        raise _invalid(
+            f"package {number} of the call must not have an address: put its wheel into an index or into ACASessions:Packages:WheelFolder"
+        )
     if any(one.operator == "===" for one in requirement.specifier):
-        raise _invalid("versions must be compared by ==, >=, <=, !=, ~=, > or <, not by ===")
+        raise _invalid(f"package {number} of the call must compare versions by ==, >=, <=, !=, ~=, > or <, got ===")
     return requirement
 
 

@@ -38,22 +38,37 @@ _BY_SIGN = {
     ),
     TOO_LARGE: (
         "PackageTooLargeError",
-        "what is in its wheels is larger than the whole cache, or more than 500,000 files: raise ACASessions:Packages:CacheMegabytes",
+        "the wheels hold more than the whole cache may, or more than 500,000 files: raise ACASessions:Packages:CacheMegabytes",
     ),
     TOO_MUCH_FETCHED: (
         "PackageTooLargeError",
-        "what was fetched for it is larger than the whole cache: name exact versions, or raise ACASessions:Packages:CacheMegabytes",
+        "pip fetched more than the whole cache may hold: name exact versions, or raise ACASessions:Packages:CacheMegabytes",
     ),
-    rf"{TOO_MUCH_ABOUT}|MemoryError": ("UnsafeWheelError", "a wheel has metadata or a directory that is too large to be read"),
-    r"\[Errno 27\]": ("PackageTooLargeError", "a file in it is larger than the whole cache: raise ACASessions:Packages:CacheMegabytes"),
-    r"outside the target directory": ("UnsafeWheelError", "a wheel has files that would lie outside their place; nothing was installed"),
+    rf"{TOO_MUCH_ABOUT}|MemoryError": (
+        "UnsafeWheelError",
+        "a wheel has metadata or a directory that is too large to be read: name another version",
+    ),
+    r"\[Errno 27\]": ("PackageTooLargeError", "a file is larger than the whole cache: raise ACASessions:Packages:CacheMegabytes"),
+    r"outside the target directory": (
+        "UnsafeWheelError",
+        "a wheel has files that would lie outside its folder, so nothing was installed: name another version",
+    ),
     r"while executing command|No permission to execute|Cannot find command": (
         "BuildRefusedError",
-        "a package would have to be built here, which runs its code on the host: only ready-made wheels are installed",
+        "a package has no wheel, and building it would run its code on the host: only ready-made wheels are installed",
     ),
-    r"DO NOT MATCH THE HASHES": ("PackageChangedError", "a wheel is not the one that its index announced; nothing was installed"),
-    r"(?:401|403) Client Error": ("IndexRefusedError", "the package index refused this host: look at ACASessions:Packages:IndexUrl"),
-    r"is not a supported wheel|Wheel .* is invalid|BadZipFile|invalid wheel": ("UnsafeWheelError", "a wheel cannot be read: it is damaged"),
+    r"DO NOT MATCH THE HASHES": (
+        "PackageChangedError",
+        "a wheel is not the one that its index announced, so nothing was installed: try again, and check the index if this stays",
+    ),
+    r"(?:401|403) Client Error": (
+        "IndexRefusedError",
+        "the package index refused this host: check the user name and password in ACASessions:Packages:IndexUrl",
+    ),
+    r"is not a supported wheel|Wheel .* is invalid|BadZipFile|invalid wheel": (
+        "UnsafeWheelError",
+        "a wheel is damaged and cannot be read: name another version, or replace the wheel in the index",
+    ),
 }
 
 
@@ -67,9 +82,11 @@ def explained(output: str) -> PackageError:
     if "ResolutionImpossible" in output:
         causes = _CAUSES.search(output)
         reason = _shown(causes[1] if causes else _errors(output))
-        return PackageError("PackageConflictError", f"no set of versions fits together:\n{reason}")
+        return PackageError("PackageConflictError", f"no set of versions fits together, so ask for other versions:\n{reason}")
     said = _errors(output) or output.strip().rpartition("\n")[2]
-    return PackageError("PackageError", _shown(said) or "pip failed without a word; look at the host's disk and memory")
+    return PackageError(
+        "PackageError", _shown(said) or "pip failed without a message: check the host's free disk and memory, and try again"
+    )
 
 
 def progress(line: str) -> str | None:
@@ -92,12 +109,17 @@ def without_secrets(text: str, settings: Iterable[str]) -> str:
 def _missing(requirement: str, versions: str, output: str) -> PackageError:
     wanted = _shown(requirement)
     if versions.strip() not in ("", "none"):
-        return PackageError("PackageNotFoundError", f"no version fits {wanted}; as wheels for the sessions' Python there are {versions}")
+        return PackageError(
+            "PackageNotFoundError", f"no version fits {wanted}: ask for one that has a wheel for the sessions' Python: {versions}"
+        )
     if _UNREACHED.search(output):
-        advice = "is this host connected, is ACASessions:Packages:IndexUrl right?"
-        return PackageError("IndexUnreachableError", f"no package index was reached to look for {wanted}: {advice}")
+        advice = "check this host's network and ACASessions:Packages:IndexUrl"
+        return PackageError("IndexUnreachableError", f"cannot reach a package index to look for {wanted}: {advice}")
     if _UNFIT.search(output):
-        return PackageError("NoWheelError", f"{wanted} has no wheel for the sessions' Python on this machine; nothing is built from source")
+        return PackageError(
+            "NoWheelError",
+            f"{wanted} has no wheel for the sessions' Python on this machine, and nothing is built from source: name another version",
+        )
     return PackageError("PackageNotFoundError", f"the index does not have a package {wanted}: check the spelling of its name")
 
 
@@ -177,7 +199,9 @@ class Resolver:
             self.image.write_metadata(folder / "known")
         await self._pip(folder, ("--dry-run", f"--report={report}", f"--constraint={constraints}", "--", *requirements), tell)
         if report.stat().st_size > _MOST_REPORT:
-            raise PackageError("UnsafeWheelError", f"the metadata of the wheels is larger than {_MOST_REPORT >> 20} MB together")
+            raise PackageError(
+                "UnsafeWheelError", f"the metadata of the wheels is larger than {_MOST_REPORT >> 20} MB together: install fewer at once"
+            )
         return _wheels(json.loads(report.read_text()))
 
     async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
@@ -228,7 +252,10 @@ def _runner() -> str:
     """Return the script that pip itself starts for `pip --python`."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
-        raise PackageError("PackageError", "the host program's environment does not have pip: install it there")
+        raise PackageError(
+            "PackageError",
+            "the Python environment of aca-sessions does not have pip: install it there, for example by `python -m ensurepip`",
+        )
     return str(Path(found.origin).with_name("__pip-runner__.py"))
 
 
@@ -297,7 +324,9 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
         info, about = item["download_info"], item["metadata"]
         if item["is_direct"]:
             name = canonicalize_name(about["name"])
-            raise PackageError("BuildRefusedError", f"{name} would come from an address of its own, not from the index")
+            raise PackageError(
+                "BuildRefusedError", f"{name} must come from the index, but a package names an address for it: put its wheel into the index"
+            )
         hashes = info.get("archive_info", {}).get("hashes", {})
         wheels.append(Wheel(canonicalize_name(about["name"]), about["version"], hashes.get("sha256", "")))
     return sorted(wheels, key=lambda wheel: wheel.name)

@@ -232,7 +232,9 @@ class SessionPackages:
             async with asyncio.timeout(timeout):
                 held = await self._packages.fetched(missing, self._sets, tell)
         except TimeoutError as error:
-            raise PackageError("TimeoutError", f"the packages were not fetched within {timeout:g} s; nothing was installed") from error
+            raise PackageError(
+                "TimeoutError", f"cannot fetch the packages within {timeout:g} s: nothing was installed, so raise timeout or install fewer"
+            ) from error
         return await self._tasks.to_its_end(self._add(held, wanted))
 
     async def _add(self, held: HeldSet | None, wanted: dict[str, Requirement]) -> CodeExecutionResult:
@@ -302,7 +304,7 @@ def _failed(error: CodeError) -> CodeExecutionResult:
 
 
 def _of_the_disk(error: OSError) -> CodeError:
-    elsewhere = "or name another place in ACASessions:Packages:CacheFolder"
+    elsewhere = "or name another folder in ACASessions:Packages:CacheFolder"
     if error.errno == errno.ENOSPC:
         return CodeError("DiskFullError", f"the host's disk is full: free some of it, {elsewhere}")
     return CodeError(
@@ -316,8 +318,10 @@ def _names(held: HeldSet) -> set[str]:
 
 def _not_here(name: str, environment: dict[str, str]) -> str:
     if name in environment:
-        return f"{name} {environment[name]} belongs to the sessions' environment, which no session changes"
-    return f"{name} is not installed in this session"
+        return (
+            f"{name} {environment[name]} belongs to the sessions' environment, which no session changes: name what this session installed"
+        )
+    return f"{name} is not installed in this session: choose one that the session's list of packages has"
 
 
 def _ignore(_line: str) -> None:

@@ -127,7 +127,7 @@ def import_changed(show_error: Callable[[BaseException], None]) -> None:
             _loaded[name].module = module
             show_error(error)
             file = os.path.relpath(_loaded[name].path, place.data)
-            print(f"{file} has changed and cannot be imported: what was imported from it earlier is of the old file", file=sys.stderr)
+            print(f"{file} has changed and cannot be imported, so what it defined earlier stays: correct the file", file=sys.stderr)
 
 
 def _import_again(name: str, module: ModuleType) -> None:
@@ -197,16 +197,14 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
         message = f"{names} is loaded in another version: reset the session, then install it before it is imported"
         return _finished(extend, "PackageConflictError", message)
     if not all(os.access(path, os.R_OK | os.X_OK) for path in extend.paths):
-        message = (
-            "sessions cannot go into the folder of packages: name one in ACASessions:Packages:CacheFolder that everybody may go through"
-        )
+        message = "sessions cannot read the folder of packages: name one in ACASessions:Packages:CacheFolder that every user may enter"
         return _finished(extend, "PackageCacheError", message)
     try:
         with interrupts.allowed():
             send(Started(extend.execution))
             _put_on_path(extend.paths)
     except BaseException as error:
-        return _finished(extend, type(error).__name__, f"the session could not take the packages: {error}")
+        return _finished(extend, type(error).__name__, f"cannot add the packages to the session: {error}")
     return _finished(extend, None, "")
 
 
