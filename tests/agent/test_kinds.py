@@ -101,7 +101,7 @@ async def test_a_program_gets_separate_arguments_and_never_a_shell_line(
             ("tools.show('x', more=['--all'])", "would be read as an option"),
             ("tools.show('a\\0b')", "null character"),
             ("tools.show('x' * 200_000)", "128 KB"),
-            ("tools.show('x', output='y')", "takes no output"),
+            ("tools.show('x', output='y')", "takes no argument output"),
             ("tools.show(5)", "url must be of type string, got 5"),
             ("tools.show('x', header=[{}])", "text or a number"),
             ("tools.show('x', last='y')", "more must be given"),
@@ -134,10 +134,10 @@ async def test_an_argument_may_be_as_long_as_the_kernel_takes_it_and_no_longer(s
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import sys; sys.exit('went wrong')", "ended with 1: went wrong"),
+        ("import sys; sys.exit('went wrong')", "ended with status 1: went wrong"),
         ("print('x' * 6_000_000)", "wrote more than 4 MB"),
         ("import time; print('on', flush=True); time.sleep(60)", "did not answer within 0.5 s"),
-        ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
+        ("import os; os.kill(os.getpid(), 9)", "was killed by signal 9"),
     ],
 )
 async def test_a_failing_program_reports_its_error(pool: SessionPool, code: str, said: str) -> None:
@@ -173,7 +173,7 @@ async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_
     async with AgentSession(pool, tools=tools_in(tmp_path)) as agent:
         assert (await agent.run("import json; json.loads(tools.show.post(url='x'))")).text == "['-q', '-XPOST', 'x']"
         assert (await agent.run("tools.show.list()")).text == "[{'name': 'post', 'description': 'Posts'}]"
-        assert "takes no request" in str((await agent.run("tools.show.post(url='x', request='PUT')")).error)
+        assert "takes no argument request" in str((await agent.run("tools.show.post(url='x', request='PUT')")).error)
         assert "url: Where to" in (await agent.run("help(tools.show)")).stdout
 
 
@@ -183,7 +183,7 @@ async def test_a_recipe_sets_options_that_callers_cannot(pool: SessionPool, tmp_
         ("", "must describe a tool"),
         ("[1]", "must describe a tool"),
         ("{", "cannot be read as YAML"),
-        ("name: x", "a missing or wrong value"),
+        ("name: x", "must have the key 'command'"),
         ("{name: x, command: y, comand: z}", "unknown keys: comand"),
         ("{name: x, command: y, effect: harmless}", "one of read, write, irreversible"),
         ("{name: x, type: magic}", "must describe a tool"),

@@ -120,7 +120,7 @@ async def test_tables_keep_their_types(agent: AgentSession) -> None:
             ("tools.weather()", "weather needs city"),
             ("tools.weather(5)", "city must be of type string, got 5"),
             ("tools.weather('a', 1, 2)", "expected at most 1 positional arguments, got 3"),
-            ("tools.weather(town='Oslo')", "weather takes no town"),
+            ("tools.weather(town='Oslo')", "weather takes no argument town"),
             ("tools.nothing()", "AttributeError: there is no tool nothing: see tools.list()"),
             ("tools.twice(object())", "a object cannot be sent"),
             ("tools.twice({1: 2})", "a dict cannot be sent"),

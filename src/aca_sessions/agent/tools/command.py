@@ -39,7 +39,7 @@ class Option:
         words = [_word(one) for one in (value if isinstance(value, list) else [value])]
         # getopt(3) would take the next argument as the value, and that may be another option.
         if self.short and any(word in ("", "=") for word in words):
-            raise ToolFailedError(f"{self.name} must not be empty: its program would take the next argument in its place")
+            raise ToolFailedError(f"{self.name} must not be empty or '=': the program would take the next argument as its value")
         return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
     def parameter(self) -> Parameter:
@@ -92,13 +92,17 @@ class Program:
         """Return the whole command line as a list of arguments."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
-        plain = [_word(item) for value in values for item in (value if isinstance(value, list) else [value])]
-        for word in plain:
-            if word.startswith("-"):
-                raise ToolFailedError("a value that begins with '-' would be read as an option: give it another way")
+        plain = []
+        for parameter, value in zip(self.positional, values, strict=False):
+            for word in map(_word, value if isinstance(value, list) else [value]):
+                if word.startswith("-"):
+                    advice = "write the name of a file as './-name'"
+                    raise ToolFailedError(f"{parameter.name} must not begin with '-', because it would be read as an option: {advice}")
+                plain.append(word)
         for word in (*options, *plain):
-            if len(word.encode()) >= _MOST_ARGUMENT:
-                raise ToolFailedError("an argument of a program must be shorter than 128 KB, counted in UTF-8 and with its option")
+            if (size := len(word.encode())) >= _MOST_ARGUMENT:
+                told = f"each argument of {self.name} must be shorter than 128 KB in UTF-8 with its option"
+                raise ToolFailedError(f"{told}, got {size} bytes: pass large data in a file")
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
@@ -113,7 +117,7 @@ class Program:
             if value is None or value == []:
                 missing = missing or one.name
             elif missing:
-                raise ToolFailedError(f"{missing} must be given: {self.name} would take {one.name} for it")
+                raise ToolFailedError(f"{missing} must be given with {one.name}: otherwise {self.name} would take {one.name} for it")
             else:
                 values.append(value)
         return values
@@ -126,14 +130,17 @@ class Program:
                 *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
             )
         except OSError as error:
-            raise ToolFailedError(f"{self.name} could not be started: {error.strerror}") from error
+            raise ToolFailedError(
+                f"{self.name} could not be started: {error.strerror}. Check the tool's command on the host, or pass less"
+            ) from error
         try:
-            stdout, stderr = await asyncio.gather(_read(process.stdout, process), _read(process.stderr, process))
+            stdout, stderr = await asyncio.gather(_read(process.stdout, process, self.name), _read(process.stderr, process, self.name))
             status = await process.wait()
         finally:
             await _end(process)
         if status:
-            raise ToolFailedError(f"{self.name} ended with {status}: {(stderr or stdout).strip()[-2000:]}")
+            ended = f"ended with status {status}" if status > 0 else f"was killed by signal {-status}"
+            raise ToolFailedError(f"{self.name} {ended}: {(stderr or stdout).strip()[-2000:] or 'it wrote no output'}")
         return stdout
 
 
@@ -151,7 +158,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process) -> str:
+async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
     """Read a stream to its end. Kill the program if it writes more than 4 MB, and raise ToolFailedError.
 
     The excess is read as well: asyncio reports the end of a process only when its pipes are at their end.
@@ -164,7 +171,7 @@ async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess
         else:
             _kill(process)
     if size > _MOST_OUTPUT:
-        raise ToolFailedError(f"the program wrote more than {_MOST_OUTPUT >> 20} MB: ask for less")
+        raise ToolFailedError(f"{name} wrote more than {_MOST_OUTPUT >> 20} MB of output and was killed: ask it for less")
     return data.decode("utf-8", "replace")
 
 
@@ -173,5 +180,5 @@ def _word(value: object) -> str:
         case bool() | None | list() | dict():
             raise ToolFailedError(f"an argument of a program must be text or a number, got {type(value).__name__}")
         case str() if "\0" in value:
-            raise ToolFailedError("an argument of a program must not contain a null character")
+            raise ToolFailedError("an argument of a program must not contain a null character: remove it")
     return str(value).encode("utf-8", "backslashreplace").decode()

@@ -31,17 +31,25 @@ def tools_of(file: Path) -> list[Tool | ToolSource]:
     try:
         described = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:  # not chained: the cause quotes the file, which may hold a token
-        raise ConfigurationError(f"{file.name} cannot be read as YAML: {type(error).__name__}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = type(error).__name__ if mark is None else f"{type(error).__name__} in line {mark.line + 1}"
+        raise ConfigurationError(f"{file.name} cannot be read as YAML ({where}): correct or remove it") from None
     kind = described.get("type", "program") if isinstance(described, dict) else None
     kind = "program" if kind == "cli" else kind
     if kind not in _KEYS or "name" not in described:
-        raise ConfigurationError(f"{file.name} must describe a tool: a name, and a command, or type: mcp, or type: http")
+        got = type(described).__name__ if kind is None else f"type {kind!r:.40}" if kind not in _KEYS else "no name"
+        raise ConfigurationError(f"{file.name} must describe a tool by a name and a command, type: mcp or type: http, got {got}")
     if unknown := described.keys() - _KEYS[kind] - {"type"}:
-        raise ConfigurationError(f"{file.name} has unknown keys: {', '.join(sorted(map(str, unknown)))}")
+        expected = ", ".join(sorted(_KEYS[kind] | {"type"}))
+        raise ConfigurationError(f"{file.name} has unknown keys: {', '.join(sorted(map(str, unknown)))}. Expected only {expected}")
     try:
         return _made(kind, described)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"{file.name} has a missing or wrong value: {type(error).__name__} at {error}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file.name}: {error}") from error
+    except KeyError as error:
+        raise ConfigurationError(f"{file.name} must have the key {error}: add it") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ConfigurationError(f"{file.name} has a value of a wrong type or form: {error}") from error
 
 
 def _made(kind: str, described: Mapping[str, Any]) -> list[Tool | ToolSource]:
@@ -102,7 +110,7 @@ def _recipe(name: str, told: Mapping[str, Any]) -> Recipe:
 def _effect(told: Mapping[str, Any], default: Effect) -> Effect:
     effect = told.get("effect", default)
     if effect not in EFFECTS:
-        raise ConfigurationError(f"an effect must be one of {', '.join(EFFECTS)}")
+        raise ConfigurationError(f"effect must be one of {', '.join(EFFECTS)}, got {effect!r:.40}")
     return cast(Effect, effect)
 
 

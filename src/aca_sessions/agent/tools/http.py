@@ -79,9 +79,9 @@ class HttpApi:
 
     async def _call(self, endpoint: Endpoint, arguments: Mapping[str, Any]) -> object:
         if self._client is None:
-            raise ToolFailedError(f"{self._name} is closed")
+            raise ToolFailedError(f"the HTTP API {self._name} is closed: start its AgentSession again")
         in_path = set(_PLACE.findall(endpoint.path))
-        path = _PLACE.sub(lambda place: _segment(arguments[place[1]]), endpoint.path)
+        path = _PLACE.sub(lambda place: _segment(place[1], arguments[place[1]]), endpoint.path)
         rest = {name: value for name, value in arguments.items() if name not in in_path}
         method = endpoint.method.upper()
         sent: dict[str, Any] = ({"params": rest} if method in _IN_THE_QUERY else {"json": rest}) if rest else {}
@@ -90,7 +90,9 @@ class HttpApi:
                 return _content(response, await _body(response))
         except httpx.HTTPError as error:
             # Not chained: the cause quotes the URL.
-            raise ToolFailedError(f"{self._name}.{endpoint.name} was not answered: {type(error).__name__}") from None
+            raise ToolFailedError(
+                f"{self._name}.{endpoint.name} got no answer ({type(error).__name__}): check its base_url, or try again"
+            ) from None
 
 
 async def _body(response: httpx.Response) -> bytes:
@@ -110,18 +112,19 @@ def _content(response: httpx.Response, body: bytes) -> object:
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
     if not response.is_success:
-        raise ToolFailedError(f"the service answered {response.status_code}: {(text or '')[:2000]}")
+        advice = "redirects are not followed, so correct base_url or path" if response.is_redirect else response.reason_phrase
+        raise ToolFailedError(f"the service answered {response.status_code}: {advice if response.is_redirect else (text or advice)[:2000]}")
     if text is not None and "json" in kind and text:
         return httpx.Response(200, content=body).json()
     return body if text is None else text
 
 
-def _segment(value: object) -> str:
+def _segment(name: str, value: object) -> str:
     """Return a value as one segment of a path, fully quoted, so that it cannot lead to another place.
 
     Raise ToolFailedError if it is empty or has only dots.
     """
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
-        raise ToolFailedError("a value for a path must not be empty or only dots")
+        raise ToolFailedError(f"{name} must not be empty or only dots, because it is a part of the path, got {text!r:.80}")
     return text

@@ -46,7 +46,8 @@ class McpServer:
             seconds: The time limit of a call.
         """
         if (command is None) == (url is None):
-            raise ConfigurationError(f"the MCP server {name} must have either a command or a url, not both")
+            got = "neither" if command is None else "both"
+            raise ConfigurationError(f"the MCP server {name} must have either a command or a url, got {got}: give one of them")
         self._name, self._effect, self._tags, self._seconds = name, effect, tuple(tags), seconds
         self._command, self._url, self._environment = list(command or ()), url, dict(environment or {})
         self._ended = asyncio.Event()
@@ -61,7 +62,8 @@ class McpServer:
         try:
             session, tools = await asyncio.wait_for(asyncio.shield(ready), _OPENING_SECONDS)
         except Exception as error:
-            raise ConfigurationError(f"the MCP server {self._name} could not be opened: {type(error).__name__}") from error
+            advice = "check that its command starts an MCP server" if self._url is None else "check its url and that the server runs"
+            raise ConfigurationError(f"the MCP server {self._name} could not be opened ({type(error).__name__}): {advice}") from error
         return [self._tool(session, told) for told in tools]
 
     async def close(self) -> None:
@@ -111,7 +113,10 @@ class McpServer:
             raise ToolFailedError(error.error.message) from error
         parts = [_value(content) for content in result.content]
         if result.isError:
-            raise ToolFailedError("\n".join(part for part in parts if isinstance(part, str)) or f"{name} failed")
+            raise ToolFailedError(
+                "\n".join(part for part in parts if isinstance(part, str))
+                or f"{name} failed without a reason: see the log of the MCP server {self._name}"
+            )
         if result.structuredContent is not None:
             inner = result.structuredContent
             return inner["result"] if inner.keys() == {"result"} else inner

@@ -78,9 +78,11 @@ class Tool:
         """Raise ConfigurationError if code could not call the tool by its name, or if the effect is unknown."""
         if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
             reserved = ", ".join(sorted(_RESERVED))
-            raise ConfigurationError(f"a tool's name must have letters, digits and '_', and be none of {reserved}: got {self.name!r}")
+            form = f"up to 64 letters, digits, '_' and '-', begin with a letter, and be none of {reserved}"
+            advice = "Up to three such names may be joined by '.', and @tool(name='...') sets another name"
+            raise ConfigurationError(f"a tool's name must have {form}, got {self.name!r:.80}. {advice}")
         if self.effect not in EFFECTS:
-            raise ConfigurationError(f"the effect of {self.name} must be one of {', '.join(EFFECTS)}, got {self.effect!r}")
+            raise ConfigurationError(f"the effect of {self.name} must be one of {', '.join(EFFECTS)}, got {self.effect!r:.40}")
 
     @property
     def signature(self) -> str:
@@ -91,12 +93,12 @@ class Tool:
         """Raise TypeError if the arguments are not what the tool takes."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := arguments.keys() - known.keys():
-            raise TypeError(f"{self.name} takes no {', '.join(sorted(unknown))}: {self.signature}")
+            raise TypeError(f"{self.name} takes no argument {', '.join(sorted(unknown))[:200]}: call it as {self.signature}")
         for name, parameter in known.items():
             if name in arguments:
                 check(arguments[name], parameter.schema, name)
             elif parameter.required:
-                raise TypeError(f"{self.name} needs {name}: {self.signature}")
+                raise TypeError(f"{self.name} needs {name}: call it as {self.signature}")
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the Python function that this tool was made from. Raise TypeError if it was not made from one."""
@@ -223,14 +225,15 @@ def _run(function: Callable[..., Any], arguments: Mapping[str, object]) -> objec
     try:
         return function(**arguments)
     except StopIteration as error:  # a future refuses StopIteration, so the caller would wait forever
-        raise RuntimeError("StopIteration") from error
+        raise RuntimeError("the tool raised StopIteration: give next() a default, or raise another exception") from error
 
 
 def _parameters_of_function(function: Callable[..., Any]) -> list[Parameter]:
     hints, found = get_type_hints(function, include_extras=True), []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise ConfigurationError(f"{name} of the tool {function.__name__} cannot be given by its name: use plain parameters")
+            told = f"the parameter {name} of the tool {function.__name__} must be one that callers can give by name"
+            raise ConfigurationError(f"{told}, got a {parameter.kind.description} one: declare it without '*', '**' and '/'")
         schema, description = _schema(hints.get(name, Any))
         required = parameter.default is parameter.empty
         default = None if required else parameter.default
