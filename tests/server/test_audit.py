@@ -121,7 +121,7 @@ def test_events_lost_to_a_full_disk_are_counted_and_reported(file: Path, events:
     log.write("kept")
     log.close()
     assert [record.message for record in caplog.records] == [
-        "the audit log cannot be written (No space left on device): events are lost until it can"
+        f"cannot write to the audit log {file} (No space left on device): events are lost until it can be written again"
     ]
     assert [event.get("lost_before") for event in events()] == [3, None]
 

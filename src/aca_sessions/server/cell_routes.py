@@ -61,7 +61,7 @@ class CellRoutes:
                 call = replace(call, transactional=True)
         id = request.headers.get(flat.OPERATION_HEADER) or str(uuid.uuid4())
         if not _OPERATION_ID.fullmatch(id):
-            raise invalid("'operation-id' must be 1 to 128 letters, digits, '.', '_' or '-'")
+            raise invalid(f"the header operation-id must be 1 to 128 letters, digits, '.', '_' or '-', got {id!r:.80}")
         execution = self._sessions.execute(identifier, id, call)
         request.state.session = execution.session
         if not call.asynchronous:
@@ -158,7 +158,7 @@ class CellRoutes:
 
 def _after(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:
-        raise invalid("'after' must be the number of an event")
+        raise invalid(f"'after' must be the number of an event or 0, got {text!r:.80}: send the 'after' of the previous response")
     return int(text)
 
 
@@ -168,5 +168,5 @@ def _wait(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds <= 3600:
-        raise invalid("'wait' must be a number of seconds between 0 and 3600")
+        raise invalid(f"'wait' must be a number of seconds from 0 to 3600, got {text!r:.80}")
     return min(seconds, extensions.LONGEST_POLL)

@@ -255,7 +255,7 @@ class Executions:
             raise ProblemError(410, "ExecutionResultGone", said)
         execution = self._known.get(id)
         if execution is None:
-            raise no_execution()
+            raise no_execution(id)
         return execution
 
     def interrupt(self, execution: RunningExecution) -> None:
@@ -274,7 +274,7 @@ class Executions:
         """
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
-            said = "the execution does not wait for this answer: it has one already, or continued without"
+            said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
             raise ProblemError(409, "QuestionNotOpen", said)
 
     async def finish(self) -> None:
@@ -308,7 +308,9 @@ class Executions:
             execution.finish(replace(failed, state=NO_REPLY))
         finally:
             if not execution.done.is_set():
-                execution.finish(_no_result("the server was stopped"))
+                execution.finish(
+                    _no_result("the server was stopped before the cell ended: run it again at another server, or once this one is back")
+                )
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
@@ -414,9 +416,10 @@ class Executions:
             await interpreter.interrupt(execution.id)
 
 
-def no_execution() -> ProblemError:
+def no_execution(id: str) -> ProblemError:
     """Return the error (404) for an id that no execution of the session has."""
-    return ProblemError(404, "ExecutionNotFound", "there is no such execution in this session")
+    said = f"this session has no execution {id!r:.140}: check its id and the session's identifier"
+    return ProblemError(404, "ExecutionNotFound", said)
 
 
 def _no_result(message: str) -> CodeExecutionResult:

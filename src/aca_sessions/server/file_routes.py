@@ -21,7 +21,7 @@ from ..hosting import Hosting
 from ..models import RemoteFile
 from ..sandbox.sandbox import Sandbox
 from ..sandbox.session.files import Files, Reading
-from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, range_of, too_large, wants_whole
+from .routing import Routes, addressed, check_route, check_version, checked_identifier, note, problem_of, range_of, too_large, wants_whole
 from .sessions import Sessions
 
 _BINARY = "application/octet-stream"
@@ -161,7 +161,13 @@ class FileRoutes:
                 below, name = split_path(path)
             except ValueError as error:
                 raise ProblemError(400, "FilePathInvalid", str(error)) from error
-            yield files, "/".join(filter(None, (folder, below))), name
+            try:
+                yield files, "/".join(filter(None, (folder, below))), name
+            except OSError as error:
+                problem = problem_of(error)
+                if problem.status == 500:
+                    raise  # not about this file
+                raise ProblemError(problem.status, problem.code, f"{path!r:.80}: {problem.message}") from error
 
 
 @asynccontextmanager
@@ -176,7 +182,9 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
     async with _kept_on_disk(labelled) as form:
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
-            raise ProblemError(400, "SessionRequestValidationFailed", "the form must have a part 'file' with a file name")
+            got = "one without a file name" if upload is not None else "no such part"
+            said = f"the form must have a part 'file' with a file name, got {got}: send the file as multipart/form-data"
+            raise ProblemError(400, "SessionRequestValidationFailed", said)
         if (upload.size or 0) > most:
             raise too_large(most)
         yield (upload.filename or "").removeprefix("/mnt/data/"), iter(lambda: upload.file.read(1 << 20), b"")
@@ -191,7 +199,10 @@ async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
     try:
         form = await request.form(max_files=1, max_fields=8)
     except OSError as error:
-        _logger.error("an upload could not be kept in this host's folder for temporary files (TMPDIR): %s", error.strerror)
+        _logger.error(
+            "cannot keep an upload in this host's folder for temporary files (%s): free some disk there, or set TMPDIR to another folder",
+            error.strerror,
+        )
         raise _host_problem(error) from error
     try:
         yield form
@@ -204,7 +215,8 @@ def _host_problem(error: OSError) -> ProblemError:
         return ProblemError(
             507, "HostStorageFull", "the disk of the server's host is full, not the session's: its operator must free space"
         )
-    return ProblemError(500, "HostStorageUnavailable", "the server's host has no folder for temporary files: its operator must set TMPDIR")
+    said = "the server cannot write to its host's folder for temporary files: its operator must set TMPDIR to a folder that it may write"
+    return ProblemError(500, "HostStorageUnavailable", said)
 
 
 async def _labelled(request: Request) -> Request:

@@ -49,10 +49,12 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._allows(f"//{host}"):
-            said = f"the Host header must name a host of this server, got {host!r}: start the server with --allowed-host to accept it"
+            said = f"the Host header must name a host of this server, got {host!r:.80}: start the server with --allowed-host to accept it"
             return ProblemError(403, "HostNotAllowed", said)
         if origin is not None and not self._allows(origin):
-            said = f"the Origin header must name a host of this server, got {origin!r}: start the server with --allowed-host to accept it"
+            said = (
+                f"the Origin header must name a host of this server, got {origin!r:.80}: start the server with --allowed-host to accept it"
+            )
             return ProblemError(403, "OriginNotAllowed", said)
         if path in self._open_paths or not self._key:
             return None
@@ -61,7 +63,7 @@ class Guard:
         accepted = [self._key, self._metrics_key] if self._metrics_key and path == f"/{METRICS_PATH}" else [self._key]
         # Every pair is compared, so that the time shows neither which one matches nor how many bytes do.
         if not sum(hmac.compare_digest(one.encode("utf-8", "replace"), key) for one in given for key in accepted):
-            said = f"this server's key is needed: send it as a Bearer token, or in the header {mcp.KEY_HEADER}"
+            said = f"the request must have this server's key: send it in the header Authorization as 'Bearer KEY', or in {mcp.KEY_HEADER}"
             return ProblemError(401, "Unauthorized", said)
         scope.setdefault("state", {})[KNOWS_KEY] = True
         return None

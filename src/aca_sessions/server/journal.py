@@ -38,7 +38,8 @@ class AuditLog:
         found = os.fstat(self._file)
         if stat.S_ISREG(found.st_mode) and found.st_mode & _OTHERS:
             os.close(self._file)
-            raise ConfigurationError(f"ACASessions:Audit:File: others may read or write {path}: run chmod 600 on it")
+            mode = stat.S_IMODE(found.st_mode)
+            raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
         """Append an event with the current time. If it cannot be written, count it as lost; only the first lost one in a row is logged.
@@ -76,7 +77,9 @@ class AuditLog:
         self._lost += 1
         telemetry.audit_lost()
         if self._lost == 1:
-            _logger.error("the audit log cannot be written (%s): events are lost until it can", error.strerror)
+            _logger.error(
+                "cannot write to the audit log %s (%s): events are lost until it can be written again", self._path, error.strerror
+            )
 
     def _reopen_if_moved(self) -> None:
         try:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..contract import flat, mcp, shell
-from ..contract.records import DRAINING, ExecutionCall, ProblemError
+from ..contract.records import DRAINING, ExecutionCall, ProblemError, type_name
 from ..hosting import Hosting
 from ..models import CodeExecutionResult
 from .routing import Routes, checked_identifier, read_json
@@ -34,7 +34,9 @@ class McpRoute:
         """Respond to one JSON-RPC message. A notification, which has no id, gets an empty response with 202."""
         message = await read_json(request, self._most)
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
-            return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, "the body must be a JSON-RPC request"), 400)
+            got = f"an object with {type_name(message.get('method'))} there" if isinstance(message, Mapping) else type_name(message)
+            said = f"the body must be a JSON-RPC request, an object with text in 'method', got {got}"
+            return JSONResponse(mcp.encode_error(None, mcp.INVALID_REQUEST, said), 400)
         if "id" not in message:
             return Response(status_code=202)
         return JSONResponse(await self._answered(message))
@@ -50,13 +52,16 @@ class McpRoute:
                 return mcp.encode_answer(id, {"tools": mcp.TOOLS})
             case "tools/call":
                 return await self._called(id, message.get("params"))
-        return mcp.encode_error(id, mcp.UNKNOWN_METHOD, "the method must be initialize, ping, tools/list or tools/call")
+        said = f"'method' must be initialize, ping, tools/list or tools/call, got {message['method']!r:.80}"
+        return mcp.encode_error(id, mcp.UNKNOWN_METHOD, said)
 
     async def _called(self, id: object, params: object) -> dict[str, object]:
         name = params.get("name") if isinstance(params, Mapping) else None
         arguments = params.get("arguments") or {} if isinstance(params, Mapping) else None
         if name not in _TOOLS or not isinstance(arguments, Mapping):
-            return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, f"'params' must have 'arguments', and a 'name' of {', '.join(_TOOLS)}")
+            got = f"the name {name!r:.80} and {type_name(arguments)} as arguments" if isinstance(params, Mapping) else type_name(params)
+            said = f"'params' must be an object with a 'name' of {', '.join(_TOOLS)}, and with an object 'arguments', got {got}"
+            return mcp.encode_error(id, mcp.INVALID_ARGUMENTS, said)
         try:
             return mcp.encode_answer(id, await self._use(str(name), arguments))
         except ProblemError as problem:

@@ -21,15 +21,20 @@ from ..telemetry import hashed
 from .journal import Journal
 
 _UNEXPECTED = "InternalError"
+_NO_FILE = "the session has no file at this path: list its files to see those that it has"
 _BY_ERRNO = {
-    errno.ENOENT: (404, "FileNotFound", "there is no such file in the session"),
-    errno.ENOTDIR: (404, "FileNotFound", "there is no such file in the session"),
-    errno.EISDIR: (400, "FilePathInvalid", "this is a folder"),
-    errno.ENOTEMPTY: (400, "FilePathInvalid", "the folder is not empty"),
-    errno.ENAMETOOLONG: (400, "FilePathInvalid", "the path is too long"),
-    errno.ELOOP: (400, "FilePathInvalid", "links are not followed"),
-    errno.EXDEV: (400, "FilePathInvalid", "this leads out of /mnt/data"),
-    errno.EACCES: (403, "FileNotAccessible", "the session's code removed the permission to use this file"),
+    errno.ENOENT: (404, "FileNotFound", _NO_FILE),
+    errno.ENOTDIR: (404, "FileNotFound", _NO_FILE),
+    errno.EISDIR: (400, "FilePathInvalid", "expected a file, got a folder: use the path of a file in it"),
+    errno.ENOTEMPTY: (400, "FilePathInvalid", "the folder must be empty to be deleted: delete its files first"),
+    errno.ENAMETOOLONG: (400, "FilePathInvalid", "each name of the path must have at most 255 bytes: choose a shorter one"),
+    errno.ELOOP: (400, "FilePathInvalid", "the path must not lead over a symbolic link: use the path that the link leads to"),
+    errno.EXDEV: (400, "FilePathInvalid", "the path must stay below /mnt/data"),
+    errno.EACCES: (
+        403,
+        "FileNotAccessible",
+        "the session's code removed the permission to use this file: restore it in a cell, with chmod",
+    ),
     errno.EAGAIN: (409, "FileBusy", "the session's code holds this file: try again"),
     errno.EMFILE: (
         500,
@@ -86,7 +91,9 @@ def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
 def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
     """Return an identifier unchanged. Raise ProblemError (400) if `allowed` does not match all of it."""
     if not allowed.fullmatch(identifier):
-        said = "the identifier must be present, and have the characters and the length that are allowed here"
+        # The length and not the identifier, which is a secret.
+        got = f"{len(identifier)} characters" if identifier else "none"
+        said = f"the session's identifier must be present and match the regular expression {allowed.pattern}, got {got}"
         raise ProblemError(400, "SessionRequestValidationFailed", said)
     return identifier
 
@@ -105,14 +112,15 @@ def check_route(request: Request, path: str, *, whole: bool = True) -> None:
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
-        raise ProblemError(404, "NotFound", f"this api-version has another path for this request: {path}")
+        raise ProblemError(404, "NotFound", f"this api-version has this request at {path}: use that path, or another api-version")
 
 
 def skip_of(request: Request) -> int:
     """Return the query's `skip`: the index at which a page begins, by default 0. Raise ProblemError (400) if it is not a number."""
     skip = request.query_params.get("skip", "0")
     if not _SKIP.fullmatch(skip):
-        raise ProblemError(400, "SessionRequestValidationFailed", "'skip' must be a whole number")
+        said = f"'skip' must be a whole number of at most 9 digits, got {skip!r:.80}"
+        raise ProblemError(400, "SessionRequestValidationFailed", said)
     return int(skip)
 
 
@@ -169,7 +177,7 @@ async def read_json(request: Request, most: int, *, default: bytes = b"") -> obj
 
 def too_large(most: int) -> ProblemError:
     """Return the problem of a request that has more than `most` bytes."""
-    return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes")
+    return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes, got more: send less at once")
 
 
 Handler = Callable[[Request], Awaitable[Response]]

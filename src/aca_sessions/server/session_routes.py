@@ -56,7 +56,7 @@ class SessionRoutes:
     async def metrics(self, _request: Request) -> Response:
         """Return the metrics of this process, in Prometheus's text format. They contain no names of sessions."""
         if self._hosting.metrics is None:
-            raise ProblemError(404, "NotFound", "this server was started without --metrics")
+            raise ProblemError(404, "NotFound", "this server has no metrics: start it with --metrics")
         return Response(await to_thread.run_sync(self._hosting.metrics), media_type=_PROMETHEUS)
 
     async def session(self, request: Request) -> Response:
@@ -103,7 +103,8 @@ class SessionRoutes:
         Sessions of code interpreters are deleted.
         """
         addressed(request, plain=self._hosting.plain)
-        raise ProblemError(400, "SessionRequestNotSupported", "a code interpreter's session is ended by DELETE session")
+        said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
+        raise ProblemError(400, "SessionRequestNotSupported", said)
 
     async def _isolation(self) -> dict[str, object]:
         report = await self._sessions.isolation()

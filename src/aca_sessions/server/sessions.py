@@ -219,7 +219,8 @@ class Sessions:
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
-            raise ProblemError(400, NO_SESSION, "there is no session with this identifier")
+            said = "there is no session with this identifier: check the identifier, or run a cell or upload a file to begin one"
+            raise ProblemError(400, NO_SESSION, said)
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
@@ -237,7 +238,7 @@ class Sessions:
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
-            raise no_execution()
+            raise no_execution(id)
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
@@ -276,8 +277,10 @@ class Sessions:
         return [session for session, _ in reserved]
 
     def _reserve(self, identifiers: list[str], in_use: ExitStack) -> "list[tuple[HostedSession, asyncio.Future[Sandbox]]]":
-        if any(identifier in self._sessions for identifier in identifiers):
-            raise ProblemError(409, "SessionExists", "there is a session with this identifier already: give the branch another one")
+        if taken := [number for number, identifier in enumerate(identifiers, 1) if identifier in self._sessions]:
+            # The number and not the identifier, which is a secret.
+            said = f"identifier {taken[0]} of {len(identifiers)} is in use by a session already: give that branch another one"
+            raise ProblemError(409, "SessionExists", said)
         reserved = []
         try:
             for identifier in identifiers:
@@ -298,7 +301,7 @@ class Sessions:
     async def _give_back(self, reserved: "list[tuple[HostedSession, asyncio.Future[Sandbox]]]") -> None:
         for session, opened in reserved:
             if not opened.done():
-                opened.set_exception(GuestDiedError("the branch could not be made: make another one"))
+                opened.set_exception(GuestDiedError("this branch was not made, because another of the same request failed: make new ones"))
                 opened.exception()  # retrieved, so that asyncio does not log it if no cell waits for it
             if not session.ended:
                 self._drop(session, "deleted", cause=None)
