@@ -1,4 +1,4 @@
-"""The decision about tool calls: whether they are allowed, and how much of a budget they can use."""
+"""Approval of tool calls: which calls are allowed, how much of its tool's budget each can use, and the records of all calls."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,11 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """A call of a tool. `digest` is the SHA-256 of its result as JSON. `error` is the name of the exception if the tool failed."""
+    """The record of one call of a tool.
+
+    `digest` is the SHA-256 of the result as JSON, or None if there is no result. `error` is the name of the exception if the tool failed,
+    `cancelled` if the call was cancelled, else None.
+    """
 
     tool: str
     effect: Effect
@@ -37,7 +41,7 @@ class CallRecord:
 
 
 class Records:
-    """The latest 10,000 calls. If arguments take too many bytes, the oldest arguments are dropped, but never the calls themselves."""
+    """The records of the latest 10,000 calls. If their arguments take more than 64 MB together, the oldest records lose their arguments."""
 
     def __init__(self) -> None:
         self._whole: deque[tuple[CallRecord, int]] = deque()  # each with the size of its arguments
@@ -51,7 +55,7 @@ class Records:
         return len(self._without) + len(self._whole)
 
     def append(self, record: CallRecord) -> None:
-        """Add a record, and drop what exceeds the limits."""
+        """Add a record, and drop old records or their arguments if a limit is exceeded."""
         sizes = {name: _size_of(argument) for name, argument in record.arguments.items()}
         size = sum(filter(None, sizes.values()))
         if None in sizes.values():
@@ -68,7 +72,7 @@ class Records:
 
 
 def _size_of(argument: object) -> int | None:
-    """Return about how many bytes an argument takes, or None if it has too many values to be recorded."""
+    """Return an estimate of the bytes that an argument takes, or None if it has too many values to be recorded."""
     size = looked_at = 0
     left = [argument]
     while left:
@@ -88,7 +92,7 @@ def _size_of(argument: object) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A call that the approval function is asked to allow."""
+    """A call that the approval function may allow or refuse."""
 
     tool: str
     effect: Effect
@@ -100,7 +104,7 @@ Approve = Callable[[Sequence[Call]], "bool | Sequence[bool] | Awaitable[bool | S
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """The seconds of its tool's budget that a call can use while it runs."""
+    """The seconds of its tool's budget that are set aside for a call while it runs."""
 
     seconds: float
 
@@ -115,19 +119,24 @@ class _Used:
 
 
 class Approval:
-    """The decisions about calls, the budgets and the records.
+    """Decides about calls, counts budgets and keeps records, for one agent session.
 
-    Tools that read are always allowed. Without an approval function, irreversible ones are refused and the others are allowed.
+    Calls of tools that only read are always allowed. Without an approval function, calls of irreversible tools are refused and all others
+    are allowed.
     """
 
     def __init__(self, approve: Approve | None) -> None:
-        """Take the function that decides. It is called with one call, or with all calls of a batch."""
+        """Use an approval function, or None for the defaults.
+
+        The function is called with a list of one call, or of all calls of a batch that need approval. It returns one bool for all, or one
+        for each, and may be async.
+        """
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
         self.records = Records()
 
     async def decide(self, calls: Sequence[tuple[Tool, Mapping[str, object]]]) -> list[Decision]:
-        """Return a decision for each call. All calls that need an approval are decided together."""
+        """Return a decision for each call, in the same order. The approval function gets all calls that need approval at once."""
         asked = [place for place, (tool, _) in enumerate(calls) if tool.effect != "read"]
         decisions: list[Decision] = ["not asked"] * len(calls)
         if self._approve is None:
@@ -140,7 +149,11 @@ class Approval:
         return decisions
 
     async def _asked(self, calls: Sequence[Call]) -> list[bool]:
-        """Call the approval function. Any answer other than a bool, or as many decisions as calls, allows nothing."""
+        """Return for each call whether the approval function allows it.
+
+        If it returns neither a bool nor a sequence with one value for each call, no call is allowed. In a sequence, only True allows a
+        call.
+        """
         if self._approve is None:
             return [False] * len(calls)
         answer = self._approve(calls)
@@ -152,10 +165,10 @@ class Approval:
         return [one is True for one in decided] if len(decided) == len(calls) else [False] * len(calls)
 
     async def reserve(self, tool: Tool) -> Reservation:
-        """Reserve a call of a tool and its seconds. Raise ToolFailedError if the tool's budget is used up.
+        """Count a call of a tool and reserve seconds of the tool's budget for it. Raise ToolFailedError if the budget is used up.
 
-        Wait while calls that run may use up the rest. The size of an answer is known only when it has come, so with a limit of bytes calls
-        run one after another.
+        Wait if calls that are running may use up the rest of the budget. If the budget limits bytes, calls run one after another, because
+        the size of a result is known only when the call has ended.
         """
         used, budget = self._used[tool.name], tool.budget
         while True:
@@ -172,7 +185,14 @@ class Approval:
         return used.running[-1]
 
     def settle(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
-        """Count what a call used, and release its reservation."""
+        """Release the reservation of a call that has ended, and count what the call used.
+
+        Args:
+            tool: The tool that was called.
+            reservation: What `reserve` returned for the call.
+            seconds: The duration of the call.
+            size: The bytes of its result.
+        """
         used = self._used[tool.name]
         used.running.remove(reservation)
         used.seconds += seconds
@@ -191,7 +211,9 @@ def _check(tool: Tool, used: _Used) -> None:
 def digest(text: str, files: Mapping[str, bytes]) -> str:
     """Return the SHA-256 of a result.
 
-    The names of its files are random, so the hashes of their contents take their place.
+    Args:
+        text: The result as JSON. It refers to files by random names, so each name is first replaced by the hash of the file's content.
+        files: The contents of the files, by name.
     """
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
@@ -199,5 +221,5 @@ def digest(text: str, files: Mapping[str, bytes]) -> str:
 
 
 def why_refused(tool: Tool) -> str:
-    """Return the error message for code in a session whose call was refused."""
+    """Return the message of the error that code in a session gets when its call of a tool was refused."""
     return f"{tool.name} is {tool.effect} and was not allowed: do something else, or ask for it to be allowed"

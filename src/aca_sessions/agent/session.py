@@ -1,4 +1,4 @@
-"""A session for an agent: its cells call tools of the host, and what it saves outlives it."""
+"""A session for an agent: its cells can call tools of the host, and keep skills, artifacts and dependencies that outlive it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ _BY_ISOLATION = {
 
 
 class AgentSession:
-    """A session whose code has `tools`, `skills`, `artifacts` and `deps`. It can reach nothing else of the host."""
+    """A session whose cells have `tools`, `skills`, `artifacts` and `deps`. Through these, cells can reach nothing else of the host."""
 
     def __init__(
         self,
@@ -63,11 +63,11 @@ class AgentSession:
 
         Args:
             pool: The pool to lease from. By default a pool is opened from the settings.
-            storage: Where skills, artifacts and dependencies are kept. By default in memory, until this object is gone.
+            storage: Where skills, artifacts and dependencies are kept. By default in memory, for as long as this object exists.
             tools: Tools, sources of tools such as an MCP server, or plain functions.
-            approve: Called before calls of tools that write, with one call or a whole batch. Returns whether they are allowed.
-            embed: Makes vectors of texts, so that searches are by meaning and not by words.
-            sync_deps_on_start: Whether `start` installs the dependencies that are kept.
+            approve: Called before calls of tools that write, with one call or all calls of a batch. Returns whether they are allowed.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+            sync_deps_on_start: Whether `start` installs the dependencies in the storage.
             allow_runtime_deps: Whether dependencies can be added and removed.
         """
         self._pool = pool
@@ -86,10 +86,10 @@ class AgentSession:
 
     @classmethod
     def from_base(cls, path: Path | str, pool: SessionPool | None = None, **options: Any) -> Self:
-        """Create a session over a folder.
+        """Create a session whose tools, skills, artifacts and dependencies are in a folder.
 
-        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the dependencies to
-        begin with.
+        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the first
+        dependencies. Anything of this may be missing.
 
         Args:
             path: The folder.
@@ -104,9 +104,9 @@ class AgentSession:
         return made
 
     async def start(self) -> None:
-        """Lease the session and open the tools. `async with` does this. A second call does nothing.
+        """Lease the session and open the tools, as `async with` does. Do nothing if the session is started already.
 
-        Raise NotSupportedError if there are tools and the endpoint's cells cannot call them.
+        Raise NotSupportedError if there are tools, but cells at this endpoint cannot call them.
         """
         async with self._starting:
             if self._opened is None:
@@ -127,7 +127,7 @@ class AgentSession:
         return live
 
     async def close(self) -> None:
-        """End the session and close its tools, after a `start` that is still running. What was saved stays in the storage."""
+        """End the session and close its tools. What was saved stays in the storage. Wait for a `start` that is still running."""
         async with self._starting:
             self._opened = None
             await self._stack.aclose()
@@ -135,20 +135,23 @@ class AgentSession:
     async def run(self, code: str, timeout: float | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell.
 
-        The cell's clock stands still while it waits for a tool or for an approval.
+        While the cell waits for a tool or for an approval, its clock stands still, so the wait does not count against `timeout`.
         """
         return await self._live.run(code, timeout)
 
     async def reset(self) -> None:
-        """Clear the variables. Files and the four namespaces stay."""
+        """Clear the variables of the session. Files, `tools`, `skills`, `artifacts` and `deps` stay."""
         await self._live.session.reset()
 
     def supports(self, capability: str) -> bool:
-        """Return whether the session has a capability, by py-code-mode's names or the own ones. Each is true only if it is enforced."""
+        """Return whether the session has a capability that the endpoint enforces. Must be called after the start.
+
+        The names are those of py-code-mode, such as `network_isolation`, and a few of this package, such as `checkpoint`.
+        """
         return capability in self._live.capabilities
 
     def supported_capabilities(self) -> set[str]:
-        """Return the names of all capabilities that the session has."""
+        """Return the names of all capabilities for which `supports` returns True. Must be called after the start."""
         return set(self._live.capabilities)
 
     @property
@@ -157,60 +160,65 @@ class AgentSession:
         return self._storage
 
     async def list_skills(self) -> list[dict[str, Any]]:
-        """Return all skills: name, description, parameters, origin and more, but not the source."""
+        """Return all skills, sorted by name. Each has its name, description, parameters, origin and more, but not its source."""
         return await self._skills.list()
 
     async def search_skills(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
-        """Return the skills that fit a description, the best first."""
+        """Return the skills that match a query, the best first, at most `limit`. Their sources are left out."""
         return await self._skills.search(query, limit)
 
     async def get_skill(self, name: str) -> dict[str, Any] | None:
-        """Return a skill with its source, or None if there is none of that name."""
+        """Return a skill with its source, or None if no skill has that name."""
         return await self._skills.get(name)
 
     async def add_skill(self, name: str, source: str, description: str = "") -> dict[str, Any]:
-        """Save a skill and return it. Raise InvalidArgumentError if an example in its docstring fails.
+        """Save a skill and return it. A skill of the same name is replaced.
+
+        Raise InvalidArgumentError if an example in the docstring of its `run` fails, or if the name or the source is invalid.
 
         Args:
-            name: Its name, a Python name of up to 64 characters.
+            name: A Python name of up to 64 characters.
             source: Python source that defines `run`. Examples in its docstring are run first.
-            description: What it is for. By default the first paragraph of the docstring.
+            description: What the skill does. By default the first paragraph of the docstring.
         """
         return await self._skills.add(name, source, description)
 
     async def remove_skill(self, name: str) -> bool:
-        """Remove a skill and return whether there was one."""
+        """Remove a skill. Return whether it existed."""
         return await self._skills.remove(name)
 
     async def list_artifacts(self) -> list[dict[str, Any]]:
-        """Return all artifacts: name, path, description, metadata, created_at."""
+        """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
         return await self._artifacts.list()
 
     async def save_artifact(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON or a DataFrame under a name, and return its description.
+        """Save text, bytes, JSON or a DataFrame under a name. Return the artifact's description.
 
         Args:
             name: The name. An artifact of the same name is replaced.
             data: The content.
-            description: What it is.
-            metadata: Further facts, as JSON.
+            description: What the artifact is.
+            metadata: Further facts, which JSON can hold.
         """
         return await self._artifacts.save(name, data, description, metadata)
 
     async def load_artifact(self, name: str) -> Any:
-        """Return the content of an artifact, as it was saved."""
+        """Return the content of an artifact as it was saved. Raise InvalidArgumentError if no artifact has that name."""
         return await self._artifacts.load(name)
 
     async def delete_artifact(self, name: str) -> None:
-        """Delete an artifact. Do nothing if there is none of that name."""
+        """Delete an artifact. Do nothing if no artifact has that name."""
         await self._artifacts.delete(name)
 
     async def list_deps(self) -> list[str]:
-        """Return the requirements that are kept."""
+        """Return the requirements in the storage, in the order in which they were added."""
         return await self._deps.list()
 
     async def add_dep(self, package: str) -> dict[str, Any]:
-        """Install a package and keep its requirement, unless installing fails. Return `installed`, `already_present`, `failed`."""
+        """Install a package and add its requirement to the storage, unless the installation fails.
+
+        Return a dict with the lists `installed`, `already_present` and `failed`, one of which has the package.
+        """
         self._deps.check_unlocked()
         told = await install(self._live.session, [package])
         if not told["failed"]:
@@ -218,36 +226,43 @@ class AgentSession:
         return told
 
     async def remove_dep(self, package: str) -> dict[str, Any]:
-        """Uninstall a package and forget its requirement. Return `removed`, `not_found`, `failed` and `removed_from_config`.
+        """Uninstall a package and remove its requirement from the storage.
 
-        `removed_from_config` is whether its requirement was kept.
+        Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package, and the bool `removed_from_config`,
+        which tells whether the storage had its requirement.
         """
         configured = await self._deps.forget(package)
         return await uninstall(self._live.session, package, configured=configured)
 
     async def sync_deps(self) -> dict[str, Any]:
-        """Install all requirements that are kept. Return `installed`, `already_present`, `failed`."""
+        """Install all requirements in the storage. Return a dict with the lists `installed`, `already_present` and `failed`."""
         return await self.install_all(await self.list_deps())
 
     async def install_all(self, requirements: Sequence[str]) -> dict[str, Any]:
-        """Install packages into this session without keeping their requirements."""
+        """Install packages into this session without adding their requirements to the storage.
+
+        Return a dict with the lists `installed`, `already_present` and `failed`.
+        """
         return await install(self._live.session, requirements)
 
     @property
     def calls(self) -> list[CallRecord]:
-        """Return the latest 10,000 calls with their outcome. The oldest may be without their arguments."""
+        """Return the records of the latest 10,000 calls of tools, the oldest first. Old records may have lost their arguments."""
         return list(self._approval.records)
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """Return all tools with name, description, tags, effect and signature.
+        """Return all tools, each with name, description, tags, effect and signature.
 
-        Before the start, tools that are servers are opened for this call.
+        Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
         """
         async with self._tools() as toolbox:
             return toolbox.list()
 
     async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
-        """Return the tools that fit a description, the best first. Before the start, tools that are servers are opened for this call."""
+        """Return the tools that match a query, the best first, at most `limit`.
+
+        Before the start, sources of tools such as MCP servers are opened for this call and closed after it.
+        """
         async with self._tools() as toolbox:
             return await toolbox.search(query, limit)
 
@@ -288,15 +303,15 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
 
 
 class Live:
-    """A leased session and the calls that its cells can make."""
+    """A leased session, how its cells run, and the host calls that they can make."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
-        """Prepare the session. Until `answer_with`, no call is answered.
+        """Prepare a leased session. Its cells can make no host call before `answer_with`.
 
         Args:
-            pool: The pool of the session.
+            pool: The pool that leased the session.
             session: The session.
-            runner: Returns how cells of a session run. It depends on what the endpoint supports.
+            runner: Returns the function that runs cells of a session. It depends on what the endpoint supports.
             why_not: Why cells cannot call tools, or "" if they can.
         """
         self.session = session
@@ -311,7 +326,7 @@ class Live:
 
     @classmethod
     async def of(cls, pool: SessionPool, session: Session) -> "Live":
-        """Create it for a session that was leased from a pool, and find out what its endpoint supports."""
+        """Return the object for a session that was leased from a pool, after finding out what its endpoint supports."""
         runner, why_not = _follow, ""
         if not await session.supports("events"):
             why_not = await send_modules(session)
@@ -321,12 +336,15 @@ class Live:
         return live
 
     def answer_with(self, table: Mapping[str, Answer]) -> None:
-        """Allow cells to make these calls from now on. Examples of skills can only make those that change nothing in the storage."""
+        """Use a table of the host calls that cells can make from now on.
+
+        Examples of skills can make them as well, except those that change the storage or packages, such as `artifacts.save`.
+        """
         self._calls = HostCalls(table)
         self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. If it was the last one that ran, then install and remove the packages that cells asked for."""
+        """Run a cell and return its result. If no other cell runs then, first install and remove the packages that cells asked for."""
         self._cells += 1
         try:
             result = await self._run(self._calls, code, timeout)
@@ -341,7 +359,10 @@ class Live:
             raise
 
     async def attempt(self, name: str, source: str) -> None:
-        """Run the examples of a skill. Raise InvalidArgumentError if one fails, and NotSupportedError if cells here can make no calls."""
+        """Run the examples of a skill, in another session. Raise InvalidArgumentError if one fails.
+
+        Raise NotSupportedError if cells at this endpoint cannot make host calls.
+        """
         if self.why_no_tools:
             raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
         async with self._elsewhere() as session:
@@ -355,7 +376,10 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """Open another session for the block: a branch of this one, or a fresh one while a cell runs or if branches are not possible."""
+        """Open another session for the block: a branch of this one if possible, else a fresh one.
+
+        No branch is made while a cell runs.
+        """
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)
@@ -370,7 +394,7 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Return how cells run at endpoints with events: calls arrive as events of the execution."""
+    """Return the function that runs cells of a session at an endpoint with events: host calls arrive as events of the execution."""
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -384,17 +408,17 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return how cells run at endpoints without events."""
+    """Return the function that runs cells of a session at an endpoint without events, in a thread of the session."""
     return Exchange(session).run
 
 
 def _run_without_calls(session: Session) -> Run:
-    """Return how cells run at endpoints where their calls cannot be answered."""
+    """Return the function that runs cells of a session at an endpoint where cells can make no host calls."""
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 
 async def _capabilities(session: Session, *, host_tools: bool) -> frozenset[str]:
-    """Return the names of a session's capabilities. `host_tools` is whether its cells can call tools."""
+    """Return the names of the capabilities of a session. `host_tools` tells whether its cells can call tools."""
     found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
     if host_tools:
         found.add("host_tools")

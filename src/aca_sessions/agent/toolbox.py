@@ -1,6 +1,6 @@
-"""What code in a session can call: the tools of one agent session, and the table of all host calls.
+"""The host calls of an agent session: its tools, and the table of everything that its cells can call.
 
-Tools are found by name, and their calls are checked, decided, limited in time and recorded.
+Calls of tools are validated, approved, limited in time and recorded.
 """
 
 import asyncio
@@ -22,15 +22,15 @@ Described = list[dict[str, Any]]
 
 
 class ToolBox:
-    """All tools that code in a session can call."""
+    """The tools that cells of an agent session can call, by name."""
 
     def __init__(self, tools: Sequence[Tool], approval: Approval, embed: Embed | None = None) -> None:
-        """Take the tools. Raise ConfigurationError if two have the same name.
+        """Use these tools. Raise ConfigurationError if two of them have the same name.
 
         Args:
             tools: The tools.
-            approval: Decides calls, counts budgets and keeps records.
-            embed: Makes vectors of texts, so that searches are by meaning and not by words.
+            approval: Decides about calls, counts budgets and keeps records.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._tools: dict[str, Tool] = {}
         for tool in tools:
@@ -49,11 +49,14 @@ class ToolBox:
         return [_told(tool) for tool in self._tools.values()]
 
     async def search(self, query: str, limit: int) -> Described:
-        """Return the tools that fit a description, the best first."""
+        """Return the tools that match a query, the best first, at most `limit`."""
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return a tool with its parameters and the tools below its name (`name.member`). Raise ToolFailedError if there is none."""
+        """Return the description of a tool with its parameters, and with those of the tools below its name (`name.member`).
+
+        `callable` is False if only tools below the name exist. Raise ToolFailedError if there are none either.
+        """
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
         if tool is None and not below:
@@ -64,16 +67,23 @@ class ToolBox:
         return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """Call a tool and return its answer. Raise ToolFailedError if it does not exist or must not be called."""
+        """Call a tool and return its result.
+
+        Raise ToolFailedError if there is no such tool, the call is refused, or a limit is exceeded. Raise TypeError if the arguments do
+        not match. Exceptions of the tool itself are raised as well.
+        """
         return await self.make(self._checked(name, arguments), arguments)
 
     async def make(self, tool: Tool, arguments: Mapping[str, Any]) -> object:
-        """Decide a call, carry it out and record it."""
+        """Approve a call of a tool, run the tool and record the call. Return the result. The arguments must have been validated."""
         (decision,) = await self._approval.decide([(tool, arguments)])
         return await self._made(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
-        """Return the outcome of each call, as `value` or `error`. All are decided together, then carried out one after another."""
+        """Make several calls. Return a dict for each, with either `value` or the message `error`.
+
+        All calls are approved together, then made one after another. Raise if one of them names no tool or its arguments do not match.
+        """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
         return [await self._outcome(tool, arguments, decision) for (tool, arguments), decision in zip(checked, decisions, strict=True)]
@@ -92,7 +102,10 @@ class ToolBox:
         return tool
 
     async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Carry out a call that was decided. Every outcome is recorded: a refusal, a spent budget, a failure, a cancellation."""
+        """Make a call about which a decision was made, and return its result. Raise ToolFailedError if the decision is a refusal.
+
+        Every call is recorded, even if it is refused, over budget, failed or cancelled.
+        """
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
@@ -149,14 +162,14 @@ def _told(tool: Tool) -> dict[str, Any]:
 
 
 def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the table of host calls: code in a session can call these names and nothing else.
+    """Return the table of host calls: for each name that cells can call, the function that answers.
 
     Args:
-        toolbox: The calls of `tools`. It also decides `deps.add` and `deps.remove`.
-        skills: The calls of `skills`.
-        artifacts: The calls of `artifacts`.
-        deps: The calls of `deps`.
-        changes: The packages that wait until no cell runs.
+        toolbox: Answers the calls of `tools`. It also approves `deps.add` and `deps.remove`.
+        skills: Answers the calls of `skills`.
+        artifacts: Answers the calls of `artifacts`.
+        deps: Answers the calls of `deps`.
+        changes: Collects the packages to install and remove when no cell runs.
     """
     return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, changes)}
 
@@ -216,10 +229,10 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the calls of `deps`.
+    """Return the functions that answer the calls of `deps`, by name.
 
-    While a cell runs, nothing is installed into its session and nothing is removed: that waits for the end of the cell. A package that a
-    session adds is installed and kept for later sessions, so adding is decided like a call of a tool. `sync` only installs what was decided
+    They install and remove nothing themselves, but add to `changes`, because a cell is running. `deps.add` and `deps.remove` need approval
+    like calls of a tool, because they change later sessions too. `deps.sync` needs none, because it installs only what was approved
     before.
     """
 
