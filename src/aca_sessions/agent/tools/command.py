@@ -1,6 +1,6 @@
 """Programs of the host as tools. They are started with a list of arguments, never by a shell.
 
-A value from a session cannot become an option that the tool does not have.
+A value from a session is passed so that the program cannot read it as an option.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _MOST_ARGUMENT = 128 << 10  # bytes: MAX_ARG_STRLEN in execve(2), which counts t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """An option of a program. The short form is used if there is one."""
+    """An option of a program. It is passed by its short form if `short` is set."""
 
     name: str
     type: str = "string"
@@ -29,9 +29,11 @@ class Option:
     description: str = ""
 
     def words(self, value: object) -> list[str]:
-        """Return the arguments for a value. Option and value are one argument, so that the value cannot be read as another option.
+        """Return the arguments of a program for this option and a value: one for each item of a list, none for False.
 
-        Raise ToolFailedError if that is not possible.
+        Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise
+        ToolFailedError if the value is neither text nor a number, or if it is "" or "=" for a short option, which would then take the next
+        argument as its value.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -43,13 +45,16 @@ class Option:
         return [f"{flag}{'' if self.short else '='}{word}" for word in words]
 
     def parameter(self) -> Parameter:
-        """Return the option as a parameter of a tool."""
+        """Return the parameter of a tool for this option."""
         return Parameter(name=self.name, schema={"type": self.type}, required=False, description=self.description)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to call a program: options with fixed values, and which of the others can be given (None: all)."""
+    """A way to call a program, as a tool of its own.
+
+    `preset` has options and values that are always passed. `parameters` names the others that a call may pass, None means all.
+    """
 
     name: str
     description: str = ""
@@ -59,7 +64,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program of the host and the arguments that it can be called with."""
+    """A program of the host, with the options and positional arguments that cells may pass, and with its recipes."""
 
     name: str
     command: Sequence[str]
@@ -72,7 +77,7 @@ class Program:
     seconds: float = DEFAULT_SECONDS
 
     def tools(self) -> list[Tool]:
-        """Return a tool for the program itself and one for each recipe."""
+        """Return a tool for the program itself, then one for each recipe, named `program.recipe`."""
         return [self._tool(Recipe(name="")), *(self._tool(recipe) for recipe in self.recipes)]
 
     def _tool(self, recipe: Recipe) -> Tool:
@@ -89,7 +94,10 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the whole command line as a list of arguments."""
+        """Return the command line for a call, as a list of arguments.
+
+        Raise ToolFailedError if a value is neither text nor a number, or is too long, or if a positional one begins with `-`.
+        """
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
         plain = []
@@ -106,9 +114,9 @@ class Program:
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the positional values in their order. Raise ToolFailedError if one is missing before another.
+        """Return the values of the positional arguments in their order. Raise ToolFailedError if one is missing before another.
 
-        The program would take the next value for the missing one, and a recipe may have set that.
+        Otherwise the program would take the later value for the missing one, and that value may be one that a recipe has set.
         """
         values: list[object] = []
         missing = ""
@@ -145,7 +153,10 @@ class Program:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program that still runs, with its process group. Wait at most 2 s, because another process may hold its pipes open."""
+    """Kill a program and its process group if it is still running, and wait until it has ended.
+
+    The wait is at most 2 s, because another process may hold the program's pipes open.
+    """
     if process.returncode is None:
         _kill(process)
         with contextlib.suppress(TimeoutError):
@@ -159,9 +170,10 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
-    """Read a stream to its end. Kill the program if it writes more than 4 MB, and raise ToolFailedError.
+    """Read an output of a program to its end and return it as text.
 
-    The excess is read as well: asyncio reports the end of a process only when its pipes are at their end.
+    If the program writes more than 4 MB, kill it and raise ToolFailedError. The excess is read nevertheless, because asyncio reports the
+    end of a process only when its pipes are at their end.
     """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):

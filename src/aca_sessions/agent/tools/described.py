@@ -1,4 +1,4 @@
-"""Tools that a YAML file describes: programs, HTTP endpoints and MCP servers. A tool can do only what its file describes."""
+"""Tools from YAML files: programs, HTTP endpoints and MCP servers. A tool can do only what its file describes."""
 
 import os
 import shlex
@@ -20,14 +20,14 @@ _KEYS = {
 
 
 def tools_in(folder: Path) -> list[Tool | ToolSource]:
-    """Return the tools of all YAML files of a folder, in the order of their names. Return none if the folder does not exist."""
+    """Return the tools of all YAML files in a folder, in the order of their names. Return an empty list if the folder does not exist."""
     if not folder.is_dir():
         return []
     return [tool for file in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]) for tool in tools_of(file)]
 
 
 def tools_of(file: Path) -> list[Tool | ToolSource]:
-    """Return the tools of one file. Raise ConfigurationError with the name of the file and what is wrong in it."""
+    """Return the tools of a YAML file. Raise ConfigurationError if the file is invalid. The message names the file and what is wrong."""
     try:
         described = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:  # not chained: the cause quotes the file, which may hold a token
@@ -115,5 +115,5 @@ def _effect(told: Mapping[str, Any], default: Effect) -> Effect:
 
 
 def _expanded(values: Mapping[str, str]) -> dict[str, str]:
-    """Return the values with `${NAME}` replaced from the environment, so that no secret has to be in the file."""
+    """Return the values with `${NAME}` replaced by environment variables, so that no secret has to be in the file."""
     return {name: os.path.expandvars(value) for name, value in values.items()}

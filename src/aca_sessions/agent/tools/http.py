@@ -1,4 +1,4 @@
-"""HTTP endpoints as tools. A session chooses values; the description of the tool alone decides where they are sent."""
+"""HTTP endpoints as tools. Cells choose values; only the description of the tool decides to which addresses they are sent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,10 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of an API. Names in braces in the path are replaced by arguments. The others are sent in the query or as JSON."""
+    """One endpoint of an API. Names in braces in `path` are replaced by arguments.
+
+    The other arguments are sent in the query (GET, HEAD, DELETE) or as a JSON body.
+    """
 
     name: str
     method: str = "GET"
@@ -30,7 +33,7 @@ class Endpoint:
     seconds: float = DEFAULT_SECONDS
 
     def takes(self) -> tuple[Parameter, ...]:
-        """Return its parameters. Those in the path are required, the others as described."""
+        """Return the parameters of the tool. Those in the path are required, the others only if their description says so."""
         in_path: dict[str, Any] = {name: {} for name in _PLACE.findall(self.path)}
         properties = in_path | dict(self.parameters)
         required = [name for name, one in properties.items() if name in in_path or one.get("required")]
@@ -38,14 +41,14 @@ class Endpoint:
 
 
 class HttpApi:
-    """The endpoints below one address, as tools named `name.endpoint`."""
+    """The endpoints of an API under one base URL. Each is a tool named `name.endpoint`."""
 
     def __init__(self, name: str, base_url: str, endpoints: Sequence[Endpoint], *, headers: Mapping[str, str] | None = None) -> None:
-        """Describe an API. `open` connects to it.
+        """Describe an API. Requests can be sent after `open`.
 
         Args:
             name: The first part of the tools' names.
-            base_url: The address that all paths are below.
+            base_url: The URL that the paths of all endpoints are appended to.
             endpoints: The endpoints.
             headers: Sent with every request. They stay on the host: no session sees them.
         """
@@ -56,12 +59,12 @@ class HttpApi:
         self._client: httpx.AsyncClient | None = None
 
     async def open(self) -> list[Tool]:
-        """Return a tool for each endpoint."""
+        """Create the HTTP client. Return a tool for each endpoint."""
         self._client = httpx.AsyncClient(headers=self._headers, timeout=None)  # noqa: S113  a tool's own time limit holds
         return [self._tool(endpoint) for endpoint in self._endpoints]
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the HTTP client and its connections. Do nothing if it is not open."""
         if self._client is not None:
             await self._client.aclose()
             self._client = None
@@ -105,9 +108,10 @@ async def _body(response: httpx.Response) -> bytes:
 
 
 def _content(response: httpx.Response, body: bytes) -> object:
-    """Return JSON as values, text as text, everything else as bytes. Raise ToolFailedError for an error or a redirect.
+    """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
-    Redirects are not followed, because they would lead a session's values to another place.
+    Raise ToolFailedError for an error or a redirect. Redirects are not followed, because they would send a session's values to another
+    address.
     """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
@@ -120,9 +124,9 @@ def _content(response: httpx.Response, body: bytes) -> object:
 
 
 def _segment(name: str, value: object) -> str:
-    """Return a value as one segment of a path, fully quoted, so that it cannot lead to another place.
+    """Return a value as one segment of a URL's path, with all special characters quoted, so that it cannot change the path.
 
-    Raise ToolFailedError if it is empty or has only dots.
+    Raise ToolFailedError if it is empty or has only dots, because quoting would not help then. The message has `name`, the parameter.
     """
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:

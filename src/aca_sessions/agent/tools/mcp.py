@@ -20,7 +20,7 @@ _OPENING_SECONDS = 30.0
 class McpServer:
     """The tools of one MCP server, named `name.tool`.
 
-    Without an `effect`, the server's annotations decide the effect of a tool. A tool without annotations counts as one that writes.
+    If no `effect` is given, the server's annotations decide the effect of each tool. A tool without annotations counts as one that writes.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class McpServer:
         tags: Sequence[str] = (),
         seconds: float = DEFAULT_SECONDS,
     ) -> None:
-        """Describe a server. `open` starts or reaches it. Raise ConfigurationError unless either a command or a URL is given.
+        """Describe a server. `open` starts or connects to it. Raise ConfigurationError unless exactly one of command and URL is given.
 
         Args:
             name: The first part of the tools' names.
@@ -54,7 +54,7 @@ class McpServer:
         self._serving: asyncio.Task[None] | None = None
 
     async def open(self) -> list[Tool]:
-        """Start or reach the server and return its tools. Raise ConfigurationError if it is not ready within 30 s."""
+        """Start or connect to the server and return its tools. Raise ConfigurationError if this fails or takes longer than 30 s."""
         ready: asyncio.Future[tuple[ClientSession, list[types.Tool]]] = asyncio.get_running_loop().create_future()
         # The task that entered the SDK's contexts must leave them (anyio's cancel scopes), so they have a task of their own.
         self._ended = asyncio.Event()
@@ -67,7 +67,7 @@ class McpServer:
         return [self._tool(session, told) for told in tools]
 
     async def close(self) -> None:
-        """Close the connection, and end the program. Wait at most 30 s."""
+        """Close the connection, and end the program if there is one. Wait at most 30 s. Do nothing if the server is not open."""
         self._ended.set()
         if self._serving is not None:
             serving, self._serving = self._serving, None
@@ -124,9 +124,9 @@ class McpServer:
 
 
 def _effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Return the effect of a tool by its annotations.
+    """Return the effect of a tool according to its annotations, which are only claims of the server.
 
-    Annotations are only claims of the server. A tool without them counts as one that writes. Only `readOnlyHint` makes it milder.
+    `readOnlyHint` means `read`, `destructiveHint` means `irreversible`. Without either, the tool counts as one that writes.
     """
     if hints is not None and hints.readOnlyHint:
         return "read"

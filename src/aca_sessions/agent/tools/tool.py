@@ -1,4 +1,4 @@
-"""A tool: a name, parameters, its effect, and a coroutine function that does the work. `@tool` makes one of a Python function."""
+"""Tools: each has a name, parameters, an effect, and a coroutine function that does the work. `@tool` makes a function a tool."""
 
 import asyncio
 import inspect
@@ -30,10 +30,10 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Limit what one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
+    """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    Calls at the same time wait for each other if they could exceed the limit together. With a limit of seconds, as many run as fit into it.
-    With a limit of bytes, they run one after another; the answer that reaches the limit may exceed it.
+    Calls wait for each other if together they could exceed a limit. With a limit of seconds, as many calls run at a time as fit into it.
+    With a limit of bytes, calls run one after another, and the result of the last call may exceed the limit.
     """
 
     calls: int | None = None
@@ -43,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of a tool, with its JSON schema."""
+    """A parameter of a tool. `schema` is its JSON schema, and `default` is the value if it is not required."""
 
     name: str
     schema: Mapping[str, Any] = field(default_factory=dict)
@@ -52,16 +52,16 @@ class Parameter:
     description: str = ""
 
     def described(self) -> dict[str, object]:
-        """Return the parameter as it is described to the session."""
+        """Return the description of the parameter that the session gets. Of its schema only `type` and `enum` are left."""
         told = {"name": self.name, "schema": {key: self.schema[key] for key in ("type", "enum") if key in self.schema}}
         return told | {"required": self.required, "default": self.default, "description": self.description}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function of the host that code in a session can call.
+    """A function of the host that cells can call. `act` is called with the arguments as a dict.
 
-    A tool without an `effect` counts as one that writes. `seconds` is the time limit of a call.
+    Without an `effect` it counts as one that writes. `seconds` is the time limit of a call.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Tool:
     function: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if code could not call the tool by its name, or if the effect is unknown."""
+        """Raise ConfigurationError if cells could not call a tool of this name, or if the effect is unknown."""
         if not _NAME.fullmatch(self.name) or self.name.partition(".")[0] in _RESERVED:
             reserved = ", ".join(sorted(_RESERVED))
             form = f"up to 64 letters, digits, '_' and '-', begin with a letter, and be none of {reserved}"
@@ -86,11 +86,11 @@ class Tool:
 
     @property
     def signature(self) -> str:
-        """Return how the tool is called, in one line."""
+        """Return the name of the tool and its parameters with types and defaults, in one line."""
         return f"{self.name}({', '.join(map(_shown, self.parameters))})"
 
     def check(self, arguments: Mapping[str, object]) -> None:
-        """Raise TypeError if the arguments are not what the tool takes."""
+        """Raise TypeError if the arguments of a call do not match the parameters of the tool."""
         known = {parameter.name: parameter for parameter in self.parameters}
         if unknown := arguments.keys() - known.keys():
             raise TypeError(f"{self.name} takes no argument {', '.join(sorted(unknown))[:200]}: call it as {self.signature}")
@@ -101,7 +101,7 @@ class Tool:
                 raise TypeError(f"{self.name} needs {name}: call it as {self.signature}")
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Call the Python function that this tool was made from. Raise TypeError if it was not made from one."""
+        """Call the Python function that the tool was made from and return its result. Raise TypeError if there is none."""
         if self.function is None:
             raise TypeError(f"{self.name} was not made from a function: only code in a session can call it")
         return self.function(*arguments, **named)
@@ -116,7 +116,7 @@ def tool(
 def tool(function: Callable[..., Any] | None = None, /, **options: Any) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a tool of a function, sync or async: `@tool`, or `@tool(effect="read")`. The function can still be called directly.
 
-    Its docstring becomes the description, its annotations become the parameters.
+    Its docstring becomes the description, and its annotations become the parameters.
 
     Args:
         function: The function, if the decorator has no arguments.
@@ -135,12 +135,15 @@ class ToolSource(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close what `open` opened."""
+        """Close the source. Its tools cannot be called after that."""
         ...
 
 
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError if a value does not match a JSON schema. Keywords other than `anyOf`, `type`, `enum` and `items` are ignored."""
+    """Raise TypeError if a value does not match a JSON schema. Keywords other than `anyOf`, `type`, `enum` and `items` are ignored.
+
+    `where` names the value in the message of the error.
+    """
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
             raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
@@ -154,7 +157,7 @@ def check(value: object, schema: Mapping[str, Any], where: str) -> None:
 
 
 def parameters_of(schema: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """Return the parameters that the JSON schema of an object describes."""
+    """Return a parameter for each property in the JSON schema of an object."""
     required = set(schema.get("required", ()))
     return tuple(
         Parameter(name=name, schema=one, required=name in required, default=one.get("default"), description=str(one.get("description", "")))
@@ -175,7 +178,7 @@ def _expected(schema: Mapping[str, Any]) -> str:
 
 
 def _got(value: object) -> str:
-    """Return a value that is short, else its type."""
+    """Return the repr of a text or number if it is short, else the name of the value's type."""
     is_short = len(value) <= _SHORT if isinstance(value, str) else isinstance(value, int | float) and abs(value) < 10**_SHORT
     return repr(value) if is_short else f"a {type(value).__name__}"
 
@@ -214,7 +217,7 @@ def _tool_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
 
 
 async def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
-    """Call a function. A plain function runs in a thread, because it may block."""
+    """Call the function of a tool and return its result. A function that is not async runs in a thread, because it may block."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
     answer = await asyncio.to_thread(_run, function, arguments)
@@ -242,7 +245,7 @@ def _parameters_of_function(function: Callable[..., Any]) -> list[Parameter]:
 
 
 def _schema(annotation: Any) -> tuple[dict[str, Any], str]:
-    """Return the JSON schema of an annotation, and the text that `Annotated` gives it."""
+    """Return the JSON schema of an annotation, and the text in `Annotated[..., "text"]`, or ""."""
     arguments = get_args(annotation)
     match get_origin(annotation):
         case origin if origin is Annotated:
