@@ -1,1 +1,1 @@
-"""Skills, artifacts and dependencies, which outlive a session, and the storages that keep them."""
+"""Skills, artifacts and dependencies, which outlive a session, the storages that keep them, and the search in them."""

@@ -1,4 +1,7 @@
-"""Artifacts: data that outlives a session. The content is written before its description, so that no half of an artifact is ever found."""
+"""Artifacts: data that outlives a session.
+
+The content of an artifact is written before its description, so that a reader finds a whole artifact or none.
+"""
 
 import json
 import uuid
@@ -18,24 +21,24 @@ _DESCRIBED = {*_LOOSE, "name", "form"}
 
 
 class Artifacts:
-    """The artifacts of a storage."""
+    """The artifacts in a storage."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
     async def list(self) -> Described:
-        """Return all artifacts: name, path, description, metadata, created_at."""
+        """Return all artifacts, sorted by name. Each has name, path, description, metadata and created_at, but not its data."""
         found = [await self._described(name) for name in await self._storage.names("artifacts")]
         return [self._told(one) for one in found if one is not None]
 
     async def save(self, name: str, data: Any, description: str = "", metadata: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Save text, bytes, JSON or a DataFrame under a name, and return its description. An artifact of the same name is replaced.
+        """Save text, bytes, JSON or a DataFrame under a name. Return its description. An artifact of the same name is replaced.
 
         Args:
             name: The name, of up to 128 characters.
             data: The content.
-            description: What it is.
-            metadata: Further facts, as JSON. With the other facts they have at most 64K characters.
+            description: What the artifact is.
+            metadata: Further facts, which JSON can hold. Name, description and metadata have at most 64K characters together, as JSON.
         """
         form, content = _encode(data)
         place = f"{checked_name(name)[:80].strip(' .')}-{uuid.uuid4().hex}"
@@ -61,12 +64,18 @@ class Artifacts:
         return self._told(described)
 
     async def load(self, name: str) -> Any:
-        """Return the data as it was saved, a table as a DataFrame."""
+        """Return the data of an artifact as it was saved. A table is parsed into a DataFrame.
+
+        Raise InvalidArgumentError if no artifact has that name.
+        """
         form, content = await self._content(name)
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return the data for a session. A table is returned as its file, which the session parses and not the host."""
+        """Return the data of an artifact for a session. A table is not parsed: its file is returned, and the session parses it.
+
+        Raise InvalidArgumentError if no artifact has that name.
+        """
         form, content = await self._content(name)
         return codec.Table(content) if form == "table" else _decode(form, content)
 
@@ -82,9 +91,9 @@ class Artifacts:
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Delete an artifact. Do nothing if there is none of that name.
+        """Delete an artifact. Do nothing if no artifact has that name.
 
-        It takes no lock, because a full Redis gives none, and deleting is what makes room there.
+        The storage is not locked, because a full Redis grants no lock, and deleting must work there to make room.
         """
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
@@ -92,7 +101,10 @@ class Artifacts:
             await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
-        """Return what is known of an artifact, or None if there is none. A file that a person put into the folder has only its name."""
+        """Return the description of an artifact, or None if there is none.
+
+        For a file that a person put into the folder, the description holds little more than the name and the form of the data.
+        """
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
 
@@ -106,7 +118,7 @@ class Artifacts:
 
 
 def _description(data: bytes) -> dict[str, Any] | None:
-    """Return the description in a record, or None if the record is not one that was written here."""
+    """Return the description that a record holds, or None if `save` did not write the record."""
     try:
         told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
     except (ValueError, RecursionError):

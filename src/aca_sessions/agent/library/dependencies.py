@@ -1,4 +1,7 @@
-"""Dependencies: packages that the agent's sessions have. Their requirements are kept, and they are installed from the host's side."""
+"""Dependencies: packages that sessions of an agent have. The storage keeps their requirements.
+
+The host installs them, not the code in a session.
+"""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ Texts = list[str]
 
 
 class Deps:
-    """The requirements of a storage. If they are `locked` they can be installed, but not added or removed."""
+    """The requirements in a storage. If they are `locked`, they can be installed, but not added or removed."""
 
     def __init__(self, storage: Storage, *, locked: bool = False) -> None:
         self._storage = storage
@@ -26,7 +29,7 @@ class Deps:
         self._first: Path | None = None
 
     def begin_with(self, file: Path) -> None:
-        """Use the lines of a file until a requirement is added or removed."""
+        """Use the lines of a file as the requirements as long as none was added or removed."""
         self._first = file
 
     async def list(self) -> Texts:
@@ -40,9 +43,13 @@ class Deps:
         return [line for line in lines if line]
 
     async def remember(self, package: str, *, origin: str = "host") -> str:
-        """Keep a requirement and return it. It replaces an earlier one for the same package.
+        """Add a requirement and return it. It replaces an earlier requirement for the same package.
 
-        Raise InvalidArgumentError if a session (`origin`) would replace a requirement of its owner.
+        Raise InvalidArgumentError if `origin` is a session, but the host added the earlier requirement.
+
+        Args:
+            package: The requirement, such as `pandas>=2`.
+            origin: Who adds it: `host` or `session`.
         """
         self.check_unlocked()
         wanted = _name(package)
@@ -59,9 +66,13 @@ class Deps:
         return package
 
     async def forget(self, package: str, *, origin: str = "host") -> bool:
-        """Forget a requirement and return whether there was one.
+        """Remove the requirement of a package. Return whether there was one.
 
-        Raise InvalidArgumentError if a session (`origin`) would remove a requirement of its owner.
+        Raise InvalidArgumentError if `origin` is a session, but the host added the requirement.
+
+        Args:
+            package: The name of the package, or a requirement.
+            origin: Who removes it: `host` or `session`.
         """
         self.check_unlocked()
         unwanted = _name(package)
@@ -89,13 +100,16 @@ class Deps:
             await self._storage.write("deps", _BY_SESSIONS, json.dumps(sorted(names)).encode())
 
     def check_unlocked(self) -> None:
-        """Raise NotSupportedError if the dependencies are locked."""
+        """Raise NotSupportedError if requirements cannot be added or removed."""
         if self._locked:
             raise NotSupportedError("dependencies are locked in this session (allow_runtime_deps=False): use what is installed")
 
 
 class PackageChanges:
-    """The packages that cells asked to install or remove, which waits until no cell runs. The last request for each package wins."""
+    """The packages to install into a session and to remove from it when no cell runs there, because cells asked for that.
+
+    The last request for each package counts.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -106,23 +120,23 @@ class PackageChanges:
         return bool(self._wanted or self._unwanted)
 
     def add(self, requirement: str) -> None:
-        """Request that a package is installed."""
+        """Request that a package is installed. This cancels an earlier request to remove it."""
         name = _name(requirement)
         self._unwanted.pop(name, None)
         self._wanted[name] = requirement
 
     def remove(self, package: str) -> None:
-        """Request that a package is removed, or not installed."""
+        """Request that a package is removed. This cancels an earlier request to install it."""
         name = _name(package)
         self._wanted.pop(name, None)
         self._unwanted[name] = package
 
     async def is_installed(self, package: str) -> bool:
-        """Return whether the session installed a package. Return False if the endpoint does not list packages."""
+        """Return whether a package was installed into the session. Return False if the endpoint does not list packages."""
         return await _is_installed(self._session, package)
 
     async def carry_out(self) -> str:
-        """Carry out all requests. Return what failed, for stderr, or ""."""
+        """Carry out all requests and forget them. Return a text for stderr with the packages that failed, or "" if none did."""
         wanted, unwanted = [*self._wanted.values()], [*self._unwanted.values()]
         self._wanted, self._unwanted = {}, {}
         kept = [one for package in unwanted for one in (await uninstall(self._session, package, configured=True))["failed"]]
@@ -135,7 +149,10 @@ class PackageChanges:
 
 
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
-    """Install packages one by one. Return them as `installed`, `already_present` or `failed`; `error` is the last failure."""
+    """Install packages one by one. Return a dict with the lists `installed`, `already_present` and `failed`.
+
+    If one failed, the dict also has `error`, the message of the last failure.
+    """
     told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
     for requirement in requirements:
         before = await _installed(session)
@@ -151,7 +168,10 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 
 
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
-    """Uninstall a package. Return it as `removed`, `not_found` or `failed`; `removed_from_config` is `configured`."""
+    """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
+
+    `configured` is whether the storage had its requirement. The dict has it as `removed_from_config`.
+    """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):
         told["not_found"].append(package)
@@ -165,7 +185,7 @@ async def _is_installed(session: Session, package: str) -> bool:
 
 
 async def _installed(session: Session) -> set[str] | None:
-    """Return the session's packages with their versions, or None if the endpoint does not list them."""
+    """Return the packages that were installed into a session, as `name version`, or None if the endpoint does not list them."""
     try:
         return {f"{package.name} {package.version}" for package in await session.packages()}
     except NotSupportedError:

@@ -1,4 +1,4 @@
-"""A storage of records in Redis: one hash for each kind, so that a write is one command."""
+"""A storage in Redis. Each kind of record is one hash, so that a record is written by one command."""
 
 import asyncio
 import contextlib
@@ -33,13 +33,15 @@ _LOST = (RedisConnectionError, RedisTimeoutError)
 
 
 class RedisStorage:
-    """Records in Redis, under a prefix. Many processes can use them at the same time."""
+    """A storage in Redis, whose keys have a common prefix. Many processes can use it at the same time."""
 
     def __init__(self, url: str | None = None, prefix: str = "aca-sessions", *, redis: "Redis | BlockingRedis | None" = None) -> None:
-        """Take a URL or a client; a connection is opened at the first use. A connection to a URL that breaks is opened again.
+        """Use a server or a client. The first command opens a connection.
+
+        Raise ConfigurationError unless exactly one of `url` and `redis` is given, or if the client decodes responses.
 
         Args:
-            url: The server, as in `redis://localhost:6379`.
+            url: The server, as in `redis://localhost:6379`. Commands are sent again for about two seconds if the connection breaks.
             prefix: The beginning of all keys.
             redis: A client instead of the URL, from `redis` or `redis.asyncio`. `close` leaves it open.
         """
@@ -54,12 +56,12 @@ class RedisStorage:
         self._prefix = prefix
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """Return a record, or None if there is none."""
+        """Return the data of a record, or None if there is no such record."""
         field = checked_name(name)
         return cast(bytes | None, await self._asked(lambda redis: redis.hget(self._key(kind), field)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Replace a record and set a new stamp for its kind."""
+        """Write a record, replacing an earlier one of the same name, and change the stamp of its kind."""
         field = checked_name(name)
 
         def both(redis: Any) -> Any:
@@ -71,7 +73,10 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and return whether there was one. A full Redis deletes as well, but stores no new stamp."""
+        """Delete a record. Return whether it existed.
+
+        The stamp of its kind is changed. A full Redis deletes the record as well, but then keeps no stamp.
+        """
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -91,15 +96,15 @@ class RedisStorage:
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return the random text that the last change stored, or None if it could not be stored."""
+        """Return the random text that the last change of this kind stored. Return None if there was none, or if Redis was too full."""
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock a kind for the block. Raise StorageError after 15 s without the lock.
+        """Lock the records of a kind for the block. Raise StorageError after waiting 15 s for the lock.
 
-        The lock expires after 10 s, even if its holder was killed.
+        The lock expires after 10 s even if its holder still works, so that a process that was killed does not keep it.
         """
         options: dict[str, Any] = {"timeout": _LOCK_SECONDS, "blocking_timeout": _PATIENCE_SECONDS, "thread_local": False}
         lock = self._redis.lock(f"{self._key(kind)}:lock", **options)
@@ -114,23 +119,29 @@ class RedisStorage:
                 await self._asked(lambda _: lock.release())
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return the key and the field."""
+        """Return where a person finds the record: the key and the field in Redis, as `key/field`."""
         return f"{self._key(kind)}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         from .skills import SkillLibrary
 
         return SkillLibrary(self._for_this_loop, embed)
 
     async def close(self) -> None:
-        """Close the connections to the URL. A client that was given stays open, and its owner must close it."""
+        """Close the connections if this object was created with a URL. A client that was given stays open for its owner."""
         if self._is_own:
             await self._redis.aclose()
 
     @asynccontextmanager
     async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Open the same records for another event loop. Connections of `redis.asyncio` belong to the loop that opened them."""
+        """Open the same storage for the running event loop, for the block.
+
+        It has connections of its own, because those of `redis.asyncio` can only be used in the event loop that opened them.
+        """
         if isinstance(self._redis, BlockingRedis):
             yield self
             return
@@ -148,7 +159,7 @@ class RedisStorage:
             return bool(await made_in_thread(lock.acquire, lambda taken: lock.release() if taken else None))
 
     async def _asked(self, command: Callable[[Any], Any]) -> Any:
-        """Send a command and return its answer. A blocking client runs in a thread."""
+        """Send commands and return the answer. With a blocking client, do so in a thread. Raise StorageError if Redis fails."""
         with _errors():
             if isinstance(self._redis, BlockingRedis):
                 return await asyncio.to_thread(command, self._redis)

@@ -1,4 +1,8 @@
-"""Search in texts by name: by words and related words (BM25, without a model or network), or by vectors that a caller makes."""
+"""Search in named texts, by one of two methods.
+
+It compares words and related words (BM25, without a model or network), or vectors of the texts if the caller gives a function that
+returns vectors.
+"""
 
 import asyncio
 import inspect
@@ -97,15 +101,18 @@ pdf document page
 
 
 class Index:
-    """An index of texts by the words in them. A word in the name of a text counts three times."""
+    """A search index that compares words. A word in the name of a text counts as three words in the text."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
-        """Split the texts into words, once."""
+        """Index texts. The keys of `texts` are their names."""
         self._names = sorted(texts)  # texts with equal scores are sorted by name
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
     def best(self, query: str, limit: int) -> list[str]:
-        """Return the names of the texts that fit a query, the best first."""
+        """Return the names of the texts that match a query, the best first, at most `limit`.
+
+        Texts without any word of the query, or related to one, are left out.
+        """
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
@@ -116,14 +123,14 @@ class Index:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Return how well each text fits a word: by the word itself or by related words, whichever score is higher."""
+        """Return a score of each text for a word: that of the word itself, or a lower one of related words, whichever is higher."""
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
 
 
 def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
-    """Return the ranking of texts that were split into words, or None if there are no words."""
+    """Return the BM25 ranking of texts, each of which is a list of words. Return None if there are no words."""
     if not any(texts):
         return None
     import bm25s  # imports scipy, which takes a third of a second: only a program that searches waits for it
@@ -134,17 +141,17 @@ def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
 
 
 class MeaningIndex:
-    """An index of texts by meaning: a function of the caller turns texts and queries into vectors."""
+    """A search index that compares meanings, by vectors that a function of the caller returns."""
 
     def __init__(self, embed: Embed) -> None:
-        """Take the function. The vector of a text is kept as long as the text is searched."""
+        """Use a function that returns a vector for each text. Vectors of the texts of the last search are kept for the next one."""
         self._embed = embed
         self._known: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
         self._rows: np.ndarray | None = None
 
     async def best(self, texts: Mapping[str, str], query: str, limit: int) -> list[str]:
-        """Return the names of the texts that are nearest to the query, the best first."""
+        """Return the names of the texts whose vectors are nearest to that of the query, the nearest first, at most `limit`."""
         wanted = [f"{name}: {text}" for name, text in texts.items()]
         if not wanted:
             return []
@@ -166,7 +173,7 @@ class MeaningIndex:
         return self._rows
 
     async def _vectors(self, texts: list[str]) -> "np.ndarray":
-        """Return vectors of length one, so that a product of two is their similarity.
+        """Return the vectors of texts as rows of length one, so that the product of two is their similarity.
 
         Raise ConfigurationError unless `embed` returned one vector for each text, all of one length.
         """
@@ -187,7 +194,7 @@ class MeaningIndex:
 
 
 class Search:
-    """A search in texts that can change: by meaning if the caller gives a function that makes vectors, else by words."""
+    """A search in texts that can be replaced: by meaning if `embed` is given, else by words."""
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._texts: dict[str, str] = {}
@@ -195,20 +202,20 @@ class Search:
         self._meaning = MeaningIndex(embed) if embed else None
 
     def over(self, texts: Mapping[str, str]) -> None:
-        """Replace the texts that are searched."""
+        """Replace the texts to search. The keys are their names."""
         self._texts = dict(texts)
         if self._meaning is None:
             self._words = Index(texts)
 
     async def best(self, query: str, limit: int) -> list[str]:
-        """Return the names of the texts that fit a query, the best first."""
+        """Return the names of the texts that match a query, the best first, at most `limit`."""
         if self._meaning is None:
             return self._words.best(query, limit)
         return await self._meaning.best(self._texts, query, limit)
 
 
 async def _answer(embed: Embed, texts: list[str]) -> Vectors:
-    """Call a function of the caller. A plain function runs in a thread, so that cells and tools continue meanwhile."""
+    """Return the vectors that `embed` makes. If it is not async it runs in a thread, so that cells and tools continue meanwhile."""
     if inspect.iscoroutinefunction(embed) or inspect.iscoroutinefunction(getattr(embed, "__call__", None)):  # noqa: B004
         answered = embed(texts)
     else:
@@ -217,14 +224,14 @@ async def _answer(embed: Embed, texts: list[str]) -> Vectors:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, split at case and underscores, without endings and without words such as "the"."""
+    """Return the words of a text in lower case, split at case and underscores, without endings and without words like "the"."""
     found = [word.lower() for word in _WORD.findall(text)]
     return [_stem(word) for word in found if word not in _EMPTY]
 
 
 @cache
 def _related() -> dict[str, list[str]]:
-    """Return the words related to each word, all in the form that `words` returns."""
+    """Return the related words of each word. All are in the form that `words` returns."""
     related: dict[str, list[str]] = {}
     for line in _RELATED.strip().splitlines():
         group = [*dict.fromkeys(words(line))]

@@ -1,6 +1,6 @@
-"""Skills: functions that a session's code or its owner wrote once, and that later sessions find and use again.
+"""Skills: functions that code in a session, or the owner of the session, saved so that later sessions can find and call them.
 
-On the host their source is only parsed with `ast`. It runs only in sessions.
+The host only parses their sources, with `ast`. They run only in sessions.
 """
 
 import ast
@@ -32,7 +32,11 @@ Try = Callable[[str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
-    """A skill as it is kept. `origin` is who wrote it, `session` or `host`. `earlier` holds up to 10 older sources."""
+    """A skill in a storage.
+
+    `origin` tells who saved it, `session` or `host`. `tested` tells whether examples in its docstring were run and held. `earlier` has up
+    to 10 older sources, the latest first.
+    """
 
     name: str
     source: str
@@ -45,16 +49,16 @@ class Skill:
 
     @property
     def parameters(self) -> list[dict[str, Any]]:
-        """Return the parameters of `run`: `name`, `type`, `required`, `default`."""
+        """Return the parameters of `run`, each with `name`, `type`, `required` and `default`."""
         return parameters(self.source)
 
     @property
     def searched(self) -> str:
-        """Return the text for searches: the description, and the first paragraphs of the docstrings."""
+        """Return the text in which searches look: the description, and the first paragraphs of the docstrings."""
         return "\n".join(dict.fromkeys([self.description, *_documentation(self.source)]))
 
     def told(self, uses: int = 0) -> dict[str, Any]:
-        """Return the skill for a list: without its source."""
+        """Return the skill as a dict without its source. `uses` is how often the skill was used."""
         return {
             "name": self.name,
             "description": self.description,
@@ -71,15 +75,15 @@ Found = list[Skill]
 
 
 class Skills:
-    """The skills of a storage."""
+    """The skills in a storage, for code with `await`."""
 
     def __init__(self, storage: Storage, attempt: Try | None = None, embed: Embed | None = None) -> None:
-        """Take a storage. Nothing is read yet.
+        """Use a storage. The first call of another method reads it.
 
         Args:
             storage: Where the skills are kept.
-            attempt: Runs the examples of a skill before it is kept, and raises if one fails. By default they are not run.
-            embed: Makes vectors of texts, so that searches are by meaning and not by words.
+            attempt: Runs the examples of a skill before it is saved, and raises if one fails. By default they are not run.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._storage = storage
         self._attempt = attempt
@@ -88,27 +92,27 @@ class Skills:
         self._search = Search(embed)
 
     async def list(self) -> Described:
-        """Return all skills without their sources."""
+        """Return all skills as dicts, sorted by name, without their sources."""
         return [skill.told(await self._uses(skill.name)) for skill in (await self.all()).values()]
 
     async def search(self, query: str, limit: int = 5) -> Described:
-        """Return the skills that fit a description, the best first, without their sources."""
+        """Return the skills that match a query as dicts without their sources, the best first, at most `limit`."""
         return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "Found":
-        """Return the skills that fit a description, the best first."""
+        """Return the skills that match a query as objects, the best first, at most `limit`."""
         skills = await self.all()
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 
     async def get(self, name: str) -> dict[str, Any] | None:
-        """Return a skill with its source, or None if there is none of that name."""
+        """Return a skill as a dict with its source, or None if no skill has that name."""
         skill = await self._read(name)
         return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
-        """Return the source of a skill and count the use. The use is not counted if the storage cannot be written.
+        """Return the source of a skill, and count that the skill was used. The use is not counted if the storage cannot be written.
 
-        Raise InvalidArgumentError if the skill does not exist.
+        Raise InvalidArgumentError if no skill has that name.
         """
         skill = await self._read(name)
         if skill is None:
@@ -123,15 +127,16 @@ class Skills:
             await self._storage.write("uses", name, json.dumps(used).encode())
 
     async def add(self, name: str, source: str, description: str = "", *, origin: str = "host") -> dict[str, Any]:
-        """Run the examples of a skill, then keep it and return it with its source. Sources that it replaces are kept as earlier ones.
+        """Run the examples in a skill's docstring, if `attempt` was given, then save the skill. Return it as a dict with its source.
 
-        Raise InvalidArgumentError if the name or the source is invalid, or if a session (`origin`) would replace a skill of its owner.
+        A skill of the same name is replaced, and its source is kept as an earlier one. Raise InvalidArgumentError if the name or the
+        source is invalid, an example fails, or a session (`origin`) would replace a skill that the host saved.
 
         Args:
-            name: Its name, a Python name of up to 64 characters.
+            name: A Python name of up to 64 characters.
             source: Python source that defines `run`.
-            description: What it is for. By default the first paragraph of the docstring.
-            origin: Who adds it: `host` or `session`.
+            description: What the skill does. By default the first paragraph of the docstring.
+            origin: Who saves it: `host` or `session`.
         """
         documented = _documentation(source)
         now = datetime.now(UTC).isoformat()
@@ -146,7 +151,10 @@ class Skills:
         return {**skill.told(), "source": skill.source}
 
     async def remove(self, name: str, *, origin: str = "host") -> bool:
-        """Remove a skill and return whether there was one. Raise InvalidArgumentError if a session would remove a skill of its owner."""
+        """Remove a skill. Return whether it existed.
+
+        Raise InvalidArgumentError if a session (`origin`) would remove a skill that the host saved.
+        """
         # The host may remove any skill and takes no lock, because a full Redis gives none, and removing is what makes room there.
         async with contextlib.nullcontext() if origin == "host" else self._storage.locked("skills"):
             _check_owner(await self._read(name), origin)
@@ -167,7 +175,7 @@ class Skills:
         return None if data is None else _decode(name, data)
 
     async def all(self) -> dict[str, Skill]:
-        """Return all skills by name. They are read again only if the storage has another stamp."""
+        """Return a dict of all skills by name, sorted. The skills are read again only if the storage's stamp has changed."""
         stamp = await self._storage.stamp("skills")
         if stamp is None or stamp != self._stamp:
             found = [await self._read(name) for name in await self._storage.names("skills") if _is_name(name)]
@@ -182,7 +190,7 @@ class Skills:
 
 
 def checked(name: object) -> str:
-    """Return the name. Raise InvalidArgumentError if code cannot call a skill by it."""
+    """Return the name of a skill. Raise InvalidArgumentError if it is not a Python name, too long, or taken by a method of `skills`."""
     if not _is_name(name):
         form = "a Python name of up to 64 letters, digits and '_' that begins with a letter"
         raise InvalidArgumentError(f"a skill's name must be {form}, and none of {', '.join(sorted(_OWN_NAMES))}: got {str(name)[:80]!r}")
@@ -190,7 +198,7 @@ def checked(name: object) -> str:
 
 
 def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
-    """Return the function `run` of a skill. Raise InvalidArgumentError if there is none, or if the source is not valid Python."""
+    """Return the function `run` in the source of a skill. Raise InvalidArgumentError if there is none, or if the source is invalid."""
     if not isinstance(source, str) or len(source) > _MOST_SOURCE:
         got = f"{len(source)} characters" if isinstance(source, str) else type(source).__name__
         raise InvalidArgumentError(f"a skill's source must be text of at most {_MOST_SOURCE} characters, got {got}")
@@ -211,7 +219,7 @@ def entry(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef:
 
 
 def parameters(source: str) -> list[dict[str, Any]]:
-    """Return the parameters of `run` as they are written. Nothing is evaluated."""
+    """Return the parameters of `run` in a source. Types and defaults are texts as they are written, because nothing is evaluated."""
     given = entry(source).args
     plain = [*given.posonlyargs, *given.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults)) + [*given.defaults]
@@ -229,7 +237,7 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> dict[str, Any]:
 
 
 def _check_owner(skill: Skill | None, origin: str) -> None:
-    """Raise InvalidArgumentError if a session would replace a skill of its owner: later sessions would trust the new one."""
+    """Raise InvalidArgumentError if a session would replace or remove a skill that the host saved, because later sessions trust it."""
     if skill is not None and skill.origin == "host" and origin != "host":
         raise InvalidArgumentError(
             f"the skill {skill.name} belongs to the session's owner, so code in a session cannot change or remove it: use another name"
@@ -237,14 +245,14 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
 
 
 def _documentation(source: str) -> tuple[str, ...]:
-    """Return the first paragraphs of the docstrings of `run` and of its file, without empty ones. Return ("",) if there are none."""
+    """Return the first paragraphs of the docstrings of `run` and of the source, without empty ones. Return ("",) if there are none."""
     function = entry(source)
     firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
 
 
 def _first(documentation: str) -> str:
-    """Return the first paragraph of a docstring, without examples."""
+    """Return the first paragraph of a docstring, up to the first example."""
     return documentation.partition("\n\n")[0].partition(">>>")[0].strip()
 
 
@@ -253,13 +261,13 @@ def _is_name(name: object) -> bool:
 
 
 def _encode(skill: Skill) -> bytes:
-    """Encode a skill as a Python file. Its first line holds what is not in the source."""
+    """Return a skill as a Python file. Its first line is a comment with the fields of the skill that are not in its source."""
     fields = ("description", "version", "origin", "created", "tested", "earlier")
     return f"{_HEADER}{json.dumps({name: getattr(skill, name) for name in fields})}\n{skill.source}".encode("utf-8", "backslashreplace")
 
 
 def _decode(name: str, data: bytes) -> Skill | None:
-    """Decode a file. Without the first line of `_encode` it is a skill as well. Return None if it is not valid Python."""
+    """Return the skill in a Python file, or None if the file is invalid. If it lacks the first line of `_encode`, defaults are used."""
     first, _, source = data.decode("utf-8", "replace").partition("\n")
     told: dict[str, Any] = {}
     try:
@@ -278,32 +286,42 @@ Answer = TypeVar("Answer")
 
 
 class SkillLibrary:
-    """The skills of a storage, outside of a session. Every call reads the storage, so what sessions add is seen at once.
+    """The skills of a storage, for code outside of sessions. Every call reads the storage, so what sessions add is seen at once.
 
-    Calls block. They can be made where an event loop runs, but cells wait meanwhile.
+    Calls block. In a thread whose event loop runs they work too, but the loop, and with it every cell that it serves, waits meanwhile.
     """
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Take a function that opens the storage for one call. Each call runs in an event loop of its own. Nothing is read yet."""
+        """Use a function that opens the storage for one call. Each call of a method has a new event loop. Nothing is read yet.
+
+        Args:
+            opening: Returns a context manager that opens the storage in the running event loop.
+            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         self._opening = opening
         self._embed = embed
 
     def list(self) -> Found:
-        """Return all skills, by name."""
+        """Return all skills, sorted by name."""
         return [*self._all().values()]
 
     def get(self, name: str) -> Skill | None:
-        """Return a skill, or None if there is none of that name."""
+        """Return a skill, or None if no skill has that name."""
         return self._all().get(name)
 
     def search(self, query: str, limit: int = 10) -> Found:
-        """Return the skills that fit a description, the best first."""
+        """Return the skills that match a query, the best first, at most `limit`."""
         return self._call(lambda skills: skills.best(query, limit))
 
     def add(self, skill: Skill | str, source: str = "", description: str = "") -> Skill:
-        """Keep a skill: one of another library, or a name, source and description. A skill of the same name is replaced.
+        """Save a skill and return it as it was saved. A skill of the same name is replaced.
 
-        Examples in its docstring are not run: use a session's `add_skill` for that.
+        Examples in its docstring are not run. To run them, use `add_skill` of a session.
+
+        Args:
+            skill: A skill, for example of another library, or a name.
+            source: The source, if `skill` is a name.
+            description: The description, if `skill` is a name. By default the first paragraph of the docstring.
         """
         given = (skill.name, skill.source, skill.description) if isinstance(skill, Skill) else (skill, source, description)
 
@@ -314,11 +332,11 @@ class SkillLibrary:
         return self._call(added)
 
     def remove(self, name: str) -> bool:
-        """Remove a skill and return whether there was one."""
+        """Remove a skill. Return whether it existed."""
         return self._call(lambda skills: skills.remove(name))
 
     def refresh(self) -> None:
-        """Check that the storage can be read. Nothing is kept here that could be out of date."""
+        """Raise StorageError if the storage cannot be read. There is nothing to refresh, because every call reads the storage."""
         self._all()
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
-"""The storage of skills, artifacts and dependencies, which outlive a session. A record is written whole or not at all, and read whole.
+"""The storage of skills, artifacts and dependencies, which outlive a session. A reader of a record never gets a part of it.
 
-Names come from models, so they are checked here, for every caller.
+Models choose names of records, so each storage validates them.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ _SETTLED_NANOSECONDS = 50_000_000  # times have the grain of the kernel's clock:
 
 
 class Storage(Protocol):
-    """A storage of records by kind and name."""
+    """A storage of records, each with a kind and a name."""
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """Return a record, or None if there is none."""
+        """Return the data of a record, or None if there is no such record."""
         ...
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Replace a record. A concurrent reader gets the old one or the new one, whole."""
+        """Write a record, replacing an earlier one of the same name. A concurrent reader gets the whole old or the whole new data."""
         ...
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and return whether there was one."""
+        """Delete a record. Return whether it existed."""
         ...
 
     async def names(self, kind: Kind) -> list[str]:
@@ -49,20 +49,23 @@ class Storage(Protocol):
         ...
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a text that changes when a record of the kind is written or deleted. Return None if changes cannot be detected now."""
+        """Return a text that is another one after a record of the kind was written or deleted.
+
+        Return None if changes cannot be detected now; the caller must then read all records again.
+        """
         ...
 
     def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
-        """Lock a kind for the block, against all other callers in any process, so that a record can be read and written back."""
+        """Lock the records of a kind for the block, against all other callers in any process, so that a record can be read and changed."""
         ...
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return where a person finds the record."""
+        """Return where a person finds the record, for example the path of its file."""
         ...
 
 
 def checked_name(name: object) -> str:
-    """Return the name. Raise InvalidArgumentError if it cannot be that of a record."""
+    """Return the name of a record. Raise InvalidArgumentError if it is invalid."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
         allowed = "letters, digits, '_', '-', single '.' and spaces, begin with a letter, digit or '_', and not end with '.' or a space"
         raise InvalidArgumentError(f"a name must have up to 128 {allowed}, got {str(name)[:80]!r}")
@@ -70,22 +73,25 @@ def checked_name(name: object) -> str:
 
 
 class FileStorage:
-    """A folder with a readable file for each record. Many processes can use it at the same time."""
+    """A storage in a folder, with a readable file for each record. Many processes can use it at the same time.
+
+    Without fcntl, as on Windows, only one process may write at a time, because nothing is locked.
+    """
 
     def __init__(self, base_path: Path | str) -> None:
-        """Take the path of the folder. It is created at the first write."""
+        """Use a folder. It is created at the first write."""
         self.base_path = Path(base_path)
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """Return a record, or None if there is none."""
+        """Return the content of a record's file, or None if there is no such file."""
         return await _in_thread("read", lambda: self._read(kind, checked_name(name)))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Write a record to a temporary file beside it, then rename that file to its place."""
+        """Write the data to a temporary file in the same folder, then rename that file to the record's file."""
         await _in_thread("written", lambda: self._write(kind, checked_name(name), data))
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and return whether there was one."""
+        """Delete the file of a record. Return whether it existed."""
         return await _in_thread("deleted", lambda: self._delete(kind, checked_name(name)))
 
     async def names(self, kind: Kind) -> list[str]:
@@ -93,12 +99,18 @@ class FileStorage:
         return await _in_thread("listed", lambda: self._names(kind))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return when a file was last added to the folder or removed. Return None for 50 ms after that."""
+        """Return as text when a file of this kind was last added, replaced or deleted, or "none" if there is no folder for the kind.
+
+        Return None for 50 ms after that time, because another change could then have the same time.
+        """
         return await _in_thread("read", lambda: self._stamp(kind))
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock a file for the block. The kernel releases the lock when the process ends. Raise StorageError after 30 s without the lock."""
+        """Lock the records of a kind for the block, by a lock file. Raise StorageError after waiting 30 s for the lock.
+
+        The kernel releases the lock when its holder ends. Without fcntl, as on Windows, nothing is locked.
+        """
         deadline = time.monotonic() + _LOCK_SECONDS
         while (lock := await _locked_in_thread(lambda: self._lock(kind))) is None:
             if time.monotonic() > deadline:
@@ -112,11 +124,14 @@ class FileStorage:
             os.close(lock)
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return the path of the file."""
+        """Return the path of the record's file, whether it exists or not."""
         return str(self._file(kind, name))
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         from .skills import SkillLibrary
 
         return SkillLibrary(lambda: nullcontext(self), embed)
@@ -169,7 +184,7 @@ class FileStorage:
         return str(changed) if time.time_ns() - changed > _SETTLED_NANOSECONDS else None
 
     def _lock(self, kind: Kind) -> int | None:
-        """Return an open file that is locked, or None if another process holds the lock."""
+        """Return the descriptor of a lock file that is locked, or None if another process or task holds the lock."""
         self.base_path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.base_path / f".{kind}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         locked = False
@@ -194,7 +209,7 @@ def _try_to_lock(descriptor: int) -> bool:
 
 
 async def _locked_in_thread(lock: Callable[[], int | None]) -> int | None:
-    """Lock in a thread. A lock that is acquired after the caller was cancelled is released."""
+    """Call `lock` in a thread and return the descriptor that it returns. Release the lock if the caller was cancelled meanwhile."""
     try:
         return await made_in_thread(lock, lambda taken: None if taken is None else os.close(taken))
     except OSError as error:
@@ -213,7 +228,7 @@ def _storage_error(done: str, error: OSError) -> StorageError:
 
 
 class MemoryStorage:
-    """Records in the memory of this process."""
+    """A storage in the memory of this process, which ends with this object."""
 
     def __init__(self) -> None:
         self._records: defaultdict[Kind, dict[str, bytes]] = defaultdict(dict)
@@ -221,16 +236,16 @@ class MemoryStorage:
         self._changes = 0
 
     async def read(self, kind: Kind, name: str) -> bytes | None:
-        """Return a record, or None if there is none."""
+        """Return the data of a record, or None if there is no such record."""
         return self._records[kind].get(checked_name(name))
 
     async def write(self, kind: Kind, name: str, data: bytes) -> None:
-        """Replace a record."""
+        """Write a record, replacing an earlier one of the same name."""
         self._records[kind][checked_name(name)] = data
         self._changes += 1
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and return whether there was one."""
+        """Delete a record. Return whether it existed."""
         self._changes += 1
         return self._records[kind].pop(checked_name(name), None) is not None
 
@@ -239,21 +254,24 @@ class MemoryStorage:
         return sorted(self._records[kind])
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return the number of writes and deletions so far."""
+        """Return the number of writes and deletions so far, of all kinds."""
         return str(self._changes)
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock a kind for the block, against other tasks."""
+        """Lock the records of a kind for the block, against other tasks of the event loop."""
         async with self._locks[kind]:
             yield
 
     def path(self, kind: Kind, name: str) -> str:
-        """Return a name for the record, which has neither a file nor a key."""
+        """Return a text that names the record. It leads nowhere, because the record has neither a file nor a key."""
         return f"memory:{kind}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills that are kept here, for code without `await`; `embed` makes vectors of texts, for a search by meaning."""
+        """Return the skills in this storage, for code without `await`.
+
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        """
         from .skills import SkillLibrary
 
         return SkillLibrary(lambda: nullcontext(self), embed)
