@@ -1,4 +1,4 @@
-"""A self-signed certificate of the server, for clients that accept only https. It is made once and kept."""
+"""A self-signed certificate of the server, for clients that accept only https. It is made once and kept in a folder."""
 
 import ipaddress
 import os
@@ -20,7 +20,7 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
     """Return the paths of the certificate and its key in a folder.
 
-    Make both if one is missing, if the certificate ends within a day, or if it was made here for another host.
+    Make both if one is missing, if the certificate ends within a day, or if this function made it for another host than `host`.
 
     Raise ConfigurationError if the folder cannot be used.
     """

@@ -1,8 +1,8 @@
 """The connections of a server: a limited number, none of which keeps its slot by being slow.
 
 A client that reaches the port can open connections without a key. uvicorn limits the size of a head and the time between two requests. But
-it waits forever for the first head, for a body, and for a client that does not read. So a few hundred silent connections take all
-descriptors.
+it waits forever for the first head, for a body, and for a client that does not read. So without the limits of this module, a few hundred
+silent connections could take all descriptors.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _logger = logging.getLogger("aca_sessions")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Limits on how slow a client may be. The time until a response begins has no limit: cells run for minutes.
+    """Limits on how slow a client may be. The time until a response begins has no limit, because cells may run for minutes.
 
     Args:
         head: Seconds for the head of a request, from the start of the connection or the end of the last response.
@@ -58,7 +58,7 @@ CONNECTION_LIMITS = ConnectionLimits()
 
 
 def most_connections() -> int:
-    """Return how many connections this process can have and still serve sessions."""
+    """Return how many connections this process may have: a quarter of its file descriptors, from 8 to 4096. Sessions need the others."""
     import resource  # not on Windows, where commands that reach a server run too and import this module
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -66,7 +66,7 @@ def most_connections() -> int:
 
 
 class ConnectionSlot:
-    """One open connection. During a TLS handshake it has no protocol yet."""
+    """One open connection. Its `protocol` is None during a TLS handshake."""
 
     def __init__(self, accepted: socket.socket, address: object) -> None:
         self.address = _network(address)
@@ -79,26 +79,29 @@ class ConnectionSlot:
 
     @property
     def is_open(self) -> bool:
-        """Return whether its descriptor is still in use."""
+        """Return whether the connection's descriptor is still open."""
         return self._socket.fileno() == self.number
 
     @property
     def phase(self) -> str:
-        """Return what it waits for: see `Connection.phase`."""
+        """Return what the connection waits for, as `Connection.phase` does. During a TLS handshake it is "head", too."""
         return self.protocol.phase if self.protocol is not None else "head"
 
     @property
     def knows_key(self) -> bool:
-        """Return whether its latest request had the key."""
+        """Return whether the latest request on the connection had the key."""
         return self.protocol is not None and self.protocol.knows_key
 
     @property
     def unread(self) -> int:
-        """Return how many bytes of a response neither the client nor the kernel has taken."""
+        """Return how many bytes of responses wait in this process, because the kernel has no room for them until the client takes some."""
         return _buffered(self.protocol.transport) if self.protocol is not None else 0
 
     def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
-        """Return whether it has made too little progress for longer than the limits allow. Progress is measured from call to call."""
+        """Return whether the client has made too little progress for longer than the limits allow.
+
+        Progress is what changed since the last call, so this must be called regularly. `now` is a time of `time.monotonic`.
+        """
         phase, protocol = self.phase, self.protocol
         mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
         received = protocol.received if protocol is not None else 0
@@ -111,7 +114,7 @@ class ConnectionSlot:
         return phase in seconds and elapsed >= seconds[phase]
 
     def close(self) -> None:
-        """Close it at once, whatever is still to be sent."""
+        """Close the connection at once, and drop what is still to be sent."""
         if self.protocol is not None:
             self.protocol.transport.abort()
             return
@@ -121,7 +124,8 @@ class ConnectionSlot:
     def _waiting(self) -> int:
         """Return how many bytes of a response the client has not taken, including those in the kernel.
 
-        The kernel takes more from us only once a third of its buffer is free, which may be megabytes: a slow reader would look idle.
+        The bytes in the kernel are counted because it takes more from this process only once a third of its buffer is free. That may be
+        megabytes, and until then a slow reader would look idle.
         """
         import fcntl
         import termios
@@ -132,7 +136,7 @@ class ConnectionSlot:
 
 
 class Connections(ServerState):
-    """All connections of a server. If the limit is reached, one that waits for its client is closed."""
+    """All connections of a server. At the limit, a new connection makes the server close one that waits for its client."""
 
     def __init__(self, limits: ConnectionLimits, most: int) -> None:
         super().__init__()
@@ -146,13 +150,16 @@ class Connections(ServerState):
     def can_take(self) -> bool:
         """Return whether another connection can be accepted in this turn of the event loop.
 
-        Closed connections free their descriptors in the next turn.
+        It cannot while too many closed connections still have their descriptors, which asyncio frees in the next turn.
         """
         self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
 
     def take(self, accepted: socket.socket, address: object) -> bool:
-        """Give a new connection a slot, if necessary that of another one. Return False if all others are in use."""
+        """Give a new connection a slot. At the limit, close another connection for it.
+
+        If none can be closed, accept up to 32 more, which get a response with 503. Return False for any further one.
+        """
         if len(self._slots) >= self.most:
             self._slots = {number: slot for number, slot in self._slots.items() if slot.is_open}
         if len(self._slots) >= self.most and not self.close_one() and len(self._slots) >= self.most + _BEYOND:
@@ -161,13 +168,13 @@ class Connections(ServerState):
         return True
 
     def slot_of(self, transport: Transport) -> ConnectionSlot | None:
-        """Return the slot of an accepted connection."""
+        """Return the slot of an accepted connection, or None if it has none."""
         return self._slots.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
         """Close the least important connection among those that do no work for a caller. Return False if there is none.
 
-        Unauthenticated clients count as idle while they receive a response: they could send a request and never read.
+        A client without the key counts as one of those even while it is sent a response, because it could send a request and never read.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):
@@ -178,7 +185,7 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections until the unread responses are within the limit. A single unread response may exceed it."""
+        """Close connections until the responses that wait in this process's memory are within the limit. A single one may exceed it."""
         waiting = [slot for slot in self._slots.values() if slot.unread]
         while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
             self._close_least_important(waiting, lambda slot: slot.unread)
@@ -194,9 +201,9 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close an open connection: first one without the key, then one of the address with the largest share, then the oldest.
+        """Close one open connection of `waiting`: first one without the key, then one of the address with the largest share.
 
-        Return False if none is open.
+        Among several of that address, close the one that has waited longest. Return False if none is open.
 
         Args:
             waiting: The connections to choose from.
@@ -223,7 +230,10 @@ class Listener(socket.socket):
     connections: Connections | None = None
 
     def accept(self) -> "tuple[socket.socket, Any]":
-        """Accept a connection. asyncio calls this; after a BlockingIOError it calls again in the next turn of its loop."""
+        """Accept a connection. Raise BlockingIOError if none can be accepted now: asyncio then calls again in the next turn of its loop.
+
+        Raise ConnectionAbortedError for a connection that was closed at once, because there is no slot for it.
+        """
         connections = self.connections
         if connections is None:
             return super().accept()
@@ -243,7 +253,7 @@ class Listener(socket.socket):
 
 
 class Connection(H11Protocol):
-    """HTTP on one connection, with what its slot needs to know."""
+    """uvicorn's HTTP protocol for one connection. It also tells what the connection waits for, and whether its client knows the key."""
 
     def __init__(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: AbstractEventLoop | None = None
@@ -254,7 +264,10 @@ class Connection(H11Protocol):
 
     @property
     def phase(self) -> str:
-        """Return what it waits for: a head, a body, the client to receive a response, or the application."""
+        """Return what the connection waits for: the "head" or the "body" of a request, or the client to take a "response".
+
+        Return "application" while the application works on a request.
+        """
         if _buffered(self.transport):
             return "response"
         if self.cycle is None or self.cycle.response_complete:
@@ -264,23 +277,23 @@ class Connection(H11Protocol):
 
     @property
     def knows_key(self) -> bool:
-        """Return whether its latest request had the key."""
+        """Return whether the latest request on the connection had the key."""
         return self.scope is not None and KNOWS_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """Connect this protocol to the connection's slot."""
+        """Store this protocol in the connection's slot."""
         super().connection_made(transport)
         slot = self.server_state.slot_of(transport) if isinstance(self.server_state, Connections) else None
         if slot is not None:
             slot.protocol = self
 
     def data_received(self, data: bytes) -> None:
-        """Count the bytes that arrive."""
+        """Count the bytes that arrive, and pass them on."""
         self.received += len(data)
         super().data_received(data)
 
     async def _respond_or_break_off(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Respond to a request, and close the connection if the response cannot be completed, so that the client sees this."""
+        """Respond to a request. If the response cannot be completed, close the connection, so that the client notices."""
         try:
             await self._respond(scope, receive, partial(self._send_within_limit, send))
         except ServiceError as error:
@@ -289,7 +302,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of a response. If it stays in this process's memory, make room for it."""
+        """Send a part of a response. If it stays in this process's memory, close connections whose unread responses are over the limit."""
         await send(event)
         if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
@@ -303,7 +316,7 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return the network of one client: an IPv4 address, or the /64 of an IPv6 address. All clients of a socket file are one."""
+    """Return the network of one client: an IPv4 address, or the /64 of an IPv6 address. Clients of a socket file all have ""."""
     match address:
         case (str(host), *_) if ":" in host:
             six = ipaddress.IPv6Address(host.partition("%")[0])

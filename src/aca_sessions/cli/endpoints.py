@@ -1,7 +1,7 @@
 """`aca-sessions doctor --endpoint` and `aca-sessions conformance`: examine an endpoint.
 
-`doctor` checks step by step that it can be used. `conformance` compares the responses of its API with those of this package's server, and
-so finds out what is not known of the real service (docs/azure-fidelity.md). It speaks 2025-10-02-preview.
+`doctor` checks step by step that an endpoint can be used. `conformance` compares the responses of its API with those of this package's
+server, and so finds out what is not known of the real service (docs/azure-fidelity.md). It uses the api-version 2025-10-02-preview.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ Step = Callable[[CodeInterpreter, str], Awaitable[str]]
 
 
 async def check(settings: Settings) -> bool:
-    """Print a line for each step. Return False when one fails; later steps are not tried."""
+    """Try an endpoint step by step, and print a line for each step. Return whether all succeeded; stop at the first that fails."""
     session = f"doctor-{uuid.uuid4()}"
     try:
         async with open_interpreter(settings) as interpreter:
@@ -104,7 +104,7 @@ _PNG = "data of an image"
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A question, the answer of this package's server, and the answer of the examined endpoint."""
+    """A question, the answer that this package's server gives, and the answer of the examined endpoint."""
 
     question: str
     expected: object
@@ -136,9 +136,9 @@ VALUES: dict[str, tuple[str, object]] = {
 
 
 async def compare(settings: Settings, report: Path | None) -> bool:
-    """Print each observation and write all of them to the report, if one is wanted. Return whether all answers agree.
+    """Ask an endpoint all questions and print each observation. Return whether all answers are those of this package's server.
 
-    If an error ends the examination, the observations until then are printed and written.
+    Write the observations to `report` as JSON, if it is given. If an error ends the examination, those until then are printed and written.
     """
     session, observations = f"conformance-{uuid.uuid4()}", list[Observation]()
     try:
@@ -217,7 +217,7 @@ async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int
 
 
 async def _outcome(http: SessionsHttpClient, method: str, path: str, session: str) -> list[object]:
-    """Send a request and return the status of its response, and the code of its error or None."""
+    """Send a request and return the status of its response, and the code of its error, or None if it succeeded."""
     try:
         return [(await http.request(method, path, identifier=session)).status_code, None]
     except ServiceError as error:

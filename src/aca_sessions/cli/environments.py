@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 
 
 async def create(options: argparse.Namespace) -> int:
-    """Create an environment and print how to use it."""
+    """Create an environment and print how to use it. Print also which packages were left out."""
     from ..connect import environments
     from ..settings import Settings
 
@@ -24,7 +24,7 @@ async def create(options: argparse.Namespace) -> int:
 
 
 async def show(_options: argparse.Namespace) -> int:
-    """Print one line for each environment."""
+    """Print one line for each environment: name, version of Python, number of packages."""
     from ..connect import environments
     from ..settings import Settings
 
@@ -43,7 +43,7 @@ async def remove(options: argparse.Namespace) -> int:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command and its subcommands."""
+    """Add the command `env` with its subcommands."""
     env = commands.add_parser("env", help="create, list and remove Python environments for sessions")
     own = env.add_subparsers(required=True, metavar="create|list|remove")
     making = own.add_parser("create", help="create an environment from wheels; sessions use it if Sandbox:Environment names it")

@@ -13,7 +13,7 @@ _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the key of callers."""
+    """Add the options that name the key of callers: `--api-key-file` and `--api-key`."""
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"a file with the key of callers; by default ${API_KEY}, or else a new key"
@@ -27,7 +27,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def api_key(options: argparse.Namespace) -> str | None:
-    """Return the key that the options give, or None. Raise ConfigurationError if its file cannot be read or holds no key."""
+    """Return the key of callers that the options or the environment give, or None.
+
+    Raise ConfigurationError if the file of the key cannot be read or holds no key.
+    """
     file: Path | None = options.api_key_file
     if file is None:
         given: str | None = options.api_key or None
@@ -42,9 +45,9 @@ def api_key(options: argparse.Namespace) -> str | None:
 
 
 def hide() -> None:
-    """Start this program again if its command line holds a key.
+    """If the command line holds a key, start this program again with the key in its environment. Otherwise do nothing.
 
-    The key is then in its environment, which only its user can read (proc(5)).
+    Every user of a machine can read the command line of a process, but only its own user the environment (proc(5)).
     """
     arguments, variables = [], dict(os.environ)
     words = iter(sys.orig_argv[1:])

@@ -1,4 +1,4 @@
-"""The command line `aca-sessions`. Each command imports what it needs when it runs."""
+"""The command line `aca-sessions`. Modules that a command needs are imported when it runs."""
 
 import argparse
 import asyncio
@@ -28,7 +28,10 @@ _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command of a command line and exit with its status: 2 if it could not be carried out, 130 after Ctrl-C."""
+    """Run the command of a command line and exit the process with its status: 2 if it could not be carried out, 130 after Ctrl-C.
+
+    `arguments` replaces the command line of this process.
+    """
     try:
         status = _execute(arguments)
         flush()
@@ -58,7 +61,7 @@ def _execute(arguments: Sequence[str] | None) -> int:
 
 
 def _output_failed(error: OSError) -> int:
-    """Return the exit code if standard output cannot be written. Raise any other error again: it is a bug."""
+    """Return the exit code for an error that standard output caused. Raise any other error again, because it is a bug."""
     problem = output_problem()
     if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
         return _BROKEN_PIPE  # the reader is gone
@@ -208,7 +211,7 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_playground(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `playground`. Options of `serve` that it does not have keep the defaults of `serve`."""
+    """Add the command `playground`. It calls `serve`, so each option that only `serve` has is set to its default."""
     playground = commands.add_parser("playground", help="use this machine's sandbox from a page in the browser, until Ctrl-C")
     playground.set_defaults(**vars(commands.choices["serve"].parse_args([])))
     playground.set_defaults(act=_playground, api_key=None, cooldown=_PLAYGROUND_IDLE_SECONDS)

@@ -30,7 +30,7 @@ class Prompt:
     """A prompt that reads cells from the terminal."""
 
     def __init__(self, history: Path | None = None) -> None:
-        """Keep what is typed in the file `history`, or only in this object if there is none."""
+        """Create the prompt. What is typed is kept in the file `history`, or only in this object if that is None."""
         self._session = PromptSession[str](
             ">>> ",
             multiline=True,
@@ -46,7 +46,10 @@ class Prompt:
 
 
 def is_complete(code: str) -> bool:
-    """Return whether a cell can be sent as it is. Code that cannot become valid counts as complete: the session reports its error."""
+    """Return whether a cell can be sent as it is, or Enter should add a line to it.
+
+    Code that cannot become valid counts as complete, because the session then reports its error.
+    """
     lines = code.lstrip().split("\n")
     if lines[0].startswith("%%"):
         return len(lines) > 1 and not lines[-1].strip()
@@ -127,7 +130,10 @@ def _execute(session: InteractiveSession, code: str) -> None:
 
 
 def _time_travel(session: InteractiveSession, code: str) -> str | None:
-    """Carry out a command about checkpoints and return its message. Return None if the code is not such a command."""
+    """Carry out a command about checkpoints (%checkpoint, %checkpoints, %rollback, %undo) and return its message.
+
+    Return None if the code is not such a command.
+    """
     match code.split():
         case ["%checkpoint"]:
             return f"kept: {_named(session.checkpoint())}"
@@ -163,7 +169,10 @@ def _run(session: InteractiveSession, code: str) -> None:
 
 
 def _answer(cell: LiveCell) -> str | None:
-    """Read a line that answers the cell's question, which is on the terminal already. Return None to refuse."""
+    """Return the line that the user types for the cell's `input()`, whose prompt is on the terminal already.
+
+    Return None at Ctrl-D, which refuses an answer, and at Ctrl-C, which also interrupts the cell.
+    """
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return input()

@@ -1,4 +1,4 @@
-"""`aca-sessions run`: run one cell, and show it at its end or while it runs."""
+"""`aca-sessions run`: run one cell, and print it when it has ended or while it runs."""
 
 import argparse
 import asyncio
@@ -26,7 +26,7 @@ _IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif"}  # witho
 
 
 def show(result: CodeExecutionResult) -> None:
-    """Print a result after its cell has ended."""
+    """Print the result of a cell that has ended."""
     printer = CellPrinter()
     for name, text in (("stdout", result.output), ("stderr", result.stderr.rstrip("\n"))):
         if text:
@@ -41,13 +41,13 @@ def show_json(result: CodeExecutionResult) -> None:
 
 
 def images_of(result: CodeExecutionResult) -> str:
-    """Return a note that there were images, which are not shown here, or ''."""
+    """Return a note with the number of images in a result, because images are not printed. Return '' if there are none."""
     count = sum(_is_image(display.data) for display in result.displays)
     return f"[{count} image(s) shown; --json has them]" if count else ""
 
 
 def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
-    """Write the images into files with names that are free. Yield a note about each."""
+    """Write each image of a result to a new file `image-NUMBER` in a folder. Yield a note about each: its path, or why it was not saved."""
     images = ((ending, content) for one in result.displays for kind, ending in _IMAGES.items() if (content := one.data.get(kind)))
     for ending, content in images:
         try:
@@ -57,7 +57,7 @@ def save_images(result: CodeExecutionResult, folder: Path) -> Iterator[str]:
 
 
 class CellPrinter:
-    """Prints a cell: what it writes and displays while it runs, and the rest at its end."""
+    """Prints one cell: what it writes and displays while it runs, and the rest when it has ended."""
 
     def __init__(self) -> None:
         self._open: dict[str, bool] = {}
@@ -67,7 +67,7 @@ class CellPrinter:
         self._on_screen = "stderr"  # the latest stream that wrote to it
 
     def print_event(self, event: Event) -> None:
-        """Print an event of the cell. Images are left to the caller."""
+        """Print an event of the cell. Ignore images, which the caller may save or count."""
         match event:
             case Event(kind="stdout" | "stderr" as name, text=text) if text:
                 self.write(name, text)
@@ -82,7 +82,7 @@ class CellPrinter:
                 self._displayed = text
 
     def finish(self, result: CodeExecutionResult, *notes: str) -> None:
-        """Print the value, the error and the notes, each on a line of its own."""
+        """Print the value and the error of the result if they are not printed yet, and the notes, each on a line of its own."""
         if result.text and result.text != self._displayed:
             self._write_line("stdout", result.text)
         self._end_line("stdout")
@@ -93,7 +93,7 @@ class CellPrinter:
         self.write_notes(*notes, state_note(result))
 
     def write(self, name: str, text: str) -> None:
-        """Write guest text on a stream, and remember whether it ended its line."""
+        """Write guest text to the stream `name` (stdout or stderr), and remember whether it ended its line."""
         if _is_terminal(name):
             if name != self._on_screen:
                 self._flush()
@@ -105,7 +105,7 @@ class CellPrinter:
         self._written = text if name == "stderr" else self._written
 
     def write_notes(self, *notes: str) -> None:
-        """Write notes of the host, each on a line of its own and in none of the guest's colours."""
+        """Write notes of the host to standard error, each on a line of its own and without the colours of the guest's text."""
         self._flush()
         if reset := self._screen.reset():
             _put(self._on_screen, reset)
@@ -176,7 +176,7 @@ async def _run_to_its_end(interpreter: CodeInterpreter, session: str, code: str,
 
 
 async def _run_live(interpreter: CodeInterpreter, session: str, code: str, options: argparse.Namespace) -> int:
-    """Run the cell and show it while it runs. Ctrl-C interrupts it."""
+    """Run the cell, print it while it runs, and return the exit code. Ctrl-C interrupts the cell, whose result is still printed."""
     execution = await interpreter.start(session, code, timeout=options.timeout)
     following = asyncio.create_task(_follow(interpreter, execution))
     try:

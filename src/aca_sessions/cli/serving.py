@@ -49,7 +49,10 @@ _REDIRECT = (
 
 
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
-    """Serve until a signal ends it. Once the server can be reached, print its address and key, or pass them to `welcome`."""
+    """Serve sessions over HTTP until a signal ends the server, and return the exit code.
+
+    Once the server can be reached, print its address and key, or call `welcome` with them.
+    """
     key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
@@ -97,7 +100,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The time between a first SIGTERM and the end: until the last session has ended, but at most a number of seconds."""
+    """The time after a first SIGTERM in which the server accepts no new sessions. It ends with the last session, or after `seconds`."""
 
     def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
         self._take_no_more = take_no_more
@@ -106,7 +109,7 @@ class Draining:
         self._ends: float | None = None
 
     def start(self) -> bool:
-        """Accept no more sessions from now on. Return False if that was so before."""
+        """Refuse new sessions from now on, and return True. Return False if this was called before."""
         if self._ends is not None:
             return False
         self._ends = time.monotonic() + self._seconds
@@ -120,9 +123,9 @@ class Draining:
 
 
 class Server(uvicorn.Server):
-    """A server that prints its address once it can be reached, and ends on a signal by returning.
+    """A uvicorn server that calls `greet` once it can be reached, and whose `serve` returns after a signal.
 
-    uvicorn would raise the signal again at its end. Returning lets the caller end sessions and remove the socket file.
+    uvicorn's own server would raise the signal again, so its caller could not end sessions and remove the socket file.
     """
 
     def __init__(
@@ -165,12 +168,12 @@ class Server(uvicorn.Server):
         self._draining = draining
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Give cells that run 5 s to end. Then end them, which their callers get as a result, and close the connections."""
+        """Call `drain` with 5 s, in which cells may end, and then close the connections."""
         await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections and announce it."""
+        """Start to accept connections, and call `greet`."""
         for listener in sockets or []:
             if isinstance(listener, Listener):
                 listener.connections = self._connections
@@ -191,19 +194,22 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _start_draining(self) -> None:
-        """Start to drain. End at once if there is no time for that, or at the second signal."""
+        """Start to drain at the first SIGTERM. End the server at the second, or at the first if no time to drain was set."""
         if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end. uvicorn calls this ten times a second; once a second slow connections are closed."""
+        """Return whether to end the server. uvicorn calls this ten times a second. Once a second, close connections that are too slow."""
         if counter % 10 == 0:
             self._connections.close_slow()
         return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """Return the key that callers must send: the given one or a new one. It is None on a socket file, and with --no-api-key."""
+    """Return the key that callers must send: the given one, or else a new one.
+
+    Return None with --no-api-key, and on a socket file if no key was given.
+    """
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError(
@@ -238,9 +244,7 @@ def _hosting(options: argparse.Namespace, key: str | None) -> Hosting:
 
 
 def prometheus() -> Callable[[], bytes]:
-    """Start to collect the numbers of OpenTelemetry's instruments in Prometheus's text format.
-
-    Return a function that returns their current values as text.
+    """Start to collect OpenTelemetry's metrics. Return a function that returns their current values in Prometheus's text format.
 
     Raise ConfigurationError if packages are missing or OpenTelemetry sends metrics elsewhere already.
     """
@@ -270,16 +274,16 @@ def _greeting(options: argparse.Namespace, endpoint: str, key: str | None) -> st
 
 
 def address(listener: socket.socket) -> str:
-    """Return the address at which a client on this machine reaches the listener."""
+    """Return the `HOST:PORT` at which a client on this machine reaches the listener."""
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host in _EVERY_INTERFACE else host
     return f"[{shown}]:{port}" if ":" in shown else f"{shown}:{port}"
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """Return the host names that requests may name. An empty set allows all.
+    """Return the host names that the Host and Origin of a request may name. An empty set allows all.
 
-    A page in a browser on this machine could reach the server under a name of its own (DNS rebinding), so only known names are answered.
+    Other names are refused, because a page in a browser on this machine can point its own host name at this server (DNS rebinding).
     """
     if "*" in options.allowed_host:
         return frozenset()
@@ -288,7 +292,7 @@ def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
 
 
 def listen_on_port(host: str, port: int) -> Listener:
-    """Return a socket that is bound to a port. Raise ConfigurationError if the port is taken."""
+    """Return a socket that is bound to a port. Raise ConfigurationError if it cannot be bound, for example because the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without the last asyncio leaves TCP_NODELAY off: 40 ms an answer
     try:
@@ -301,7 +305,10 @@ def listen_on_port(host: str, port: int) -> Listener:
 
 
 def _listen_on_file(path: Path) -> Listener:
-    """Return a socket on a file that only this user may open. A file that a dead server left is replaced, but nothing else."""
+    """Return a socket that listens on a socket file which only this user may open.
+
+    Replace the socket file of a server that has ended. Raise ConfigurationError if anything else exists at the path.
+    """
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -323,7 +330,7 @@ def _answers(path: Path) -> bool:
 
 
 def _stop_listening(listener: socket.socket, path: Path | None) -> None:
-    """Close the socket and remove its file, unless another server uses that by now."""
+    """Close the socket and remove its file, unless another server listens on that file by now."""
     listener.close()
     if path is not None and path.exists() and not _answers(path):
         path.unlink()

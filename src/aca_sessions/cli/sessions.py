@@ -1,6 +1,7 @@
 """`aca-sessions sessions` and `aca-sessions files`: the sessions that an endpoint keeps, and their files.
 
-Names of sessions are secrets. Only `sessions ls` prints them, because its user has the key and asked for them.
+Functions that carry out a command return its exit code. Names of sessions are secrets. Only `sessions ls` prints them, because its user has
+the key and asked for them.
 """
 
 import argparse
@@ -19,12 +20,15 @@ _LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `r
 
 
 def settings_at(endpoint: str | None) -> Settings:
-    """Return the settings. If an endpoint is given, it replaces theirs."""
+    """Return the settings, with `endpoint` in place of the configured one if it is given."""
     return Settings(**({"Endpoint": endpoint} if endpoint else {}))
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
-    """Return the settings. Raise ConfigurationError if they have no Endpoint, since `what` needs sessions that outlive the command."""
+    """Return the settings, with `endpoint` in place of the configured one if it is given.
+
+    Raise ConfigurationError if there is no Endpoint, because `what` (a command or option) needs sessions that outlive the command.
+    """
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
@@ -43,7 +47,7 @@ async def list_sessions(options: argparse.Namespace) -> int:
 
 
 async def end_sessions(options: argparse.Namespace) -> int:
-    """End sessions, each with its variables and files."""
+    """End the named sessions, each with its variables and files. If one is unknown, those before it are ended already."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
             try:
@@ -54,7 +58,7 @@ async def end_sessions(options: argparse.Namespace) -> int:
 
 
 async def list_files(options: argparse.Namespace) -> int:
-    """Print one line for each file: size, time of the last change, name."""
+    """Print one line for each file in a folder of a session: size, time of the last change, name."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         try:
             files = await interpreter.list_files(options.session, options.folder)
@@ -66,7 +70,7 @@ async def list_files(options: argparse.Namespace) -> int:
 
 
 async def get_file(options: argparse.Namespace) -> int:
-    """Copy a file to a path on this machine, or to standard output."""
+    """Copy a file of a session to a path on this machine, or to standard output."""
     target = None if options.target == _STANDARD else _free_path(options.name, options.target, force=options.force)
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         session = Session(interpreter, options.session)
@@ -81,7 +85,7 @@ async def get_file(options: argparse.Namespace) -> int:
 
 
 async def put_file(options: argparse.Namespace) -> int:
-    """Copy a file of this machine, or standard input, into the session."""
+    """Copy a file of this machine, or standard input, into a session."""
     name = options.name or Path(options.source).name
     if options.source == _STANDARD and not options.name:
         raise InvalidArgumentError("a file from standard input must have a name: add one, as in `aca-sessions files put - data.csv`")
@@ -95,7 +99,7 @@ async def put_file(options: argparse.Namespace) -> int:
 
 
 async def delete_files(options: argparse.Namespace) -> int:
-    """Delete files. If one is missing, those before it are deleted already."""
+    """Delete files of a session. If one is missing, those before it are deleted already."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         for name in options.name:
             try:
@@ -106,7 +110,7 @@ async def delete_files(options: argparse.Namespace) -> int:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add both commands with their subcommands."""
+    """Add the commands `files` and `sessions` with their subcommands."""
     _add_files(commands)
     _add_sessions(commands)
 
@@ -147,16 +151,19 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error of a name that is unknown. It gives the name's place in the command line, since only `ls` prints names."""
+    """Return the error to raise if a session cannot be ended. If the session is unknown, its message has the place in the command line.
+
+    The name is left out, because names of sessions are secrets.
+    """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(f"argument {place} names no session of this endpoint: `aca-sessions sessions ls` lists its sessions")
     return error
 
 
 def _free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path that a file is written to on this machine. Raise InvalidArgumentError if it exists.
+    """Return the path to which a file is written on this machine: `target`, or a path in `target` if that is a folder.
 
-    With `force` an existing file is accepted, but nothing else.
+    Raise InvalidArgumentError if something exists there. With `force` a file is accepted, but nothing else.
     """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path

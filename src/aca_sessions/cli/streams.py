@@ -1,4 +1,4 @@
-"""Standard streams of a command, which work even if they are closed, full or without a reader."""
+"""Standard streams of a command. They are usable even if they are closed or full, or nobody reads them."""
 
 import contextlib
 import io
@@ -12,12 +12,15 @@ _closed: set[str] = set()
 
 
 class _Output(io.FileIO):
-    """Standard output that remembers why it could not be written. The stream above it forgets the error, and any code may have printed."""
+    """Standard output that keeps the error of a failed write in `problem`.
+
+    The text stream above it does not keep the error, and any code may have printed.
+    """
 
     problem: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write, and keep the error if that fails."""
+        """Write, and keep the error in `problem` if that fails."""
         try:
             return super().write(data) or 0
         except OSError as error:
@@ -26,10 +29,10 @@ class _Output(io.FileIO):
 
 
 def prepare() -> None:
-    """Let text through that a stream cannot encode, and open /dev/null in the place of closed streams.
+    """Let streams escape text that they cannot encode, and replace closed streams by /dev/null.
 
-    Otherwise a file or a socket would get the number of a closed stream, and with it the text for the stream. Raise InvalidArgumentError if
-    standard output is closed: a command whose output is missing may have failed or succeeded.
+    Without that, the kernel would give the number of a closed stream to the next file or socket, which would then get the stream's text.
+    Raise InvalidArgumentError if standard output is closed, because a command whose output is missing may have failed or succeeded.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -47,7 +50,7 @@ def prepare() -> None:
 
 
 def _nothing(number: int) -> TextIO:
-    """Return a stream on /dev/null. It gets the number of the closed stream, unless something has that number already."""
+    """Return a text stream on /dev/null. Its descriptor is `number`, unless something else has that number already."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     if descriptor != number:
         try:
@@ -67,7 +70,7 @@ def standard_input() -> BinaryIO:
 
 
 def code_from_input() -> str:
-    """Read source text from standard input. It is UTF-8 whatever the locale."""
+    """Return the source text on standard input. Raise InvalidArgumentError if it is not UTF-8, which is required whatever the locale."""
     try:
         text = standard_input().read().decode()
     except UnicodeDecodeError as error:
@@ -79,7 +82,10 @@ def code_from_input() -> str:
 
 
 def code_from_argument(text: str) -> str:
-    """Return source text from the command line. In the C locale Python keeps the bytes of other letters as lone surrogates."""
+    """Return the source text of an argument of the command line. Raise InvalidArgumentError if it is not UTF-8.
+
+    In the C locale Python decodes bytes outside of ASCII as lone surrogates, so such text is encoded again and decoded as UTF-8.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -93,13 +99,13 @@ def code_from_argument(text: str) -> str:
 
 
 def write_error(text: str, end: str = "\n") -> None:
-    """Print on standard error. If that cannot be written, print nothing: the exit code is enough."""
+    """Print on standard error. If that cannot be written, print nothing, because the exit code is enough."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
 
 def flush() -> None:
-    """Write what is left of the output. Serving MCP closes the stream at its end."""
+    """Flush standard output. Do nothing if it is closed, as it is after `mcp` has served a client on it."""
     if not sys.stdout.closed:
         sys.stdout.flush()
 
@@ -110,7 +116,7 @@ def output_problem() -> OSError | None:
 
 
 def silence() -> None:
-    """Drop what the streams cannot write. Otherwise the interpreter would fail on it at its own end."""
+    """Flush the output streams, and let /dev/null take what they cannot write. Otherwise Python would fail on it when the process exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
