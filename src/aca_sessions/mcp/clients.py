@@ -1,4 +1,7 @@
-"""Clients and their sessions. Each connection has names of its own. It reaches a session of another client only if that one is shared."""
+"""The clients of an MCP server and their sessions. Each connection is a client, with names of its own for its sessions.
+
+A client can use a session of another client only if that was created as a shared one.
+"""
 
 import asyncio
 import contextlib
@@ -27,7 +30,7 @@ _MOST_WATCHED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The limits of a client, and what stays when it disconnects."""
+    """The options of an MCP server: the limits of each client and of their number, and what stays when a client disconnects."""
 
     sessions_per_client: int
     clients: int
@@ -39,7 +42,7 @@ class Options:
 
     @classmethod
     def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
-        """Return the settings' options, in seconds and bytes."""
+        """Return the options that the settings hold, in seconds and bytes."""
         return cls(
             sessions_per_client=settings.SessionsPerClient,
             clients=settings.Clients,
@@ -52,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """The state that all clients of a server share: the pool, and the sessions that clients made with `shared`."""
+    """The state that all clients of a server share: the pool, and the sessions that clients created as shared ones."""
 
     pool: SessionPool
     options: Options
@@ -60,16 +63,16 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """Note that the pool ended an idle session. Its next use starts an empty one."""
+        """Mark a session as not started if the pool ended it because it was idle: its next use starts it empty. Ignore other events."""
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].is_started = False
 
 
 class Client:
-    """One connection: its sessions, and which of them is active. Tools use the active one if a call names no session."""
+    """One connection: its sessions, and which of them is active. A tool uses the active one if its call names no session."""
 
     def __init__(self, server: SharedState) -> None:
-        """Start with the session `default`, which begins at its first use."""
+        """Create a client with one session, `default`, which is started at its first use."""
         self.server = server
         self.options = server.options
         self.outputs = Outputs(server.options.outputs_size)
@@ -81,11 +84,11 @@ class Client:
         self._add(NamedSession(name=DEFAULT))
 
     def sessions(self) -> dict[str, NamedSession]:
-        """Return all sessions that it reaches, by name."""
+        """Return all sessions that this client can use, its own and the shared ones, keyed by name."""
         return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
-        """Return the session of that name, by default the active one. Raise InvalidArgumentError if there is none."""
+        """Return the session of a name, or the active one if it is None. Raise InvalidArgumentError if there is none."""
         sessions = self.sessions()
         if name is None and self.active not in sessions:
             self.active = DEFAULT  # the active session was shared by another client, which has ended it
@@ -95,15 +98,18 @@ class Client:
         return named
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
-        """Create a session, with a new name if none is given.
+        """Create a session that is started at its first use. Without a name it gets a free one.
 
-        Raise InvalidArgumentError if the name is taken or the client has too many sessions.
+        Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many sessions.
         """
         named = NamedSession(name=self._free_name(name), description=description[:_LONGEST_DESCRIPTION], shared=shared)
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Return the name of a new session. Raise InvalidArgumentError if it is taken or invalid, or if there are too many sessions."""
+        """Return the name for a new session: the given one, or else a free one.
+
+        Raise InvalidArgumentError if the given name is taken or invalid, or if the client has too many sessions.
+        """
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
@@ -127,7 +133,10 @@ class Client:
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
-        """Create a session that continues from another one. It belongs to this client alone."""
+        """Create a session that continues from the variables and files of another one, and return it. Only this client can use it.
+
+        Raise InvalidArgumentError for a name as `create` does.
+        """
         self._free_name(name)
         one = None
         try:
@@ -146,18 +155,21 @@ class Client:
             raise
 
     def watch(self, uri: str) -> None:
-        """Notify this client when a resource changes. Raise InvalidArgumentError if it watches too many."""
+        """Remember to notify this client when a resource changes. Raise InvalidArgumentError if the client watches too many."""
         if len(self.subscribed) >= _MOST_WATCHED:
             raise InvalidArgumentError(f"a client can watch at most {_MOST_WATCHED} resources: unsubscribe from some")
         self.subscribed.add(uri)
 
     def switch(self, name: str) -> str:
-        """Make a session the active one. Return the name of the one before."""
+        """Make a session the active one. Return the name of the session that was active before."""
         previous, self.active = self.find(None).name, self.find(name).name
         return previous
 
     async def delete(self, name: str) -> bool:
-        """End a session, even in the middle of a cell. Return whether it was the active one."""
+        """End a session, even in the middle of a cell. Return whether it was the active one; then `default` is active.
+
+        Raise InvalidArgumentError for `default`, and if there is no such session.
+        """
         if name == DEFAULT:
             raise InvalidArgumentError("the session 'default' cannot be deleted: restart it to clear its variables")
         named = self.find(name)
@@ -171,12 +183,12 @@ class Client:
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
-        """Lease the session for the block."""
+        """Lease a session from the pool for the block."""
         async with self.server.pool.session(named.id) as session:
             yield session
 
     async def close(self) -> None:
-        """End the client's own sessions. Sessions that it shared stay if the options have `keep_shared`."""
+        """End the client's own sessions, and those that it shared unless the options have `keep_shared`. Ignore failures."""
         ending = [*self._own.values()]
         if not self.options.keep_shared:
             ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]

@@ -182,7 +182,10 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
 
 
 async def _find(session: Session, path: str) -> str:
-    """Return the path of a script: as it was named or among the saved scripts, with or without its ending."""
+    """Return the path of a script that a model named, with or without `.py`. A name without a folder is sought in scripts/ first.
+
+    Raise InvalidArgumentError if there is no such script.
+    """
     folder, _, name = path.rpartition("/")
     places = [(folder, name)] if folder else [(SCRIPTS, name), ("", name)]
     for place, wanted in [(place, ending) for place, name in places for ending in (name, f"{name}.py")]:
@@ -201,7 +204,7 @@ async def run_cell(
     request: CodeExecutionRequest,
     answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
-    """Run a cell and return what `answer` returns for its result and for the files that it left below outputs/.
+    """Run a cell and return what `answer` returns for its result and for the files that it changed below outputs/.
 
     Args:
         call: The call of the tool.
@@ -246,7 +249,7 @@ async def _follow(call: Call, session: Session, named: NamedSession, request: Co
 
 
 async def answer_cell(call: Call, named: NamedSession, result: CodeExecutionResult, collected: CollectedFiles) -> CellAnswer:
-    """Show the model the result's text, images and links to further resources, and return the structured answer."""
+    """Return the structured answer for a cell, and add the text, images and links to further resources to the call's content."""
     text = render(replace(result, max_output=call.client.options.max_output))
     call.show(types.TextContent(type="text", text="\n".join([text, *_notes(collected)])))
     images, others = _split_images(result.displays)
@@ -294,7 +297,10 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Return the images that fit the limit, and the other displays. A display that is text alone is in the result's text and left out."""
+    """Return the images, as far as their total size allows, and the other displays, including images that did not fit.
+
+    Displays that have only plain text are left out: the result's text has it.
+    """
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

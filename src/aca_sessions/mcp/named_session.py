@@ -1,4 +1,7 @@
-"""A session as MCP clients name it, with its counters: what the server knows without a request to the session. Nothing here awaits."""
+"""A session as MCP clients name it, with its counters: what the server knows without a request to the session.
+
+Nothing here awaits, so no other call can change a session in the middle of a method.
+"""
 
 import time
 import uuid
@@ -17,7 +20,7 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
-    """A session as clients name it. `id` is its name in the pool, which no client learns."""
+    """A session of an MCP client. `id` is its name in the pool, which no client learns."""
 
     name: str
     description: str = ""
@@ -40,17 +43,17 @@ class NamedSession:
 
     @property
     def uptime(self) -> float:
-        """Return the seconds since it was created."""
+        """Return the seconds since the session was created."""
         return (datetime.now(UTC) - self.created).total_seconds()
 
     @property
     def busy_for(self) -> float | None:
-        """Return the seconds since the oldest of its unfinished cells was sent, or None if there are none."""
+        """Return the seconds since the oldest of the session's unfinished cells was sent, or None if there are none."""
         return time.monotonic() - self._running[0] if self._running else None
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count a cell as running for the block."""
+        """Count a cell as running for the block, and add it and its duration to the totals afterwards."""
         started = time.monotonic()
         self._running.append(started)
         try:
@@ -62,7 +65,7 @@ class NamedSession:
             self.last_execution = datetime.now(UTC)
 
     def record_result(self, result: CodeExecutionResult) -> None:
-        """Note how a cell ended."""
+        """Record a cell's error, and a loss of variables as a restart. After a loss of files the session counts as not started."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":
@@ -71,11 +74,14 @@ class NamedSession:
             self.is_started = False
 
     def record_restart(self, cause: str) -> None:
-        """Note that its variables were lost or cleared, and why. The latest 20 causes are kept."""
+        """Record why the session's variables were lost or cleared. The latest 20 causes are kept."""
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:
-        """Keep a display and return the number by which it is read later. The oldest are dropped: 50 and 16 MB of text are kept."""
+        """Keep a display and return the number by which clients read it.
+
+        The oldest displays are dropped: at most 50 are kept, with 16 Mi characters of text.
+        """
         self.displayed += 1
         self.displays[self.displayed] = display
         while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):

@@ -1,7 +1,7 @@
 """Shared outputs: the files below outputs/ of one client's sessions, copied from session to session between cells.
 
-Files are copied and not mounted, so that this works at every endpoint. A session sees what others wrote as it was at the end of their
-latest cells.
+Files are copied and not mounted, so that this works at every endpoint. A session gets the files of the others as they were at the end of
+the others' latest cells.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Marks = dict[str, tuple[int, datetime]]
 
 @dataclass(frozen=True, slots=True)
 class _SharedFile:
-    """A file as its latest writer left it. `data` is None if the writer deleted it."""
+    """A file with the content that the latest session to write it gave it. `data` is None if that session deleted it."""
 
     version: int
     data: bytes | None
@@ -33,7 +33,7 @@ class _SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFiles:
-    """The files that a cell left below outputs/: those that are shared now, and those that are not."""
+    """The files that a cell created, changed or deleted below outputs/: those that are shared now, and those that are not."""
 
     shared: tuple[str, ...] = ()
     left: tuple[str, ...] = ()  # too large, or with names that no API takes
@@ -41,14 +41,14 @@ class CollectedFiles:
 
 @dataclass(slots=True)
 class _SessionFiles:
-    """The outputs/ of one session: which version of each file it has, and what was last seen there."""
+    """The outputs/ of one session: the version of each file that it has, and size and time of each file when they were last listed."""
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
 
 
 class Outputs:
-    """The files that one client's sessions share, kept in this process up to a size."""
+    """The files that one client's sessions share. They are kept in this process, up to a size."""
 
     def __init__(self, limit: int) -> None:
         """Keep at most `limit` bytes. With 0 nothing is shared."""
@@ -60,22 +60,25 @@ class Outputs:
 
     @property
     def size(self) -> int:
-        """Return the bytes that are kept."""
+        """Return the size in bytes of all files that are kept."""
         return sum(len(file.data) for file in self._files.values() if file.data is not None)
 
     def includes(self, named: NamedSession) -> bool:
-        """Return whether a session shares its outputs/. Sessions that all clients reach do not."""
+        """Return whether a session takes part in sharing outputs/. Sessions that all clients can use do not."""
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Forget what a session has, because it ended or was rolled back.
+        """Forget which versions of files a session has, because it ended or was rolled back.
 
         Files that it shared stay, and are copied into it again if it continues.
         """
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Write into a session what other sessions shared since its last cell. Call this before a cell."""
+        """Write into a session what other sessions shared since its last cell. Create outputs/ if the session has not started.
+
+        Call this before a cell.
+        """
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
@@ -95,10 +98,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep what is new below outputs/ for the other sessions. Call this after a cell, and after anything else that may have written.
+        """Keep what a session changed below outputs/ for the client's other sessions, and return which files these are.
 
-        The folder is listed each time: the files of a cell's result are none if the workspace has too many, and never those that
-        background processes write.
+        Call this after a cell, and after anything else that may have written. The folder is listed each time, because the result of a cell
+        has no files if the workspace has too many, and never those that background processes write.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -149,7 +152,7 @@ class Outputs:
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
     """Yield the files and folders below a folder, each folder before its content.
 
-    A subfolder that disappears meanwhile is skipped. If `folder` itself does not exist, NotFoundError is raised.
+    Raise NotFoundError if `folder` does not exist. Skip a subfolder that disappears meanwhile.
 
     Args:
         session: The session.
@@ -178,12 +181,12 @@ async def _inside(session: Session, folder: str) -> list[RemoteFile]:
 
 
 def path_of(file: RemoteFile) -> str:
-    """Return the file's path relative to /mnt/data."""
+    """Return a file's path relative to /mnt/data."""
     return file.full_path.removeprefix("/mnt/data/")
 
 
 async def _look(session: Session) -> tuple[Marks, bool]:
-    """Return what is below outputs/, and whether that is all of it."""
+    """Return size and time of each file below outputs/, by path, and whether these are all. At most 1000 files and folders are read."""
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
     except NotFoundError:
@@ -193,7 +196,7 @@ async def _look(session: Session) -> tuple[Marks, bool]:
 
 
 async def _write(session: Session, path: str, data: bytes | None) -> None:
-    """Write or delete one file. If the session has no room, or a folder of that name, it goes without the file."""
+    """Write a file into a session, or delete it if `data` is None. Ignore failures, for example if the session has no room for it."""
     try:
         await (session.delete_file(path) if data is None else session.upload_file(path, data))
     except ACASessionsError:

@@ -20,9 +20,9 @@ ROOT = "/mnt/data"
 
 
 def checked(path: str) -> str:
-    """Return a file's path relative to /mnt/data. Raise InvalidArgumentError if it leads out of it or names nothing.
+    """Return a file's path relative to /mnt/data. Raise InvalidArgumentError if it is not below /mnt/data or names nothing.
 
-    Such a path is refused here and not at the endpoint.
+    The path is checked here, so that no endpoint gets an invalid one.
     """
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
@@ -32,7 +32,7 @@ def checked(path: str) -> str:
 
 
 def checked_folder(path: str) -> str:
-    """Return a folder's path relative to /mnt/data; '' is /mnt/data itself. Raise InvalidArgumentError as `checked` does."""
+    """Return a folder's path relative to /mnt/data, which is '' for /mnt/data itself. Raise InvalidArgumentError as `checked` does."""
     inside = path.strip().rstrip("/")
     return checked(inside) if inside not in ("", ".", ROOT) else ""
 
@@ -48,7 +48,7 @@ TEMPLATES = [
 
 
 async def listed(client: Client) -> list[types.Resource]:
-    """Return the files and displays of all sessions that were used, at most 500."""
+    """Return the files and displays of a client's sessions as resources, at most 500. Sessions that are not started are skipped."""
     found: list[types.Resource] = []
     for named in client.sessions().values():
         if named.is_started:
@@ -58,7 +58,7 @@ async def listed(client: Client) -> list[types.Resource]:
 
 
 async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
-    """Return the content of a file or a display. Raise McpError if the URI names none."""
+    """Return the content of the file or the display that a URI names. Raise McpError if there is none."""
     try:
         kind, content = await _content(client, str(uri))
     except ACASessionsError as error:
@@ -124,7 +124,7 @@ def _kind(name: str) -> str:
 
 
 def _best(display: Display) -> str:
-    """Return the MIME type that shows most of a display. A cell may use types that clients do not know."""
+    """Return the MIME type in which a display is sent: a preferred one, else any but plain text, else plain text."""
     known = [kind for kind in _PREFERRED if kind in display.data]
     return (known or sorted(set(display.data) - {"text/plain"}) or ["text/plain"])[0]
 

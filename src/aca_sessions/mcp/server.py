@@ -42,7 +42,7 @@ class SessionServer(Server[Client, Any]):
     """An MCP server that gives each connection sessions of its own."""
 
     def __init__(self, state: SharedState) -> None:
-        """Serve sessions of a pool, with the tools that the options name."""
+        """Create a server for sessions of a pool, with the tools that the options name."""
         super().__init__("aca-sessions", version("aca-sessions"), _INSTRUCTIONS, lifespan=self._connection)
         self._state = state
         self._tools = _tools(state.options.tools)
@@ -60,7 +60,7 @@ class SessionServer(Server[Client, Any]):
         notification_options: NotificationOptions | None = None,
         experimental_capabilities: dict[str, dict[str, Any]] | None = None,
     ) -> InitializationOptions:
-        """Return the server's capabilities: resources change, and clients can subscribe to them."""
+        """Return the server's capabilities, including that its list of resources changes and that clients can subscribe to resources."""
         del notification_options
         options = super().create_initialization_options(NotificationOptions(resources_changed=True), experimental_capabilities)
         if options.capabilities.resources is not None:
@@ -119,7 +119,7 @@ class SessionServer(Server[Client, Any]):
 
 
 def _tools(kind: str) -> dict[str, Tool]:
-    """Return the tools of docs/mcp.md's first table, or with "all" those of both tables."""
+    """Return the tools by name: those of docs/mcp.md's first table, or with "all" those of both tables."""
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
@@ -127,7 +127,7 @@ def _tools(kind: str) -> dict[str, Tool]:
 
 
 async def serve_stdio(options: argparse.Namespace) -> int:
-    """Serve one client until it closes standard input."""
+    """Serve one client until it closes standard input. Return the exit code."""
     standard_input()
     async with _shared_state(options) as state, stdio_server() as (reading, writing):
         server = SessionServer(state)
@@ -136,7 +136,7 @@ async def serve_stdio(options: argparse.Namespace) -> int:
 
 
 async def serve_http(options: argparse.Namespace) -> int:
-    """Serve many clients until a signal ends the server."""
+    """Serve many clients over HTTP until a signal ends the server. Print its address and key first. Return the exit code."""
     from ..server.guard import Guard  # not at the top: on Windows nothing of the server may be imported for `aca-sessions mcp`
 
     given = api_key(options)
@@ -159,7 +159,7 @@ def _refuse(problem: ProblemError) -> Response:
 
 
 class _Connections:
-    """The connections over HTTP. Leaving the block ends them."""
+    """All connections over HTTP. Leaving the block ends them."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -182,12 +182,12 @@ class _Connections:
         await self.end(0)
 
     async def end(self, _grace: float) -> None:
-        """End every connection with its cells and sessions. A stream that stays open would keep the server from ending."""
+        """End every connection with its cells and sessions, because a stream that stays open would keep the server from ending."""
         self._stopping.set()
         await self._task
 
     async def _run(self) -> None:
-        """Run the manager until `end` is called: its task group must be entered and left in the same task."""
+        """Run the manager until `end` is called. One task does both, because the manager's task group must be left where it was entered."""
         try:
             async with self._manager.run():
                 self._started.set()

@@ -240,7 +240,7 @@ def _metadata(named: NamedSession) -> Metadata:
 
 
 async def _ask(call: Call, named: NamedSession, timeout: float) -> SessionHealth:
-    """Return a session's health. It is not responsive if its lease and its response take longer than `timeout` seconds together."""
+    """Return the health of a session. It is not responsive if the lease and the response take longer than `timeout` seconds together."""
     started = time.perf_counter()
     async with AsyncExitStack() as held:
         try:

@@ -49,7 +49,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _words(value: object) -> object:
-    """Return a list: some clients send one as its JSON text, or send a single word."""
+    """Return the list that a client means: some send it as JSON text, others send one word as text. Return other values unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -64,7 +64,7 @@ Words = Annotated[list[str], BeforeValidator(_words), Field(max_length=1000)]
 
 @dataclass(slots=True)
 class Call:
-    """A call of a tool: the client, and the connection to send events and questions to."""
+    """A call of a tool: its client, the connection to which events and questions are sent, and the content of its result."""
 
     client: Client
     context: RequestContext[ServerSession, Client, Any]
@@ -73,7 +73,7 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content that the model reads or sees, instead of the answer as JSON."""
+        """Add content to the result of the call. If there is any, the result has it in place of the answer as JSON text."""
         self.content += blocks
 
     @property
@@ -83,7 +83,10 @@ class Call:
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def report(self, event: Event) -> None:
-        """Send the client an event of the cell: as progress, if it asked for that, and as a log message. Stop after 64,000 characters."""
+        """Send the client an event of the cell: as progress, if the client asked for that, and as a log message.
+
+        Nothing more is sent after 64,000 characters of one call.
+        """
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
@@ -93,7 +96,10 @@ class Call:
         await self._log(event.kind, note)
 
     async def ask(self, prompt: str) -> str | None:
-        """Return the user's answer to `input()`, or None if there is none: the cell gets an EOFError then."""
+        """Ask the client's user for the line that `input()` waits for, and return it.
+
+        Return None if the client cannot ask or the user gives no answer; the cell then gets an EOFError.
+        """
         session, request = self.context.session, self.context.request_id
         message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
         try:
@@ -104,7 +110,7 @@ class Call:
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
-        """Notify the client that its list of resources changed, and that those of the URIs which it watches changed."""
+        """Notify the client that its list of resources changed, and which of the resources `uris` that it watches have changed."""
         session = self.context.session
         await session.send_resource_list_changed()
         for uri in uris:
@@ -139,7 +145,7 @@ def _described(event: Event) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function with its schemas."""
+    """A function as a tool: its schemas for clients, and the types that check its arguments and encode its answer."""
 
     listed: types.Tool
     _function: Function
@@ -147,7 +153,7 @@ class Tool:
     _answer: TypeAdapter[Any]
 
     async def __call__(self, call: Call, arguments: dict[str, Any]) -> types.CallToolResult:
-        """Call the function and return its answer. Wrong arguments and the package's own errors become answers that the model can read."""
+        """Call the function and return its answer. Invalid arguments and this package's errors become results that the model can read."""
         try:
             checked = self._arguments.model_validate(arguments)
             answer = await self._function(call, **{name: getattr(checked, name) for name in self._arguments.model_fields})
@@ -167,8 +173,8 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
         function: The function. Its first parameter is the call; the others make the schema of the arguments.
         title: The name that users see.
         kind: Whether the tool only reads, changes something, or may destroy something.
-        repeatable: Whether calling it twice has the same effect as once.
-        outside: Whether it may reach anything outside of the session.
+        repeatable: Whether calling the tool twice has the same effect as once.
+        outside: Whether the tool may reach anything outside of the session.
     """
     signature = inspect.signature(function, eval_str=True)
     parameters = [*signature.parameters.values()][1:]
@@ -194,7 +200,7 @@ def tool(function: Function, title: str, kind: Kind, *, repeatable: bool = False
 
 
 def failure(message: str) -> types.CallToolResult:
-    """Return the answer of a call that failed."""
+    """Return the result of a tool call that failed. The model reads the message."""
     return types.CallToolResult(content=[types.TextContent(type="text", text=message)], isError=True)
 
 
