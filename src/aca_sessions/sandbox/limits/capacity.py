@@ -1,6 +1,6 @@
 """How many sessions fit on this machine, and what happens when this process has no descriptor left.
 
-Only the request that needs a descriptor fails. What must work without a free one uses a reserve.
+Without a free descriptor, only the request that needs one fails. What must work even then, such as ending processes, uses a reserve.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ def _own_processes(system: Path) -> list[int]:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number in a file. Missing and unreadable files and the word `max` have none."""
+    """Return the number in a file. Return None if the file is missing, unreadable, or has the word `max`."""
     text = _text(file).strip()
     return int(text) if text.isdecimal() else None
 
@@ -110,7 +110,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error means that no descriptor is left. It is then not about the file that was to be opened."""
+    """Return whether an error means that no descriptor is left. Such an error says nothing about the file that was to be opened."""
     return error.errno in _NO_DESCRIPTOR
 
 
@@ -121,7 +121,7 @@ def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> A
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """Raise `kind`, with advice, in the place of an OSError which means that no descriptor is left."""
+    """For the block, raise `kind`, with advice, in place of an OSError which means that no descriptor is left for `what`."""
     try:
         yield
     except OSError as error:
@@ -147,7 +147,7 @@ def open_descriptors() -> int:
 
 
 def room_for_sessions() -> int:
-    """Return for how many more sessions there are descriptors, beside those that are kept for connections, files and other requests."""
+    """Return for how many more sessions there are descriptors. Some are kept for connections, files and other requests."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 
@@ -160,13 +160,16 @@ class _Reserve:
         self._held: int | None = None
 
     def hold(self) -> None:
-        """Open it, if it is not open."""
+        """Open the descriptor, if it is not open."""
         with self._lock:
             self._take()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Close it for the block, and open it again afterwards. Another thread may use the free descriptor first."""
+        """Close the descriptor for the block, so that the block can open another, and open it again afterwards.
+
+        Another thread may use the free descriptor first.
+        """
         with self._lock:
             if self._held is not None:
                 os.close(self._held)

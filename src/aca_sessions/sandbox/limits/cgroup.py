@@ -81,7 +81,7 @@ class VersionOne:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Make groups below the given folder of each controller."""
+        """Make groups below these folders, one for each controller."""
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
         self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
@@ -107,7 +107,7 @@ class VersionOne:
         return [parent / name for parent in self._parents.values()]
 
     def hand_down(self, folders: Sequence[Path]) -> None:
-        """Do nothing: in version 1 every group has its controller."""
+        """Do nothing, because in version 1 every group has the controller of its hierarchy."""
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
         """Return whether groups can be made in the hierarchy of the cpu controller."""
@@ -250,17 +250,17 @@ class Group:
     async def take_in(self, init: int) -> Path | None:
         """Add a session's first process, before it has made its namespaces. All processes that it forks are added with it.
 
-        Return the group of their own in which all of them can be frozen, or None if this host cannot freeze. A session that starts a new
-        interpreter has another first process each time.
+        Return the new group of these processes, in which all of them can be frozen, or None if this host cannot freeze. A session that
+        starts a new interpreter has another first process each time.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Do nothing: the kernel already counts the memory, and kills."""
+        """Do nothing, because the kernel already counts the memory, and kills."""
 
     def cell_runs(self, running: bool) -> None:
-        """Record how many processes the limit has killed before a cell begins or ends. An interpreter that dies later is not among them."""
+        """Record how many processes the limit has killed so far, so that `was_exceeded` can tell later kills from them."""
         self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
     def used(self) -> int:
@@ -279,13 +279,13 @@ class Group:
         return self._count_kills() > before
 
     def let_go(self, init: int) -> None:
-        """Do nothing: the group remains until `remove`."""
+        """Do nothing, because the group remains until `remove`."""
 
     async def end(self, init: int) -> None:
-        """Do nothing when the processes have ended: the group remains until `remove`."""
+        """Do nothing, because the group remains until `remove`."""
 
     def remove(self) -> None:
-        """Remove the group, or retry a moment later if processes of it are still being reaped."""
+        """Remove the group. If processes in it are still being reaped, retry in the background."""
         self._leftovers.remove(self._folders)
 
     def _count_kills(self) -> int:
@@ -309,14 +309,17 @@ class Group:
 
 
 class Leftovers:
-    """The groups that could not be removed yet, because they still have processes. The janitor removes what is left at the end."""
+    """The groups that could not be removed yet, because they still have processes. Removing them is tried again.
+
+    The janitor removes what is left when this process ends.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._left: dict[Path, int] = {}  # how many tries are left
 
     def remove(self, folders: Sequence[Path]) -> None:
-        """Remove groups now, or retry every 0.2 s for at most 10 s."""
+        """Remove groups now. Those that still have processes are tried again every 0.2 s, for at most 10 s, in a thread."""
         self._try_later({folder: _REMOVALS for folder in folders if not _is_removed(folder)})
 
     def _try_later(self, left: dict[Path, int]) -> None:
@@ -336,7 +339,7 @@ class Leftovers:
 
 
 class Groups:
-    """The control group of all sessions of this process. The groups of sessions are made below it."""
+    """The control group of all sessions of this process, and the parent of the groups of single sessions."""
 
     _shared: ClassVar[dict[tuple[int, Together], "Groups"]] = {}
     _sharing = threading.Lock()
@@ -388,7 +391,7 @@ class Groups:
             return None
 
     def make(self, limits: Limits) -> Group:
-        """Make the group of one session. It limits the memory of its processes and the memory of its files together."""
+        """Make the group of one session. Its limit is for the memory of processes and the memory of files together."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._tops]
         memory = limits.memory + limits.family + 2 * limits.temporary
@@ -402,7 +405,7 @@ class Groups:
         return Group(self.version, folders, memory, self._nice, self._leftovers)
 
     def release(self) -> None:
-        """Release one use of the group. The last one removes it."""
+        """Release one use of the group. With the last use, remove the group."""
         with self._sharing:
             self._users -= 1
             if self._users:
@@ -418,7 +421,7 @@ def _mounts(kind: str) -> list[list[str]]:
 
 
 def _own_groups() -> list[tuple[str, str]]:
-    """Return the controller and the path of each group that this process is in. The controller of version 2 is ''."""
+    """Return the controller and the path of each group that this process is in. For version 2 the controller is ""."""
     with open("/proc/self/cgroup") as lines:
         rows = [line.rstrip("\n").split(":", 2) for line in lines]
     return [(controller, path) for _, controllers, path in rows for controller in controllers.split(",")]
@@ -460,7 +463,7 @@ def _read_events(path: str) -> str:
 
 
 def kills_in(events: str) -> int:
-    """Parse how many processes a group's own limit has killed, from the text of memory.events or memory.oom_control."""
+    """Return how many processes a group's own limit has killed, by the text of memory.events or memory.oom_control."""
     count = events.partition("oom_kill ")[2].partition("\n")[0]
     return int(count or 0)
 
@@ -498,7 +501,7 @@ class Janitor:
             theirs.close()
 
     def finish(self) -> None:
-        """Make the shell clean up now, and wait until it has. Kill it if that takes longer than 10 s."""
+        """Make the shell clean up now, and wait until it has ended. Kill it if that takes longer than 10 s."""
         with contextlib.suppress(OSError):
             self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()

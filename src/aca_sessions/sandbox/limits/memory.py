@@ -1,4 +1,4 @@
-"""The interface of what counts a session's memory: a control group (`cgroup.py`), or else a watchdog that looks at it (`watchdog.py`)."""
+"""The interface by which a session's memory is counted and limited: by a control group (`cgroup.py`), or a watchdog (`watchdog.py`)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +9,10 @@ Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the ho
 
 
 class Memory(Protocol):
-    """What counts the memory of one session, from its start to its end, whatever happens to its interpreters.
+    """The object that counts the memory of one session, from the session's start to its end, whatever happens to its interpreters.
 
-    `init` is always the pid on this host of a first process of the session: each new interpreter that is not a fork has another one.
+    `init` is always the pid on this host of a first process of the session. Each new interpreter that is not a fork has another first
+    process.
     """
 
     # Return what is counted and how, for people.

@@ -1,4 +1,4 @@
-"""The watch over a session's memory on hosts without control groups. It looks often while a cell runs, and now and then otherwise.
+"""The watch over a session's memory on hosts without control groups: /proc is read every 0.2 s while a cell runs, else every 2 s.
 
 What a process shares with the fork server counts for no session. What processes of one session share is counted once.
 """
@@ -55,7 +55,10 @@ class SocketMemory:
         self._is_failing = False
 
     def used(self, unlisted: Sequence[str] = ()) -> int:
-        """Return the bytes of all sockets with their buffers, except for the kinds in `unlisted`, which the kernel does not list."""
+        """Return the bytes of all sockets with their buffers, except for the kinds in `unlisted`, which the kernel does not list.
+
+        If the kernel cannot list them now, log that and return the last number.
+        """
         try:
             self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
             self._is_failing = False
@@ -66,11 +69,11 @@ class SocketMemory:
         return self._last
 
     def missing(self) -> list[str]:
-        """Return the kinds of sockets that this kernel does not list. That part of it is optional (CONFIG_UNIX_DIAG and others)."""
+        """Return the kinds of sockets that this kernel does not list, because it was built without that (CONFIG_UNIX_DIAG and others)."""
         return [kind for kind in _KINDS if not self._lists(kind)]
 
     def close(self) -> None:
-        """Close the socket. The namespace ends with its last user."""
+        """Close the socket, which otherwise keeps the session's network namespace alive."""
         self._socket.close()
 
     def _lists(self, kind: str) -> bool:
@@ -134,22 +137,22 @@ _kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no pr
 
 
 class Watchdog:
-    """The watch over one session.
+    """The watch over the memory of one session.
 
-    It ends the session if that exceeds its memory, or if all sessions together exceed theirs and it is the largest.
+    It kills the session if the session exceeds its limit, or if all sessions together exceed theirs and this one is the largest.
 
     The limit is for processes and sockets. Files have limits of their own, the sizes of their folders. They count towards what all sessions
     have together.
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
-        """Prepare without looking at anything.
+        """Prepare the watch. Nothing is measured before `begin`.
 
         Args:
-            limits: what the session may use.
-            together: what all sessions of this process may use together.
-            files: returns the bytes in all workspaces of the session; None if its files are not kept in memory.
-            lists_sockets: whether `begin` gets a descriptor that lists the session's sockets.
+            limits: What the session may use.
+            together: What all sessions of this process may use together.
+            files: Returns the bytes in all workspaces of the session. None if its files are not kept in memory.
+            lists_sockets: Whether `begin` gets a descriptor that lists the session's sockets.
         """
         self.lists_sockets = lists_sockets
         self.freezes = False
@@ -178,10 +181,16 @@ class Watchdog:
         )
 
     async def take_in(self, init: int) -> None:
-        """Ignore the session's first process: what it shares with the fork server is measured in `begin`, once its interpreter is ready."""
+        """Do nothing yet: `begin` measures what the first process shares with the fork server, once the interpreter is ready."""
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Watch a session's processes, and call `kill` when they exceed their memory. Take over `sockets`, which lists their sockets."""
+        """Watch a session's processes, and call `kill` when they exceed their memory.
+
+        Args:
+            init: The pid of the session's first process on this host.
+            kill: Called once, when a limit is exceeded.
+            sockets: A descriptor that lists the session's sockets, which is taken over, or None.
+        """
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
             self._shared = await in_thread(_at_most, init)
@@ -195,23 +204,29 @@ class Watchdog:
             self._watches[init].add_done_callback(lambda _: memory.close())
 
     def cell_runs(self, running: bool) -> None:
-        """Set whether a cell runs: the watch looks more often then."""
+        """Set whether a cell runs, because memory is measured more often then."""
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes of files now, and of processes and sockets at the last look. A file that is mapped counts twice."""
+        """Return the bytes in use: of files now, and of processes and sockets when they were last measured.
+
+        A file that is mapped into memory counts twice.
+        """
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:
-        """Return the largest number: files have limits of their own."""
+        """Return sys.maxsize, because files have limits of their own."""
         return sys.maxsize
 
     def was_exceeded(self) -> bool:
-        """Return False: the watch reports an exceeded limit itself when it kills."""
+        """Return False, because the watch itself kills the session and reports the reason."""
         return False
 
     async def end(self, init: int) -> None:
-        """End the watch over processes that have ended. Files of the session may still be there, and count on."""
+        """End the watch over the processes of a first process, after they have ended.
+
+        Files of the session that remain still count towards what all sessions have together.
+        """
         watch = self._watches.get(init)
         self.let_go(init)
         if watch is not None:
@@ -220,7 +235,7 @@ class Watchdog:
             _kept[self] = self._bytes_of_files(None)
 
     def let_go(self, init: int) -> None:
-        """End the watch at once, if there is one."""
+        """End the watch over the processes of a first process, without waiting. Do nothing if they are not watched."""
         watch = self._watches.pop(init, None)
         if watch is not None:
             watch.cancel()  # the descriptor that lists the sockets is closed after the last look
@@ -247,7 +262,10 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Return whether a limit is exceeded. Return False if even the reserve of descriptors is used up: the next look is soon."""
+        """Measure the session, and return whether a limit is exceeded.
+
+        Return False if not even the reserve has a descriptor left, because the next measurement comes soon.
+        """
         try:
             return self._is_over(init, sockets)
         except OSError as error:
@@ -292,7 +310,7 @@ def _in_folder(path: str, most: int) -> int:
 
 
 def private_memory(init: int) -> int:
-    """Return the bytes that each of a session's processes shares with no other. Return 0 if this process may not look."""
+    """Return the bytes of memory that a session's processes do not share, in sum. Return 0 if this process may not read that."""
     values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
     return sum(map(sum, values)) * _KB
 
@@ -310,7 +328,10 @@ def _summed(init: int, file: str) -> int:
 
 
 def family(init: int) -> list[int]:
-    """Return the numbers of a session's first process and of all that descends from it: orphans become its children."""
+    """Return the pids on this host of a process, which comes first, and of all its descendants.
+
+    For a session's first process these are all of the session, because orphans become its children.
+    """
     return with_reserve(lambda: _family(init))
 
 
@@ -332,7 +353,7 @@ def _threads(pid: int) -> list[str]:
 
 
 def _kilobytes(pid: int, file: str) -> int:
-    """Return the kB of memory of a process."""
+    """Return the memory of a process in kB, as `file` in its folder in /proc shows it. `file` is a key of `_SUMMED`."""
     values = _values(f"/proc/{pid}/{file}", _SUMMED[file])
     # A process whose first thread has ended shows no memory, although others run on. Their entries do.
     if not values:
@@ -351,9 +372,9 @@ def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _if_there() -> Iterator[None]:
-    """Ignore processes that ended meanwhile or may not be looked at.
+    """Ignore an OSError of the block, because a process has ended meanwhile or may not be read.
 
-    Raise OSError if no descriptor is left: that is not about a process.
+    Raise it if it means that no descriptor is left.
     """
     try:
         yield
