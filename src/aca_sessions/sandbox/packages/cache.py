@@ -37,7 +37,7 @@ _NAME_BYTES = 20
 
 @dataclass(frozen=True, slots=True)
 class HeldSet:
-    """A set in use. It cannot be removed until `let_go` is called."""
+    """A set of packages in use. It is not removed from the cache until `let_go` is called."""
 
     name: str
     path: str  # where sessions find it
@@ -50,15 +50,15 @@ class HeldSet:
 
 
 class PackageCache:
-    """The cache in one folder of this host. Any number of processes use it at the same time."""
+    """The cache in one folder of this host. Any number of processes may use it at the same time."""
 
     def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
         """Create the folder if it is missing. Raise PackageError if it cannot be created or used.
 
         Args:
-            folder: where the cache is; "" if this user has no home folder, which raises.
-            size: how many bytes the sets may have together; those that were not used for the longest time are removed first.
-            shown_at: where sessions see the folder of sets; None if they see it at its path on this host.
+            folder: The path of the cache. "", for a user without a home folder, raises.
+            size: How many bytes the sets may have together. Those that were not used for the longest time are removed first.
+            shown_at: Where sessions see the folder of sets, or None if they see it at its path on this host.
         """
         if not folder:
             advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
@@ -78,11 +78,11 @@ class PackageCache:
         return str(self._root / "sets")
 
     def name_of(self, *parts: str) -> str:
-        """Return a name for some content. It is the same each time, and cannot be guessed without the cache's secret."""
+        """Return a name for some content. Equal content has the same name, which cannot be guessed without the cache's secret."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def hold(self, name: str) -> HeldSet | None:
-        """Return a set and protect it from removal until `let_go` is called. Return None if it does not exist."""
+        """Return the set of a name, and protect it from removal until `let_go` is called. Return None if there is no such set."""
         lock = self._lock(name, fcntl.LOCK_SH)
         if lock is None:
             return None
@@ -93,7 +93,13 @@ class PackageCache:
         return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Move an unpacked set into the cache, unless it is there already. Remove others if the cache is too large."""
+        """Move an unpacked set into the cache, unless a set of that name is there. Remove the least recently used if it is too large.
+
+        Args:
+            name: The name of the set.
+            wheels: What the set was made of.
+            unpacked: The folder of the set, on the cache's file system.
+        """
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
         # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
         # the set would have no label, and would never be removed.
@@ -105,9 +111,9 @@ class PackageCache:
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Return the set that some requirements were resolved to, and hold it.
+        """Return the set that `remember` recorded for a key, and hold it.
 
-        Return None if that was more than `within` seconds ago, or if the set is gone.
+        Return None if none was recorded within the last `within` seconds, or if the set is gone.
         """
         path = self._root / "answers" / key
         try:
@@ -118,15 +124,15 @@ class PackageCache:
             return None
 
     def remember(self, key: str, name: str) -> None:
-        """Record which set some requirements were resolved to."""
+        """Record under a key which set some requirements were resolved to."""
         self._replace(self._root / "answers" / key, name)
 
     def note(self, key: str, text: str) -> None:
-        """Keep a text for later processes."""
+        """Keep a text under a key, for later processes."""
         self._replace(self._root / "notes" / key, text)
 
     def noted(self, key: str) -> str | None:
-        """Return a text that `note` kept, or None."""
+        """Return the text that `note` kept under a key, or None."""
         try:
             return (self._root / "notes" / key).read_text()
         except FileNotFoundError:
@@ -145,7 +151,13 @@ class PackageCache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
-        """Make a copy of a set without some of its packages, and return its folder. Files are linked, not copied."""
+        """Make a copy of a set without some of its packages, and return its folder. Files are hard links, not copies.
+
+        Args:
+            held: The set.
+            names: The canonical names of the packages to leave out.
+            place: The folder to make the copy in, on the cache's file system.
+        """
         source, target = self._root / "sets" / held.name, place / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}
 
@@ -157,11 +169,11 @@ class PackageCache:
         return target
 
     def metadata_of(self, held: HeldSet) -> list[Path]:
-        """Return the METADATA files of a set's packages: their names, versions and requirements."""
+        """Return the paths of the METADATA files of a set's packages, sorted. They hold names, versions and requirements."""
         return sorted((self._root / "sets" / held.name).glob("*.dist-info/METADATA"))
 
     def modules_of(self, held: HeldSet, name: str) -> list[str]:
-        """Return the names by which a package of a set is imported."""
+        """Return the names by which a package of a set is imported, sorted."""
         tops = {file.split("/")[0].partition(".")[0] for file in _files_of(self._root / "sets" / held.name, name)}
         return sorted(top for top in tops if top.isidentifier() and top != "bin")
 
@@ -182,7 +194,7 @@ class PackageCache:
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Create a file with its whole content, unless it exists. If several processes do so at once, the first one wins."""
+        """Create a file with its whole content. Do nothing if it exists, even if another process has just created it."""
         with self.workplace() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
@@ -194,7 +206,10 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, how: int) -> int | None:
-        """Lock the label of a set, as flock(2) does. Return None if there is no label, or if that would block and LOCK_NB is set."""
+        """Lock the label of a set by flock(2), and return the descriptor.
+
+        Return None if the set has no label, or if LOCK_NB is set and another process holds the lock.
+        """
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -235,7 +250,7 @@ class PackageCache:
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """Return the files of a package, from its RECORD.
+    """Return the paths in a set of the files of a package, by its RECORD.
 
     The record may be hostile. So it is only used to leave files out of a copy, and to name modules.
     """
@@ -249,12 +264,12 @@ def _files_of(folder: Path, name: str) -> set[str]:
 
 
 def _inside(recorded: str) -> str:
-    """Return the path inside the set of a recorded file. Scripts are recorded as ../../bin/name, as they would lie in an environment."""
+    """Return the path in the set of a file that a RECORD lists. Scripts are listed as ../../bin/name, as they lie in an environment."""
     return recorded.strip('"').removeprefix("../../")
 
 
 def _prune(folder: Path) -> None:
-    """Remove empty folders: they could still be imported, as namespace packages. The folder itself stays."""
+    """Remove empty folders, because they could still be imported as namespace packages. The folder itself stays."""
     for place, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(place)
@@ -287,9 +302,9 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """Return the folder of all sets, by the path at which sessions see it.
+    """Return the folder of all sets as a dict with one entry: the path at which sessions see it, and its path on this host.
 
-    Return an empty dict if this host cannot keep packages: a call that asks for a package then fails with the reason.
+    Return an empty dict if this host cannot keep packages. A call that asks for a package then fails with the reason.
     """
     try:
         return {SHOWN_AT: PackageCache(source.folder, source.cache_size).sets}

@@ -52,13 +52,13 @@ def python_of(name: str) -> str:
 
 
 class Environments:
-    """The named environments of this user: list, make and remove them.
+    """The named environments of this user, to list, make and remove.
 
     They are made of wheels only. As with packages of sessions, none of their code runs on this host.
     """
 
     def __init__(self, source: PackageSource, tell: Tell) -> None:
-        """Take wheels from `source`, and call `tell` with each line of progress."""
+        """Prepare to take wheels from `source`, and to call `tell` with each line of progress."""
         self._source = source
         self._tell = tell
 
@@ -69,7 +69,7 @@ class Environments:
         return [NamedEnvironment(path.name, _version(path), len([*path.glob(_INSTALLED)])) for path in found]
 
     def remove(self, name: str) -> None:
-        """Remove an environment. Sessions that live in it lose their packages. Raise ConfigurationError if it does not exist."""
+        """Remove an environment. Sessions that use it lose their packages. Raise ConfigurationError if it does not exist."""
         python_of(name)
         shutil.rmtree(_folder(name))
 
@@ -77,21 +77,21 @@ class Environments:
         """Make an environment with the packages of a requirements.txt. Raise ConfigurationError on failure, and leave nothing behind.
 
         Args:
-            name: the name of the new environment.
-            listed_in: the path of the requirements.txt.
-            python: the interpreter to make it with; None is the host program's own.
+            name: The name of the new environment.
+            listed_in: The path of the requirements.txt.
+            python: The interpreter to make it with. None is the host program's own.
         """
         async with self._bare(name, python) as folder:
             await self._install(folder, [f"--requirement={listed_in}"])
 
     async def create_like(self, name: str, familiar: str, *, python: str | None = None, skip_missing: bool = False) -> list[str]:
-        """Make an environment with the packages of a known service. Return those that have no wheel for this Python.
+        """Make an environment with the packages of a known service. Return the packages that have no wheel for this Python.
 
         Args:
-            name: the name of the new environment.
-            familiar: the service, a key of `FAMILIAR`.
-            python: the interpreter to make it with; None is the host program's own.
-            skip_missing: leave out packages that have no wheel. Otherwise they raise ConfigurationError.
+            name: The name of the new environment.
+            familiar: The service, a key of `FAMILIAR`.
+            python: The interpreter to make it with. None is the host program's own.
+            skip_missing: Whether to leave out packages that have no wheel. Otherwise they raise ConfigurationError.
         """
         wanted = FAMILIAR[familiar]
         async with self._bare(name, python) as folder:
@@ -105,7 +105,7 @@ class Environments:
 
     @asynccontextmanager
     async def _bare(self, name: str, python: str | None) -> AsyncIterator[Path]:
-        """Make an environment without packages for the block to fill. Remove it if the block fails."""
+        """Make an environment without packages for the block to fill, and yield its folder. Remove it if the block fails."""
         folder = _folder(name)
         if folder.exists():
             raise ConfigurationError(f"the environment {name} exists already: remove it first with `aca-sessions env remove {name}`")
@@ -124,7 +124,7 @@ class Environments:
         shutil.rmtree(folder / "http", ignore_errors=True)  # pip's cache of downloads
 
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
-        """Return the packages that have no wheel. Check all of them at once, and one by one only if that fails."""
+        """Return the packages that have no wheel. First check all of them at once, and only if that fails, each by itself."""
         if await self._have_wheels(folder, wanted):
             return []
         turns = asyncio.Semaphore(_CHECKS_AT_ONCE)

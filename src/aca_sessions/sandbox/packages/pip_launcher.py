@@ -1,7 +1,7 @@
-"""pip, confined: it writes below one folder and starts no program. So no code of a package ever runs on this host.
+"""A program that confines itself and runs pip: pip writes below one folder and starts no program, so no code of a package runs here.
 
-If it could start programs, a wheel whose metadata names a source at some address would be built here, in spite of `--only-binary`. This
-module runs as a program with the standard library alone: in the guests' Python, or in the host's if the guests' is an image's.
+If pip could start programs, a wheel whose metadata names a source at some address would be built here, in spite of `--only-binary`. This
+module runs with the standard library alone: in the guests' Python, or in the host's if the guests' is an image's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def limit(kind: int, size: int) -> None:
 
 
 def limit_received(size: int) -> None:
-    """End pip once it has received more than `size` bytes. An index and its metadata decide how many files pip fetches."""
+    """End pip once it has received more than `size` bytes, because an index and its metadata decide how many files pip fetches."""
     left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
 
     def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
@@ -76,14 +76,14 @@ def limit_received(size: int) -> None:
 
 
 def limit_wheels(size: int, *, together: bool) -> None:
-    """Refuse a wheel by its directory, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
+    """Refuse a wheel by its zip directory, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
 
     zipfile reads no more of a member than the directory states.
 
     Args:
-        size: how many bytes may be in wheels.
-        together: limit all wheels together. While pip looks for versions, it opens wheels that it will not install: then each is limited
-            by itself.
+        size: How many bytes the wheels may hold.
+        together: Whether `size` is for all wheels together. While pip looks for versions, it opens wheels that it will not install, so
+            then each wheel is limited by itself.
     """
     seen: dict[str, tuple[int, int]] = {}
 
@@ -104,15 +104,15 @@ def limit_wheels(size: int, *, together: bool) -> None:
 
 
 def refuse_wheel(reason: str) -> None:
-    """Print the reason and end pip at once, since pip might catch an exception."""
+    """Print the reason and end pip at once, because pip might catch an exception."""
     print(f"ERROR: {reason}", flush=True)
     os._exit(1)
 
 
 def answer_for_another(markers: dict[str, str], runner: str) -> None:
-    """Make markers of requirements apply to another Python.
+    """Make pip evaluate the markers of requirements for another Python, with these values.
 
-    pip takes their meaning from the Python that runs it, even if it looks for packages of another one.
+    By itself, pip takes them from the Python that runs it, even if it looks for packages of another one.
     """
     sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
     from pip._vendor.packaging import markers as read
@@ -123,9 +123,9 @@ def answer_for_another(markers: dict[str, str], runner: str) -> None:
 
 
 def find_packages() -> None:
-    """Add the folders of packages as `site` does when an interpreter starts.
+    """Add the folders of packages to `sys.path` as `site` does when an interpreter starts.
 
-    It reads no .pth file, which may hold code, and runs no sitecustomize.
+    Unlike `site`, read no .pth file, which may hold code, and run no sitecustomize.
     """
     import site
 

@@ -1,4 +1,7 @@
-"""What a caller may ask to install: names with versions, extras and markers. What leads anywhere else is refused. Nothing here awaits."""
+"""The checks of what a caller may ask to install: names with versions, extras and markers, but no address, path or option.
+
+Nothing in this module awaits.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +16,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
 class PackageError(Exception):
-    """Packages could not be installed or removed. `name` is the kind of error, as a failed result names it."""
+    """Raised when packages cannot be installed or removed. `name` is the kind of error, as a failed result names it."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -35,7 +38,7 @@ class Wheel:
 
 
 def parsed(texts: Iterable[str]) -> list[Requirement]:
-    """Parse 1 to 100 requirements. Raise PackageError for a text that is not one, or that leads to a file or an address."""
+    """Parse 1 to 100 requirements. Raise PackageError for another number, or for a text that is no requirement or has an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
         raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}: use several calls for more")
@@ -43,7 +46,7 @@ def parsed(texts: Iterable[str]) -> list[Requirement]:
 
 
 def canonical(requirement: Requirement) -> str:
-    """Return a requirement in its one canonical spelling, in which pip cannot take a name for that of a file."""
+    """Return a requirement in its one canonical spelling, which pip cannot take for the name of a file."""
     extras = f"[{','.join(sorted(map(canonicalize_name, requirement.extras)))}]" if requirement.extras else ""
     marker = f" ; {requirement.marker}" if requirement.marker else ""
     return f"{canonicalize_name(requirement.name)}{extras}{requirement.specifier}{marker}"
@@ -55,9 +58,9 @@ def is_pinned(requirement: Requirement) -> bool:
 
 
 def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
-    """Return whether an installed version meets a requirement.
+    """Return whether the installed version of a package meets a requirement. `versions` are by canonical names.
 
-    With extras or a marker return False, since only the resolver understands those.
+    With extras or a marker return False, because only the resolver understands those.
     """
     version = versions.get(canonicalize_name(requirement.name))
     plain = requirement.marker is None and not requirement.extras
@@ -65,7 +68,7 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 
 
 def check_against(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """Raise PackageError if the guests' environment has the package in a version that does not fit. That version cannot be replaced."""
+    """Raise PackageError if the guests' environment has the package in a version that does not fit, because it cannot be replaced."""
     version = environment.get(canonicalize_name(requirement.name))
     if version is not None and requirement.marker is None and not _fits(requirement, version):
         raise PackageError(
@@ -83,7 +86,7 @@ def checked_name(text: str) -> str:
 
 
 def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return versions by canonical names, without versions that cannot be compared."""
+    """Return a dict of versions by canonical names. Versions that cannot be compared are left out."""
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 

@@ -1,4 +1,4 @@
-"""The resolver: it asks pip, confined by pip_launcher, which wheels meet requirements in the guests' environment, and to unpack them."""
+"""The resolver: it runs pip, confined by `pip_launcher`, to find wheels that meet requirements in the guests' Python and to unpack them."""
 
 import ast
 import asyncio
@@ -100,7 +100,7 @@ def progress(line: str) -> str | None:
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:
-    """Return the text without any address, and without the secret parts of addresses in the settings."""
+    """Return the text with each address replaced, and with the secret parts of addresses in the settings replaced elsewhere too."""
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
     return _ADDRESS.sub("[address]", text)
@@ -129,7 +129,7 @@ def _errors(output: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return pip's words in terms of this project, 2000 characters at most. What pip calls a constraint is the sessions' environment."""
+    """Return at most 2,000 characters of pip's output in this project's words, in which a constraint is the sessions' environment."""
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
@@ -173,7 +173,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
+    """A runner of pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
     An image's Python runs in sessions only. For an image, pip runs in the host's Python instead, with the image's markers and tags.
     """
@@ -184,13 +184,13 @@ class Resolver:
     image: ImagePython | None = None
 
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
-        """Return the wheels to add so that the requirements are met. Raise PackageError with the reason if that is impossible.
+        """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
         Args:
-            folder: an empty folder to work in.
-            requirements: in canonical spelling.
-            known: what is installed already.
-            tell: called with each line of progress.
+            folder: An empty folder to work in.
+            requirements: Requirements in canonical spelling.
+            known: What is installed already.
+            tell: Called with each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
@@ -205,7 +205,7 @@ class Resolver:
         return _wheels(json.loads(report.read_text()))
 
     async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
-        """Unpack these wheels and no others into a new folder in `folder`, and return it."""
+        """Unpack exactly these wheels into a new folder in `folder`, and return the new one. Raise PackageError on failure."""
         hashed = all(wheel.sha256 for wheel in wheels)  # pip wants hashes of all or of none
         listing, target = folder / "wheels.txt", folder / "unpacked"
         listing.write_text("".join(f"{wheel.pin} --hash=sha256:{wheel.sha256}\n" if hashed else f"{wheel.pin}\n" for wheel in wheels))
@@ -271,7 +271,7 @@ async def _configuration() -> dict[str, str]:
 
 
 async def _ran(command: Sequence[str], variables: Mapping[str, str], folder: Path, tell: Tell) -> tuple[int, str]:
-    """Run a program and return its exit status and output. If the caller is cancelled, kill the program and all of its process group."""
+    """Run a program, and return its exit status and output. If the caller is cancelled, kill the program and its process group."""
     process = await asyncio.create_subprocess_exec(
         *command,
         env=variables,
@@ -306,7 +306,7 @@ async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, s
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the lines of a stream. One that is too long is cut: an index decides how long pip's lines are."""
+    """Yield the lines of a stream. Cut lines that are too long, because an index decides how long pip's lines are."""
     rest = b""
     while data := await stream.read(_CHUNK):
         *lines, rest = (rest + data).split(b"\n")
@@ -333,7 +333,7 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
 
 
 def _copy_metadata(folder: Path, files: Sequence[Path]) -> None:
-    """Copy the metadata of packages, so that pip takes them for installed. Their code is not needed."""
+    """Copy the metadata of packages, so that pip takes the packages for installed. Their code is not needed."""
     folder.mkdir()
     for file in files:
         place = folder / file.parent.name

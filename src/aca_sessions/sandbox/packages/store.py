@@ -1,6 +1,6 @@
 """The packages that sessions may install, and those that one session has.
 
-They are resolved on the host for the guests' Python, unpacked once and kept for all sessions.
+They are resolved on the host for the guests' Python, unpacked once and shared by all sessions.
 
 No code of a package runs on the host.
 """
@@ -37,7 +37,7 @@ class Packages:
     """The package cache and the resolver of all sessions under one policy."""
 
     def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
-        """Prepare without touching anything. `ask_image` asks an image's Python about itself: it runs in sessions only."""
+        """Prepare, without reading any file. `ask_image` gets the description of an image's Python, which runs in sessions only."""
         self._python = policy.image or policy.python or sys.executable
         self._ask_image = ask_image
         self._source = policy.packages
@@ -49,7 +49,7 @@ class Packages:
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def environment(self) -> dict[str, str]:
-        """Return the packages of the guests' environment, as versions by names."""
+        """Return a dict of the versions of the packages in the guests' environment, by canonical names."""
         if self._environment is None and self._ask_image is not None:
             image = await self._ask_image()
             self._resolver = replace(self._resolver, python=sys.executable, image=image)
@@ -67,14 +67,14 @@ class Packages:
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
-        """Return a set, held, that meets the requirements together with the environment and `sets`. Return None if nothing has to be added.
+        """Return a held set that meets the requirements together with the environment and `sets`. Return None if nothing has to be added.
 
         Raise PackageError if the requirements cannot be met.
 
         Args:
-            requirements: all that the session has asked for and its environment lacks.
-            sets: what the session has already; the new set may replace packages of it.
-            tell: called with each line of progress.
+            requirements: All that the session has asked for and its environment lacks.
+            sets: What the session has already. The new set may replace packages of these.
+            tell: Called with each line of progress.
         """
         known = Known(await self.environment(), [path for held in sets for path in self.cache.metadata_of(held)])
         texts = sorted(map(canonical, requirements))
@@ -94,7 +94,7 @@ class Packages:
                 return older
 
     async def kept(self, wheels: Sequence[Wheel], unpacked: Path) -> HeldSet:
-        """Move an unpacked set into the cache, and return it, held."""
+        """Move an unpacked set into the cache, and return it as a held set."""
         name = self.cache.name_of("set", self._python, *(f"{wheel.pin} {wheel.sha256}" for wheel in wheels))
         await to_thread.run_sync(self.cache.keep, name, wheels, unpacked)
         held = self.cache.hold(name)
@@ -103,7 +103,7 @@ class Packages:
         return held
 
     async def without(self, held: HeldSet, names: set[str]) -> HeldSet | None:
-        """Return the set without some of its packages, held as well. Return None if nothing is left."""
+        """Return a held set with the packages of another except some, or None if no package is left."""
         rest = [wheel for wheel in held.wheels if wheel.name not in names]
         if not rest:
             return None
@@ -122,9 +122,9 @@ class Packages:
         return held
 
     def _surveyed(self) -> Survey:
-        """Return what the guests' Python reports about itself, from the cache until its environment changes.
+        """Return the version and packages of the guests' Python.
 
-        Asking an interpreter takes longer than all the rest.
+        They come from the cache until the environment changes, because starting an interpreter takes longer than everything else here.
         """
         key = self.cache.name_of("survey", self._python)
         kept = self.cache.noted(key)
@@ -135,7 +135,7 @@ class Packages:
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
-        """Return a cache key made of all that an answer depends on."""
+        """Return a cache key that is made of everything that the resolved set depends on."""
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
         return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)
@@ -145,15 +145,15 @@ Show = Callable[[Sequence[str], Sequence[str]], Awaitable[CodeExecutionResult]]
 
 
 class SessionPackages:
-    """The sets of packages of a session. They are added and removed by one call after another."""
+    """The sets of packages that a session has. Only one call at a time adds or removes packages."""
 
     def __init__(self, packages: Packages, show: Show) -> None:
         """Begin without packages.
 
         Args:
-            packages: the cache and the resolver.
-            show: makes the live interpreter find the packages at these paths and no others. It takes the paths, and the names of modules
-                that come in another version: if one of them is loaded, the result has an error and nothing changes.
+            packages: The cache and the resolver.
+            show: Makes the live interpreter find the packages at these paths and no others. It takes the paths, and the names of
+                modules that change their version: if one of them is loaded, the result has an error and nothing changes.
         """
         self._packages = packages
         self._show = show
@@ -178,25 +178,25 @@ class SessionPackages:
         """Install packages, and return the result. If it has an error, nothing was changed.
 
         Args:
-            requirements: names with versions, extras and markers.
-            timeout: seconds until the packages must be fetched.
-            on_progress: called with each line of progress.
+            requirements: Names with versions, extras and markers.
+            timeout: Seconds until the packages must be fetched.
+            on_progress: Called with each line of progress.
         """
         return await self._as_result(lambda: self._install(requirements, timeout, on_progress or _ignore))
 
     async def uninstall(self, names: Sequence[str]) -> CodeExecutionResult:
-        """Remove packages that this session installed. What is imported stays loaded."""
+        """Remove packages that this session installed, and return the result. Modules that are imported stay loaded."""
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Take the packages of another session, of which this one is a branch."""
+        """Hold the sets of another session too. For a new branch, which has the packages of the session that it comes from."""
         for one in other._sets:
             if (held := self._packages.cache.hold(one.name)) is not None:
                 self._sets.append(held)  # one by one: if a later one fails, `close` releases those before it
         self._asked, self.ever_changed = dict(other._asked), other.ever_changed
 
     async def close(self) -> None:
-        """Release all sets. An install that still runs adds nothing any more."""
+        """Release all sets, after a change that is being made. An install that is still fetching adds nothing."""
         self._closed = True
         await self._tasks.finish()
         self._let_go(self._sets)
@@ -207,7 +207,10 @@ class SessionPackages:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Await `work`, one change at a time. Return a PackageError or OSError as a failed result."""
+        """Await `work`, which changes the packages, when no other change is being made. Return an error of it as a failed result.
+
+        Only PackageError and OSError are returned so.
+        """
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -270,7 +273,7 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
-        """Return the session's sets, each without some packages."""
+        """Return the sets that the session would have without some packages. Sets that change are held anew."""
         kept: list[HeldSet] = []
         with ExitStack() as on_failure:
             for held in self._sets:
@@ -283,7 +286,10 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Give the session these sets, if its interpreter takes them. Release the sets that it does not have then."""
+        """Make these sets the session's, if its interpreter can use them, and return the result.
+
+        In either case, release the sets that the session does not have afterwards.
+        """
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
