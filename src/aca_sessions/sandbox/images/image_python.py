@@ -51,7 +51,7 @@ class ImagePython:
 
     @classmethod
     def parse(cls, text: str) -> "ImagePython":
-        """Parse what a session printed for ASK. Raise ConfigurationError if it is malformed."""
+        """Parse what a session printed for `ASK`. Raise ConfigurationError if the text is malformed."""
         try:
             version, libc, heavy, packages = json.loads(text)
             there = {canonicalize_name(name): (number, needs) for name, (number, needs) in packages.items() if _is_package(name, number)}
@@ -75,12 +75,12 @@ class ImagePython:
 
     @property
     def markers(self) -> dict[str, str]:
-        """Return the values for markers of requirements. Without them, pip would take the values of the Python that runs it."""
+        """Return the values of markers for this Python. Without them, pip would take the values of the Python that runs it."""
         minor = ".".join(self.version.split(".")[:2])
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
 
     def write_metadata(self, folder: Path) -> None:
-        """Write metadata that makes pip treat the image's packages as installed. None of their code is needed for it.
+        """Write metadata that makes pip treat the image's packages as installed. Their code is not needed for that.
 
         Args:
             folder: Receives one `.dist-info` folder for each package.

@@ -40,7 +40,7 @@ _WORD = "true"  # the command of a container that is made to be exported, and ne
 
 
 def root_of(image: str) -> str:
-    """Return the folder of an image's root file system. The first time it may have to be pulled and unpacked.
+    """Return the folder of an image's root file system, after pulling and unpacking the image if that was not done yet.
 
     Raise ConfigurationError if the image cannot be found, pulled or unpacked.
 
@@ -59,14 +59,14 @@ def root_of(image: str) -> str:
 
 
 def _apart(folder: str) -> str:
-    """Return the folder. Raise ConfigurationError for this host's own root, which would show all of the host."""
+    """Return the folder. Raise ConfigurationError for /, this host's own root, because sessions would see all of the host."""
     if folder == "/":
         raise ConfigurationError(f"{_KEY}: expected the folder of an image, got {folder}, which is this host's own root: name another one")
     return folder
 
 
 def _identity(path: str) -> str:
-    """Return a key for a file in its current state, by its place, size and time."""
+    """Return a key for a file in its current state, made of its path, inode, size and modification time."""
     # Not by its content: reading all of it would take longer than starting sessions.
     found = os.stat(path)
     identity = (os.path.realpath(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -115,14 +115,14 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def _alone(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file for the block, against other processes as well. Without `wait`, raise BlockingIOError if it is held."""
+    """Lock a file for the block, also against other processes. Without `wait`, raise BlockingIOError if another holds the lock."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 def _remove_leftovers(images: Path) -> None:
-    """Remove the folders of processes that were killed while they unpacked. Those that unpack now hold the lock of their key."""
+    """Remove the folders of processes that were killed while they unpacked. Live ones hold the lock of their key, and are skipped."""
     for place in images.glob(f"{_UNPACKING}*"):
         key = place.name.removeprefix(_UNPACKING).rpartition("-")[0]
         with contextlib.suppress(BlockingIOError), _alone(images / f"{key}.lock", wait=False):
@@ -244,9 +244,9 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return the folder that sessions of an image see, by the path at which they see it.
+    """Return a dict with one entry: the path at which sessions of an image see this host's IPython, and its folder on this host.
 
-    Return an empty dict without an image: those sessions see this host's environment.
+    Return an empty dict without an image, because those sessions see this host's environment, or if this host cannot keep files.
     """
     try:
         return {SUPPLY: _supply_folder()} if image else {}
@@ -261,7 +261,10 @@ def _supply_folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield packages and all that they require. Markers are ignored, since the image has another Python. Extras are left out."""
+    """Yield packages and all that they require, each once. Extras and packages that are not installed are left out.
+
+    Markers are ignored, because the image has another Python.
+    """
     seen, coming = set(names), list(names)
     while coming:
         try:
@@ -298,6 +301,6 @@ def _copy_packages(packages: list[Distribution], folder: Path) -> None:
 
 
 def _oldest_python(packages: list[Distribution]) -> str:
-    """Return the oldest Python 3.x that all packages allow."""
+    """Return the oldest version of Python, from 3.9 on, that all packages allow, as `3.x`."""
     allowed = [SpecifierSet(str(package.metadata.json.get("requires_python") or "")) for package in packages]
     return next(f"3.{minor}" for minor in range(9, 100) if all(one.contains(f"3.{minor}.99") for one in allowed))

@@ -25,11 +25,11 @@ _FREE_SHARE = 2  # an image may take half of the free disk
 
 
 class UnpackingError(Exception):
-    """An archive that is not a root file system, that is too large, or that would leave its folder."""
+    """Raised for an archive that is not a root file system, that is too large, or that would leave its folder."""
 
 
 class _Allowance:
-    """The bytes and entries that an archive may still take. A few kilobytes can claim to be terabytes."""
+    """The number of bytes and entries that an archive may still take, because a few kilobytes can claim to be terabytes."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
@@ -51,7 +51,7 @@ class _Allowance:
 class _Headers:
     """A stream from which tarfile reads the headers of one member, up to a limit.
 
-    tarfile reads long names, attributes and maps of holes whole.
+    It is needed because tarfile reads long names, attributes and maps of holes whole.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -84,9 +84,14 @@ class _Member(tarfile.TarInfo):
 
 
 def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
-    """Unpack a tar into an empty folder. All of it belongs to this process's user, whatever the archive states. Devices are left out.
+    """Unpack a tar into an empty folder. Devices are left out, and everything belongs to this process's user.
 
     Raise UnpackingError if the archive cannot be read, is too large, or would leave the folder.
+
+    Args:
+        archive: The tar, which may be compressed.
+        folder: The folder, which stays if this raises.
+        most_entries: How many files, links and folders the archive may hold.
     """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -105,7 +110,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
 
 
 class _Place:
-    """The place of one member: the folder that it lies in, reached without links, and its name there."""
+    """The place of one member of an archive: its folder below the root, which is reached without links, and its name in that folder."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
@@ -113,7 +118,7 @@ class _Place:
         self._allowance = allowance
 
     def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Create what a member describes, in the place of an earlier member of that name."""
+        """Create what a member describes, in place of an earlier member of that name. Do nothing for a device or pipe."""
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
         if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
@@ -140,7 +145,7 @@ class _Place:
             os.close(descriptor)
 
     def _link(self, target: str, parent: int, name: str) -> None:
-        """Make another name for a file that was unpacked before."""
+        """Make a hard link to a file that was unpacked before. Raise UnpackingError if there is no such file."""
         folder, _, file = _inside(target).rpartition("/")
         source = _open_folder(self._root, folder, self._allowance)
         try:
@@ -159,7 +164,7 @@ def _inside(path: str) -> str:
 
 
 def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
-    """Open a folder below the root. Make it, and the folders above it, if the archive has not named it so far."""
+    """Open a folder below the root. Make it, and the folders above it, if the archive has not listed them so far."""
     try:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
     except FileNotFoundError:
@@ -179,7 +184,7 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
 
 
 def _clear(parent: int, name: str) -> None:
-    """Remove what an earlier member has put there. Raise UnpackingError if it is a folder."""
+    """Remove the entry that an earlier member created. Do nothing if there is none, and raise UnpackingError if it is a folder."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise _both(name)
@@ -187,7 +192,7 @@ def _clear(parent: int, name: str) -> None:
 
 
 def _make_folder(parent: int, name: str, mode: int) -> None:
-    """Make a folder, or take an existing one, and set its mode."""
+    """Make a folder, or use an existing one, and set its mode."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent)
     try:
