@@ -33,7 +33,10 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return the paths that an interpreter needs, each with its real place on this host. Guests see /usr anyway, so it is left out."""
+    """Return the paths that guests must see so that an interpreter runs, each with its real path on this host.
+
+    Paths in /usr are left out, because guests see /usr anyway.
+    """
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):
@@ -59,7 +62,7 @@ class Survey:
 
     @property
     def is_current(self) -> bool:
-        """Return whether no package was installed or removed since, by the times of the folders."""
+        """Return whether no package was installed or removed since the survey, by the modification times of the folders."""
         return all(_changed(folder) == time for folder, time in self.folders.items())
 
 
@@ -70,7 +73,7 @@ def survey(python: str) -> Survey:
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
-    """Return which libraries of HEAVY an interpreter has: they are slow to import, and most sessions use them."""
+    """Return which libraries of `HEAVY` an interpreter has. They are slow to import, and most sessions use them."""
     return tuple(str(module) for module in _run(python, _FIND))
 
 
@@ -135,7 +138,10 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return the real path of a part of a prefix. A link to a neighbour (a virtual environment's lib64) stays a link."""
+    """Return the real path of a part of a prefix.
+
+    A link to a part beside it, such as lib64 of a virtual environment, is returned itself.
+    """
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

@@ -1,7 +1,7 @@
 """The fork server as the host sees it: it makes workspaces and forks interpreters. All calls block, and are safe from any thread.
 
-Policies with equal keys (`_Key`) share one fork server, whose users are counted. Its own half, in the guest, is called the zygote. A
-process that is forked from this one starts its own fork server: two hosts on one socket would get each other's answers.
+Policies with equal keys (`_Key`) share one fork server, whose users are counted. Its half in the guest is called the zygote. A process that
+is forked from this one starts a fork server of its own, because two hosts on one socket would get each other's answers.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ _threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
 
 
 def limiter() -> CapacityLimiter:
-    """Return the limiter of the threads that wait for fork servers. However long they wait, other work has threads of its own."""
+    """Return the limiter of the threads that wait for fork servers. It is separate, so that other work never waits for these threads."""
     try:
         return _threads.get()
     except LookupError:
@@ -94,7 +94,7 @@ class _Key(NamedTuple):
 
 
 class Numbers:
-    """The numbers of workspaces and their users that are in use. A user belongs to one session, its checkpoints and its branches."""
+    """The numbers of workspaces and their users that are in use. A session, its checkpoints and its branches have one user."""
 
     def __init__(self, most: int | None) -> None:
         """Give out at most `most` users at a time, or without a limit if it is None."""
@@ -107,8 +107,8 @@ class Numbers:
     def take(self, user: int | None = None) -> tuple[int, int]:
         """Return a number for a new workspace, and the number of its user: `user`, or a free one. Raise IsolationError if none is free.
 
-        The first workspace of a new user has its user's number. A session without namespaces has one workspace, and is known by that
-        number.
+        The first workspace of a new user has the same number as the user. A session without namespaces has one workspace, and is known by
+        that number.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -207,7 +207,8 @@ class ForkServer:
     def retire(self) -> None:
         """Mark that the fork server ends with its only user. Do nothing if it has several.
 
-        `shared` returns it to no further user, and workspaces are not given back one by one: they end with the fork server.
+        After that, `shared` does not return it any more, and `drop_tree` frees no workspace, because all are freed when the fork server
+        ends.
         """
         with self._sharing:
             if self._users == 1:
@@ -235,7 +236,7 @@ class ForkServer:
         return not self.broken and self.process.poll() is None
 
     def answers(self) -> bool:
-        """Return whether the fork server answers a request."""
+        """Return whether the fork server answers a request. Unlike `alive`, this notices a death before the process can be waited for."""
         # Unlike `alive`, this notices a death before the process can be waited for.
         with contextlib.suppress(GuestDiedError):
             self._ask(wire.Ping("fork server"))
@@ -247,7 +248,10 @@ class ForkServer:
             self._finish_boot()
 
     def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """Make what a session keeps when its interpreter ends: its workspace, and what counts its memory."""
+        """Make what a session keeps when its interpreter ends: its workspace, and what counts its memory.
+
+        Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
+        """
         tree = self.make_tree(limits)
         try:
             with explained_shortage("another session"):
@@ -269,7 +273,7 @@ class ForkServer:
     def room_for(self, tree: Tree, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
 
-        Files on a disk, as sessions without namespaces have them, have no such limit.
+        Return sys.maxsize without namespaces, because files on a disk have no such limit.
         """
         return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
 
@@ -279,7 +283,7 @@ class ForkServer:
             return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
-        """Drop what `make_place` made, after the processes of the session have ended."""
+        """Drop the workspace and the counter that `make_place` made, after the processes of the session have ended."""
         tree, memory = place
         try:
             self.drop_tree(tree)
@@ -291,7 +295,7 @@ class ForkServer:
 
         Args:
             limits: Its size in bytes and in files.
-            user: The user of an existing session, for a branch or checkpoint. None: a new user.
+            user: The number of an existing user, for a branch or checkpoint of a session, or None for a new user.
         """
         number, user = self._numbers.take(user)
         try:
@@ -314,7 +318,10 @@ class ForkServer:
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Drop a workspace and its memory. If the fork server refuses, its user stays in use."""
+        """Close a workspace and have the fork server free its memory. Do not ask a fork server that has died or is retired.
+
+        If the fork server refuses, raise its error. The number of the workspace's user stays in use then.
+        """
         with self._counting_trees:
             self._trees.discard(tree)
             os.close(tree.directory)
@@ -325,7 +332,10 @@ class ForkServer:
             self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
-        """Start a session with a confined interpreter on a workspace. Its first frame, on its link, reports that it is ready."""
+        """Start a session on a workspace, and return its descriptors.
+
+        This does not wait for the interpreter: its first frame on the link reports that it is confined and ready.
+        """
         request = wire.Spawn(
             tree=tree.number,
             owner=tree.user,
@@ -429,7 +439,10 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the innermost of the zygote's processes. The others wait for it, so when the outermost has ended, all have."""
+        """Kill the last descendant of the zygote's process, again and again, until that process has ended.
+
+        Each of these processes waits for its child, so all of them have ended then.
+        """
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self.process.pid)[-1])
@@ -440,7 +453,7 @@ class ForkServer:
 class Folder:
     """The folder on disk for sessions without namespaces, which have no root of their own. It is removed however this process ends.
 
-    Other users cannot list it: they reach only what they know the name of and have rights to.
+    Other users cannot list it. They reach only what they know the name of and have rights to.
     """
 
     def __init__(self) -> None:
@@ -474,7 +487,7 @@ def _warn_of_less() -> None:
 
 
 def refusal(refused: wire.Refused) -> ConfigurationError | IsolationError:
-    """Return the error for a part of the isolation that this host, or the image, cannot give. It has advice for the user."""
+    """Return the error, with advice for the user, for a part of the isolation that this host or the image refuses."""
     if refused.part == IMAGE:
         return ConfigurationError(f"ACASessions:ContainerImage: it lacks {refused.message}. {lines_for_image(refused.message)}")
     return IsolationError(refused.part, refused.message, remedy_for(refused.part, refused.errno))

@@ -175,7 +175,7 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """Return what to do about what an image lacks: the lines of a Dockerfile that add it, if that helps."""
+    """Return what a user can do about something that an image lacks: the lines of a Dockerfile that add it, if that helps."""
     if missing.startswith("a Python that starts"):  # it is there
         return (
             "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
@@ -193,8 +193,8 @@ def remedy_for(part: str, number: int) -> str:
     A lower level of isolation or a remote endpoint is offered too, unless resources or a usable Python are all that is missing.
 
     Args:
-        part: the part that failed, as an IsolationError names it.
-        number: the errno of the failure.
+        part: The part that failed, as an IsolationError names it.
+        number: The errno of the failure.
     """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
@@ -223,7 +223,7 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
-    """Return the kernel settings that forbid namespaces here."""
+    """Return the hosts whose kernel setting forbids namespaces here."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
@@ -235,7 +235,7 @@ def _contained() -> list[Host]:
 
 
 def _engine() -> list[Host]:
-    """Return the container engine that this process runs in, as far as it can be detected."""
+    """Return the container engine in which this process runs, in a list that is empty if none is detected."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]

@@ -1,4 +1,4 @@
-"""The limits and rights of a sandbox on one screen. Every default of the embedded endpoint is written here, and only here."""
+"""The limits and rights of a sandbox. Every default of the embedded endpoint is defined in this module, and only here."""
 
 import math
 import os
@@ -23,7 +23,8 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """What one session may use, in bytes, counts and seconds.
 
-    Files are kept in memory. So `disk` is at most half of `memory`, and `temporary` a quarter: files never have more than processes.
+    Files are kept in memory. So `disk` is lowered to at most half of `memory`, and `temporary` to at most a quarter, so that files together
+    never have more than processes.
     """
 
     memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
@@ -53,7 +54,7 @@ class Limits:
     def family(self) -> int:
         """Return how many bytes a session, its branches and its checkpoints may have in /mnt/data together.
 
-        The host checks it when it writes.
+        The host enforces this when it writes files itself.
         """
         return 2 * self.disk
 
@@ -116,7 +117,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable one, a session may write what its user may write. If the host runs as root, that is only what everybody may write.
+    In a writable one, a session may write what its user may write. If the host runs as root, each session has a user of its own, so that is
+    only what everybody may write.
     """
 
     host: str
@@ -137,7 +139,7 @@ class Mount:
 
 
 def user_folder(variable: str, *below_home: str) -> str | None:
-    """Return a folder of this user: the one that an environment variable names, or else one in their home. Return None without either.
+    """Return the folder that an environment variable names, or else one in this user's home. Return None if neither is known.
 
     Without HOME and an entry in the user database, Python leaves `~` as it is. That must not become a folder of that name.
     """
@@ -149,7 +151,7 @@ def user_folder(variable: str, *below_home: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Where packages for sessions come from, and where this host keeps them, unpacked and shared by all sessions."""
+    """Where packages for sessions come from, and where this host keeps the unpacked ones, which all sessions share."""
 
     index_url: str | None = field(default=None, repr=False)  # may hold a password; None is the one in this host's pip configuration
     wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
@@ -158,7 +160,7 @@ class PackageSource:
 
     @property
     def folder(self) -> str:
-        """Return the folder of unpacked packages. It is empty for a user without a home folder, whose sessions cannot install packages."""
+        """Return the folder of unpacked packages, or "" for a user without a home folder, whose sessions cannot install packages."""
         if self.cache:
             folder = os.path.expanduser(self.cache)
             return "" if folder.startswith("~") else os.path.abspath(folder)

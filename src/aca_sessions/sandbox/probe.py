@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """The findings about all parts of the isolation. `level` is what the settings ask for: full isolation, or less."""
+    """The findings about all parts of the isolation. `level` is the one that the settings ask for: `full` or `no-namespaces`."""
 
     findings: tuple[Finding, ...]
     remedy: str = ""
@@ -89,7 +89,7 @@ async def report(policy: Policy) -> IsolationReport:
 
 
 async def examine(sandboxes: Sandboxes) -> IsolationReport:
-    """Open one more session, check it and return the findings. An IsolationError while it starts is returned as the only finding."""
+    """Open one more session, check it and return the findings. If opening raises an IsolationError, return that as the only finding."""
     policy = sandboxes.policy
     try:
         sandbox = await sandboxes.open()
@@ -153,9 +153,9 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return the attempt on host files for an image, which has an /etc/shadow of its own: list the folder where the image is on this host.
+    """Return another attempt on host files if sessions have an image, because an image has an /etc/shadow of its own.
 
-    That folder is not in any image.
+    The attempt lists the folder of the image on this host, which is not in any image. Without an image, return an empty dict.
     """
     if policy.image is None:
         return {}
@@ -186,7 +186,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return whether `Limits:Cpu` is enforced, if the policy sets it."""
+    """Return a finding that tells whether `Limits:Cpu` is enforced. Return none if the policy does not set it."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -201,7 +201,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return how processes of a branch are kept from running while the files of another branch are shown."""
+    """Return a finding that tells how processes of a branch are kept from running while the files of another branch are shown."""
     return Finding(
         "processes of branches",
         True,

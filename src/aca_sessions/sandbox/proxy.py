@@ -1,8 +1,8 @@
-"""The way out for sessions whose policy names domains: an HTTP proxy in the host, behind a listener in the session.
+"""The HTTP proxy for sessions whose policy names domains. It runs in the host, behind a listener in the session.
 
-The listener is a socket of the session's own network namespace, from which the host accepts connections. The session itself reaches nothing
-else. The proxy looks up and checks every address, and connects to the address that it checked. It does not inspect what goes through an
-allowed domain.
+The listener is a socket of the session's own network namespace, from which the host accepts connections. The session reaches nothing else.
+The proxy looks up and checks every address, and connects to the address that it checked. It does not inspect what goes through an allowed
+domain.
 """
 
 import asyncio
@@ -36,16 +36,16 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class DeniedError(Exception):
-    """The policy does not allow a request. The message has the reason, and the session receives it too."""
+    """Raised for a request that the policy does not allow. The message has the reason, and the session receives it too."""
 
 
 class MalformedError(DeniedError):
-    """A request that not all servers read in the same way."""
+    """Raised for a request that not all servers would read in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The target of a request, and the head that is sent there instead of the original one: empty for CONNECT."""
+    """The target of a request, the head that is sent there in place of the original one (none for CONNECT), and the size of the body."""
 
     host: str
     port: int
@@ -54,13 +54,13 @@ class _Head:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return every address of a name."""
+    """Return every address of a name, each once."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 async def connect(address: str, port: int) -> Streams:
-    """Open a connection to an address that was checked."""
+    """Open a TCP connection to an address. The proxy has checked it before."""
     return await asyncio.open_connection(address, port)
 
 
@@ -105,7 +105,7 @@ class Proxy:
     async def _checked(self, host: str, port: int) -> str:
         """Return the address to connect to. Raise DeniedError unless the policy allows the domain and every address of it is public.
 
-        An address of this host counts as not public.
+        An address of this host does not count as public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
             raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
@@ -129,7 +129,7 @@ class Serving:
         self._closed = False
 
     async def start(self, listener: socket.socket) -> None:
-        """Begin to accept connections."""
+        """Start to accept connections from the session."""
         self._server = await asyncio.start_server(self._accept, sock=listener, limit=_MAX_HEAD)
 
     async def close(self) -> None:
@@ -183,9 +183,10 @@ def _parse(head: bytes) -> _Head:
 
 
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
-    """Return the headers to pass on, and the length of the body. Raise MalformedError for a header that servers may read differently.
+    """Return the headers to pass on, and the size of the body. Raise MalformedError for a header that servers may read differently.
 
-    A connection carries one request, so that no second one is smuggled behind it.
+    Headers about the connection are left out, because each connection to a target carries one request. So no second request can be hidden
+    behind it.
     """
     kept: list[bytes] = []
     body: int | None = None
@@ -239,7 +240,7 @@ def _is_public(address: str) -> bool:
 
 
 def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address carries an IPv4 address. The network may translate it to that one, which was not checked."""
+    """Return whether an IPv6 address carries an IPv4 address, which was not checked and to which the network may translate it."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
@@ -262,7 +263,7 @@ _NEVER = tuple(
 
 
 def _is_ours(address: str, version: int) -> bool:
-    """Return whether an address belongs to this host, whose services are not for its guests."""
+    """Return whether an address belongs to this host, whose services are not for sessions."""
     with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
         try:
             probe.bind((address, 0))  # works only with an address of this host
@@ -272,7 +273,7 @@ def _is_ours(address: str, version: int) -> bool:
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
-    """Copy in both directions until the target has no more to send, the session cannot receive, or nothing moves in either direction."""
+    """Copy in both directions until the target has no more to send, one side cannot receive, or nothing moves for 300 s."""
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
@@ -289,7 +290,10 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
-    """Copy `left` bytes, or if it is None, up to the end of the source and pass that end on. Whatever moves puts off the end by `idle`."""
+    """Copy `left` bytes. If it is None, copy up to the end of the source, and then end the target's input as well.
+
+    Whenever data moves, the deadline `idle` is set anew.
+    """
     while left is None or left > 0:
         data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:

@@ -33,13 +33,13 @@ _UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
 
 @dataclass(slots=True)
 class Kin:
-    """The number of sandboxes that share a memory: a session and its branches."""
+    """The number of sandboxes that share one `Memory`: those of a session and its branches."""
 
     count: int = 0
 
 
 class Sandbox:
-    """The isolation around one session. It starts an interpreter when one is asked for."""
+    """The isolation around one session. Its interpreter is started when it is first needed."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Sandbox:
         packages: Packages,
         kin: "Kin | None" = None,
     ) -> None:
-        """Take over a workspace. `Sandboxes.open` makes one, and `branch` makes one that shares the memory."""
+        """Take over a workspace. `Sandboxes` makes sandboxes with a memory of their own, and `branch` makes one that shares it."""
         self._all_packages = packages
         self._fork_server = fork_server
         self._tree = tree
@@ -74,26 +74,34 @@ class Sandbox:
 
     @property
     def usable(self) -> bool:
-        """Return whether the sandbox can still have an interpreter. It cannot once it is closed or its fork server has died."""
+        """Return whether the sandbox can still have an interpreter: it is not closed, and its fork server is alive."""
         server = self._fork_server
         return not (self._closed or server.broken or server.process.poll() is not None)
 
     async def interpreter(self) -> Interpreter:
-        """Return the live interpreter. If it has ended, continue from the latest checkpoint, or start a fresh one."""
+        """Return the live interpreter. If it has ended, continue from the latest checkpoint, or start a fresh one.
+
+        Raise GuestDiedError if the sandbox is closed.
+        """
         if self.running is not None and self.running.alive and not self._turn.locked():
             return self.running
         return await self._tasks.to_its_end(self._ensure_interpreter())
 
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
-        """Write a file into the workspace.
+        """Write a file into the workspace, and return its description.
 
-        Start the interpreter first if it does not run: its control group is charged for the file's memory.
+        Start the interpreter first if it does not run, because its control group is charged for the file's memory.
+
+        Args:
+            name: The name of the file.
+            chunks: Its content.
+            folder: The folder for it, which is made if it is missing.
         """
         home = (await self.interpreter()).home
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
 
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Call `tell` once the sandbox is closed, and `adopt` with each of its branches."""
+        """Set two callbacks: `tell` is called once the sandbox is closed, and `adopt` with each new branch of it."""
         self._on_close, self._adopt = tell, adopt
 
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
@@ -104,11 +112,14 @@ class Sandbox:
             raise SnapshotError("the session was reset, or its interpreter ended, before the checkpoint: take it again") from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Return to a checkpoint, by its id or name, or else to the latest. It stays. Return it, and the position of the ledger's entry."""
+        """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the position of the ledger's entry.
+
+        The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
+        """
         return await self._tasks.to_its_end(self._roll_back_to(id, name))
 
     async def checkpoints(self) -> list[SessionCheckpoint]:
-        """Return the checkpoints, the oldest first."""
+        """Return the checkpoints that can be rolled back to, the oldest first. Those of transactional cells are left out."""
         return self._checkpoints.usable
 
     async def forget(self, id: str) -> None:
@@ -116,10 +127,11 @@ class Sandbox:
         await self._checkpoints.drop(self._checkpoints.find(id))
 
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
-        """Run a cell with the function `run`, and return its result. The ledger records what happens to the session meanwhile.
+        """Run a cell by calling `run` with the interpreter, and return its result.
 
-        If a transactional cell fails, its changes are undone. Raise SnapshotError before it runs if that cannot be promised. If any other
-        cell loses its interpreter, the session continues from the latest checkpoint.
+        The ledger records what happens to the session meanwhile. If a transactional cell fails, its changes are undone. Raise SnapshotError
+        before it runs if that cannot be promised. If any other cell loses its interpreter, the session continues from the latest
+        checkpoint.
         """
         if transactional:
             return await self._attempt(run)
@@ -142,7 +154,7 @@ class Sandbox:
         return result
 
     async def _undo(self, checkpoint: SessionCheckpoint, cause: str | None) -> bool:
-        """Undo a transactional cell that failed, and return whether that worked. Record in the ledger if it did not."""
+        """Undo a transactional cell that failed. Return whether that worked, and record in the ledger if it did not."""
         try:
             if self.ledger.contains("reset", since=checkpoint.position):
                 await self._roll_back_files(checkpoint, cause)
@@ -159,9 +171,10 @@ class Sandbox:
             self._checkpoints.use_up(checkpoint, returned_to=checkpoint.interpreter is self.running)
 
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
-        """Return another sandbox with the same variables and files, which shares the limits. The cells of both take turns.
+        """Return another sandbox with the same variables and files. The two share the limits, and their cells take turns.
 
-        `reseed` seeds the random numbers of the branch anew. Otherwise it draws the same ones.
+        Raise SnapshotError if the session cannot be branched. With `reseed`, seed the branch's random numbers anew. Otherwise it draws the
+        same ones.
         """
         return await self._tasks.to_its_end(self._branch(reseed))
 
@@ -172,28 +185,34 @@ class Sandbox:
     async def reset(self) -> int:
         """End the interpreter and all that its cells left running. Return the position of the ledger's entry.
 
-        The next cell gets a fresh interpreter.
+        Files stay. The next cell gets a fresh interpreter.
         """
         return await self._tasks.to_its_end(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
-        """End every process and free the memory. `cause` is recorded as the reason why the interpreter ended."""
+        """End every process and free the memory. Do nothing if that was done already.
+
+        `cause` is recorded as the reason why the interpreter ended.
+        """
         if not self._closed:
             self._closed = True
             await self._tasks.to_its_end(self._end(cause))
 
     async def fork_server_answers(self) -> bool:
-        """Return whether the fork server still answers. This notices its death before its process has ended."""
+        """Return whether the fork server still answers. Unlike `usable`, this notices its death before its process can be waited for."""
         return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
 
     def note_lost_workspace(self) -> None:
-        """Record, once, that the fork server has died, and with it the session's variables and files."""
+        """Record that the session's variables and files are lost, if the fork server has died.
+
+        Do nothing if that is recorded already, or if the sandbox is closed.
+        """
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
-        """Record the death of the live interpreter. One that was replaced, or lost with its workspace, has its entry already."""
+        """Record the death of the live interpreter. Do nothing for one that was replaced or lost with its workspace: it has an entry."""
         if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
             kind = "killed" if cause in ("killed", "memory") else "died"
@@ -204,7 +223,7 @@ class Sandbox:
         interpreter.when_dead = self._on_death
 
     def abandon(self) -> None:
-        """End every process at once, for use when the sandbox's event loop is closed."""
+        """End every process without waiting. For use when the sandbox's event loop is closed."""
         self._closed = True
         self._checkpoints.abandon()
         if self.running is not None:
@@ -222,7 +241,7 @@ class Sandbox:
         return await (await self.interpreter()).extend(paths, replaced)
 
     async def _show_again(self, interpreter: Interpreter) -> None:
-        """Make installed packages importable in an interpreter that takes over."""
+        """Make installed packages importable in an interpreter that replaces another. Do nothing if none was ever installed."""
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
@@ -243,10 +262,10 @@ class Sandbox:
             return await self._return_to(checkpoint, cause, with_files=with_files)
 
     async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
-        """Make a checkpoint the session's state, and return the position of the ledger's entry.
+        """Replace the live interpreter by one with the variables of a checkpoint. Return the position of the ledger's entry.
 
-        What can fail is done first, while the live interpreter stands still. If something fails, the live interpreter continues. If files
-        were changed by then, an entry records it.
+        With `with_files`, restore the files too. What can fail is done first, while the live interpreter is stopped. If something fails,
+        the live interpreter continues. If files were changed by then, an entry records it.
         """
         if self._closed:
             raise SnapshotError("the session was ended meanwhile; the next call begins a new one")
@@ -285,14 +304,14 @@ class Sandbox:
         return position
 
     def _note_processes(self, killed: Ended) -> None:
-        """Record that processes were ended, and that some are still alive although they were killed: those may change files."""
+        """Record that processes were ended, and that others are still alive although they were killed, which may change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
-        """Restore only the files, after a reset during a transactional cell: the reset asked for the loss of the variables."""
+        """Restore only the files. This is for a reset during a transactional cell, whose caller wanted the variables to be lost."""
         async with self._turn:
             await self._restore_files(checkpoint, checkpoint.interpreter.home)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=checkpoint.position)
@@ -305,7 +324,10 @@ class Sandbox:
             raise
 
     async def _after_death(self) -> None:
-        """Continue from the latest checkpoint, if there is one. If the fork server died as well, record the loss of the workspace."""
+        """Continue from the latest checkpoint, if there is one. If the fork server died too, record the loss of the workspace instead.
+
+        Do nothing if the interpreter is alive or the sandbox is closed.
+        """
         async with self._turn:
             if self._closed or (self.running is not None and self.running.alive):
                 return
@@ -315,7 +337,7 @@ class Sandbox:
             await self._fall_back()
 
     async def _fall_back(self) -> None:
-        """Replace a dead interpreter by a fork of the latest checkpoint that answers. Do nothing if none does."""
+        """Replace a dead interpreter by a fork of the latest checkpoint that answers. Files stay. Do nothing if none answers."""
         died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
         for checkpoint in reversed(self._checkpoints.usable):
@@ -378,7 +400,7 @@ class Sandbox:
     async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
         """Kill an interpreter that was replaced, and record what happened to its processes.
 
-        A reset is meant to end them. So after a reset, only those that are still alive are recorded.
+        After a reset, record only those that are still alive, because the reset's own entry says that processes were ended.
         """
         try:
             killed = await live.kill(cause)

@@ -1,6 +1,6 @@
 """The source of sandboxes under one policy. They come from a light fork server at first, and later from one with the heavy libraries.
 
-The light one serves at once. A few sandboxes are made ahead of their use.
+The light one is ready at once, and the heavy one after seconds. A few sandboxes are made before they are asked for.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that came from it. Once it is superseded, the fork server is released with the last of them."""
+    """A fork server and the sandboxes that came from it. After `supersede`, the fork server is released with the last of them."""
 
     def __init__(self, fork_server: ForkServer) -> None:
         """Take over one use of the shared fork server."""
@@ -44,27 +44,27 @@ class Generation:
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Keep a sandbox, and later its branches, until it is closed. Return the sandbox."""
+        """Add a sandbox, and later each of its branches, until they are closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """Release the fork server when its last sandbox is closed: no further one comes from it."""
+        """Release the fork server as soon as no sandbox of it is left. Call this when new sandboxes come from another fork server."""
         self._superseded = True
         self._release_if_done()
 
     def retire(self) -> None:
-        """Have the fork server end with its sandboxes, unless another user shares it."""
+        """Mark that the fork server ends with its sandboxes (`ForkServer.retire`). Do nothing if it is released already."""
         if not self._released:
             self.fork_server.retire()
 
     async def finish(self) -> None:
-        """Wait until a release that has begun is done."""
+        """Wait until the fork server is released, if its release has begun."""
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """End all processes at once, without the event loop that they belong to."""
+        """End all processes without waiting. For use when the event loop that they belong to is closed."""
         released, self._released = self._released, True
         for sandbox in [*self._sandboxes]:
             sandbox.abandon()
@@ -82,10 +82,10 @@ class Generation:
 
 
 class Sandboxes:
-    """The source of sandboxes. It replaces a fork server that has died."""
+    """The source of sandboxes under one policy. A fork server that has died is replaced when a sandbox is opened."""
 
     def __init__(self, policy: Policy, proxy: Proxy | None = None) -> None:
-        """Prepare without starting anything. If the policy names domains, sessions reach them by `proxy`, or by one that is made here."""
+        """Prepare without starting anything. If the policy names domains, sessions reach them through `proxy`, or one that is made here."""
         self.policy = policy
         self._proxy = proxy or (Proxy(policy.network) if policy.network.kind == "allow" else None)
         self._packages = Packages(policy, self._image_python if policy.image is not None else None)
@@ -102,7 +102,7 @@ class Sandboxes:
 
     @property
     def alive(self) -> bool:
-        """Return whether the fork server in use is alive. A dead one is replaced when the next sandbox is opened."""
+        """Return whether the latest fork server is alive. A dead one is replaced when the next sandbox is opened."""
         return bool(self._generations) and self._generations[-1].fork_server.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]]]:
@@ -128,7 +128,10 @@ class Sandboxes:
             self._preloading = self._background.start(self._begin_heavy())
 
     async def wait_until_ready(self) -> None:
-        """Wait until sandboxes can be opened. Raise IsolationError if this host does not allow it."""
+        """Wait until sandboxes can be opened. Call `start` first.
+
+        Raise IsolationError if this host refuses a part of the isolation, and GuestDiedError if the fork server dies.
+        """
         while True:
             latest = self._generations[-1]
             try:
@@ -138,7 +141,7 @@ class Sandboxes:
                     raise
 
     async def open(self) -> Sandbox:
-        """Return a new, empty sandbox: a spare one, or one that is forked now. Replace a fork server that turns out to be dead."""
+        """Return a new, empty sandbox: a spare one, or one that is made now. If the fork server turns out to be dead, replace it."""
         for _ in range(_TRIES - 1):
             try:
                 return await self._open()
@@ -163,12 +166,12 @@ class Sandboxes:
             raise
 
     def retire(self) -> None:
-        """Prepare for the end of all sandboxes, which are closed one by one: their fork servers end with them."""
+        """Prepare to close all sandboxes. Their fork servers then end with them, and free all workspaces at once."""
         for generation in self._generations:
             generation.retire()
 
     async def close(self) -> None:
-        """Release the fork servers. All sandboxes must be closed before."""
+        """Close the spare sandboxes and release the fork servers. All other sandboxes must be closed before."""
         self._closed = True
         await self._background.cancel()
         await self._starting.finish()
@@ -181,7 +184,7 @@ class Sandboxes:
             await generation.finish()
 
     def abandon(self) -> None:
-        """End all processes at once, for use when the event loop that opened them is closed: `close` would wait forever then."""
+        """End all processes without waiting. For use when the event loop that opened them is closed: `close` would wait forever."""
         self._closed = True
         if self._coming is not None:
             self._coming.release()
@@ -189,13 +192,16 @@ class Sandboxes:
             generation.abandon()
 
     def _begin(self, fork_server: ForkServer) -> None:
-        """Make new sandboxes come from this fork server."""
+        """Make new sandboxes come from this fork server, and supersede earlier ones."""
         for earlier in self._generations:
             earlier.supersede()
         self._generations.append(Generation(fork_server))
 
     async def _begin_heavy(self) -> None:
-        """Start a fork server with the usual libraries imported, and switch to it once it is ready. Until then, the current one serves."""
+        """Start a fork server with the usual libraries imported, and use it once it is ready. Until then, the current one serves.
+
+        Do nothing if the guests' Python has none of them.
+        """
         await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
         if not modules:
@@ -229,7 +235,7 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """Return what the image's Python reports about itself. It is asked in a session, since nothing of an image runs anywhere else."""
+        """Return the description of the image's Python. A session asks for it, because nothing of an image runs anywhere else."""
         if self._image_description is None:
             sandbox = await self.open()
             try:
@@ -266,7 +272,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Make a sandbox and add it to the spares."""
+        """Make a sandbox and add it to the spares. Close it instead if another fork server is used by then, or if this object is closed."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:

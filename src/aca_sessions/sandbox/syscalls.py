@@ -100,17 +100,17 @@ def harden_mount(target: str, *, read_only: bool) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach a mount and all mounts below it. It ends when its last user does."""
+    """Detach a mount and all mounts below it. Processes that use it keep it until they are done."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 
 def open_tree(path: str) -> int:
-    """Return a descriptor of a copy of a mount. The copy is in no namespace yet."""
+    """Copy a mount, and return a descriptor of the copy. No path leads to the copy before `move_mount`."""
     return _call("open_tree", -100, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def move_mount(mount: int, target: str) -> None:
-    """Mount the copy that a descriptor of `open_tree` refers to."""
+    """Mount the copy that a descriptor of `open_tree` refers to at a path."""
     _call("move_mount", mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_FROM_DESCRIPTOR)
 
 
@@ -122,7 +122,10 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Send this process a signal when the thread that forked it ends. A change of uid clears this: call it again then."""
+    """Let the kernel send this process a signal when the thread that forked it ends.
+
+    A change of uid clears this, so call it again after one.
+    """
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -134,7 +137,7 @@ def adopt_orphans() -> None:
 def set_dumpable(wanted: bool) -> None:
     """Set whether processes of the same user may trace this one. If not, its entries in /proc belong to root.
 
-    A change of uid forbids it again.
+    A change of uid makes it False again.
     """
     _prctl(_PR_SET_DUMPABLE, int(wanted))
 
@@ -145,7 +148,7 @@ def no_new_privileges() -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up every capability in every set, for good. The bounding set is only emptied if this process may do that (CAP_SETPCAP)."""
+    """Give up every capability in every set, for good. The bounding set is emptied only if this process may do that (CAP_SETPCAP)."""
     drop_bounding_set()
     _prctl(_PR_CAP_AMBIENT, 4)
     _call("capset", struct.pack("=II", _CAPABILITY_VERSION_3, 0), bytes(24))
@@ -219,7 +222,7 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:
-    """Make this thread alone use files as another user."""
+    """Make this thread, and no other, access files as another user. Failures are not reported."""
     # The gid first: without the uid it could not be changed. Neither call reports an error: setfsuid(2).
     _libc.syscall(_number("setfsgid"), ctypes.c_uint(gid))
     _libc.syscall(_number("setfsuid"), ctypes.c_uint(uid))

@@ -1,8 +1,8 @@
 """The frames between host and guest. Pure data, standard library only.
 
-A frame is a length, then a payload: a small JSON header, and behind it the longer texts as they are. A frame of the guest is hostile until
-`decode` has accepted it: one of the expected kinds, with exactly its fields, each of its type and nested no deeper than that, no text named
-twice. So the size of a frame bounds the cost of reading it.
+A frame is a length and a payload. A payload is a small JSON header, followed by the longer texts as they are. A frame of the guest is
+hostile until `decode` has accepted it: it must be of an expected kind, with exactly the fields of that kind, each of its type and nested no
+deeper than that, and must use each text once. So the size of a frame bounds the cost of reading it.
 """
 
 import json
@@ -38,7 +38,7 @@ _Shape = tuple[Any, tuple[Any, ...]]  # of a field: see `_shape_of`
 
 
 class WireError(Exception):
-    """A frame that this module does not allow."""
+    """Raised for a frame that is malformed or not allowed."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Message:
 class Plan(Message):
     """The first message to a zygote: what the template root holds, and which uids its sessions get.
 
-    `mounts` are by their path in the root. `base` is the folder of sessions without namespaces, which have no root; with namespaces it is
-    "". `image` is the folder of an image that replaces the host's system, and `python` the path of its interpreter in it. "" is this host's
-    system, and an interpreter that is to be found.
+    `roots` and `mounts` are paths on the host, by their paths in the root. `base` is the folder of sessions without namespaces, which have
+    no root, and otherwise "". `image` is the folder of an image that replaces the host's system, or "" for the host's system. `python` is
+    the path of the interpreter in the image, or "" if there is no image or the zygote has to find one.
     """
 
     roots: dict[str, str]
@@ -72,7 +72,7 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A request to make a workspace. Done brings a descriptor of it. `owner` is the number of the session whose user it belongs to."""
+    """A request to make a workspace. `owner` is the number of its user. A descriptor of the workspace comes with `Done`."""
 
     tree: int
     owner: int
@@ -82,23 +82,23 @@ class MakeTree(Message):
 
 @dataclass(frozen=True)
 class DropTree(Message):
-    """A request to let go of a workspace. Its memory is free when its last user is gone."""
+    """A request to drop a workspace. Its memory is freed when no process uses it any more."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class ShowTree(Message):
-    """A request to put a workspace into a session's /mnt/data. It brings a pidfd of the session's first process."""
+    """A request to mount a workspace at /mnt/data of a session. A pidfd of the session's first process comes with it."""
 
     tree: int
 
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """A request to start an interpreter on a workspace. It brings the session's socket and report socket.
+    """A request to start a session on a workspace. The session's ends of its link and of its report socket come with it.
 
-    Done brings a pidfd of its first process.
+    A pidfd of the session's first process comes with `Done`.
     """
 
     tree: int
@@ -115,12 +115,12 @@ class Spawn(Message):
 
 @dataclass(frozen=True)
 class Done(Message):
-    """The request was carried out."""
+    """The answer that a request was carried out."""
 
 
 @dataclass(frozen=True)
 class Refused(Message):
-    """This host cannot provide a part of the isolation."""
+    """The answer that this host cannot provide a part of the isolation."""
 
     part: str
     errno: int
@@ -132,10 +132,11 @@ class Refused(Message):
 
 @dataclass(frozen=True)
 class Ready(Message):
-    """The interpreter is confined and waits for cells.
+    """The report that the interpreter is confined and waits for cells.
 
-    It brings its pidfd, the read end of its further frames, its stdout and its stderr. With namespaces, the session's /proc follows; then
-    the socket on which it expects a proxy, if it may have one, and the socket that lists its sockets, if they are counted that way.
+    These descriptors come with it: the interpreter's pidfd, and the read ends of its frames, stdout and stderr. With namespaces, the
+    session's /proc follows. Then come the listener of the session's proxy, if it may have one, and the socket that lists the session's
+    sockets, if they are counted that way.
     """
 
     landlock: int
@@ -143,14 +144,14 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Started(Message):
-    """The cell has started: from now on a SIGINT reaches it."""
+    """The report that the cell has started: from now on a SIGINT reaches it."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Shown(Message):
-    """A cell displayed something. `name` is set if it may change later; an `update` replaces what has that name."""
+    """A display of a cell. `name` is set if the cell may change the display later. An `update` replaces the display of that name."""
 
     execution: str
     data: dict[str, str]
@@ -160,14 +161,14 @@ class Shown(Message):
 
 @dataclass(frozen=True)
 class Cleared(Message):
-    """A cell took back everything that it has displayed so far."""
+    """The report that a cell has removed everything that it displayed so far."""
 
     execution: str
 
 
 @dataclass(frozen=True)
 class Asked(Message):
-    """Code in the session waits for an answer from the host. `number` is the question's own, and the answer repeats it."""
+    """A question of code in the session, which waits for the answer. The `Answer` repeats `number`. `about` is `input` or `call`."""
 
     execution: str
     number: int
@@ -205,12 +206,10 @@ class Run(Message):
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """A request for another interpreter with the same variables.
+    """A request to fork the interpreter. The fork's descriptors come with it: its link, and the write ends of its three pipes.
 
-    It brings the fork's ends: its socket, its frames' pipe, its stdout and stderr.
-
-    It is answered like a cell. The value is the fork's number in the session, and the text has a line for each thing that it could not take
-    along.
+    The pipes are for its frames, stdout and stderr. The request is answered like a cell. The value is the fork's pid in the session, and
+    the text has a line for each thing that the fork could not take along.
     """
 
     execution: str
@@ -228,7 +227,7 @@ class Answer(Message):
 
 @dataclass(frozen=True)
 class Command(Message):
-    """A program to run in the place of a cell. Its exit code is the value."""
+    """A request to run a program in place of a cell. The program's exit code is the value of the result."""
 
     execution: str
     arguments: list[str]
@@ -251,9 +250,9 @@ class Ping(Message):
 
 @dataclass(frozen=True)
 class Extend(Message):
-    """The folders of installed packages that the session finds from now on, and no others. It is answered like a cell.
+    """A request to make the packages in these folders importable, in place of those of an earlier request. It is answered like a cell.
 
-    `replaced` are modules that come in another version. If one of them is loaded, nothing changes.
+    `replaced` are modules that change their version. If one of them is loaded, nothing changes and the result has an error.
     """
 
     execution: str
@@ -273,7 +272,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
-    """Return the message in a payload. Raise WireError unless it is well formed and one of the expected kinds."""
+    """Return the message in a payload. Raise WireError unless it is well formed and of one of the expected kinds."""
     try:
         (length,) = _LENGTH.unpack_from(payload)
         if length > _MAX_HEADER:
@@ -303,16 +302,13 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
 
 
 def frame(message: Message) -> bytes:
-    """Return a message's payload with its length in front."""
+    """Return a message as a frame: its payload with the payload's length in front."""
     payload = encode(message)
     return _LENGTH.pack(len(payload)) + payload
 
 
 class Frames:
-    """A splitter of a byte stream into payloads, each of a limited size.
-
-    Its time grows with the stream and not with the stream's square.
-    """
+    """A splitter of a byte stream into payloads, each of a limited size. Its time is proportional to the length of the stream."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -353,15 +349,15 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return the shape of each field of a kind."""
+    """Return the shape of each field of a kind, by the field's name."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return what a type expects.
+    """Return the shape that a type describes: a kind of container, and what it may hold.
 
-    That is `dict` or `list` and the shape of the values, `tuple` and the shapes of the items, `Literal` and the words, or else None and the
-    types of a scalar.
+    That is `dict` or `list` and the shape of the values, `tuple` and the shapes of the items, `Literal` and the words, or for a scalar,
+    None and the types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -374,7 +370,7 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Return a value with its long texts, which are removed from `texts`. Raise WireError if it has another shape."""
+    """Return a value of a header with its long texts in place, which are removed from `texts`. Raise WireError if it has another shape."""
     container, parts = shape
     if container is None:
         if type(value) is dict:
@@ -394,7 +390,7 @@ def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Return a text that a header refers to, and remove it from `texts`."""
+    """Return the text that an object in a header refers to, and remove it from `texts`. Raise WireError if it is not there."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a frame with a text that is not there")
@@ -406,5 +402,5 @@ def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
 
 
 def _well_formed(text: str) -> str:
-    """Return the text with lone surrogates escaped, since later code could not encode them."""
+    """Return the text with lone surrogates escaped, because later code could not encode them."""
     return text.encode("utf-8", "backslashreplace").decode()
