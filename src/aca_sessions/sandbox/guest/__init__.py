@@ -1,3 +1,4 @@
-"""The code that runs in the fork server and in sessions, so it is untrusted. It imports only the standard library, IPython, `..wire`
-and `..syscalls`.
+"""The modules that run inside the sandbox: in the zygote and in sessions. The host trusts nothing that a session sends.
+
+They import only the standard library, IPython, `..wire` and `..syscalls`; the shell also imports the guest's half of host calls.
 """

@@ -177,7 +177,7 @@ def _decoded(payload: bytes) -> Message:
 
 
 class _Interrupts:
-    """Decides when a SIGINT raises KeyboardInterrupt. Python raises it only in the main thread."""
+    """The handler of SIGINT. It decides when a SIGINT raises KeyboardInterrupt, which Python does only in the main thread."""
 
     def __init__(self) -> None:
         self._allowed = False

@@ -369,7 +369,7 @@ def _wait_for(child: int) -> NoReturn:
 
 
 def _without_namespaces(plan: Plan, code: str) -> str:
-    """Check that the host can run sessions, and copy the guest's code into their folder. Return the text of `bare.told_by`."""
+    """Check that the host can run sessions, and copy the guest's code below `plan.base`. Return the text of `bare.told_by`."""
     os.umask(0o022)
     bare.check(plan)
     with part("sessions' folder"):

@@ -305,12 +305,12 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Confine the signals of this process and of its descendants to these processes by Landlock. Return whether they are confined now.
+    """Forbid this process and its later descendants, by Landlock, to signal any other process. Return whether that holds now.
 
     Return False if the kernel's Landlock is older than version 6.
 
     Args:
-        other: The pid of a process outside. This function tries to signal it, to check the result.
+        other: The pid of another process. This function tries to signal it, to check the result.
     """
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False

@@ -66,7 +66,7 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
-    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without power over them.
+    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities there.
 
     If the session shares the host's network, no network namespace is created.
 
@@ -166,7 +166,7 @@ def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = W
 
 
 def keep_signals_inside() -> None:
-    """Forbid this process and its later descendants to signal processes outside of them. Landlock must have version 6 or newer."""
+    """Forbid this process, and all that it starts, to send signals to any other process. Landlock must have version 6 or newer."""
     ruleset = syscalls.landlock_ruleset(struct.pack("=QQQ", 0, 0, _SIGNALS))
     syscalls.landlock_enforce(ruleset)
     os.close(ruleset)

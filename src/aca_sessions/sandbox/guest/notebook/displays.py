@@ -52,7 +52,8 @@ class Hook(DisplayHook):
     def __call__(self, result: Any = None) -> None:
         """Store the last value of a cell.
 
-        If the value is None, record that: a notebook shows nothing then, but Azure distinguishes `x` from `print(x)` and `x = None`.
+        If it is None, record whether the cell ends with an expression other than a call, without a semicolon. A notebook shows nothing in
+        any case, but Azure distinguishes `x` from `print(x)` and `x = None`.
         """
         if result is None:
             self.shell.collected.value_is_none = not (self.shell.ends_with_call or self.quiet())

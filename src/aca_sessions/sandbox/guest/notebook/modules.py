@@ -77,7 +77,7 @@ _shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """Loads modules from sources. It ignores .pyc files, because they compare only sizes and times in seconds."""
+    """A loader of sources that ignores .pyc files, because they compare only sizes and times in seconds."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.

@@ -133,9 +133,9 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """Print exceptions of the block on stderr if `several` is true, so that they do not fail the cell.
+        """Print errors that are shown during the block on stderr if `several` is true. Otherwise each becomes the error of the cell.
 
-        `several` means that the object has other forms, which can still be shown.
+        `several` means that the object to show has other forms, so the failure of one does not matter.
         """
         outer, self._is_showing = self._is_showing, several
         try:

@@ -66,7 +66,7 @@ class Skipped(RepeatedFrames):
 
 
 class NotShownError(Exception):
-    """Stands for the errors in the middle of a long chain of exceptions, which are not shown."""
+    """A placeholder for the errors in the middle of a long chain of exceptions, which are not shown."""
 
 
 def shorten(formatting: Any) -> None:
@@ -163,7 +163,7 @@ def is_long(error: BaseException | None) -> bool:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then its cause or context, then that one's, and so on. Each error is yielded once."""
+    """Yield an error, then the one that it was raised from or while handling, and so on. Each error is yielded once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
