@@ -187,7 +187,7 @@ def _open_batches() -> list[Batch]:
 
 
 class Awaiting(ast.NodeTransformer):
-    """Rewrites `await tools.x(1)` to `await __host_call__(tools.x, 1)`, so that an awaited call lets other tasks continue."""
+    """A transformer that rewrites `await tools.x(1)` to `await __host_call__(tools.x, 1)`, so that other tasks continue meanwhile."""
 
     def visit_Await(self, node: ast.Await) -> ast.Await:
         """Rewrite an awaited call of `tools`, `skills`, `artifacts` or `deps`. Return every other `await` as it is."""

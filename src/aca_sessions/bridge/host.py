@@ -67,7 +67,7 @@ class ByteLimit:
 
 
 class HostCalls:
-    """Answers the host calls of a session by the functions of a table.
+    """The functions that answer the host calls of a session, by name.
 
     Calls wait for each other if their arguments would take too much memory together.
     """

@@ -366,11 +366,11 @@ _now = _Meeting()
 def meet(marker: str, said: str) -> None:
     """Hold one meeting: deliver what the host said, and write one line with the cell's report to stdout.
 
+    The line holds the report as JSON, or the name of a file with the report if it is long. The next meeting deletes that file.
+
     Args:
         marker: The text at the beginning of the line, by which the host finds it.
         said: The arguments of `_met` as packed JSON, so they may be in a file.
-
-    The line holds the report as JSON, or the name of a file with the report if it is long. The next meeting deletes that file.
     """
     if _now.file:
         with contextlib.suppress(FileNotFoundError):

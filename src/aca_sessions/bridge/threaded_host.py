@@ -124,7 +124,7 @@ class Report:
 
 
 class Exchange:
-    """Runs cells with host calls in one session at an endpoint without events, one cell at a time."""
+    """A runner of cells with host calls, for one session at an endpoint without events. It runs one cell at a time."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -164,7 +164,7 @@ class _SilentError(Exception):
 
 
 class Clock:
-    """Counts the seconds that a cell has used, from what its session reports at each meeting.
+    """The seconds that a cell has used, counted from what its session reports at each meeting.
 
     While the cell waits for the host, only the processor time of its process is counted, at most one second per second. Guest code could
     report less than that, so at most an hour in total is left uncounted.
@@ -254,7 +254,7 @@ class _Cell:
         return self._going_on(now)
 
     def _take(self, now: Report) -> None:
-        """Start to answer the calls of a report that are new. If too many are open already, leave the rest to a later report."""
+        """Start to answer the calls of a report that are new. If too many are open, skip the rest, because the next report repeats them."""
         for number, text in now.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
