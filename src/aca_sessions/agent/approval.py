@@ -119,7 +119,7 @@ class _Used:
 
 
 class Approval:
-    """Decides about calls, counts budgets and keeps records, for one agent session.
+    """The approval function, the budgets and the records of one agent session.
 
     Calls of tools that only read are always allowed. Without an approval function, calls of irreversible tools are refused and all others
     are allowed.

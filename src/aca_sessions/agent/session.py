@@ -46,7 +46,7 @@ _BY_ISOLATION = {
 
 
 class AgentSession:
-    """A session whose cells have `tools`, `skills`, `artifacts` and `deps`. Through these, cells can reach nothing else of the host."""
+    """A session whose cells have `tools`, `skills`, `artifacts` and `deps`. Cells can use nothing else of the host."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class AgentSession:
         return live
 
     async def close(self) -> None:
-        """End the session and close its tools. What was saved stays in the storage. Wait for a `start` that is still running."""
+        """Wait until a running `start` has ended, then end the session and close its tools. What was saved stays in the storage."""
         async with self._starting:
             self._opened = None
             await self._stack.aclose()
@@ -344,7 +344,7 @@ class Live:
         self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. If no other cell runs then, first install and remove the packages that cells asked for."""
+        """Run a cell and return its result. If no other cell runs then, first install and remove the packages that cells requested."""
         self._cells += 1
         try:
             result = await self._run(self._calls, code, timeout)

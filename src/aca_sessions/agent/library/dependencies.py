@@ -106,7 +106,7 @@ class Deps:
 
 
 class PackageChanges:
-    """The packages to install into a session and to remove from it when no cell runs there, because cells asked for that.
+    """The requests of cells to install or remove packages, which are carried out when no cell runs in the session.
 
     The last request for each package counts.
     """

@@ -49,7 +49,7 @@ class Storage(Protocol):
         ...
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a text that is another one after a record of the kind was written or deleted.
+        """Return a text that differs from the earlier one after a record of the kind was written or deleted.
 
         Return None if changes cannot be detected now; the caller must then read all records again.
         """
