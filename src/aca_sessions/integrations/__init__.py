@@ -1,1 +1,1 @@
-"""Adapters for agent frameworks: each speaks its framework's words over one session."""
+"""Adapters for agent frameworks. Each offers one session in the form that its framework expects."""

@@ -14,7 +14,7 @@ _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook 
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
-    """Return `execute_python` over a session, as a tool. Images are content beside its text."""
+    """Return `execute_python` over a session as a tool of Agent Framework. A result is its text, followed by its images."""
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
@@ -24,9 +24,9 @@ def execute_tool(session: ModelSession) -> FunctionTool:
 
 
 class PythonSessionProvider(ContextProvider):
-    """A provider that gives an agent `execute_python`, with one session for each of its conversations.
+    """A provider that gives an agent `execute_python`, with one session for each conversation.
 
-    The session's name is kept in the conversation's own state. So a conversation that is stored and loaded again continues with its
+    The session's name is kept in the state of the conversation, so a conversation that is stored and loaded again continues with its
     session.
     """
 
@@ -46,14 +46,14 @@ class PythonSessionProvider(ContextProvider):
         self._sessions = ModelSession(pool, settings=settings, max_output=max_output)
 
     async def before_run(self, *, agent: SupportsAgentRun, session: AgentSession, context: SessionContext, state: dict[str, Any]) -> None:
-        """Add the tool over this conversation's session."""
+        """Add `execute_python` for this conversation's session, and instructions for its use, to the context of the agent."""
         del agent, session
         name = state.setdefault("session_id", f"conversation-{uuid.uuid4()}")
         context.extend_instructions(self.source_id, _INSTRUCTIONS)
         context.extend_tools(self.source_id, [execute_tool(self._sessions.for_session(name))])
 
     async def close(self) -> None:
-        """Close the pool if the provider opened it."""
+        """Close the pool if the provider opened it. Otherwise do nothing."""
         await self._sessions.close()
 
     async def __aenter__(self) -> Self:

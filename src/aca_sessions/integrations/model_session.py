@@ -1,6 +1,6 @@
-"""One session as a model uses it: checked arguments, results of limited size, and files for the host program.
+"""A session for a model: checked arguments, results of limited size, and files for the host program.
 
-`ModelSession` is what all integrations share, and `PythonTool` offers it as plain methods.
+`ModelSession` is the base of all integrations. `PythonTool` offers it as plain methods.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from ..settings import Settings
 
 
 def read_below(folder: Path, name: str) -> bytes:
-    """Return the content of a file below a folder. Raise InvalidArgumentError if it cannot be read or lies outside."""
+    """Return the content of a file below a folder. Raise InvalidArgumentError if the file cannot be read or is outside the folder."""
     path = _below(folder, name)
     try:
         return path.read_bytes()
@@ -37,9 +37,9 @@ def read_below(folder: Path, name: str) -> bytes:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
-    """Write a file below a folder, which is created with its parents, and return its path.
+    """Write a file below a folder and return its path. Create missing folders.
 
-    An existing file is replaced whole or not at all.
+    If that fails, raise InvalidArgumentError, and an existing file stays as it was.
     """
     path = _below(folder, name)
     try:
@@ -52,7 +52,10 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """Return the path with every link resolved: a link can lead out of the folder, as '..' can. Raise InvalidArgumentError if it does."""
+    """Return the path of `name` below a folder, with every link resolved. Raise InvalidArgumentError if it is outside.
+
+    Links are resolved because a link can lead out of the folder, as '..' can.
+    """
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
@@ -68,9 +71,9 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Return the names and contents of files, and the error if there is one. All are checked before any is written.
+    """Return the contents of files by their names, and None. If anything is wrong, return {} and the error for the model.
 
-    The mapping may be JSON text, and binary contents may be data URIs.
+    A model may send the mapping as JSON text, and a binary content as a data URI.
     """
     if isinstance(files, str):
         try:
@@ -119,7 +122,10 @@ _values = attrgetter(*_FIELDS)
 
 
 class ModelSession:
-    """A session that is leased for each call. So calls of one turn may run at the same time and share their variables."""
+    """A session for a model, by one name.
+
+    Each call leases it anew, so calls of one turn may run at the same time and share their variables.
+    """
 
     _result_type = CodeExecutionResult
 
@@ -148,7 +154,10 @@ class ModelSession:
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
-        """Write the files, run the cell and return its result. A model's mistakes (a file outside /mnt/data, for example) are results."""
+        """Write the files, run the cell and return its result.
+
+        Mistakes of the model, such as a file outside /mnt/data, raise nothing: they become results with an error.
+        """
         contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
         # A framework may have turned a missing argument into text.
         if not isinstance(code, str) or code.strip() in ("None", "null"):
@@ -168,9 +177,9 @@ class ModelSession:
             return self._result(await session.run(str(code)))
 
     def for_session(self, session_id: str) -> Self:
-        """Return one for another session of the same pool, such as one for each conversation of a server.
+        """Return an object for another session of the same pool, for example one for each conversation of a server.
 
-        Closing it leaves this one open.
+        Closing the new object does nothing. The pool is closed with this object, if it opened the pool.
         """
         sibling = type(self)(session_id=session_id, max_output=self._max_output)
         sibling._warning.detach()
@@ -178,7 +187,7 @@ class ModelSession:
         return sibling
 
     async def upload_file(self, name: str, *, folder: str | Path) -> RemoteFile:
-        """Copy `folder/name` of this machine into the session. This is for the host program: it is not offered to a model."""
+        """Copy the file `folder/name` of this machine into the session. This is for the host program: it is not offered to a model."""
         data = await asyncio.to_thread(read_below, Path(folder), name)
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.upload_file(name, data)
@@ -190,16 +199,14 @@ class ModelSession:
         return await asyncio.to_thread(write_below, Path(folder), name, data)
 
     async def list_files(self) -> list[RemoteFile]:
-        """Return the files in the session's /mnt/data. This is for the host program: a model lists them with Python."""
+        """Return the files in the session's /mnt/data. This is for the host program, because a model can list them with Python."""
         async with (await self._source.open()).session(self._session_id) as session:
             return await session.list_files()
 
     async def close(self) -> None:
-        """End the session if its name is this object's own, and close the pool if this object opened it.
+        """Close the pool if this object opened it, which ends its sessions. Otherwise end the session if this object made its name.
 
-        It opens again when it is used again.
-
-        A pool that this object opened is closed whichever event loop calls, and its sessions end with it.
+        The next call opens or starts them again. Any event loop may close a pool that this object opened.
         """
         if self._source.is_open and self._closes_source:
             await self._source.close()
@@ -218,9 +225,9 @@ class ModelSession:
 
 
 class PythonTool(ModelSession):
-    """A stateful Python session whose methods are tools: pass `tool.execute_python`, or both.
+    """A stateful Python session with two methods that are tools: `execute_python` and `execute_python_with_files`.
 
-    It fits every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI.
+    They fit every framework that accepts plain async methods, such as LangChain, OpenAI Agents and Pydantic-AI.
     """
 
     # Frameworks send these docstrings to models.
@@ -247,7 +254,7 @@ def _not_written(error: ACASessionsError) -> CodeError:
 
 
 class _Source:
-    """The pool of a plugin: one that the caller gave, or one that is opened at the first use."""
+    """The pool of a ModelSession: one that the caller gave, or one that is opened at the first use."""
 
     def __init__(self, pool: SessionPool | None, settings: Settings | None) -> None:
         self.pool = pool
@@ -266,7 +273,7 @@ class _Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Return whether this process opened the pool and has not closed it."""
+        """Return whether the pool was opened here, in this process, and not closed."""
         return self.is_open and self._owner.is_here
 
     async def close(self) -> None:

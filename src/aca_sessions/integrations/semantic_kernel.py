@@ -19,7 +19,7 @@ from .model_session import CODE, FILES, ModelSession
 
 
 class PythonResult(CodeExecutionResult):
-    """A result that host programs of Semantic Kernel can show."""
+    """A result that also has the form of Semantic Kernel's contents, for host programs that show it."""
 
     def to_contents(self) -> list[TextContent | ImageContent]:
         """Return the text that a model reads, and the images."""
@@ -65,7 +65,7 @@ def add_aca_sessions(
 
 
 class ShowImages:
-    """A filter that lets a model see the images that its code drew: they follow the tools' answers as a user message.
+    """A filter that shows a model the images that its code drew: it adds them to the history as a user message, after the tools' answers.
 
     `kernel.add_filter("auto_function_invocation", ShowImages())`, for models that accept images.
     """
@@ -75,7 +75,7 @@ class ShowImages:
     async def __call__(
         self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
     ) -> None:
-        """Let the call happen. Add the images once all calls of this turn are answered: a model's API allows no message in between."""
+        """Run the call. Add the images when all calls of this turn are answered, because a model's API allows no message between them."""
         await next(context)
         if context.chat_history is not None:
             # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
@@ -83,9 +83,9 @@ class ShowImages:
 
 
 def _show_images(history: ChatHistory) -> None:
-    """Add the images of the turn that was just answered as a user message.
+    """Add the images of the latest turn's answers as a user message, if there are any.
 
-    After that message the turn does not count as the latest any more.
+    After that message the history does not end with answers, so a second call adds nothing.
     """
     images = [image for answer in _latest_answers(history) for image in _images(answer)]
     if images:
@@ -94,9 +94,9 @@ def _show_images(history: ChatHistory) -> None:
 
 
 def _latest_answers(history: ChatHistory) -> list[FunctionResultContent]:
-    """Return the answers at the end of a history, or none while a call of their turn has no answer.
+    """Return the answers at the end of a history, or [] if a call of the same turn has no answer yet.
 
-    Earlier turns do not count: one that was cancelled is never answered.
+    Calls of earlier turns do not count, because a call that was cancelled is never answered.
     """
     answers: list[FunctionResultContent] = []
     for message in reversed(history.messages):
