@@ -162,7 +162,7 @@ class CodeInterpreter:
         Args:
             request: A request, or the name of the session.
             name: The file's name, which may have folders in front. The folders are created.
-            data: The content. The file of a Path is sent piece by piece, so it may be larger than the memory.
+            data: The content, or the Path of a file on this machine, which is sent without being read into memory whole.
         """
         if isinstance(request, FileUploadRequest):
             remote_file, _ = await self.upload(request.session_id, request.file_name, request.file_content)

@@ -305,7 +305,7 @@ class SessionPool:
     async def release(self, session_id: str) -> None:
         """Release one lease of a session. Do nothing if it has no lease, or in a forked process.
 
-        An anonymous session ends with its state.
+        If the session is anonymous, end it: its variables and files are gone then.
         """
         await self._release(session_id)
 
@@ -367,7 +367,7 @@ class SessionPool:
     def abandon(self) -> None:
         """Mark the pool as closed without ending its sessions, because its event loop is closed and nothing can be awaited.
 
-        Only the embedded server needs this, and it ends its sessions itself.
+        An embedded server ends its sessions itself. Sessions at other endpoints expire.
         """
         self._closed = True
 
@@ -402,7 +402,7 @@ class SessionPool:
     def _timeout_message(self) -> str:
         """Return the message of PoolTimeoutError, with the sessions that have been leased longest.
 
-        They are named by hashes: names are secrets.
+        They are named by hashes, because their names are secrets.
         """
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]

@@ -181,9 +181,9 @@ class Session:
                 await self.cancel_quietly(execution)
 
     def execution(self, execution_id: str, *, on_input: AnswerInput | None = None) -> Execution:
-        """Return an execution by its id. This or another program started it.
+        """Return an execution by its id, which this or another program started.
 
-        The server keeps its result until the result is fetched, and for some time after that.
+        The server keeps the execution's result until the result is fetched, and for some time after that.
         """
         return self._interpreter.execution(self.session_id, execution_id, on_input=on_input, caller=self._caller)
 
@@ -200,7 +200,7 @@ class Session:
 
         Args:
             name: The file's name, which may have folders in front. A name outside /mnt/data raises InvalidArgumentError.
-            data: The content. The file of a Path is sent piece by piece, so it may be larger than the memory.
+            data: The content, or the Path of a file on this machine, which is sent without being read into memory whole.
         """
         remote_file, step = await self._interpreter.upload(self.session_id, name, data)
         self.history.note(step)
