@@ -134,7 +134,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used.
 
-    `import aca_sessions` alone loads none of the libraries behind the names (PEP 562).
+    So `import aca_sessions` alone loads none of the libraries behind the names (PEP 562).
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -144,7 +144,7 @@ def __getattr__(name: str) -> object:
 
 
 def load_ipython_extension(shell: object) -> None:
-    """Load the magics, when a notebook runs `%load_ext aca_sessions`."""
+    """Register the magics. IPython calls this for `%load_ext aca_sessions`."""
     from .notebook import load
 
     load(shell)

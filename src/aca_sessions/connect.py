@@ -1,4 +1,4 @@
-"""The functions that open everything from settings. Only this module decides between embedded and remote."""
+"""The functions that open pools, clients and servers from settings. Only this module decides between embedded and remote sessions."""
 
 import asyncio
 import logging
@@ -36,7 +36,7 @@ Opened = TypeVar("Opened")
 
 
 def policy_of(settings: Settings) -> "Policy":
-    """Return the policy of embedded sessions: limits, network, mounts, packages and isolation."""
+    """Return the policy of embedded sessions that the settings describe. Raise ConfigurationError if settings contradict each other."""
     from .sandbox.packages.environments import python_of
     from .sandbox.policy import KB, MB, Limits, Mount, Network, Policy, Together
 
@@ -91,9 +91,10 @@ def _package_source(options: PackagesSettings) -> "PackageSource":
 
 
 class Opening(Generic[Opened]):
-    """An `async with` block for one thing. Everything that was opened for it is closed with it, in reverse order.
+    """An `async with` block that opens one thing, and closes everything that was opened for that thing, in reverse order.
 
-    This is not a generator: the event loop closes a forgotten generator when the loop ends, while other things still use what it opened.
+    This is a class and not a generator, because the event loop closes a forgotten generator when the loop ends, while other things still
+    use what the generator opened.
     """
 
     def __init__(self, open_on: "Callable[[Stack], Awaitable[Opened]]") -> None:
@@ -111,7 +112,10 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it. Do nothing in a forked process, where all of it belongs to the parent."""
+        """Close everything on the event loop that opened it. If that loop is closed, end all processes at once.
+
+        In a forked process do nothing, because everything belongs to the parent.
+        """
         loop = self._loop
         if not self._owner.is_here:
             self._stack.pop_all()
@@ -125,14 +129,14 @@ class Opening(Generic[Opened]):
             await to_thread.run_sync(loop.run_until_complete, self._stack.aclose())
 
     def abandon(self) -> None:
-        """End all processes at once, without the event loop that opened them: it is closed, so nothing can be awaited on it."""
+        """End all processes at once. Use this if the event loop that opened them is closed, because nothing can be awaited on it then."""
         for end in reversed(self._stack.at_once):
             end()
         self._stack.pop_all()
 
 
 class Stack(AsyncExitStack):
-    """An exit stack that also has the functions that end its processes when its event loop is closed."""
+    """An exit stack that also has functions to end its processes without awaiting, for when its event loop is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,9 +144,9 @@ class Stack(AsyncExitStack):
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close on an event loop that runs in another thread.
+    """Close a stack on its event loop, which runs in another thread.
 
-    Raise PoolError after 10 s. If the caller blocks that loop, the loop closes everything as soon as it is free.
+    Raise PoolError after 10 s, because the caller may block that loop. The loop then closes the stack as soon as it is free.
     """
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
@@ -160,13 +164,13 @@ def open_pool(
     on_event: Callable[[PoolEvent], None] | None = None,
     spares: int | None = None,
 ) -> Opening[SessionPool]:
-    """Open a pool of sessions, at the endpoint of the settings or in the embedded sandbox if they have none.
+    """Open a pool of sessions: at the endpoint of the settings, or in the embedded sandbox if the settings have no endpoint.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
         policy: The policy of embedded sessions, instead of that of the settings.
         endpoint: The endpoint, instead of that of the settings.
-        max_concurrent_sessions: The number of leases, instead of that of the settings.
+        max_concurrent_sessions: How many sessions may be leased at the same time, instead of the number of the settings.
         on_event: A function that is called with every event of the pool.
         spares: How many sessions an embedded pool keeps ready, instead of the number of the policy or the settings.
     """
@@ -195,7 +199,7 @@ def open_pool(
 def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
 ) -> Opening[CodeInterpreter]:
-    """Open an interpreter, which takes requests and returns results. Sessions are named in each request.
+    """Open a client that runs cells in sessions, which each call names. It opens no pool, so sessions are not leased.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -211,7 +215,7 @@ def open_interpreter(
 
 
 def open_http(settings: Settings | None = None) -> Opening[SessionsHttpClient]:
-    """Open a client that sends single requests to the endpoint of the settings."""
+    """Open a client that sends single requests to the endpoint of the settings, or to an embedded server if they have none."""
 
     async def open_on(stack: Stack) -> SessionsHttpClient:
         return await stack.enter_async_context(await _open_http(settings or Settings(), None, Hosting(), stack))
@@ -224,7 +228,8 @@ def open_server(
 ) -> Opening["Service"]:
     """Open the service over the embedded sandbox, as an ASGI application.
 
-    Raise ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers can reach it.
+    Entering raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers can reach
+    it.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -267,7 +272,7 @@ def _open_server(settings: Settings | None, policy: "Policy | None", hosting: "H
 
 
 async def isolation_report(settings: Settings | None = None) -> "IsolationReport":
-    """Return what isolation this host can enforce, part by part. Each part is tried."""
+    """Return which parts of the isolation this host can enforce. Each part is tried out. Raise NotSupportedError outside Linux."""
     _require_linux()
     from .sandbox.probe import report
 
@@ -275,14 +280,17 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """Return the named environments for guests. New ones are made from the package source of the settings."""
+    """Return the collection of named environments for sessions. `tell` is called with each line of progress.
+
+    New environments are made from the package source of the settings.
+    """
     from .sandbox.packages.environments import Environments
 
     return Environments(_package_source(settings.Packages), tell)
 
 
 def _settings(settings: Settings | None, endpoint: str | None, max_concurrent_sessions: int | None) -> Settings:
-    """Return the settings with the values that were given by name. `endpoint` and `max_concurrent_sessions` override the settings."""
+    """Return the settings, with `endpoint` and `max_concurrent_sessions` in place of their own values unless these are None."""
     named: dict[str, Any] = {}
     if endpoint is not None:
         named["SessionsHttpClient"] = {"Endpoint": endpoint}
@@ -330,7 +338,10 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication: a key if one is configured, none for a socket file, otherwise Azure's own sign-in."""
+    """Return the authentication of requests: a key if one is configured, None for a socket file, otherwise Azure's own sign-in.
+
+    Raise ConfigurationError if an endpoint outside Azure has no key.
+    """
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
     key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""

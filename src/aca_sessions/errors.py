@@ -92,7 +92,7 @@ class SandboxError(ACASessionsError):
 
 
 class IsolationError(SandboxError):
-    """This host cannot give the promised isolation. `.part` is missing, `.reason` is why, `.remedy` is how to enable it."""
+    """This host cannot give the promised isolation. `.part` is what is missing, `.reason` is why, `.remedy` is how to enable it."""
 
     def __init__(self, part: str, reason: str, remedy: str) -> None:
         super().__init__(f"this host cannot isolate sessions: {part}: {reason}. {remedy}")
@@ -102,7 +102,7 @@ class IsolationError(SandboxError):
 
 
 class GuestDiedError(SandboxError):
-    """An interpreter or the fork server ended."""
+    """An interpreter or the fork server ended unexpectedly."""
 
 
 class SnapshotError(SandboxError):
@@ -118,7 +118,7 @@ class ForkedProcessError(ACASessionsError):
 
 
 class StorageError(ACASessionsError):
-    """A storage of skills, artifacts or dependencies cannot be read or written. Nothing was half written."""
+    """A storage of skills, artifacts or dependencies cannot be read or written. No record was written in part."""
 
 
 class ExecutionError(ACASessionsError):

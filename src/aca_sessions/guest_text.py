@@ -1,8 +1,8 @@
-"""Guest text made safe where the host's text stands beside it: names, text that looks like a line of the host, control sequences.
+"""Functions that make guest text safe beside the host's text: names, text that looks like a line of the host, control sequences.
 
-The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins so gets
-`QUOTE` in front of it, so a label without `QUOTE` is the host's. No list of letters that look alike is complete. So a label is recognized
-in any case of its letters, with invisible characters and colours between them, but not in other letters.
+The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins with a label
+gets `QUOTE` in front, so a label without `QUOTE` is the host's. A label is recognized in any case of its letters, and with invisible
+characters and colours between them. It is not recognized in letters that look alike, because no list of those is complete.
 """
 
 import re
@@ -30,7 +30,7 @@ _MODEL_LABELS = (
 def shown_name(name: str, longest: int = 200) -> str:
     """Return a name as it is if it has only letters, digits and marks that separate nothing. Otherwise quote and escape it with `repr`.
 
-    If it is longer than `longest`, only the beginning and the end are kept.
+    If the name is longer than `longest`, only its beginning and its end are kept.
     """
     if len(name) > longest:
         half = longest // 2
@@ -41,32 +41,35 @@ def shown_name(name: str, longest: int = 200) -> str:
 def shown_caption(text: str) -> str:
     """Return a description as one line of at most 200 characters.
 
-    It is quoted with `repr` if a reader could take it for more than one item of a list, or for a label.
+    The line is quoted with `repr` if a reader could take it for more than one item of a list, or for a label.
     """
     line = " ".join(text.split())[:_LONGEST_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
 
 
 def printable(text: str, *, colours: bool = True) -> str:
-    """Return text whose control characters are escaped, except tabs and line ends. Colours are kept or removed."""
+    """Return text whose control characters are escaped, except tabs and line ends. Colours are kept, or removed if `colours` is false."""
     return _CONTROL_OR_COLOUR.sub(lambda found: (found[1] if colours else "") if found[1] else _escaped(found[0]), text)
 
 
 def for_model(text: str) -> str:
-    """Return text without colours and control characters, in which no line begins with a label of the host."""
+    """Return text for a model: colours are removed, control characters are escaped, and `QUOTE` is put before lines that begin with a label."""
     return _model_line().sub(QUOTE, printable(text, colours=False))
 
 
 def for_terminal(text: str) -> str:
-    """Return text without labels of the host and without control sequences other than colours. Colours end with the text."""
+    """Return text for a terminal: `QUOTE` is put before labels of the host, and control characters are escaped, except those of colours.
+
+    If the text sets a colour, the sequence that ends it comes last.
+    """
     screen = Screen()
     return screen.take(text) + screen.flush() + screen.reset()
 
 
 class Screen:
-    """A filter that makes guest text safe for one terminal, piece by piece, from all streams that are written to it.
+    """A filter that makes guest text safe for one terminal. It takes the text piece by piece, from all streams that are written there.
 
-    Labels are looked for everywhere, not only at the beginning of lines: a long line wraps, so its middle may begin a row of the terminal.
+    Labels are looked for everywhere, not only at the beginning of lines, because a long line wraps and its middle may begin a row.
     """
 
     def __init__(self) -> None:
@@ -75,7 +78,10 @@ class Screen:
         self._coloured = False
 
     def take(self, text: str) -> str:
-        """Add a piece of text. Return what can be written now; the rest is held back until the next piece shows what it is."""
+        """Add a piece of text and return what can be written now.
+
+        An end that may become a label or a control sequence is held back until the next piece shows what it is.
+        """
         pending, before = self._held + text, ""
         if self._cut:
             whole = self._cut + pending
@@ -92,14 +98,14 @@ class Screen:
         return shown + QUOTE + self.flush() if len(self._held) > _LONGEST_HELD else shown
 
     def flush(self) -> str:
-        """Return what was held back, because other text is written next or the cell waits for input."""
+        """Return what `take` held back. Call this before other text is written, or when the cell waits for input."""
         shown, self._held = self._safe(self._held), ""
         found = _unfinished().search(self._cut + shown)
         self._cut = found[0] if found else ""
         return shown
 
     def reset(self) -> str:
-        """Return the sequence that ends the colours of guest text, for use before the host writes."""
+        """Return the sequence that ends the colours of guest text, or '' if there are none. Call this before the host writes."""
         coloured, self._coloured, self._cut = self._coloured, False, ""
         return RESET if coloured else ""
 
@@ -123,7 +129,7 @@ def _whole(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _begun(label: str) -> str:
-    """Return a pattern that matches each incomplete beginning of a label."""
+    """Return a pattern that matches each incomplete beginning of a label, from its first letter on."""
     pattern = ""
     for letter in reversed(_letters(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"

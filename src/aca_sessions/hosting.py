@@ -12,7 +12,10 @@ METRICS_PATH = "metrics"
 
 @dataclass(frozen=True, slots=True)
 class Hosting:
-    """The options of a server, as opposed to those of each sandbox. Without a cool-down, the user of the server must end its sessions."""
+    """The options of a server, as opposed to those of each sandbox.
+
+    Without a cool-down, sessions do not expire: the owner must end them.
+    """
 
     max_sessions: int = 100
     max_starting: int = 64  # sessions whose first interpreter has not started; more are refused with 503

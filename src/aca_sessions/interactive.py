@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class LoopThread:
-    """A portal whose event loop runs in a thread, for the block.
+    """An event loop in a thread of its own, for the block. Entering returns the portal to it, and leaving stops it.
 
-    It is not a generator, unlike `anyio.from_thread.start_blocking_portal`: Python closes forgotten generators. In a process that was
-    forked from this one, which has no such thread, closing would wait forever.
+    This is a class because `anyio.from_thread.start_blocking_portal` is a generator, which Python closes when nothing refers to it. In a
+    process that was forked from this one, the thread does not exist, so closing the portal would wait forever.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,10 @@ OnInput = Callable[[str], "str | None"]
 
 
 class LiveCell:
-    """The events of a cell, for a thread that waits for them. The last one is its result. Leaving the loop earlier interrupts the cell."""
+    """A cell that runs, as an iterable of its events for a thread without an event loop.
+
+    The last event has the result. Leaving the loop earlier interrupts the cell.
+    """
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class LiveCell:
         self.following = portal.start_task_soon(self._follow, code, timeout, transactional)
 
     def cancel(self) -> None:
-        """Interrupt the cell, whose events continue up to its result. Do not block: a signal handler may call this."""
+        """Interrupt the cell. Its events continue until its result. This does not block, so a signal handler may call it."""
         self._cancelled = True
         if self._execution is not None:
             self._portal.start_task_soon(self._session.cancel_quietly, self._execution)
@@ -122,7 +125,7 @@ class LiveCell:
                 self._take_back_unread()
 
     def _take_back_unread(self) -> None:
-        """Take back a result that is not read any more, so that the next result reports the same again."""
+        """Take back a result that will not be read, so that the next result reports the same again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()
@@ -164,7 +167,7 @@ OnText = Callable[[str], object]
 def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[InteractiveSession, Arguments], Answer]":
     """Return a method of InteractiveSession that calls an async method of Session and waits for its result.
 
-    It has the same signature and docstring: `inspect.signature` follows `__wrapped__`.
+    The returned method has the signature and the docstring of the async one, because `inspect.signature` follows `__wrapped__`.
     """
 
     @wraps(method)
@@ -178,7 +181,7 @@ def blocking(method: Method[Arguments, Answer]) -> "Callable[Concatenate[Interac
 class InteractiveSession:
     """A session that runs cells and keeps files without `await`, in a `with` block. Ctrl-C interrupts the cell and keeps the variables.
 
-    In a process that is forked from the one that opened it, its methods raise ForkedProcessError, and closing it does nothing.
+    In a process that is forked from the one that opened the session, methods raise ForkedProcessError, and `close` does nothing.
     """
 
     _name = "InteractiveSession"  # the class that errors and warnings name
@@ -192,7 +195,7 @@ class InteractiveSession:
         session_id: str | None = None,
         timeout: float | None = None,
     ) -> None:
-        """Prepare a session, which `open` starts.
+        """Prepare a session, which `open` or a `with` block starts.
 
         Args:
             settings: Where sessions run. By default the ACASessions section of appsettings.json and of the environment.
@@ -225,7 +228,7 @@ class InteractiveSession:
         return joined
 
     def open(self) -> Self:
-        """Start the session, unless it is open. Return this object."""
+        """Start the session and return this object. If it is open already, only return it."""
         if self._opened is None:
             with ExitStack() as stack:
                 portal = stack.enter_context(LoopThread())
@@ -235,7 +238,7 @@ class InteractiveSession:
         return self
 
     def close(self) -> None:
-        """End the session, and interrupt cells that run in other threads. In a forked process do nothing."""
+        """End the session and interrupt cells that run in other threads. A session from `join` stays. Do nothing in a forked process."""
         self._opened = None
         if not self._owner.is_here:
             self._running.clear()
@@ -262,8 +265,8 @@ class InteractiveSession:
             code: The source text.
             libraries: Packages to install first, if they are missing. If that fails, its result is returned and the cell is not run.
             timeout: The time limit in seconds, by default the session's.
-            on_stdout: Called in this thread with what the cell writes while it runs.
-            on_stderr: The same for its standard error.
+            on_stdout: Called in this thread with what the cell writes to stdout, while it runs.
+            on_stderr: Called in this thread with what the cell writes to stderr, while it runs.
             on_input: Called in this thread with the prompt of `input()`; returns the line, or None for an EOFError in the cell.
             transactional: Undo the cell if it fails, runs too long or is killed. `state` reports if that was not possible.
         """
@@ -319,11 +322,11 @@ class InteractiveSession:
     def branch(self, count: int = 1, *, reseed: bool = True) -> "list[InteractiveSession]":
         """Return new sessions that continue from here, each with its own variables and files in /mnt/data.
 
-        They share /tmp. Each ends with its block, or with this session.
+        They share /tmp with this session. Each ends with its own block, or when this session ends.
 
         Args:
             count: How many, 1 to 64.
-            reseed: Let each draw other random numbers.
+            reseed: Seed the random generators of each branch anew, so that each draws other numbers.
         """
         portal, _ = self._live()
         branches = []
@@ -337,19 +340,22 @@ class InteractiveSession:
 
     @property
     def history(self) -> History:
-        """Return what was done in this session, in order."""
+        """Return the history of what was done through this object, in order."""
         return self._live()[1].history
 
     def write_notebook(self, path: str | Path) -> None:
-        """Write what was done here as an .ipynb file: cells with their outputs, and the files that were uploaded."""
+        """Write what was done through this object as an .ipynb file: cells with outputs, and the files that were uploaded."""
         self._live()[1].write_notebook(path)
 
     def write_script(self, path: str | Path) -> None:
-        """Write the cells as Python in the percent format."""
+        """Write the cells as a Python script in the percent format (`# %%` before each cell), without outputs and uploaded files."""
         self._live()[1].write_script(path)
 
     def replay(self, notebook: str | Path | Mapping[str, Any], *, timeout: float | None = None) -> ReplayReport:
-        """Run a notebook's cells here, and return what came out differently. `timeout` is the limit of each cell in seconds."""
+        """Run a notebook's cells in this session, and return a report of the cells whose outputs differ.
+
+        `timeout` is the limit of each cell in seconds.
+        """
         return self._call(lambda session: replay(notebook, session, timeout=timeout))
 
     def __enter__(self) -> Self:
@@ -367,7 +373,10 @@ class InteractiveSession:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
     def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        """Call a method of the session in its own thread and return the result. An interrupt of the caller cancels the call."""
+        """Call an async method of Session on the event loop's thread, wait for its result and return it.
+
+        A KeyboardInterrupt in the caller's thread cancels the call. Raise ACASessionsError if the session is closed meanwhile.
+        """
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:
@@ -380,7 +389,7 @@ class InteractiveSession:
             raise ACASessionsError("the session was closed while this call waited") from error
 
     def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
-        """Let closing the session cancel this call."""
+        """Remember a call until it ends, so that `close` cancels it. Return the call."""
         self._running.add(acting)
         acting.add_done_callback(self._running.discard)
         return acting

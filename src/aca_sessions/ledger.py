@@ -1,8 +1,8 @@
 """The ledger of a session: everything that happened to its interpreter and workspace, in order.
 
-The host appends an entry for each start, death, kill, reset, checkpoint, rollback, branch and end. Nothing is consumed by reading.
-The state that a result reports is the difference between two positions: the last one delivered to this caller, and the one at the
-result's end. `state_between` computes it, and nothing else produces a verdict.
+The host appends an entry for each start, death, kill, reset, checkpoint, rollback, branch and end. Reading removes no entry. The state that
+a result reports is the difference between two positions: the last one that was delivered to this caller, and the one at the result's end.
+`state_between` computes it, and no other code makes a state.
 """
 
 import itertools
@@ -23,7 +23,7 @@ _EXPIRED = State("lost", "lost", "ended", "expired")
 
 
 class Ledger:
-    """The entries of one session, numbered from 1. Old ones are folded into a summary, so the size is bounded."""
+    """The entries of one session, numbered from 1. When there are more than 1,000, one summary replaces the older half."""
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
@@ -33,7 +33,7 @@ class Ledger:
         self._entries: list[Entry] = []
 
     def append(self, kind: Any, **effects: Any) -> Entry:
-        """Add what happened and return its entry."""
+        """Add an entry of what happened and return it. `effects` are fields of Entry."""
         self.position += 1
         entry = Entry(self.position, kind, **effects)
         self._entries.append(entry)
@@ -42,17 +42,31 @@ class Ledger:
         return entry
 
     def between(self, since: int, until: int) -> State:
-        """Return what happened to the session between two positions."""
+        """Return what happened to the session after position `since`, up to position `until`."""
         return _UNCHANGED if since >= self.position else state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
-        """Return the part of the ledger that a response carries to a client at position `since`."""
+        """Return the part of the ledger that a response carries to a client.
+
+        Args:
+            since: The position up to which the client knows the session. If the execution began earlier, that position is used.
+            start: The position at which the execution began.
+            end: The position at which it ended.
+        """
         since = min(since, start)
         entries = [entry for entry in self._after(since) if entry.position <= end]
         return Record(self.id, since, start, end, tuple(summarized(entries, _SENT)))
 
     def seen_from(self, since: str | None, start: int, end: int, *, otherwise: int = 0) -> tuple[State, Record]:
-        """Return the state and the record of an execution for a caller that names its position, or is at `otherwise`."""
+        """Return the state and the record of an execution for a caller.
+
+        Args:
+            since: The position that the caller names, as `ledger:number`, or None. If it is of another ledger, the session that the caller
+                knew is gone, and the state is a loss by expiry.
+            start: The position at which the execution began.
+            end: The position at which it ended.
+            otherwise: The position of a caller that names none.
+        """
         known: int | None = otherwise
         if since is not None:
             name, _, number = since.partition(":")
@@ -64,7 +78,7 @@ class Ledger:
         return state_between(record.entries, record.since, end, first=_EXPIRED if known is None else None), record
 
     def contains(self, kind: str, since: int) -> bool:
-        """Return whether there is an entry of a kind behind a position."""
+        """Return whether there is an entry of this kind after position `since`."""
         return any(entry.kind == kind for entry in self._after(since))
 
     def _after(self, since: int) -> list[Entry]:
@@ -73,11 +87,10 @@ class Ledger:
 
 @dataclass(slots=True)
 class Delivered:
-    """A position in a ledger, which only delivered results move.
+    """The position in a session's ledger of what was delivered to one caller. Only delivered results move it.
 
-    Entries that the caller `asked` for (resets, rollbacks) are not reported to it.
-
-    `first` is the state at that position that was not reported yet: a branch inherits it from its origin.
+    `asked` are positions of entries that the caller asked for (resets, rollbacks), which are not reported to it. `first` is a state at the
+    position that was not reported yet: a branch inherits it from its origin.
     """
 
     ledger: str | None = None
@@ -87,14 +100,15 @@ class Delivered:
 
     @classmethod
     def parsed(cls, since: str, first: State) -> "Delivered":
-        """Parse a position as the server writes it, `ledger:number`."""
+        """Parse a position as the server writes it, `ledger:number`. `first` is the state there that was not reported yet."""
         ledger, _, position = since.partition(":")
         return cls(ledger, int(position), first)
 
     def state_of(self, record: Record) -> State:
         """Return what happened to the session between this position and the record's end.
 
-        Start at the execution's start if that was earlier.
+        If the execution began before this position, include what happened since its beginning. If nothing was delivered yet, move to the
+        record's `since` first.
         """
         if self.ledger is None:  # nothing was known before the first record
             self.ledger, self.position = record.ledger, record.since
@@ -105,11 +119,17 @@ class Delivered:
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> frozenset[int]:
-        """Return the entries that the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
+        """Return the positions of entries that the caller asked for before the cell.
+
+        Those that it asked for while the cell ran are reported.
+        """
         return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for its caller, and move the position. What this result reports is not reported again."""
+        """Return the result with the state for its caller. Move the position to the record's end, so that the same is not reported again.
+
+        A result without a record is returned as it is and moves nothing.
+        """
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
             return result
@@ -125,19 +145,22 @@ class Delivered:
         return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move to the end of a record that was delivered. A record that ends earlier moves nothing: results may arrive out of order."""
+        """Move to the end of a record that was delivered.
+
+        Do nothing if the record ends earlier, because results may arrive out of order.
+        """
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.first = record.ledger, record.end, _UNCHANGED
             if self.asked:
                 self.asked = frozenset(position for position in self.asked if position > record.end)
 
     def go_back(self, record: Record) -> None:
-        """Take back a delivery whose result the caller did not get, so that it is reported again."""
+        """Move back to before a record, because the caller did not get its result. So the next result reports the same again."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 
     def note_asked(self, ledger: str, position: int) -> None:
-        """Note that the entry at a position was made at the caller's request."""
+        """Note that the caller asked for the entry at a position (a reset or a rollback), so that it is not reported to the caller."""
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
@@ -145,7 +168,7 @@ class Delivered:
 
 
 def format_position(ledger: str, position: int) -> str:
-    """Return a position in the format in which clients name it."""
+    """Return a position as `ledger:number`, the format in which clients name it."""
     return f"{ledger}:{position}"
 
 
@@ -155,9 +178,9 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
     Args:
         entries: A ledger's entries, in order.
         since: The position that the caller knows.
-        until: The position to look at.
-        first: What had happened at `since` already and was not reported.
-        asked: Positions of entries that the caller asked for: its own resets and rollbacks are not news.
+        until: The position whose state is returned.
+        first: The state at `since` that was not reported yet.
+        asked: Positions of entries that the caller asked for: its own resets and rollbacks are not reported to it.
     """
     states = [(since, first or _UNCHANGED)]
     for entry in entries:
@@ -167,7 +190,10 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with a state and other changes. An error of the host describes the state in its message, so update that, too."""
+    """Return the result with another state and other changes.
+
+    An error of the host (TimeoutError, InterpreterDied) describes the state in its message, so its message and stderr are changed too.
+    """
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
@@ -177,7 +203,13 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
-    """Apply one entry. A rollback brings back the state at its checkpoint, including a loss that happened before that."""
+    """Return the state after one more entry. A rollback returns to the state at its checkpoint, including a loss that happened before that.
+
+    Args:
+        entry: The entry.
+        states: The states so far, each with the position since which it holds.
+        asked: Whether the caller asked for the entry.
+    """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
     state = now
@@ -199,7 +231,7 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 
 
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return why the files are as they are now. It is the state's reason once nothing is left to report of the variables."""
+    """Return the reason for the present state of the files. It is the state's reason if nothing is left to report of the variables."""
     reason = None
     for _, state in reversed(states):
         if state.files != states[-1][1].files:
@@ -209,19 +241,22 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what a part is after a rollback to a state in which it was `past`."""
+    """Return what is reported of a part after a rollback. `past` is what was reported of it at the checkpoint.
+
+    A loss from before the checkpoint remains a loss. Otherwise the part is rolled back, or kept if the caller asked for that.
+    """
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Set the reason after a rollback. A loss from before the checkpoint that was not reported yet is still the reason."""
+    """Set the reason after a rollback. If a loss from before the checkpoint was not reported yet, its reason stays."""
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)
 
 
 def summarized(entries: list[Entry], most: int) -> list[Entry]:
-    """Return at most so many entries: the older ones become one, which has the effect of all of them."""
+    """Return the last `most` entries, after one entry that has the effect of all older ones. If there are no older ones, return all."""
     if len(entries) <= most:
         return entries
     older, newer = entries[:-most], entries[-most:]

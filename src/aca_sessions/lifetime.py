@@ -1,4 +1,4 @@
-"""Who owns what this package starts, and how it ends: processes, background tasks, work in threads, and objects that are never closed."""
+"""Ownership and end of what this package starts: processes, background tasks, work in threads, and objects that are never closed."""
 
 import asyncio
 import contextlib
@@ -23,26 +23,26 @@ Result = TypeVar("Result")
 
 
 class Owner:
-    """The process that created this object, so that a process that was forked from it gets an error.
+    """A record of the process that created an object, so that a process that was forked from it gets an error.
 
-    A forked process gets copies of its parent's descriptors, but none of its threads. With them it would wait forever, take answers that
-    belong to its parent, or end its parent's sessions.
+    A forked process gets copies of its parent's descriptors, but none of its threads. If it used the object, it would wait forever, take
+    answers that belong to its parent, or end its parent's sessions.
     """
 
     __slots__ = ("_process", "_what")
 
     def __init__(self, what: str = "this") -> None:
-        """Remember the current process. `what` is the name, in errors, of the thing that it opened."""
+        """Record the current process. `what` is the name of the object in errors."""
         self._what = what
         self._process = os.getpid()
 
     @property
     def is_here(self) -> bool:
-        """Return whether this is still the same process. In a forked process, closing must do nothing."""
+        """Return whether this is the process that was recorded. If it is not, closing the object must do nothing."""
         return os.getpid() == self._process
 
     def check(self) -> None:
-        """Raise ForkedProcessError if this process was forked from the owner."""
+        """Raise ForkedProcessError if this process was forked from the recorded one."""
         if os.getpid() != self._process:
             raise ForkedProcessError(
                 f"{self._what} belongs to process {self._process}, from which this process was forked: open another one here, "
@@ -55,16 +55,16 @@ _SKIPPED = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the user's program."""
+    """A line of the user's program at which an object was made."""
 
     file: str
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Warn at this line that an object was never closed.
+        """Issue a ResourceWarning at this line, because an object that was made here was never closed.
 
         Args:
-            what: What was made.
+            what: The object, as the message names it.
             remedy: The statement that closes it.
             source: The object itself, for tracemalloc.
         """
@@ -82,7 +82,7 @@ def caller() -> Line:
 
 
 class Tasks:
-    """A set of tasks that were started here. It is not a task group, because another task may close it than the one that opened it."""
+    """A set of background tasks. It is not an asyncio.TaskGroup, because that must be closed by the task that opened it."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -91,7 +91,7 @@ class Tasks:
         return len(self._tasks)
 
     def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Start work in the background and log its failure."""
+        """Start a coroutine in the background. If it fails, log the failure."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -99,16 +99,16 @@ class Tasks:
         return task
 
     async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run work that continues if the caller is cancelled, and return its result.
+        """Run a coroutine and return its result. The coroutine continues if the caller is cancelled.
 
-        Use it for what must not stop halfway: something half opened or half closed would leak.
+        Use this for work that must not stop halfway, because something half opened or half closed would leak.
         """
         task = self.own(work)
         task.add_done_callback(_look_at)
         return await asyncio.shield(task)
 
     async def finish(self) -> None:
-        """Wait for all tasks, also for those that are started meanwhile."""
+        """Wait for all tasks, including those that are started meanwhile."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -119,7 +119,7 @@ class Tasks:
         await self.finish()
 
     def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Start work in the background. The caller must handle its result or failure."""
+        """Start a coroutine in the background. Its failure is not logged, so the caller must handle it and the result."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -127,10 +127,10 @@ class Tasks:
 
 
 async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
-    """Run a function in a worker thread. Return or raise only when it has ended, even if the caller is cancelled.
+    """Run a function in a worker thread. Return or raise only when the function has ended, even if the caller is cancelled.
 
-    If asyncio cancels a task that waits for anyio's `run_sync`, the task continues at once and so does the thread. What both use must not
-    be closed then: the number of a closed descriptor would be given to the next file that is opened.
+    Without this, a task that asyncio cancels leaves anyio's `run_sync` at once, while the thread runs on. The task could then close a
+    descriptor that the thread uses, and its number could be given to the next file that is opened.
     """
     running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
     running.add_done_callback(_look_at)
@@ -146,7 +146,7 @@ async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
 
 
 async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
-    """Make something in a worker thread and return it. The thread continues if the caller is cancelled, and then undoes what it made.
+    """Make something in a worker thread and return it. If the caller is cancelled, the thread continues, then undoes what it made.
 
     Args:
         make: Makes the thing, in the thread.
@@ -163,7 +163,7 @@ async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], No
 
 
 class _Handover(Generic[Result]):
-    """A thing that passes from the thread that makes it to the task that wants it. If the task does not take it, it is undone."""
+    """The handover of a thing from the thread that makes it to the task that wants it. If the task abandons it, the thing is undone."""
 
     def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
         self._make = make
@@ -193,7 +193,7 @@ class _Handover(Generic[Result]):
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:
-    """Retrieve the exception of a task, so that asyncio does not log it. A caller that still waits gets it anyway."""
+    """Retrieve the exception of a task, so that asyncio does not log it. A caller that awaits the task gets the exception anyway."""
     if not task.cancelled():
         task.exception()
 
@@ -204,9 +204,9 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log an unexpected failure in one line, and its traceback at DEBUG. Return an id that both have.
+    """Log an unexpected failure in one line, and its traceback at DEBUG. Return an id that is in both, so that they can be matched.
 
-    The line has no message of the exception, which may hold what a user sent.
+    The line leaves out the exception's message, which may hold what a user sent.
     """
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)

@@ -34,7 +34,7 @@ _DEFAULT = "notebook"
 
 
 def load(shell: object) -> None:
-    """Register the magics. The first one that is used opens the sessions."""
+    """Register the magics in a shell of IPython. The first magic that is used opens the pool."""
     if isinstance(shell, InteractiveShell):
         shell.register_magics(SessionMagics(shell))
 
@@ -48,7 +48,7 @@ def _seconds(text: str) -> float:
 
 @magics_class
 class SessionMagics(Magics):
-    """Magics for sessions by name, over one pool for the notebook."""
+    """Magics for sessions by name. All of them share one pool."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
@@ -93,7 +93,7 @@ class SessionMagics(Magics):
         portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
 
     def _in_session(self, name: str, act: Callable[[Session], Awaitable[Answer]]) -> Answer:
-        """Call a function in a session and return its result. An interrupt of the notebook cancels the call."""
+        """Lease a session by name, call a function with it and return the result. An interrupt of the notebook cancels the call."""
         portal, pool = self._open()
 
         async def lease() -> Answer:
@@ -119,7 +119,7 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: Owner) -> None:
-    """Close at the end of the process that opened it. A forked process has none of its threads and would wait forever."""
+    """Close the stack if this process opened it. A forked process has none of its threads and would wait forever."""
     if owner.is_here:
         stack.close()
 
@@ -132,7 +132,7 @@ def _content(path: Path) -> bytes:
 
 
 def _show(result: CodeExecutionResult, html: Html) -> None:
-    """Show a result as the notebook shows its own cells. IPython at a terminal prints the same texts."""
+    """Show a result as the notebook shows its own cells. At a terminal, IPython prints the same texts."""
     print(for_terminal(result.stdout), end="")
     print(for_terminal(result.stderr), end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
     for shown in result.displays:

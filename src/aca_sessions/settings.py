@@ -1,8 +1,8 @@
 """The ACASessions section of appsettings.json and of the environment.
 
-Sources, the first of which wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`, in any case),
-`appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default. Defaults are imported from the
-modules that use them, so that no default is written twice.
+There are four sources, and the first that has a value wins: arguments, the environment (`ACASessions__SessionPool__MaxConcurrentSessions`,
+in any case), `appsettings.{ACA_ENVIRONMENT}.json`, `appsettings.json`. A value that is unset or null has its default. Defaults are imported
+from the modules that use them, so that no default is written twice.
 """
 
 import difflib
@@ -41,7 +41,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class JsonFile:
-    """The content of a file, and its text, in which keys are located."""
+    """A JSON file: its parsed content, and its text, in which `line_of` finds keys."""
 
     path: Path
     content: Any
@@ -49,7 +49,7 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: Path) -> "JsonFile":
-        """Parse a file. Raise ConfigurationError with its name and the line of the mistake."""
+        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError with its name and the line of the mistake."""
         try:
             text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
             return cls(path, json.loads(text), text)
@@ -60,7 +60,10 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the line of a key. If the file does not have it, return the line of the innermost key on the path to it."""
+        """Return the number of the line of a key, which is given by its path.
+
+        If the file lacks the key, return the line of its nearest parent.
+        """
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
@@ -72,13 +75,16 @@ class JsonFile:
 
 
 def _as_plain_json(text: str) -> str:
-    """Replace comments and trailing commas with spaces, so that every line keeps its number."""
+    """Replace comments and trailing commas with spaces, so that the text is JSON and every line keeps its number."""
     text = _COMMENT.sub(lambda found: found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0]), text)
     return _TRAILING_COMMA.sub(lambda found: found[0][:-1] + " " if found[0][-1] == "," else found[0], text)
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield the keys of the object, or the indexes of the list, at a position. Each comes with the start of the key and of its value."""
+    """Yield the keys of the object, or the indexes of the list, at a position. Yield nothing for any other value.
+
+    Each comes with the position of the key, or of the item, and the position of its value.
+    """
     opening, index = text[position], 0
     if opening not in "{[":
         return
@@ -102,7 +108,7 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigurationError for a variable that is not a setting, and for two that contradict each other.
+    """Raise ConfigurationError for an environment variable that is not a setting, and for two that contradict each other.
 
     Args:
         section: The beginning of the variables' names, in any case.
@@ -124,16 +130,16 @@ def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """Return the end of an error message: the key that is probably meant, or all keys that exist."""
+    """Return the end of an error message about an unknown key: the key that is probably meant, or all keys that exist."""
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(key.lower(), names, n=1)
     return f": did you mean {names[close[0]]}?" if close else f"; there are {', '.join(names.values())}"
 
 
 def _check_separator(variable: str, section: str, known: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigurationError for a wrong separator: ACASessions_Endpoint and ACASessions:Endpoint.
+    """Raise ConfigurationError if a variable names a setting with a wrong separator, such as ACASessions_Endpoint or ACASessions:Endpoint.
 
-    Names that Kubernetes defines for a service are not refused: ACASESSIONS_MCP_SERVICE_HOST.
+    Names that Kubernetes defines for a service are not refused, such as ACASESSIONS_MCP_SERVICE_HOST.
     """
     if not variable.lower().startswith(section.lower()):
         return
@@ -147,7 +153,7 @@ def _check_separator(variable: str, section: str, known: Mapping[str, Collection
 
 
 def _check_sections(found: Mapping[str, tuple[str, str]]) -> None:
-    """Raise ConfigurationError if a section in JSON and a variable for one of its keys contradict each other."""
+    """Raise ConfigurationError if a variable that holds a section as JSON and a variable for one of its keys contradict each other."""
     for name, (variable, value) in found.items():
         for key, inner in _leaves(name, value):
             other, text = found.get(key, (variable, value))
@@ -186,7 +192,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_null(cls, values: object) -> object:
-        """Treat null as unset, as .NET does."""
+        """Drop values that are null, so that they count as unset, as in .NET."""
         return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
 
 
@@ -199,7 +205,10 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """Return a list that was given as text, with any usual delimiter or as JSON, as its words."""
+    """Return a text as the words in it, separated by commas, semicolons or spaces, or as the JSON list that it holds.
+
+    Return others unchanged.
+    """
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -211,7 +220,7 @@ def _split(value: object) -> object:
 
 
 class SessionsHttpClientSettings(_Section):
-    """The endpoint of the sessions. Without an Endpoint, sessions run in the embedded sandbox."""
+    """The endpoint of the sessions, and how requests to it are made. Without an Endpoint, sessions run in the embedded sandbox."""
 
     Endpoint: str | None = None
     ApiVersion: Literal["2025-10-02-preview", "2025-02-02-preview", "2024-10-02-preview", "2024-08-02-preview", "2024-02-02-preview"] = (
@@ -265,7 +274,7 @@ class SessionPoolSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    """The limits of one embedded session. Files are in memory, so `Limits` lowers the limits of files to what the memory allows."""
+    """The limits of one embedded session. Files are held in memory, so limits of files that exceed the memory are lowered."""
 
     MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
@@ -299,7 +308,7 @@ class TogetherSettings(_Section):
 
 
 class MountSettings(_Section):
-    """A folder of this host that every embedded session can read, or also write."""
+    """A folder of this host that every embedded session can read, or also write if it is `writable`."""
 
     Host: str
     Guest: str
@@ -376,7 +385,7 @@ _SECTIONS = ("SessionsHttpClient", "AzureTokenProvider", "SessionPool", "Sandbox
 
 
 class Settings(BaseSettings):
-    """The whole section. Every value can be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`.
+    """All settings of the section. Every value can be given by name, as in the file: `Settings(MaxConcurrentSessions=320)`.
 
     Raises ConfigurationError, which names the key that is wrong.
     """
@@ -429,7 +438,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources, each normalized into sections first.
+        """Return the sources, in each of which flat names were moved to their sections.
 
         So a flat name in the environment overrides a section in a file.
         """
@@ -442,14 +451,14 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The values from one place, and the name of that place in messages."""
+    """The values from one source of settings, and the name of the source in messages."""
 
     values: Mapping[str, Any]
     name: str = ""
     file: JsonFile | None = None
 
     def depth(self, keys: Sequence[str | int]) -> int:
-        """Return how many of the keys lead to something here."""
+        """Return how many of the keys, from the first on, lead to a value in this source."""
         value: Any = self.values
         for number, key in enumerate(keys):
             try:
@@ -459,12 +468,15 @@ class _Source:
         return len(keys)
 
     def place_of(self, *keys: str | int) -> str:
-        """Return the beginning of a message about a key."""
+        """Return the beginning of an error message about a key: the name of this source and, in a file, the line.
+
+        It is '' for arguments.
+        """
         return f"{self.name}, line {self.file.line_of([SECTION, *keys])}: " if self.file else self.name and f"{self.name}: "
 
 
 def _sources(given: Mapping[str, Any], environment: Mapping[str, Any]) -> list[_Source]:
-    """Return all sources of settings. The first that has a value wins."""
+    """Return all sources of settings, in the order in which they win."""
     return [_Source(given), _Source(environment, "the environment"), *(_read(path) for path in _paths())]
 
 
@@ -511,12 +523,12 @@ def _into_sections(source: _Source) -> dict[str, Any]:
 
 
 def _variables() -> dict[str, list[str]]:
-    """Return the names that variables may have, each with the keys below it."""
+    """Return the names that variables may have after the prefix, each with the keys below it."""
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
 def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
-    """Return which key is wrong and why. Leave its value out, because it may be a secret."""
+    """Return which key is wrong and why, for an error message. Leave its value out, because it may be a secret."""
     location = [str(part) for part in problem["loc"]]
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
@@ -525,7 +537,7 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of a message about a key, which may have been given by its flat name."""
+    """Return the beginning of an error message about a key: the name and line of the source that sets it, maybe by its flat name."""
     flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
     found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
     return found[0].place_of(*found[1])

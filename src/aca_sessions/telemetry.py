@@ -1,4 +1,4 @@
-"""Spans and metrics through opentelemetry-api. Names of sessions are hashed; code and contents never get here."""
+"""Spans and metrics through opentelemetry-api. Names of sessions are hashed; code and contents are never recorded."""
 
 import hashlib
 import weakref
@@ -40,7 +40,7 @@ _REASONS = ("memory", "killed", "exit", "crash", "expired")
 
 
 class Host(Protocol):
-    """An object that knows how much memory its sessions use now."""
+    """A server that can report how many bytes of memory its sessions use now."""
 
     def memory_used(self) -> int: ...  # noqa: D102
 
@@ -49,13 +49,19 @@ _hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
 
 
 def hashed(name: str) -> str:
-    """Return the hash of a session's name, for logs and metrics. The name itself must stay secret: it gives access to the session."""
+    """Return the first 12 hex digits of the SHA-256 of a session's name, for logs and metrics.
+
+    The name itself must stay secret, because it gives access to the session.
+    """
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @contextmanager
 def span(step: str, session_id: str | None = None, **attributes: int | float | str) -> Iterator[Span]:
-    """Open a span below the caller's current span. Of an exception it records the type, but not the message."""
+    """Open a span for the block, below the caller's current span.
+
+    If the block raises, record the type of the exception, but not its message.
+    """
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no program has set up tracing
         yield trace.INVALID_SPAN
         return
@@ -71,7 +77,7 @@ def span(step: str, session_id: str | None = None, **attributes: int | float | s
 
 
 def executed(current: Span, result: CodeExecutionResult) -> None:
-    """Record the result of an execution, as its caller sees it."""
+    """Record on the span and in the metrics how a cell ended: success, state, duration, sizes. The result must come from `deliver`."""
     verdict = {"success": result.error is None, "state": result.state.kind}
     _executions.add(1, verdict)
     _execution_seconds.record(result.duration, verdict)
@@ -80,7 +86,10 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Add a server's sessions to the memory metric, for as long as the server lives. Set its counters to zero."""
+    """Add a server to the memory metric, for as long as the server lives.
+
+    Add 0 to the counters of losses, refusals and lost events of the audit log, so that exporters show them before the first event.
+    """
     _hosts.add(host)
     # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
@@ -103,14 +112,14 @@ def session_began() -> None:
 
 
 def session_ended(reason: str) -> None:
-    """Count the end of a session of a server. Count its expiry as a loss, too."""
+    """Count the end of a session of a server. If the reason is `expired`, also count a loss."""
     _live.add(-1)
     if reason == "expired":
         _losses.add(1, {"reason": reason})
 
 
 def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
-    """Record how long a session waited for its interpreter. A warm one was kept ready, a cold one was forked for it."""
+    """Record how many seconds a session waited for its interpreter. A warm one was kept ready, a cold one was forked for the session."""
     _start_seconds.record(seconds, {"start": start})
 
 
@@ -125,7 +134,10 @@ def cell_running() -> Iterator[None]:
 
 
 def cell_ended(result: CodeExecutionResult) -> None:
-    """Record the result of an execution on the server. Count a death of the interpreter that it reports, even if a checkpoint undid it."""
+    """Record the duration and the outcome of an execution on the server.
+
+    If the result reports a death of the interpreter, count a loss, even if the session continued from a checkpoint.
+    """
     _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
     # `session_ended` counts expiries.
@@ -134,7 +146,7 @@ def cell_ended(result: CodeExecutionResult) -> None:
 
 
 def outcome(result: CodeExecutionResult) -> Outcome:
-    """Return how an execution ended."""
+    """Return how an execution ended: `succeeded`, `failed`, `interrupted` or `timed_out`."""
     if result.error is None:
         return "succeeded"
     # The sandbox's time-out has no traceback. A TimeoutError that the code raised has one.
@@ -144,7 +156,7 @@ def outcome(result: CodeExecutionResult) -> Outcome:
 
 
 def refused(code: str) -> None:
-    """Count a request that was refused by a limit of the server. `code` is one of `LIMITS`."""
+    """Count a request that a limit of the server refused. `code` is one of `LIMITS`."""
     _refusals.add(1, {"error.type": code})
 
 
