@@ -53,7 +53,7 @@ def printable(text: str, *, colours: bool = True) -> str:
 
 
 def for_model(text: str) -> str:
-    """Return text for a model: colours are removed, control characters are escaped, and `QUOTE` is put before lines that begin with a label."""
+    """Return text for a model: without colours, with control characters escaped, and with `QUOTE` before lines that begin with a label."""
     return _model_line().sub(QUOTE, printable(text, colours=False))
 
 

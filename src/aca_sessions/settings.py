@@ -205,9 +205,9 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """Return a text as the words in it, separated by commas, semicolons or spaces, or as the JSON list that it holds.
+    """Return a text as a tuple of the words in it, or as the JSON list that it holds. Return any other value as it is.
 
-    Return others unchanged.
+    Commas, semicolons and spaces separate words.
     """
     if not isinstance(value, str):
         return value
