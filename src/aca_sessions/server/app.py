@@ -97,7 +97,7 @@ class Service:
         return len(self._sessions) > 0
 
     async def drain(self, within: float) -> None:
-        """Let running cells finish for at most `within` seconds, then end all sessions. Cells that still run get results that report it."""
+        """Let running cells finish for at most `within` seconds, then end all sessions. Cells that still run get results that say so."""
         self.take_no_more()
         await self._sessions.finish(within)
         await self._sessions.close()

@@ -48,8 +48,8 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        If no reader has the last event of the same stream yet, the new text is appended to it. An unread display of the same name is
-        replaced.
+        Text is appended to the latest event if that is of the same stream and no reader has got it yet. A display replaces one of the same
+        name that no reader has got yet.
         """
         place = self._place_of(event)
         if place is None:
@@ -76,8 +76,8 @@ class Events:
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
         """Return the events after a number, and the number of the latest event. Wait at most `within` seconds until there are any.
 
-        Unread questions of the cell that were dropped come first. Before them, an event `skipped` says what else was dropped after the
-        number.
+        If output after the number was dropped, an event `skipped`, which says how much, comes first. Then come the cell's questions that
+        were dropped before a reader got them.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -154,7 +154,7 @@ Answer = TypeVar("Answer")
 
 
 class RunningExecution:
-    """One execution, from the time when the server accepts it. `start` and `end` are its positions in the session's ledger."""
+    """One execution, from when the server accepts it. `start` and `end` are the positions of the session's ledger before and after it."""
 
     def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
@@ -259,7 +259,7 @@ class Executions:
         return execution
 
     def interrupt(self, execution: RunningExecution) -> None:
-        """Interrupt the cell of an execution, or keep it from starting. The result shows which. Do nothing if it has ended."""
+        """Interrupt the cell of an execution, or keep it from starting; the result shows what happened. Do nothing if it has ended."""
         execution.cancelled.set()
         if execution.status == "Running":
             self._tasks.start(self._interrupt(execution))
@@ -316,7 +316,7 @@ class Executions:
     def _note_finished(self, execution: RunningExecution) -> None:
         """Report the execution to operators, and drop results beyond the limits.
 
-        The state in that report tells what happened since the session's previous cell, so that a death between two cells is counted, too.
+        The reported state tells what happened since the session's previous cell, so that a death between two cells is counted, too.
         """
         del self._unfinished[execution.id]
         result = execution.result

@@ -194,7 +194,7 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
     """Parse the form of a request for the block and yield it. starlette keeps a large file in this host's folder for temporary files.
 
-    Raise ProblemError if that folder is missing (500) or its disk is full (507). The session's own disk has nothing to do with it.
+    Raise ProblemError if that folder is missing (500) or its disk is full (507), so that nobody takes this for the session's disk.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -222,7 +222,8 @@ def _host_problem(error: OSError) -> ProblemError:
 async def _labelled(request: Request) -> Request:
     """Return the request with the content type of a form if its body begins like a form, and otherwise without a content type.
 
-    Return a request that has the content type of a form unchanged. Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    A request that has the content type of a form already is returned unchanged. Others are examined because Semantic Kernel's tool labels
+    its forms as JSON once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request

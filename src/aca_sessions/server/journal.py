@@ -132,7 +132,7 @@ class Journal:
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Count and log a request that was answered with a problem.
+        """Count and log a request that got an error response.
 
         At most 20 are logged in one second. The next one that is logged has the number of those that were left out.
 

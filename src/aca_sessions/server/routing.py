@@ -176,7 +176,7 @@ async def read_json(request: Request, most: int, *, default: bytes = b"") -> obj
 
 
 def too_large(most: int) -> ProblemError:
-    """Return the problem of a request that has more than `most` bytes."""
+    """Return the error (413) for a request that has more than `most` bytes."""
     return ProblemError(413, "RequestTooLarge", f"the request must have at most {most} bytes, got more: send less at once")
 
 

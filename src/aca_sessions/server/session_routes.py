@@ -195,7 +195,7 @@ class TimelineRoutes:
         return JSONResponse(extensions.encode_checkpoint(checkpoint.describe()))
 
     async def list(self, request: Request) -> Response:
-        """Return the checkpoints of a session."""
+        """Return the checkpoints of a session, the oldest first."""
         session = self._session(request)
         with session.used():
             checkpoints = await session.executions.in_turn(lambda sandbox: sandbox.checkpoints())

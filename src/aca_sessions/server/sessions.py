@@ -215,7 +215,7 @@ class Sessions:
         return session
 
     def find(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier. Raise ProblemError (400) if there is none, or 503 if the server drains."""
+        """Return the session of an identifier. Raise ProblemError if there is none: 503 if the server drains, otherwise 400."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
