@@ -295,7 +295,7 @@ def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
 
 
 def _types(body: object, *names: str) -> str:
-    """Return the types of some members of a body: their values may be secret. A number is returned as it is."""
+    """Return what an error message says of the members `names` of a body: numbers as they are, and types of others, which may be secret."""
     if not isinstance(body, Mapping):
         return type_name(body)
     shown = []

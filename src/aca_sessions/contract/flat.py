@@ -268,7 +268,7 @@ def encode_value(result: CodeExecutionResult) -> object:
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
     """Return the value, its text and its displays, from a value in Azure's notation.
 
-    An image is only a display, without value and text. Null and "" are neither.
+    An image is a display without value and text. Null and "" have none of the three.
     """
     match value:
         case None | "":
@@ -300,9 +300,9 @@ def decode_error(stderr: str) -> CodeError:
 
 
 def guess_state(stderr: str) -> State:
-    """Return the state after a failed cell, guessed from stderr. Azure is known to send some messages after a timeout and after a crash.
+    """Return the state after a failed cell, guessed from the messages that Azure writes to stderr after a timeout and after a crash.
 
-    Other texts mean that the state was kept.
+    With any other text the state counts as kept.
     """
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY

@@ -84,7 +84,10 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def _properties(body: object, least: str) -> Body:
-    """Return the properties of a cell. Raise ProblemError if they are missing; `least` names what they must have."""
+    """Return the object `properties` of a request to run a cell.
+
+    Raise ProblemError if it is missing. `least` names the members that it must have, for the message.
+    """
     properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
     if not isinstance(properties, Mapping):
         got = "nothing" if properties is None else type_name(properties)

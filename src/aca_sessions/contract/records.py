@@ -191,7 +191,7 @@ def is_well_formed(text: object) -> bool:
 
 
 def type_name(value: object) -> str:
-    """Return JSON's name for the type of a value: an error message shows it if the value itself may be secret."""
+    """Return JSON's name for the type of a value, for error messages that must not show the value because it may be secret."""
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
