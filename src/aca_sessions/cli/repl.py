@@ -46,7 +46,7 @@ class Prompt:
 
 
 def is_complete(code: str) -> bool:
-    """Return whether a cell can be sent as it is, or Enter should add a line to it.
+    """Return whether a cell can be sent as it is. Otherwise Enter adds a line to it.
 
     Code that cannot become valid counts as complete, because the session then reports its error.
     """

@@ -168,7 +168,7 @@ class Server(uvicorn.Server):
         self._draining = draining
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Call `drain` with 5 s, in which cells may end, and then close the connections."""
+        """Call `drain`, which may let cells run for 5 s, and then close the connections."""
         await self._drain(GRACE_SECONDS)
         await super().shutdown(sockets)
 

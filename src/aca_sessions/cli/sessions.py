@@ -151,9 +151,9 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error to raise if a session cannot be ended. If the session is unknown, its message has the place in the command line.
+    """Return the error to raise if a session cannot be ended.
 
-    The name is left out, because names of sessions are secrets.
+    If the session is unknown, the message names the argument's place in the command line, because names of sessions are secrets.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(f"argument {place} names no session of this endpoint: `aca-sessions sessions ls` lists its sessions")
@@ -161,9 +161,9 @@ def _unknown(error: ServiceError, place: int) -> ACASessionsError:
 
 
 def _free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path to which a file is written on this machine: `target`, or a path in `target` if that is a folder.
+    """Return the path on this machine to which a file is written: `target`, or if that is a folder, the path of `name` in it.
 
-    Raise InvalidArgumentError if something exists there. With `force` a file is accepted, but nothing else.
+    Raise InvalidArgumentError if something exists there. With `force` it may be a file, but nothing else.
     """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path

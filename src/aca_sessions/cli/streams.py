@@ -14,7 +14,7 @@ _closed: set[str] = set()
 class _Output(io.FileIO):
     """Standard output that keeps the error of a failed write in `problem`.
 
-    The text stream above it does not keep the error, and any code may have printed.
+    The error is kept here because the text stream above does not keep it, and any code may have printed.
     """
 
     problem: OSError | None = None
@@ -31,8 +31,8 @@ class _Output(io.FileIO):
 def prepare() -> None:
     """Let streams escape text that they cannot encode, and replace closed streams by /dev/null.
 
-    Without that, the kernel would give the number of a closed stream to the next file or socket, which would then get the stream's text.
-    Raise InvalidArgumentError if standard output is closed, because a command whose output is missing may have failed or succeeded.
+    Without /dev/null, the kernel would give the number of a closed stream to the next file or socket, which would then get the stream's
+    text. Raise InvalidArgumentError if standard output is closed, because without output nobody can tell what the command did.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -116,7 +116,7 @@ def output_problem() -> OSError | None:
 
 
 def silence() -> None:
-    """Flush the output streams, and let /dev/null take what they cannot write. Otherwise Python would fail on it when the process exits."""
+    """Flush the output streams, and redirect those that cannot be written to /dev/null, because Python would fail on them at its exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
