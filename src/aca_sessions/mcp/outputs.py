@@ -25,7 +25,7 @@ Marks = dict[str, tuple[int, datetime]]
 
 @dataclass(frozen=True, slots=True)
 class _SharedFile:
-    """A file with the content that the latest session to write it gave it. `data` is None if that session deleted it."""
+    """The latest version of a shared file. `data` is None if a session deleted the file."""
 
     version: int
     data: bytes | None

@@ -187,7 +187,7 @@ class _Connections:
         await self._task
 
     async def _run(self) -> None:
-        """Run the manager until `end` is called. One task does both, because the manager's task group must be left where it was entered."""
+        """Run the manager until `end` is called. All of it is one task, because a task group must be left by the task that entered it."""
         try:
             async with self._manager.run():
                 self._started.set()
