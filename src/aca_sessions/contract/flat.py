@@ -251,7 +251,7 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """Return the last value of a cell as Azure writes it: numbers and booleans as they are, others as text without quotes around it.
+    """Return the last value of a cell as Azure writes it: finite numbers and booleans as they are, others as text without quotes.
 
     None becomes null, and "" means that there was no value. If the cell displayed a PNG image, return the first one instead.
     """

@@ -282,7 +282,7 @@ class Downloads:
     """The downloads of a server.
 
     A part of up to 8 MiB is read completely before it is sent, so that the tag in the headers tells whether the file changed meanwhile. A
-    larger part is read while it is sent.
+    larger part is read while it is sent, and so is a part over 256 KiB while 8 other such responses are sent.
     """
 
     def __init__(self) -> None:
