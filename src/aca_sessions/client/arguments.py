@@ -40,7 +40,10 @@ def sanitize(code: str) -> str:
 
 
 def _fenced(text: str) -> str | None:
-    """Return the code inside the only Markdown fence of a text, or None if there is no fence, or more than one."""
+    """Return the code inside the only Markdown fence of a text.
+
+    Return None if there is not exactly one, or if text around it may be code.
+    """
     opening = _OPENING.match(text)
     if opening is not None:
         rest, fence = text[opening.end() :].rstrip(), opening["fence"]
@@ -51,7 +54,7 @@ def _fenced(text: str) -> str | None:
 
 
 def _in_prose(text: str) -> str | None:
-    """Return the text inside the only fence, up to its end or the end of the text. Return None if text around the fence may be code."""
+    """Return the text between the only fence and its end, or the end of the text. Return None if text around it may be code."""
     fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
     if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
         return None
@@ -144,9 +147,9 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def checked_data(data: object) -> bytes | Path:
-    """Return a file's content as bytes, or a Path as it is: the file is read only when it is sent.
+    """Return text as UTF-8 and other content as bytes. Return a Path as it is, because its file is read only when it is sent.
 
-    Raise InvalidArgumentError for anything else.
+    Raise InvalidArgumentError for anything else, and for a Path that is not a file.
     """
     match data:
         case Path():

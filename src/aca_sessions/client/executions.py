@@ -49,7 +49,8 @@ class Execution:
     async def events(self) -> AsyncIterator[Event]:
         """Yield the cell's events in order, from its beginning, as they happen. The last event has the result.
 
-        Each call yields all events again. Questions of the cell are answered meanwhile, by the functions that `answering` set.
+        Each call yields all events again. `input()` and host calls of the cell are answered meanwhile, by the functions that `answering`
+        set.
         """
         calls = Tasks()
         try:
@@ -68,7 +69,7 @@ class Execution:
         yield Event(kind="result", result=self._amend(result))
 
     async def wait(self) -> CodeExecutionResult:
-        """Wait for the result and return it. Answer questions of the cell meanwhile, if `answering` set functions for that."""
+        """Wait for the result and return it. Answer `input()` and host calls meanwhile, if `answering` set functions for that."""
         result = None
         if self._is_answered:
             async for event in self.events():

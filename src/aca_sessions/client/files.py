@@ -183,7 +183,7 @@ class SessionFiles:
         return decoded(response, self._dialect.decode_upload), step_of(path, sent)
 
     async def list(self, session_id: str, folder: str) -> list[RemoteFile]:
-        """Return the files in /mnt/data, or in a folder of it."""
+        """Return the files and folders directly in /mnt/data, or in a folder of it."""
         response = await self._http.request("GET", FILES_PATH, identifier=session_id, query=_path(checked_folder(folder)))
         return decoded(response, self._dialect.decode_files)
 

@@ -175,7 +175,7 @@ class CodeInterpreter:
         return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
-        """Return the files in /mnt/data, or in a folder of it."""
+        """Return the files and folders directly in /mnt/data of a session, or in a folder of it."""
         return await self._files.list(session_id, folder)
 
     async def download_file(self, session_id: str, name: str) -> bytes:
@@ -352,7 +352,8 @@ class CodeInterpreter:
     ) -> tuple[Record, dict[str, str]]:
         """Create sessions with the given identifiers that continue from the state of a session: all of them, or none.
 
-        Return the original session's record for `caller`, and for each identifier the position at which the ledger of its session begins.
+        Return the original session's record for `caller`, and for each identifier the position (`ledger:number`) at which its ledger
+        begins.
         """
         body = {"identifiers": list(identifiers), "reseed": reseed}
         try:

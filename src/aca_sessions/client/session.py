@@ -136,7 +136,7 @@ class Session:
             timeout: The time limit in seconds, by default the endpoint's.
             sanitize: Take the code out of Markdown fences.
             on_input: Answers `input()` while the events are read. It returns the line, or None for an EOFError in the cell.
-            on_call: Answers host calls while the events are read: JSON in, JSON out.
+            on_call: Answers host calls while the events are read. It gets the call as JSON and returns the answer as JSON.
             transactional: Undo the cell if it fails, runs too long or is killed.
         """
         text = take_out_of_fences(code) if sanitize and isinstance(code, str) else code
@@ -161,7 +161,7 @@ class Session:
         on_input: AnswerInput | None = None,
         transactional: bool = False,
     ) -> AsyncIterator[Event]:
-        """Run a cell and yield its events while it runs; the last one is its result. Leaving the loop early interrupts the cell.
+        """Run a cell and yield its events while it runs. The last event has the result. Leaving the loop early interrupts the cell.
 
         Args:
             code: The source text.
@@ -222,7 +222,7 @@ class Session:
         return await self._interpreter.save_file(self.session_id, name, path)
 
     async def list_files(self, folder: str = "") -> list[RemoteFile]:
-        """Return the files in /mnt/data, or in a folder of it."""
+        """Return the files and folders directly in /mnt/data, or in a folder of it."""
         return await self._interpreter.list_files(self.session_id, folder)
 
     async def delete_file(self, name: str) -> None:

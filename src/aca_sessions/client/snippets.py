@@ -63,7 +63,7 @@ def source_of(name: str) -> str:
 
 
 def variables(user: dict) -> None:
-    """Print at most 500 variables, sorted by name, without running code of the user's classes.
+    """Print, as JSON, at most 500 variables, sorted by name, without running code of the user's classes.
 
     Modules, names that begin with an underscore and IPython's own names are left out.
     """
@@ -165,7 +165,7 @@ _short = _Short()
 
 
 def complete(user: dict, code: str, cursor: int) -> None:
-    """Print at most 200 completions of a text, of at most 500 characters each, as IPython's prompt offers them."""
+    """Print the completions of a text as JSON, as IPython's prompt offers them: at most 200, of at most 500 characters each."""
     cursor = max(0, min(cursor, len(code)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # IPython calls its own completions provisional
@@ -176,7 +176,7 @@ def complete(user: dict, code: str, cursor: int) -> None:
 
 
 def inspect(user: dict, code: str, cursor: int, detail: int) -> None:
-    """Print at most 20,000 characters of what IPython shows about a name, without colours, or null if the name is unknown."""
+    """Print, as JSON, at most 20,000 characters of what IPython shows about a name, without colours, or null if the name is unknown."""
     from IPython.utils.tokenutil import token_at_cursor
 
     name = token_at_cursor(code, max(0, min(cursor, len(code))))
@@ -203,7 +203,7 @@ def reset(user: dict, mark: str = "") -> None:
 
 
 def health(user: dict) -> None:
-    """Print the interpreter's Python version, memory, uptime, number of threads and processor time.
+    """Print, as JSON, the interpreter's Python version, memory, uptime, number of threads and processor time.
 
     Memory and uptime are 0 if /proc cannot be read, because some sessions do not see their own process.
     """
@@ -257,7 +257,7 @@ def install(user: dict, *requirements: str) -> None:
 
 
 def missing(user: dict, *requirements: str) -> None:
-    """Print the requirements that are not met: packages that are not installed, or installed in another version."""
+    """Print, as JSON, the requirements that are not met: packages that are not installed, or installed in another version."""
     print(json.dumps([requirement for requirement in requirements if not _is_met(requirement)]))
 
 
@@ -359,9 +359,9 @@ def _package_named(name: str) -> ModuleType:
 
 
 def meet(user: dict, module: str, marker: str, message: str) -> None:
-    """Pass a message to a cell that runs in a thread of the session, and print its reply as one line that begins with the marker.
+    """Pass a message to a cell that runs in a thread of the session, and print the cell's report as one line that begins with the marker.
 
-    `module` was created by `place` and does this. If it does not exist, print that there is no module.
+    `module` does this, which `place` created. If the session does not have it, the line says so.
     """
     found = sys.modules.get(module)
     if found is None:
