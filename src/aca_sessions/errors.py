@@ -76,15 +76,15 @@ class ServiceUnavailableError(ACASessionsError):
 
 
 class PoolError(ACASessionsError):
-    """The pool cannot give a session."""
+    """The pool cannot do what was asked, because it belongs to another event loop, is full or was closed."""
 
 
 class PoolTimeoutError(PoolError):
-    """No session became free in time."""
+    """No session of the pool became free within the time-out."""
 
 
 class PoolClosedError(PoolError):
-    """The pool was closed."""
+    """The pool was closed before this call, or while it waited for a session."""
 
 
 class SandboxError(ACASessionsError):
@@ -102,7 +102,7 @@ class IsolationError(SandboxError):
 
 
 class GuestDiedError(SandboxError):
-    """An interpreter or the fork server ended unexpectedly."""
+    """An interpreter or the fork server ended, or does not answer."""
 
 
 class SnapshotError(SandboxError):
@@ -122,4 +122,4 @@ class StorageError(ACASessionsError):
 
 
 class ExecutionError(ACASessionsError):
-    """A cell failed, and the caller asked for an exception with `raise_for_error`."""
+    """A cell failed, and the caller called `raise_for_error` on its result."""

@@ -215,7 +215,7 @@ class InteractiveSession:
 
     @classmethod
     def join(cls, session_id: str, *, settings: Settings | None = None, endpoint: str | None = None, timeout: float | None = None) -> Self:
-        """Return an object for a session that may exist already. Closing the object leaves the session at its endpoint.
+        """Return an object for a session that may exist already at its endpoint. Closing the object does not end the session.
 
         Args:
             session_id: The session's name.
@@ -285,7 +285,7 @@ class InteractiveSession:
         raise ACASessionsError("the session was closed while this cell ran")
 
     def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
-        """Run a cell and return its events, for a `for` loop. The last event is its result. Leaving the loop early interrupts the cell.
+        """Run a cell and return its events, for a `for` loop. The last event has the result. Leaving the loop early interrupts the cell.
 
         Args:
             code: The source text.

@@ -231,7 +231,10 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 
 
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return the reason for the present state of the files. It is the state's reason if nothing is left to report of the variables."""
+    """Return the reason with which the files got into their present state, or None.
+
+    It is the reason of the whole state if nothing is left to report of the variables.
+    """
     reason = None
     for _, state in reversed(states):
         if state.files != states[-1][1].files:
@@ -249,7 +252,10 @@ def _returned(past: Any, asked: bool) -> Any:
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Set the reason after a rollback. If a loss from before the checkpoint was not reported yet, its reason stays."""
+    """Return the state with its reason and checkpoint after a rollback.
+
+    If a loss from before the checkpoint was not reported yet, its reason stays.
+    """
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)

@@ -132,7 +132,7 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """What a cell did to a file. The path is relative to /mnt/data."""
+    """What a cell did to a file. The path is relative to /mnt/data. The size is in bytes, and 0 for a deleted file."""
 
     path: str
     kind: Literal["created", "changed", "deleted"]
@@ -163,7 +163,7 @@ class VariableChange:
 
 @dataclass(frozen=True, slots=True)
 class CodeError:
-    """The exception that ended a cell."""
+    """The exception that ended a cell. `traceback` is '' if there is none, for example because the host ended the cell."""
 
     name: str
     message: str

@@ -88,7 +88,7 @@ class SessionMagics(Magics):
     @argument("name", nargs="?", default=_DEFAULT, help="the session")
     @line_magic
     def session_reset(self, line: str) -> None:
-        """End a session. The next cell of that name starts a new one."""
+        """End a session by name. The next cell with that name starts a new one."""
         portal, pool = self._open()
         portal.call(pool.terminate, parse_argstring(self.session_reset, line).name)
 

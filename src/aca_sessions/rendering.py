@@ -81,7 +81,7 @@ def _users_part(traceback: str) -> str:
 
 
 def _stderr_alone(result: CodeExecutionResult) -> str:
-    """Return stderr without the error at its end, because the error is shown separately."""
+    """Return stderr without the error at its end, because the text shows the error separately."""
     if result.error is None:
         return result.stderr
     return result.stderr.removesuffix(result.error.traceback or str(result.error))

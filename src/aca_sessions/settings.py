@@ -266,7 +266,7 @@ class AzureTokenProviderSettings(_Section):
 
 
 class SessionPoolSettings(_Section):
-    """How many sessions can be leased at the same time, and how long an idle one lives."""
+    """How many sessions can be leased at the same time, how long an idle one lives, and how long a caller waits for a lease."""
 
     MaxConcurrentSessions: Count = DEFAULT_SESSIONS
     SessionTimeoutMinutes: Positive = DEFAULT_SESSION_SECONDS / 60
@@ -365,7 +365,7 @@ class SandboxSettings(_Section):
 
 
 class McpSettings(_Section):
-    """The limits of MCP clients."""
+    """The limits of sessions and files for clients of the MCP server."""
 
     SessionsPerClient: Count = 20
     Clients: Count = 100  # connections over HTTP
