@@ -34,6 +34,6 @@ async def test_a_session_that_cannot_be_ended_is_in_the_report(tmp_path: Path, m
 
 
 async def test_an_answer_that_is_no_json_ends_the_report_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ServiceUnavailableError, match="the answer is not the API's"):
+    with pytest.raises(ServiceUnavailableError, match="expected JSON of the sessions API"):
         await report_of(tmp_path, monkeypatch, target="POST /files", fault="html")
     assert json.loads((tmp_path / "report.json").read_text())[0]["observed"] == 42

@@ -85,4 +85,9 @@ def _all_integers(values: list[Any]) -> bool:
 
 
 def _unreadable() -> ServiceError:
-    return ServiceError(200, "Unreadable", "code in the session prevents the client's own: reset the session, or use another one")
+    return ServiceError(
+        200,
+        "Unreadable",
+        "cannot read what the client's own cell printed, because code in the session changed print() or a module: reset the session, "
+        "or use another one",
+    )

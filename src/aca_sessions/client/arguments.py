@@ -89,7 +89,11 @@ def checked_session_id(session_id: object) -> str:
     """Return the identifier if it is 1 to 256 of the characters that endpoints accept. Raise InvalidArgumentError otherwise."""
     if not isinstance(session_id, str) or not IDENTIFIER.fullmatch(session_id):
         # Without the value: a session's identifier gives access to it.
-        raise InvalidArgumentError("session_id must be 1 to 256 ASCII letters, digits or signs")
+        got = type(session_id).__name__
+        if isinstance(session_id, str):
+            wrong = next((place for place, sign in enumerate(session_id, 1) if not IDENTIFIER.fullmatch(sign)), None)
+            got = f"{len(session_id)} characters" if wrong is None else f"another character in place {wrong}"
+        raise InvalidArgumentError(f"session_id must be 1 to 256 ASCII letters, digits, spaces or signs except the backslash, got {got}")
     return session_id
 
 
@@ -136,7 +140,7 @@ def _split(path: str) -> tuple[str, str]:
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
         raise InvalidArgumentError(
-            f"a file name cannot contain quotation marks, backslashes, control characters or lone surrogates, got {path!r}"
+            f"a file name cannot contain quotation marks, backslashes, control characters or lone surrogates, got {path!r:.200}"
         )
     try:
         return split_path(path)
@@ -154,7 +158,7 @@ def checked_data(data: object) -> bytes | Path:
     match data:
         case Path():
             if not data.is_file():
-                raise InvalidArgumentError(f"{data.name} is not a file on this machine: check its path")
+                raise InvalidArgumentError(f"{data.name} is not a file on this machine: give the Path of an existing file")
             return data
         case str() if _is_well_formed(data):
             return data.encode()
@@ -173,13 +177,13 @@ def checked_moment(name: object) -> str | None:
     """
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
-    raise InvalidArgumentError(f"a checkpoint's name must be text of 1 to {_LONGEST_MOMENT} characters, got {name!r:.80}")
+    raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
 
 
 def checked_count(count: object) -> int:
     """Return the number of branches to make. Raise InvalidArgumentError unless it is 1 to 64."""
     if isinstance(count, bool) or not isinstance(count, int) or not 0 < count <= _MOST_BRANCHES:
-        raise InvalidArgumentError(f"the number of branches must be 1 to {_MOST_BRANCHES}, got {count!r:.40}")
+        raise InvalidArgumentError(f"the number of branches must be an int from 1 to {_MOST_BRANCHES}, got {count!r:.40}")
     return count
 
 
@@ -189,24 +193,41 @@ def checked_requirements(requirements: Sequence[str]) -> None:
     A line that pip would read as an option is refused.
     """
     if not requirements:
-        raise InvalidArgumentError("install expects at least one package, as in install('humanize')")
-    for requirement in requirements:
+        raise InvalidArgumentError("expected at least one package to install, got none: name it as in install('humanize')")
+    for number, requirement in enumerate(requirements, 1):
         if not isinstance(requirement, str) or not requirement.strip() or requirement.lstrip().startswith("-") or "\n" in requirement:
             # Without the value: an option such as --index-url may hold a password.
-            raise InvalidArgumentError("a package must be named as in a line of requirements.txt, without options: 'humanize>=4'")
+            raise InvalidArgumentError(
+                f"package {number} of {len(requirements)} must be one line of a requirements.txt such as 'humanize>=4', without options of "
+                f"pip, got {_kind_of(requirement)}"
+            )
+
+
+def _kind_of(requirement: object) -> str:
+    """Return what is wrong with a requirement, without its text."""
+    if not isinstance(requirement, str):
+        return type(requirement).__name__
+    if not requirement.strip():
+        return "empty text"
+    return "an option" if requirement.lstrip().startswith("-") else "several lines"
 
 
 def checked_names(names: Sequence[str]) -> Sequence[str]:
     """Return the names of packages. Raise InvalidArgumentError if there are none, or if one has a version."""
-    if not names or not all(isinstance(name, str) and _PACKAGE.fullmatch(name) for name in names):
-        raise InvalidArgumentError("uninstall expects names of packages without versions, as in uninstall('humanize')")
+    wrong = [number for number, name in enumerate(names, 1) if not isinstance(name, str) or not _PACKAGE.fullmatch(name)]
+    if wrong or not names:
+        # Without the value: an option of pip may hold a password.
+        got = f"something else in place {wrong[0]} of {len(names)}" if wrong else "none"
+        raise InvalidArgumentError(f"expected names of packages without versions and options, as in uninstall('humanize'), got {got}")
     return names
 
 
 def checked_install_timeout(timeout: object) -> None:
     """Raise InvalidArgumentError unless the timeout is above 0 and at most 3600 seconds. None is refused: an installation needs a limit."""
     if (checked_timeout(timeout) or math.inf) > MAX_INSTALL_SECONDS:
-        raise InvalidArgumentError(f"the timeout of an installation must be at most {MAX_INSTALL_SECONDS:g} seconds, got {timeout}")
+        raise InvalidArgumentError(
+            f"the timeout of an installation must be above 0 and at most {MAX_INSTALL_SECONDS:g} seconds, got {timeout!r:.40}"
+        )
 
 
 def refusal(code: object) -> CodeError | None:
@@ -218,8 +239,8 @@ def refusal(code: object) -> CodeError | None:
         return CodeError("TypeError", f"code must be a string, got {type(code).__name__}: send the Python source text")
     try:
         code.encode()
-    except UnicodeEncodeError:
-        return CodeError("ValueError", "code must be well-formed Unicode: it holds a lone surrogate")
+    except UnicodeEncodeError as error:
+        return CodeError("ValueError", f"code must be well-formed Unicode, got a lone surrogate as character {error.start + 1}: remove it")
     return None
 
 

@@ -80,8 +80,8 @@ class AzureTokenProvider:
                 return held
             # The cause is not chained: its text may hold details of the credential.
             raise AuthenticationError(
-                f"no token for {', '.join(self._scopes)} ({type(error).__name__}): "
-                "sign in (az login), or set ACASessions:SessionsHttpClient:ApiKey"
+                f"cannot get a token for {', '.join(self._scopes)} ({type(error).__name__}): sign in (az login), or set "
+                "ACASessions:SessionsHttpClient:ApiKey if the Endpoint is a server of `aca-sessions serve`"
             ) from None
 
 

@@ -167,7 +167,7 @@ def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]")
         except asyncio.CancelledError:
             if not running.cancelled():
                 raise
-            error = CodeError("KeyboardInterrupt", "the cell was cancelled")
+            error = CodeError("KeyboardInterrupt", "the call was cancelled before its result came: the cell may still run")
             result = CodeExecutionResult(session_id=session_id, error=error, stderr=str(error), state=NO_REPLY)
         return ([] if after else events_of(result)), _BEHIND_ALL, result
 
@@ -278,8 +278,11 @@ class Executions:
         client chose.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
+            long = (call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS
+            what = f"with a timeout of {call.timeout:g} s, only up to {MAX_SYNCHRONOUS_SECONDS:g} s" if long else "in the background"
             raise NotSupportedError(
-                f"{self._version.name} cannot run cells longer than {MAX_SYNCHRONOUS_SECONDS:g} s: use a later ApiVersion"
+                f"api-version {self._version.name} cannot run a cell {what}: set ACASessions:SessionsHttpClient:ApiVersion to "
+                "2024-10-02-preview or later"
             )
         call = replace(call, asynchronous=asynchronous, output_limit=_OUTPUT_LIMIT)
         headers = {flat.OPERATION_HEADER: id, **rich(caller)}
@@ -304,7 +307,7 @@ class Executions:
         """
         try:
             if not self._dialect.HAS_EXECUTIONS:
-                raise NotSupportedError("this api-version has no executions to ask for")
+                raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
             return await self._ask(session_id, id, caller)
         except ACASessionsError as error:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
@@ -399,5 +402,7 @@ def _lost_answer(session_id: str, error: ACASessionsError | None = None) -> Code
     if isinstance(error, ServiceError) and error.status_code == _GONE:
         lost = CodeError("ResultGone", "the cell ran, but the server has dropped its result: fetch results sooner")
     else:
-        lost = CodeError("ConnectionError", "the answer was lost: the cell may have run or not")
+        lost = CodeError(
+            "ConnectionError", "the answer was lost: the cell may have run or not, so look at what it changes before you run it again"
+        )
     return CodeExecutionResult(session_id=session_id, error=lost, stderr=str(lost), state=NO_REPLY)

@@ -112,7 +112,9 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
             if pause is not None:
                 await asyncio.sleep(pause)
                 continue
-            raise ServiceError(412, "FileChanged", "the file kept changing during the download: download a copy of it") from error
+            raise ServiceError(
+                412, "FileChanged", "the file kept changing during the download: copy it in the session and download the copy"
+            ) from error
         return
 
 

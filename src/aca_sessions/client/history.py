@@ -241,8 +241,23 @@ def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
     notebook = _loaded(source)
     match notebook:
         case {"nbformat": 4, "cells": [*cells]} if len(cells) <= _MOST_CELLS:
-            return [step for cell in cells if (step := _step(cell)) is not None]
-    raise InvalidArgumentError(f"expected a notebook of nbformat 4 with at most {_MOST_CELLS} cells")
+            return [step for number, cell in enumerate(cells, 1) if (step := _step_at(number, cell)) is not None]
+        case {"nbformat": 4, "cells": [*cells]}:
+            got = f"{len(cells)} cells: split it"
+        case {"nbformat": 4}:
+            got = "no list of cells"
+        case {"nbformat": version}:
+            got = f"nbformat {version!r:.20}: save it with a current Jupyter"
+        case _:
+            got = "other JSON: give the path of an .ipynb file"
+    raise InvalidArgumentError(f"expected a notebook of nbformat 4 with at most {_MOST_CELLS} cells, got {got}")
+
+
+def _step_at(number: int, cell: object) -> tuple[Step, list[Output]] | None:
+    try:
+        return _step(cell)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"cell {number} of the notebook: {error}") from error
 
 
 def outputs_of(result: CodeExecutionResult, count: int = 1) -> list[dict[str, Any]]:
@@ -330,11 +345,13 @@ def _loaded(source: object) -> object:
         raise InvalidArgumentError(f"a notebook must be the path of an .ipynb file or its parsed JSON, got {type(source).__name__}")
     path = Path(source)
     try:
-        if path.stat().st_size > _LARGEST_NOTEBOOK:
-            raise InvalidArgumentError(f"the notebook {path.name} must be at most {_LARGEST_NOTEBOOK >> 20} MB: split it")
+        if (size := path.stat().st_size) > _LARGEST_NOTEBOOK:
+            raise InvalidArgumentError(
+                f"the notebook {path.name} must be at most {_LARGEST_NOTEBOOK >> 20} MB, got {size / (1 << 20):.1f} MB: split it"
+            )
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        why = error.strerror if isinstance(error, OSError) else "it must be JSON, as Jupyter saves it in an .ipynb file"
         raise InvalidArgumentError(f"the notebook {path.name} cannot be read: {why}") from error
 
 
@@ -347,7 +364,8 @@ def _step(cell: object) -> tuple[Step, list[Output]] | None:
             return _step_of_metadata(noted, rest.get("attachments")), []
         case {"cell_type": "markdown" | "raw"}:
             return None
-    raise InvalidArgumentError("a cell of this notebook must be code with outputs, Markdown or raw text")
+    kind = cell.get("cell_type") if isinstance(cell, Mapping) else None
+    raise InvalidArgumentError(f"expected code with a source and outputs, Markdown or raw text, got cell_type {kind!r:.40}")
 
 
 def _was_rolled_back(cell: object) -> bool:
@@ -370,7 +388,7 @@ def _step_of_metadata(noted: object, attachments: object) -> Step:
         case {"install": [*requirements]}:
             checked_requirements(tuple(requirements))
             return Installed(tuple(requirements))
-    raise InvalidArgumentError("the step in a cell of this notebook must be an upload, a deletion, a reset or packages")
+    raise InvalidArgumentError(f"its metadata {_METADATA!r} must be an upload, a deletion, a reset or an installation: remove the cell")
 
 
 def _attached(attachments: object, path: str) -> bytes | None:
@@ -380,7 +398,9 @@ def _attached(attachments: object, path: str) -> bytes | None:
         case {**files} if isinstance(content := files.get(path), Mapping) and isinstance(text := content.get(_BINARY), str):
             with contextlib.suppress(ValueError):
                 return base64.b64decode(text, validate=True)
-    raise InvalidArgumentError("a file that is attached to this notebook cannot be read: its content must be base64")
+    raise InvalidArgumentError(
+        f"the file {path!r:.200} must be attached to it as {_BINARY} in base64: remove the cell, or attach the file again"
+    )
 
 
 def _output(output: object) -> Output:
@@ -391,7 +411,8 @@ def _output(output: object) -> Output:
             return {"output_type": kind, "data": data}
         case {"output_type": "error", "ename": str(name), "evalue": str(value)}:
             return {"output_type": "error", "ename": name, "evalue": value}
-    raise InvalidArgumentError("an output in this notebook must have the shape of nbformat 4")
+    kind = output.get("output_type") if isinstance(output, Mapping) else None
+    raise InvalidArgumentError(f"an output must have the shape of nbformat 4, got output_type {kind!r:.40}: clear the cell's outputs")
 
 
 def _text(source: object) -> str:
@@ -400,4 +421,4 @@ def _text(source: object) -> str:
         return source
     if isinstance(source, Iterable) and all(isinstance(line, str) for line in source):
         return "".join(source)
-    raise InvalidArgumentError("a text in this notebook must be a string or a list of lines")
+    raise InvalidArgumentError(f"its texts must be strings or lists of lines, got {type(source).__name__}")

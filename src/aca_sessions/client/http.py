@@ -89,7 +89,7 @@ class SessionsHttpClient:
         """
         self._owner.check()
         if self._client.is_closed:
-            raise ServiceUnavailableError("this client is closed: open a new one", sent=False)
+            raise ServiceUnavailableError("cannot send the request: this client is closed. Open a new one", sent=False)
         url = self._url(path, identifier) if query is None else self._build_url(path, identifier, query)
         limits = httpx.Timeout(timeout or self._request_timeout, connect=self._connect_timeout)
         files = {"file": file} if file else None
@@ -108,13 +108,16 @@ class SessionsHttpClient:
                 connects += 1
                 if connects == _CONNECTS or time.monotonic() + wait > deadline:
                     what = f"{url.host} cannot be reached ({type(error).__name__})"
-                    advice = "is ACASessions:SessionsHttpClient:Endpoint right, and does it run?"
+                    advice = "check ACASessions:SessionsHttpClient:Endpoint, and that its server runs"
                     # A protocol error quotes the header that cannot be sent, which may be the key.
                     cause = None if isinstance(error, httpx.LocalProtocolError) else error
                     raise ServiceUnavailableError(f"{what}: {advice}", sent=False) from cause
             except httpx.HTTPError as error:
                 if method != "GET" or time.monotonic() + wait > deadline:
-                    raise ServiceUnavailableError(f"the endpoint sent no answer ({type(error).__name__})", sent=True) from error
+                    advice = "try again" if method == "GET" else "it may have acted on the request, so check that before you try again"
+                    raise ServiceUnavailableError(
+                        f"{url.host} sent no complete answer ({type(error).__name__}): {advice}", sent=True
+                    ) from error
             else:
                 if response.is_success or not _is_refused_for_now(method, response):
                     break
@@ -199,7 +202,12 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
             return decode(content)
     except (KeyError, TypeError, ValueError, AttributeError):
         pass  # not chained below: the error may quote what the guest wrote
-    raise ServiceUnavailableError("the answer is not the API's: does the endpoint lead to a session pool?", sent=True)
+    kind = response.headers.get("content-type", "no content type")
+    raise ServiceUnavailableError(
+        f"expected JSON of the sessions API, got status {response.status_code} with {kind!r:.60}: check that "
+        "ACASessions:SessionsHttpClient:Endpoint leads to a session pool, and that no proxy answers for it",
+        sent=True,
+    )
 
 
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:

@@ -292,7 +292,7 @@ class CodeInterpreter:
         """
         checked_requirements(requirements)
         checked_install_timeout(timeout)
-        await self._http.require("packages", "install packages itself")
+        await self._http.require("packages", "fetch packages for sessions")
         with telemetry.span("install", checked_session_id(session_id), requirements=len(requirements)):
             response = await self._http.request(
                 "POST",
@@ -316,7 +316,7 @@ class CodeInterpreter:
 
         Raise NotSupportedError if the endpoint cannot.
         """
-        await self._http.require("packages", "list what was installed")
+        await self._http.require("packages", "list installed packages")
         response = await self._http.request("GET", extensions.PACKAGES_PATH, identifier=session_id)
         return decoded(response, extensions.decode_packages)
 
@@ -444,7 +444,10 @@ class CodeInterpreter:
 
     def _require_sessions(self) -> None:
         if not self._version.has_sessions:
-            raise NotSupportedError(f"{self._version.name} cannot list or end sessions: use 2025-02-02-preview or later")
+            raise NotSupportedError(
+                f"api-version {self._version.name} cannot list or end sessions: set ACASessions:SessionsHttpClient:ApiVersion to "
+                "2025-02-02-preview or later"
+            )
 
     async def close(self) -> None:
         """Cancel what runs in the background and close the connections.

@@ -396,7 +396,7 @@ class SessionPool:
                 raise PoolTimeoutError(self._timeout_message()) from error
             raise
         if granted is None:
-            raise PoolClosedError("the pool was closed while this call waited for a session")
+            raise PoolClosedError("the pool was closed while this call waited for a session: open a new one")
         return granted
 
     def _timeout_message(self) -> str:

@@ -339,7 +339,8 @@ class Session:
     async def execute_command(self, command: str, *, timeout: float | None = None) -> CommandResult:
         """Run a command in the session's shell, in the working directory of its code, and return the result."""
         if not isinstance(command, str) or not command.strip():
-            raise InvalidArgumentError("a command must be text for the shell, such as 'ls -la'")
+            got = "empty text" if isinstance(command, str) else type(command).__name__
+            raise InvalidArgumentError(f"a command must be text for the shell, such as 'ls -la', got {got}")
         return command_result_of(await self.run_snippet("command", command, timeout=timeout))
 
     async def install(self, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
@@ -358,7 +359,8 @@ class Session:
             return await self._interpreter.install(self.session_id, *requirements, timeout=timeout)
         if not await self.supports("install"):
             raise NotSupportedError(
-                "this session cannot reach a package index: use a pool with egress enabled, or packages that are installed"
+                "cannot install packages, because this session reaches no package index: use a pool with egress enabled, or packages "
+                "that it has"
             )
         return await self.run_snippet("install", *requirements, timeout=timeout)
 
