@@ -33,7 +33,7 @@ def read_below(folder: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidArgumentError(f"{path.name} cannot be read ({error.strerror})") from error
+        raise InvalidArgumentError(f"{path.name!r:.200} cannot be read: {error.strerror}") from error
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
@@ -47,7 +47,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise InvalidArgumentError(f"{path.name} cannot be written ({error.strerror})") from error
+        raise InvalidArgumentError(f"{path.name!r:.200} cannot be written: {error.strerror}") from error
     return path
 
 
@@ -59,7 +59,7 @@ def _below(folder: Path, name: str) -> Path:
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
-        raise InvalidArgumentError(f"the file must be below the folder, got {name!r}")
+        raise InvalidArgumentError(f"a file's name must be a path below the folder, without links that lead out of it, got {name!r:.200}")
     return path
 
 
@@ -79,20 +79,27 @@ def checked_files(files: object) -> tuple[Files, CodeError | None]:
         try:
             files = json.loads(files)
         except ValueError:
-            return {}, CodeError("TypeError", f"the argument 'files' is text but not a JSON object: send an object such as {_EXAMPLE}")
+            return {}, CodeError(
+                "TypeError", f"the argument 'files' must be a JSON object, got other text: send an object such as {_EXAMPLE}"
+            )
     if not isinstance(files, Mapping):
-        return {}, CodeError("TypeError", f"the argument 'files' must map file names to their text: send an object such as {_EXAMPLE}")
+        kind = type(files).__name__
+        return {}, CodeError(
+            "TypeError", f"the argument 'files' must map file names to their text, got {kind}: send an object such as {_EXAMPLE}"
+        )
     contents: Files = {}
     for name, text in files.items():
-        if not isinstance(name, str) or not isinstance(text, str):
+        if not isinstance(name, str):
+            return {}, CodeError("TypeError", f"a file's name must be text, got {type(name).__name__}: send an object such as {_EXAMPLE}")
+        if not isinstance(text, str):
             kind = type(text).__name__
             return {}, CodeError(
-                "TypeError", f"the content of the file {name!r} must be text, got {kind}: send an object such as {_EXAMPLE}"
+                "TypeError", f"the content of the file {name!r:.200} must be text, got {kind}: send an object such as {_EXAMPLE}"
             )
         try:
             contents[name] = _content(text)
         except ValueError:
-            return {}, CodeError("ValueError", f"the data URI of the file {name!r} is not valid base64: encode the whole file again")
+            return {}, CodeError("ValueError", f"the data URI of the file {name!r:.200} must be valid base64: encode the whole file again")
     try:
         for name in contents:
             checked_path(name)
@@ -161,9 +168,13 @@ class ModelSession:
         contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
         # A framework may have turned a missing argument into text.
         if not isinstance(code, str) or code.strip() in ("None", "null"):
-            error = CodeError("ValueError", "the argument 'code' is missing: send the Python source text")
+            is_missing = code is None or isinstance(code, str)
+            what = "is missing" if is_missing else f"must be text, got {type(code).__name__}"
+            error = CodeError("ValueError", f"the argument 'code' {what}: send the Python source text")
         elif len(code) > _MOST_CODE:
-            error = CodeError("ValueError", f"code must be at most {_MOST_CODE} characters long, got {len(code)}: put data into files")
+            error = CodeError(
+                "ValueError", f"the argument 'code' must be at most {_MOST_CODE} characters long, got {len(code)}: put data into files"
+            )
         if error is not None:
             return self._result(CodeExecutionResult(error=error, stderr=str(error)))
         pool = self._source.pool or await self._source.open()
