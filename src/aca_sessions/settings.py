@@ -133,7 +133,7 @@ def suggestion(key: str, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown key: the key that is probably meant, or all keys that exist."""
     names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(key.lower(), names, n=1)
-    return f": did you mean {names[close[0]]}?" if close else f"; there are {', '.join(names.values())}"
+    return f": did you mean {names[close[0]]}?" if close else f": expected one of {', '.join(names.values())}"
 
 
 def _check_separator(variable: str, section: str, known: Mapping[str, Collection[str]]) -> None:
@@ -173,6 +173,8 @@ def _leaves(name: str, text: str) -> Iterator[tuple[str, str]]:
 
 
 SECTION = "ACASessions"
+_EXAMPLE = f'{{"{SECTION}": {{"MaxConcurrentSessions": 10}}}}'
+_COMPARED = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error")
 _FLAT = {
     "Endpoint": ("SessionsHttpClient", "Endpoint"),
     "ApiKey": ("SessionsHttpClient", "ApiKey"),
@@ -215,7 +217,9 @@ def _split(value: object) -> object:
         try:
             return json.loads(value)
         except ValueError:
-            raise ValueError("must be a JSON list, or words with commas between them") from None  # the cause would hold the value
+            raise ValueError(
+                "must be a JSON list or words with commas between them, got text that begins with '[' but is not JSON"
+            ) from None  # the cause would hold the value
     return tuple(word for word in re.split(r"[,;\s]+", value) if word)
 
 
@@ -335,7 +339,7 @@ class PackagesSettings(_Section):
     @classmethod
     def _there(cls, folder: str | None) -> str | None:
         if folder and not os.path.isdir(folder):
-            raise ValueError("must be a folder of this host: put the wheels into one and name it")
+            raise ValueError(f"must be a folder of this host, got {folder!r:.200}: put the wheels into one and name it")
         return os.path.abspath(folder) if folder else None
 
 
@@ -360,7 +364,9 @@ class SandboxSettings(_Section):
     def _one_kind(cls, words: tuple[str, ...]) -> tuple[str, ...]:
         alone = words in (("none",), ("host",))
         if not alone and not all("." in word or word == "*" for word in words):
-            raise ValueError("must be none, host, or a list of domains such as example.org and *.example.org")
+            raise ValueError(
+                f"must be none, host, or a list of domains such as example.org and *.example.org, got {', '.join(words)!r:.200}"
+            )
         return words or ("none",)
 
 
@@ -421,7 +427,10 @@ class Settings(BaseSettings):
             # `from None`, because pydantic's error holds the values, which may be secrets.
             raise ConfigurationError("; ".join(_problem_text(problem, sources) for problem in error.errors())) from None
         except SettingsError as error:
-            raise ConfigurationError(f"{SECTION}: a section in the environment is not JSON ({error})") from None
+            # pydantic-settings names the section only, and its cause holds the value.
+            section = re.search(r'field "(\w+)"', str(error))
+            name = f"{SECTION}__{section[1] if section else ''}"
+            raise ConfigurationError(f"an environment variable that begins with {name} must be JSON: correct it or unset it") from None
 
     @model_validator(mode="after")
     def _read_back(self) -> Self:
@@ -495,7 +504,7 @@ def _read(path: Path) -> _Source:
     file = JsonFile.read(path)
     section = file.content.get(SECTION, {}) if isinstance(file.content, dict) else None
     if not isinstance(section, dict):
-        raise ConfigurationError(f"{path}, line {file.line_of([SECTION])}: {SECTION} must be an object of settings")
+        raise ConfigurationError(f"{path}, line {file.line_of([SECTION])}: {SECTION} must be an object of settings, as in {_EXAMPLE}")
     for key in file.content.keys() - {SECTION}:
         if difflib.get_close_matches(key.lower(), [SECTION.lower()], cutoff=0.85):
             raise ConfigurationError(f"{path}, line {file.line_of([key])}: {key} is not a section: did you mean {SECTION}?")
@@ -514,7 +523,9 @@ def _into_sections(source: _Source) -> dict[str, Any]:
         if isinstance(own, BaseModel):
             own = own.model_dump(exclude_unset=True)
         if not isinstance(own, Mapping):
-            raise ConfigurationError(f"{source.place_of(section)}{SECTION}:{section} must be an object of settings")
+            raise ConfigurationError(
+                f"{source.place_of(section)}{SECTION}:{section} must be an object of settings, got {type(own).__name__}"
+            )
         if own.get(key) not in (None, value):
             message = f"{SECTION}:{flat} and {SECTION}:{section}:{key} contradict each other: keep one"
             raise ConfigurationError(source.place_of(flat) + message)
@@ -533,7 +544,19 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
         return f"{key} is not a setting{suggestion(location[-1], _keys_at(location[:-1]))}"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+    return f"{key}: {_rule_text(problem['type'], problem['msg'], problem['input'])}"
+
+
+def _rule_text(kind: str, message: str, value: object) -> str:
+    """Return what pydantic expected and what it got: the value if it was only compared, otherwise its type, because it may be a secret."""
+    if kind == "missing":
+        return "must be set"
+    if kind == "model_type":
+        return f"must be an object of settings, got {type(value).__name__}"
+    text = message.removeprefix("Value error, ").replace("Input should be", "must be", 1).partition(", unable to parse")[0]
+    if kind in _COMPARED:  # a number, or one of a few words
+        return f"{text}, got {value!r:.80}"
+    return f"{text}, got {type(value).__name__}" if kind.endswith(("_type", "_parsing")) else text
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
