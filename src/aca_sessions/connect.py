@@ -151,7 +151,10 @@ async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
-        raise PoolError("closing must run on the event loop that opened this, which is busy and will do it later: close it in that loop")
+        raise PoolError(
+            f"cannot close this within {_OTHER_LOOP_SECONDS:g} s: the event loop that opened it is busy, and closes it once it is free. "
+            "Close it in that loop, and do not block that loop meanwhile"
+        )
     await closing
 
 

@@ -282,7 +282,10 @@ class InteractiveSession:
                 follower(event.text)
             if event.result is not None:
                 return event.result
-        raise ACASessionsError("the session was closed while this cell ran")
+        raise ACASessionsError(
+            "the session was closed while this cell ran, so its result is lost: keep the 'with' block open until the cell has ended, then "
+            "open a new session and run it again"
+        )
 
     def stream(self, code: str, *, timeout: float | None = None, on_input: OnInput | None = None, transactional: bool = False) -> LiveCell:
         """Run a cell and return its events, for a `for` loop. The last event has the result. Leaving the loop early interrupts the cell.
@@ -386,7 +389,10 @@ class InteractiveSession:
                 portal.call(session.take_back, result)  # it arrived at the moment of the interrupt: the caller does not get it
             raise
         except CancelledError as error:
-            raise ACASessionsError("the session was closed while this call waited") from error
+            raise ACASessionsError(
+                "the session was closed while this call waited, so its result is lost: keep the 'with' block open until the call has "
+                "returned, then open a new session and call it again"
+            ) from error
 
     def _track(self, acting: "Future[Answer]") -> "Future[Answer]":
         """Remember a call until it ends, so that `close` cancels it. Return the call."""

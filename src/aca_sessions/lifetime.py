@@ -211,6 +211,6 @@ def log_failure(what: str, error: BaseException) -> str:
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-    _logger.error("%s (%s): %s%s", what, id, type(error).__name__, place)
+    _logger.error("%s (%s): %s%s: log aca_sessions at DEBUG for the traceback", what, id, type(error).__name__, place)
     _logger.debug("%s (%s)", what, id, exc_info=error)
     return id

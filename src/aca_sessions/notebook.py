@@ -40,7 +40,10 @@ def load(shell: object) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not 0 < seconds < math.inf:
         raise ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
     return seconds
