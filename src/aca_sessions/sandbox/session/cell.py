@@ -17,7 +17,10 @@ _MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 write
 
 
 class Output:
-    """A non-blocking reader of a pipe. It reads as fast as the guest writes, so that a flood neither blocks nor ends a cell."""
+    """A non-blocking reader of a pipe. It keeps the head and the tail of what it reads, so a guest that floods the pipe fills no memory.
+
+    It reads as fast as the guest writes, so a flood neither blocks the cell nor ends it.
+    """
 
     def __init__(self, descriptor: int, limit: int) -> None:
         """Take over the read end of a pipe. Of what arrives between two calls of `take`, keep the first and the last `limit // 2` bytes."""
@@ -144,7 +147,7 @@ class Clock:
             self._since, self._stopped = None, (self._now(), self._computed())
 
     def go_on(self) -> None:
-        """Start the clock, for the first time or again."""
+        """Start the clock, for the first time or after `stop`."""
         if self._stopped is not None:
             busy, idle = self._while_stopped()
             self._used, self._still, self._stopped = self._used + busy, self._still + idle, None
@@ -167,7 +170,7 @@ class Grace:
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Start the time.
+        """Start to measure the time.
 
         Args:
             queued: Returns for how many seconds the interpreter has waited for a processor since it started.

@@ -69,7 +69,7 @@ _unfinished = Unfinished()
 
 
 class Inbox:
-    """The frames from the pipe of one guest, read on the event loop that calls `listen`."""
+    """The reader of the frames that one guest writes to its pipe. It works on the event loop that calls `listen`."""
 
     def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
         """Take over the read end of a pipe.
@@ -103,7 +103,7 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Count bytes that were read from the guest's streams as work that the guest caused, as frames are."""
+        """Charge the guest for bytes that were read from its stdout and stderr, because the work that it may cause is limited."""
         self._units += size / _UNIT
 
     def finish(self) -> None:
@@ -222,7 +222,7 @@ class Outbox:
     """
 
     def __init__(self, link: socket.socket) -> None:
-        """Write to a connected socket. The caller stays its owner and closes it."""
+        """Prepare to write to a connected socket. The caller stays its owner and closes it."""
         link.setblocking(False)
         self._link = link
         self._waiting: deque[_Outgoing] = deque()

@@ -26,8 +26,8 @@ from .interpreter import Interpreter, fork
 class SessionCheckpoint:
     """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    `position` is the checkpoint's position in the session's ledger. A hidden checkpoint belongs to a transactional cell, and is not listed
-    for users.
+    `position` is the session's position in its ledger when the checkpoint was taken. A hidden checkpoint belongs to a transactional cell,
+    and is not listed for users.
     """
 
     id: str

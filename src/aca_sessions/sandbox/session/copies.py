@@ -52,7 +52,7 @@ class Copied:
 
 
 def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copied:
-    """Copy all files into an empty workspace, hard links and holes included. Blocking.
+    """Copy all files into an empty workspace, hard links and holes included.
 
     Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
 
@@ -273,9 +273,9 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Decide for each wanted inode which found one becomes it: the one that it was copied from, or else the one at its path.
+        """Decide which inode of the workspace becomes each wanted one: the one that it was copied from, or else the one at its path.
 
-        Wanted inodes without one are made anew.
+        A wanted inode for which there is neither is made anew.
         """
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
@@ -300,7 +300,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Decide which paths keep their inode, and which get it from another path."""
+        """Decide which paths keep their inode, and to which an inode is moved from another path."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -318,7 +318,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return the first path of each wanted file that an inode of the workspace becomes."""
+        """Return a path, the first, of each wanted file that is made of an inode of the workspace, and not anew."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -404,14 +404,14 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the wanted files fit into the limits once others are removed."""
+        """Return whether the wanted files fit into the workspace's limits in place of those that are there."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         # A tmpfs counts every name as an inode.
         return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
 
     def _drop_contents(self) -> None:
-        """Truncate the files that will be removed."""
+        """Truncate the files of the workspace that will be removed."""
         # Otherwise those that another checkpoint's interpreter has open would keep their space.
         staying = {*self._inodes.values()}
         for path, status in self._found.items():

@@ -118,7 +118,7 @@ class Home:
             os.close(proc)
 
     def allocate(self, parts: Sequence[Part]) -> None:
-        """Charge the session's control group for parts of files that the host is about to write. Blocking.
+        """Charge the session's control group for parts of files that the host is about to write. This blocks.
 
         Do nothing if the first process has ended, if the session has no control group, or if its files are on a disk. Raise OSError if the
         memory cannot be allocated, and TimeoutError if the first process does not answer within 10 s.

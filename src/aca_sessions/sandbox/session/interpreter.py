@@ -496,7 +496,7 @@ async def start(
         limits: What the session may use.
         tree: The number of its workspace.
         memory: Counts its memory.
-        proxy: The proxy for its connections to allowed domains, or None if it has no network.
+        proxy: The proxy for its connections to allowed domains, or None if its policy names none.
         show: Mounts a workspace at /mnt/data, given the pidfd of the session's first process and the workspace's number.
     """
     home = Home(spawned, tree, memory, show)
@@ -546,7 +546,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
 
 @contextlib.contextmanager
 def _unheard_on_failure(channel: Channel) -> Iterator[None]:
-    """Stop reading from a channel if the block raises, because the caller then closes the channel's descriptors."""
+    """Stop reading from a channel if the block raises, because its descriptors are closed then."""
     try:
         yield
     except BaseException:
@@ -617,10 +617,10 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
 
 
 def _check_met(payloads: list[bytes], complete: bool) -> None:
-    """Raise an error unless the first frame of a session is `Ready`. `complete` is False if some of its descriptors were lost.
+    """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
-    Raise GuestDiedError if there is no frame, because the session ended, the error that a `Refused` frame names, or the error for a lack of
-    free descriptors in this process, which is why descriptors are lost.
+    The error is GuestDiedError without a frame, because the session has ended, and for a `Refused` frame the one that it describes. If
+    descriptors were lost, this process has none left, and the error says so.
     """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")

@@ -218,9 +218,9 @@ class Processes:
         return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue the processes that `_stop` stopped, the latest first.
+        """Continue the processes that `_stop` stopped, those with the highest pids first.
 
-        So children go before their parents, because a shell that finds a child stopped takes it for a stopped job.
+        So children usually go before their parents, because a shell that finds a child stopped takes it for a stopped job.
         """
         for one in sorted(stopped, reverse=True):
             if stopped[one]:

@@ -135,7 +135,7 @@ class TreeGroups:
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
 
     def close(self) -> None:
-        """Remove the groups."""
+        """Remove the groups. Those that still have processes are left to the removal of the session's memory."""
         # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
         for tree in [*self._groups]:
             self.drop(tree)
@@ -143,7 +143,7 @@ class TreeGroups:
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group with the processes of a workspace, or None if it has no group of its own and others have."""
+        """Return the group that holds a workspace's processes. Return None for a workspace without a group after others got theirs."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:

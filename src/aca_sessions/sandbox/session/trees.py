@@ -99,7 +99,7 @@ def read_link(top: int, path: str) -> str:
 
 
 def set_attributes(descriptor: int, status: os.stat_result) -> None:
-    """Give a file or folder the times and the mode of another, without its special bits (set-uid, set-gid, sticky)."""
+    """Give an open file or folder the times and the mode in `status`, without the set-uid, set-gid and sticky bits."""
     os.utime(descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & 0o777)
 
@@ -114,7 +114,7 @@ def add_rights(top: int, path: str, rights: int) -> int:
 
 
 def set_mode(top: int, path: str, mode: int) -> None:
-    """Change the mode of what is at a path, whether or not it can be opened."""
+    """Change the mode of a file or folder, whether or not it can be opened. Do nothing for a symbolic link."""
     with _marked(top, path) as place:
         _chmod(place, mode)
 
