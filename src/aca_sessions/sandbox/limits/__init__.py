@@ -1,1 +1,1 @@
-"""Memory, processes and processor time: who counts them, and how many sessions fit."""
+"""Memory, processes and processor time of sessions: what counts and limits them, and how many sessions fit."""

@@ -63,7 +63,7 @@ def _memory(system: Path) -> tuple[int, int]:
 
 
 def _all_processes(system: Path) -> list[int]:
-    """Return how many more processes the machine and the container allow."""
+    """Return how many more processes the machine and the container allow: one number for each of their limits."""
     running = int(_text(system / "proc/loadavg").split()[3].partition("/")[2])  # threads as well, as in the limits: proc(5)
     pairs = [(_number(system / limit), running) for limit in _MACHINES_PIDS]
     pairs += [(_number(system / _GROUPS / limit), _number(system / _GROUPS / used) or 0) for limit, used in _PIDS]
@@ -71,7 +71,7 @@ def _all_processes(system: Path) -> list[int]:
 
 
 def _own_processes(system: Path) -> list[int]:
-    """Return how many more processes this user may have, or an empty list if there is no limit."""
+    """Return how many more processes this user may have, as a list of one number, or an empty list if there is no limit."""
     # The kernel does not apply this limit to root: getrlimit(2). It counts threads.
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if not os.geteuid() or soft == resource.RLIM_INFINITY:
@@ -189,7 +189,7 @@ reserve = _Reserve()
 
 
 def with_reserve(act: Callable[[], Result]) -> Result:
-    """Return what `act` returns. If it finds no free descriptor, call it once more with the reserve freed."""
+    """Return what `act` returns. If `act` finds no free descriptor, close the reserve and call it once more."""
     try:
         return act()
     except OSError as error:

@@ -76,7 +76,7 @@ class GroupLimits:
 
 
 class VersionOne:
-    """Version 1, which has a hierarchy for each controller. Only root may make groups there."""
+    """Version 1 of control groups, which has a hierarchy for each controller. Only root may make groups there."""
 
     name = "cgroup v1"
 
@@ -89,7 +89,7 @@ class VersionOne:
 
     @classmethod
     def find(cls) -> "VersionOne | None":
-        """Return version 1 if this process can limit memory and processes there, else None."""
+        """Return version 1 if this process can make groups there that limit memory and processes, else None."""
         mounts = {option: Path(mount[1]) for mount in _mounts("cgroup") for option in mount[3].split(",")}
         own = dict(_own_groups())
         found = {name: mounts[name] / own.get(name, "/").lstrip("/") for name in _CONTROLLERS if name in mounts}
@@ -132,20 +132,20 @@ class VersionOne:
             _write(folder["cpu"] / "cpu.shares", max(2, int(limits.weight * 1024 * len(os.sched_getaffinity(0)))))
 
     def used(self, folders: Sequence[Path]) -> int:
-        """Return the bytes that a group's processes and files have now, or 0 if the group is gone."""
+        """Return the bytes that a group's processes and files have now (memory.usage_in_bytes), or 0 if the group is gone."""
         return int(_read(folders[self._controllers.index("memory")] / "memory.usage_in_bytes") or 0)
 
     def events(self, folders: Sequence[Path]) -> str:
-        """Return the path of the file that counts processes killed by the group's own limit."""
+        """Return the path of the group's memory.oom_control, which counts processes killed by the group's own limit."""
         return str(folders[self._controllers.index("memory")] / "memory.oom_control")
 
     def trees(self, folders: Sequence[Path]) -> Path | None:
-        """Return the folder below which the processes of each workspace can be frozen, or None without a mount of version 2."""
+        """Return the group's folder in version 2, below which processes can be frozen, or None if version 2 is not mounted as well."""
         return _freezable(folders[self._controllers.index(_TREES)]) if _TREES in self._controllers else None
 
 
 class VersionTwo:
-    """Version 2, which has one hierarchy."""
+    """Version 2 of control groups, which has one hierarchy for all controllers."""
 
     name = "cgroup v2"
     apart = ""
@@ -155,9 +155,10 @@ class VersionTwo:
 
     @classmethod
     def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
-        """Return version 2 with the nearest group, from this process's own upwards, that can be the parent of limited groups.
+        """Find a group below which groups with limits can be made. Return version 2 with that group, or None if there is none.
 
-        That is a group that this process may write to and that enables the controllers for its children. Return None if there is none.
+        It is the nearest group, from this process's own upwards, that this process may write to and that enables the controllers for its
+        children.
         """
         # A group with processes of its own cannot have limited children ("no internal processes" in cgroups(7)). So this process's own
         # group is usually of no use.
@@ -184,7 +185,7 @@ class VersionTwo:
         _write(folder / "cgroup.subtree_control", f"+memory +pids{cpu}")
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
-        """Return whether the group above makes the cpu controller available."""
+        """Return whether a group can limit processor time, because the group above it makes the cpu controller available."""
         return (folders[0] / "cpu.max").exists()
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
@@ -203,15 +204,15 @@ class VersionTwo:
             _write(folder / "cpu.weight", max(1, int(limits.weight * 100)))
 
     def used(self, folders: Sequence[Path]) -> int:
-        """Return the bytes that a group's processes and files have now, or 0 if the group is gone."""
+        """Return the bytes that a group's processes and files have now (memory.current), or 0 if the group is gone."""
         return int(_read(folders[0] / "memory.current") or 0)
 
     def events(self, folders: Sequence[Path]) -> str:
-        """Return the path of the file that counts processes killed by the group's own limit."""
+        """Return the path of the group's memory.events, which counts processes killed by the group's own limit."""
         return str(folders[0] / "memory.events")
 
     def trees(self, folders: Sequence[Path]) -> Path | None:
-        """Return the folder below which the processes of each workspace can be frozen, or None if the kernel is older than 5.2."""
+        """Return the group's folder, below which processes can be frozen, or None if the kernel is older than 5.2."""
         return _freezable(folders[0])
 
 
