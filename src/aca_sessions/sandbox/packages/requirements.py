@@ -25,7 +25,7 @@ class PackageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One distribution as it was resolved. The hash is empty if its index gave none."""
+    """One distribution that the resolver chose. The hash is empty if the index gave none."""
 
     name: str
     version: str
@@ -53,7 +53,7 @@ def canonical(requirement: Requirement) -> str:
 
 
 def is_pinned(requirement: Requirement) -> bool:
-    """Return whether a requirement names one version."""
+    """Return whether a requirement names one exact version."""
     return any(one.operator == "==" and not one.version.endswith("*") for one in requirement.specifier)
 
 

@@ -227,7 +227,7 @@ class Resolver:
             raise explained(without_secrets(output, variables.values()))
 
     async def _variables(self) -> dict[str, str]:
-        """Return pip's settings as environment variables."""
+        """Return the environment variables for pip: its settings, and the host's HOME, proxies and certificates."""
         configured = await _configuration()
         chosen = {name: value for name, value in configured.items() if name in _REACH}
         if self.source.index_url is None and self.source.wheels is None:
@@ -244,7 +244,7 @@ class Resolver:
 
 
 def _places(folder: Path) -> dict[str, str]:
-    """Return variables that keep all that pip reads or writes by itself inside the folder."""
+    """Return environment variables that make pip keep its cache and temporary files in the folder, and read no configuration file."""
     return {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": os.devnull, "PIP_CACHE_DIR": str(folder / "http"), "TMPDIR": str(folder)}
 
 
@@ -260,7 +260,7 @@ def _runner() -> str:
 
 
 async def _configuration() -> dict[str, str]:
-    """Return the host's own settings of pip. If several set the same, the later one counts."""
+    """Return the settings of pip that this host's configuration has, by their names. If one is set twice, the later value counts."""
     status, output = await _ran((sys.executable, "-I", "-m", "pip", "config", "list"), dict(os.environ), Path("/"), lambda _line: None)
     settings = {}
     for line in output.splitlines() if status == 0 else ():

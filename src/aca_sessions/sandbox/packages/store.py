@@ -189,7 +189,7 @@ class SessionPackages:
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Hold the sets of another session too. For a new branch, which has the packages of the session that it comes from."""
+        """Add the sets of another session, and hold them too. A new branch calls this with the session that it comes from."""
         for one in other._sets:
             if (held := self._packages.cache.hold(one.name)) is not None:
                 self._sets.append(held)  # one by one: if a later one fails, `close` releases those before it
@@ -207,9 +207,9 @@ class SessionPackages:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Await `work`, which changes the packages, when no other change is being made. Return an error of it as a failed result.
+        """Await `work`, which changes the packages, when no other change is being made.
 
-        Only PackageError and OSError are returned so.
+        Return a PackageError or OSError of it as a failed result.
         """
         started = time.perf_counter()
         try:
@@ -273,7 +273,7 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
-        """Return the sets that the session would have without some packages. Sets that change are held anew."""
+        """Return the sets that the session would have without some packages. Sets that differ are made and held."""
         kept: list[HeldSet] = []
         with ExitStack() as on_failure:
             for held in self._sets:
