@@ -72,7 +72,7 @@ def limiter() -> CapacityLimiter:
 
 
 class _Key(NamedTuple):
-    """What sessions of a policy have in common with their fork server. Policies with equal keys share one fork server."""
+    """What all sessions of one fork server have in common. Policies with equal keys share one fork server."""
 
     process: int
     python: str
@@ -107,8 +107,8 @@ class Numbers:
     def take(self, user: int | None = None) -> tuple[int, int]:
         """Return a number for a new workspace, and the number of its user: `user`, or a free one. Raise IsolationError if none is free.
 
-        The first workspace of a new user has the same number as the user. A session without namespaces has one workspace, and is known by
-        that number.
+        The first workspace of a new user has the same number as the user. A session without namespaces has only that workspace, and its
+        number stands for the session.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -117,14 +117,17 @@ class Numbers:
             return number, user
 
     def give_back(self, user: int) -> None:
-        """Give back one workspace of a user. The user is free once it has none."""
+        """Record that a workspace of a user is gone. After the last one, the user's number is free."""
         with self._lock:
             self._trees[user] -= 1
             if not self._trees[user]:
                 del self._trees[user]
 
     def _free(self) -> int:
-        """Return the next free user after the latest, so that one that was just in use comes last."""
+        """Return the next free number after the latest, so that a number that was just in use comes last.
+
+        Raise IsolationError if none is free.
+        """
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -400,7 +403,10 @@ class ForkServer:
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive one answer, and return its descriptors. Raise if it refuses the request."""
+        """Receive one answer, and return its descriptors. If the zygote refused the request, raise the error for that.
+
+        Raise GuestDiedError, and kill the zygote, if there is no valid answer.
+        """
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)

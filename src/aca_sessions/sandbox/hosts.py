@@ -26,7 +26,7 @@ class Host:
 
     @property
     def row(self) -> str:
-        """Return the page and anchor of the row."""
+        """Return the address of the row: the page and the anchor."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -223,7 +223,7 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
-    """Return the hosts whose kernel setting forbids namespaces here."""
+    """Return the rows of the kernel settings that forbid namespaces on this machine."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 
@@ -235,7 +235,7 @@ def _contained() -> list[Host]:
 
 
 def _engine() -> list[Host]:
-    """Return the container engine in which this process runs, in a list that is empty if none is detected."""
+    """Return the row of the container engine in which this process runs, in a list that is empty if none is detected."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return [KUBERNETES]
     return [host for path, host in _ENGINES.items() if os.path.exists(path)][:1]

@@ -130,7 +130,7 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of all processes below it that lose their own."""
+    """Make this process the parent of all descendants whose own parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -229,7 +229,7 @@ def set_filesystem_ids(uid: int, gid: int) -> None:
 
 
 def set_line_buffered() -> None:
-    """Make C's stdout line-buffered, so that C, Python and child processes write in true order."""
+    """Make C's stdout line-buffered, so that output of C, Python and child processes keeps the order in which it was written."""
     _libc.setvbuf(ctypes.c_void_p.in_dll(_libc, "stdout"), None, 1, ctypes.c_size_t(0))
 
 

@@ -336,7 +336,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Return the value, with each long text in it replaced by its index in `texts`, to which the text is added."""
+    """Return the value with each long text in it replaced by its index in `texts`. Append these texts to `texts`."""
     if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}

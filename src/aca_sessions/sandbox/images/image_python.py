@@ -102,7 +102,7 @@ def _is_package(name: object, version: object) -> bool:
 
 
 def _readable(requirements: object) -> list[str]:
-    """Return the requirements that are valid, name no URL, and belong to no extra."""
+    """Return the requirements that are valid, have no URL, and do not belong to an extra."""
     # Requirements of an extra hold only for those who asked for the extra, and their markers cannot be evaluated without its name.
     readable = []
     for text in cast(list[object], requirements):

@@ -1,4 +1,4 @@
-"""The unpacking of a root file system's tar. Nothing lands outside its folder, is a device, or gives anybody the rights of another user."""
+"""The unpacking of a root file system's tar. No entry lands outside the folder, is a device, or runs with another user's rights."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
-        """Read the next member."""
+        """Read the next member. Raise UnpackingError if its headers are too large."""
         stream = tarfile.fileobj
         tarfile.fileobj = _Headers(stream)
         try:
