@@ -404,7 +404,7 @@ class _Restoration:
             remove(self._target, path)
 
     def _fits(self) -> bool:
-        """Return whether the wanted files fit into the workspace's limits in place of those that are there."""
+        """Return whether the workspace has space for the wanted files once its other files are removed."""
         space = os.fstatvfs(self._target)
         blocks = _blocks(self._wanted) - _blocks(self._found)
         # A tmpfs counts every name as an inode.

@@ -1,6 +1,7 @@
-"""What the interpreters of a session and its branches share: a first process, counted memory, and one shown workspace at a time.
+"""What the interpreters of a session and its branches share: a first process, counted memory, and turns at /mnt/data.
 
-The first process is the init of the session's pid namespace, and reports deaths. The workspace that is shown is mounted at /mnt/data.
+The first process is the init of the session's pid namespace, and reports deaths. One workspace at a time is shown: it is mounted at
+/mnt/data, and only its processes run.
 """
 
 import asyncio
@@ -61,7 +62,7 @@ class Home:
 
         Args:
             spawned: Its descriptors. This object closes all of them except the link, which stays the caller's.
-            tree: The number of the workspace that is shown first.
+            tree: The number of the workspace that is mounted at /mnt/data first.
             memory: Counts the memory of all processes.
             show: Mounts a workspace at /mnt/data, given the pidfd of the first process and the workspace's number.
         """
@@ -159,7 +160,7 @@ class Home:
             raise OSError(number, os.strerror(number))
 
     def take_in(self, number: int, member: "Member") -> None:
-        """Add an interpreter, by its pid in the session. If its workspace is not shown, stop the interpreter until it is."""
+        """Add an interpreter, by its pid in the session. If another workspace is at /mnt/data, stop it until its own is mounted there."""
         self._members[number] = member
         self._trees.setdefault(member.tree)
         if self._processes is not None:
@@ -178,7 +179,10 @@ class Home:
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Wait for the turn to run a cell, and hold it for the block: `tree` is shown, and no process of another workspace runs."""
+        """Wait for the turn to run a cell, and hold it for the block.
+
+        During the block, workspace `tree` is mounted at /mnt/data, and no process of another workspace runs.
+        """
         async with self._turn:
             if self._resting is not None:
                 self._stop_resting()
@@ -193,9 +197,9 @@ class Home:
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
-        """Wait for the turn, and hold it for the block, in which no process of the session and its branches runs.
+        """Wait for the turn, and hold it for the block. During the block no process of the session and its branches runs.
 
-        After the block, the processes of `tree` that are left continue.
+        After the block, workspace `tree` is mounted at /mnt/data, and those of its processes that are left continue.
         """
         async with self._turn:
             self._stop_resting()
@@ -272,7 +276,7 @@ class Home:
             await self._switch(tree)
 
     async def _switch(self, tree: int) -> None:
-        """Show a workspace, and let only its processes run. Do nothing if it is shown already."""
+        """Mount a workspace at /mnt/data, and let only its processes run. Do nothing if that is so already."""
         # Checked here, with `_moving` held: another task may have shown it since the caller decided.
         if self._processes is not None and self._processes.shown != tree:
             await self._move(partial(self._processes.switch, tree, lambda: self._show(self.init, tree)))
@@ -315,7 +319,7 @@ class Home:
     async def _end_tree(self, tree: int) -> None:
         """Kill the processes of a workspace, except its interpreters. If no interpreter is left in it, forget the workspace.
 
-        If a forgotten workspace was shown, show the oldest one instead, so that the processes of that one continue.
+        If a forgotten workspace was at /mnt/data, mount the oldest one in its place, so that the processes of that one continue.
         """
         await self._end(tree)
         async with self._moving:
@@ -340,9 +344,9 @@ class Home:
             self._resting = None
 
     async def _rest(self) -> None:
-        """Show the oldest workspace between cells, so that its processes continue.
+        """Mount the oldest workspace at /mnt/data between cells, so that its processes continue.
 
-        Do nothing while a cell runs, or if the workspace that is shown has more than idle interpreters.
+        Do nothing while a cell runs, or if the workspace that is mounted now has more than idle interpreters.
         """
         async with self._moving:
             processes = self._processes

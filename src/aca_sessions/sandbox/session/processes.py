@@ -62,7 +62,7 @@ class Processes:
     """The processes of one pid namespace, to stop, continue and end. No two of `switch`, `halt`, `end` and `close` may run at once."""
 
     def __init__(self, proc: int, tree: int) -> None:
-        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the number of the workspace that is shown now."""
+        """Take over `proc`, a descriptor of the namespace's own /proc. `tree` is the number of the workspace at /mnt/data."""
         self.shown: int | None = tree
         self._mounted: int | None = tree
         self._latest = tree
@@ -71,9 +71,9 @@ class Processes:
         self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not shown: whether to continue each process
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter, so that it is not taken for a process of a cell. If its workspace is not shown, stop it until it is.
+        """Register an interpreter, so that it is not taken for a process of a cell. Stop it, unless its workspace is at /mnt/data now.
 
-        Do nothing if the interpreter has ended already.
+        It continues when its workspace is mounted there. Do nothing if the interpreter has ended already.
 
         Args:
             number: Its pid in the session.
@@ -100,14 +100,14 @@ class Processes:
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Stop all processes, show a workspace, and continue its processes. Return those that were killed because they did not stop.
+        """Stop all processes, mount a workspace at /mnt/data, and continue the processes of that workspace.
 
-        If `show` fails, no workspace is shown, and all processes stay stopped until the next switch. Raise TimeoutError if a process runs
-        even after the kill, because it must not see the other workspace.
+        Return the processes that were killed because they did not stop. Raise TimeoutError if one runs even after that, because it must not
+        see the other workspace. If `show` fails, all processes stay stopped until the next switch.
 
         Args:
             tree: The number of the workspace.
-            show: Mounts it at /mnt/data. It is not called if the workspace is still mounted there.
+            show: Mounts the workspace. It is not called if the workspace is still mounted.
         """
         ended = self.halt()
         if self._mounted != tree:
@@ -119,9 +119,9 @@ class Processes:
         return ended
 
     def halt(self) -> tuple[RunningProcess, ...]:
-        """Stop all processes, and show no workspace, until the next switch. Return those that were killed because they did not stop.
+        """Stop all processes until the next `switch`. Return those that were killed because they did not stop.
 
-        Raise TimeoutError if a process runs even after the kill.
+        Raise TimeoutError if a process runs even after that.
         """
         stopped, calm = self._stop()
         ended: tuple[RunningProcess, ...] = ()
@@ -147,7 +147,7 @@ class Processes:
             self._continue(stopped)
 
     def has_work(self) -> bool:
-        """Return whether the shown workspace has a process besides its interpreters, or an interpreter with more than one thread."""
+        """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
         others, members = self._of_others(self.shown), {*self._members.values()}
         mine = [one for one in self._look_at_all()[0] if one.states and one.identity not in others]
         return any(one.threads > 1 or one.identity not in members for one in mine)
@@ -157,10 +157,11 @@ class Processes:
         os.close(self._proc)
 
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
-        """Stop all processes. Return those of the shown workspace, with True if this call stopped one, and whether all are stopped now.
+        """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
-        While the list is read, a process may start another one, or be continued by one that still runs. So the list is read until nothing
-        has changed twice in a row. Processes of other workspaces are read too, because code in the session may have continued one.
+        Each is returned with True if this call stopped it, and False if it was stopped before. While the list of processes is read, a
+        process may start another one, or be continued by one that still runs. So the list is read until nothing has changed twice in a row.
+        Processes of other workspaces are read too, because code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[Identity, bool] = {}
@@ -191,7 +192,7 @@ class Processes:
         return found, False
 
     def _kill_shown(self) -> Ended:
-        """Kill the processes of the shown workspace, except interpreters."""
+        """Kill the processes of the workspace at /mnt/data, except interpreters."""
         spared = {*self._of_others(self.shown), *self._members.values()}
         return self._kill(lambda one: one not in spared, {one.number for one in spared})
 

@@ -1,8 +1,8 @@
 """The processes of a session and its branches, on hosts with control groups: one group for each workspace (`tree` in the code).
 
-A group is frozen while another workspace is shown. A frozen process runs no instruction, whatever its code does, and a process is in the
-group of the one that started it. So nothing has to be found by looking again and again, as in `processes.py` for hosts without groups. All
-calls block: use a worker thread.
+One workspace at a time is shown: it is mounted at /mnt/data. The groups of the others are frozen. A frozen process runs no instruction,
+whatever its code does, and a process is in the group of the one that started it. So processes need not be searched in /proc again and
+again, as in `processes.py` for hosts without groups. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class TreeGroups:
         Args:
             group: The folder of the control group.
             init: A pidfd of the first process.
-            tree: The number of the workspace that is shown.
+            tree: The number of the workspace at /mnt/data.
         """
         self.shown: int | None = tree
         self._mounted: int | None = tree
@@ -48,7 +48,9 @@ class TreeGroups:
         self._divided = False  # whether each workspace has a group of its own
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter, so that it is not taken for a process of a cell. If its workspace is not shown, stop it until it is.
+        """Register an interpreter, so that it is not taken for a process of a cell. Stop it, unless its workspace is at /mnt/data now.
+
+        It continues when its workspace is mounted there.
 
         Args:
             number: Its pid in the session.
@@ -79,14 +81,14 @@ class TreeGroups:
         return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Freeze all processes, show a workspace, and thaw its processes. Return those that were killed because they did not freeze.
+        """Freeze all processes, mount a workspace at /mnt/data, and thaw the processes of that workspace.
 
-        If `show` fails, no workspace is shown, and all processes stay frozen until the next switch. Raise TimeoutError if a process runs
-        even after the kill, because it must not see the other workspace.
+        Return the processes that were killed because they did not freeze. Raise TimeoutError if one runs even after that, because it must
+        not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
 
         Args:
             tree: The number of the workspace.
-            show: Mounts it at /mnt/data. It is not called if the workspace is still mounted there.
+            show: Mounts the workspace. It is not called if the workspace is still mounted.
         """
         ended = self.halt()
         self._place_stopped()
@@ -100,9 +102,9 @@ class TreeGroups:
         return ended
 
     def halt(self) -> tuple[RunningProcess, ...]:
-        """Freeze all processes but the first, and show no workspace, until the next switch. Return those that were killed.
+        """Freeze all processes except the first, until the next `switch`. Return those that were killed because they did not freeze.
 
-        A process is killed if it does not freeze. Raise TimeoutError if a process runs even after that.
+        Raise TimeoutError if a process runs even after that.
         """
         group = self._group_of(self.shown) if self.shown is not None else None
         if group == self._group:  # the first process must run on: it allocates memory for files that are put back meanwhile
@@ -129,7 +131,7 @@ class TreeGroups:
             _write(group / "cgroup.freeze", "0")
 
     def has_work(self) -> bool:
-        """Return whether the shown workspace has a process besides its interpreters, or an interpreter with more than one thread."""
+        """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
         group = self._group_of(self.shown) if self.shown is not None else None
         interpreters, init = self._interpreters(), self._init_pid()
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
@@ -213,7 +215,7 @@ def _pids(group: Path) -> list[int]:
 
 
 def _processes_in(group: Path) -> Iterator[tuple[int, RunningProcess]]:
-    """Yield each process of a group: its pid on this host, and its pid in the session with its name."""
+    """Yield the processes of a group, each as its pid on this host and a `RunningProcess`, which has its pid in the session."""
     for pid in _pids(group):
         with contextlib.suppress(OSError, KeyError):
             status = _status(pid)
