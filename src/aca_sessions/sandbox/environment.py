@@ -67,7 +67,7 @@ class Survey:
 
 
 def survey(python: str) -> Survey:
-    """Return the version and packages of an interpreter. Raise ConfigurationError if it does not run."""
+    """Run an interpreter to ask for its version and packages. Raise ConfigurationError if the interpreter does not run."""
     version, packages, folders = _run(python, _LIST)
     return Survey(version, [(name, number) for name, number in packages], folders)
 

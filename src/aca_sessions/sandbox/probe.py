@@ -201,7 +201,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return a finding that tells how processes of a branch are kept from running while the files of another branch are shown."""
+    """Return a finding that tells how the processes of branches are stopped while a cell of another branch runs."""
     return Finding(
         "processes of branches",
         True,

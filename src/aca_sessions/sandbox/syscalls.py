@@ -30,7 +30,7 @@ ARCHITECTURES = ("x86_64", "aarch64")
 
 
 class Namespace(IntFlag):
-    """CLONE_NEW* of unshare(2) and setns(2)."""
+    """The flags CLONE_NEW* of unshare(2) and setns(2)."""
 
     MOUNT = 0x0002_0000
     CGROUP = 0x0200_0000
@@ -42,7 +42,7 @@ class Namespace(IntFlag):
 
 
 class Mount(IntFlag):
-    """MS_* of mount(2)."""
+    """The flags MS_* of mount(2)."""
 
     READ_ONLY = 1
     NO_SUID = 2
@@ -55,7 +55,7 @@ class Mount(IntFlag):
 
 
 class Resolve(IntFlag):
-    """RESOLVE_* of openat2(2)."""
+    """The rules RESOLVE_* of openat2(2)."""
 
     NO_OTHER_MOUNT = 1
     NO_MAGIC_LINKS = 2

@@ -100,7 +100,7 @@ def progress(line: str) -> str | None:
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:
-    """Return the text with each address replaced, and with the secret parts of addresses in the settings replaced elsewhere too."""
+    """Return a text without addresses. Secret parts of addresses in the settings are replaced by **** wherever they occur."""
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
     return _ADDRESS.sub("[address]", text)
