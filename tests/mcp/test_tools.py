@@ -99,12 +99,12 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("install_dependencies", {"packages": []}, "packages: Value should have at least 1 item"),
     ("install_dependencies", {"packages": ["--index-url=http://evil"]}, "without options"),
     ("install_dependencies", {"packages": [1]}, "packages.0: Input should be a valid string"),
-    ("save_script", {"name": "../x", "content": "1"}, "or name a folder"),
-    ("save_script", {"name": ".hidden", "content": "1"}, "or name a folder"),
-    ("run_script", {"path": "../../etc/passwd"}, "must stay in it"),
-    ("run_script", {"path": "nothing"}, "there is no such script"),
+    ("save_script", {"name": "../x", "content": "1"}, "name no folder"),
+    ("save_script", {"name": ".hidden", "content": "1"}, "name no folder"),
+    ("run_script", {"path": "../../etc/passwd"}, "and stay in it"),
+    ("run_script", {"path": "nothing"}, "there is no script nothing"),
     ("check_kernel_responsiveness", {"timeout": 0}, "timeout: Input should be greater than 0"),
-    ("no_such_tool", {}, "there is no tool of that name"),
+    ("no_such_tool", {}, "there is no tool 'no_such_tool'"),
 ]
 
 
@@ -133,7 +133,7 @@ async def test_scripts_are_saved_and_run_with_arguments(connected: Connected) ->
         for path in ("report", "report.py", "scripts/report", "scripts/report.py", "/mnt/data/scripts/report.py"):
             ran = await ask(client, "run_script", path=path, args=["a b", "$HOME; ls"])
             assert (ran["returncode"], ran["stdout"].strip(), ran["success"]) == (3, "['a b', '$HOME; ls']", False)
-        assert "must stay in it" in await refused(client, "run_script", path="/etc/passwd")
+        assert "and stay in it" in await refused(client, "run_script", path="/etc/passwd")
         assert (await ask(client, "run_script", path="report", args='["x"]'))["stdout"].strip() == "['x']"
 
 

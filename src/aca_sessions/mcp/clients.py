@@ -94,7 +94,9 @@ class Client:
             self.active = DEFAULT  # the active session was shared by another client, which has ended it
         named = sessions.get(self.active if name is None else name)
         if named is None:
-            raise InvalidArgumentError("there is no session of that name: create it with create_session, or see list_sessions")
+            raise InvalidArgumentError(
+                "you have no session of that name: use one that list_sessions shows, or create it with create_session"
+            )
         return named
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
@@ -113,9 +115,13 @@ class Client:
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
-            raise InvalidArgumentError("session_id must be 1 to 64 letters, digits, '_', '-' and '.', and must not begin with '-' or '.'")
+            raise InvalidArgumentError(
+                "session_id must be 1 to 64 letters, digits, '_', '-' and '.', and must not begin with '-' or '.': choose such a name"
+            )
         if name in self.sessions():
-            raise InvalidArgumentError("a session of that name exists: choose another name, or use it with switch_session")
+            raise InvalidArgumentError(
+                "session_id must be a new name, got that of another session: choose another, or use that session with switch_session"
+            )
         self._made_to_share = [one for one in self._made_to_share if self.server.shared.get(one.name) is one]
         if len(self._own) + len(self._made_to_share) >= self.options.sessions_per_client:
             raise InvalidArgumentError(
@@ -171,7 +177,7 @@ class Client:
         Raise InvalidArgumentError for `default`, and if there is no such session.
         """
         if name == DEFAULT:
-            raise InvalidArgumentError("the session 'default' cannot be deleted: restart it to clear its variables")
+            raise InvalidArgumentError("the session 'default' cannot be deleted: clear its variables with restart_kernel")
         named = self.find(name)
         was_active = self.find(None) is named
         self._own.pop(name, None) if self._own.get(name) is named else self.server.shared.pop(name, None)

@@ -140,7 +140,8 @@ async def save_script(call: Call, name: ScriptName, content: Source, session_id:
     """Save Python source as scripts/NAME.py in a session, for run_script or to import it."""
     if not _SCRIPT_NAME.fullmatch(name):
         raise InvalidArgumentError(
-            "a script's name must be letters, digits, '_', '-' and '.', and must not begin with '-' or '.' or name a folder"
+            f"name must be up to 100 letters, digits, '_', '-' and '.', begin with a letter, digit or '_', and name no folder, got "
+            f"{name!r:.110}: choose one such as 'report.py'"
         )
     named = call.client.find(session_id)
     path = f"{SCRIPTS}/{name.removesuffix('.py')}.py"
@@ -195,7 +196,9 @@ async def _find(session: Session, path: str) -> str:
             continue
         if wanted in names:
             return f"{place}/{wanted}" if place else f"./{wanted}"  # with a folder in front, Python cannot take it for an option
-    raise InvalidArgumentError("there is no such script: save it with save_script, or write the file below /mnt/data first")
+    raise InvalidArgumentError(
+        f"there is no script {shown_name(path)} in scripts/ or below /mnt/data: save it with save_script, or write the file first"
+    )
 
 
 async def run_cell(

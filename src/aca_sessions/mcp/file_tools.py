@@ -176,7 +176,7 @@ def _decoded(content: str) -> bytes:
         return base64.b64decode(content, validate=True)
     except binascii.Error as error:
         raise InvalidArgumentError(
-            "with binary_base64 the content must be base64: encode it, or send text without binary_base64"
+            "content must be base64 because binary_base64 is true: encode it, or send text without binary_base64"
         ) from error
 
 

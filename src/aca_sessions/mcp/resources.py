@@ -11,6 +11,7 @@ from pydantic import AnyUrl
 
 from ..client.arguments import checked_path
 from ..errors import ACASessionsError, InvalidArgumentError
+from ..guest_text import shown_name
 from ..models import Display
 from .clients import Client
 from .named_session import NamedSession
@@ -26,7 +27,7 @@ def checked(path: str) -> str:
     """
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
-        raise InvalidArgumentError("a path must be relative to /mnt/data, such as 'folder/data.csv', and must stay in it")
+        raise InvalidArgumentError(f"a path must be relative to /mnt/data and stay in it, such as 'folder/data.csv', got {path!r:.80}")
     checked_path(inside)
     return inside
 
@@ -101,7 +102,11 @@ async def _content(client: Client, uri: str) -> tuple[str, str | bytes]:
         display = named.displays[int(rest)]
         best = _best(display)
         return best, _text_of(display.data[best])
-    raise InvalidArgumentError("there is no such resource: expected session://NAME/files/PATH, or a display from the list of resources")
+    # Without the session's name, which other messages do not repeat either.
+    raise InvalidArgumentError(
+        f"there is no resource {parts.path!r:.200} of this session: expected session://NAME/files/PATH or session://NAME/displays/NUMBER, "
+        "see the list of resources"
+    )
 
 
 async def _file(client: Client, named: NamedSession, path: str) -> tuple[str, str | bytes]:
@@ -109,8 +114,8 @@ async def _file(client: Client, named: NamedSession, path: str) -> tuple[str, st
         folder, _, name = path.rpartition("/")
         sizes = [file.size for file in await session.list_files(folder) if file.name == name and not file.is_directory]
         if not sizes or sizes[0] > _LARGEST:
-            problem = f"is larger than {_LARGEST} bytes: read parts of it with read_file" if sizes else "does not exist"
-            raise InvalidArgumentError(f"the file {problem}")
+            problem = f"is larger than {_LARGEST} bytes: read parts of it with read_file" if sizes else "does not exist: see list_files"
+            raise InvalidArgumentError(f"the file {shown_name(path)} {problem}")
         data = await session.download_file(path)
     kind = _kind(name)
     try:

@@ -88,7 +88,7 @@ class SessionServer(Server[Client, Any]):
     async def _call(self, request: types.CallToolRequest) -> types.CallToolResult:
         tool = self._tools.get(request.params.name)
         if tool is None:
-            return failure(f"there is no tool of that name: the tools are {', '.join(self._tools)}")
+            return failure(f"there is no tool {request.params.name!r:.80}: the tools are {', '.join(self._tools)}")
         context = self.request_context
         return await tool(Call(context.lifespan_context, context), request.params.arguments or {})
 
@@ -199,7 +199,9 @@ class _Connections:
         if scope["path"] != PATH:
             await PlainTextResponse(f"not found: the MCP endpoint is {PATH}", 404)(scope, receive, send)
         elif self._stopping.is_set():
-            await PlainTextResponse("the server is shutting down", 503)(scope, receive, send)
+            await PlainTextResponse("the server is shutting down: connect again once it is back, or to another one", 503)(
+                scope, receive, send
+            )
         else:
             await self._manager.handle_request(scope, receive, send)
 

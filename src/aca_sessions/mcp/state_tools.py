@@ -135,7 +135,8 @@ async def restart_kernel(call: Call, preserve_state: bool = False, session_id: S
             undone = await session.run("raise Exception", transactional=True)
             if undone.state.variables != "rolled_back":
                 session.take_back(undone)  # the user's next cell reports a loss again
-                raise SnapshotError(f"the session was not restarted, because its variables cannot be preserved: {undone.state}")
+                why = f"the session was not restarted, because its variables cannot be preserved: {undone.state}"
+                raise SnapshotError(f"{why}. To restart it without them, leave preserve_state out")
         else:
             await session.reset()
         kept = [one.name for one in await session.variables()] if preserve_state else []
