@@ -160,7 +160,7 @@ class InteractiveSandboxSession:
             ValueError: `kernel_type` is unknown.
         """
         if str(lang).lower() != "python":
-            raise NotSupportedError(f"lang must be python, got {lang}: leave it out")
+            raise NotSupportedError(f"lang must be 'python', got {str(lang)!r:.80}: leave it out")
         given: dict[str, Any] = {**options}
         self.settings = replace(interactive_settings or InteractiveSettings(), **_settings_among(given))
         self._libraries = _list(given.pop("libraries", None))
@@ -280,9 +280,11 @@ def _settings_among(options: dict[str, Any]) -> dict[str, Any]:
 def _refuse_unknown(options: dict[str, Any]) -> None:
     unknown = sorted(options.keys() - _OfContainers.__annotations__.keys())
     if unknown:
-        raise TypeError(f"unexpected arguments: {', '.join(unknown)}")
+        raise TypeError(f"the session has no arguments {', '.join(unknown)[:200]}: leave them out, or correct their names")
     if options:
-        warnings.warn(f"{', '.join(sorted(options))}: sessions run without containers, so this has no effect", stacklevel=4)
+        warnings.warn(
+            f"{', '.join(sorted(options))}: this has no effect, because sessions run without containers: leave it out", stacklevel=4
+        )
 
 
 def _policy(settings: InteractiveSettings) -> Policy:
@@ -294,7 +296,7 @@ def _policy(settings: InteractiveSettings) -> Policy:
 def _bytes(size: str | int) -> int:
     parts = _SIZE.fullmatch(str(size).strip())
     if parts is None:
-        raise InvalidArgumentError(f"max_memory must be a size such as '512MB' or '2GB', got {size!r}")
+        raise InvalidArgumentError(f"max_memory must be a size such as '512MB' or '2GB', got {size!r:.80}")
     return int(float(parts[1]) * 1024 ** _POWERS[parts[2].upper()])
 
 
@@ -314,7 +316,7 @@ def _below_data(path: str) -> str:
         if path.startswith(f"{folder}/"):
             return path.removeprefix(f"{folder}/")
     if path.startswith("/"):
-        raise InvalidArgumentError(f"a path in the session must be below {_WORKDIR} or {_DATA}, got {path!r}")
+        raise InvalidArgumentError(f"a path in the session must be below {_WORKDIR} or {_DATA}, got {path!r:.80}")
     return path
 
 
