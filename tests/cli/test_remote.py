@@ -52,17 +52,17 @@ def test_a_local_file_is_replaced_only_with_force(files: Files, tmp_path: Path) 
     ("arguments", "said"),
     mostly_long(
         [
-            (["get", "none.txt"], "the session has no none.txt"),
-            (["get", "none.txt", "-"], "the session has no none.txt"),
+            (["get", "none.txt"], "the session has no file or folder none.txt"),
+            (["get", "none.txt", "-"], "the session has no file or folder none.txt"),
             (["get", "none.txt", "/dev/null", "--force"], "is not a file"),
             (["get", "none.txt", "/nonexistent/a"], "cannot be written"),
-            (["rm", "none.txt"], "the session has no none.txt"),
-            (["ls", "none"], "the session has no none"),
+            (["rm", "none.txt"], "the session has no file or folder none.txt"),
+            (["ls", "none"], "the session has no file or folder none"),
             (["put", "none.txt"], "none.txt is not a file on this machine"),
             (["put", "-"], "standard input has no name"),
             (["get", 'a"b'], "a file name holds no"),
         ],
-        (["get", "none.txt"], "the session has no none.txt"),
+        (["get", "none.txt"], "the session has no file or folder none.txt"),
         (["put", "none.txt"], "none.txt is not a file on this machine"),
     ),
 )
@@ -85,7 +85,7 @@ def test_sessions_are_listed_and_ended(environment: dict[str, str]) -> None:
     assert aca_sessions("sessions", "rm", "the-secret", env=environment).returncode == 0
     assert aca_sessions("sessions", "ls", env=environment).stdout == ""
     again = aca_sessions("sessions", "rm", "the-secret", env=environment)
-    assert (again.returncode, "argument 1 names no session" in again.stderr, "the-secret" in again.stderr) == (2, True, False)
+    assert (again.returncode, "argument 1 must be the name of a session" in again.stderr, "the-secret" in again.stderr) == (2, True, False)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ def certificate(folder: Path, host: str) -> tuple[Path, Path]:
         if not (cert.exists() and key.exists() and _is_usable(cert, host)):
             _make(cert, key, {*_NAMES, host})
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written") from error
+        raise ConfigurationError(
+            f"--tls-dir {folder} cannot be used ({error}): name a folder that can be written and has no broken cert.pem"
+        ) from error
     return cert, key
 
 

@@ -181,7 +181,10 @@ class Connections(ServerState):
             return False
         if time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
-            _logger.warning("more than %d connections are open: closing those that have waited longest for a request", self.most)
+            _logger.warning(
+                "more than %d connections are open: closing those that have waited longest for a request. Raise `ulimit -n` to allow more",
+                self.most,
+            )
         return True
 
     def close_unread(self) -> None:

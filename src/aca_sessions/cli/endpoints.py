@@ -57,7 +57,9 @@ async def _reach(interpreter: CodeInterpreter, session: str) -> str:
 async def _run_cell(interpreter: CodeInterpreter, session: str) -> str:
     result = await interpreter.execute(session, "6 * 7")
     if result.value != 42:
-        raise ACASessionsError(f"expected 42 for 6 * 7, got {result.text!r}: is this a pool of Python code interpreters?")
+        raise ACASessionsError(
+            f"expected 42 for 6 * 7, got {result.text!r:.80}: check that the Endpoint is a pool of Python code interpreters"
+        )
     return f"6 * 7 is {result.value}, in {result.duration:.3f} s"
 
 
@@ -65,14 +67,16 @@ async def _keep_state(interpreter: CodeInterpreter, session: str) -> str:
     await interpreter.execute(session, "x = 20")
     result = await interpreter.execute(session, "x + 22")
     if result.value != 42:
-        raise ACASessionsError("the next cell does not have the variable: does a load balancer spread one session over several servers?")
+        raise ACASessionsError(
+            "expected the next cell to have the first one's variable: let a load balancer send all requests of a session to one server"
+        )
     return f"variables are {result.state}"
 
 
 async def _move_files(interpreter: CodeInterpreter, session: str) -> str:
     await interpreter.upload_file(session, "doctor.txt", b"hello")
     if await interpreter.download_file(session, "doctor.txt") != b"hello":
-        raise ACASessionsError("expected the uploaded content from the download, got another: does a proxy rewrite bodies?")
+        raise ACASessionsError("expected the uploaded content from the download, got another: check that no proxy rewrites bodies")
     await interpreter.delete_file(session, "doctor.txt")
     return "uploaded, downloaded, deleted"
 
@@ -212,7 +216,9 @@ async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int
     call = flat.encode_call(ExecutionCall(code=code, output_limit=limit, timeout=60))
     body = decoded(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
     if not isinstance(result := body.get("result"), dict):
-        raise ACASessionsError("the response to an execution has no result: is this a pool of Python code interpreters?")
+        raise ACASessionsError(
+            "expected a result in the response to an execution, got none: check that the Endpoint is a pool of Python code interpreters"
+        )
     return body.get("status"), result
 
 

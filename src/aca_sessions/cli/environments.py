@@ -66,5 +66,5 @@ def _print_progress(line: str) -> None:
 
 def _readable(path: Path) -> Path:
     if not path.is_file():
-        raise ConfigurationError(f"-r {path} must be a file: name a requirements.txt")
+        raise ConfigurationError(f"-r must name a file, got {path}: name a requirements.txt")
     return path.absolute()

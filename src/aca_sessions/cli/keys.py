@@ -38,7 +38,8 @@ def api_key(options: argparse.Namespace) -> str | None:
     try:
         key = file.read_text().strip()
     except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"--api-key-file {file} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}") from error
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigurationError(f"--api-key-file {file} cannot be read: {why}: name a file with the key in one line") from error
     if not key or not key.isprintable():
         raise ConfigurationError(f"--api-key-file {file} must hold a key in one line: write a key to it")
     return key

@@ -67,7 +67,7 @@ def _output_failed(error: OSError) -> int:
         return _BROKEN_PIPE  # the reader is gone
     if problem is None:
         raise error
-    write_error(f"aca-sessions: standard output cannot be written: {problem.strerror}")
+    write_error(f"aca-sessions: standard output cannot be written: {problem.strerror}: redirect it to another file")
     return _UNUSABLE
 
 
@@ -244,13 +244,13 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds <= MAX_ASYNCHRONOUS_SECONDS:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0 and up to {MAX_ASYNCHRONOUS_SECONDS:g}, got {text!r:.80}")
     return seconds
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= _MOST_SESSIONS:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_SESSIONS}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {_MOST_SESSIONS}, got {text!r:.80}")
     return int(text)
 
 

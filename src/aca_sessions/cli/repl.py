@@ -79,7 +79,7 @@ def _history(path: Path | None) -> History:
         path.touch(_FOR_THIS_USER)
         path.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"--history {path} cannot be used: {error.strerror}") from error
+        raise ConfigurationError(f"--history {path} cannot be used: {error.strerror}: name a file that you may write") from error
     return FileHistory(path)
 
 
@@ -148,7 +148,9 @@ def _time_travel(session: InteractiveSession, code: str) -> str | None:
         case ["%undo"]:
             return f"back at {_named(session.undo())}, which is removed"
         case ["%checkpoint" | "%checkpoints" | "%rollback" | "%undo" as command, *_]:
-            raise InvalidArgumentError(f"{command} must be alone on its line; only %checkpoint and %rollback accept a name, without spaces")
+            raise InvalidArgumentError(
+                f"{command} must be alone on its line: only %checkpoint and %rollback accept a name, which has no spaces"
+            )
     return None
 
 

@@ -209,4 +209,4 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigurationError(f"--file {path} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(f"--file {path} cannot be read: {error.strerror}: name a file that you may read") from error

@@ -94,7 +94,7 @@ async def put_file(options: argparse.Namespace) -> int:
         try:
             await interpreter.upload_file(options.session, name, data)
         except OSError as error:
-            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}") from error
+            raise InvalidArgumentError(f"{options.source} cannot be read: {error.strerror}: name a file that you may read") from error
     return 0
 
 
@@ -156,7 +156,9 @@ def _unknown(error: ServiceError, place: int) -> ACASessionsError:
     If the session is unknown, the message names the argument's place in the command line, because names of sessions are secrets.
     """
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
-        return InvalidArgumentError(f"argument {place} names no session of this endpoint: `aca-sessions sessions ls` lists its sessions")
+        return InvalidArgumentError(
+            f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"
+        )
     return error
 
 
@@ -177,7 +179,9 @@ async def _save_file(session: Session, name: str, target: Path) -> None:
     try:
         await session.save_file(name, target)
     except OSError as error:
-        raise InvalidArgumentError(f"{target} cannot be written: {error.strerror}") from error
+        raise InvalidArgumentError(
+            f"{target} cannot be written: {error.strerror}: choose another path, or - for standard output"
+        ) from error
 
 
 def _write_to_output(data: bytes) -> None:
@@ -190,4 +194,4 @@ def _write_to_output(data: bytes) -> None:
 
 
 def _missing_file(name: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"the session has no {shown_name(name)}: `aca-sessions files ls` lists its files")
+    return InvalidArgumentError(f"the session has no file or folder {shown_name(name)}: `aca-sessions files ls` lists its files")
