@@ -109,7 +109,9 @@ class Sandbox:
         try:
             return await self._tasks.to_its_end(self._take(name))
         except CellNotSentError as error:
-            raise SnapshotError("the session was reset, or its interpreter ended, before the checkpoint: take it again") from error
+            raise SnapshotError(
+                "cannot take the checkpoint, because the session was reset or its interpreter ended first: take it again"
+            ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
         """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the position of the ledger's entry.
@@ -268,7 +270,7 @@ class Sandbox:
         the live interpreter continues. If files were changed by then, an entry records it.
         """
         if self._closed:
-            raise SnapshotError("the session was ended meanwhile; the next call begins a new one")
+            raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
         target, live = await self._checkpoints.prepare(checkpoint), self.running
         home = live.home if live is not None else target.home
         try:
@@ -366,7 +368,7 @@ class Sandbox:
     async def _ensure_interpreter(self) -> Interpreter:
         async with self._turn:
             if self._closed:
-                raise GuestDiedError("the session was ended; the next call begins a new one")
+                raise GuestDiedError("the session was ended: call again, which starts a new one")
             if self.running is not None and not self.running.alive:
                 await self._fall_back()
             if self.running is None or not self.running.alive:

@@ -123,7 +123,7 @@ class Link:
         finally:
             self._awaited.discard(number)
         if not isinstance(answer, Answer) or not answer.given:
-            raise AnswerError(answer.text if isinstance(answer, Answer) else "the session ends")
+            raise AnswerError(answer.text if isinstance(answer, Answer) else "the session is being ended, so this question gets no answer")
         return answer.text
 
     def _next(self, wanted: Callable[[Message], bool]) -> Message | None:

@@ -39,7 +39,7 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     _collect_dead()
     ends = link.take_brought()
     try:
-        refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for it: close some files"
+        refused = _in_the_way() if len(ends) == _ENDS else "the session has no descriptor left for a fork: close some files"
         if refused:
             return _finished(request, error=refused)
         positions = _positions()  # before the fork, because the parent may move them afterwards
@@ -52,7 +52,7 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
             reseed() if request.reseed else random.setstate(drawn)  # Python reseeds `random` in every fork
             return None
     except OSError as error:
-        too_many = "it has as many processes as it may: end some, or reset it"
+        too_many = "it has as many processes as it may have: end some, or reset it"
         return _finished(request, error=f"the session cannot be forked: {too_many if error.errno == errno.EAGAIN else error.strerror}")
     finally:
         for end in ends:
@@ -120,10 +120,10 @@ def _in_the_way() -> str | None:
     # Only the calling thread exists in a fork (fork(2)): locks that other threads held would stay locked.
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.current_thread())
-        return f"threads run, which cannot be kept: {names[:200]}; end them first"
+        return f"threads are running, which a fork cannot keep: {names[:200]}. End them first"
     others = len(os.listdir("/proc/self/task")) - 1
     if others and "pyarrow" not in sys.modules:  # pyarrow starts its thread pools again in a fork
-        return f"{others} threads of a library run, which cannot be kept: reset the session, or leave that library out"
+        return f"{others} threads of a library run, which a fork cannot keep: reset the session, or do not import that library"
     return None
 
 

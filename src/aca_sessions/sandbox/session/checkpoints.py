@@ -77,9 +77,12 @@ class Checkpoints:
             return found[0]
         if id is None and name is None and latest_first:
             return latest_first[0]
-        asked = id is not None or name is not None
-        gone = "the checkpoint does not exist: it was removed, or ended to free memory; `checkpoints()` lists those that are left"
-        raise SnapshotError(gone if asked else "the session does not have a checkpoint to return to: take one first")
+        asked = name if name is not None else id
+        if asked is None:
+            raise SnapshotError("the session does not have a checkpoint to return to: take one first")
+        raise SnapshotError(
+            f"the checkpoint {asked!r:.80} does not exist: it was removed, or ended to free memory. `checkpoints()` lists the others"
+        )
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
         """Make a checkpoint of the session as it is now, and return it. Remove the oldest ones if there are too many.
@@ -122,7 +125,9 @@ class Checkpoints:
         interpreter is returned. Raise SnapshotError if the checkpoint was removed or does not answer.
         """
         if checkpoint not in self._taken:
-            raise SnapshotError("this checkpoint was removed: the session was reset or ended meanwhile")
+            raise SnapshotError(
+                f"the checkpoint {checkpoint.id!r} was removed, because the session was reset or ended meanwhile: take a new one"
+            )
         try:
             if checkpoint.hidden:
                 await checkpoint.interpreter.ping()
@@ -135,7 +140,7 @@ class Checkpoints:
                 raise
             return interpreter
         except ACASessionsError as error:
-            raise SnapshotError(f"cannot return to the checkpoint: {error}") from error
+            raise SnapshotError(f"cannot return to the checkpoint {checkpoint.id!r}, so roll back to another one: {error}") from error
 
     async def drop(self, checkpoint: SessionCheckpoint) -> None:
         """Remove a checkpoint and end its interpreter. Do nothing if the checkpoint was removed already."""

@@ -67,7 +67,7 @@ def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copi
             return _Copying(here, there, target.origins, allocate).copy_all(most, target.room())
     except OSError as error:
         raise SnapshotError(
-            f"cannot copy the session's files: {error.strerror}"
+            f"cannot copy the session's files for a checkpoint or branch: {error.strerror}"
         ) from None  # unchained: the cause would name files of the guest
 
 
@@ -87,7 +87,8 @@ class _Copying:
         size, space = sum(status.st_size for status in files), sum(status.st_blocks * BLOCK for status in files)
         if size > most:
             raise SnapshotError(
-                f"the files have {size >> 20} MB, a checkpoint keeps at most {most >> 20} MB: delete some, or raise CheckpointMegabytes"
+                f"the files have {size >> 20} MB, a checkpoint keeps at most {most >> 20} MB: delete some, or raise "
+                "ACASessions:Sandbox:Limits:CheckpointMegabytes"
             )
         if space > room:
             raise SnapshotError(
@@ -247,7 +248,9 @@ class _Restoration:
         self._each(self._settle, [path for path, status in self._wanted.items() if stat.S_ISDIR(status.st_mode)][::-1])
         self._each(self._discard, [*self._made.values()])
         if self._failures:
-            raise PartlyRestoredError(f"only a part of the files was restored: {_reason(self._failures[0])}")
+            raise PartlyRestoredError(
+                f"only a part of the files was restored: {_reason(self._failures[0])}. Check the files, or roll back again"
+            )
 
     def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
         """Call `do` with each path. Keep errors in `_failures`, and go on."""
@@ -261,7 +264,7 @@ class _Restoration:
         for path, status in walk(self._source):
             self._wanted[path] = status
             if stat.S_IFMT(status.st_mode) not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
-                raise SnapshotError("the checkpoint is damaged, and the files are unchanged: roll back to another one")
+                raise SnapshotError("the checkpoint holds a pipe, socket or device, so the files are unchanged: roll back to another one")
         top = os.fstat(self._target)
         self._undo.callback(os.utime, self._target, ns=(top.st_atime_ns, top.st_mtime_ns))
         for path, status in walk(self._target, lambda folder: not self._wants_folder(folder)):
@@ -457,7 +460,7 @@ class _Restoration:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "they need more space, or more files, than the session's limits allow"
+        return "they need more space, or more files, than the session's limits allow, so delete some that are there now"
     return str(error.strerror if isinstance(error, OSError) else error).removeprefix("openat2: ")
 
 

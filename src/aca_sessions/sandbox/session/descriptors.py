@@ -79,7 +79,7 @@ def host_pid(pidfd: int) -> int:
     with open(f"/proc/self/fdinfo/{pidfd}") as lines:
         pid = next(int(line.split()[1]) for line in lines if line.startswith("Pid:"))
     if pid <= 0:
-        raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+        raise GuestDiedError("the interpreter has ended, and the next cell starts a new one")
     return pid
 
 
@@ -89,7 +89,7 @@ def number_of(pidfd: int) -> int:
         found = [line for line in lines if line.startswith("NSpid:")]
     number = int(found[0].split()[-1]) if found else -1
     if number <= 0:
-        raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+        raise GuestDiedError("the interpreter has ended, and the next cell starts a new one")
     return number
 
 
@@ -140,7 +140,7 @@ def open_member(init: int, number: int) -> int:
                 if number_of(process) == number and pid in descendants(host_pid(init)):
                     unless_found.pop_all()
                     return process
-    raise GuestDiedError("the forked interpreter cannot be found: reset the session")
+    raise GuestDiedError("cannot find the forked interpreter among the session's processes: reset the session")
 
 
 def exit_status(pidfd: int) -> int | None:

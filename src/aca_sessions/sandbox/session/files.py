@@ -65,7 +65,7 @@ class Reading:
         """Return up to `length` bytes from `start` on. Raise FileNotFoundError once the session or this file was closed."""
         with self._files.working(), self._turn:
             if self._descriptor < 0:
-                raise FileNotFoundError(errno.ENOENT, "the file is closed")
+                raise FileNotFoundError(errno.ENOENT, "the file was closed: open it again")
             data = _read(self._descriptor, start, length)
             self.is_settled = self.is_settled and _version(os.fstat(self._descriptor)) == self._version
             return data
@@ -214,7 +214,7 @@ class Files:
         descriptor = syscalls.openat2(self._tree.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise FileNotFoundError(errno.ENOENT, "no regular file")
+            raise FileNotFoundError(errno.ENOENT, "the path is not that of a regular file")
         return descriptor
 
     def _open_folder(self, folder: str) -> int:
@@ -265,7 +265,10 @@ class Files:
         try:
             for chunk in chunks:
                 if size + len(chunk) > room:
-                    raise OSError(errno.EDQUOT, "the session, its branches and its checkpoints have used up their room for files")
+                    raise OSError(
+                        errno.EDQUOT,
+                        "the session, its branches and its checkpoints have used up their room: delete files, or remove checkpoints",
+                    )
                 if chunk:
                     allocate([(descriptor, size, len(chunk))])
                 _write(descriptor, chunk)
@@ -284,7 +287,9 @@ class Files:
 def checked_name(name: str) -> str:
     """Return the name if a file can have it: one path component of 1 to 255 bytes. Raise UnusableNameError otherwise."""
     if not name or name in (".", "..") or "/" in name or "\0" in name or _encoded_length(name) > _MAX_NAME:
-        raise UnusableNameError("a file name must be one path component of 1 to 255 bytes, without '/' and NUL, and not '.' or '..'")
+        raise UnusableNameError(
+            f"a file name must be one path component of 1 to 255 bytes, without '/' and NUL, and not '.' or '..', got {name!r:.80}"
+        )
     return name
 
 
@@ -296,10 +301,10 @@ def checked_folder(folder: str) -> str:
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     if folder.startswith("/") and parts:
         if parts[:2] != ["mnt", "data"]:
-            raise UnusableNameError("a path must be relative to /mnt/data, or begin with /mnt/data/")
+            raise UnusableNameError(f"a path must be relative to /mnt/data, or begin with /mnt/data/, got {folder!r:.80}")
         del parts[:2]
     if any(part == ".." or "\0" in part or _encoded_length(part) > _MAX_NAME for part in parts):
-        raise UnusableNameError("a path must be relative to /mnt/data, and its parts must be usable names")
+        raise UnusableNameError(f"each part of a path must be a name of 1 to 255 bytes without NUL, and not '..', got {folder!r:.80}")
     return "/".join(parts)
 
 
@@ -314,7 +319,7 @@ def _encoded_length(name: str) -> int:
     try:
         return len(name.encode())
     except UnicodeEncodeError as error:
-        raise UnusableNameError("a file name must be well-formed text") from error
+        raise UnusableNameError(f"a file name must be text without lone surrogates, got {name!r:.80}") from error
 
 
 def _joined(name: str, folder: str) -> str:

@@ -154,7 +154,10 @@ class Home:
         poll.register(self.init, select.POLLIN)
         ready = [descriptor for descriptor, _ in poll.poll(_ALLOCATION_SECONDS * 1000)]
         if not ready:
-            raise TimeoutError(errno.ETIMEDOUT, "the session's first process does not answer")
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"the session's first process did not answer within {_ALLOCATION_SECONDS:g} s: try again, or reset the session",
+            )
         # The answer is an errno plus one: an eventfd that holds 0 is not readable.
         if answer in ready and (number := os.eventfd_read(answer) - 1):
             raise OSError(number, os.strerror(number))
@@ -305,7 +308,7 @@ class Home:
         except TimeoutError as error:
             self.kill("killed")
             raise GuestDiedError(
-                "processes of the session could not be stopped for a branch's cell: all interpreters and processes of both were ended"
+                "cannot stop the session's processes for a branch's cell, so all processes of both were ended: run the cell again"
             ) from error
         if ended and left is not None:
             self.ended[left] = (*self.ended.get(left, ()), *ended)
@@ -458,5 +461,7 @@ def _explained_control_group() -> Iterator[None]:
         if is_shortage(error):
             raise
         if isinstance(error, ProcessLookupError):
-            raise GuestDiedError("a session ended before its memory could be counted") from error
+            raise GuestDiedError(
+                "a session ended while it started, before its memory could be counted: see this program's standard error, and try again"
+            ) from error
         raise IsolationError("control group", str(error.strerror), remedy_for("control group", error.errno or 0)) from error

@@ -45,6 +45,8 @@ from .home import Home, Member
 from .processes import Ended
 
 _START_SECONDS = 30.0
+_FAILED = "the handler of the cell's questions, such as on_input, failed or gave no answer: check it, and run the cell again"
+_NOT_ANSWERED = "the cell has ended, or was run without a handler of its questions, such as on_input: pass one to the call that runs it"
 _OWN_SECONDS = 30.0  # the timeout of the host's own requests
 _ASK_SECONDS, _MOST_ASK_SECONDS = 0.02, 1.0  # between two tries to lower the weight, which double from the first to the second
 _REPORT_SECONDS = 1.0  # in which a death is reported
@@ -106,7 +108,7 @@ class Interpreter:
     def pidfd(self) -> int:
         """Return the pidfd of the process. Raise GuestDiedError after `close` or `abandon`, which close the pidfd."""
         if self._process is None:
-            raise GuestDiedError("the interpreter has ended; the next cell gets a fresh one")
+            raise GuestDiedError("the interpreter has ended, and the next cell starts a new one")
         return self._process
 
     async def run(
@@ -180,7 +182,7 @@ class Interpreter:
         async with self._busy:
             result = await self._run(wire.Ping("ping"), _OWN_SECONDS, Cell("ping"))
         if result.error is not None:
-            raise GuestDiedError(f"the interpreter does not answer: {result.error}")
+            raise GuestDiedError(f"the interpreter does not respond ({result.error})")
 
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
         """Fork the interpreter. Return the fork's pid in the session, and a line for each thing that the fork could not take along.
@@ -194,7 +196,8 @@ class Interpreter:
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
         if result.error is not None or type(result.value) is not int:
-            raise SnapshotError(result.error.message if result.error else "the session's code prevents the fork")
+            prevented = "the session's code prevents the fork of its interpreter: reset the session, and try again"
+            raise SnapshotError(result.error.message if result.error else prevented)
         return result.value, [line for line in (result.text or "").splitlines() if line]
 
     async def _run(
@@ -202,7 +205,7 @@ class Interpreter:
     ) -> CodeExecutionResult:
         async with self.home.turn(self.tree):
             if not self.alive:
-                raise CellNotSentError("the interpreter has ended; the next cell gets a fresh one")
+                raise CellNotSentError("the interpreter has ended, and the next cell starts a new one")
             if is_cancelled():  # while it waited for its turn. From here until the frame is sent there is no await
                 raise CellNotStartedError
             self.has_run_cells = self.has_run_cells or isinstance(message, wire.Run | wire.Command)
@@ -298,7 +301,7 @@ class Interpreter:
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
             return False
-        self._send_answer(wire.Answer(number, text is not None, text if text is not None else "the question was not answered"))
+        self._send_answer(wire.Answer(number, text is not None, _FAILED if text is None else text))
         return True
 
     def _send_answer(self, answer: wire.Answer) -> None:
@@ -414,9 +417,7 @@ class Interpreter:
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
             raise wire.WireError("questions whose answers are not read")
         if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
-            self._send_answer(
-                wire.Answer(asked.number, False, "the caller of this cell does not answer questions of this kind, or the cell has ended")
-            )
+            self._send_answer(wire.Answer(asked.number, False, _NOT_ANSWERED))
 
     def _on_own_end(self) -> None:
         """Record the death of a forked interpreter, when its pidfd becomes readable."""
@@ -508,9 +509,13 @@ async def start(
         spawned.link.close()
         await home.leave(0)
         if isinstance(error, ConnectionError):  # the session's end is noticed here first
-            raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause") from error
+            raise GuestDiedError(
+                "a session ended before it was ready; see this program's standard error for the cause, and try again"
+            ) from error
         if isinstance(error, TimeoutError):
-            raise GuestDiedError("a session did not start within 30 s; the machine may be overloaded: try again") from error
+            raise GuestDiedError(
+                f"a session did not start within {_START_SECONDS:g} s: end others if this machine is busy, and try again"
+            ) from error
         raise
 
 
@@ -528,7 +533,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
     home = interpreter.home
     if not home.has_namespaces:
         raise SnapshotError(
-            "checkpoints and branches need full isolation, and this session has no namespaces: use `Sandbox:Isolation` full"
+            "checkpoints and branches need namespaces, which this session does not have: set ACASessions:Sandbox:Isolation to full"
         )
     with explained_shortage("a checkpoint or branch", SnapshotError), contextlib.ExitStack() as on_failure:
         ends = await made_in_thread(lambda: ForkEnds(tree.owner), ForkEnds.close)
@@ -623,7 +628,7 @@ def _check_met(payloads: list[bytes], complete: bool) -> None:
     descriptors were lost, this process has none left, and the error says so.
     """
     if not payloads:
-        raise GuestDiedError("a session ended before it was ready; see the process's standard error for the cause")
+        raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")
     match wire.decode(payloads[0], wire.Ready, wire.Refused):
         case wire.Refused() as refused:
             raise refusal(refused)

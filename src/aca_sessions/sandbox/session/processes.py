@@ -131,7 +131,7 @@ class Processes:
             stopped = {one: stopped.get(one, True) for one in again}
         self._frozen[self._latest] = {**self._frozen.get(self._latest, {}), **stopped}
         if not calm:
-            raise TimeoutError("processes of the session do not stop")
+            raise TimeoutError("processes of the session did not stop: end them, or reset the session")
         self.shown = None
         return ended
 

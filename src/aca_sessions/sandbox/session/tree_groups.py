@@ -113,7 +113,7 @@ class TreeGroups:
         if group is not None and not _freeze(group):
             ended = self._kill(group).ended
             if not _freeze(group):
-                raise TimeoutError("processes of the session do not stop")
+                raise TimeoutError("processes of the session did not stop: end them, or reset the session")
         self.shown = None
         return ended
 
