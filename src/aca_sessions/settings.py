@@ -362,11 +362,11 @@ class SandboxSettings(_Section):
     @field_validator("Network")
     @classmethod
     def _one_kind(cls, words: tuple[str, ...]) -> tuple[str, ...]:
-        alone = words in (("none",), ("host",))
-        if not alone and not all("." in word or word == "*" for word in words):
-            raise ValueError(
-                f"must be none, host, or a list of domains such as example.org and *.example.org, got {', '.join(words)!r:.200}"
-            )
+        if words in (("none",), ("host",)):
+            return words
+        if wrong := [word for word in words if "." not in word and word != "*"]:
+            got = f"{wrong[0]!r:.80}{' in a list' if len(words) > 1 else ''}"
+            raise ValueError(f"must be none, host, or a list of domains such as example.org and *.example.org, got {got}")
         return words or ("none",)
 
 
