@@ -95,7 +95,7 @@ def with_example(body: str) -> str:
             ("import os; os.kill(os.getpid(), 9)", "InterpreterDied"),
             ("raise SystemExit", "SystemExit"),
             ("return tools.send()", "was not allowed"),
-            ("return skills.create('other', 'def run(): pass')", "there is no call named skills.create"),
+            ("return skills.create('other', 'def run(): pass')", "there is no call named 'skills.create'"),
             ("return bytes(10 ** 10)", "MemoryError"),
         ],
         every=3,

@@ -96,7 +96,7 @@ async def test_a_cell_calls_tools_of_the_host(agent: AgentSession, code: str, te
             ("tools.refuse()", "ToolError: nothing is there"),
             ("tools.nothing()", "there is no tool nothing: see tools.list()"),
             ("tools.twice(object())", "a object cannot be sent"),
-            ("tools.twice(list(range(300_000)))", "a call takes 1048576"),
+            ("tools.twice(list(range(300_000)))", "at most 1048576 characters"),
         ],
         every=3,
     ),

@@ -263,7 +263,7 @@ async def test_cells_that_are_sent_together_run_one_after_the_other(agent: Agent
     [
         ("import sys; sys.version_info = (3, 8)", "its sessions have a Python older than 3.9"),
         ("import sys; sys.modules['IPython'].get_ipython = lambda: None", "its sessions have no IPython"),
-        ("import threading\ndef start(self): raise RuntimeError\nthreading.Thread.start = start", "its sessions start no threads"),
+        ("import threading\ndef start(self): raise RuntimeError\nthreading.Thread.start = start", "its sessions cannot start threads"),
         ("import zlib; zlib.decompress = None", "its sessions cannot load the modules that cells with host calls need"),
     ],
 )

@@ -75,7 +75,7 @@ async def test_a_report_of_a_cell_in_a_thread_is_validated(pool: SessionPool, li
         await agent._live.session.upload_file("line", line)
         result = await agent.run(f"{BY_HAND}\nforge(open('/mnt/data/line').read())")
     assert (result.value, result.text, str(result.state)) == (None, None, "unknown: no reply")
-    assert str(result.error) == "ConnectionError: the session gave no answer: whether the cell ran is unknown"
+    assert str(result.error) == "ConnectionError: the session gave no answer: check whether the cell had an effect before you run it again"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,10 @@ def pack(value: Any, attach: Callable[[bytes], str]) -> Any:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, (numpy.generic, numpy.ndarray)):
         return pack(value.tolist(), attach)
-    raise TypeError(f"a {type(value).__name__} cannot be sent: numbers, texts, bytes, lists, dicts with keys of text, and DataFrames can")
+    if isinstance(value, Mapping):
+        key = next(key for key in value if not isinstance(key, str))
+        raise TypeError(f"a {type(value).__name__} cannot be sent with a key of type {type(key).__name__}: convert its keys to text")
+    raise TypeError(f"a {type(value).__name__} cannot be sent: convert it to numbers, text, bytes, lists, dicts or a DataFrame")
 
 
 def unpack(value: Any, read: Callable[[str, str], Any]) -> Any:
@@ -87,5 +90,5 @@ def is_table(value: object) -> bool:
 def table_as_json(frame: Any) -> bytes:
     """Return a DataFrame with its column types as JSON. Raise TypeError if the name of a column is not text."""
     if not all(isinstance(name, str) for name in frame.columns):
-        raise TypeError("the columns of a DataFrame must be named by text: frame.columns = frame.columns.map(str)")
+        raise TypeError("the columns of a DataFrame must be named by text: set frame.columns = frame.columns.map(str)")
     return str(frame.to_json(orient="table", double_precision=15)).encode()

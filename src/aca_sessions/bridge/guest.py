@@ -69,7 +69,7 @@ def call(name: str, /, **arguments: object) -> Any:
     except OverflowError as error:
         raise ToolError(f"{error}: send large things as one text or as bytes") from error
     if len(text) > _MOST_SENT:
-        told = f"the arguments have {len(text)} characters, and a call takes {_MOST_SENT}"
+        told = f"the arguments of a call must have at most {_MOST_SENT} characters of JSON, got {len(text)}"
         raise ToolError(f"{told}: send large things as one text or as bytes")
     with _slots:
         answer = json.loads(_send(text))
@@ -137,7 +137,8 @@ class Later:
     def value(self) -> Any:
         """Return the value of the call. Raise ToolError if the call was refused or failed, or if the `with` block has not ended."""
         if self._outcome is None:
-            raise ToolError("the batch is still open: read .value after the 'with' block")
+            reason = "the batch is still open, or its 'with' block raised an exception"
+            raise ToolError(f"this call was not made, because {reason}: read .value after a block that ended without one")
         if "error" in self._outcome:
             raise ToolError(self._outcome["error"])
         return self._outcome["value"]
@@ -291,8 +292,9 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
     def tool(*arguments: Any, **named: Any) -> Any:
         if not described["callable"]:
-            raise ToolError(f"{described['name']} cannot be called: use one of {', '.join(members)}")
-        given = _given(signature, arguments, named)
+            callable_ones = ", ".join(member["name"] for member in members.values())
+            raise ToolError(f"{described['name']} is a group of tools, which cannot be called: call one of {callable_ones}")
+        given = _given(described["name"], signature, arguments, named)
         if described["effect"] != "read" and _open_batches():
             return _open_batches()[-1].add(described["name"], given)
         return call("tools.call", name=described["name"], arguments=given)
@@ -308,17 +310,18 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
     return tool
 
 
-def _given(signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+def _given(tool: str, signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     """Return all arguments of a call by name. The host checks whether they match the tool.
 
     Raise TypeError if there are too many positional arguments, or if an argument is given twice.
     """
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
-        raise TypeError(f"expected at most {len(names)} positional arguments, got {len(arguments)}")
+        told = f"{tool} expected at most {len(names)} positional arguments, got {len(arguments)}"
+        raise TypeError(f"{told}: call it as {tool}{signature}")
     given = dict(zip(names, arguments))
     if twice := given.keys() & named.keys():
-        raise TypeError(f"{', '.join(sorted(twice))} must be given once, got it by place and by name")
+        raise TypeError(f"{tool} expected {', '.join(sorted(twice))} once, got it by position and by name: leave one out")
     return {**given, **named}
 
 

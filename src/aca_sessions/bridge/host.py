@@ -30,7 +30,11 @@ _MOST_IN_FILES = 2 * _MOST_ATTACHED  # bytes of all calls at the same time
 _LONG = 64 << 10  # a call with more characters is parsed in a thread: a million characters take a second
 _ALONE = "artifacts.load"  # runs one at a time: its answer can be as large as what a session saved
 _MOST_TEXT = 8 << 20
-_TOO_LARGE = f"the value is larger than a call may answer: {_MOST_TEXT >> 20} MB of JSON, {_MOST_ATTACHED >> 20} MB of bytes"
+_TOO_LARGE = (
+    f"the value is larger than a call may answer: return at most {_MOST_TEXT >> 20} MB of JSON, "
+    f"and {_MOST_ATTACHED >> 20} MB with its bytes, long texts and tables"
+)
+_FORM = 'a call must be JSON of the form {"name": "tools.list", "arguments": {}}'
 _PARQUET = b"PAR1"
 _SAFE_PYARROW = (14, 0, 1)
 _filtering = threading.Lock()
@@ -102,7 +106,7 @@ class HostCalls:
         async with self._alone if name == _ALONE else contextlib.nullcontext(), self._fetched(session, files) as contents:
             decoded = await reading(decode, arguments, contents)
             if name not in self._table:
-                raise ToolFailedError(f"there is no call named {name[:100]}")
+                raise ToolFailedError(f"there is no call named {name[:100]!r}: expected one of {', '.join(sorted(self._table))}")
             text, attached = encode(await self._table[name](**decoded))
             for file, data in attached.items():
                 await session.upload_file(file, data)
@@ -118,11 +122,14 @@ class HostCalls:
             yield {}
             return
         if len(names) > _MOST_ATTACHED_FILES:
-            raise ToolFailedError(f"a call must have at most {_MOST_ATTACHED_FILES} long texts, bytes and tables, got {len(names)}")
+            raise ToolFailedError(
+                f"a call must have at most {_MOST_ATTACHED_FILES} long texts, bytes and tables, got {len(names)}: send fewer"
+            )
         sizes = {file.name: file.size for file in await session.list_files()}
         size = sum(sizes.get(name, 0) for name in names)
         if size > _MOST_ATTACHED:
-            raise ToolFailedError(f"a call must have at most {_MOST_ATTACHED >> 20} MB, got {size >> 20} MB")
+            told = f"the long texts, bytes and tables of a call must have at most {_MOST_ATTACHED} bytes together"
+            raise ToolFailedError(f"{told}, got {size}: send less in one call")
         most = size if sizes.keys() >= {*names} else _MOST_ATTACHED  # an endpoint may list fewer files than exist
         async with self._files.of(most):
             yield await self._taken(session, names, most)
@@ -143,11 +150,11 @@ class HostCalls:
                 try:
                     contents[name] = await session.download_file(name)
                 except NotFoundError as error:
-                    told = "it is read by one call, once, and deleted then"
+                    told = "it is read by one call, once, and deleted then, so send its content again"
                     raise ToolFailedError(f"the file {name} of this call does not exist: {told}") from error
                 await session.delete_file(name)
                 if sum(len(contents.get(one, b"")) for one in names) > most:
-                    raise ToolFailedError(f"the file {name} of this call grew while it was read: write it before the call")
+                    raise ToolFailedError(f"the file {name} of this call grew while it was read: write all of it before the call")
         return contents
 
 
@@ -160,13 +167,13 @@ def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):  # not chained: the cause holds what the session sent
-        raise ToolFailedError("a call must be JSON with a name and arguments") from None
+        raise ToolFailedError(f"{_FORM}, got invalid JSON") from None
     match call:
         case {"name": str(name), "arguments": dict(arguments)} if len(call) == 2:
             files: list[str] = []
             codec.unpack(arguments, lambda _, file: files.append(file))
             return name, arguments, files
-    raise ToolFailedError("a call must be JSON with a name and arguments")
+    raise ToolFailedError(f"{_FORM}, got other JSON")
 
 
 def _failed(error: Exception) -> str:
@@ -198,9 +205,9 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
     try:
         text = json.dumps(codec.pack(value, attach))
     except RecursionError as error:
-        raise ToolFailedError("the value is nested too deeply, or holds itself") from error
+        raise ToolFailedError("the value must not be nested that deeply or contain itself: return a flatter one") from error
     except OverflowError as error:
-        raise ToolFailedError(_TOO_LARGE) from error
+        raise ToolFailedError(f"the value is larger than a call may answer: {error}") from error
     except TypeError as error:
         raise ToolFailedError(str(error)) from error
     if len(text) + sum(map(len, files.values())) > _MOST_ATTACHED or len(text) > _MOST_TEXT:
@@ -235,9 +242,13 @@ def read_table(data: bytes) -> Any:
         with _without_deprecations():
             return pandas.read_parquet(io.BytesIO(data)) if parquet else pandas.read_json(io.BytesIO(data), orient="table")
     except ImportError as error:
-        raise ConfigurationError("this table is parquet: pip install pyarrow or fastparquet, or load it in a session") from error
+        raise ConfigurationError(
+            "a table in parquet needs pyarrow or fastparquet: pip install one of them, or load the table in a session"
+        ) from error
     except Exception as error:  # from any of the libraries: a session may have written anything, so the cause is not chained
-        raise StorageError(f"this table cannot be read ({type(error).__name__}): save it again") from None
+        raise StorageError(
+            f"this table cannot be read ({type(error).__name__}): expected a DataFrame as parquet or JSON, so save it again"
+        ) from None
 
 
 def stored_table(frame: Any) -> codec.Table:
@@ -271,4 +282,6 @@ def _check_parquet_library() -> None:
     except (metadata.PackageNotFoundError, ValueError):
         return
     if version < _SAFE_PYARROW:
-        raise ConfigurationError("this pyarrow runs code that a parquet file names: pip install 'pyarrow>=14.0.1'")
+        got = ".".join(map(str, version))
+        told = f"pyarrow must be at least 14.0.1, got {got}, which can run code from a parquet file (CVE-2023-47248)"
+        raise ConfigurationError(f"{told}: pip install 'pyarrow>=14.0.1'")

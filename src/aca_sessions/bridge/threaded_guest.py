@@ -443,7 +443,9 @@ def _ask(text: str) -> str:
         try:
             _changed.wait_for(lambda: number in _now.answers or not _is_answered(cell))
             if number not in _now.answers:
-                raise guest.ToolError("the cell was over before this call was answered")
+                raise guest.ToolError(
+                    "the cell ended before this call was answered: check whether it had an effect before you make it again"
+                )
             return _now.answers.pop(number)
         finally:
             _now.open.pop(number, None)

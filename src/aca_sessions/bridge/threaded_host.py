@@ -37,8 +37,9 @@ _MODULES = (
 _LACKING = {
     "python": "its sessions have a Python older than 3.9",
     "ipython": "its sessions have no IPython",
-    "threads": "its sessions start no threads",
+    "threads": "its sessions cannot start threads",
 }
+_ELSEWHERE = "Use an endpoint with live executions, such as aca-sessions serve"
 _SENDING_SECONDS = 60.0
 _DEFAULT_SECONDS = 100.0
 _MARGIN = 10.0  # seconds that a meeting can last longer than it waits
@@ -60,7 +61,7 @@ _MOST_DISPLAYS = 1000
 _LARGEST_NUMBER = 10**12
 _RUNS_ON = State("unknown", "unknown", "unknown", "still running")
 _LOST = State(variables="lost", processes="ended")  # expired, ended or killed: the session does not report which
-_STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session"
+_STILL_RUNS = "it did not end when it was interrupted, and still runs in a thread of the session: use another session for further cells"
 
 
 async def send_modules(session: Session) -> str:
@@ -70,7 +71,7 @@ async def send_modules(session: Session) -> str:
         if result.state.kind != "kept":  # sending twice has no further effect
             result = await _send(session)
         if result.state.kind == "unknown":
-            raise ServiceUnavailableError("the session gave no answer when it was set up: try again", sent=True)
+            raise ServiceUnavailableError("the session gave no answer while it was prepared for host calls: try again", sent=True)
         lack = answer(result)
     except (ExecutionError, ServiceError):
         return "its sessions cannot load the modules that cells with host calls need"
@@ -249,7 +250,7 @@ class _Cell:
         if now.stage == "no module":
             lacking = await send_modules(self._session)
             if lacking:
-                raise _EndedError(CodeError("NotSupportedError", f"the cell was not run: {lacking}"), State())
+                raise _EndedError(CodeError("NotSupportedError", f"the cell was not run: {lacking}. {_ELSEWHERE}"), State())
             now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         return self._going_on(now)
 
@@ -368,8 +369,15 @@ class _Cell:
 
     def _ended(self, state: State) -> _EndedError:
         if state.kind == "lost":
-            return _EndedError(CodeError("InterpreterDied", "the session ended while the cell ran; its variables are lost"), state)
-        return _EndedError(CodeError("ConnectionError", "the session gave no answer: whether the cell ran is unknown"), state)
+            return _EndedError(
+                CodeError(
+                    "InterpreterDied", "the session ended while the cell ran; its variables are lost: run the cells that define them again"
+                ),
+                state,
+            )
+        return _EndedError(
+            CodeError("ConnectionError", "the session gave no answer: check whether the cell had an effect before you run it again"), state
+        )
 
     @property
     def _ran_longer(self) -> str:
@@ -408,7 +416,14 @@ class _Cell:
 def _answer_of(answering: "asyncio.Task[str]") -> str:
     """Return the answer of a call that has ended. If the task was cancelled or failed, return an error as the answer."""
     if answering.cancelled() or answering.exception() is not None:
-        return json.dumps({"error": {"name": "ToolError", "message": "the call was cancelled on the host"}})
+        return json.dumps(
+            {
+                "error": {
+                    "name": "ToolError",
+                    "message": "the call was cancelled on the host before it had a result: try again, or correct the tool if it did that",
+                }
+            }
+        )
     return answering.result()
 
 
