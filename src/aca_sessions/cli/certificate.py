@@ -21,13 +21,17 @@ def certificate(folder: Path, host: str) -> tuple[Path, Path]:
     """Return the paths of the certificate and its key in a folder.
 
     Make both if one is missing, if the certificate ends within a day, or if this function made it for another host than `host`.
+    A certificate of the user's own is never replaced.
 
-    Raise ConfigurationError if the folder cannot be used.
+    Raise ConfigurationError if the folder cannot be used, or if the user's certificate has ended or lacks its key.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (cert.exists() and key.exists() and _is_usable(cert, host)):
+        found = x509.load_pem_x509_certificate(cert.read_bytes()) if cert.exists() else None
+        if found is not None and found.subject != _SUBJECT:
+            _check_own(found, cert, key)
+        elif found is None or not key.exists() or not _is_usable(found, host):
             _make(cert, key, {*_NAMES, host})
     except (OSError, ValueError) as error:
         raise ConfigurationError(
@@ -36,12 +40,17 @@ def certificate(folder: Path, host: str) -> tuple[Path, Path]:
     return cert, key
 
 
-def _is_usable(cert: Path, host: str) -> bool:
-    found = x509.load_pem_x509_certificate(cert.read_bytes())
+def _check_own(found: x509.Certificate, cert: Path, key: Path) -> None:
+    # It is not compared with the host: it may have a wildcard, or the name of a proxy.
+    if not key.exists():
+        raise ConfigurationError(f"--tls-dir: {cert} has no key beside it: put its private key into {key}")
+    if found.not_valid_after_utc <= datetime.now(UTC):
+        raise ConfigurationError(f"--tls-dir: {cert} ended on {found.not_valid_after_utc:%Y-%m-%d}: replace it and {key.name}")
+
+
+def _is_usable(found: x509.Certificate, host: str) -> bool:
     if found.not_valid_after_utc <= datetime.now(UTC) + timedelta(days=1):
         return False
-    if found.subject != _SUBJECT:
-        return True  # the user's own, which may have a wildcard, or the name of a proxy
     return _alternative(host) in found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
 
 
