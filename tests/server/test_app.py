@@ -225,6 +225,16 @@ async def test_the_least_recently_used_session_ends_first_and_its_owner_gets_a_r
         assert told.json()["acaSessions"]["state"]["consequence"] == "variables and files from before are gone"
 
 
+async def test_a_session_whose_events_are_read_is_in_use() -> None:
+    async with open_server(hosting=Hosting(max_sessions=2)) as app, client(app) as http:
+        ran = await http.post("/executions", json={"code": "1"}, params={"identifier": "a"})
+        await http.post("/executions", json={"code": "1"}, params={"identifier": "b"})
+        assert (await http.get(f"/executions/{ran.json()['id']}/events", params={"identifier": "a"})).status_code == 200
+        await http.post("/executions", json={"code": "1"}, params={"identifier": "c"})
+        known = [session["identifier"] for session in (await http.get("/listSessions")).json()["sessions"]]
+        assert known == ["a", "c"]
+
+
 async def test_a_server_whose_sessions_all_run_is_full() -> None:
     async with open_server(hosting=Hosting(max_sessions=1)) as app, client(app) as http:
         code = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)"

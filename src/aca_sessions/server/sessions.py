@@ -431,7 +431,8 @@ class Sessions:
 
         Raise ProblemError (429) if there is none, or if this server ends no session for another.
         """
-        idle = next((session for session in self._sessions.values() if self._evicts and not session.in_use), None)
+        unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
+        idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
             there_are = f"There are already '{len(self)}' active sessions and the maximum active sessions count is '{self.most}'."
             advice = (
