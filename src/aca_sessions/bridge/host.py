@@ -235,7 +235,11 @@ def read_table(data: bytes) -> Any:
 
     Raise ConfigurationError if no suitable library for parquet is installed, and StorageError if the data is not a valid table.
     """
-    pandas, parquet = importlib.import_module("pandas"), data.startswith(_PARQUET)
+    parquet = data.startswith(_PARQUET)
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError as error:
+        raise ConfigurationError("reading a table needs pandas: pip install pandas, or load the table in a session") from error
     if parquet:
         _check_parquet_library()
     try:
