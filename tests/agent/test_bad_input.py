@@ -40,8 +40,8 @@ def generator() -> object:
     ("act", "said"),
     mostly_long(
         [
-            (lambda: sys.exit("bye"), "tried to end the program"),
-            (exit, "tried to end the program"),
+            (lambda: sys.exit("bye"), "raised SystemExit"),
+            (exit, "raised SystemExit"),
             (unspeakable, "Unspeakable"),
             (cancelled, "was cancelled"),
             (group, "unhandled errors in a TaskGroup"),

@@ -205,7 +205,8 @@ def _check(tool: Tool, used: _Used) -> None:
     limits = {"calls": (budget.calls, used.calls), "seconds": (budget.seconds, used.seconds), "bytes": (budget.size, used.size)}
     for name, (limit, spent) in limits.items():
         if limit is not None and spent >= limit:
-            raise ToolFailedError(f"the budget of {tool.name} is used up: {limit:g} {name} in this session")
+            told = f"the budget of {tool.name} is used up: {limit:.15g} {name} in this session"
+            raise ToolFailedError(f"{told}. Go on without it, or raise its Budget on the host")
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
@@ -222,4 +223,5 @@ def digest(text: str, files: Mapping[str, bytes]) -> str:
 
 def why_refused(tool: Tool) -> str:
     """Return the message of the error that code in a session gets when its call of a tool was refused."""
-    return f"{tool.name} is {tool.effect} and was not allowed: do something else, or ask for it to be allowed"
+    advice = "do without it, or ask the session's owner to allow it in AgentSession(approve=...)"
+    return f"{tool.name} is {tool.effect} and was not allowed: {advice}"

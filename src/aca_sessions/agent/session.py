@@ -368,7 +368,9 @@ class Live:
         async with self._elsewhere() as session:
             result = await self._runner(session)(self._trial, f"skills.try_examples({name!r}, {source!r})", _TRIAL_SECONDS)
         if result.error is not None:
-            raise InvalidArgumentError(f"the skill was not kept, because its examples do not hold: {result.error}")
+            raise InvalidArgumentError(
+                f"the skill {name} was not saved: correct the examples in its docstring, which failed: {result.error}"
+            )
 
     async def _with_packages(self, result: CodeExecutionResult) -> CodeExecutionResult:
         note = await self.packages.carry_out()

@@ -60,7 +60,7 @@ class ToolBox:
         tool = self._tools.get(name)
         below = [other for other in self._tools if other.startswith(f"{name}.") and "." not in other[len(name) + 1 :]]
         if tool is None and not below:
-            raise ToolFailedError(f"there is no tool {name}: see tools.list()")
+            raise ToolFailedError(f"there is no tool {name[:100]}: see tools.list()")
         told = {"name": name, "callable": tool is not None, "members": [self.describe(member) for member in below]}
         if tool is None:
             return told | {"description": f"The tools of {name}.", "effect": "read", "parameters": []}
@@ -97,7 +97,7 @@ class ToolBox:
     def _checked(self, name: str, arguments: Mapping[str, Any]) -> Tool:
         tool = self._tools.get(name)
         if tool is None:
-            raise ToolFailedError(f"there is no tool {name}: see tools.list()")
+            raise ToolFailedError(f"there is no tool {name[:100]}: see tools.list()")
         tool.check(arguments)
         return tool
 
@@ -140,15 +140,20 @@ class ToolBox:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise ToolFailedError(f"{tool.name} did not answer within {seconds:g} s") from error
+            raise ToolFailedError(
+                f"{tool.name} did not answer within {seconds:g} s: ask it for less, or raise the tool's seconds or budget on the host"
+            ) from error
         except SystemExit as error:  # a tool must not end the host's program
-            raise ToolFailedError(f"{tool.name} tried to end the program that it belongs to") from error
+            advice = "a tool must return a value or raise another exception, so remove its call of sys.exit() (or of what calls it)"
+            raise ToolFailedError(f"{tool.name} raised SystemExit: {advice}") from error
         except asyncio.CancelledError as error:
             # The caller was cancelled if `cancelling()` is not 0. Otherwise the tool raised CancelledError by itself, which is its failure.
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise ToolFailedError(f"{tool.name} was cancelled, but not by its caller") from error
+            raise ToolFailedError(
+                f"{tool.name} was cancelled, but not by its caller: a tool must return a value or raise another exception"
+            ) from error
 
 
 def _told(tool: Tool) -> dict[str, Any]:
@@ -179,13 +184,13 @@ def _tools(toolbox: ToolBox) -> dict[str, Answer]:
         return toolbox.list()
 
     async def searched(query: str, limit: int) -> object:
-        return await toolbox.search(_text(query), _count(limit))
+        return await toolbox.search(_text(query, "a query"), _count(limit))
 
     async def described(name: str) -> object:
-        return toolbox.describe(_text(name))
+        return toolbox.describe(_text(name, "a tool's name"))
 
     async def called(name: str, arguments: object) -> object:
-        return await toolbox.call(_text(name), _named(arguments))
+        return await toolbox.call(_text(name, "a tool's name"), _named(arguments, "a tool's arguments"))
 
     async def batch(calls: object) -> object:
         match calls:
@@ -198,13 +203,13 @@ def _tools(toolbox: ToolBox) -> dict[str, Answer]:
 
 def _skills(skills: Skills) -> dict[str, Answer]:
     async def create(name: str, source: str, description: str) -> object:
-        return await skills.add(name, source, _text(description), origin="session")
+        return await skills.add(name, source, _text(description, "a skill's description"), origin="session")
 
     async def delete(name: str) -> object:
         return await skills.remove(name, origin="session")
 
     async def searched(query: str, limit: int) -> object:
-        return await skills.search(_text(query), _count(limit))
+        return await skills.search(_text(query, "a query"), _count(limit))
 
     return {
         "skills.create": create,
@@ -218,7 +223,7 @@ def _skills(skills: Skills) -> dict[str, Answer]:
 
 def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
     async def save(name: str, data: Any, description: str, metadata: object) -> object:
-        return await artifacts.save(name, data, description, None if metadata is None else dict(_named(metadata)))
+        return await artifacts.save(name, data, description, None if metadata is None else dict(_named(metadata, "an artifact's metadata")))
 
     return {
         "artifacts.list": artifacts.list,
@@ -271,22 +276,24 @@ def _call(one: object) -> tuple[str, Mapping[str, Any]]:
     match one:
         case {"name": str(name), "arguments": dict(arguments)}:
             return name, arguments
-    raise ToolFailedError("a call must have a name and arguments")
+    # Only types are named, because values may be secret.
+    got = {key: type(value).__name__ for key, value in one.items()} if isinstance(one, dict) else type(one).__name__
+    raise ToolFailedError(f"each call of a batch must be {{'name': text, 'arguments': dict}}, got {str(got)[:200]}")
 
 
-def _named(arguments: object) -> Mapping[str, Any]:
+def _named(arguments: object, what: str) -> Mapping[str, Any]:
     if not isinstance(arguments, dict):
-        raise ToolFailedError("arguments must be given by name")
+        raise ToolFailedError(f"{what} must be a dict, got {type(arguments).__name__}")
     return arguments
 
 
-def _text(value: object) -> str:
+def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise ToolFailedError(f"a name, a query and a description must be text, got {type(value).__name__}")
+        raise ToolFailedError(f"{what} must be text, got {type(value).__name__}")
     return value
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= 1000:
-        raise ToolFailedError(f"a limit must be an integer between 0 and 1000, got {str(value)[:20]}")
+        raise ToolFailedError(f"a limit must be an integer between 0 and 1000, got {value!r:.20}")
     return value
