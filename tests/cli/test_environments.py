@@ -100,8 +100,8 @@ def test_packages_without_a_wheel_are_left_out_on_request(wheels: Path) -> None:
     mostly_long(
         [
             (["env", "create", "../x", "-r", "requirements.txt"], "lower-case letters"),
-            (["env", "create", "new", "-r", "nothing.txt"], "-r nothing.txt must be a file"),
-            (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "--python /bin/false"),
+            (["env", "create", "new", "-r", "nothing.txt"], "-r must name a file, got nothing.txt"),
+            (["env", "create", "new", "-r", "requirements.txt", "--python", "/bin/false"], "venv module, got /bin/false"),
             (["env", "create", "new"], "required"),
             (["env", "remove", "new"], "the environment new does not exist"),
             (["env", "remove", "."], "lower-case letters"),
