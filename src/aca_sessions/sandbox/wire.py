@@ -276,29 +276,31 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
     try:
         (length,) = _LENGTH.unpack_from(payload)
         if length > _MAX_HEADER:
-            raise WireError("a header over the size limit")
+            raise WireError(f"a header must have at most {_MAX_HEADER} bytes, got {length}")
         start = _LENGTH.size + length
         content: dict[str, object] = json.loads(payload[_LENGTH.size : start].decode("utf-8"))
         texts: dict[int, bytes] = {}
         for size in cast("list[object]", content.pop("texts")):
             if type(size) is not int or size < 0:
-                raise WireError("a text without a size")
+                raise WireError("the size of a text must be a number that is not negative")
             texts[len(texts)] = payload[start : start + size]
             start += size
         kind = content.pop("kind")
     except (ValueError, RecursionError, struct.error, AttributeError, KeyError, TypeError):
-        raise WireError("a frame without a header") from None  # unchained: the cause would hold data of the guest
+        raise WireError(
+            "a frame must begin with a header: its length, and JSON with a kind and the sizes of the texts"
+        ) from None  # unchained: the cause would hold data of the guest
     if start != len(payload):
-        raise WireError("a frame of another length than its header says")
+        raise WireError(f"the header says that the frame has {start} bytes, got {len(payload)}")
     for candidate in expected:
         if candidate.__name__ == kind:
             shapes = _shapes(candidate)  # type: ignore[arg-type]  # classes are hashable
             if content.keys() != shapes.keys():
-                raise WireError("a frame with other fields than its kind has")
+                raise WireError(f"expected exactly the fields {', '.join(shapes)} in {candidate.__name__}")
             for name, shape in shapes.items():
                 content[name] = _checked(content[name], shape, texts)
             return candidate(**content)
-    raise WireError("a frame of an unexpected kind")
+    raise WireError(f"expected a frame of the kind {' or '.join(one.__name__ for one in expected)}")
 
 
 def frame(message: Message) -> bytes:
@@ -322,7 +324,7 @@ class Frames:
             while len(self.rest) - start >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(self.rest, start)
                 if length > self.limit:
-                    raise WireError("a frame over the size limit")
+                    raise WireError(f"a frame must have at most {self.limit} bytes, got {length}")
                 end = start + _LENGTH.size + length
                 if len(self.rest) < end:
                     return
@@ -376,16 +378,16 @@ def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
         if type(value) is dict:
             value = _long_text(value, texts)
         if type(value) not in parts:  # not isinstance: a bool is an int
-            raise WireError("a frame with a value of another type")
+            raise WireError(f"expected a value of the type {' or '.join(one.__name__ for one in parts)}, got {type(value).__name__}")
         return value if type(value) is not str or value.isascii() else _well_formed(value)
     if container is Literal:
         if type(value) is not str or value not in parts:
-            raise WireError("a frame with a word that its field cannot have")
+            raise WireError(f"expected one of the words {', '.join(parts)}")
         return value
     if container is dict and type(value) is dict:
         return dict(zip(map(_well_formed, value), map(_checked, value.values(), repeat(parts[0]), repeat(texts))))
     if type(value) is not list or container is dict or (container is tuple and len(value) != len(parts)):
-        raise WireError("a frame with a value of another shape")
+        raise WireError(f"expected a value of the shape {container.__name__}, got {type(value).__name__} or another length")
     return cast("object", container(map(_checked, value, parts if container is tuple else repeat(parts[0]), repeat(texts))))
 
 
@@ -393,12 +395,12 @@ def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
     """Return the text that an object in a header refers to, and remove it from `texts`. Raise WireError if it is not there."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
-        raise WireError("a frame with a text that is not there")
+        raise WireError("a reference to a text must be the index of a text that is not used yet")
     try:
         # Each text can be used once: a header that refers to one a thousand times would make a frame a thousand times its size.
         return texts.pop(index).decode("utf-8")
     except UnicodeDecodeError:
-        raise WireError("a frame with a text that is not UTF-8") from None  # unchained: the cause would hold data of the guest
+        raise WireError("a text must be UTF-8") from None  # unchained: the cause would hold data of the guest
 
 
 def _well_formed(text: str) -> str:

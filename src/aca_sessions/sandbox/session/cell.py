@@ -220,7 +220,7 @@ class Cell:
         """Add a display, or replace the one that an update names. Raise WireError if the displays exceed a limit."""
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
-            raise wire.WireError("a display with too many forms, or with too long a name")
+            raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
         size = sum(len(mime) + len(content) for mime, content in shown.data.items())
         place = self._places.get(shown.name) if shown.name and shown.update else None
         if place is None:
@@ -233,7 +233,7 @@ class Cell:
         if shown.name:
             self._places[shown.name] = place
         if len(self.displays) > _MAX_DISPLAYS or self._room < 0:
-            raise wire.WireError("more displays than a cell may show")
+            raise wire.WireError(f"a cell must show at most {_MAX_DISPLAYS} displays, and {_MAX_DISPLAYED} characters in them")
         if self.tell is not None:
             self.tell(Event(kind="display", display=self.displays[place]))
 
@@ -248,7 +248,9 @@ class Cell:
         Raise WireError if the question is malformed or too long, if its number is in use, or if 64 questions are open.
         """
         if asked.number in self.open or len(self.open) >= _MAX_OPEN or asked.about not in _KINDS or len(asked.text) > _MAX_QUESTION:
-            raise wire.WireError("a question of another kind, one that is too long, or one too many")
+            raise wire.WireError(
+                f"a question must have a known kind, a new number and at most {_MAX_QUESTION} characters; {len(self.open)} are open"
+            )
         if asked.about not in self._answered or self.tell is None:
             return False
         self.open.add(asked.number)
@@ -276,21 +278,21 @@ class Cell:
         """Validate and keep the guest's last frame of the execution. Raise WireError if something in it is over a limit."""
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
-                raise wire.WireError("a text over the size limit")
+                raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")
         rows = (len(finished.files), len(finished.processes), len(finished.variables))
         if rows[0] > wire.MOST_FILES or rows[1] > wire.MOST_PROCESSES or rows[2] > wire.MOST_VARIABLES:
-            raise wire.WireError("more changes or processes than a result has")
+            raise wire.WireError(f"a result has more files, processes or variables than the host accepts: {rows}")
         for file, size, path in finished.files:
             if size not in _SIZES:
-                raise wire.WireError("a file with an impossible size")
+                raise wire.WireError(f"the size of a file must be from 0 to 2**63 - 1, got {size}")
             self.files.append(FileChange(path, file, size))
         for pid, name in finished.processes:
             if pid not in _SIZES:
-                raise wire.WireError("a process with an impossible pid")
+                raise wire.WireError(f"a pid must be from 0 to 2**63 - 1, got {pid}")
             self.processes.append(RunningProcess(pid, name))
         for variable, size, sides, type, name in finished.variables:
             if size not in _SIZES or len(sides) > _MAX_SIDES or not all(map(_SIZES.__contains__, sides)):
-                raise wire.WireError("a variable with an impossible size")
+                raise wire.WireError(f"the sizes of a variable must be at most {_MAX_SIDES} numbers from 0 to 2**63 - 1")
             self.variables.append(VariableChange(name, variable, type, tuple(sides) or None, size))
         self.finished.set_result(finished)
 

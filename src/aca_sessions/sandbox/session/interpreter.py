@@ -393,7 +393,7 @@ class Interpreter:
             self._take_question(message, cell)
             return
         if cell is None or cell.finished.done():
-            raise wire.WireError("a frame while no cell runs")
+            raise wire.WireError(f"expected no frame while no cell runs, got {type(message).__name__}")
         match message:
             case wire.Started(cell.execution) if not cell.started.done():
                 cell.started.set_result(None)
@@ -405,7 +405,7 @@ class Interpreter:
                 cell.finish(message)
                 self._channel.inbox.most = _MAX_IDLE
             case _:
-                raise wire.WireError("a frame of another cell")
+                raise wire.WireError(f"expected a frame of the cell that runs, and Started only once, got {type(message).__name__}")
 
     def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
         """Register a question with the running cell, or send a refusal if the cell has ended or does not accept such questions.
@@ -415,7 +415,7 @@ class Interpreter:
         # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
-            raise wire.WireError("questions whose answers are not read")
+            raise wire.WireError(f"the guest must read its answers: {frames} are unread, with {size} bytes")
         if cell is None or cell.execution != asked.execution or cell.finished.done() or not cell.ask(asked):
             self._send_answer(wire.Answer(asked.number, False, _NOT_ANSWERED))
 
