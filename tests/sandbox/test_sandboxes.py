@@ -81,7 +81,9 @@ async def test_a_heavy_fork_server_that_dies_twice_is_not_started_again(nothing_
         (await coming(sandboxes, first)).process.kill()
         while not caplog.records:
             await asyncio.sleep(0.02)
-        assert [record.message for record in caplog.records] == ["sessions start without preloaded libraries: GuestDiedError"]
+        assert [record.message for record in caplog.records] == [
+            "cannot preload the usual libraries (GuestDiedError): sessions start without them, and import them more slowly"
+        ]
         assert sandboxes._coming is None
         sandbox = await sandboxes.open()
         assert await value(sandbox, IMPORTED) is False

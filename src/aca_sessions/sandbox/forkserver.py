@@ -134,7 +134,7 @@ class Numbers:
             if number not in self._trees:
                 self._latest = number
                 return number
-        raise IsolationError("uid range", f"all {most} users that sessions may have are in use", "end some sessions and try again")
+        raise IsolationError("uid range", f"all {most} users that sessions may have are in use", "End some sessions, and try again")
 
 
 class ForkServer:
@@ -423,7 +423,9 @@ class ForkServer:
         self.broken = True
         if not self._ending:  # else `_end` woke a thread that waited, and ends the processes in their order
             self.process.kill()
-        return GuestDiedError("the fork server of the embedded sandbox ended, and its sessions with it; the next session starts another")
+        return GuestDiedError(
+            "the fork server of the embedded sandbox ended, and its sessions with it: open a new session, which starts another fork server"
+        )
 
     def _end(self) -> None:
         """End the zygote and its sessions, and release what they used."""

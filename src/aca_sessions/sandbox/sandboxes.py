@@ -212,7 +212,10 @@ class Sandboxes:
                 break
             except ACASessionsError as error:
                 if is_last_try or not isinstance(error, GuestDiedError):  # one that died may have lacked memory for a moment
-                    _logger.warning("sessions start without preloaded libraries: %s", type(error).__name__)
+                    _logger.warning(
+                        "cannot preload the usual libraries (%s): sessions start without them, and import them more slowly",
+                        type(error).__name__,
+                    )
                     return
         self._coming = None
         self._begin(heavy)

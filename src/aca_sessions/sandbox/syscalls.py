@@ -259,7 +259,7 @@ def _prctl(option: int, value: int) -> None:
 
 def _number(name: str) -> int:
     if MACHINE not in ARCHITECTURES:
-        raise OSError(38, f"{name}: no system call table for {MACHINE}")
+        raise OSError(38, f"cannot call {name}: the processor must be one of {', '.join(ARCHITECTURES)}, got {MACHINE}")
     return _NUMBERS[name][ARCHITECTURES.index(MACHINE)]
 
 

@@ -335,7 +335,7 @@ def _as_user(plan: Plan, code: str) -> str:
         syscalls.unshare(Namespace.USER)
     with part("uid"):
         if real_root:
-            raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root on the host")
+            raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root of the host")
     with part("user namespace"):
         confine.map_ids(0, uid, gid)
     with part("mount and pid namespaces"):

@@ -64,7 +64,10 @@ class SocketMemory:
             self._is_failing = False
         except OSError as error:  # what was seen last still counts
             if not self._is_failing:  # once, and not at each look while a cell runs
-                _logger.warning("cannot list the sockets of a session now: %s", error.strerror)
+                _logger.warning(
+                    "cannot list the sockets of a session (%s): its memory limit counts their last known size until that works again",
+                    error.strerror,
+                )
             self._is_failing = True
         return self._last
 

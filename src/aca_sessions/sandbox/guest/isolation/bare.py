@@ -132,17 +132,20 @@ def check(plan: Plan) -> None:
     """Raise RefusalError if no session could be started, or kept apart from the host, under this plan."""
     with part("uid"):
         if os.getuid() == 0 and not plan.uid_count:
-            raise PermissionError(errno.EPERM, "this root has no other uids to give away, and guests would be root")
+            raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root")
     with part("capabilities"):
         if not _may(plan.first_uid, "/", os.F_OK):
             raise PermissionError(errno.EPERM, "this root may not become another user: CAP_SETUID and CAP_SETGID are missing")
     with part("Landlock"):
         if syscalls.landlock_version() < _FIRST_WITH_TRUNCATE and not plan.first_uid:
-            raise OSError(errno.ENOSYS, "its version 3 (Linux 6.2) is needed where sessions have no user of their own")
+            raise OSError(
+                errno.ENOSYS,
+                f"version 3 (Linux 6.2) or newer is needed if sessions run as this user, got version {syscalls.landlock_version()}",
+            )
     with part("Python environment"):
         for path in set(plan.roots.values()):
             if not _may(plan.first_uid, path, os.R_OK):
-                raise PermissionError(errno.EACCES, f"the users that sessions run as may not read {path}")
+                raise PermissionError(errno.EACCES, f"the user that sessions run as must be able to read {path}, and cannot")
 
 
 def told_by(plan: Plan) -> str:
@@ -353,7 +356,7 @@ def _may(uid: int, path: str, mode: int) -> bool:
 def _kill_all_of(uid: int) -> None:
     """Kill every process of a session's uid. Raise ValueError if the uid is below the range that sessions use."""
     if uid < confine.FIRST_POSSIBLE_UID:
-        raise ValueError(f"no session has the uid {uid}")
+        raise ValueError(f"the uid of a session must be at least {confine.FIRST_POSSIBLE_UID}, got {uid}")
     # As that user, who can signal no other user's processes: a mistake here harms no other process of the host.
     child = os.fork()
     if child == 0:

@@ -169,7 +169,9 @@ def _mount_point(sources: list[str]) -> str:
         hides = any(source == candidate or source.startswith(candidate + "/") for source in sources)
         if not hides and os.path.isdir(candidate) and os.stat(candidate).st_mode & 0o001:
             return candidate
-    raise FileNotFoundError(errno.ENOENT, f"no folder to mount over among {', '.join(_MOUNT_POINTS)}")
+    raise FileNotFoundError(
+        errno.ENOENT, f"expected a folder to mount over, which every user may enter, among {', '.join(_MOUNT_POINTS)}: make one of them"
+    )
 
 
 def _add_system(base: str) -> None:
