@@ -224,7 +224,7 @@ def test_a_host_without_user_namespaces_is_refused_with_advice() -> None:
 def test_a_root_without_any_other_uid_is_refused() -> None:
     run = in_a_user_namespace("true")
     assert run.returncode == 2
-    assert "guests would be root" in run.stderr
+    assert "would run as root" in run.stderr
 
 
 def test_an_environment_without_ipython_is_refused_with_advice(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def decode(payload: bytes, *expected: type[Expected]) -> Expected:
             "a frame must begin with a header: its length, and JSON with a kind and the sizes of the texts"
         ) from None  # unchained: the cause would hold data of the guest
     if start != len(payload):
-        raise WireError(f"the header says that the frame has {start} bytes, got {len(payload)}")
+        raise WireError(f"a frame must have the length that its header says, got {len(payload)} bytes")
     for candidate in expected:
         if candidate.__name__ == kind:
             shapes = _shapes(candidate)  # type: ignore[arg-type]  # classes are hashable

@@ -284,11 +284,11 @@ class Cell:
             raise wire.WireError(f"a result has more files, processes or variables than the host accepts: {rows}")
         for file, size, path in finished.files:
             if size not in _SIZES:
-                raise wire.WireError(f"the size of a file must be from 0 to 2**63 - 1, got {size}")
+                raise wire.WireError("the size of a file must be from 0 to 2**63 - 1")
             self.files.append(FileChange(path, file, size))
         for pid, name in finished.processes:
             if pid not in _SIZES:
-                raise wire.WireError(f"a pid must be from 0 to 2**63 - 1, got {pid}")
+                raise wire.WireError("a pid must be from 0 to 2**63 - 1")
             self.processes.append(RunningProcess(pid, name))
         for variable, size, sides, type, name in finished.variables:
             if size not in _SIZES or len(sides) > _MAX_SIDES or not all(map(_SIZES.__contains__, sides)):
