@@ -176,7 +176,7 @@ def complete_chart(data: dict[str, Any]) -> dict[str, Any]:
         html = sys.modules["plotly"].io.to_html(plain, config=figure.get("config"), include_plotlyjs=True, validate=False)
         return {"text/plain": _describe_plotly(figure)} | data | {"text/html": html}
     except Exception as error:
-        print(f"{PLOTLY} could not be made HTML: {type(error).__name__}", file=sys.stderr)
+        print(f"cannot convert a plotly chart to HTML ({type(error).__name__}): it has the form {PLOTLY} only", file=sys.stderr)
         return data
 
 
@@ -229,7 +229,7 @@ def table_forms(value: Any) -> dict[str, Any]:
         if kind is _class("polars", "Series"):
             return _within_budget(_of_polars(value.to_frame()))
     except Exception as error:
-        print(f"{TABLE} could not be made: {type(error).__name__}", file=sys.stderr)
+        print(f"cannot convert a table to {TABLE} ({type(error).__name__}): it is shown without that form", file=sys.stderr)
     return {}
 
 

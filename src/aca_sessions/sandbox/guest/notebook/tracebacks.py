@@ -94,7 +94,7 @@ def shorten(formatting: Any) -> None:
         rest = list(chain(cause[1]))
         if len(rest) == 1:
             return cause
-        left_out = NotShownError(f"{len(rest) - 1} errors came here, one while another was handled")
+        left_out = NotShownError(f"{len(rest) - 1} more errors are not shown here, each raised while another was handled")
         left_out.__context__ = rest[-1]
         return type(left_out), left_out, None
 
