@@ -88,7 +88,7 @@ class McpRoute:
 
         Raise ProblemError if there is no such session: a new one would hide from the model that its environment has ended.
         """
-        identifier = checked_identifier(str(arguments.get("environmentId", "")))
+        identifier = checked_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)
         await execution.done.wait()

@@ -66,12 +66,13 @@ def problem_of(error: Exception) -> ProblemError:
         case IsolationError() | GuestDiedError():
             # Not 503: a proxy retries that elsewhere, so it is only for what was not started.
             return ProblemError(500, "SandboxUnavailable", str(error))
+        case HTTPException(status_code=404):
+            return ProblemError(404, "NotFound", "this server has nothing at this path: check the path of the request")
+        case HTTPException(status_code=405):
+            return ProblemError(405, "MethodNotAllowed", "this path does not accept this method: check the method of the request")
         case HTTPException():
-            return ProblemError(error.status_code, _CODES.get(error.status_code, "RequestInvalid"), str(error.detail))
+            return ProblemError(error.status_code, "RequestInvalid", str(error.detail))
     return ProblemError(500, _UNEXPECTED, "the server failed")
-
-
-_CODES = {404: "NotFound", 405: "MethodNotAllowed"}
 
 
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
@@ -88,12 +89,14 @@ def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
 
 
-def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER) -> str:
+def checked_identifier(identifier: str, allowed: re.Pattern[str] = IDENTIFIER, *, name: str = "identifier") -> str:
     """Return an identifier unchanged. Raise ProblemError (400) if `allowed` does not match all of it."""
     if not allowed.fullmatch(identifier):
         # The length and not the identifier, which is a secret.
-        got = f"{len(identifier)} characters" if identifier else "none"
-        said = f"the session's identifier must be present and match the regular expression {allowed.pattern}, got {got}"
+        got = f"other text of {len(identifier)} characters" if identifier else "nothing"
+        usual = r"1 to 256 letters, digits, spaces and punctuation marks of ASCII, except '\'"
+        expected = usual if allowed is IDENTIFIER else f"text that matches the regular expression {allowed.pattern}"
+        said = f"'{name}', the session's identifier, must be {expected}, got {got}"
         raise ProblemError(400, "SessionRequestValidationFailed", said)
     return identifier
 
