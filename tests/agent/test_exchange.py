@@ -331,4 +331,4 @@ async def test_a_long_cell_and_a_long_answer_are_carried_by_files(pool: SessionP
 async def test_a_dependency_that_cannot_be_installed_is_reported(agent: AgentSession, tmp_path: Path) -> None:
     result = await agent.run("deps.add('humanize')['pending']")
     assert result.text == "['humanize']"
-    assert "deps: humanize could not be installed: this session cannot reach a package index" in result.stderr
+    assert "deps: humanize could not be installed: cannot install packages, because this session reaches no package index" in result.stderr

@@ -127,7 +127,7 @@ async def test_packages_are_installed_only_if_an_index_is_reachable(session: Ses
     with pytest.raises(InvalidArgumentError):
         await session.install("--index-url=http://example.org")
     if not await session.supports("install"):
-        with pytest.raises(NotSupportedError, match="cannot reach a package index"):
+        with pytest.raises(NotSupportedError, match="reaches no package index"):
             await session.install("humanize")
     else:
         assert (await session.run("import humanize; humanize.intcomma(12345)", libraries=["humanize"])).text in ("12,345", "'12,345'")
@@ -141,7 +141,7 @@ async def test_an_installed_library_needs_no_index(session: Session) -> None:
 
 async def test_installed_packages_are_listed_and_uninstalled_if_the_endpoint_supports_it(session: Session) -> None:
     if not await session.supports("packages"):
-        with pytest.raises(NotSupportedError, match="list what was installed"):
+        with pytest.raises(NotSupportedError, match="list installed packages"):
             await session.packages()
         with pytest.raises(NotSupportedError, match="uninstall packages"):
             await session.uninstall("humanize")
