@@ -174,7 +174,7 @@ async def test_a_dead_zygote_is_replaced_and_the_loss_is_reported() -> None:
     async with open_pool(policy=Policy(preload=("cmd",))) as pool, pool.session() as session:
         await session.run("x = 1")
         server = next(server for key, server in ForkServer._shared.items() if key[2] == ("cmd",))
-        below = descendants(server._process.pid)
+        below = descendants(server.process.pid)
         kill(("cmd",))
         await until(lambda: asyncio.sleep(0, not below & descendants(os.getpid())))
         await asyncio.sleep(0.1)  # the session's end is read by the event loop
