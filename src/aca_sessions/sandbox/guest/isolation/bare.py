@@ -35,12 +35,7 @@ _AFTER_NAME = 2  # characters: the bracket that ends the name, and a blank (proc
 
 
 def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
-    """Kill every descendant of a process.
-
-    Args:
-        ancestor: The pid of the process whose descendants are killed. The process itself is not killed.
-        spared: Pids of children of the ancestor that are not killed. Their descendants are not killed either.
-    """
+    """Kill every descendant of the process `ancestor`, except its children in `spared` and their descendants."""
     # One scan may miss a process whose parent ends meanwhile. Several in a row do not.
     quiet = 0
     while quiet < _LOOKS:
@@ -68,7 +63,6 @@ def others_of(uid: int) -> bool:
 
 
 def _is_alive(pid: int, uid: int) -> bool:
-    """Return whether a process exists, is no zombie and belongs to a user."""
     # The owner of /proc/PID does not help here: the folder of a process that is not dumpable belongs to root.
     try:
         with open(f"/proc/{pid}/status", errors="replace") as file:
@@ -156,10 +150,7 @@ def told_by(plan: Plan) -> str:
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
-    """Return the paths that sessions may read besides their own folders: the system, a few settings, the environment, the guest's code.
-
-    Links are resolved, and paths that do not exist are left out.
-    """
+    """Return the paths that exist of those that sessions may read besides their own folders, with links resolved."""
     settings = [f"/etc/{name}" for name in root.SETTINGS]
     paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
@@ -169,12 +160,10 @@ class Bare:
     """The zygote's operations on sessions on a host without namespaces."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Store how sessions are separated, and adopt orphans of sessions so that they can be killed.
+        """Adopt orphans of sessions, so that they can be killed.
 
-        Args:
-            base: The folder that holds the folders of all sessions.
-            first_uid: The first uid of the range that sessions use. 0 means that sessions run as the host's own user.
-            environment: The paths of the sessions' Python environment.
+        `base` is the folder of all sessions' folders, and `environment` holds the paths of their Python environment. `first_uid` is the
+        first uid that sessions use, or 0 if they run as the host's own user.
         """
         self._base = base
         self._first_uid = first_uid
@@ -217,10 +206,7 @@ class Bare:
         _remove(self._folder(tree))
 
     def fork(self, tree: int) -> int:
-        """Fork the first process of a session. Return the child's pid, or 0 in the child.
-
-        If the workspace had an earlier first process, kill what may be left of that session before the fork.
-        """
+        """Kill what may be left of an earlier session in the workspace, then fork. Return the child's pid, or 0 in the child."""
         if tree in self._inits.values():
             self._sweep(tree)
         return os.fork()
@@ -260,10 +246,8 @@ class Bare:
         return []
 
     def begin_to_reap(self) -> None:
-        """Make SIGTERM kill every process of the session, and drop the privileges of this process.
-
-        The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
-        """
+        """Make SIGTERM kill every process of the session, and drop the privileges of this process."""
+        # The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.give_up_power()
 
@@ -308,13 +292,7 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Forbid this process and its later descendants, by Landlock, to signal any other process. Return whether that holds now.
-
-    Return False if the kernel's Landlock is older than version 6.
-
-    Args:
-        other: The pid of another process. This function tries to signal it, to check the result.
-    """
+    """Forbid this process and its later descendants to signal any other process. Return whether signalling the pid `other` now fails."""
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False
     with part("Landlock"):
@@ -354,7 +332,6 @@ def _may(uid: int, path: str, mode: int) -> bool:
 
 
 def _kill_all_of(uid: int) -> None:
-    """Kill every process of a session's uid. Raise ValueError if the uid is below the range that sessions use."""
     if uid < confine.FIRST_POSSIBLE_UID:
         raise ValueError(f"the uid of a session must be at least {confine.FIRST_POSSIBLE_UID}, got {uid}")
     # As that user, who can signal no other user's processes: a mistake here harms no other process of the host.
@@ -375,7 +352,6 @@ def _kill_all_of(uid: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove a folder and everything in it. Links in it are removed, not followed."""
     # Programs and not shutil: nested folders may be deeper than Python's recursion goes, and neither program follows a link. A session may
     # have taken the rights from a folder; root needs none.
     if os.getuid():

@@ -68,14 +68,8 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
     """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities there.
 
-    If the session shares the host's network, no network namespace is created.
-
-    Args:
-        spawn: The network, the sizes and the workspace of the session.
-        uid: The session's uid as the zygote sees it. 0 means the zygote's own uid.
-
-    Raises:
-        RefusalError: The host refused a part. The error names the part.
+    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError,
+    which names the part, if the host refuses one.
     """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
@@ -94,10 +88,9 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
 def limit(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
-    Args:
-        spawn: The limits. Its `address_space` is added to what this process has mapped, because preloaded libraries alone map 1.4 GB.
-        processes: Replaces `spawn.processes`, for hosts where the kernel counts other processes of the same user as well.
+    `processes` replaces `spawn.processes`, for hosts where the kernel counts other processes of the same user as well.
     """
+    # Preloaded libraries alone map 1.4 GB, so `address_space` is added to what this process has mapped.
     memory = _address_space() + spawn.address_space
     limits = {
         resource.RLIMIT_AS: memory,
@@ -114,23 +107,14 @@ def limit(spawn: Spawn, *, processes: int | None = None) -> None:
 
 
 def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = seccomp.NAMESPACES) -> None:
-    """Drop all capabilities of this process, forbid new privileges and install the seccomp filter. None of it can be undone.
-
-    Args:
-        memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
-        walls: What else separates the session from the host. The filter refuses more calls if a part is missing.
-    """
+    """Drop all capabilities, forbid new privileges and install the filter of `seccomp.program`. None of it can be undone."""
     syscalls.no_new_privileges()
     syscalls.drop_capabilities()
     syscalls.install_filter(seccomp.program(memory_is_counted=memory_is_counted, walls=walls))
 
 
 def lock_down(spawn: Spawn) -> int:
-    """Apply limits, Landlock and the seccomp filter to the interpreter. Return the Landlock version in force.
-
-    Raises:
-        RefusalError: The host refused a part. The error names the part.
-    """
+    """Apply limits, Landlock and seccomp to the interpreter. Return the Landlock version in force. Raise RefusalError if one is refused."""
     with part("limits"):
         limit(spawn)
     with part("no_new_privs"):
@@ -145,13 +129,8 @@ def lock_down(spawn: Spawn) -> int:
 def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
     """Restrict this process, and all that it starts, to the named paths. Return the Landlock version in force.
 
-    Args:
-        readable: Files and folders that may be read and executed.
-        writable: Files and folders that may also be changed.
-        tcp: Whether TCP sockets may bind and connect. Landlock before version 4 cannot forbid it.
-
-    Raises:
-        OSError: This kernel has no Landlock (ENOSYS), or a path does not exist.
+    `readable` paths may be read and executed, `writable` paths also changed. TCP sockets cannot bind or connect if `tcp` is false, but
+    Landlock before version 4 cannot forbid it. Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
     """
     version = syscalls.landlock_version()
     if version == 0:
@@ -185,13 +164,7 @@ def close_all_but(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Map one uid and one gid of the host into this process's new user namespace.
-
-    Args:
-        inside: The number that both ids get inside.
-        outside_uid: The uid outside.
-        outside_gid: The gid outside.
-    """
+    """Map one uid and one gid of the host to the number `inside` in this process's new user namespace."""
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")
@@ -222,10 +195,7 @@ def _hide(path: str) -> None:
 
 
 def _become_guest(uid: int) -> None:
-    """Change to the session's uid, then enter a new user namespace in which that uid is `GUEST_ID`.
-
-    A `uid` of 0 means that the uid does not change: it is the zygote's own, which is not root on the host.
-    """
+    """Change to `uid` (0: keep the zygote's, which is not root on the host), then enter a user namespace in which it is `GUEST_ID`."""
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

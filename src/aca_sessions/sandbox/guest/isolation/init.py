@@ -29,14 +29,8 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
     """Confine a forked child of the zygote, start the interpreter as a child of it, then collect dead processes.
 
-    Exit without a report if the host closes the socket before it sends its first byte. If a part is refused, send `Refused` and exit.
-
-    Args:
-        spawn: The limits and the network of the session.
-        world: The operations on sessions, with or without namespaces.
-        connection: The descriptor of the socket on which the host sends cells.
-        report: The descriptor of the socket on which deaths are reported and the host sends requests.
-        shell: The preloaded shell.
+    The host sends cells on the socket `connection`, and its requests on the socket `report`, on which deaths are reported. If a part is
+    refused, send `Refused` and exit. If the host closes `connection` before it sends its first byte, exit without a report.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = socket.socket(fileno=connection)
@@ -117,10 +111,8 @@ def _listen_for_proxy() -> int:
 
 
 def _list_of_sockets() -> "list[int]":
-    """Return the descriptor, in a list, through which the host reads how much memory this namespace's sockets use (sock_diag(7)).
-
-    Return an empty list if the kernel lacks sock_diag. The host then reports that this memory is not counted.
-    """
+    """Return a descriptor, in a list, through which the host reads how much memory this namespace's sockets use (sock_diag(7))."""
+    # If the kernel lacks sock_diag, the list is empty and the host reports that this memory is not counted.
     with contextlib.suppress(OSError):
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]
     return []

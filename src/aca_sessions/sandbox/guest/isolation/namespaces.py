@@ -47,12 +47,7 @@ class Namespaced:
         os.rmdir(_folder(tree))
 
     def show_tree(self, tree: int, init: int) -> None:
-        """Mount a workspace at /mnt/data of a running session, in place of the one that is mounted there.
-
-        Args:
-            tree: The number of the workspace.
-            init: A pidfd of the session's first process.
-        """
+        """Replace the workspace at /mnt/data of a running session by another one. `init` is a pidfd of the session's first process."""
         with contextlib.ExitStack() as afterwards:
             own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             afterwards.callback(os.close, own)

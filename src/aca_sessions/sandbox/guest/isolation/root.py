@@ -111,11 +111,8 @@ def part(name: str) -> Iterator[None]:
 def build(plan: Plan, code: str) -> str:
     """Build the template root in a new tmpfs. Return the folder of the host over which the tmpfs is mounted.
 
-    The root holds /usr and a few settings of the host, or an image; devices; the mounts that the plan names; and the guest's own code.
-
-    Args:
-        plan: What the root holds.
-        code: The folder of this package's sources.
+    The root holds /usr and a few settings of the host, or an image; devices; the mounts that the plan names; and the guest's own code,
+    copied from the folder `code` of this package's sources.
     """
     base = _mount_point([*plan.roots.values(), *plan.mounts.values(), *([plan.image] if plan.image else [])])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
@@ -184,11 +181,8 @@ def _add_system(base: str) -> None:
 
 
 def _add_other_names(base: str) -> None:
-    """Link /sandbox to the session's files, because code that was written for other tools uses that name.
-
-    Do nothing if /sandbox exists, for example because the host's Python lies there.
-    """
-    if not os.path.lexists(f"{base}/sandbox"):
+    """Link /sandbox to the session's files, because code that was written for other tools uses that name."""
+    if not os.path.lexists(f"{base}/sandbox"):  # the host's Python may lie there
         os.symlink(DATA, f"{base}/sandbox")
 
 
@@ -241,10 +235,7 @@ def copy_code(source: Path, target: Path) -> None:
 
 
 def bind(source: str, target: str, *, writable: bool = False) -> None:
-    """Mount a file or folder of the host at a target, without device nodes and set-user-id programs.
-
-    Missing folders and the mount point are created. The mount is read-only unless `writable` is true.
-    """
+    """Mount a file or folder of the host at a target, which is created, without device nodes and set-user-id programs."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -262,10 +253,7 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
 
 
 def _add_image(base: str, image: str) -> None:
-    """Mount the folders of an image read-only, at the same paths below the root at `base`.
-
-    A link in the image's top folder is copied as a link, because following it here could lead to a file of the host.
-    """
+    """Mount the folders of an image read-only below `base`. Copy links as links: to follow one could lead to a file of the host."""
     with os.scandir(image) as entries:
         for entry in entries:
             if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
@@ -294,13 +282,9 @@ def _link_settings(target: str, source: str) -> None:
 
 
 def image_python(named: str) -> str:
-    """Return the path of the image's Python. Must be called inside the image's root.
+    """Return the path of the image's Python: `named`, or one in the usual places if `named` is "". Must be called inside the image's root.
 
-    Args:
-        named: The path that the policy names, or "" to look in the usual places.
-
-    Raises:
-        RefusalError: The image lacks something that sessions need. The message lists everything that is missing.
+    Raise RefusalError if the image lacks something that sessions need. The message lists everything that is missing.
     """
     program = next((path for path in (named,) * bool(named) or _SOUGHT if os.path.exists(path)), "")
     if not program:
@@ -334,5 +318,4 @@ def _supply() -> tuple[str, str]:
 
 
 def _refused(missing: str) -> RefusalError:
-    """Return the error for an image that lacks something. `missing` says what."""
     return RefusalError(_IMAGE_PART, OSError(errno.ENOENT, missing))

@@ -161,10 +161,7 @@ NAMESPACES = Walls(namespaces=True, own_user=True, own_signals=True, network=Tru
 def program(memory_is_counted: bool, machine: str = MACHINE, *, walls: Walls = NAMESPACES) -> bytes:
     """Return the filter as an array of BPF instructions.
 
-    Args:
-        memory_is_counted: Whether a control group counts the session's memory. Only then is memfd_create allowed.
-        machine: The architecture that the filter is for.
-        walls: What else separates the session from the host.
+    `memory_is_counted` means that a control group counts the session's memory. Only then is memfd_create allowed.
     """
     numbers = allowed(machine)
     if not memory_is_counted:
@@ -197,7 +194,6 @@ def _numbers(text: str, machine: str) -> dict[str, int]:
 
 
 def _prologue(machine: str) -> Iterator[bytes]:
-    """Yield the instructions that end a process of another architecture, refuse x32, and load the number of the call."""
     # Another instruction set has other numbers, so a call by it ends the process. x32 has x86_64's architecture and a bit in the number.
     yield _load(_ARCHITECTURE)
     yield _jump(_EQUAL, _AUDIT_ARCHITECTURE[machine], 1, 0)
@@ -240,10 +236,7 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return stricter checks of arguments for sessions without namespaces, by the name of the call.
-
-    They refuse sockets that could reach a Unix socket of the host, pids of other processes, and most commands of ioctl.
-    """
+    """Return stricter checks, by call. Without namespaces, sockets could reach the host's Unix sockets, and pids other processes."""
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
     controls = [COMMANDS["ioctl"][name] for name in _HARMLESS_CONTROLS]
@@ -269,10 +262,8 @@ def _socket_check(families: Iterable[int], types: Iterable[int]) -> list[bytes]:
 
 
 def _by_level() -> list[bytes]:
-    """Return the filter instructions that allow only the listed socket options.
-
-    They test the level first, because the same number means another option at another level.
-    """
+    """Return the instructions that allow only the listed socket options."""
+    # The level is tested first, because the same number means another option at another level.
     rule = _argument(1)
     for (_, level), options in OPTIONS.items():
         rule += _rule(level, [*_one_of(_argument(2), options.values()), _return(_ALLOW)])
@@ -285,13 +276,7 @@ def _other_refusals(machine: str) -> Iterator[bytes]:
 
 
 def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
-    """Return instructions that refuse a value unless it is one of `values`. An allowed value continues after them.
-
-    Args:
-        load: The instructions that load the value.
-        values: The allowed values.
-        otherwise: The errno of a refusal.
-    """
+    """Return instructions that refuse the value that `load` loads, with the errno `otherwise`. A value in `values` continues after them."""
     values = [*values]
     tests = [_jump(_EQUAL, value, len(values) - position, 0) for position, value in enumerate(values)]
     return [*load, *tests, _refuse(otherwise)]
