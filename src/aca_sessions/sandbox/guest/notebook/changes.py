@@ -48,10 +48,7 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return the inode, size and time of change of each file in /mnt/data, by relative path.
-
-    Return None if there are more than about 2,000, because listing them after every cell would take too long.
-    """
+    """Return each file's inode, size and time of change, by relative path. Return None for over 2,000: that would take too long."""
     found: Listing = {}
     pending = [""]
     while pending:
@@ -90,10 +87,7 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def list_processes() -> list[ProcessRow]:
-    """Return the pid and name of each process of the session, sorted by pid, without the interpreter, the first process and zombies.
-
-    Return an empty list if /proc cannot be read, as without namespaces.
-    """
+    """Return the pid and name of each process of the session, by pid, without the interpreter, the first process and zombies."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
@@ -135,10 +129,7 @@ class Variables:
         self._names, self._hidden = names, hidden
 
     def changes(self) -> list[VariableRow]:
-        """Return each variable that was added, changed or deleted since the last call.
-
-        Return an empty list at the first call, and if there are more than 3,000 names, which take too long to compare after every cell.
-        """
+        """Return each change since the last call: none at the first call, and none for over 3,000 names, which take too long to compare."""
         names = self._names.copy()  # threads of the user may add variables meanwhile
         if len(names) > _MOST_COMPARED:
             self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()
@@ -165,13 +156,7 @@ class Variables:
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
-        """Return which of the named variables were added, changed or deleted, each with the kind of change. Remember what they are now.
-
-        Args:
-            names: The names that may have changed.
-            now: All variables, by name.
-            measures: What measures a length or shape, by the address of the type.
-        """
+        """Return which of `names` were added, changed or deleted, each with the kind of change. Remember what they are now."""
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
@@ -186,11 +171,7 @@ class Variables:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _look(self, name: str, value: Any) -> object:
-        """Return what a variable is compared by.
-
-        For a number or short text this is its value with the address of its type. It is `_ABSENT` for a name that is not the user's, and
-        `_OTHER` for all other objects.
-        """
+        """Return `_ABSENT` if a variable is not the user's, value and type's address of a number or short text, otherwise `_OTHER`."""
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
             return _ABSENT
@@ -231,7 +212,6 @@ class _Sizes:
             self._plain = None
 
     def different(self, now: dict[str, Any]) -> list[str]:
-        """Return the names of variables whose type, length or shape is another one than when `know` was called."""
         if self._plain is None:
             plain = [(name, kind, size) for name, (kind, measure, size) in self._known.items() if measure is len]
             self._plain = [name for name, _, _ in plain], [kind for _, kind, _ in plain], [size for _, _, size in plain]

@@ -54,12 +54,7 @@ class Collected:
         self._images: set[bytes] = set()
 
     def take_value(self, result: Any, formats: dict[str, Any]) -> None:
-        """Store the value of the cell's last expression, and display it if it has more forms than text.
-
-        Args:
-            result: IPython's result of the cell, which holds the value.
-            formats: The forms of the value, by MIME type.
-        """
+        """Store the value of the cell's last expression. Display it if `formats`, its forms by MIME type, has more than text."""
         self.text = clip(str(formats.get("text/plain", "")))
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
@@ -67,14 +62,10 @@ class Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """Show a display, or keep it for the next cell if this one has finished.
+        """Show a display, given by its forms, or keep it for the next cell if this one has finished.
 
-        Do nothing in a process that the cell forked, and for a figure that the cell has shown already.
-
-        Args:
-            data: The forms of the display, by MIME type.
-            name: The name of the display, if it has one.
-            update: Whether it replaces the latest display of the same name.
+        Do nothing in a process that the cell forked, and for a figure that the cell has shown already. If `update` is true, replace the
+        latest display of the same name.
         """
         if os.getpid() != self._pid:
             return  # a fork that a cell made has no link to the host
@@ -117,10 +108,8 @@ class Collected:
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
-        """Return whether the cell's code has ended and this is a figure that it has shown already, unchanged. Else remember the figure.
-
-        At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
-        """
+        """Return whether the cell's code has ended and has shown this figure already, unchanged. Else remember the figure."""
+        # At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
         if "image/png" not in data:
             return False
         image = hashlib.blake2b(data["image/png"].encode(), digest_size=16).digest()
@@ -171,10 +160,7 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
-    """Return a display without its largest forms, so that at most `room` characters are left.
-
-    Return an empty dict if no other form than plain text would be left.
-    """
+    """Return a display without its largest forms, in at most `room` characters, or an empty dict if only plain text would be left."""
     if sum(map(len, data.values())) <= room:
         return data
     kept = dict(sorted(data.items(), key=lambda form: len(form[1])))

@@ -25,10 +25,7 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a command until it ends. Return the result, whose value is the exit code.
-
-    An interrupt kills the command and its process group. The result then has a KeyboardInterrupt as its error.
-    """
+    """Run a command. The result's value is the exit code. An interrupt kills its process group: the error is KeyboardInterrupt."""
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
     code = None
@@ -64,11 +61,7 @@ class Syntax(TransformerManager):
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Return the lines with IPython's commands replaced by calls.
-
-        Return a cell unchanged if it has none of the characters of commands, because the search for them parses the whole cell into
-        tokens.
-        """
+        """Return a cell without any character of commands unchanged: the search for commands parses the whole cell into tokens."""
         if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
             return lines
         return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]
@@ -87,10 +80,7 @@ class ShellCommand:
         self._status = 0
 
     def run(self, command: str) -> int:
-        """Run a command in a shell. Return its exit status: as in IPython, -N if signal N killed it.
-
-        A command that would install packages is not run: pip's refusal says what to use instead.
-        """
+        """Run a command in a shell, unless it installs packages. Return its status: as in IPython, -N if signal N killed it."""
         self._command = command
         if _INSTALLER.match(command):
             status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
@@ -100,10 +90,7 @@ class ShellCommand:
         return self._status
 
     def failure(self) -> subprocess.CalledProcessError | None:
-        """Return an error if the command failed and was the last statement of the cell, else None.
-
-        In earlier statements a status other than 0 may be intended, like grep's.
-        """
+        """Return an error if the last statement's command failed, else None. An earlier status may be intended, like grep's."""
         if self._status == 0 or not self.is_last_statement:
             return None
         return subprocess.CalledProcessError(self._status, self._command)

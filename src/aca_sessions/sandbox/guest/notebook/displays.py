@@ -50,11 +50,7 @@ class Hook(DisplayHook):
     stock: ClassVar[dict[type, Any]] = {}  # the printers of plain types in an unchanged shell
 
     def __call__(self, result: Any = None) -> None:
-        """Store the last value of a cell.
-
-        If it is None, record whether the cell ends with an expression other than a call, without a semicolon. A notebook shows nothing in
-        any case, but Azure distinguishes `x` from `print(x)` and `x = None`.
-        """
+        # A notebook shows nothing for None, but Azure distinguishes `x` from `print(x)` and `x = None`.
         if result is None:
             self.shell.collected.value_is_none = not (self.shell.ends_with_call or self.quiet())
         super().__call__(result)
@@ -65,10 +61,7 @@ class Hook(DisplayHook):
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
     def compute_format_data(self, result: Any) -> Bundle:
-        """Return the forms of a value, by MIME type, and their metadata.
-
-        A number, bool or text has only its repr, and no formatter is called for it unless the user has changed how its type is shown.
-        """
+        """Return a value's forms. A plain value has only its repr, and no formatter runs, unless the user changed how its type is shown."""
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
             return super().compute_format_data(result)  # type: ignore[no-any-return]
@@ -143,7 +136,7 @@ class PlainText(PlainTextFormatter):
 
 
 def _describe_figure(figure: Any) -> str:
-    """Return a description of a matplotlib figure for readers who do not see it: its titles, axis labels and legends."""
+    """Describe a matplotlib figure for readers who do not see it."""
     parts = [figure.get_suptitle()] if hasattr(figure, "get_suptitle") else []
     for axes in figure.get_axes()[:4]:
         labels = " by ".join(label for label in (axes.get_ylabel(), axes.get_xlabel()) if label)
@@ -164,10 +157,7 @@ def chart_forms(value: Any) -> dict[str, Any] | None:
 
 
 def complete_chart(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the forms of a display. A plotly chart that published itself (`figure.show()`) gets the text and HTML that it lacks.
-
-    Return all other displays unchanged.
-    """
+    """Add the text and HTML that a plotly chart lacks if it published itself (`figure.show()`). Return other displays unchanged."""
     if PLOTLY not in data or "text/html" in data or "plotly" not in sys.modules:
         return data
     figure = data[PLOTLY]
@@ -197,7 +187,6 @@ def _is_a(value: Any, module: str, name: str) -> bool:
 
 
 def _describe_plotly(figure: dict[str, Any]) -> str:
-    """Return a description of a plotly figure for readers who do not see it: its title, and the type and name of each trace."""
     title = figure.get("layout", {}).get("title", "")
     title = title.get("text", "") if isinstance(title, dict) else title
     traces = [" ".join(filter(None, (trace.get("type", "scatter"), trace.get("name")))) for trace in figure.get("data", [])]
@@ -285,10 +274,7 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Return a resource as JSON text, by MIME type. If the text is too long, rows are left out, and if necessary all rows.
-
-    Return an empty dict if the columns alone are too long.
-    """
+    """Return a resource as JSON text, by MIME type, with fewer rows if it is too long. Return {} if the columns alone are too long."""
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]
     return {TABLE: text} if len(text) <= _BUDGET else {}
@@ -299,10 +285,7 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold, for a cell of a table.
-
-    `str` is called only on types of Python and pandas, so no code of the user runs. Any other value becomes the name of its type.
-    """
+    """Return a value that JSON can hold. `str` is called only on types of Python and pandas, so no code of the user runs."""
     kind = type(value)
     if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
         return value

@@ -43,10 +43,7 @@ class Loop:
             raise
 
     def go_on_until(self, descriptor: int) -> None:
-        """Run the unfinished tasks of cells until the descriptor is readable or `wake` is called.
-
-        Return at once if there is no loop. Return also if a task raises SystemExit, after printing the traceback.
-        """
+        """Run cells' unfinished tasks until the descriptor is readable, `wake` is called, or a task raises SystemExit, which is printed."""
         if self._loop is None or self._loop.is_closed():
             return
         self._is_between_cells = True

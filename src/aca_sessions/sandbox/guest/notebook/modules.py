@@ -55,11 +55,9 @@ class _Loaded:
     is_recent: bool = True
 
     def has_changed(self) -> bool:
-        """Return whether the file has another content than the one that was imported. Return False if it was deleted.
-
-        The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only the
-        stamps differ, because the files are copies.
-        """
+        """Return whether the file has another content than the one that was imported."""
+        # The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only
+        # the stamps differ, because the files are copies.
         try:
             stamp = _stamp(self.path)
             if stamp == self.stamp and not self.is_recent:
@@ -107,10 +105,7 @@ def forget_listings() -> None:
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
-    """Reload the imported modules whose files have changed. Call `show_error` with the exception of each that fails.
-
-    A module that fails is removed from sys.modules, so that the next `import` fails as well instead of returning the old module.
-    """
+    """Reload the imported modules whose files have changed. Call `show_error` with the exception of each that fails."""
     for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded[name].module
         if module is None:  # the user removed it from sys.modules
@@ -123,7 +118,7 @@ def import_changed(show_error: Callable[[BaseException], None]) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            sys.modules.pop(name, None)
+            sys.modules.pop(name, None)  # so that the next `import` fails as well instead of returning the old module
             _loaded[name].module = module
             show_error(error)
             file = os.path.relpath(_loaded[name].path, place.data)
@@ -187,10 +182,7 @@ def _digest(source: bytes) -> bytes:
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in these folders importable, instead of those of an earlier request. Return the result.
-
-    Change nothing and return an error in the result if a module is loaded in another version, or if the session cannot read a folder.
-    """
+    """Make the packages in these folders importable, instead of earlier ones. If that is impossible, change nothing and return an error."""
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)
@@ -209,10 +201,7 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
 
 
 def _put_on_path(paths: Sequence[str]) -> None:
-    """Make `paths` the folders of packages on the import path, in place of those of an earlier call.
-
-    Programs that cells start get them as well, by PATH and by variables that `children/sitecustomize.py` reads.
-    """
+    """Make `paths` the folders of packages on the import path, and for programs that cells start, in place of those of an earlier call."""
     own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
     for path in paths:
@@ -230,7 +219,7 @@ def _show_to_programs(paths: Sequence[str]) -> None:
     os.environ["PATH"] = os.pathsep.join([*kept, *(f"{path}/bin" for path in paths)])
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != CHILDREN]
     os.environ["PYTHONPATH"] = os.pathsep.join([*others, CHILDREN])
-    os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)
+    os.environ["ACA_SESSIONS_PACKAGES"] = os.pathsep.join(paths)  # children/sitecustomize.py reads it
 
 
 def _finished(extend: Extend, name: str | None, message: str) -> Finished:

@@ -77,13 +77,7 @@ class Shell(InteractiveShell):
         self.user_ns["_exit_code"] = self.last_command.run(self.var_expand(command, depth=1))
 
     def run(self, cell: Run, send: Callable[[Message], None], ask: Ask = _refuse_input) -> Finished:
-        """Run a cell and return its result. Exceptions of the cell's code become the error of the result.
-
-        Args:
-            cell: The cell, and which kinds of questions the host answers during it.
-            send: Sends a message to the host.
-            ask: Asks the host a question, like `Link.ask`. By default it raises AnswerError.
-        """
+        """Run a cell and return its result. Its exceptions become the error of the result. `ask` asks the host, like `Link.ask`."""
         self._cell, self._ask = cell, ask
         provide_names(self.ast_transformers, self._send_call if "call" in cell.answered else None)
         self.collected = Collected(cell.execution, send, self._late)
@@ -133,10 +127,7 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """Print errors that are shown during the block on stderr if `several` is true. Otherwise each becomes the error of the cell.
-
-        `several` means that the object to show has other forms, so the failure of one does not matter.
-        """
+        """Print errors in the block on stderr if the object to show has `several` forms. Otherwise each becomes the error of the cell."""
         outer, self._is_showing = self._is_showing, several
         try:
             yield
@@ -144,10 +135,7 @@ class Shell(InteractiveShell):
             self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Show a traceback without the frames of this package at its end.
-
-        An interrupt is raised in such a frame, the handler of SIGINT, in the middle of the user's code.
-        """
+        """Show a traceback without this package's frames at its end: the handler of SIGINT raises in the middle of the user's code."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain(value)
         tracebacks.cut_own(traceback)
@@ -177,7 +165,6 @@ class Shell(InteractiveShell):
         self._showtraceback(type(exc), exc, [f"UsageError: {exc}"])
 
     async def run_ast_nodes(self, nodelist: list[ast.stmt], *arguments: Any, **options: Any) -> Any:
-        """Run the statements of a cell. Record whether the last one is a call, and whether it is a `!` or `%` command."""
         last = nodelist[-1] if nodelist else None
         self.ends_with_call = isinstance(last, ast.Expr) and isinstance(last.value, (ast.Call, ast.Await))
         failed = await super().run_ast_nodes(nodelist, *arguments, **options)
@@ -190,7 +177,6 @@ class Shell(InteractiveShell):
         return await super().run_code(*arguments, **options)
 
     def should_run_async(self, raw_cell: str, **options: Any) -> bool:
-        """Return whether a cell must run in the event loop, because it awaits or starts tasks."""
         if loop.is_needed(raw_cell):
             return True
         return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
@@ -248,10 +234,7 @@ class Shell(InteractiveShell):
 
 
 def build_shell(preload: list[str]) -> Shell:
-    """Build the shell in the zygote, with all preloaded modules imported and typical cells run once, so that first cells start fast.
-
-    Replace `input`, `getpass.getpass` and `%pip`, because the originals need a terminal or report installations that failed.
-    """
+    """Build the shell in the zygote, with `preload` imported and typical cells run once, so that first cells start fast."""
     for module in preload:
         importlib.import_module(module)
     config = Config()

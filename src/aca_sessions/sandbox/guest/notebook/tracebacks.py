@@ -38,17 +38,11 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Note that a new cell begins. The next source gets the plain name of the cell.
-
-        Sources that the cell's code runs with `run_cell` get the same name with a count.
-        """
+        """Give the next source the plain name of the cell. Sources that the cell runs with `run_cell` get the same name with a count."""
         self._compiled = 0
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Return the file name for a source, such as `<Cell In[3]>`.
-
-        The name has angle brackets, because debuggers search the folder for a file of any other name.
-        """
+        """Return a name such as `<Cell In[3]>`. Debuggers search the folder for a file of any name without angle brackets."""
         self._compiled += 1
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
@@ -103,10 +97,7 @@ def shorten(formatting: Any) -> None:
 
 
 def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
-    """Return a copy of a traceback without most of its frames, and the frames that were left out, by the frame before them.
-
-    Return a traceback of at most 40 frames as it is. The exception keeps its own traceback.
-    """
+    """Return a copy of a traceback with at most 40 frames, and the frames that were left out, by the frame before them."""
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
     while step is not None:
@@ -150,10 +141,7 @@ def explain(error: BaseException) -> None:
 
 
 def holds_group(error: BaseException | None) -> bool:
-    """Return whether an exception group is in the chain of an error.
-
-    IPython prints groups in Python's own layout and bypasses the methods of the shell, so the caller must format them.
-    """
+    """Return whether an error's chain has an exception group, which IPython prints in Python's layout, bypassing the shell's methods."""
     return any(isinstance(one, _GROUP) for one in chain(error))
 
 
