@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 def serve(link: Link, shell: Shell, *, proxy: tuple[str, int] | None) -> None:
-    """Run cells one after another and send their results, until the host closes the link.
-
-    Args:
-        link: The connection to the host.
-        shell: The shell that runs the cells.
-        proxy: The host and port of the HTTP proxy that programs of the session are configured to use, if there is one.
-    """
+    """Run cells and send their results, until the host closes the link. `proxy` is the host and port of the session's HTTP proxy."""
     snapshots.reseed()
     gc.enable()
     os.environ.clear()

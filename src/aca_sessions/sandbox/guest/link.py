@@ -42,12 +42,7 @@ class Link:
     """
 
     def __init__(self, connection: socket.socket, said: int) -> None:
-        """Use a connected socket and the write end of a pipe.
-
-        Args:
-            connection: The socket on which cells and answers come.
-            said: The descriptor of the pipe for frames.
-        """
+        """Use a connected socket for cells and answers, and `said`, the write end of a pipe, for frames."""
         connection.set_inheritable(False)
         self._connection = connection
         self._said = said
@@ -89,7 +84,7 @@ class Link:
         self._incoming.register(connection, select.POLLIN)
 
     def take_brought(self) -> list[int]:
-        """Return the descriptors that came with the frames read so far. The next call returns only later ones."""
+        """Return the descriptors that came with the frames read since the last call."""
         brought, self._brought = self._brought, []
         return brought
 
@@ -105,15 +100,9 @@ class Link:
             yield cell  # type: ignore[misc]
 
     def ask(self, execution: str, about: str, text: str) -> str:
-        """Ask the host a question, wait, and return the answer. May be called from any thread.
+        """Ask the host a question of the kind `about` (`input` or `call`), wait, and return the answer. May be called from any thread.
 
-        Args:
-            execution: The id of the execution that asks.
-            about: The kind of question: `input` or `call`.
-            text: The question.
-
-        Raises:
-            AnswerError: The host declined to answer, or the session ends.
+        Raise AnswerError if the host declines to answer, or the session ends.
         """
         number = next(self._numbers)
         self._awaited.add(number)
@@ -127,10 +116,7 @@ class Link:
         return answer.text
 
     def _next(self, wanted: Callable[[Message], bool]) -> Message | None:
-        """Wait for the next message for which `wanted` is true, and return it. Return None when the host has closed the link.
-
-        If several threads wait, one of them reads from the socket for all.
-        """
+        """Wait for a message for which `wanted` is true, and return it. Return None when the host has closed the link."""
         with self._arrived:
             while True:
                 for message in self._inbox:
@@ -142,13 +128,11 @@ class Link:
                 if self._being_read:
                     self._arrived.wait()
                 else:
-                    self._read()
+                    self._read()  # for all threads that wait
 
     def _read(self) -> None:
-        """Wait for the next data of the host and put its messages into the inbox. The caller holds `_arrived`.
-
-        The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
-        """
+        """Wait for the next data of the host and put its messages into the inbox. The caller holds `_arrived`."""
+        # The lock is released meanwhile, so that other threads can take messages out. An interrupt may end the wait, but loses no message.
         with interrupts.held():
             self._being_read = True
             self._arrived.release()
@@ -167,7 +151,7 @@ class Link:
                 self._arrived.notify_all()
 
     def _is_wanted(self, message: Message) -> bool:
-        """Return whether to keep a message. Drop an answer that no thread waits for, because the thread that asked was interrupted."""
+        """Return False for an answer that no thread waits for, because the thread that asked was interrupted."""
         return not isinstance(message, Answer) or message.number in self._awaited
 
 
@@ -185,7 +169,6 @@ class _Interrupts:
         self._pending = False
 
     def listen(self) -> None:
-        """Install the handler of SIGINT. It ignores the signal outside of `allowed`."""
         signal.signal(signal.SIGINT, self._handle)
 
     @contextmanager
@@ -199,10 +182,7 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Delay interrupts until the end of the block, then raise KeyboardInterrupt if one came.
-
-        Do nothing in other threads than the main one.
-        """
+        """Delay interrupts until the end of the block, then raise KeyboardInterrupt if one came. Only the main thread gets any."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -217,10 +197,7 @@ class _Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Allow interrupts during the block although it is inside of a `held` block. If one was delayed, raise KeyboardInterrupt at once.
-
-        Do nothing in other threads than the main one.
-        """
+        """Allow interrupts during the block although it is inside of a `held` block. Raise KeyboardInterrupt at once if one was delayed."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

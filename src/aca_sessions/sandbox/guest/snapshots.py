@@ -33,8 +33,7 @@ _own_sockets = 0
 def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
     """Fork the interpreter. Return the result in the parent, and None in the fork.
 
-    The result holds the fork's pid and a line of text for each thing that the fork could not keep. If the fork was refused or failed, the
-    result holds a `SnapshotError` with the reason.
+    The result holds the fork's pid and a line for each thing that the fork could not keep, or a `SnapshotError` if there is no fork.
     """
     _collect_dead()
     ends = link.take_brought()
@@ -62,10 +61,7 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
 
 def reseed() -> None:
-    """Give this process new random seeds and new temporary file names.
-
-    Otherwise all forks of one parent would draw the same numbers, because a fork copies the parent's state.
-    """
+    """Give this process new random seeds and temporary file names. A fork copies its parent's, so all forks would draw the same."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -99,13 +95,7 @@ def remember_folder() -> None:
 
 
 def _begin(ends: list[int], link: Link, shell: Shell) -> None:
-    """Make the fork an interpreter of its own, with another link, other streams, no children and no event loop.
-
-    Args:
-        ends: The descriptors from the host: the socket, the pipe for frames, stdout and stderr.
-        link: The link that this process continues with these descriptors.
-        shell: The shell, whose event loop is abandoned.
-    """
+    """Make the fork an interpreter of its own, with the descriptors `ends` from the host, no children and no event loop."""
     connection, said, stdout, stderr = ends
     os.setsid()
     os.dup2(stdout, 1)
@@ -128,13 +118,7 @@ def _in_the_way() -> str | None:
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """Return a line of text for each kind of thing that a fork made now would lack or would share with its parent.
-
-    Args:
-        shell: The shell whose event loop is counted.
-        brought: How many of the open sockets came with the request.
-        reopened: How many open files the fork opens again.
-    """
+    """Return a line for each kind of thing that a fork lacks or shares, except `brought` sockets of the request and `reopened` files."""
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         started = [pid for pid in map(int, children.read().split()) if pid not in _children]
@@ -163,7 +147,6 @@ def _positions() -> dict[int, int]:
 
 
 def _reopen(positions: dict[int, int]) -> None:
-    """Open the files behind these descriptors again in a fork, each at its position, so that the fork does not share it with its parent."""
     # A fork shares each open file's position with its parent: it would write behind what the parent has written since.
     for descriptor, position in positions.items():
         with contextlib.suppress(OSError):

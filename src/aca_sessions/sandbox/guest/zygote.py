@@ -59,7 +59,6 @@ def main() -> None:
 
 
 def _check_kernel() -> None:
-    """Raise RefusalError if the kernel lacks something that every kind of session needs."""
     with part("Landlock"):
         if syscalls.landlock_version() == 0:
             raise OSError(errno.ENOSYS, "this kernel has no Landlock")
@@ -85,11 +84,8 @@ def go_on() -> None:
 def preload_and_serve(control: socket.socket, host: int, world: World, preload: list[str]) -> None:
     """Build the shell, then fork a session on each request, until the host ends.
 
-    Args:
-        control: The socket of requests and replies.
-        host: A pidfd of the host.
-        world: The operations on sessions, with or without namespaces.
-        preload: The modules to import before any session is forked.
+    `control` is the socket of requests and replies, `host` a pidfd of the host. The modules `preload` are imported
+    before any session is forked.
     """
     try:
         from . import cells  # noqa: F401 - what every session needs
@@ -118,12 +114,7 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return the operations on sessions that `main` chose, and the names of the modules to preload.
-
-    Args:
-        first: The descriptor of the pid namespace in decimal, or the JSON text of `bare.told_by` for a host without namespaces.
-        rest: The names of the modules to preload.
-    """
+    """Return the operations on sessions for `first` (a decimal pid namespace descriptor, or the JSON of `bare.told_by`), and `rest`."""
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
@@ -133,7 +124,6 @@ def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
 
 
 def _allow_many_descriptors() -> None:
-    """Raise this process's limit of open descriptors to the hard limit."""
     # The kernel counts descriptors in flight between sockets for each user (unix(7), ETOOMANYREFS), and on an unprivileged host all
     # sessions are the same user. What one of them can send within its own limit must not keep the zygote from sending one.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -147,10 +137,8 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Carry out one request at a time until the host ends or closes the socket.
-
-        A connection error is ignored, because the host may end in the middle of a request.
-        """
+        """Carry out one request at a time until the host, a pidfd, ends or closes the socket."""
+        # The host may end in the middle of a request.
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
 
@@ -262,13 +250,10 @@ def _share_inotify() -> None:
 
 
 def _as_root(plan: Plan, code: str) -> str:
-    """Build the template root as root of the host, then continue in a child without privileges on the host. Return the root's folder.
-
-    The root is built first, because the Python environment may lie in a folder that only root of the host can enter.
-    """
+    """Build the template root as root of the host, then continue in a child without privileges on the host. Return the root's folder."""
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
-    with part("root folder"):
+    with part("root folder"):  # first, because the Python environment may lie in a folder that only root of the host can enter
         base = root.build(plan, code)
         os.chdir(base)
     told, mapped = os.pipe(), os.pipe()  # child: "I have a user namespace"; parent: "its ids are mapped"
@@ -302,16 +287,8 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """Map the ids of the child's user namespace, wait until the child has ended, then exit.
-
-    The parent does this, because the kernel lets only a process that is root on the host map more than one id.
-
-    Args:
-        plan: The uids to map.
-        child: The pid of the child.
-        told: The pipe on which the child writes when it has its user namespace.
-        mapped: The pipe on which this function writes when the ids are mapped.
-    """
+    """Map the ids of the child's user namespace when the child writes to `told`, write to `mapped`, wait for the child's end and exit."""
+    # The kernel lets only a process that is root on the host map more than one id.
     os.close(told[1])
     try:
         if not os.read(told[0], 1):
@@ -383,14 +360,7 @@ def _own_program() -> str:
 
 
 def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Replace this program by the interpreter inside the root, whose file is read-only there.
-
-    Args:
-        program: The path of the interpreter.
-        descriptors: The descriptors that the new program inherits. Their numbers are its first arguments.
-        code: The folder of the guest's code.
-        told: The further arguments.
-    """
+    """Replace this program by the interpreter inside the root, whose file is read-only there. Its arguments: `descriptors`, then `told`."""
     # The kernel remembers how a running program was found: without this, /proc/self/exe leads to its file through the host's own mount.
     # On an unprivileged host the sessions' user may own that file, and could change its mode there.
     with part("Python inside the root"):

@@ -17,10 +17,7 @@ _ALWAYS = ("-U", "--upgrade", "--force-reinstall", "-I", "--ignore-installed")
 
 
 def refuse(arguments: "list[str]") -> None:
-    """End this program if its arguments ask pip to install into the session's environment. Otherwise return, and pip runs.
-
-    Exit with 0 if all requirements are installed already, and with 1 and a message that says what to use instead if not.
-    """
+    """Exit if pip is to install into the session's environment: with 0 if all requirements are met, else with 1 and a message."""
     if arguments[:1] != ["install"] or any(one.partition("=")[0] in _PLACES for one in arguments):
         return
     if _can_write(sysconfig.get_path("purelib")):  # a virtual environment that the session made
@@ -38,7 +35,6 @@ def refuse(arguments: "list[str]") -> None:
 
 
 def _can_write(folder: str) -> bool:
-    """Return whether this process can create a file in a folder. It tries to."""
     try:  # access(2) does not know what Landlock denies
         with tempfile.TemporaryFile(dir=folder):
             return True
