@@ -118,7 +118,8 @@ def _in_the_way() -> str | None:
 
 
 def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
-    """Return a line for each kind of thing that a fork lacks or shares, except `brought` sockets of the request and `reopened` files."""
+    """Return a line for each kind of thing that a fork made now would lack or would share with its parent."""
+    # `brought` sockets came with the request, and the fork opens `reopened` files again.
     sockets, files = _open_things()
     with open(f"/proc/self/task/{os.getpid()}/children") as children:
         started = [pid for pid in map(int, children.read().split()) if pid not in _children]

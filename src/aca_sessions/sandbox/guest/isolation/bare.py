@@ -206,7 +206,7 @@ class Bare:
         _remove(self._folder(tree))
 
     def fork(self, tree: int) -> int:
-        """Kill what may be left of an earlier session in the workspace, then fork. Return the child's pid, or 0 in the child."""
+        """Kill what is left of an earlier session in the workspace, then fork a new first process. Return its pid, or 0 in the child."""
         if tree in self._inits.values():
             self._sweep(tree)
         return os.fork()

@@ -29,7 +29,7 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
     """Confine a forked child of the zygote, start the interpreter as a child of it, then collect dead processes.
 
-    The host sends cells on the socket `connection`, and its requests on the socket `report`, on which deaths are reported. If a part is
+    On the socket `connection` the host sends cells. On the socket `report` it sends requests, and this process reports deaths. If a part is
     refused, send `Refused` and exit. If the host closes `connection` before it sends its first byte, exit without a report.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

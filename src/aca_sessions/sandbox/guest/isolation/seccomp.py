@@ -236,7 +236,7 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return stricter checks, by call. Without namespaces, sockets could reach the host's Unix sockets, and pids other processes."""
+    """Return stricter checks, by call: without namespaces, the host's Unix sockets and other processes could be reached."""
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
     controls = [COMMANDS["ioctl"][name] for name in _HARMLESS_CONTROLS]

@@ -48,7 +48,7 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return each file's inode, size and time of change, by relative path. Return None for over 2,000: that would take too long."""
+    """Return inode, size and mtime of each file in /mnt/data, by relative path, or None for over 2,000 files: that would take too long."""
     found: Listing = {}
     pending = [""]
     while pending:

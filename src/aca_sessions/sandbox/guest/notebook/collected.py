@@ -62,7 +62,7 @@ class Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """Show a display, given by its forms, or keep it for the next cell if this one has finished.
+        """Show a display (`data`: its forms by MIME type), or keep it for the next cell if this one has finished.
 
         Do nothing in a process that the cell forked, and for a figure that the cell has shown already. If `update` is true, replace the
         latest display of the same name.
