@@ -17,10 +17,7 @@ _MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 write
 
 
 class Output:
-    """A non-blocking reader of a pipe. It keeps the head and the tail of what it reads, so a guest that floods the pipe fills no memory.
-
-    It reads as fast as the guest writes, so a flood neither blocks the cell nor ends it.
-    """
+    """A non-blocking reader of a pipe. It keeps the head and tail of what it reads, so a flood neither fills memory nor blocks the cell."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
         """Take over the read end of a pipe. Of what arrives between two calls of `take`, keep the first and the last `limit // 2` bytes."""
@@ -113,18 +110,13 @@ class CellNotSentError(GuestDiedError):
 class Clock:
     """The seconds of its timeout that a cell has used. The clock is stopped until the cell starts, and while the cell waits for the host.
 
-    While the clock is stopped, other threads and processes of the cell may go on computing. So their processor time counts, but never more
-    than the time that has passed. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used, because
-    otherwise a cell that asks again and again would have no deadline.
+    While the clock is stopped, the processor time of the cell's other threads and processes counts, but never more than the time that has
+    passed. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used: otherwise a cell that asks again and
+    again would have no deadline.
     """
 
     def __init__(self, computed: Callable[[], float] = lambda: 0.0, now: Callable[[], float] = time.perf_counter) -> None:
-        """Create a stopped clock.
-
-        Args:
-            computed: Returns the processor time of the cell's processes in seconds.
-            now: Returns the time in seconds.
-        """
+        """Create a stopped clock. `computed` returns the processor time of the cell's processes, and `now` the time, in seconds."""
         self._computed = computed
         self._now = now
         self._used = 0.0
@@ -154,7 +146,7 @@ class Clock:
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Return for how many seconds the cell's processes computed, and for how many they did not, since the clock was stopped."""
+        """Return the seconds since the clock was stopped: those in which the cell's processes computed, and the others."""
         if self._stopped is None:
             return 0.0, 0.0
         waited = self._now() - self._stopped[0]
@@ -170,12 +162,7 @@ class Grace:
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
-        """Start to measure the time.
-
-        Args:
-            queued: Returns for how many seconds the interpreter has waited for a processor since it started.
-            now: Returns the time in seconds.
-        """
+        """Start to measure. `queued` returns for how many seconds the interpreter has waited for a processor since it started."""
         self._queued = queued
         self._now = now
         self._before = queued()
@@ -191,12 +178,9 @@ class Cell:
     """The state of an execution: whether it has started or finished, what it displayed, and which of its questions are open."""
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
-        """Create the state of an execution that has not started.
+        """Create the state of an execution that has not started. `tell` receives each event as it happens.
 
-        Args:
-            execution: The id of the execution.
-            tell: Receives each event as it happens. If it is None, no question of the cell can be answered.
-            answered: The kinds of questions that the caller answers: `input`, `call`.
+        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, none can be answered.
         """
         loop = asyncio.get_running_loop()
         self.execution = execution
@@ -275,7 +259,7 @@ class Cell:
         turned.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
-        """Validate and keep the guest's last frame of the execution. Raise WireError if something in it is over a limit."""
+        """Validate and keep the guest's last frame of the execution. Raise WireError if it exceeds a limit."""
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
                 raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")
@@ -347,9 +331,7 @@ class Cell:
 def reason_of(status: int | None) -> str:
     """Return why an interpreter ended: `exit`, `crash` (by a signal or its own failure) or `killed` (by SIGKILL, or for an unknown reason).
 
-    Args:
-        status: The wait status (wait(2)), or None if it is unknown, as when the session's first process ended before it could report
-            one.
+    `status` is the wait status (wait(2)), or None if it is unknown, as when the session's first process ended before it could report one.
     """
     if status is None:
         return "killed"

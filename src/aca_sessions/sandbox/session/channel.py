@@ -45,12 +45,7 @@ class Unfinished:
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
         """Record how many bytes of an unfinished frame an inbox holds. If all inboxes exceed the limit, refuse the oldest frames.
 
-        Less than 256 KiB is not counted.
-
-        Args:
-            inbox: Holds the frame.
-            size: How many bytes of the frame it holds now.
-            anew: Whether it is another frame than at the last call, and so the latest of all.
+        Less than 256 KiB is not counted. `anew` says that the frame is another one than at the last call, and so the latest of all.
         """
         with self._lock:
             if anew or size < _SMALL:
@@ -72,12 +67,7 @@ class Inbox:
     """The reader of the frames that one guest writes to its pipe. It works on the event loop that calls `listen`."""
 
     def __init__(self, pipe: int, *, unfinished: Unfinished = _unfinished) -> None:
-        """Take over the read end of a pipe.
-
-        Args:
-            pipe: The read end.
-            unfinished: Limits the bytes of unfinished frames in all inboxes that share it.
-        """
+        """Take over the read end of a pipe. All inboxes that share `unfinished` share its limit."""
         os.set_blocking(pipe, False)
         self._pipe = pipe
         self._unfinished = unfinished
@@ -107,10 +97,7 @@ class Inbox:
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Pass on the frames that the guest wrote so far, in at most 4 reads, then stop. Do nothing if the inbox has stopped.
-
-        For a guest that is dead or about to be killed.
-        """
+        """Pass on what a dead or doomed guest wrote so far, in at most 4 reads, then stop. Do nothing if the inbox has stopped."""
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -151,10 +138,7 @@ class Inbox:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on complete frames, at most 64 units of work in each turn of the event loop.
-
-        Read more when all are passed on. If the guest has caused too much work, wait before that.
-        """
+        """Pass on at most 64 units of work in each turn of the event loop. If the guest caused too much work, wait before reading more."""
         try:
             taken, all_taken = self._take_some(_A_TURN)
         except wire.WireError:
@@ -216,9 +200,9 @@ class _Outgoing:
 class Outbox:
     """A queue of frames that are written to a socket in the order in which they came.
 
-    Several tasks send at the same time, and a frame may be larger than the socket's buffer. So only this object writes. A frame that was
-    begun is written to its end, even if its sender was cancelled meanwhile. While it waits for a guest that does not read, the host goes on
-    reading from the guest, because the guest may be waiting for that.
+    Only this object writes, because several tasks send at the same time and a frame may be larger than the socket's buffer. A frame that
+    was begun is written to its end, even if its sender was cancelled. While the outbox waits for a guest that does not read, the host goes
+    on reading from the guest, because the guest may be waiting for that.
     """
 
     def __init__(self, link: socket.socket) -> None:
@@ -231,14 +215,10 @@ class Outbox:
         self.size = 0  # bytes that are not written yet
 
     def __len__(self) -> int:
-        """Return how many frames are not written yet."""
         return len(self._waiting)
 
     def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Queue a frame. Return a future that is done when the frame is written, or when it cannot be.
-
-        Cancelling the future drops a frame that was not begun.
-        """
+        """Queue a frame. The future is done when the frame is written or cannot be. Cancelling it drops a frame that was not begun."""
         written = asyncio.get_running_loop().create_future()
         if not self._open:
             written.set_result(None)
@@ -250,7 +230,7 @@ class Outbox:
         return written
 
     def close(self) -> None:
-        """Drop all frames that are not written, and do not write any more."""
+        """Drop all frames that are not written, and stop writing."""
         self._open = False
         self._watch(False)
         while self._waiting:
@@ -296,14 +276,7 @@ class Channel:
     """The connection to one interpreter. It reads frames and streams as they arrive, on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the descriptors.
-
-        Args:
-            link: The socket for frames to the guest.
-            said: The read end of the pipe with the guest's frames.
-            streams: The read ends of stdout and stderr.
-            limit: How many bytes of each stream are kept.
-        """
+        """Take over the socket for frames to the guest, and the read ends of its pipes. Keep `limit` bytes of each stream."""
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self.inbox = Inbox(said)
@@ -323,10 +296,7 @@ class Channel:
             self._listen_again(stream)
 
     def send(self, message: wire.Message, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Send a frame and optional descriptors. The returned future is done when the frame is written, or when the guest is gone.
-
-        Cancelling the future drops the frame, unless a part of it is already written: then the rest is written as well.
-        """
+        """Send a frame and optional descriptors. See `Outbox.put` for the returned future."""
         return self._outbox.put(wire.frame(message), descriptors)
 
     def drain(self) -> None:

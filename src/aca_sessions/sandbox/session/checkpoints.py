@@ -26,8 +26,7 @@ from .interpreter import Interpreter, fork
 class SessionCheckpoint:
     """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    `position` is the session's position in its ledger when the checkpoint was taken. A hidden checkpoint belongs to a transactional cell,
-    and is not listed for users.
+    `position` is the session's position in its ledger at that time. A hidden checkpoint belongs to a transactional cell, and is not listed.
     """
 
     id: str
@@ -59,16 +58,13 @@ class Checkpoints:
 
     @property
     def usable(self) -> list[SessionCheckpoint]:
-        """Return the checkpoints that users can roll back to, the oldest first.
-
-        Hidden ones, and those whose interpreter has ended, as when memory was short, are left out.
-        """
+        """Return the checkpoints that users can roll back to, the oldest first: not hidden, and with a live interpreter."""
         return [checkpoint for checkpoint in self._taken if checkpoint.interpreter.alive and not checkpoint.hidden]
 
     def find(self, id: str | None, name: str | None = None) -> SessionCheckpoint:
-        """Return a usable checkpoint by name or by id, or the latest one if both are None. Raise SnapshotError if there is none.
+        """Return a usable checkpoint by name or id, or the latest one if both are None. Raise SnapshotError if there is none.
 
-        The name goes first: an id is compared only if no checkpoint has the name. If several have the name, the latest is returned.
+        An id is compared only if no checkpoint has the name. If several have the name, the latest is returned.
         """
         latest_first = self.usable[::-1]
         found = [checkpoint for checkpoint in latest_first if name is not None and checkpoint.name == name]
@@ -85,14 +81,7 @@ class Checkpoints:
         )
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
-        """Make a checkpoint of the session as it is now, and return it. Remove the oldest ones if there are too many.
-
-        Args:
-            live: The interpreter to fork.
-            name: A name for the checkpoint, or None.
-            numbers: Yields the checkpoint's id.
-            hidden: Whether the checkpoint belongs to a transactional cell.
-        """
+        """Make a checkpoint of the session with the interpreter `live`, and return it. If there are too many, remove the oldest ones."""
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
         files = Files(tree, self._files.room)
         most, allocate = self._limits.checkpoint_files, live.home.allocate
@@ -149,7 +138,7 @@ class Checkpoints:
             await self._tasks.to_its_end(self._end(checkpoint))
 
     def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
-        """Remove a hidden checkpoint in the background. Do nothing if the checkpoint was removed already.
+        """Remove a hidden checkpoint in the background, if it was not removed already.
 
         With `returned_to`, do not end its interpreter, because the session uses it now.
         """
@@ -173,9 +162,9 @@ class Checkpoints:
         self._taken.clear()
 
     async def _drop_oldest(self) -> None:
-        """Remove the oldest checkpoints until both their number and the bytes of their files are within the limits.
+        """Remove the oldest checkpoints until their number and the bytes of their files are within the limits.
 
-        The latest one always stays. Hidden ones do not count, and stay.
+        The latest one and hidden ones stay. Hidden ones do not count.
         """
         while len(own := [checkpoint for checkpoint in self._taken if not checkpoint.hidden]) > 1 and (
             len(own) > self._limits.checkpoints or sum(checkpoint.size for checkpoint in own) > self._limits.disk

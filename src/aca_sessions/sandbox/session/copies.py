@@ -55,12 +55,7 @@ def copy(source: Files, target: Files, *, most: int, allocate: Allocate) -> Copi
     """Copy all files into an empty workspace, hard links and holes included.
 
     Raise SnapshotError if the files have more than `most` bytes, if the session has no room for them, or if they cannot be copied.
-
-    Args:
-        source: The files to copy.
-        target: The files of the empty workspace.
-        most: The most bytes that the files may have.
-        allocate: Charges the session for the memory of the copies.
+    `allocate` charges the session for the memory of the copies.
     """
     try:
         with explained_shortage("a copy of the files", SnapshotError), source.as_guest() as here, target.as_guest() as there:
@@ -103,7 +98,7 @@ class _Copying:
         return Copied(size, left_out)
 
     def _copy(self, entries: Sequence[tuple[str, os.stat_result]]) -> int:
-        """Copy some entries. Return how many were left out: pipes, sockets and devices."""
+        """Copy some entries. Return how many pipes, sockets and devices were left out."""
         with self._open:
             left_out = sum(not self._make(path, status) for path, status in entries)
             # Memory is allocated for all of them at once: one by one would take twice the time.
@@ -114,7 +109,7 @@ class _Copying:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Make the copy of one entry; the copy of a file is still empty. Return False, and make nothing, for a pipe, socket or device."""
+        """Make the copy of one entry; a file is still empty. Return False, and make nothing, for a pipe, socket or device."""
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
             return False
@@ -145,12 +140,7 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
     """Make the live files the same as the checkpoint's. No process of the session may run meanwhile.
 
     Raise SnapshotError if that is impossible: then the live files are as they were, each with its inode. Raise PartlyRestoredError if only
-    some were restored, which can happen only if a process writes at the same time.
-
-    Args:
-        checkpoint: The files to copy from.
-        live: The files to change.
-        allocate: Charges the session for the memory of new content.
+    some were restored, which can happen only if a process writes at the same time. `allocate` charges the session for new content.
     """
     try:
         with checkpoint.as_guest() as source, live.as_guest() as target:
@@ -166,11 +156,8 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
     """Return the last paths of files that a process has open but that are deleted from a workspace, relative to /mnt/data and sorted.
 
-    After 20 paths, one more entry gives the number of further ones. Return None if this host may not read which files the process has open.
-
-    Args:
-        pid: The pid of the process on this host.
-        live: The files of the workspace.
+    `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
+    which files the process has open.
     """
     try:
         with live.as_guest() as top:
@@ -253,7 +240,6 @@ class _Restoration:
             )
 
     def _each(self, do: Callable[[str], None], paths: Iterable[str]) -> None:
-        """Call `do` with each path. Keep errors in `_failures`, and go on."""
         for path in paths:
             try:
                 do(path)
@@ -276,10 +262,7 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Decide which inode of the workspace becomes each wanted one: the one that it was copied from, or else the one at its path.
-
-        A wanted inode for which there is neither is made anew.
-        """
+        """Decide which inode becomes each wanted one: the one it was copied from, or the one at its path. With neither, it is made anew."""
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
         for path, status in self._wanted.items():
@@ -293,7 +276,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Return the path of each found inode. Inodes that were moved so deep that their path is too long for the kernel are left out."""
+        """Return the path of each found inode, except those moved so deep that their path is too long for the kernel."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -321,7 +304,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return a path, the first, of each wanted file that is made of an inode of the workspace, and not anew."""
+        """Return the first path of each wanted file that reuses an inode of the workspace."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:

@@ -96,11 +96,8 @@ def number_of(pidfd: int) -> int:
 def gives_way(process: int, nice: int | None) -> bool:
     """Lower the weight of an interpreter and of what it starts, so that the host's own processes come first on a busy machine.
 
-    Return True if the weight is set, or cannot be set on this host. After False, the caller must try again later.
-
-    Args:
-        process: The interpreter's pidfd.
-        nice: The nice value to set, or None to set nothing, because a control group sets the weight.
+    Return True if the weight is set, or cannot be set on this host. After False, the caller must try again later. With None as `nice`, set
+    nothing, because a control group sets the weight.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.
@@ -122,14 +119,10 @@ def gives_way(process: int, nice: int | None) -> bool:
 
 
 def open_member(init: int, number: int) -> int:
-    """Find a process of a session by its pid in the session, and return a pidfd of it. Raise GuestDiedError if it is not found.
+    """Return a pidfd of a process of a session by its pid in the session. Raise GuestDiedError if it is not found.
 
     The pid comes from the guest, which may lie. It cannot name a process of another session, because only those below the session's first
-    process are searched.
-
-    Args:
-        init: The pidfd of the session's first process.
-        number: The pid of the wanted process in the session's pid namespace.
+    process (`init`) are searched.
     """
     for _ in range(_LOOKS):  # one look may miss it while other processes of the session start and end
         for pid in descendants(host_pid(init)):
@@ -144,7 +137,7 @@ def open_member(init: int, number: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Return the wait status of a process that has ended and that its parent has not collected (a zombie). Return None for any other."""
+    """Return the wait status of a process that has ended and that its parent has not collected (a zombie), or None for any other."""
     try:
         fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
@@ -175,7 +168,7 @@ def processor_time(init: int, interpreter: int, since: float) -> float:
 
 
 def queued_time(process: int) -> float:
-    """Return for how many seconds the main thread of a process was ready to run and had no processor. Return 0 if that is not known."""
+    """Return for how many seconds the main thread of a process was ready to run and had no processor, or 0 if that is not known."""
     # The second number of /proc/PID/schedstat, in nanoseconds: sched-stats.rst of the kernel's documentation.
     try:
         return int(Path(f"/proc/{host_pid(process)}/schedstat").read_text().split()[1]) / 1e9
@@ -220,11 +213,7 @@ class ForkEnds:
     # The host takes no descriptors from code of a session: it would have to close them, and a close can be made to last (SO_LINGER).
 
     def __init__(self, owner: int | None) -> None:
-        """Make the socket pair and the pipes.
-
-        Args:
-            owner: The uid of the session's user, as the host sees it. None is the uid of this process.
-        """
+        """Make the descriptors. `owner` is the uid of the session's user, as the host sees it. None is the uid of this process."""
         # The pipes must belong to the session's user: code in the session may open them again, by /dev/stdout.
         with contextlib.ExitStack() as on_failure, _as_user(owner):
             self.link, self._theirs_link = (on_failure.enter_context(end) for end in socket.socketpair())
@@ -261,7 +250,7 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 @contextmanager
 def _as_user(owner: int | None) -> Iterator[None]:
-    """For the block, let `owner` own the files, pipes and sockets that this thread creates. With None, change nothing."""
+    """For the block, let `owner` own the files, pipes and sockets that this thread creates. None changes nothing."""
     if owner is None:
         yield
         return
@@ -275,11 +264,8 @@ def _as_user(owner: int | None) -> Iterator[None]:
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     """Return at most 100 processes of a session without a pid namespace, sorted by pid.
 
-    Return none once the session's first process or the other one that is left out has ended.
-
-    Args:
-        init: The pidfd of the session's first process, which is left out.
-        besides: The pidfd of another process that is left out.
+    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. Return none once one of these has
+    ended.
     """
     try:
         own = (host_pid(init), host_pid(besides))

@@ -86,12 +86,7 @@ class Files:
     """The files of one workspace, which the host lists, reads, writes and deletes."""
 
     def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
-        """Give access to the files of a workspace.
-
-        Args:
-            tree: The workspace. The caller still owns its descriptor, and must close this object before that.
-            room: Returns how many bytes may still be written.
-        """
+        """Give access to a workspace. The caller closes its descriptor after this object. `room` returns how many bytes may be written."""
         self._tree = tree
         self.room = room
         self._change = threading.Condition()
@@ -104,9 +99,7 @@ class Files:
     def listing(self, folder: str = "", *, recursive: bool = False) -> list[RemoteFile]:
         """List the regular files and folders in a folder, sorted by folder and name. After 10,000 entries no further folder is listed.
 
-        Args:
-            folder: A path relative to /mnt/data, or an absolute one below it.
-            recursive: Whether to list the folders in it as well.
+        `folder` is relative to /mnt/data, or an absolute path below it.
         """
         with self.as_guest():
             return sorted(self._walk(checked_folder(folder), recursive), key=lambda file: (file.directory, file.name))
@@ -138,11 +131,7 @@ class Files:
     def write(self, name: str, chunks: Iterable[bytes], folder: str, allocate: Allocate) -> RemoteFile:
         """Write a file completely or not at all. The old file remains until the new one is complete.
 
-        Args:
-            name: The name of the file.
-            chunks: Its content.
-            folder: The folder for it, which is made if it is missing.
-            allocate: Charges the session for what is about to be written.
+        A missing folder is made. `allocate` charges the session for what is about to be written.
         """
         checked_name(name)
         with self.as_guest():
@@ -209,7 +198,6 @@ class Files:
                 self._change.notify_all()
 
     def _open(self, path: str, flags: int) -> int:
-        """Open a regular file. Raise FileNotFoundError for anything else."""
         # A pipe could hang the host, and a device could do anything.
         descriptor = syscalls.openat2(self._tree.directory, path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW, 0, _RULES)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -221,7 +209,7 @@ class Files:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
-        """Return a descriptor of a folder. Make the folder, and those above it, if they are missing."""
+        """Return a descriptor of a folder, made with those above it if they are missing."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
             try:

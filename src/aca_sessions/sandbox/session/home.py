@@ -41,13 +41,7 @@ _REST_SECONDS = 0.05  # so that cells of branches in close succession do not wai
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An interpreter, as `Home` knows it.
-
-    Attributes:
-        process: Its pidfd.
-        tree: The number of its workspace.
-        report: Called when the interpreter has died, with its wait status, or with None if that is unknown.
-    """
+    """An interpreter in a `Home`: its pidfd, its workspace, and `report`, called at its death with its wait status (None if unknown)."""
 
     process: int
     tree: int
@@ -58,13 +52,10 @@ class Home:
     """The processes of a session and its branches. When the last interpreter has ended, all other processes are ended too."""
 
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
-        """Take over a session that was just started.
+        """Take over a session that was just started, and its descriptors except the link, which stays the caller's.
 
-        Args:
-            spawned: Its descriptors. This object closes all of them except the link, which stays the caller's.
-            tree: The number of the workspace that is mounted at /mnt/data first.
-            memory: Counts the memory of all processes.
-            show: Mounts a workspace at /mnt/data, given the pidfd of the first process and the workspace's number.
+        `tree` is the workspace that is mounted at /mnt/data first. `show` mounts one, given the pidfd of the first process and the
+        workspace's number.
         """
         self._owner = Owner()
         self.init = spawned.init
@@ -103,9 +94,7 @@ class Home:
     async def count_memory(self, init: int, sockets: int | None) -> None:
         """Enforce the memory limit from now on: if the processes exceed it, all of them are killed.
 
-        Args:
-            init: The pid of the first process on this host.
-            sockets: A descriptor that lists the session's sockets, or None. `memory` takes it over.
+        `init` is the first process's pid on this host. `sockets`, a descriptor that lists the session's sockets or None, is taken over.
         """
         with _explained_control_group():
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
@@ -182,10 +171,7 @@ class Home:
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Wait for the turn to run a cell, and hold it for the block.
-
-        During the block, workspace `tree` is mounted at /mnt/data, and no process of another workspace runs.
-        """
+        """Wait for the turn to run a cell, and hold it for the block: `tree` is at /mnt/data, and no process of another workspace runs."""
         async with self._turn:
             if self._resting is not None:
                 self._stop_resting()
@@ -200,7 +186,7 @@ class Home:
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
-        """Wait for the turn, and hold it for the block. During the block no process of the session and its branches runs.
+        """Wait for the turn, and hold it for the block, in which no process of the session and its branches runs.
 
         After the block, workspace `tree` is mounted at /mnt/data, and those of its processes that are left continue.
         """
@@ -222,14 +208,10 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """Kill an interpreter and its descendants, except other interpreters and theirs.
+        """Kill an interpreter, by its pid in the session and its pidfd, and its descendants, except other interpreters and theirs.
 
         Processes that it started and that have another parent by now are killed with the last interpreter of their workspace, or by
         `end_processes`.
-
-        Args:
-            number: The interpreter's pid in the session.
-            process: Its pidfd.
         """
         if not self._owner.is_here:
             return
@@ -251,10 +233,9 @@ class Home:
         return await self._tasks.to_its_end(self._end(tree))
 
     async def leave(self, number: int) -> None:
-        """Remove an interpreter that is dead.
+        """Remove an interpreter that is dead. After the last one of a workspace, kill the other processes of that workspace.
 
-        After the last one of a workspace, kill the other processes of that workspace. After the last one of all, kill all processes, stop
-        counting memory and close the descriptors.
+        After the last one of all, kill all processes, stop counting memory and close the descriptors.
         """
         member = self._members.pop(number, None)
         if self._closed:
@@ -279,7 +260,6 @@ class Home:
             await self._switch(tree)
 
     async def _switch(self, tree: int) -> None:
-        """Mount a workspace at /mnt/data, and let only its processes run. Do nothing if that is so already."""
         # Checked here, with `_moving` held: another task may have shown it since the caller decided.
         if self._processes is not None and self._processes.shown != tree:
             await self._move(partial(self._processes.switch, tree, lambda: self._show(self.init, tree)))
@@ -322,7 +302,7 @@ class Home:
     async def _end_tree(self, tree: int) -> None:
         """Kill the processes of a workspace, except its interpreters. If no interpreter is left in it, forget the workspace.
 
-        If a forgotten workspace was at /mnt/data, mount the oldest one in its place, so that the processes of that one continue.
+        If a forgotten workspace was at /mnt/data, mount the oldest one there, so that its processes continue.
         """
         await self._end(tree)
         async with self._moving:
@@ -385,7 +365,7 @@ class Home:
         return found
 
     async def _last_one_gone(self) -> None:
-        """Wait until all processes have ended, for at most 1 s."""
+        """Wait at most 1 s until all processes have ended."""
         # The first process of a pid namespace outlives all others (pid_namespaces(7)): when its pidfd is readable, none is left. All
         # callers share one reader: a second would replace it, and would later remove the reader of whatever has the descriptor's number.
         if self._gone is None:
@@ -451,10 +431,7 @@ class Home:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Raise IsolationError, or GuestDiedError if the process has ended, in place of an OSError of a control group.
-
-    An OSError which means that no descriptor is left stays as it is.
-    """
+    """Raise IsolationError, or GuestDiedError if the process has ended, for an OSError, unless no descriptor is left."""
     try:
         yield
     except OSError as error:

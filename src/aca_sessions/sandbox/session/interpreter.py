@@ -65,15 +65,9 @@ class Interpreter:
     """A live interpreter, which runs one cell at a time. Once its process is dead, it can run no more cells: start or fork another one."""
 
     def __init__(self, home: Home, channel: Channel, process: int, *, tree: int, forked: bool = False, has_run_cells: bool = False) -> None:
-        """Take over the pidfd of an interpreter and the connection to it.
+        """Take over the connection to an interpreter, and its pidfd (`process`). `tree` is the number of its workspace.
 
-        Args:
-            home: What the interpreter shares with the other interpreters of its session.
-            channel: The connection to the interpreter.
-            process: The interpreter's pidfd.
-            tree: The number of its workspace.
-            forked: Whether the interpreter was forked from another one.
-            has_run_cells: Whether the interpreter from which it was forked had run cells.
+        `has_run_cells` tells whether the interpreter from which it was forked had run cells.
         """
         self.home = home
         self.number = number_of(process)
@@ -147,16 +141,7 @@ class Interpreter:
         tell: Callable[[Event], None] | None = None,
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a program instead of a cell. The value of the result is the program's exit code. Deadline and errors are those of `run`.
-
-        Args:
-            execution: The id of the execution.
-            arguments: The program and its arguments.
-            stdin: The program's standard input.
-            timeout: Seconds on the clock of the execution (`Clock`).
-            tell: Receives each event as it happens.
-            is_cancelled: Called right before the request is sent. If it returns True, CellNotStartedError is raised.
-        """
+        """Run a program instead of a cell. The value of the result is the program's exit code. For all else see `run`."""
         async with self._busy:
             message = wire.Command(execution, list(arguments), stdin)
             return await self._run(message, timeout, Cell(execution, tell), is_cancelled=is_cancelled)
@@ -164,10 +149,7 @@ class Interpreter:
     async def extend(self, paths: Sequence[str], replaced: Sequence[str] = ()) -> CodeExecutionResult:
         """Make the packages in these folders importable, in place of those that an earlier call made importable.
 
-        Args:
-            paths: The folders of the packages.
-            replaced: Modules that change their version. If the session has imported one of them, nothing changes and the result has an
-                error.
+        `replaced` names modules that change their version. If the session has imported one, nothing changes and the result has an error.
         """
         async with self._busy:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
@@ -187,11 +169,8 @@ class Interpreter:
     async def fork(self, ends: Sequence[int], *, reseed: bool) -> tuple[int, list[str]]:
         """Fork the interpreter. Return the fork's pid in the session, and a line for each thing that the fork could not take along.
 
-        The guest reports both, and may lie. Raise SnapshotError if the interpreter cannot be forked.
-
-        Args:
-            ends: The guest's descriptors of the fork (`ForkEnds.theirs`).
-            reseed: Whether to seed the random numbers of the fork anew.
+        The guest reports both, and may lie. Raise SnapshotError if the interpreter cannot be forked. `ends` are the guest's descriptors
+        (`ForkEnds.theirs`), and `reseed` seeds the random numbers of the fork anew.
         """
         async with self._busy:
             result = await self._run(wire.Fork("fork", reseed), _OWN_SECONDS, Cell("fork"), bring=ends)
@@ -254,7 +233,6 @@ class Interpreter:
             self._asking = asyncio.get_running_loop().call_later(pause, self._give_way, min(2 * pause, _MOST_ASK_SECONDS))
 
     def _follow(self, cell: Cell | None) -> None:
-        """Report stdout and stderr as events of the cell while the guest writes them. With None, stop reporting."""
         stdout, stderr = self._channel.streams
         stdout.follow(partial(cell.wrote, "stdout") if cell else None)
         stderr.follow(partial(cell.wrote, "stderr") if cell else None)
@@ -262,8 +240,8 @@ class Interpreter:
     async def _until_deadline(self, cell: Cell, timeout: float) -> None:
         """Wait until the cell ends, the interpreter dies, or the cell's clock has reached `timeout`.
 
-        The clock stands still while questions of the cell are open, so these have a deadline of their own: ANSWER_SECONDS after the latest
-        question or answer, all open questions are answered with None, and the clock runs again.
+        The clock stands still while questions are open, so these have a deadline of their own: ANSWER_SECONDS after the latest question or
+        answer, all open questions are answered with None, and the clock runs again.
         """
         turned, since = cell.turned, time.perf_counter()
         while not (cell.finished.done() or self._death.done()):
@@ -282,10 +260,7 @@ class Interpreter:
                     self.answer(cell.execution, number, None)
 
     def _computed(self, since: float) -> float:
-        """Return the processor time in seconds of the interpreter, and of processes of its session that started after `since`.
-
-        Return 0 if that cannot be read, as when the interpreter has ended. `since` is a time of CLOCK_BOOTTIME.
-        """
+        """Return the processor time (see `processor_time`), or 0 if that cannot be read, as when the interpreter has ended."""
         with contextlib.suppress(OSError, GuestDiedError):
             return processor_time(self.home.init, self.pidfd, since)
         return 0.0
@@ -293,10 +268,7 @@ class Interpreter:
     def answer(self, execution: str, number: int, text: str | None) -> bool:
         """Send the running cell the answer to a question. Return False, and send nothing, if this question is not open.
 
-        Args:
-            execution: The id of the execution.
-            number: The number of the question.
-            text: The answer, or None to make the question fail in the cell.
+        `text` is None to make the question fail in the cell.
         """
         cell = self._cell
         if cell is None or cell.execution != execution or not cell.answered(number):
@@ -352,8 +324,8 @@ class Interpreter:
     async def close(self, cause: str = "killed") -> None:
         """End the interpreter and what it started, and release its descriptors even if the caller is cancelled.
 
-        The last interpreter of a session and its branches ends all their other processes too. `cause` is recorded unless another cause is
-        known already.
+        The last interpreter of a session and its branches ends all their other processes too. `cause` is recorded unless one is known
+        already.
         """
         self._kill(cause)
         try:
@@ -408,10 +380,7 @@ class Interpreter:
                 raise wire.WireError(f"expected a frame of the cell that runs, and Started only once, got {type(message).__name__}")
 
     def _take_question(self, asked: wire.Asked, cell: Cell | None) -> None:
-        """Register a question with the running cell, or send a refusal if the cell has ended or does not accept such questions.
-
-        Raise WireError if the guest leaves too many answers unread.
-        """
+        """Register a question, or refuse it if the cell cannot take it. Raise WireError if the guest leaves too many answers unread."""
         # A thread may ask at the moment when its cell ends. So a question of a cell that has ended is not treated as a forged frame.
         frames, size = self._channel.unread
         if frames >= _MAX_UNREAD or size >= _MAX_UNREAD_BYTES:
@@ -438,8 +407,8 @@ class Interpreter:
     def _bury(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host killed it, the reason for that is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash,
-        may be noticed before the kill is reported.
+        If the host killed it, that reason is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash, may be
+        noticed before the kill is reported.
         """
         if self._death.done():
             return
@@ -457,10 +426,7 @@ class Interpreter:
             asyncio.get_running_loop().remove_reader(self._process)
 
     def _kill(self, reason: str) -> None:
-        """Kill the interpreter and what it started. If it is the last one, kill the session's first process, and with it all others.
-
-        `reason` is recorded unless another one is known already.
-        """
+        """Kill the interpreter and what it started, or the whole session if it is the last one. The first known reason is recorded."""
         self._killed_for = self._killed_for or reason
         if self.home.is_alone(self.number):
             self.home.kill(reason)
@@ -487,18 +453,11 @@ async def _first_of(*futures: asyncio.Future[Any], within: float | None = None) 
 async def start(
     spawned: Spawned, limits: Limits, *, tree: int, memory: Memory, proxy: Proxy | None, show: Callable[[int, int], None]
 ) -> Interpreter:
-    """Wait until a new session is confined and ready for cells, and return its interpreter.
+    """Wait until a new session is confined and ready for cells, and return its interpreter. On failure close `spawned`.
 
     Raise GuestDiedError if the session ends, or is not ready within 30 s. Raise IsolationError, or ConfigurationError for an image, if a
-    part of the isolation was refused.
-
-    Args:
-        spawned: The session's descriptors. They are closed on failure.
-        limits: What the session may use.
-        tree: The number of its workspace.
-        memory: Counts its memory.
-        proxy: The proxy for its connections to allowed domains, or None if its policy names none.
-        show: Mounts a workspace at /mnt/data, given the pidfd of the session's first process and the workspace's number.
+    part of the isolation was refused. `proxy` serves connections to allowed domains. `show` mounts a workspace at /mnt/data, given the
+    pidfd of the session's first process and the workspace's number.
     """
     home = Home(spawned, tree, memory, show)
     try:
@@ -520,15 +479,10 @@ async def start(
 
 
 async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: bool = False) -> tuple[Interpreter, list[str]]:
-    """Fork an interpreter. Return the fork, which has the same variables, and a line for each thing that could not be taken along.
+    """Fork an interpreter between two cells. Return the fork, and a line for each thing that could not be taken along.
 
-    Raise SnapshotError if the interpreter cannot be forked, as in a session without namespaces.
-
-    Args:
-        interpreter: The interpreter to fork, between two cells.
-        tree: The workspace of the fork, which must have the same owner.
-        limits: What the session may use.
-        reseed: Whether to seed the random numbers of the fork anew.
+    Raise SnapshotError if the interpreter cannot be forked, as in a session without namespaces. The fork's workspace (`tree`) must have the
+    same owner. `reseed` seeds the random numbers of the fork anew.
     """
     home = interpreter.home
     if not home.has_namespaces:
@@ -562,7 +516,7 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
     """Wait for the first frame of a confined session, and return the interpreter, made of the descriptors that come with the frame.
 
-    Trusted code alone has sent this frame. Later frames may come from code of the user, so the host accepts no descriptors with them.
+    Only trusted code has sent this frame. Later frames may come from the user's code, so the host accepts no descriptors with them.
     """
     link.setblocking(False)
     init = await home.take_in_memory()
@@ -597,7 +551,6 @@ async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, prox
 
 
 async def _readable(descriptor: int) -> None:
-    """Wait until a descriptor is readable."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(descriptor, lambda: None if ready.done() else ready.set_result(None))
@@ -624,8 +577,7 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
 def _check_met(payloads: list[bytes], complete: bool) -> None:
     """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
-    The error is GuestDiedError without a frame, because the session has ended, and for a `Refused` frame the one that it describes. If
-    descriptors were lost, this process has none left, and the error says so.
+    Without a frame, the session has ended. Lost descriptors mean that this process has none left.
     """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")

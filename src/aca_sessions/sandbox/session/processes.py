@@ -71,14 +71,10 @@ class Processes:
         self._frozen: dict[int, dict[Identity, bool]] = {}  # by workspace that is not shown: whether to continue each process
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter, so that it is not taken for a process of a cell. Stop it, unless its workspace is at /mnt/data now.
+        """Register an interpreter, so that it is not taken for a process of a cell. Do nothing if it has ended already.
 
-        It continues when its workspace is mounted there. Do nothing if the interpreter has ended already.
-
-        Args:
-            number: Its pid in the session.
-            tree: The number of its workspace.
-            process: Its pidfd.
+        Stop it, unless its workspace (`tree`) is at /mnt/data now. It continues when its workspace is mounted there. `number` is its pid in
+        the session, and `process` its pidfd.
         """
         with contextlib.suppress(OSError), self._opened(number) as folder:
             seen = _look(folder, number)
@@ -100,14 +96,10 @@ class Processes:
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Stop all processes, mount a workspace at /mnt/data, and continue the processes of that workspace.
+        """Stop all processes, mount workspace `tree` at /mnt/data by `show` unless it is still mounted, and continue its processes.
 
         Return the processes that were killed because they did not stop. Raise TimeoutError if one runs even after that, because it must not
         see the other workspace. If `show` fails, all processes stay stopped until the next switch.
-
-        Args:
-            tree: The number of the workspace.
-            show: Mounts the workspace. It is not called if the workspace is still mounted.
         """
         ended = self.halt()
         if self._mounted != tree:
@@ -159,9 +151,9 @@ class Processes:
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
         """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
-        Each is returned with True if this call stopped it, and False if it was stopped before. While the list of processes is read, a
-        process may start another one, or be continued by one that still runs. So the list is read until nothing has changed twice in a row.
-        Processes of other workspaces are read too, because code in the session may have continued one.
+        Each is returned with True if this call stopped it, and False if it was stopped before. Meanwhile a process may start another one,
+        or be continued by one that still runs. So the list is read until nothing has changed twice in a row. Processes of other workspaces
+        are read too, because code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[Identity, bool] = {}
@@ -192,16 +184,13 @@ class Processes:
         return found, False
 
     def _kill_shown(self) -> Ended:
-        """Kill the processes of the workspace at /mnt/data, except interpreters."""
         spared = {*self._of_others(self.shown), *self._members.values()}
         return self._kill(lambda one: one not in spared, {one.number for one in spared})
 
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        Args:
-            doomed: Selects processes by their identities.
-            known: Pids of processes that are not killed before `doomed` is asked; see `_look_at_all`.
+        Pids in `known` are not killed before `doomed` is asked; see `_look_at_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
@@ -219,10 +208,7 @@ class Processes:
         return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue the processes that `_stop` stopped, those with the highest pids first.
-
-        So children usually go before their parents, because a shell that finds a child stopped takes it for a stopped job.
-        """
+        """Continue what `_stop` stopped, usually children first: a shell that finds a child stopped takes it for a stopped job."""
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
                 with contextlib.suppress(OSError), self._opened(one.number) as process:
@@ -235,15 +221,11 @@ class Processes:
     def _look_at_all(
         self, number: signal.Signals | None = None, wanted: Callable[[_Seen], bool] = lambda _: False, known: Set[int] | None = None
     ) -> tuple[list[_Seen], bool]:
-        """Read the state of every process but the first, and send a signal to those that `wanted` selects.
+        """Read the state of every process but the first, and send signal `number` to those that `wanted` selects.
 
-        Return the states of all, and whether a process had ended before its state was read.
-
-        Args:
-            number: The signal, or None to send none.
-            wanted: Selects processes by their states.
-            known: Pids in the session, or None. Processes that are not among them are signalled before their state is read. Otherwise a
-                process that starts another one and ends, again and again, would always be gone before it is signalled.
+        Return the states, and whether a process had ended before its state was read. If `known` is given, processes that are not in it are
+        signalled before their state is read. Otherwise a process that starts another one and ends, again and again, would always be gone
+        before.
         """
         seen: list[_Seen] = []
         gone = False
@@ -265,7 +247,6 @@ class Processes:
         return seen, gone
 
     def _numbers(self) -> list[int]:
-        """Return the pids in the session of all processes but the first."""
         try:
             with self._opened(".") as folder:  # a new descriptor: threads would share the offset of the one that is kept
                 return [int(name) for name in os.listdir(folder) if name.isdecimal() and int(name) != _INIT]
@@ -276,10 +257,7 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Open the folder of a process in /proc for the block, and yield its descriptor.
-
-        The descriptor never refers to a later process of that pid, and pidfd_send_signal(2) accepts it in place of a pidfd.
-        """
+        """Yield a descriptor of a folder in /proc. It never refers to a later process of that pid, and can replace a pidfd."""
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder
@@ -302,12 +280,7 @@ def _all_stand(alive: list[_Seen]) -> bool:
 
 
 def _look(process: int, number: int) -> _Seen:
-    """Return what /proc tells of a process: its identity, parent and name, and the states of its live threads.
-
-    Args:
-        process: A descriptor of its folder in /proc.
-        number: Its pid in the session.
-    """
+    """Return what /proc tells of a process: its identity, parent and name, and the states of its live threads."""
     name, fields = _stat("stat", process)
     threads = int(fields[_THREADS])
     # The process itself has only the state of its first thread, which may have ended before the others.

@@ -30,13 +30,7 @@ class TreeGroups:
     """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
-        """Take over `group`, which holds the session's first process and all that it forks.
-
-        Args:
-            group: The folder of the control group.
-            init: A pidfd of the first process.
-            tree: The number of the workspace at /mnt/data.
-        """
+        """Take over the group of the first process (the pidfd `init`) and of all that it forks. `tree` is the workspace at /mnt/data."""
         self.shown: int | None = tree
         self._mounted: int | None = tree
         self._first = self._latest = tree
@@ -48,15 +42,7 @@ class TreeGroups:
         self._divided = False  # whether each workspace has a group of its own
 
     def take_in(self, number: int, tree: int, process: int) -> None:
-        """Register an interpreter, so that it is not taken for a process of a cell. Stop it, unless its workspace is at /mnt/data now.
-
-        It continues when its workspace is mounted there.
-
-        Args:
-            number: Its pid in the session.
-            tree: The number of its workspace.
-            process: Its pidfd.
-        """
+        """Register an interpreter like `Processes.take_in`. Stop it until its workspace is mounted at /mnt/data."""
         self._members[number] = (tree, process)
         if tree != self.shown:
             with contextlib.suppress(OSError):
@@ -76,19 +62,15 @@ class TreeGroups:
                 group.rmdir()
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than `tree`."""
+        """See `Processes.elsewhere`."""
         others = [group for other, group in [*self._groups.items()] if other != tree]
         return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Freeze all processes, mount a workspace at /mnt/data, and thaw the processes of that workspace.
+        """Freeze all processes, mount workspace `tree` at /mnt/data by `show` unless it is still mounted, and thaw its processes.
 
         Return the processes that were killed because they did not freeze. Raise TimeoutError if one runs even after that, because it must
         not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
-
-        Args:
-            tree: The number of the workspace.
-            show: Mounts the workspace. It is not called if the workspace is still mounted.
         """
         ended = self.halt()
         self._place_stopped()
@@ -131,13 +113,13 @@ class TreeGroups:
             _write(group / "cgroup.freeze", "0")
 
     def has_work(self) -> bool:
-        """Return whether the workspace at /mnt/data has a process besides its interpreters, or an interpreter with several threads."""
+        """See `Processes.has_work`."""
         group = self._group_of(self.shown) if self.shown is not None else None
         interpreters, init = self._interpreters(), self._init_pid()
         return group is not None and any(pid not in interpreters or _threads(pid) > 1 for pid in _pids(group) if pid != init)
 
     def close(self) -> None:
-        """Remove the groups. Those that still have processes are left to the removal of the session's memory."""
+        """Remove the groups."""
         # A group with processes cannot be removed. They are about to end, and the group is removed with the session's memory.
         for tree in [*self._groups]:
             self.drop(tree)
@@ -145,14 +127,11 @@ class TreeGroups:
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group that holds a workspace's processes. Return None for a workspace without a group after others got theirs."""
+        """Return the group that holds a workspace's processes, or None for a workspace without a group after others got theirs."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:
-        """Move each interpreter that `take_in` stopped into the group of its workspace. Make groups that are missing.
-
-        All processes must be frozen or stopped.
-        """
+        """Move interpreters that `take_in` stopped into their workspaces' groups. All processes must be frozen or stopped."""
         if self._stopped and not self._divided:
             self._make(self._first)
             elsewhere = {self._init_pid(), *(pid for _, process in self._stopped.values() for pid in _pid_of(process))}
@@ -191,10 +170,7 @@ class TreeGroups:
         return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
 
     def _interpreters(self) -> set[int]:
-        """Return the pids on this host of the interpreters that are alive.
-
-        They name no other process, because the kernel does not reuse the pid of a process that is alive.
-        """
+        """Return the live interpreters' pids on this host. The kernel does not reuse the pid of a live process, so these name no other."""
         return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
 
     def _init_pid(self) -> int:
@@ -202,7 +178,6 @@ class TreeGroups:
 
 
 def _pid_of(process: int) -> Iterator[int]:
-    """Yield the pid on this host of the process that a pidfd refers to. Yield nothing if the process has ended."""
     with contextlib.suppress(GuestDiedError, OSError):
         yield host_pid(process)
 
@@ -215,7 +190,7 @@ def _pids(group: Path) -> list[int]:
 
 
 def _processes_in(group: Path) -> Iterator[tuple[int, RunningProcess]]:
-    """Yield the processes of a group, each as its pid on this host and a `RunningProcess`, which has its pid in the session."""
+    """Yield the processes of a group: the pid on this host, and a `RunningProcess` with the pid in the session."""
     for pid in _pids(group):
         with contextlib.suppress(OSError, KeyError):
             status = _status(pid)

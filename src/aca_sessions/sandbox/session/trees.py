@@ -33,10 +33,10 @@ _DEPTH = 16  # how many folders may be open at a time
 
 
 def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the path and status of everything in a workspace. The path of the top is ''.
+    """Yield the path and status of everything in a workspace, each folder before its entries. The path of the top is ''.
 
-    A folder is yielded before it is read, and so before its entries. Raise OSError if a folder cannot be read, unless `may_pass_over`
-    returns True for its path. Raise SnapshotError if there are more than 131,072 entries.
+    Raise OSError if a folder cannot be read, unless `may_pass_over` returns True for its path, and SnapshotError for more than 131,072
+    entries.
     """
     yield "", os.fstat(top)
     pending, count = [""], 0
@@ -80,14 +80,7 @@ def folder_of(path: str) -> str:
 
 
 def link(top: int, path: str, folder: int, name: str) -> None:
-    """Make a hard link to the file at a path.
-
-    Args:
-        top: A descriptor of the workspace.
-        path: The path of the file.
-        folder: A descriptor of the folder for the link.
-        name: The name of the link.
-    """
+    """Make a hard link `name` in the folder `folder` (a descriptor) to the file at a path below `top`."""
     with parent_of(top, path) as (parent, old):
         os.link(old, name, src_dir_fd=parent, dst_dir_fd=folder, follow_symlinks=False)
 
@@ -129,11 +122,7 @@ def remove(top: int, path: str) -> None:
 
 
 def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -> None:
-    """Remove an entry with all that is in it.
-
-    Move folders that lie more than 16 levels deep to `top` instead, and add their new names to `deep`, so that the caller removes them
-    there.
-    """
+    """Remove an entry and all in it. Move folders more than 16 levels deep to `top` and add their new names to `deep`, for the caller."""
     with suppress(IsADirectoryError):
         os.unlink(name, dir_fd=folder)
         return
@@ -150,7 +139,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _marked(top: int, path: str) -> Iterator[int]:
-    """Open a path for the block only to refer to it (O_PATH), which needs no rights. Yield the descriptor, or `top` for an empty path."""
+    """Open a path only to refer to it (O_PATH), which needs no rights. Yield the descriptor, or `top` for an empty path."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -159,10 +148,7 @@ def _marked(top: int, path: str) -> Iterator[int]:
 
 
 def _chmod(place: int, mode: int) -> None:
-    """Set the mode of what an O_PATH descriptor refers to, through /proc, because fchmod(2) refuses such a descriptor.
-
-    Do nothing for a symbolic link.
-    """
+    """Set the mode of what an O_PATH descriptor refers to, through /proc: fchmod(2) refuses such a descriptor. Skip symbolic links."""
     if not stat.S_ISLNK(os.fstat(place).st_mode):
         os.chmod(f"/proc/self/fd/{place}", mode)  # leads to what was opened, whatever its name is by now
 
@@ -182,19 +168,12 @@ _SENT_AT_ONCE = 1 << 20
 
 
 class Copy:
-    """A new file that becomes a copy of an open one, in three steps.
-
-    The constructor makes the empty file, the caller allocates memory for its `parts`, and `fill` copies the content.
-    """
+    """A new file that becomes a copy: the constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content."""
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
-        """Make the empty file, and decide which parts of the source it gets. Raise SnapshotError if the source is not a regular file.
+        """Make the empty file, and decide which parts of the source it gets, at most `most` bytes.
 
-        Args:
-            source: A descriptor of the file to copy.
-            folder: A descriptor of the folder for the new file.
-            name: The new file's name.
-            most: Copy at most so many bytes.
+        Raise SnapshotError if the source is not a regular file.
         """
         self._source = source
         self._status = os.fstat(source)
@@ -235,15 +214,9 @@ def holes(descriptor: int, size: int) -> list[tuple[int, int]]:
 
 
 def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
-    """Allocate the space that the file `target` needs to get the content of `source`.
+    """Allocate the space that the file `target` needs to get the content of `source`, whose size in bytes is `size`.
 
-    If that fails, a part of the space may be allocated: call `release`.
-
-    Args:
-        source: A descriptor of the file with the new content.
-        target: A descriptor of the file that will be written.
-        size: The size of the source in bytes.
-        allocate: Charges the session for the space.
+    If that fails, a part of the space may be allocated: call `release`. `allocate` charges the session for the space.
     """
     parts = [(target, start, end - start) for start, end in _data(source, size)]
     allocate(parts)
@@ -252,13 +225,7 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
 
 
 def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Undo `reserve`: free the space, and set the size and times that the file had.
-
-    Args:
-        target: A descriptor of the file.
-        holes: The holes that the file had.
-        status: The status that the file had.
-    """
+    """Undo `reserve`: free the space in the holes that the file had, and set the size and times of its former `status`."""
     for start, end in holes:
         syscalls.punch_hole(target, start, end - start)
     os.ftruncate(target, status.st_size)  # also frees what was reserved beyond the end
