@@ -53,10 +53,10 @@ class PackageCache:
     """The cache in one folder of this host. Any number of processes may use it at the same time."""
 
     def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
-        """Create the folder if it is missing. Raise PackageError if it cannot be created or used.
+        """Create the folder if it is missing. Raise PackageError if it cannot be created or used, or is "" for a user without a home.
 
         Args:
-            folder: The path of the cache. "", for a user without a home folder, raises.
+            folder: The path of the cache.
             size: How many bytes the sets may have together. Those that were not used for the longest time are removed first.
             shown_at: Where sessions see the folder of sets, or None if they see it at its path on this host.
         """
@@ -93,13 +93,7 @@ class PackageCache:
         return HeldSet(name, f"{self._shown_at}/{name}", _wheels(json.loads(os.pread(lock, 1 << 24, 0))["wheels"]), lock)
 
     def keep(self, name: str, wheels: Sequence[Wheel], unpacked: Path) -> None:
-        """Move an unpacked set into the cache, unless a set of that name is there. Remove the least recently used if it is too large.
-
-        Args:
-            name: The name of the set.
-            wheels: What the set was made of.
-            unpacked: The folder of the set, on the cache's file system.
-        """
+        """Move an unpacked set into the cache, unless it is there. If the cache is too large, remove the least recently used sets."""
         label = {"size": _size(unpacked), "wheels": [[wheel.name, wheel.version, wheel.sha256] for wheel in wheels]}
         # Never replaced: locks that are held would be on another file. And locked: if another process made room before the set is there,
         # the set would have no label, and would never be removed.
@@ -111,10 +105,7 @@ class PackageCache:
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Return the set that `remember` recorded for a key, and hold it.
-
-        Return None if none was recorded within the last `within` seconds, or if the set is gone.
-        """
+        """Hold and return the set that `remember` recorded for a key. Return None if it is gone, or older than `within` seconds."""
         path = self._root / "answers" / key
         try:
             if time.time() - path.stat().st_mtime > within:
@@ -140,10 +131,7 @@ class PackageCache:
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
-        """Make a folder for the block to work in, and remove it afterwards.
-
-        It is on the cache's file system, so that files can be moved and linked.
-        """
+        """Make a folder on the cache's file system, so that files can be moved and linked, and remove it after the block."""
         folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
         try:
             yield folder
@@ -153,10 +141,7 @@ class PackageCache:
     def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
         """Make a copy of a set without some of its packages, and return its folder. Files are hard links, not copies.
 
-        Args:
-            held: The set.
-            names: The canonical names of the packages to leave out.
-            place: The folder to make the copy in, on the cache's file system.
+        `names` are the canonical names of the packages. `place`, which gets the copy, is on the cache's file system.
         """
         source, target = self._root / "sets" / held.name, place / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}
@@ -206,10 +191,7 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, how: int) -> int | None:
-        """Lock the label of a set by flock(2), and return the descriptor.
-
-        Return None if the set has no label, or if LOCK_NB is set and another process holds the lock.
-        """
+        """Lock the label of a set by flock(2). Return None if the set has no label, or if LOCK_NB is set and the label is locked."""
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -250,10 +232,7 @@ class PackageCache:
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """Return the paths in a set of the files of a package, by its RECORD.
-
-    The record may be hostile. So it is only used to leave files out of a copy, and to name modules.
-    """
+    """Return a package's files by its RECORD, which may be hostile: it is only used to leave files out of a copy and to name modules."""
     found: set[str] = set()
     for about in folder.glob("*.dist-info"):
         if canonicalize_name(about.name.partition("-")[0]) == name:
@@ -302,7 +281,7 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """Return the folder of all sets as a dict with one entry: the path at which sessions see it, and its path on this host.
+    """Return a dict from the path at which sessions see all sets to their folder on this host.
 
     Return an empty dict if this host cannot keep packages. A call that asks for a package then fails with the reason.
     """

@@ -52,13 +52,9 @@ def python_of(name: str) -> str:
 
 
 class Environments:
-    """The named environments of this user, to list, make and remove.
-
-    They are made of wheels only. As with packages of sessions, none of their code runs on this host.
-    """
+    """The named environments of this user. They are made of wheels only, so none of their code runs on this host."""
 
     def __init__(self, source: PackageSource, tell: Tell) -> None:
-        """Prepare to take wheels from `source`, and to call `tell` with each line of progress."""
         self._source = source
         self._tell = tell
 
@@ -76,10 +72,7 @@ class Environments:
     async def create(self, name: str, *, listed_in: Path, python: str | None = None) -> None:
         """Make an environment with the packages of a requirements.txt. Raise ConfigurationError on failure, and leave nothing behind.
 
-        Args:
-            name: The name of the new environment.
-            listed_in: The path of the requirements.txt.
-            python: The interpreter to make it with. None is the host program's own.
+        `python` is the interpreter to make it with. None is the host program's own.
         """
         async with self._bare(name, python) as folder:
             await self._install(folder, [f"--requirement={listed_in}"])

@@ -78,12 +78,8 @@ def limit_received(size: int) -> None:
 def limit_wheels(size: int, *, together: bool) -> None:
     """Refuse a wheel by its zip directory, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
 
-    zipfile reads no more of a member than the directory states.
-
-    Args:
-        size: How many bytes the wheels may hold.
-        together: Whether `size` is for all wheels together. While pip looks for versions, it opens wheels that it will not install, so
-            then each wheel is limited by itself.
+    zipfile reads no more of a member than the directory states. `size` is in bytes, for all wheels if `together` is set, or else for each:
+    while pip looks for versions, it opens wheels that it will not install.
     """
     seen: dict[str, tuple[int, int]] = {}
 
@@ -110,10 +106,7 @@ def refuse_wheel(reason: str) -> None:
 
 
 def answer_for_another(markers: dict[str, str], runner: str) -> None:
-    """Make pip evaluate the markers of requirements for another Python, with these values.
-
-    By itself, pip takes them from the Python that runs it, even if it looks for packages of another one.
-    """
+    """Make pip evaluate markers of requirements with these values, instead of those of the Python that runs pip."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
     from pip._vendor.packaging import markers as read
 
@@ -123,10 +116,7 @@ def answer_for_another(markers: dict[str, str], runner: str) -> None:
 
 
 def find_packages() -> None:
-    """Add the folders of packages to `sys.path` as `site` does when an interpreter starts.
-
-    Unlike `site`, read no .pth file, which may hold code, and run no sitecustomize.
-    """
+    """Add the folders of packages to `sys.path` like `site`, but read no .pth file, which may hold code, and run no sitecustomize."""
     import site
 
     site.addpackage = lambda *_: None

@@ -90,10 +90,7 @@ def explained(output: str) -> PackageError:
 
 
 def progress(line: str) -> str | None:
-    """Return a line of pip's output if it reports progress, else None.
-
-    Folders of this host are cut out of the line. A line with an address is not returned at all.
-    """
+    """Return a line of pip's output, without folders of this host, if it reports progress and has no address, else None."""
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
     return _FOLDERS.sub("", line.strip())
@@ -135,7 +132,7 @@ def _shown(text: str) -> str:
 
 
 def _secrets(value: str) -> set[str]:
-    """Return the user name, the password and the folders of each address in a value, if they are longer than three characters."""
+    """Return the user name, password and folders of each address in a value, if they are longer than three characters."""
     found: set[str] = set()
     for word in value.split():
         if not word.startswith(("http://", "https://")):
@@ -186,11 +183,7 @@ class Resolver:
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
         """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        Args:
-            folder: An empty folder to work in.
-            requirements: Requirements in canonical spelling.
-            known: What is installed already.
-            tell: Called with each line of progress.
+        `folder` is empty. `requirements` are in canonical spelling. `tell` gets each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))

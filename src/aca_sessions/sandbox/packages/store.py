@@ -1,8 +1,6 @@
 """The packages that sessions may install, and those that one session has.
 
-They are resolved on the host for the guests' Python, unpacked once and shared by all sessions.
-
-No code of a package runs on the host.
+They are resolved on the host for the guests' Python, unpacked once and shared by all sessions. No code of a package runs on the host.
 """
 
 import asyncio
@@ -122,10 +120,7 @@ class Packages:
         return held
 
     def _surveyed(self) -> Survey:
-        """Return the version and packages of the guests' Python.
-
-        They come from the cache until the environment changes, because starting an interpreter takes longer than everything else here.
-        """
+        """Return the version and packages of the guests' Python. They are cached, because starting an interpreter takes long."""
         key = self.cache.name_of("survey", self._python)
         kept = self.cache.noted(key)
         if kept is not None and (found := Survey(**json.loads(kept))).is_current:
@@ -150,10 +145,8 @@ class SessionPackages:
     def __init__(self, packages: Packages, show: Show) -> None:
         """Begin without packages.
 
-        Args:
-            packages: The cache and the resolver.
-            show: Makes the live interpreter find the packages at these paths and no others. It takes the paths, and the names of
-                modules that change their version: if one of them is loaded, the result has an error and nothing changes.
+        `show` makes the live interpreter find the packages at these paths and no others. It takes the paths, and the names of modules that
+        change their version: if one of them is loaded, the result has an error and nothing changes.
         """
         self._packages = packages
         self._show = show
@@ -177,10 +170,7 @@ class SessionPackages:
     async def install(self, requirements: Sequence[str], *, timeout: float, on_progress: Tell | None = None) -> CodeExecutionResult:
         """Install packages, and return the result. If it has an error, nothing was changed.
 
-        Args:
-            requirements: Names with versions, extras and markers.
-            timeout: Seconds until the packages must be fetched.
-            on_progress: Called with each line of progress.
+        `requirements` are names with versions, extras and markers. `timeout` is in seconds, until the packages must be fetched.
         """
         return await self._as_result(lambda: self._install(requirements, timeout, on_progress or _ignore))
 
@@ -207,10 +197,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Await `work`, which changes the packages, when no other change is being made.
-
-        Return a PackageError or OSError of it as a failed result.
-        """
+        """Await `work` when no other change is being made. Return its PackageError or OSError as a failed result."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -286,10 +273,7 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Make these sets the session's, if its interpreter can use them, and return the result.
-
-        In either case, release the sets that the session does not have afterwards.
-        """
+        """Make these sets the session's, if its interpreter can use them. In any case, release those that it does not have afterwards."""
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
