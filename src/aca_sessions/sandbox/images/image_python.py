@@ -80,11 +80,7 @@ class ImagePython:
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
 
     def write_metadata(self, folder: Path) -> None:
-        """Write metadata that makes pip treat the image's packages as installed. Their code is not needed for that.
-
-        Args:
-            folder: Receives one `.dist-info` folder for each package.
-        """
+        """Write a `.dist-info` folder for each package of the image: its metadata makes pip treat the package as installed."""
         for name, version in self.packages.items():
             place = folder / f"{name}-{version}.dist-info"
             place.mkdir()

@@ -42,10 +42,8 @@ _WORD = "true"  # the command of a container that is made to be exported, and ne
 def root_of(image: str) -> str:
     """Return the folder of an image's root file system, after pulling and unpacking the image if that was not done yet.
 
-    Raise ConfigurationError if the image cannot be found, pulled or unpacked.
-
-    Args:
-        image: The path of a root folder, the path of its tar, or the name of an image of podman or docker.
+    `image` is the path of a root folder or of its tar, or the name of an image of podman or docker. Raise ConfigurationError if it cannot
+    be found, pulled or unpacked.
     """
     path = os.path.expanduser(image)
     if os.path.isdir(path):
@@ -76,9 +74,7 @@ def _identity(path: str) -> str:
 def kept(key: str, fill: Callable[[str], None]) -> str:
     """Return the folder for a key. The first caller fills it, and others wait. No caller sees a folder that is partly filled.
 
-    Args:
-        key: Names the folder in the cache.
-        fill: Called with an empty folder. An UnpackingError or OSError becomes a ConfigurationError.
+    `fill` gets an empty folder. Its UnpackingError or OSError becomes a ConfigurationError.
     """
     images = _folder()
     root = images / key
@@ -244,7 +240,7 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return a dict with one entry: the path at which sessions of an image see this host's IPython, and its folder on this host.
+    """Return a dict from the path at which sessions of an image see this host's IPython to its folder on this host.
 
     Return an empty dict without an image, because those sessions see this host's environment, or if this host cannot keep files.
     """
@@ -261,10 +257,7 @@ def _supply_folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield packages and all that they require, each once. Extras and packages that are not installed are left out.
-
-    Markers are ignored, because the image has another Python.
-    """
+    """Yield packages and all that they require, without extras. Markers are ignored, because the image has another Python."""
     seen, coming = set(names), list(names)
     while coming:
         try:

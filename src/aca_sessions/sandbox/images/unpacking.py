@@ -49,10 +49,7 @@ class _Allowance:
 
 
 class _Headers:
-    """A stream from which tarfile reads the headers of one member, up to a limit.
-
-    It is needed because tarfile reads long names, attributes and maps of holes whole.
-    """
+    """A stream of one member's headers, up to a limit, because tarfile reads long names, attributes and maps of holes whole."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -74,7 +71,6 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Member":
-        """Read the next member. Raise UnpackingError if its headers are too large."""
         stream = tarfile.fileobj
         tarfile.fileobj = _Headers(stream)
         try:
@@ -84,14 +80,10 @@ class _Member(tarfile.TarInfo):
 
 
 def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES) -> None:
-    """Unpack a tar into an empty folder. Devices are left out, and everything belongs to this process's user.
+    """Unpack a tar, which may be compressed, into an empty folder. Devices are left out, and everything belongs to this process's user.
 
-    Raise UnpackingError if the archive cannot be read, is too large, or would leave the folder.
-
-    Args:
-        archive: The tar, which may be compressed.
-        folder: The folder, which stays if this raises.
-        most_entries: How many files, links and folders the archive may hold.
+    Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would leave the folder.
+    Then the folder stays.
     """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -192,7 +184,6 @@ def _clear(parent: int, name: str) -> None:
 
 
 def _make_folder(parent: int, name: str, mode: int) -> None:
-    """Make a folder, or use an existing one, and set its mode."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=parent)
     try:
