@@ -32,10 +32,7 @@ _MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
 def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
     """Return a line for `doctor`: how many further sessions fit, and for how many of them each resource suffices.
 
-    Args:
-        policy: The limits of one session and of all sessions together.
-        idle: Bytes of memory that an idle session has.
-        system: The folder with /proc and /sys.
+    `idle` is the memory of an idle session in bytes, and `system` the folder with /proc and /sys.
     """
     has, free = _memory(system)
     share = min(int(has * policy.together.memory_share), free)
@@ -160,16 +157,12 @@ class _Reserve:
         self._held: int | None = None
 
     def hold(self) -> None:
-        """Open the descriptor, if it is not open."""
         with self._lock:
             self._take()
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Close the descriptor for the block, so that the block can open another, and open it again afterwards.
-
-        Another thread may use the free descriptor first.
-        """
+        """Close the descriptor for the block, so that the block can open another, unless another thread opens one first."""
         with self._lock:
             if self._held is not None:
                 os.close(self._held)

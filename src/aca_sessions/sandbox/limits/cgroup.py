@@ -220,14 +220,10 @@ class Group:
     """The control group of one session: the `Memory` of hosts that have control groups."""
 
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
-        """Take over the folders of a group that has its limits.
+        """Take over the folders of a group that has its limits, of which `memory` is in bytes.
 
-        Args:
-            version: The version of control groups that the folders belong to.
-            folders: The folders of the group, in the order of `Version.tops`.
-            memory: The group's memory limit in bytes.
-            nice: The nice value for interpreters if the group of all sessions can have no weight.
-            leftovers: Removes the group when the session has ended.
+        `nice` is for interpreters if the group of all sessions can have no weight. `leftovers` removes the group when the session has
+        ended.
         """
         self._leftovers = leftovers
         self.how = (
@@ -251,8 +247,8 @@ class Group:
     async def take_in(self, init: int) -> Path | None:
         """Add a session's first process, before it has made its namespaces. All processes that it forks are added with it.
 
-        Return the new group of these processes, in which all of them can be frozen, or None if this host cannot freeze. A session that
-        starts a new interpreter has another first process each time.
+        Return the new group of these processes, in which all of them can be frozen, or None if this host cannot freeze. Each new
+        interpreter has another first process.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
@@ -310,10 +306,7 @@ class Group:
 
 
 class Leftovers:
-    """The groups that could not be removed yet, because they still have processes. Removing them is tried again.
-
-    The janitor removes what is left when this process ends.
-    """
+    """Groups that still have processes, and are removed later. The janitor removes what is left when this process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -476,12 +469,7 @@ class Janitor:
     """A shell that waits for a line or the end of its input, and then cleans up. A shell is small and starts at once."""
 
     def __init__(self, script: str, *arguments: str) -> None:
-        """Start the shell.
-
-        Args:
-            script: What the shell runs. It must begin with `read _`, which waits.
-            arguments: The script's `$1` and so on.
-        """
+        """Start the shell. The script must begin with `read _`, which waits, and gets the arguments as `$1` and so on."""
         # A socket and not a pipe: a process that was forked from this one has the end open as well, so the shell would not notice a close.
         # `finish` shuts the socket down, which no copy prevents.
         self._link, theirs = socket.socketpair()

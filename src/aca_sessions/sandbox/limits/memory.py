@@ -11,8 +11,7 @@ Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the ho
 class Memory(Protocol):
     """The object that counts the memory of one session, from the session's start to its end, whatever happens to its interpreters.
 
-    `init` is always the pid on this host of a first process of the session. Each new interpreter that is not a fork has another first
-    process.
+    `init` is the pid on this host of a first process of the session. Each new interpreter that is not a fork has another first process.
     """
 
     # Return what is counted and how, for people.

@@ -142,20 +142,15 @@ _kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no pr
 class Watchdog:
     """The watch over the memory of one session.
 
-    It kills the session if the session exceeds its limit, or if all sessions together exceed theirs and this one is the largest.
-
-    The limit is for processes and sockets. Files have limits of their own, the sizes of their folders. They count towards what all sessions
-    have together.
+    It kills the session if its processes and sockets exceed its limit, or if all sessions together exceed theirs and this one is the
+    largest. Files have limits of their own, the sizes of their folders. They count towards what all sessions have together.
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
         """Prepare the watch. Nothing is measured before `begin`.
 
-        Args:
-            limits: What the session may use.
-            together: What all sessions of this process may use together.
-            files: Returns the bytes in all workspaces of the session. None if its files are not kept in memory.
-            lists_sockets: Whether `begin` gets a descriptor that lists the session's sockets.
+        `files` returns the bytes in all workspaces of the session, and is None if the session's files are not kept in memory.
+        `lists_sockets` tells whether `begin` gets a descriptor that lists the session's sockets.
         """
         self.lists_sockets = lists_sockets
         self.freezes = False
@@ -187,12 +182,9 @@ class Watchdog:
         """Do nothing yet: `begin` measures what the first process shares with the fork server, once the interpreter is ready."""
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Watch a session's processes, and call `kill` when they exceed their memory.
+        """Watch a session's processes, and call `kill` once when a limit is exceeded.
 
-        Args:
-            init: The pid of the session's first process on this host.
-            kill: Called once, when a limit is exceeded.
-            sockets: A descriptor that lists the session's sockets, which is taken over, or None.
+        `init` is the first process's pid on this host. `sockets`, a descriptor that lists the session's sockets or None, is taken over.
         """
         memory = SocketMemory(sockets) if sockets is not None else None
         try:
@@ -211,10 +203,7 @@ class Watchdog:
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes in use: of files now, and of processes and sockets when they were last measured.
-
-        A file that is mapped into memory counts twice.
-        """
+        """Return the bytes of files now, and of processes and sockets when last measured. A file mapped into memory counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:
@@ -226,7 +215,7 @@ class Watchdog:
         return False
 
     async def end(self, init: int) -> None:
-        """End the watch over the processes of a first process, after they have ended.
+        """End the watch over a first process's processes, after they have ended.
 
         Files of the session that remain still count towards what all sessions have together.
         """
@@ -265,10 +254,7 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Measure the session, and return whether a limit is exceeded.
-
-        Return False if not even the reserve has a descriptor left, because the next measurement comes soon.
-        """
+        """Measure the session, and return whether a limit is exceeded: False if no descriptor is left, as the next look comes soon."""
         try:
             return self._is_over(init, sockets)
         except OSError as error:
@@ -375,10 +361,7 @@ def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _if_there() -> Iterator[None]:
-    """Ignore an OSError of the block, because a process has ended meanwhile or may not be read.
-
-    Raise it if it means that no descriptor is left.
-    """
+    """Ignore an OSError of the block (a process has ended, or may not be read), unless it means that no descriptor is left."""
     try:
         yield
     except OSError as error:
