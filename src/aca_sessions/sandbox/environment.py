@@ -33,10 +33,7 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return the paths that guests must see so that an interpreter runs, each with its real path on this host.
-
-    Paths in /usr are left out, because guests see /usr anyway.
-    """
+    """Return the paths outside /usr that guests must see so that an interpreter runs, each with its real path on this host."""
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):
@@ -95,7 +92,6 @@ def uid_range() -> tuple[int, int]:
 
 
 def _uids_in_use() -> set[int]:
-    """Return the uids of all visible processes."""
     # The fork server of another program may have drawn the same range.
     found = set()
     for name in os.listdir("/proc"):
@@ -138,10 +134,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return the real path of a part of a prefix.
-
-    A link to a part beside it, such as lib64 of a virtual environment, is returned itself.
-    """
+    """Return the real path of a part of a prefix, but a link to a part beside it (lib64 of a virtual environment) as it is."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

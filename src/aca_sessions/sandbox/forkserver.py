@@ -107,8 +107,7 @@ class Numbers:
     def take(self, user: int | None = None) -> tuple[int, int]:
         """Return a number for a new workspace, and the number of its user: `user`, or a free one. Raise IsolationError if none is free.
 
-        The first workspace of a new user has the same number as the user. A session without namespaces has only that workspace, and its
-        number stands for the session.
+        The first workspace of a new user has the user's number. A session without namespaces has no other, so its number names the session.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -124,10 +123,7 @@ class Numbers:
                 del self._trees[user]
 
     def _free(self) -> int:
-        """Return the next free number after the latest, so that a number that was just in use comes last.
-
-        Raise IsolationError if none is free.
-        """
+        """Return the next free number after the latest, so that a number that was just in use comes last."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -210,8 +206,7 @@ class ForkServer:
     def retire(self) -> None:
         """Mark that the fork server ends with its only user. Do nothing if it has several.
 
-        After that, `shared` does not return it any more, and `drop_tree` frees no workspace, because all are freed when the fork server
-        ends.
+        After that, `shared` does not return it, and `drop_tree` frees no workspace, because all are freed when the fork server ends.
         """
         with self._sharing:
             if self._users == 1:
@@ -239,7 +234,7 @@ class ForkServer:
         return not self.broken and self.process.poll() is None
 
     def answers(self) -> bool:
-        """Return whether the fork server answers a request. Unlike `alive`, this notices a death before the process can be waited for."""
+        """Return whether the fork server answers a request."""
         # Unlike `alive`, this notices a death before the process can be waited for.
         with contextlib.suppress(GuestDiedError):
             self._ask(wire.Ping("fork server"))
@@ -276,12 +271,11 @@ class ForkServer:
     def room_for(self, tree: Tree, limits: Limits) -> int:
         """Return how many more bytes of files the host may write for a session, its branches and its checkpoints together.
 
-        Return sys.maxsize without namespaces, because files on a disk have no such limit.
+        Without namespaces that is sys.maxsize, because files on a disk have no such limit.
         """
         return limits.family - self._bytes_of(tree.user) if self._folder is None else sys.maxsize
 
     def _bytes_of(self, user: int) -> int:
-        """Return the bytes in all workspaces of a user: those of a session, its checkpoints and its branches."""
         with self._counting_trees:
             return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
@@ -294,12 +288,7 @@ class ForkServer:
             memory.remove()
 
     def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
-        """Make an empty workspace.
-
-        Args:
-            limits: Its size in bytes and in files.
-            user: The number of an existing user, for a branch or checkpoint of a session, or None for a new user.
-        """
+        """Make an empty workspace, for the existing `user` (a branch or checkpoint of a session) or for a new one."""
         number, user = self._numbers.take(user)
         try:
             directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
@@ -312,16 +301,11 @@ class ForkServer:
         return tree
 
     def show_tree(self, init: int, tree: int) -> None:
-        """Mount a workspace at /mnt/data of a session.
-
-        Args:
-            init: The pidfd of the session's first process.
-            tree: The number of the workspace.
-        """
+        """Mount a workspace at /mnt/data of a session. `init` is the pidfd of the session's first process."""
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Close a workspace and have the fork server free its memory. Do not ask a fork server that has died or is retired.
+        """Close a workspace and have the fork server free its memory, unless it has died or is retired.
 
         If the fork server refuses, raise its error. The number of the workspace's user stays in use then.
         """
@@ -335,10 +319,7 @@ class ForkServer:
             self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
-        """Start a session on a workspace, and return its descriptors.
-
-        This does not wait for the interpreter: its first frame on the link reports that it is confined and ready.
-        """
+        """Start a session without waiting for its interpreter, whose first frame on the link reports that it is confined and ready."""
         request = wire.Spawn(
             tree=tree.number,
             owner=tree.user,
@@ -361,12 +342,9 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Send a request, and return the one descriptor of its answer.
+        """Send a request, and return the one descriptor of its answer. If the descriptor is lost, send `undo`.
 
-        Args:
-            request: The request.
-            descriptors: Sent with it.
-            undo: Sent if the descriptor of the answer is lost. A spawned session needs none: it ends when the host closes its link.
+        A spawned session needs no `undo`: it ends when the host closes its link.
         """
         answer = self._ask(request, *descriptors)
         if not answer:  # the kernel dropped the descriptor, because this process has none free
@@ -403,10 +381,7 @@ class ForkServer:
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive one answer, and return its descriptors. If the zygote refused the request, raise the error for that.
-
-        Raise GuestDiedError, and kill the zygote, if there is no valid answer.
-        """
+        """Receive one answer, and return its descriptors. Raise the error for a refusal, and GuestDiedError without a valid answer."""
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)
@@ -428,7 +403,6 @@ class ForkServer:
         )
 
     def _end(self) -> None:
-        """End the zygote and its sessions, and release what they used."""
         self._ending = True
         # A process that was forked from this one may hold the socket open as well. Then the zygote would not notice a close alone.
         with contextlib.suppress(OSError):
@@ -447,10 +421,7 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the last descendant of the zygote's process, again and again, until that process has ended.
-
-        Each of these processes waits for its child, so all of them have ended then.
-        """
+        """Kill the last descendant of the zygote's process until that process ends. Each waits for its child, so all have ended then."""
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self.process.pid)[-1])
@@ -487,7 +458,6 @@ def _folder_for(policy: Policy) -> Folder | None:
 
 @functools.cache
 def _warn_of_less() -> None:
-    """Warn once that sessions without namespaces are less isolated."""
     _logger.warning(
         "ACASessions:Sandbox:Isolation is no-namespaces: sessions are held by Landlock, seccomp and limits alone; "
         "`aca-sessions doctor` and SECURITY.md say what is not enforced"

@@ -190,11 +190,8 @@ def lines_for_image(missing: str) -> str:
 def remedy_for(part: str, number: int) -> str:
     """Return how to enable a part of the isolation on this host, as far as the cause can be seen, and which documentation to read.
 
-    A lower level of isolation or a remote endpoint is offered too, unless resources or a usable Python are all that is missing.
-
-    Args:
-        part: The part that failed, as an IsolationError names it.
-        number: The errno of the failure.
+    A lower level of isolation or a remote endpoint is offered too, unless resources or a usable Python are all that is missing. `part` is
+    as an IsolationError names it, and `number` is the errno of the failure.
     """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]
@@ -223,7 +220,6 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
-    """Return the rows of the kernel settings that forbid namespaces on this machine."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 

@@ -52,10 +52,7 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return how many bytes a session, its branches and its checkpoints may have in /mnt/data together.
-
-        The host enforces this when it writes files itself.
-        """
+        """Return the most bytes that a session, its branches and its checkpoints have in /mnt/data together. The host's writes obey it."""
         return 2 * self.disk
 
 
@@ -117,8 +114,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable one, a session may write what its user may write. If the host runs as root, each session has a user of its own, so that is
-    only what everybody may write.
+    In a writable one, a session may write what its user may write. If the host runs as root, each session has its own user, so that is only
+    what everybody may write.
     """
 
     host: str

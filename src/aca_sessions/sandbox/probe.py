@@ -153,10 +153,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return another attempt on host files if sessions have an image, because an image has an /etc/shadow of its own.
-
-    The attempt lists the folder of the image on this host, which is not in any image. Without an image, return an empty dict.
-    """
+    """Return another attempt on host files for an image, which has an /etc/shadow of its own: list the image's folder on this host."""
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}

@@ -185,8 +185,7 @@ def _parse(head: bytes) -> _Head:
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     """Return the headers to pass on, and the size of the body. Raise MalformedError for a header that servers may read differently.
 
-    Headers about the connection are left out, because each connection to a target carries one request. So no second request can be hidden
-    behind it.
+    Headers about the connection are left out: each connection to a target carries one request, so no second request can hide behind it.
     """
     kept: list[bytes] = []
     body: int | None = None
@@ -290,10 +289,7 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
-    """Copy `left` bytes. If it is None, copy up to the end of the source, and then end the target's input as well.
-
-    Whenever data moves, the deadline `idle` is set anew.
-    """
+    """Copy `left` bytes, or if None up to the end of the source, and then end the target's input. Set `idle` anew when data moves."""
     while left is None or left > 0:
         data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:

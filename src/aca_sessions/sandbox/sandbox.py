@@ -88,14 +88,9 @@ class Sandbox:
         return await self._tasks.to_its_end(self._ensure_interpreter())
 
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
-        """Write a file into the workspace, and return its description.
+        """Write a file into the workspace, and return its description. A missing `folder` is made.
 
         Start the interpreter first if it does not run, because its control group is charged for the file's memory.
-
-        Args:
-            name: The name of the file.
-            chunks: Its content.
-            folder: The folder for it, which is made if it is missing.
         """
         home = (await self.interpreter()).home
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
@@ -129,11 +124,10 @@ class Sandbox:
         await self._checkpoints.drop(self._checkpoints.find(id))
 
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
-        """Run a cell by calling `run` with the interpreter, and return its result.
+        """Run a cell by calling `run` with the interpreter, and return its result. The ledger records what happens meanwhile.
 
-        The ledger records what happens to the session meanwhile. If a transactional cell fails, its changes are undone. Raise SnapshotError
-        before it runs if that cannot be promised. If any other cell loses its interpreter, the session continues from the latest
-        checkpoint.
+        If a transactional cell fails, its changes are undone. Raise SnapshotError before it runs if that cannot be promised. If any other
+        cell loses its interpreter, the session continues from the latest checkpoint.
         """
         if transactional:
             return await self._attempt(run)
@@ -175,8 +169,7 @@ class Sandbox:
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return another sandbox with the same variables and files. The two share the limits, and their cells take turns.
 
-        Raise SnapshotError if the session cannot be branched. With `reseed`, seed the branch's random numbers anew. Otherwise it draws the
-        same ones.
+        Raise SnapshotError if that is impossible. Without `reseed`, the branch draws the same random numbers.
         """
         return await self._tasks.to_its_end(self._branch(reseed))
 
@@ -185,17 +178,11 @@ class Sandbox:
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
-        """End the interpreter and all that its cells left running. Return the position of the ledger's entry.
-
-        Files stay. The next cell gets a fresh interpreter.
-        """
+        """End the interpreter and what its cells left running, but keep the files. Return the position of the ledger's entry."""
         return await self._tasks.to_its_end(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
-        """End every process and free the memory. Do nothing if that was done already.
-
-        `cause` is recorded as the reason why the interpreter ended.
-        """
+        """End every process and free the memory. `cause` is recorded as the reason. Do nothing if that was done already."""
         if not self._closed:
             self._closed = True
             await self._tasks.to_its_end(self._end(cause))
@@ -205,10 +192,7 @@ class Sandbox:
         return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
 
     def note_lost_workspace(self) -> None:
-        """Record that the session's variables and files are lost, if the fork server has died.
-
-        Do nothing if that is recorded already, or if the sandbox is closed.
-        """
+        """Record once that variables and files are lost, if the fork server has died and the sandbox is not closed."""
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
@@ -267,7 +251,7 @@ class Sandbox:
         """Replace the live interpreter by one with the variables of a checkpoint. Return the position of the ledger's entry.
 
         With `with_files`, restore the files too. What can fail is done first, while the live interpreter is stopped. If something fails,
-        the live interpreter continues. If files were changed by then, an entry records it.
+        the live interpreter continues, and an entry records it if files were changed by then.
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
@@ -326,10 +310,7 @@ class Sandbox:
             raise
 
     async def _after_death(self) -> None:
-        """Continue from the latest checkpoint, if there is one. If the fork server died too, record the loss of the workspace instead.
-
-        Do nothing if the interpreter is alive or the sandbox is closed.
-        """
+        """Continue from the latest checkpoint, if there is one. If the fork server died too, record the loss of the workspace instead."""
         async with self._turn:
             if self._closed or (self.running is not None and self.running.alive):
                 return
@@ -402,7 +383,7 @@ class Sandbox:
     async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
         """Kill an interpreter that was replaced, and record what happened to its processes.
 
-        After a reset, record only those that are still alive, because the reset's own entry says that processes were ended.
+        After a reset, record only those that are still alive: the reset's own entry says that processes were ended.
         """
         try:
             killed = await live.kill(cause)

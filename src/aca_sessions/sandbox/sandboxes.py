@@ -37,7 +37,6 @@ class Generation:
     """A fork server and the sandboxes that came from it. After `supersede`, the fork server is released with the last of them."""
 
     def __init__(self, fork_server: ForkServer) -> None:
-        """Take over one use of the shared fork server."""
         self.fork_server = fork_server
         self._sandboxes: set[Sandbox] = set()
         self._superseded = self._released = False
@@ -192,16 +191,12 @@ class Sandboxes:
             generation.abandon()
 
     def _begin(self, fork_server: ForkServer) -> None:
-        """Make new sandboxes come from this fork server, and supersede earlier ones."""
         for earlier in self._generations:
             earlier.supersede()
         self._generations.append(Generation(fork_server))
 
     async def _begin_heavy(self) -> None:
-        """Start a fork server with the usual libraries imported, and use it once it is ready. Until then, the current one serves.
-
-        Do nothing if the guests' Python has none of them.
-        """
+        """Start a fork server with the usual libraries imported, and use it once it is ready. Until then, the current one serves."""
         await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
         if not modules:

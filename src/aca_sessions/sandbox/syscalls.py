@@ -122,10 +122,7 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Let the kernel send this process a signal when the thread that forked it ends.
-
-    A change of uid clears this, so call it again after one.
-    """
+    """Let the kernel send this process a signal when the thread that forked it ends. A change of uid clears this."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -198,10 +195,7 @@ def landlock_enforce(ruleset: int) -> None:
 
 
 def openat2(directory: int, path: str, flags: int, mode: int, resolve: Resolve) -> int:
-    """Open a path below a directory.
-
-    The kernel itself enforces the rules of `resolve`, so that no change of the path can race with a check.
-    """
+    """Open a path below a directory. The kernel itself enforces `resolve`, so that no change of the path can race with a check."""
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode if flags & os.O_CREAT else 0, resolve)
     return _call("openat2", directory, os.fsencode(path), how, len(how))
 

@@ -206,10 +206,10 @@ class Run(Message):
 
 @dataclass(frozen=True)
 class Fork(Message):
-    """A request to fork the interpreter. The fork's descriptors come with it: its link, and the write ends of its three pipes.
+    """A request to fork the interpreter. The fork's link, and the write ends of its pipes for frames, stdout and stderr, come with it.
 
-    The pipes are for its frames, stdout and stderr. The request is answered like a cell. The value is the fork's pid in the session, and
-    the text has a line for each thing that the fork could not take along.
+    It is answered like a cell. The value is the fork's pid in the session, and the text has a line for each thing that the fork could not
+    take along.
     """
 
     execution: str
@@ -356,10 +356,9 @@ def _shapes(kind: type[Any]) -> dict[str, _Shape]:
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return the shape that a type describes: a kind of container, and what it may hold.
+    """Return the shape of a type: a container and what it may hold.
 
-    That is `dict` or `list` and the shape of the values, `tuple` and the shapes of the items, `Literal` and the words, or for a scalar,
-    None and the types.
+    That is `dict` or `list` and the shape of the values, `tuple` and those of the items, `Literal` and the words, or None and scalar types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
