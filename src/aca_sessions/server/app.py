@@ -31,10 +31,7 @@ from .sessions import Sessions
 
 
 def check_is_alone() -> None:
-    """Raise ConfigurationError if this process is one of several workers of uvicorn or gunicorn.
-
-    The number of workers is read from WEB_CONCURRENCY and from `--workers` on the command line of this process.
-    """
+    """Raise ConfigurationError if WEB_CONCURRENCY or `--workers` of uvicorn or gunicorn makes this process one of several workers."""
     asked = {"WEB_CONCURRENCY": os.environ.get("WEB_CONCURRENCY", ""), "--workers": _workers(sys.argv)}
     for name, count in asked.items():
         if count.isdecimal() and int(count) > 1:
@@ -45,7 +42,7 @@ def check_is_alone() -> None:
 
 
 def _workers(command: list[str]) -> str:
-    """Return the number of workers that a command line asks for, as text. Return "" if it names none, or if this process is not a worker.
+    """Return the number of workers in a command line, or "" if it names none or this process is not a worker.
 
     The command line of a worker is that of its parent, because uvicorn spawns workers with the same one and gunicorn forks them.
     """
@@ -62,10 +59,7 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """The ASGI application of one server. It serves the sessions that it is given, which their owner must close.
-
-    Which api-version a request uses is decided in `contract`.
-    """
+    """The ASGI application of one server. It serves the sessions that it is given, which their owner must close."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -103,7 +97,6 @@ class Service:
         await self._sessions.close()
 
     def _refuse(self, problem: ProblemError) -> Response:
-        """Record that the guard refused a request, and return the response to it."""
         self._sessions.journal.refused(problem, "any", stranger=True)
         response = problem_answer(problem)
         response.headers.update(self._headers)

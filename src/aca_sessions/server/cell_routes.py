@@ -89,10 +89,7 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """End a session's interpreter, processes and checkpoints, and return the new position in its ledger.
-
-        Its files stay, and its next cell gets a fresh interpreter.
-        """
+        """End a session's interpreter, processes and checkpoints, and return the new position in its ledger. The files stay."""
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
@@ -111,10 +108,7 @@ class CellRoutes:
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     async def events(self, request: Request) -> Response:
-        """Return the events of an execution after a number, as soon as there are any or the query's `wait` seconds have passed.
-
-        Once the execution has ended, the response also has its result. A reader that goes away or is slow does not affect the cell.
-        """
+        """Return the events after a number as soon as there are any or the query's `wait` seconds are over, and the result if it exists."""
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))

@@ -48,8 +48,7 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        Text is appended to the latest event if that is of the same stream and no reader has got it yet. A display replaces one of the same
-        name that no reader has got yet.
+        Text extends the latest event, and a display replaces one of the same name, if no reader has got that event yet.
         """
         place = self._place_of(event)
         if place is None:
@@ -122,14 +121,12 @@ class Events:
                 del self._named[_name_of(oldest) or ""]
 
     def _dropped(self) -> str:
-        """Return a sentence about the output and displays that were dropped, or "" if none were."""
         parts = [f"{self._skipped} characters of output"] * bool(self._skipped)
         parts += [f"{self._skipped_displays} displays (the result has those that the cell ended with)"] * bool(self._skipped_displays)
         return f"{' and '.join(parts)} were dropped before they were read" if parts else ""
 
 
 def _continues(earlier: Event, event: Event) -> bool:
-    """Return whether an event can be merged into the one before it: both are text of the same stream, or both are `clear`."""
     if earlier.kind != event.kind:
         return False
     return event.kind == "clear" or (event.kind in ("stdout", "stderr") and len(earlier.text) < _MOST_MERGED)
@@ -176,9 +173,8 @@ class RunningExecution:
     def fetch(self, since: str | None = None) -> Execution:
         """Return the execution as it is now, for a response to a caller. If it has a result, count it as fetched.
 
-        The state of the result tells what happened since the position `since`, which the caller names. If it names none, the state tells
-        what happened since the latest result that had been fetched when this execution was accepted. So each loss is reported once to such
-        callers.
+        The result's state tells what happened since the caller's position `since`. Without one it tells what happened since the latest
+        result that had been fetched when this execution was accepted, so that each loss is reported once.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -192,10 +188,7 @@ class RunningExecution:
         return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Store the result and wake all that wait for it. Its state becomes what happened since the execution's start.
-
-        A state that says that there was no reply stays.
-        """
+        """Store the result and wake all that wait for it. Its state becomes the changes since the start, unless there was no reply."""
         ledger = self.session.ledger
         self.end = ledger.position
         if result.state == NO_REPLY:
@@ -265,13 +258,7 @@ class Executions:
             self._tasks.start(self._interrupt(execution))
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Send a cell the reply to one of its questions. Raise ProblemError (409) if the cell does not wait for this reply.
-
-        Args:
-            execution: The execution of the cell.
-            number: The number of the question.
-            text: The reply, or None if the caller has none.
-        """
+        """Send a cell the reply to question `number`, None if there is none. Raise ProblemError (409) if the cell does not wait for it."""
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
@@ -282,10 +269,7 @@ class Executions:
         await self._tasks.finish()
 
     async def in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
-        """Call `act` with the sandbox between two cells, in the order of requests, and return its result.
-
-        The call of `act` is completed even if the caller is cancelled.
-        """
+        """Call `act` with the sandbox between two cells, in the order of requests. A cancelled caller does not stop the call."""
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
@@ -314,10 +298,7 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Report the execution to operators, and drop results beyond the limits.
-
-        The reported state tells what happened since the session's previous cell, so that a death between two cells is counted, too.
-        """
+        """Report the execution with the state since the previous cell, which counts a death between the two, and drop old results."""
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:
@@ -342,13 +323,7 @@ class Executions:
             self._fetched_size += execution.size
 
     def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the oldest or the largest finished result, except the latest one, and remember its id.
-
-        Args:
-            latest: The execution that has just finished, which is kept.
-            fetched: Drop only a result that was fetched.
-            oldest: Drop the oldest one, because there are too many. Otherwise drop the largest, because they are too large together.
-        """
+        """Drop the oldest or the largest finished result, but never `latest`, whose response may be lost. Remember its id."""
         kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
         del self._known[gone.id]
@@ -386,10 +361,7 @@ class Executions:
         return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
-        """Start an interpreter and return its sandbox. Open another sandbox if the fork server died before the session had any state.
-
-        If the session had state, record the loss and raise GuestDiedError.
-        """
+        """Start an interpreter and return its sandbox: another one if the fork server died before the session had any state."""
         started = time.perf_counter()
         try:
             await sandbox.interpreter()

@@ -70,10 +70,7 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or its description, depending on the path.
-
-        One handler has both routes, because the content path of one API generation matches the description path of the other.
-        """
+        """Return a file's content or description: the content path of one API generation matches the description path of the other."""
         version, _ = addressed(request, plain=self._hosting.plain)
         path = request.path_params["name"]
         content = version.dialect.content_named(path)
@@ -106,10 +103,7 @@ class FileRoutes:
         return await self._download(request, request.query_params.get("filename", ""))
 
     async def _download(self, request: Request, path: str) -> Response:
-        """Return a file's content, or the requested range of it. Raise ProblemError (412) if If-Match names another version of the file.
-
-        A plain server ignores Range, If-Range and If-Match.
-        """
+        """Return a file's content, or the requested range of it. A plain server ignores Range, If-Range and If-Match."""
         plain = self._hosting.plain
         start, length = (0, None) if plain else range_of(request)
         is_part = (start, length) != (0, None)
@@ -139,7 +133,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Get or open the session of a request, and mark it as in use for the block. Yield its files and the folder in the query."""
+        """Yield the files of a request's session, in use for the block, and the folder in the query."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -152,10 +146,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Get or open the session of a request, and mark it as in use for the block. Yield its files, and a path's folder and file name.
-
-        The folder that the query names is put in front of the path. Raise ProblemError (400) if the path is invalid.
-        """
+        """Yield the files of a request's session, in use for the block, and a path's folder (below that of the query) and file name."""
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(path)
@@ -172,9 +163,7 @@ class FileRoutes:
 
 @asynccontextmanager
 async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
-    """Parse the form of a request for the block. Yield the name of its file, and the content in chunks.
-
-    A large file is on disk, not in memory.
+    """Parse the form of a request for the block. Yield the name of its file, and the content in chunks. A large file is on disk.
 
     Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
     """
@@ -194,7 +183,7 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
     """Parse the form of a request for the block and yield it. starlette keeps a large file in this host's folder for temporary files.
 
-    Raise ProblemError if that folder is missing (500) or its disk is full (507), so that nobody takes this for the session's disk.
+    Problems of that folder have errors of their own, so that nobody takes them for problems of the session's disk.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -220,10 +209,9 @@ def _host_problem(error: OSError) -> ProblemError:
 
 
 async def _labelled(request: Request) -> Request:
-    """Return the request with the content type of a form if its body begins like a form, and otherwise without a content type.
+    """Return the request with the content type of a form if its body begins like one, and otherwise without a content type.
 
-    A request that has the content type of a form already is returned unchanged. Others are examined because Semantic Kernel's tool labels
-    its forms as JSON once it has run a cell.
+    The body is examined because Semantic Kernel's tool labels its forms as JSON once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -244,15 +232,7 @@ async def _labelled(request: Request) -> Request:
 
 
 def _limited(request: Request, most: int, shown: int) -> Request:
-    """Return the request with a limit on its body. Raise ProblemError (413) when more bytes come, or if more are announced.
-
-    The bytes are counted too, because a client can send more than it announced.
-
-    Args:
-        request: The request.
-        most: The limit in bytes.
-        shown: The limit that the error message names.
-    """
+    """Limit a request's body to `most` bytes; an error names `shown`. The bytes are counted: clients can send more than they announced."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
         raise too_large(shown)
@@ -295,8 +275,8 @@ class Downloads:
             reading: The open file.
             start: The first byte.
             length: How many bytes, or None for all that follow.
-            exact: Whether the client may join this part with others of the same version. If the file then changes while it is sent, the
-                response is broken off. Otherwise the client gets what the file holds when it is read, and a large part has a weak tag.
+            exact: Whether the client may join this part with others of the same version. If the file changes meanwhile, the response is
+                broken off. Otherwise the client gets what the file holds when it is read, and a large part has a weak tag.
             held: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)
@@ -315,7 +295,6 @@ class Downloads:
 
 
 def _described(start: int, length: int | None, download: Download, size: int) -> tuple[int, dict[str, str]]:
-    """Return the HTTP status and the headers that describe which part of a file the response holds."""
     headers = {"content-length": str(download.length)}
     if size == 0 or (length is None and start == 0):
         return 200, headers

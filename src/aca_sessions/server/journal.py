@@ -42,10 +42,7 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Append an event with the current time. If it cannot be written, count it as lost; only the first lost one in a row is logged.
-
-        The next event that can be written has the number of lost ones in `lost_before`.
-        """
+        """Append an event with the current time. Log only the first failure in a row; the next event has their number in `lost_before`."""
         if self._lost:
             fields["lost_before"] = self._lost
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -62,10 +59,7 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """Append a line in one write(2), so that lines of several processes do not mix. Raise OSError if it is not written as a whole.
-
-        If a full disk cut off the previous line, write a line end first.
-        """
+        """Append a line in one write(2), so that lines of several processes do not mix. If a full disk cut off the last one, end that."""
         self._reopen_if_moved()
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)
@@ -132,9 +126,7 @@ class Journal:
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Count and log a request that got an error response.
-
-        At most 20 are logged in one second. The next one that is logged has the number of those that were left out.
+        """Count and log a request that got an error response: at most 20 a second, and the next one with the number of those left out.
 
         Args:
             problem: The error that was sent.
@@ -169,8 +161,5 @@ class Journal:
 
 
 def _fingerprint(key: str) -> str:
-    """Return a fingerprint of a key, to distinguish keys in the log.
-
-    It is made by scrypt, which is slow, because a human may have chosen a key that a reader of the log could otherwise guess.
-    """
+    """Return a fingerprint of a key for the log. scrypt is slow, so that a reader of the log cannot guess a key that a human chose."""
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

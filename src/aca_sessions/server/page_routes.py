@@ -60,5 +60,4 @@ def _answering(content: bytes, kind: str) -> Callable[[Request], Awaitable[Respo
 
 
 def _type(name: str) -> str:
-    """Return the media type of a file, or "" if it is not part of the page."""
     return _TYPES.get(PurePosixPath(name).suffix, "")

@@ -80,10 +80,7 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
-    """Return the api-version and the session identifier in a request's query. Raise ProblemError (400) if either is missing or invalid.
-
-    A `plain` server accepts only identifiers that Azure accepts in that version.
-    """
+    """Return the api-version and session identifier of a query, or raise ProblemError (400). `plain` allows only Azure's identifiers."""
     version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
@@ -128,10 +125,7 @@ def skip_of(request: Request) -> int:
 
 
 def check_version(request: Request, version: str) -> None:
-    """Raise ProblemError (412) if a request has If-Match and that does not name `version`, the file's entity tag.
-
-    `*` matches every version. Weak tags match nothing (RFC 9110, 13.1.1).
-    """
+    """Raise ProblemError (412) unless If-Match is absent, `*` or the entity tag `version`. Weak tags match nothing (RFC 9110, 13.1.1)."""
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
@@ -162,9 +156,7 @@ def range_of(request: Request) -> tuple[int, int | None]:
 async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
     """Return the parsed JSON of a request. `default` is parsed in place of an empty body.
 
-    Raise ProblemError: 413 if more than `most` bytes come or are announced, 400 if the body is not JSON.
-
-    The bytes are counted too, because a client can send more than it announced, or announce nothing.
+    Raise ProblemError: 413 if more than `most` bytes are announced, or come, as a client can send more than it announced; 400 if not JSON.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -192,14 +184,9 @@ _access = logging.getLogger("aca_sessions.access")
 
 
 def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
-    """Build starlette's route for a handler. Exceptions of the handler become error responses.
+    """Build starlette's route for a handler. Exceptions of the handler become error responses, which the journal records.
 
-    Each response gets the server's headers, and Azure's headers about the session that the handler stored in `request.state.session`.
-
-    Args:
-        route: The path, the method and the handler.
-        headers: The server's headers.
-        journal: Records error responses, and what the handler passed to `note`.
+    Each response gets `headers`, and Azure's headers about the session that the handler stored in `request.state.session`.
     """
 
     path, method, handler = route

@@ -98,10 +98,7 @@ class SessionRoutes:
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
-        """Raise ProblemError (400), because Azure stops only sessions of custom containers this way.
-
-        Sessions of code interpreters are deleted.
-        """
+        """Raise ProblemError (400): Azure stops only sessions of custom containers this way. Those of code interpreters are deleted."""
         addressed(request, plain=self._hosting.plain)
         said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
         raise ProblemError(400, "SessionRequestNotSupported", said)

@@ -58,7 +58,7 @@ class HostedSession:
             opening: The sandbox, once it is open.
             default_timeout: The time limit of cells that have none of their own, in seconds.
             journal: Counts and logs what happens.
-            open_again: Opens another sandbox if this one dies before anything could be lost. None if that is not possible.
+            open_again: Opens another sandbox if this one dies before anything could be lost.
         """
         self.identifier = identifier
         self.ledger = ledger
@@ -135,10 +135,7 @@ class HostedSession:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and the cell that runs, and wait until all executions have results. `cause` is the reason in those results.
-
-        Do nothing if the sandbox could not be opened.
-        """
+        """End the sandbox and the running cell, and wait until all executions have results, whose reason is `cause`."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -151,13 +148,7 @@ class Sessions:
     """The sessions of one server, and the decisions about them: open, find, evict, end."""
 
     def __init__(self, sandboxes: Sandboxes, hosting: Hosting, *, default_timeout: float) -> None:
-        """Prepare a server without sessions.
-
-        Args:
-            sandboxes: Opens the sandboxes of sessions.
-            hosting: How many sessions there may be, and for how long.
-            default_timeout: The time limit of cells that have none of their own, in seconds.
-        """
+        """Prepare a server without sessions. `default_timeout` is in seconds, for cells that have no time limit of their own."""
         self._sandboxes = sandboxes
         self.most = hosting.max_sessions
         self._most_starting = hosting.max_starting
@@ -189,10 +180,7 @@ class Sessions:
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host. The first call finds that out by trying, and later calls return the same report.
-
-        After a failure the next call tries again.
-        """
+        """Return what separates sessions from this host. The first call finds out by trying, and so does the next after a failure."""
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
@@ -231,10 +219,7 @@ class Sessions:
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError: 404 if there is none, 410 if its result is not kept any more.
-
-        The status is 503 if the server drains and does not have the session.
-        """
+        """Return an execution of a session. Raise ProblemError: 404 if it is unknown, 410 if its result was dropped, 503 while draining."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
@@ -253,15 +238,10 @@ class Sessions:
         _remember(self._cancelled_early, (identifier, id), None)
 
     async def branch(self, sandbox: Sandbox, identifiers: list[str], *, reseed: bool) -> list[HostedSession]:
-        """Create sessions that continue from the state of a sandbox: all of them, or none.
+        """Create sessions that continue from the state of a sandbox: all of them, or none. `reseed` gives each new random seeds.
 
         Raise ProblemError: 409 if an identifier is in use, 429 if the server is full. Identifiers are reserved before the first await, so
         that no other session takes one meanwhile.
-
-        Args:
-            sandbox: The sandbox whose variables and files the branches get.
-            identifiers: The names of the branches.
-            reseed: Whether each branch gets new seeds of its random numbers. Otherwise it draws the same numbers as the sandbox.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -388,13 +368,7 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Remove a session from the table, keep its ledger, and record the end in the journal. The caller must close the session.
-
-        Args:
-            session: The session.
-            reason: Why it ended, for operators.
-            cause: Why it ended, for its callers: the ledger gets an entry with it if anything was lost. None adds no entry.
-        """
+        """Forget a session, which the caller must close, but keep its ledger. `reason` is for operators, `cause` for its callers."""
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
@@ -427,10 +401,7 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the least recently used session that is not in use, to be ended for a new one, as if it had expired.
-
-        Raise ProblemError (429) if there is none, or if this server ends no session for another.
-        """
+        """Return the least recently used session that is not in use, to be ended for a new one, or raise ProblemError (429)."""
         unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
         idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
@@ -457,7 +428,6 @@ class Sessions:
         await self.close()
 
     async def _reap(self, cooldown: timedelta) -> None:
-        """End sessions that were not used for the cool-down, again and again until this task is cancelled."""
         while True:
             await asyncio.sleep(min(_REAP_EVERY, cooldown.total_seconds()))
             before = datetime.now(UTC) - cooldown
