@@ -69,10 +69,7 @@ _LONGEST_NAME = 256
 
 
 def encode_rich(result: CodeExecutionResult) -> dict[str, object]:
-    """Return the extended result: all members of a result, as JSON.
-
-    A response has it in place of the result in Azure's form, so that no stream or image is sent twice.
-    """
+    """Return all members of a result as JSON. They replace the result in Azure's form, so that no stream or image is sent twice."""
     value: object = result.value
     if isinstance(value, float) and not math.isfinite(value):
         value = {"float": repr(value)}  # JSON has no number for nan and the infinities
@@ -252,12 +249,7 @@ def decode_checkpoints(body: Body) -> list[Checkpoint]:
 
 
 def decode_name(body: object, key: str) -> str | None:
-    """Return the name or id of a checkpoint in a request, or None if it is absent or null. Raise ProblemError if it is not valid.
-
-    Args:
-        body: The parsed JSON of the request.
-        key: The member that holds the name or id.
-    """
+    """Return the name or id of a checkpoint in the member `key`, or None if it is absent or null. Raise ProblemError if it is not valid."""
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
             return cast(str | None, name)
@@ -267,10 +259,7 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """Return the identifiers of the requested branches, and whether to seed the random numbers of each branch anew.
-
-    Raise ProblemError for an invalid body.
-    """
+    """Return the identifiers of the requested branches, and whether to reseed their random numbers. Raise ProblemError if invalid."""
     match body:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
             if len({*names}) == len(names):
@@ -282,9 +271,7 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
     """Return the response to a request for branches.
 
-    Args:
-        origin: The entries of the original session's ledger that its caller has not received.
-        positions: For the identifier of each branch, the position at which its ledger begins, as `LEDGER:NUMBER`.
+    `origin` has the entries of the original session's ledger that its caller lacks, `positions` where each branch's ledger begins.
     """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
@@ -364,18 +351,12 @@ def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, obj
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Return as JSON what separates sessions from their host.
-
-    Args:
-        level: The level of isolation that the settings name.
-        parts: The parts that are enforced, each with how that was found out.
-        missing: The parts that are not enforced, each with how that was found out.
-    """
+    """Return as JSON the settings' `level` of isolation, and its enforced `parts` and `missing` ones, each with how that was found out."""
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Return what separates sessions from their host: each part, with how it was found out, and the `level` if the server sent it.
+    """Return each part of what separates sessions from their host, with how it was found out, and the `level` if the server sent it.
 
     For a part that is not enforced, that text begins with `NOT ENFORCED: `.
     """
@@ -385,10 +366,7 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Return a session's current activity as JSON. `idle` is the number of seconds since its last use.
-
-    A point in time would be wrong for a client whose clock differs from the server's.
-    """
+    """Return a session's activity as JSON. `idle` is in seconds since its last use, because the clocks of client and server may differ."""
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 

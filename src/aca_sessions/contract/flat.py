@@ -70,10 +70,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the execution of a response, with its result if it has finished.
-
-    `id` and `identifier` are ignored, because the body holds them, unlike in older versions.
-    """
+    """Return the execution of a response, with its result if it has finished. The body holds both ids, so the arguments are ignored."""
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
     if rich := body.get(RICH_MEMBER):
@@ -130,9 +127,7 @@ def decode_session(body: Body) -> SessionInfo:
 def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
     """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
 
-    Args:
-        body: The parsed JSON of the request.
-        lenient: Also accept the `properties` wrapper of older versions, which az CLI and some samples still send.
+    `lenient` also accepts the `properties` wrapper of older versions, which az CLI and some samples still send.
     """
     body = checked_object(body)
     if lenient and isinstance(body.get("properties"), Mapping):
@@ -145,13 +140,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Return an execution in Azure's form.
-
-    Args:
-        execution: The execution.
-        output_limit: Characters at which each stream is cut, as Azure does.
-        rich: Return the whole result in place of the one in Azure's form, for clients that ask for it.
-    """
+    """Return an execution in Azure's form, with streams cut at `output_limit` characters. `rich` sends the whole result instead."""
     body: dict[str, object] = {
         "$id": "1",
         "id": execution.id,
@@ -197,13 +186,7 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """Return the response to `metadata`: the Python and the packages of sessions.
-
-    Args:
-        python: The version of Python.
-        packages: Names and versions of the installed packages.
-        since: The time that is sent as that of the creation and of the last update.
-    """
+    """Return the response to `metadata`: Python and packages of sessions. `since` is sent as the time of creation and last update."""
     return {
         "runtimes": [{"name": "python", "version": python}],
         "preInstalledPackages": [{"name": name, "version": version} for name, version in packages],
@@ -235,14 +218,7 @@ def encode_managed_session(session: SessionInfo) -> dict[str, object]:
 
 
 def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, url: str) -> dict[str, object]:
-    """Return a page of sessions for the routes `.management/*`, with the link to the next page if there is one.
-
-    Args:
-        sessions: The sessions of this page, at most 300.
-        total: The number of all sessions.
-        skip: How many sessions the pages before held.
-        url: The address of the listing, without a query.
-    """
+    """Return a page of at most 300 of `total` sessions, from index `skip`, and the link to the next page. `url` has no query."""
     body: dict[str, object] = {"value": [encode_managed_session(session) for session in sessions], "count": len(sessions)}
     return body | {"nextLink": f"{url}?skip={skip + _PAGE}"} if total > skip + _PAGE else body
 
@@ -266,10 +242,7 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Return the value, its text and its displays, from a value in Azure's notation.
-
-    An image is a display without value and text. Null and "" have none of the three.
-    """
+    """Return the value, its text and its displays, from Azure's notation. An image is only a display. Null and "" are none of the three."""
     match value:
         case None | "":
             return None, None, ()
@@ -300,10 +273,7 @@ def decode_error(stderr: str) -> CodeError:
 
 
 def guess_state(stderr: str) -> State:
-    """Return the state after a failed cell, guessed from the messages that Azure writes to stderr after a timeout and after a crash.
-
-    With any other text the state counts as kept.
-    """
+    """Return the state after a failed cell, guessed from Azure's messages after a timeout and after a crash. Otherwise it is kept."""
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -312,14 +282,7 @@ def guess_state(stderr: str) -> State:
 
 
 def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
-    """Return the result of a body in Azure's form.
-
-    Args:
-        content: The object with the streams and the duration.
-        value: The last value in Azure's notation. It is separate because its name differs between versions.
-        identifier: The identifier of the session.
-        success: Whether the cell ended without an error.
-    """
+    """Return the result of a body in Azure's form. The last `value` is separate because its name differs between versions."""
     stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
     plain, text, displays = decode_value(value)
     return CodeExecutionResult(
@@ -362,10 +325,7 @@ def parse(content: bytes) -> object:
 
 
 def checked_object(body: object, least: str = "'code'") -> Body:
-    """Return the object of a request. Raise MalformedBodyError for another type, and ProblemError for an object without properties.
-
-    `least` names the properties that the error message asks for.
-    """
+    """Return the object of a request. Raise MalformedBodyError for another type, or ProblemError, which names `least`, if it is empty."""
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
     if not body:
@@ -396,10 +356,7 @@ def decode_code(body: Body, name: str = "code") -> str:
 
 
 def decode_limits(body: Body) -> tuple[bool, float | None, int]:
-    """Return whether a request is asynchronous, its timeout in seconds, and at how many characters each stream is cut.
-
-    Raise ProblemError if one of these is invalid.
-    """
+    """Return whether a request is asynchronous, its timeout in seconds, and the limit of each stream in characters."""
     asynchronous = choice(body, "executionType", ("synchronous", "asynchronous")) == "asynchronous"
     timeout = number(body, "timeoutInSeconds", MAX_ASYNCHRONOUS_SECONDS if asynchronous else MAX_SYNCHRONOUS_SECONDS)
     limit = number(body, "outputStreamsMaxLength", 1 << 30)
@@ -409,10 +366,7 @@ def decode_limits(body: Body) -> tuple[bool, float | None, int]:
 
 
 def choice(body: Body, name: str, choices: tuple[str, ...]) -> str:
-    """Return the member `name`, which must be one of the words in `choices`, in lower case. The request may use upper case.
-
-    Return the first word if the member is absent. Raise ProblemError for any other value.
-    """
+    """Return the member `name` in lower case, by default the first of `choices`. Raise ProblemError if it is none of them."""
     value = body.get(name)
     if value is None:
         return choices[0]

@@ -33,10 +33,7 @@ def content_named(path: str) -> str | None:
 
 
 def encode_call(call: ExecutionCall) -> dict[str, object]:
-    """Return the body of a request to run a cell. In these versions the response comes when the cell has ended.
-
-    `asynchronous` and `output_limit` of the call are not sent.
-    """
+    """Return the body of a request to run a cell, without `asynchronous` and `output_limit`, which these versions do not have."""
     properties: dict[str, object] = {"codeInputType": "inline", "executionType": "synchronous", "code": call.code}
     if call.timeout is not None:
         properties["timeoutInSeconds"] = math.ceil(call.timeout) if call.timeout >= 1 else call.timeout
@@ -84,10 +81,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def _properties(body: object, least: str) -> Body:
-    """Return the object `properties` of a request to run a cell.
-
-    Raise ProblemError if it is missing. `least` names the members that it must have, for the message.
-    """
+    """Return the object `properties` of a request to run a cell. An error names the members `least` that it must have."""
     properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
     if not isinstance(properties, Mapping):
         got = "nothing" if properties is None else type_name(properties)
@@ -96,13 +90,7 @@ def _properties(body: object, least: str) -> Body:
 
 
 def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> dict[str, object]:
-    """Return a finished execution in Azure's form, with its result in `properties`.
-
-    Args:
-        execution: The execution.
-        output_limit: Characters at which each stream is cut, as Azure does.
-        rich: Return the whole result in place of the one in Azure's form, for clients that ask for it.
-    """
+    """Return a finished execution in Azure's form, with streams cut at `output_limit` characters. `rich` sends the whole result instead."""
     result = execution.result or CodeExecutionResult()
     if rich:
         return {"$id": "1", "properties": {"$id": "2", "status": _status(result)}, RICH_MEMBER: encode_rich(result)}
@@ -145,10 +133,7 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 
 
 def decode_legacy_call(body: object) -> tuple[ExecutionCall, str | None]:
-    """Return the execution that a client requests, and the session identifier if the body names one.
-
-    Raise ProblemError for an invalid body.
-    """
+    """Return the requested execution, and the session identifier if the body names one. Raise ProblemError for an invalid body."""
     properties = _properties(body, "'pythonCode'")
     identifier = properties.get("identifier")
     timeout = number(properties, "timeoutInSeconds", MAX_SYNCHRONOUS_SECONDS)

@@ -117,13 +117,7 @@ def encode_problem(problem: ProblemError) -> dict[str, object]:
 
 
 def decode_problem(status: int, body: object, headers: Mapping[str, str]) -> Exception:
-    """Return the exception to raise for an error response.
-
-    Args:
-        status: The HTTP status.
-        body: The parsed JSON, or anything else that came.
-        headers: The headers, which are looked up by lower-case names.
-    """
+    """Return the exception to raise for an error response. `body` is parsed JSON or anything else, and `headers` have lower-case names."""
     code, message = _code_and_message(body)
     match status:
         case 401:
@@ -169,10 +163,7 @@ def _validation_message(content: Mapping[str, object]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds Retry-After asks to wait: it holds seconds or a date (RFC 9110, 10.2.3). Return None if it does not.
-
-    The names of the headers are looked up in lower case.
-    """
+    """Return how many seconds Retry-After (seconds or a date: RFC 9110, 10.2.3) asks to wait, or None. `headers` have lower-case names."""
     header = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(header):
         return float(header)

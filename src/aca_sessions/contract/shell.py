@@ -12,13 +12,7 @@ _NO_EXIT_CODE = "-1"  # Azure's status of a command that timed out
 
 
 def decode_call(body: object, *, version: str, supported: bool) -> ExecutionCall:
-    """Return the execution that a client requests. Raise ProblemError with what is wrong with the body.
-
-    Args:
-        body: The parsed JSON of the request.
-        version: The api-version, for the error message.
-        supported: Whether this api-version has shell pools.
-    """
+    """Return the execution that a client requests. Raise ProblemError if the body is wrong, or `version` has no shell pools."""
     if not supported:
         raise ProblemError(400, "SessionRequestNotSupported", f"Shell execution is not supported in API version {version}")
     body = checked_object(body, "'shellCommand' or 'execCommandAndArgs'")

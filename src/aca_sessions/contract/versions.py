@@ -10,10 +10,7 @@ from .records import Body, Execution, ExecutionCall, ProblemError
 
 
 class Dialect(Protocol):
-    """The paths of one generation of the API, and the functions that encode and decode its bodies, for client and server.
-
-    The modules `nested` and `flat` are the dialects.
-    """
+    """The paths and bodies of one generation of the API, for client and server. The modules `nested` and `flat` are the dialects."""
 
     EXECUTE_PATH: str
     UPLOAD_PATH: str
