@@ -18,12 +18,10 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of the certificate and its key in a folder.
+    """Return the paths of the certificate and its key in a folder. Make both if one is missing, ends within a day or is for another host.
 
-    Make both if one is missing, if the certificate ends within a day, or if this function made it for another host than `host`.
-    A certificate of the user's own is never replaced.
-
-    Raise ConfigurationError if the folder cannot be used, or if the user's certificate has ended or lacks its key.
+    A certificate of the user's own is never replaced. Raise ConfigurationError if it has ended or lacks its key, or if the folder cannot
+    be used.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:

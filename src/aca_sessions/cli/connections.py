@@ -124,8 +124,7 @@ class ConnectionSlot:
     def _waiting(self) -> int:
         """Return how many bytes of a response the client has not taken, including those in the kernel.
 
-        The bytes in the kernel are counted because it takes more from this process only once a third of its buffer is free. That may be
-        megabytes, and until then a slow reader would look idle.
+        The kernel takes more only once a third of its buffer is free. That may be megabytes, and until then a slow reader would look idle.
         """
         import fcntl
         import termios
@@ -204,14 +203,7 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close one open connection of `waiting`: first one without the key, then one of the address with the largest share.
-
-        Among several of that address, close the one that has waited longest. Return False if none is open.
-
-        Args:
-            waiting: The connections to choose from.
-            weight: Returns how much a connection adds to the share of its address.
-        """
+        """Close one open connection, chosen in this order: without the key, of the address with the most `weight`, waiting longest."""
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
         for slot in open_ones:
@@ -267,10 +259,7 @@ class Connection(H11Protocol):
 
     @property
     def phase(self) -> str:
-        """Return what the connection waits for: the "head" or the "body" of a request, or the client to take a "response".
-
-        Return "application" while the application works on a request.
-        """
+        """Return what the connection waits for: a request's "head" or "body", its client to take the "response", or the "application"."""
         if _buffered(self.transport):
             return "response"
         if self.cycle is None or self.cycle.response_complete:
@@ -312,14 +301,13 @@ class Connection(H11Protocol):
 
 
 def _buffered(transport: Transport) -> int:
-    """Return how many bytes wait in this process until the kernel takes them."""
     # Under TLS asyncio has a second transport below this one. It gets a response as soon as that is encrypted, and has no public name.
     below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
     return sum(layer.get_write_buffer_size() for layer in (transport, below) if layer is not None)
 
 
 def _network(address: object) -> str:
-    """Return the network of one client: an IPv4 address, or the /64 of an IPv6 address. Clients of a socket file all have ""."""
+    """Return the network of one client. Clients of a socket file all have ""."""
     match address:
         case (str(host), *_) if ":" in host:
             six = ipaddress.IPv6Address(host.partition("%")[0])

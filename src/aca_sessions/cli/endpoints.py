@@ -212,7 +212,6 @@ async def _ended(http: SessionsHttpClient, session: str) -> Observation:
 
 
 async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int = 4096) -> tuple[object, dict[str, object]]:
-    """Run code and return the execution's status and result."""
     call = flat.encode_call(ExecutionCall(code=code, output_limit=limit, timeout=60))
     body = decoded(await http.request("POST", "executions", identifier=session, json=call, timeout=90), dict)
     if not isinstance(result := body.get("result"), dict):
@@ -223,7 +222,6 @@ async def _execute(http: SessionsHttpClient, session: str, code: str, limit: int
 
 
 async def _outcome(http: SessionsHttpClient, method: str, path: str, session: str) -> list[object]:
-    """Send a request and return the status of its response, and the code of its error, or None if it succeeded."""
     try:
         return [(await http.request(method, path, identifier=session)).status_code, None]
     except ServiceError as error:

@@ -27,10 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def api_key(options: argparse.Namespace) -> str | None:
-    """Return the key of callers that the options or the environment give, or None.
-
-    Raise ConfigurationError if the file of the key cannot be read or holds no key.
-    """
+    """Return the key of callers in the options or the environment, or None. Raise ConfigurationError if its file holds none."""
     file: Path | None = options.api_key_file
     if file is None:
         given: str | None = options.api_key or None
@@ -46,10 +43,7 @@ def api_key(options: argparse.Namespace) -> str | None:
 
 
 def hide() -> None:
-    """If the command line holds a key, start this program again with the key in its environment. Otherwise do nothing.
-
-    Every user of a machine can read the command line of a process, but only its own user the environment (proc(5)).
-    """
+    """If the command line holds a key, start this program again with the key in its environment, which only its user can read (proc(5))."""
     arguments, variables = [], dict(os.environ)
     words = iter(sys.orig_argv[1:])
     for word in words:

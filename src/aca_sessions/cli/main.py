@@ -28,10 +28,7 @@ _PLAYGROUND_IDLE_SECONDS = 1800.0  # a person thinks for longer than a program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command of a command line and exit the process with its status: 2 if it could not be carried out, 130 after Ctrl-C.
-
-    `arguments` replaces the command line of this process.
-    """
+    """Run the command in `arguments`, by default this process's, and exit with its status: 2 if it could not run, 130 after Ctrl-C."""
     try:
         status = _execute(arguments)
         flush()

@@ -46,10 +46,7 @@ class Prompt:
 
 
 def is_complete(code: str) -> bool:
-    """Return whether a cell can be sent as it is. Otherwise Enter adds a line to it.
-
-    Code that cannot become valid counts as complete, because the session then reports its error.
-    """
+    """Return whether Enter sends a cell instead of adding a line. Invalid code is sent, so that the session reports its error."""
     lines = code.lstrip().split("\n")
     if lines[0].startswith("%%"):
         return len(lines) > 1 and not lines[-1].strip()
@@ -130,10 +127,7 @@ def _execute(session: InteractiveSession, code: str) -> None:
 
 
 def _time_travel(session: InteractiveSession, code: str) -> str | None:
-    """Carry out a command about checkpoints (%checkpoint, %checkpoints, %rollback, %undo) and return its message.
-
-    Return None if the code is not such a command.
-    """
+    """Carry out a command about checkpoints, such as %undo, and return its message, or None if the code is no such command."""
     match code.split():
         case ["%checkpoint"]:
             return f"kept: {_named(session.checkpoint())}"
@@ -171,10 +165,7 @@ def _run(session: InteractiveSession, code: str) -> None:
 
 
 def _answer(cell: LiveCell) -> str | None:
-    """Return the line that the user types for the cell's `input()`, whose prompt is on the terminal already.
-
-    Return None at Ctrl-D, which refuses an answer, and at Ctrl-C, which also interrupts the cell.
-    """
+    """Return the line that the user types for the cell's `input()`. Return None at Ctrl-D, and at Ctrl-C, which interrupts the cell."""
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return input()

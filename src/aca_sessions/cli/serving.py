@@ -49,10 +49,7 @@ _REDIRECT = (
 
 
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
-    """Serve sessions over HTTP until a signal ends the server, and return the exit code.
-
-    Once the server can be reached, print its address and key, or call `welcome` with them.
-    """
+    """Serve sessions over HTTP until a signal, and return the exit code. Call `welcome` with the address and key, or print them."""
     key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
@@ -80,7 +77,6 @@ async def playground(options: argparse.Namespace) -> int:
 
 
 def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bool) -> None:
-    """Print the address of the page, and open it in a browser if there is a display."""
     # A browser sends the part after `#` to no server (RFC 9110, 7.1), and the page removes it from the address bar.
     address = f"{endpoint}/#key={key}"
     print(f"Playground: {address}\nCtrl-C ends it, with its sessions and their files.", flush=True)
@@ -89,10 +85,7 @@ def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bo
 
 
 def _open_in_browser(folder: Path, address: str) -> None:
-    """Open the address in a browser, by way of a file that only this user can read.
-
-    The address holds the key, and every user of this machine can read the arguments of programs, the browser's included (proc(5)).
-    """
+    """Open the address by way of a file of this user: it holds the key, and every user can read a browser's arguments (proc(5))."""
     # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
     file.write_text(_REDIRECT.format(address=html.escape(address)))
@@ -206,10 +199,7 @@ class Server(uvicorn.Server):
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """Return the key that callers must send: the given one, or else a new one.
-
-    Return None with --no-api-key, and on a socket file if no key was given.
-    """
+    """Return the key that callers must send, by default a new one. None: with --no-api-key, or on a socket file without a given key."""
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError(
@@ -281,10 +271,7 @@ def address(listener: socket.socket) -> str:
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """Return the host names that the Host and Origin of a request may name. An empty set allows all.
-
-    Other names are refused, because a page in a browser on this machine can point its own host name at this server (DNS rebinding).
-    """
+    """Return the host names that Host and Origin may have; an empty set allows all. Others may be a web page's own (DNS rebinding)."""
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE
@@ -305,10 +292,7 @@ def listen_on_port(host: str, port: int) -> Listener:
 
 
 def _listen_on_file(path: Path) -> Listener:
-    """Return a socket that listens on a socket file which only this user may open.
-
-    Replace the socket file of a server that has ended. Raise ConfigurationError if anything else exists at the path.
-    """
+    """Return a socket that listens on a file which only this user may open. Replace the file of a server that has ended."""
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:

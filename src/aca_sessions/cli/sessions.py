@@ -25,10 +25,7 @@ def settings_at(endpoint: str | None) -> Settings:
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
-    """Return the settings, with `endpoint` in place of the configured one if it is given.
-
-    Raise ConfigurationError if there is no Endpoint, because `what` (a command or option) needs sessions that outlive the command.
-    """
+    """Return the settings as `settings_at` does. Raise ConfigurationError without an Endpoint: `what` needs sessions that stay."""
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
@@ -151,10 +148,7 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error to raise if a session cannot be ended.
-
-    If the session is unknown, the message names the argument's place in the command line, because names of sessions are secrets.
-    """
+    """Return the error for a session that cannot be ended. It names the place of an unknown one, because names of sessions are secrets."""
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
             f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"
@@ -163,10 +157,7 @@ def _unknown(error: ServiceError, place: int) -> ACASessionsError:
 
 
 def _free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path on this machine to which a file is written: `target`, or if that is a folder, the path of `name` in it.
-
-    Raise InvalidArgumentError if something exists there. With `force` it may be a file, but nothing else.
-    """
+    """Return where a file is written: `target`, or `name` in it if it is a folder. `force` allows to replace a file, but nothing else."""
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
     if (path.exists() or path.is_symlink()) and not (force and path.is_file()):

@@ -12,15 +12,11 @@ _closed: set[str] = set()
 
 
 class _Output(io.FileIO):
-    """Standard output that keeps the error of a failed write in `problem`.
-
-    The error is kept here because the text stream above does not keep it, and any code may have printed.
-    """
+    """Standard output that keeps the error of a failed write: the text stream above does not, and any code may have printed."""
 
     problem: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write, and keep the error in `problem` if that fails."""
         try:
             return super().write(data) or 0
         except OSError as error:
