@@ -108,10 +108,7 @@ class Client:
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Return the name for a new session: the given one, or else a free one.
-
-        Raise InvalidArgumentError if the given name is taken or invalid, or if the client has too many sessions.
-        """
+        """Return the given name, or a free one. Raise InvalidArgumentError if it cannot be used or the client has too many sessions."""
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
@@ -139,10 +136,7 @@ class Client:
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
-        """Create a session that continues from the variables and files of another one, and return it. Only this client can use it.
-
-        Raise InvalidArgumentError for a name as `create` does.
-        """
+        """Create a session, for this client only, with the variables and files of another. Raise InvalidArgumentError as `create` does."""
         self._free_name(name)
         one = None
         try:

@@ -183,10 +183,7 @@ async def _answer_script(call: Call, named: NamedSession, result: CodeExecutionR
 
 
 async def _find(session: Session, path: str) -> str:
-    """Return the path of a script that a model named, with or without `.py`. A name without a folder is sought in scripts/ first.
-
-    Raise InvalidArgumentError if there is no such script.
-    """
+    """Return the path of a script that a model named, with or without `.py`. A name without a folder is sought in scripts/ first."""
     folder, _, name = path.rpartition("/")
     places = [(folder, name)] if folder else [(SCRIPTS, name), ("", name)]
     for place, wanted in [(place, ending) for place, name in places for ending in (name, f"{name}.py")]:
@@ -207,14 +204,7 @@ async def run_cell(
     request: CodeExecutionRequest,
     answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
-    """Run a cell and return what `answer` returns for its result and for the files that it changed below outputs/.
-
-    Args:
-        call: The call of the tool.
-        named: The session.
-        request: The cell.
-        answer: Returns the tool's answer.
-    """
+    """Run a cell and return what `answer` returns for its result and for the files that it changed below outputs/."""
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.copy_in(session, named)
@@ -300,10 +290,7 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Return the images, as far as their total size allows, and the other displays, including images that did not fit.
-
-    Displays that have only plain text are left out: the result's text has it.
-    """
+    """Return the images that fit in the limit, and the other displays except plain text, which the result's text has."""
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

@@ -78,10 +78,7 @@ class NamedSession:
         self.restarts = [*self.restarts, cause][-_KEPT_RESTARTS:]
 
     def keep(self, display: Display) -> int:
-        """Keep a display and return the number by which clients read it.
-
-        The oldest displays are dropped: at most 50 are kept, with 16 Mi characters of text.
-        """
+        """Keep a display and return its number for clients. At most the latest 50 are kept, with 16 Mi characters of text."""
         self.displayed += 1
         self.displays[self.displayed] = display
         while len(self.displays) > _KEPT_DISPLAYS or (len(self.displays) > 1 and self._weight() > _KEPT_DISPLAY_CHARACTERS):

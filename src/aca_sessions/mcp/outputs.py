@@ -68,17 +68,11 @@ class Outputs:
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Forget which versions of files a session has, because it ended or was rolled back.
-
-        Files that it shared stay, and are copied into it again if it continues.
-        """
+        """Forget which files a session has, because it ended or was rolled back. It gets those that it shared again if it continues."""
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Write into a session what other sessions shared since its last cell. Create outputs/ if the session has not started.
-
-        Call this before a cell.
-        """
+        """Before a cell, write into its session what others shared since its last cell. Create outputs/ if the session is not started."""
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
@@ -98,10 +92,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep what a session changed below outputs/ for the client's other sessions, and return which files these are.
+        """Keep what a session changed below outputs/ for the others, and return the files. Call this after anything that may have written.
 
-        Call this after a cell, and after anything else that may have written. The folder is listed each time, because the result of a cell
-        has no files if the workspace has too many, and never those that background processes write.
+        The folder is listed each time, because a cell's result has no files if the workspace has too many, and never those that background
+        processes write.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -150,15 +144,9 @@ class Outputs:
 
 
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
-    """Yield the files and folders below a folder, each folder before its content.
+    """Yield at most `most` files and folders below a folder, at most `depth` folders deep, each folder before its content.
 
-    Raise NotFoundError if `folder` does not exist. Skip a subfolder that disappears meanwhile.
-
-    Args:
-        session: The session.
-        folder: The folder to start in, relative to /mnt/data.
-        depth: How many folders deep to go.
-        most: How many files and folders to yield at most.
+    Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip a subfolder that disappears meanwhile.
     """
     found, folders = await session.list_files(folder), [(folder, depth)]
     while folders:

@@ -153,7 +153,6 @@ async def serve_http(options: argparse.Namespace) -> int:
 
 
 def _refuse(problem: ProblemError) -> Response:
-    """Return the response to a request that the guard refused."""
     headers = {"www-authenticate": "Bearer"} if problem.status == 401 else {}
     return JSONResponse({"error": problem.message}, problem.status, headers=headers)
 

@@ -43,7 +43,6 @@ class _Untitled(GenerateJsonSchema):
     """A generator of schemas without titles: a title that repeats the field's name costs a model tokens and adds nothing."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
-        """Return False for every field."""
         del schema
         return False
 
@@ -83,10 +82,7 @@ class Call:
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def report(self, event: Event) -> None:
-        """Send the client an event of the cell: as progress, if the client asked for that, and as a log message.
-
-        Nothing more is sent after 64,000 characters of one call.
-        """
+        """Send the client an event of the cell, as a log message and as progress if asked for. After 64,000 characters send nothing."""
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
@@ -96,10 +92,7 @@ class Call:
         await self._log(event.kind, note)
 
     async def ask(self, prompt: str) -> str | None:
-        """Ask the client's user for the line that `input()` waits for, and return it.
-
-        Return None if the client cannot ask or the user gives no answer; the cell then gets an EOFError.
-        """
+        """Ask the client's user for a line of `input()`. Return None if there is no answer; the cell then gets an EOFError."""
         session, request = self.context.session, self.context.request_id
         message = f"The code asks: {for_model(prompt[:_LONGEST_PROMPT])}" if prompt.strip() else "The code waits for a line of input."
         try:
