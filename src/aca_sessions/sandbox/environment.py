@@ -33,7 +33,7 @@ _FEW_UIDS, _FEW_PARTS = 2000, 20  # for containers, which have ids up to 65,535:
 
 
 def visible_roots(python: str) -> dict[str, str]:
-    """Return the paths outside /usr that guests must see so that an interpreter runs, each with its real path on this host."""
+    """Return the paths that an interpreter needs, each with its real path on this host. Leave out /usr, which guests see anyway."""
     roots: dict[str, str] = {}
     for prefix in _prefixes(python):
         for target, source in _parts(prefix):

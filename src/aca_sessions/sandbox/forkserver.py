@@ -305,7 +305,7 @@ class ForkServer:
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Close a workspace and have the fork server free its memory, unless it has died or is retired.
+        """Close a workspace and have the fork server free its memory. Do not ask a fork server that has died or is retired.
 
         If the fork server refuses, raise its error. The number of the workspace's user stays in use then.
         """

@@ -220,6 +220,7 @@ def _causes(part: str, number: int) -> list[Host]:
 
 
 def _switched_off() -> list[Host]:
+    """Return the rows of the kernel settings that forbid namespaces on this machine."""
     # They concern root as well: users without privileges make the namespaces of its sessions.
     return [host for path, (off, host) in _SWITCHES.items() if _read(path).strip() == off]
 

@@ -254,7 +254,7 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Measure the session, and return whether a limit is exceeded: False if no descriptor is left, as the next look comes soon."""
+        """Measure the session, and return whether a limit is exceeded. Return False without a free descriptor: the next look is soon."""
         try:
             return self._is_over(init, sockets)
         except OSError as error:

@@ -105,7 +105,7 @@ class PackageCache:
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Hold and return the set that `remember` recorded for a key. Return None if it is gone, or older than `within` seconds."""
+        """Hold and return the set that `remember` recorded for a key in the last `within` seconds. Return None if there is none now."""
         path = self._root / "answers" / key
         try:
             if time.time() - path.stat().st_mtime > within:
@@ -141,7 +141,7 @@ class PackageCache:
     def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
         """Make a copy of a set without some of its packages, and return its folder. Files are hard links, not copies.
 
-        `names` are the canonical names of the packages. `place`, which gets the copy, is on the cache's file system.
+        `names` are the canonical names of the packages to leave out. `place`, which gets the copy, is on the cache's file system.
         """
         source, target = self._root / "sets" / held.name, place / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}

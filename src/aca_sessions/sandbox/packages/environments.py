@@ -52,7 +52,7 @@ def python_of(name: str) -> str:
 
 
 class Environments:
-    """The named environments of this user. They are made of wheels only, so none of their code runs on this host."""
+    """The named environments of this user. They are made of wheels only, so no code of a package runs on this host."""
 
     def __init__(self, source: PackageSource, tell: Tell) -> None:
         self._source = source

@@ -257,7 +257,7 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Yield a descriptor of a folder in /proc. It never refers to a later process of that pid, and can replace a pidfd."""
+        """Yield a descriptor of a folder in /proc. It never refers to a later process of that pid. pidfd_send_signal(2) accepts it."""
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder
