@@ -8,10 +8,7 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """Return the JSON value in the last line that a snippet printed.
-
-    Raise ExecutionError if the snippet failed, ServiceError for other text.
-    """
+    """Return the JSON value in a snippet's last line. Raise ExecutionError if the snippet failed, ServiceError for other text."""
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
@@ -20,7 +17,7 @@ def answer(result: CodeExecutionResult) -> object:
 
 
 def variables_of(content: object) -> list[Variable]:
-    """Decode the answer of `variables` as a list. Raise ServiceError if the answer has another shape."""
+    """Decode the answer of `variables`. Raise ServiceError if the answer has another shape."""
     if not isinstance(content, list):
         raise _unreadable()
     return [_variable(one) for one in content]
@@ -58,10 +55,7 @@ def inspection_of(content: object) -> str | None:
 
 
 def command_result_of(result: CodeExecutionResult) -> CommandResult:
-    """Return a command's output and exit code, which is the last line that its cell printed.
-
-    If the cell failed, the exit code is 1 and `stderr` has the reason. Raise ServiceError if the last line is not a number.
-    """
+    """Return a command's result. Its exit code is the last line that its cell printed, or 1 if the cell failed."""
     output, _, line = result.stdout.removesuffix("\n").rpartition("\n")
     if result.error is not None:
         return CommandResult(exit_code=1, stdout=result.stdout, stderr=result.stderr)

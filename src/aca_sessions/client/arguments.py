@@ -40,10 +40,7 @@ def sanitize(code: str) -> str:
 
 
 def _fenced(text: str) -> str | None:
-    """Return the code inside the only Markdown fence of a text.
-
-    Return None if there is not exactly one, or if text around it may be code.
-    """
+    """Return the code inside the only Markdown fence. Return None if there is not exactly one, or if text around it may be code."""
     opening = _OPENING.match(text)
     if opening is not None:
         rest, fence = text[opening.end() :].rstrip(), opening["fence"]
@@ -66,10 +63,7 @@ def _in_prose(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text holds statements that have an effect.
-
-    A single word is prose, and so is text that cannot be parsed. Text of more than 2,000 characters counts as code without being parsed.
-    """
+    """Return whether a text has statements with an effect. A lone word and what does not parse are prose. Long text counts as code."""
     if len(text) > _MOST_PROSE:
         return True
     try:
@@ -98,10 +92,7 @@ def checked_session_id(session_id: object) -> str:
 
 
 def checked_timeout(timeout: object) -> float | None:
-    """Return a timeout in seconds. None stands for the endpoint's own limit.
-
-    Raise InvalidArgumentError unless it is above 0 and at most 24 hours.
-    """
+    """Return a timeout above 0 and at most 24 hours, in seconds. None stands for the endpoint's own limit."""
     if timeout is None:
         return None
     # A bool is an int in Python, and NaN compares false with every bound.
@@ -113,10 +104,7 @@ def checked_timeout(timeout: object) -> float | None:
 
 
 def checked_path(path: object) -> tuple[str, str]:
-    """Return the folder and the name of a file in /mnt/data.
-
-    Raise InvalidArgumentError if the path is outside /mnt/data or names a folder.
-    """
+    """Return the folder and the name of a file in /mnt/data. Raise InvalidArgumentError if the path is outside or names a folder."""
     if not isinstance(path, str):
         raise InvalidArgumentError(f"{_NAME_IS}, got {type(path).__name__}")
     folder, name = _split(path)
@@ -135,7 +123,7 @@ def checked_folder(path: object) -> str:
 def _split(path: str) -> tuple[str, str]:
     """Split a path into the folder relative to /mnt/data and the name.
 
-    Raise InvalidArgumentError for a path outside /mnt/data, because moving it below /mnt/data would write another file than asked.
+    A path outside /mnt/data is refused: moving it below /mnt/data would write another file than asked.
     """
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
@@ -171,10 +159,7 @@ def checked_data(data: object) -> bytes | Path:
 
 
 def checked_moment(name: object) -> str | None:
-    """Return the name or the id of a checkpoint, or None as it is.
-
-    Raise InvalidArgumentError unless it is a text of 1 to 256 characters.
-    """
+    """Return the name or the id of a checkpoint, which must be a text of 1 to 256 characters, or None as it is."""
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
     raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
@@ -188,10 +173,7 @@ def checked_count(count: object) -> int:
 
 
 def checked_requirements(requirements: Sequence[str]) -> None:
-    """Raise InvalidArgumentError unless there are requirements and each is one line of a requirements.txt.
-
-    A line that pip would read as an option is refused.
-    """
+    """Raise InvalidArgumentError unless there are requirements, and each is one line of a requirements.txt and no option of pip."""
     if not requirements:
         raise InvalidArgumentError("expected at least one package to install, got none: name it as in install('humanize')")
     for number, requirement in enumerate(requirements, 1):
@@ -204,7 +186,7 @@ def checked_requirements(requirements: Sequence[str]) -> None:
 
 
 def _kind_of(requirement: object) -> str:
-    """Return what is wrong with a requirement, without its text."""
+    """Return what is wrong with a requirement, without its text, which may hold a password."""
     if not isinstance(requirement, str):
         return type(requirement).__name__
     if not requirement.strip():

@@ -78,9 +78,7 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result of a user's cell that was run by snippets, with the ledger's record.
-
-        Record a loss that only the result reports.
+        """Return the result of a user's cell that snippets ran, with the ledger's record. Record a loss that only the result reports.
 
         Args:
             session_id: The session.
@@ -98,7 +96,7 @@ class Continuity:
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
         """Return the result with its record for the caller.
 
-        A result with the state `unknown` gets no record. So it moves no position, and the next result reports all that happened.
+        A result with the state `unknown` gets none and so moves no position: the next result reports all that happened.
         """
         if result.state.kind == "unknown":
             return result
@@ -117,11 +115,9 @@ class Continuity:
             known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
-        """Clear the variables by a cell, which also sets the next marker. Return the ledger's id and the position of the new entry.
+        """Clear the variables by a cell, whose source `clear(mark)` returns and which sets the next marker.
 
-        Args:
-            session_id: The session.
-            clear: Returns the source of the clearing cell, given the marker that it sets.
+        Return the ledger's id and the position of the new entry.
         """
         await self._look_if_in_doubt(session_id)
         known = self._known(session_id)
@@ -202,8 +198,5 @@ class Continuity:
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
-    """Return whether a session answered a cell of the client with a text.
-
-    A gateway's time-out, for example, proves nothing about the marker.
-    """
+    """Return whether a cell of the client answered with a text. A gateway's time-out, for example, proves nothing about the marker."""
     return result.success and isinstance(result.value, str) and result.value != ""

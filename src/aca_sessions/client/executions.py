@@ -107,9 +107,9 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Answer the host calls in `asked`, and return the next page: the events behind the number `after`.
+        """Answer the host calls in `asked`, and return the page of events behind the number `after`.
 
-        If there is a single call and it is answered within 5 ms, one request sends the answer and returns the page.
+        If a single call is answered within 5 ms, one request sends the answer and returns the page.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -155,10 +155,7 @@ def ended(result: CodeExecutionResult) -> Execution:
 
 
 def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
-    """Return the handle of a cell whose result a task waits for, at an endpoint without events.
-
-    All its events arrive when the cell ends.
-    """
+    """Return the handle of a cell whose result a task waits for. All its events arrive when the cell ends."""
 
     async def page(after: int) -> Page:
         try:
@@ -225,10 +222,7 @@ class Executions:
         return record.result if record.result.session_id == session_id else replace(record.result, session_id=session_id)
 
     async def start(self, session_id: str, call: ExecutionCall, caller: Delivered) -> Execution:
-        """Start a cell that runs in the background and return its execution.
-
-        Raise NotSupportedError if the api-version has no asynchronous executions.
-        """
+        """Start a cell in the background. Raise NotSupportedError if the api-version has no asynchronous executions."""
         id = str(uuid.uuid4())
         try:
             record = await self._send(session_id, id, call, caller, asynchronous=True)
@@ -251,19 +245,13 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the one that runs now in the session. The result of that cell shows whether it ended.
-
-        Raise NotSupportedError if the endpoint cannot interrupt cells.
-        """
+        """Interrupt a cell, by default the one that runs now. Its result shows whether it ended. Raise NotSupportedError if impossible."""
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt the cell of a call that is being cancelled, within 10 s.
-
-        Finish even if the caller is cancelled again, and ignore errors.
-        """
+        """Interrupt the cell of a call that is being cancelled, within 10 s, even if the caller is cancelled again. Ignore errors."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
@@ -272,10 +260,9 @@ class Executions:
         await self._tasks.finish()
 
     async def _send(self, session_id: str, id: str, call: ExecutionCall, caller: Delivered, *, asynchronous: bool) -> Record:
-        """Send a cell once and return its record. Raise NotSupportedError if it must run asynchronously and the api-version cannot do that.
+        """Send a cell once and return its record.
 
-        A cell that may have run is never sent again. If the answer is lost, the service is asked for the execution by the id that the
-        client chose.
+        A cell that may have run is never sent again. If the answer is lost, the client asks for the execution by the id that it chose.
         """
         if asynchronous and not self._dialect.HAS_EXECUTIONS:
             long = (call.timeout or 0) > MAX_SYNCHRONOUS_SECONDS
@@ -301,10 +288,7 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _after_lost_answer(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution whose answer was lost, and return its record.
-
-        If the service cannot be asked or does not know the execution, return a record whose result has the state `unknown: no reply`.
-        """
+        """Ask for an execution whose answer was lost. If that fails, return a record whose result has the state `unknown: no reply`."""
         try:
             if not self._dialect.HAS_EXECUTIONS:
                 raise NotSupportedError(f"api-version {self._version.name} has no executions to ask for")
@@ -313,10 +297,7 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution until there is a result, and return its record.
-
-        If the server becomes unreachable, the result's state is `unknown`, because the cell may have run or not.
-        """
+        """Ask for an execution until it has a result, whose state is `unknown` if the server becomes unreachable: the cell may have run."""
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -332,7 +313,7 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Return the events behind the number `after`, the number of the last event, and the result once there is one.
+        """Return the events behind the number `after`, the last event's number, and the result once there is one.
 
         If the endpoint has no events, poll for the result and make the events of it.
         """
@@ -354,10 +335,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Send a reply and return the next page of events in one request.
-
-        If that fails, only read the page, because a reply is sent once.
-        """
+        """Send a reply and return the next page in one request. If that fails, only read the page, because a reply is sent once."""
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:
@@ -390,10 +368,7 @@ async def _try_to_cancel(execution: Execution) -> None:
 
 
 def _may_have_run(error: ServiceUnavailableError | ServiceError) -> bool:
-    """Return whether the cell may have run in spite of the error.
-
-    A gateway's 502 or 504 means that its server gave no answer. The server may have received the request.
-    """
+    """Return whether the cell may have run in spite of the error. A gateway that answers 502 or 504 may have passed the request on."""
     return error.sent if isinstance(error, ServiceUnavailableError) else error.status_code in _GATEWAY
 
 

@@ -90,7 +90,7 @@ Read = Callable[[int | None, str | None], Awaitable[Part]]
 
 
 class _ChangedError(Exception):
-    """Raised if a part of a file belongs to another version than the earlier parts."""
+    """A part of a file belongs to another version than the earlier parts."""
 
 
 async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> AsyncIterator[tuple[int, bytes]]:
@@ -119,7 +119,7 @@ async def in_parts(read: Read, *, ranged: bool, restartable: bool = True) -> Asy
 
 
 async def _one_version(read: Read, ranged: bool) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield the parts of one version of the file, each with its offset. Raise `_ChangedError` if a part belongs to another version."""
+    """Yield the parts of one version of the file, each with its offset."""
     first = await _unless_changed(read, 0 if ranged else None, None)
     yield 0, first.data
     done = len(first.data)
@@ -201,7 +201,7 @@ class SessionFiles:
     async def save(self, session_id: str, name: str, path: Path) -> int:
         """Write a file's content to a path on this machine and return its size in bytes. If that fails, a file at the path stays as it was.
 
-        If the endpoint supports range requests, at most one part of 8 MB is held in memory.
+        If the endpoint supports range requests, at most 8 MB are held in memory.
         """
         size = 0
         with replacing(path) as file:

@@ -1,7 +1,4 @@
-"""The history of a session: what was done with it, in order.
-
-It is enough to write a notebook and to replay everything in another session.
-"""
+"""The history of a session: what was done with it, in order. It suffices to write a notebook and to replay everything elsewhere."""
 
 import base64
 import contextlib
@@ -26,10 +23,9 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell as it was sent, and its result.
+    """A cell as it was sent, and its result: None while the cell runs, or if none came.
 
-    `result` is None while the cell runs, or if no result came. `rolled_back` means that a rollback undid what the cell did to the
-    variables.
+    `rolled_back` means that a rollback undid what the cell did to the variables.
     """
 
     code: str
@@ -112,10 +108,7 @@ class History:
         return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Set the result of a cell and return it.
-
-        If the result reports a rollback, mark the cells that the rollback undid as rolled back.
-        """
+        """Set the result of a cell and return it. Mark the cells as rolled back that a rollback in the result undid."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
             self.note(Ran(known.code, result, known.rolled_back), number)
@@ -128,7 +121,6 @@ class History:
         return result
 
     def _undo_cells(self, after: int, before: int) -> None:
-        """Mark the cells whose numbers are above `after` and below `before` as rolled back."""
         for number, step in self._steps.items():
             if after < number < before and isinstance(step, Ran):
                 self._steps[number] = replace(step, rolled_back=True)
@@ -142,8 +134,7 @@ class History:
     def go_back(self, checkpoint: str) -> None:
         """Forget the steps after a checkpoint, because a rollback undid them.
 
-        If the checkpoint is unknown (another object may have taken it), forget all steps and add one to `left_out`: the history is then
-        incomplete by an unknown number of steps.
+        If the checkpoint is unknown (another object may have taken it), forget all steps and add one to `left_out`: the history has a gap.
         """
         mark = self._marks.get(checkpoint, -1)
         for number in [number for number in self._steps if number > mark]:
@@ -217,10 +208,7 @@ def to_notebook(history: History) -> dict[str, Any]:
 
 
 def to_script(history: History) -> str:
-    """Return the cells as Python in the percent format, without outputs and without cells that were rolled back.
-
-    Lines that only IPython understands become comments.
-    """
+    """Return the cells in the percent format, without outputs and cells that were rolled back. Lines for IPython only become comments."""
     parts = []
     for step in history.steps:
         match step:
@@ -234,10 +222,7 @@ def to_script(history: History) -> str:
 
 
 def read_notebook(source: object) -> list[tuple[Step, list[Output]]]:
-    """Return the steps in a notebook, each with its recorded outputs. Raise InvalidArgumentError if `source` is not a notebook.
-
-    `source` is a path, or the parsed JSON of a notebook.
-    """
+    """Return the steps of a notebook (a path or parsed JSON) with their recorded outputs. Raise InvalidArgumentError for anything else."""
     notebook = _loaded(source)
     match notebook:
         case {"nbformat": 4, "cells": [*cells]} if len(cells) <= _MOST_CELLS:
@@ -329,7 +314,6 @@ def _bundle(display: Display) -> dict[str, Any]:
 
 
 def _parsed(mime: str, content: object) -> Any:
-    """Return content as a notebook holds it: a JSON type as parsed JSON, anything else as it is."""
     if mime.endswith("json") and isinstance(content, str):
         try:
             return json.loads(content)
@@ -416,7 +400,6 @@ def _output(output: object) -> Output:
 
 
 def _text(source: object) -> str:
-    """Return a notebook's text as one string. nbformat also allows a list of lines."""
     if isinstance(source, str):
         return source
     if isinstance(source, Iterable) and all(isinstance(line, str) for line in source):

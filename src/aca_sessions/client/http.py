@@ -149,9 +149,9 @@ class SessionsHttpClient:
         return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
 
     async def offers(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension.
+        """Return whether the endpoint has an extension, as its responses list them.
 
-        Responses list the extensions. If none came yet, request the endpoint's health, and return False if that fails.
+        If no response came yet, request the endpoint's health. Return False if that fails.
         """
         if self._offered is None:
             self._owner.check()
@@ -184,18 +184,12 @@ class SessionsHttpClient:
 
 
 def _without_identifiers(record: logging.LogRecord) -> bool:
-    """Return False for a log record that has an identifier, so that logging drops it.
-
-    httpx logs every URL, and a session's identifier gives access to the session.
-    """
+    """Drop log records with an identifier: httpx logs every URL, and a session's identifier gives access to the session."""
     return not (isinstance(record.args, tuple) and any("identifier=" in str(argument) for argument in record.args))
 
 
 def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Decoded]) -> Decoded:
-    """Return `decode(content)` for the JSON object of a response.
-
-    Raise ServiceUnavailableError if the content is not a JSON object or cannot be decoded, because a proxy may have answered.
-    """
+    """Return `decode(content)` for a response's JSON object. Raise ServiceUnavailableError for other content: a proxy may have answered."""
     try:
         content = response.json()
         if isinstance(content, dict):
@@ -211,10 +205,9 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 
 
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
-    """Return whether a refused request may be repeated: the service did not begin on it, or it is a GET.
+    """Return whether a refused request may be repeated, because the service did not begin on it or because it is a GET.
 
-    A 429 means that the service did not begin, and so does our server's 503 for a full queue of new sessions. After a gateway's 502, 503 or
-    504 it may have begun, so only a GET is repeated.
+    A 429 and our server's 503 for a full queue come before the beginning. After a gateway's 502, 503 or 504 the service may have begun.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True

@@ -465,10 +465,7 @@ class CodeInterpreter:
         await self.close()
 
     async def _execute(self, session_id: str, call: ExecutionCall, caller: Delivered) -> CodeExecutionResult:
-        """Run a cell and return its result with a record of the ledger.
-
-        If the endpoint keeps no ledger, `Continuity` of this client does.
-        """
+        """Run a cell. The result has a record of the ledger, which `Continuity` keeps if the endpoint keeps none."""
         if call.transactional:
             await self._http.require("checkpoint", "run a transactional cell")
         if await self._http.offers("rich"):

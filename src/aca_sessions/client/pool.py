@@ -400,10 +400,7 @@ class SessionPool:
         return granted
 
     def _timeout_message(self) -> str:
-        """Return the message of PoolTimeoutError, with the sessions that have been leased longest.
-
-        They are named by hashes, because their names are secrets.
-        """
+        """Return the message with the sessions leased longest, named by hashes because their names are secrets."""
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         leased.sort(key=lambda one: one[1], reverse=True)
@@ -445,10 +442,7 @@ def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> No
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session at the endpoint, and ignore errors.
-
-    A session that was never used does not exist there, and one that cannot be ended expires there.
-    """
+    """End a session at the endpoint. Ignore errors: an unused session does not exist there, and one that cannot be ended expires."""
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):
@@ -456,10 +450,7 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire a pool's idle sessions every `every` seconds, until the pool is garbage-collected.
-
-    The reference is weak, so that a pool which was never closed can be collected and warns then.
-    """
+    """Expire a pool's idle sessions every `every` seconds. The weak reference lets a pool that was never closed be collected and warn."""
     while True:
         await asyncio.sleep(every)
         alive = pool()

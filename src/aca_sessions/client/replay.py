@@ -49,10 +49,7 @@ class ReplayedCell:
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """The report of a replay: the comparison of each code cell, and in `missing` what could not be restored.
-
-    Missing are uploaded files whose content the notebook does not hold, and packages that could not be installed.
-    """
+    """The comparison of each code cell, and in `missing` the packages not installed and the uploads whose content the notebook lacks."""
 
     cells: tuple[ReplayedCell, ...]
     missing: tuple[str, ...] = ()
@@ -94,7 +91,7 @@ async def replay(notebook: str | Path | Mapping[str, Any], session: Session, *, 
 
 
 async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session) -> list[str]:
-    """Repeat a step that is not a cell. Return a list of what could not be restored, or []."""
+    """Repeat a step that is not a cell. Return what could not be restored."""
     match step:
         case Uploaded(path, _, sha256, content):
             if content is None or hashlib.sha256(content).hexdigest() != sha256:
@@ -111,10 +108,7 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Install packages. Return a list of what could not be installed, or [].
-
-    A failure does not stop the replay, because the cells may not need the packages, and fail themselves if they do.
-    """
+    """Return what could not be installed. That does not stop the replay: cells that need the packages fail themselves."""
     try:
         result = await session.install(*requirements)
     except (InvalidArgumentError, NotSupportedError) as error:
@@ -140,7 +134,7 @@ def _not_run(steps: Iterable[Step], done: int, why: str) -> list[ReplayedCell]:
 
 
 def _outcome(outputs: Iterable[Output]) -> Outcome:
-    """Return the parts of a cell's outputs that are compared, by name: `stdout`, `stderr`, `shown` and `error`."""
+    """Return the parts of a cell's outputs that are compared: `stdout`, `stderr`, `shown` and `error`."""
     written = {"stdout": "", "stderr": ""}
     shown: list[object] = []
     error = None
@@ -164,7 +158,7 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _as_text(mime: str, content: object) -> str:
-    """Return content as one text. Join a list of lines, which nbformat allows, but not a list under a JSON type: that is a JSON value."""
+    """Return content as one text. nbformat allows a list of lines, but under a JSON type a list is a JSON value."""
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 

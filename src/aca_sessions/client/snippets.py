@@ -63,10 +63,7 @@ def source_of(name: str) -> str:
 
 
 def variables(user: dict) -> None:
-    """Print, as JSON, at most 500 variables, sorted by name, without running code of the user's classes.
-
-    Modules, names that begin with an underscore and IPython's own names are left out.
-    """
+    """Print, as JSON, at most 500 variables, sorted by name. No code of the user's classes runs."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     hidden = shell.user_ns_hidden if shell is not None else {}
     user = user.copy()  # threads of the user may add variables meanwhile
@@ -85,7 +82,6 @@ _module_of = type.__dict__["__module__"].__get__  # `kind.__module__` could run 
 
 
 def _describe(name: str, value: Any) -> dict:
-    """Return a variable's name, type, shape, size in bytes and, for plain values, a short text."""
     kind = type(value)
     foreign = _is_foreign(kind)
     shape = [int(side) for side in value.shape] if foreign and hasattr(value, "shape") else None
@@ -101,10 +97,7 @@ def _name_of(kind: type) -> str:
 
 
 def _is_foreign(kind: type) -> bool:
-    """Return whether a type really belongs to numpy, pandas or polars, whose objects can be measured.
-
-    Its module must have it under its name, because a class of the user's can only claim to be from that module.
-    """
+    """Return whether a type is of numpy, pandas or polars. The module must have the type: a user's class can claim to be from it."""
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
         return False
@@ -113,7 +106,7 @@ def _is_foreign(kind: type) -> bool:
 
 
 def _size(value: Any, foreign: bool) -> int:
-    """Return the bytes in memory of a value, without what a container holds. Return 0 if a library's object cannot be measured."""
+    """Return the bytes of a value, without what a container holds, or 0 if a library's object cannot be measured."""
     try:
         if foreign and hasattr(value, "memory_usage"):
             used = value.memory_usage()
