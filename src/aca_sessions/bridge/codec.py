@@ -1,7 +1,4 @@
-"""The encoding of values in host calls, used by both halves: JSON, with bytes, long texts and tables in separate files.
-
-Nothing is unpickled, so decoding runs no code.
-"""
+"""The encoding of values in host calls: JSON, with bytes, long texts and tables in separate files. Decoding unpickles and runs nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ class Table(bytes):
 
 
 def new_file_name() -> str:
-    """Return a new random file name, for a value that is too large for JSON or not text."""
+    """Return a random file name, for a value that is too large for JSON or not text."""
     return f".call-{uuid.uuid4().hex}"
 
 

@@ -183,7 +183,7 @@ class Batch:
 
 
 def _open_batches() -> list[Batch]:
-    """Return the batches whose `with` blocks this thread is in. The innermost is the last."""
+    """Return the batches whose `with` blocks this thread is in, the innermost last."""
     return getattr(_open, "batches", [])
 
 
@@ -207,10 +207,7 @@ def _root(node: ast.expr) -> str:
 
 
 async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Make a host call in a thread and return its value, so that other tasks of the event loop continue meanwhile.
-
-    Any other function is called in this thread, and its result is awaited if necessary.
-    """
+    """Make a host call in a thread, so that other tasks of the event loop continue. Call any other function here, and await its result."""
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
@@ -311,10 +308,7 @@ def _function(described: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _given(tool: str, signature: inspect.Signature, arguments: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Return all arguments of a call by name. The host checks whether they match the tool.
-
-    Raise TypeError if there are too many positional arguments, or if an argument is given twice.
-    """
+    """Return all arguments of a call by name. The host checks whether they match the tool."""
     names = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(names):
         told = f"{tool} expected at most {len(names)} positional arguments, got {len(arguments)}"

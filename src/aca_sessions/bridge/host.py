@@ -71,10 +71,7 @@ class ByteLimit:
 
 
 class HostCalls:
-    """The functions that answer the host calls of a session, by name.
-
-    Calls wait for each other if their arguments would take too much memory together.
-    """
+    """The functions that answer a session's host calls. Calls wait if their arguments would take too much memory together."""
 
     def __init__(self, table: Mapping[str, Answer]) -> None:
         """Use a table of the coroutine functions that can be called, by name. They are called with keyword arguments."""
@@ -83,13 +80,9 @@ class HostCalls:
         self._reading, self._alone = asyncio.Lock(), asyncio.Lock()
 
     async def answer(self, session: "Session", text: str) -> str:
-        """Answer a call. Return JSON with either `value`, or `error` with the name and the message of an exception.
+        """Answer a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        Exceptions of the call are not raised, except cancellation.
-
-        Args:
-            session: The session that made the call, for the files that belong to arguments and value.
-            text: The call as JSON.
+        Only cancellation is raised. `session` made the call and has the files of its arguments and value.
         """
         try:
             async with self._texts.of(len(text)):
@@ -114,10 +107,7 @@ class HostCalls:
 
     @asynccontextmanager
     async def _fetched(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
-        """Download the files that a call names and yield their contents by name. Their memory is reserved for the block.
-
-        Raise ToolFailedError if the files are too many or too large, or if one does not exist.
-        """
+        """Download the files that a call names and yield their contents by name. Their memory is reserved for the block."""
         if not names:
             yield {}
             return
@@ -135,14 +125,9 @@ class HostCalls:
             yield await self._taken(session, names, most)
 
     async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
-        """Download files, delete them in the session, and return their contents by name.
+        """Download files of at most `most` bytes together, delete them in the session, and return their contents by name.
 
         Only one call does this at a time, because a session can make a file larger than it was when its size was read.
-
-        Args:
-            session: The session.
-            names: The names of the files.
-            most: How many bytes they can have together. ToolFailedError is raised for more.
         """
         contents: dict[str, bytes] = {}
         async with self._reading:
@@ -163,7 +148,7 @@ async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Parse a call. Return its name, its arguments, and the names of the files in these. Raise ToolFailedError if the call is invalid."""
+    """Parse a call. Return its name, its arguments, and the names of the files in these."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):  # not chained: the cause holds what the session sent
@@ -191,10 +176,7 @@ def message_of(error: Exception) -> str:
 
 
 def encode(value: object) -> tuple[str, dict[str, bytes]]:
-    """Encode a value as JSON, with large contents in files. Return the JSON text, and the contents of the files by name.
-
-    Raise ToolFailedError if the value is too large, nested too deeply, or of a type that cannot be sent.
-    """
+    """Return a value as JSON, and the contents of its files by name. Raise ToolFailedError if it cannot be sent."""
     files: dict[str, bytes] = {}
 
     def attach(data: bytes) -> str:
@@ -216,10 +198,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Return a value that a session sent. `files` has the contents of its files by name.
-
-    Parquet is not parsed, but returned as `codec.Table`. It is parsed only when a caller loads the table by name.
-    """
+    """Return a value that a session sent, with its files' contents. Parquet stays a `codec.Table` until a caller loads it by name."""
 
     def content(kind: str, name: str) -> Any:
         data = files[name]
@@ -256,10 +235,7 @@ def read_table(data: bytes) -> Any:
 
 
 def stored_table(frame: Any) -> codec.Table:
-    """Return a DataFrame in the form in which it is stored: parquet if an installed library can write the frame, else JSON.
-
-    JSON keeps only 15 digits of a float.
-    """
+    """Return a DataFrame as parquet if an installed library can write it, else as JSON, which keeps only 15 digits of a float."""
     try:
         with _without_deprecations():
             return codec.Table(frame.to_parquet())
@@ -269,10 +245,9 @@ def stored_table(frame: Any) -> codec.Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ignore DeprecationWarning during the block. Other threads wait for its end, because warning filters belong to the whole process.
+    """Ignore DeprecationWarning during the block. Others wait for its end, because warning filters belong to the whole process.
 
-    Otherwise a program that turns warnings into errors could read no table, because fastparquet uses deprecated functions of pandas and
-    numpy.
+    fastparquet uses deprecated functions: a program that turns warnings into errors could read no table.
     """
     with _filtering, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -81,8 +81,7 @@ class KeptText:
 class Diverted:
     """The output of a shell while a cell runs in a thread: streams, displays and events are collected for that cell.
 
-    Only the `write` methods of streams are replaced, not the streams, because other code holds references to them, and some sessions put
-    their own streams back.
+    Only the `write` methods of streams are replaced: other code holds references to the streams, and some sessions put theirs back.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -131,10 +130,9 @@ class Diverted:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """Show the value of an expression statement, as `sys.displayhook` does.
+        """Show the value of an expression statement: by the shell in the main thread, where an execution runs.
 
-        In the main thread the value belongs to an execution, so the shell shows it. In any other thread it belongs to a doctest of the
-        cell, which expects it on the stdout that it has redirected.
+        In any other thread a doctest of the cell expects the value on the stdout that it has redirected.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
@@ -176,14 +174,7 @@ class ThreadedCell:
     """A cell that runs once in a thread of its own. `outcome` is None until it has ended, then a dict with its result."""
 
     def __init__(self, shell: Any, code: str, transformers: Sequence[ast.NodeTransformer], ended: Callable[[], None]) -> None:
-        """Prepare a cell without running it.
-
-        Args:
-            shell: The IPython shell.
-            code: The source of the cell.
-            transformers: Transformers of its syntax tree, which are applied in this order.
-            ended: Called when the cell has ended.
-        """
+        """Prepare a cell. Its syntax tree passes through `transformers` in order. `ended` is called when the cell has ended."""
         self.outcome: dict[str, Any] | None = None
         self._shell = shell
         self._code = code
@@ -364,13 +355,9 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Hold one meeting: deliver what the host said, and write one line with the cell's report to stdout.
+    """Hold one meeting: deliver what the host said, and write one line to stdout: the marker, and the cell's report as JSON.
 
-    The line holds the report as JSON, or the name of a file with the report if it is long. The next meeting deletes that file.
-
-    Args:
-        marker: The text at the beginning of the line, by which the host finds it.
-        said: The arguments of `_met` as packed JSON, so they may be in a file.
+    A long report is in a file that the line names and the next meeting deletes. `said` has the arguments of `_met` as packed JSON.
     """
     if _now.file:
         with contextlib.suppress(FileNotFoundError):
@@ -417,10 +404,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the seconds of processor time that this process and its ended children have used.
-
-    Time of this thread is not counted, because meetings run in it.
-    """
+    """Return the processor seconds of this process and its ended children, without this thread's, because meetings run in it."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 
@@ -430,7 +414,7 @@ def _asked() -> list[int]:
 
 
 def _ask(text: str) -> str:
-    """Send a call of the cell to the host, wait, and return the answer. May be called from any thread.
+    """Send a call of the cell to the host, and return the answer. May be called from any thread.
 
     Raise ToolError if no cell runs whose calls are answered, or if the cell ends before the answer comes.
     """

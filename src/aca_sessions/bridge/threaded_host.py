@@ -84,7 +84,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the modules. The name contains a hash of their sources."""
+    """Return the name of the package in the session that holds the modules, with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -111,10 +111,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report of a meeting. `stage` tells what is known of the cell.
+    """The report of a meeting. By its `stage`, the cell runs and may have calls (`runs`), or has ended with an outcome (`over`).
 
-    The cell runs and has calls to answer (`runs`), or has ended with an outcome (`over`). Or the session does not know the cell
-    (`unknown`), or lacks the modules for meetings (`no module`).
+    Or the session does not know the cell (`unknown`), or lacks the modules for meetings (`no module`).
     """
 
     stage: Stage
@@ -132,15 +131,10 @@ class Exchange:
         self._turn = asyncio.Lock()
 
     async def run(self, calls: host.HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. Cancelling the call interrupts the cell.
+        """Run a cell within `timeout` seconds, by default 100. Cancelling the call interrupts the cell.
 
         While the cell does nothing but wait for the host, its clock stands still, for at most an hour in total. Processor time of the
         cell's process is counted even then.
-
-        Args:
-            calls: Answers the calls of the cell.
-            code: The source of the cell.
-            timeout: The time limit in seconds, by default 100.
         """
         seconds = checked_timeout(timeout) or _DEFAULT_SECONDS
         async with self._turn:
@@ -186,7 +180,7 @@ class Clock:
 
         Args:
             ran: The seconds in which the cell did not wait for the host.
-            computed: The processor time of its process since the cell began, in seconds. None if the session did not report it.
+            computed: The processor seconds of its process since the cell began. None if the session did not report them.
         """
         now = self._now()
         busy = computed - self._computed if computed is not None else 0.0
@@ -242,10 +236,7 @@ class _Cell:
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Report:
-        """Start the cell and return the first report.
-
-        If the session reports that it lacks the modules for meetings, the cell was not started, so send the modules and start it then.
-        """
+        """Start the cell and return the first report. Without the modules for meetings no cell starts: send them, then try again."""
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
             lacking = await send_modules(self._session)
@@ -265,10 +256,7 @@ class _Cell:
                 self._wait, self._pause = _FIRST_WAIT, _FIRST_PAUSE
 
     async def _until_answered(self) -> None:
-        """Wait until an open call is answered, but only for a short time, because the cell may end or make more calls meanwhile.
-
-        Do nothing if no call is open.
-        """
+        """Wait until an open call is answered, but only for a short time, because the cell may end or make more calls meanwhile."""
         if not self._open:
             return
         done, _ = await asyncio.wait(self._open.values(), timeout=self._pause, return_when=asyncio.FIRST_COMPLETED)
@@ -325,7 +313,7 @@ class _Cell:
         return now
 
     def _to_bring(self) -> dict[int, str]:
-        """Return the answers for the next meeting, by the number of the call: what fits into 8 Mi characters, or one larger answer.
+        """Return the answers for the next meeting by the call's number: up to 8 Mi characters, or one larger answer.
 
         They stay in `_answers` until the session has confirmed that meeting, so a lost reply loses none.
         """
@@ -399,10 +387,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell because its caller was cancelled. The interrupt is sent even if the caller is cancelled again.
-
-        Do nothing if the cell was not sent. Errors are ignored.
-        """
+        """Interrupt the cell because its caller was cancelled, even if the caller is cancelled again. Ignore errors."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
@@ -414,7 +399,7 @@ class _Cell:
 
 
 def _answer_of(answering: "asyncio.Task[str]") -> str:
-    """Return the answer of a call that has ended. If the task was cancelled or failed, return an error as the answer."""
+    """Return the answer of a call that has ended, or an error as the answer if the task was cancelled or failed."""
     if answering.cancelled() or answering.exception() is not None:
         return json.dumps(
             {
@@ -431,7 +416,7 @@ def _answer_of(answering: "asyncio.Task[str]") -> str:
 
 
 def _split(stdout: str, marker: str) -> tuple[str, str | None]:
-    """Return the output without the report, and the report's line without its marker. The line is None if the marker is missing."""
+    """Return the output without the report, and the report's line without its marker, or None if the marker is missing."""
     before, found, rest = stdout.rpartition(f"\n{marker}")
     if not found:
         return stdout, None
@@ -520,7 +505,7 @@ def _text(text: object) -> str:
 
 
 def _clean(text: str) -> str:
-    """Return a text with lone surrogates, which JSON can hold, replaced by escapes, so that UTF-8 can encode it."""
+    """Replace lone surrogates, which JSON can hold, by escapes, so that UTF-8 can encode the text."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
