@@ -26,8 +26,7 @@ def execute_tool(session: ModelSession) -> FunctionTool:
 class PythonSessionProvider(ContextProvider):
     """A provider that gives an agent `execute_python`, with one session for each conversation.
 
-    The session's name is kept in the state of the conversation, so a conversation that is stored and loaded again continues with its
-    session.
+    The conversation's state keeps the session's name, so a conversation that is stored and loaded again continues with its session.
     """
 
     def __init__(

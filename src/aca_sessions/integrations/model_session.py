@@ -1,7 +1,4 @@
-"""A session for a model: checked arguments, results of limited size, and files for the host program.
-
-`ModelSession` is the base of all integrations. `PythonTool` offers it as plain methods.
-"""
+"""A session for a model: checked arguments, results of limited size, and files for the host program. All integrations build on it."""
 
 import asyncio
 import base64
@@ -37,10 +34,7 @@ def read_below(folder: Path, name: str) -> bytes:
 
 
 def write_below(folder: Path, name: str, data: bytes) -> Path:
-    """Write a file below a folder and return its path. Create missing folders.
-
-    If that fails, raise InvalidArgumentError, and an existing file stays as it was.
-    """
+    """Write a file below a folder and return its path. If that fails, raise InvalidArgumentError, and an existing file stays as it was."""
     path = _below(folder, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +46,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """Return the path of `name` below a folder, with every link resolved. Raise InvalidArgumentError if it is outside.
-
-    Links are resolved because a link can lead out of the folder, as '..' can.
-    """
+    """Return the path of `name` below a folder, with every link resolved, because a link can lead out of the folder, as '..' can."""
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
@@ -71,7 +62,7 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Return the contents of files by their names, and None. If anything is wrong, return {} and the error for the model.
+    """Return the contents of files by their names, or {} and the error for the model.
 
     A model may send the mapping as JSON text, and a binary content as a data URI.
     """
@@ -129,10 +120,7 @@ _values = attrgetter(*_FIELDS)
 
 
 class ModelSession:
-    """A session for a model, by one name.
-
-    Each call leases it anew, so calls of one turn may run at the same time and share their variables.
-    """
+    """A session for a model, by one name. Each call leases it anew, so calls of one turn can run together and share their variables."""
 
     _result_type = CodeExecutionResult
 
@@ -161,10 +149,7 @@ class ModelSession:
         self._warning = weakref.finalize(self, _warn_if_open, self._source, type(self).__name__, caller())
 
     async def run(self, code: object, files: object = _NO_FILES) -> CodeExecutionResult:
-        """Write the files, run the cell and return its result.
-
-        Mistakes of the model, such as a file outside /mnt/data, raise nothing: they become results with an error.
-        """
+        """Write the files, run the cell and return its result. Mistakes of the model raise nothing: they become results with an error."""
         contents, error = ({}, None) if files is _NO_FILES else checked_files(files)
         # A framework may have turned a missing argument into text.
         if not isinstance(code, str) or code.strip() in ("None", "null"):

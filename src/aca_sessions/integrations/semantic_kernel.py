@@ -83,10 +83,7 @@ class ShowImages:
 
 
 def _show_images(history: ChatHistory) -> None:
-    """Add the images of the latest turn's answers as a user message, if there are any.
-
-    After that message the history does not end with answers, so a second call adds nothing.
-    """
+    """Add the images of the latest turn's answers as a user message. After it a second call finds no answers and adds nothing."""
     images = [image for answer in _latest_answers(history) for image in _images(answer)]
     if images:
         shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
@@ -153,7 +150,7 @@ def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -
 
 
 def _plain(value: Any) -> object:
-    """Return a value that can be sent to a session: a model as a dict, and anything that is not a plain value as its text."""
+    """Return a value that can be sent to a session. A model becomes a dict, and an unknown object its text."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
