@@ -24,10 +24,9 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRecord:
-    """The record of one call of a tool.
+    """The record of one call of a tool. `digest` is the SHA-256 of the result as JSON, or None without a result.
 
-    `digest` is the SHA-256 of the result as JSON, or None if there is no result. `error` is the name of the exception if the tool failed,
-    `cancelled` if the call was cancelled, else None.
+    `error` is the name of the exception if the tool failed, `cancelled` if the call was cancelled, else None.
     """
 
     tool: str
@@ -72,7 +71,7 @@ class Records:
 
 
 def _size_of(argument: object) -> int | None:
-    """Return an estimate of the bytes that an argument takes, or None if it has too many values to be recorded."""
+    """Return about how many bytes an argument takes, or None if it has too many values to be recorded."""
     size = looked_at = 0
     left = [argument]
     while left:
@@ -119,17 +118,15 @@ class _Used:
 
 
 class Approval:
-    """The approval function, the budgets and the records of one agent session.
+    """The approval function, the budgets and the records of one agent session. Calls of tools that only read are always allowed.
 
-    Calls of tools that only read are always allowed. Without an approval function, calls of irreversible tools are refused and all others
-    are allowed.
+    Without an approval function, calls of irreversible tools are refused and all others are allowed.
     """
 
     def __init__(self, approve: Approve | None) -> None:
-        """Use an approval function, or None for the defaults.
+        """Use an approval function, sync or async, or None for the defaults.
 
-        The function is called with a list of one call, or of all calls of a batch that need approval. It returns one bool for all, or one
-        for each, and may be async.
+        It is called with a list of one call, or of all calls of a batch that need approval, and returns one bool for all, or one for each.
         """
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
@@ -151,8 +148,7 @@ class Approval:
     async def _asked(self, calls: Sequence[Call]) -> list[bool]:
         """Return for each call whether the approval function allows it.
 
-        If it returns neither a bool nor a sequence with one value for each call, no call is allowed. In a sequence, only True allows a
-        call.
+        No call is allowed if the answer is neither a bool nor a sequence of the right length. In a sequence, only True allows a call.
         """
         if self._approve is None:
             return [False] * len(calls)
@@ -185,14 +181,7 @@ class Approval:
         return used.running[-1]
 
     def settle(self, tool: Tool, reservation: Reservation, *, seconds: float, size: int) -> None:
-        """Release the reservation of a call that has ended, and count what the call used.
-
-        Args:
-            tool: The tool that was called.
-            reservation: What `reserve` returned for the call.
-            seconds: The duration of the call.
-            size: The bytes of its result.
-        """
+        """Release the reservation of a call that has ended, and count its duration in seconds and the bytes of its result."""
         used = self._used[tool.name]
         used.running.remove(reservation)
         used.seconds += seconds
@@ -210,11 +199,9 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result.
+    """Return the SHA-256 of a result, given as JSON and as the contents of its files, by name.
 
-    Args:
-        text: The result as JSON. It refers to files by random names, so each name is first replaced by the hash of the file's content.
-        files: The contents of the files, by name.
+    The names are random, so each is first replaced by the hash of the file's content.
     """
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
@@ -222,6 +209,6 @@ def digest(text: str, files: Mapping[str, bytes]) -> str:
 
 
 def why_refused(tool: Tool) -> str:
-    """Return the message of the error that code in a session gets when its call of a tool was refused."""
+    """Return the message of the error that a cell gets when its call of a tool was refused."""
     advice = "do without it, or ask the session's owner to allow it in AgentSession(approve=...)"
     return f"{tool.name} is {tool.effect} and was not allowed: {advice}"

@@ -311,7 +311,7 @@ class Live:
         Args:
             pool: The pool that leased the session.
             session: The session.
-            runner: Returns the function that runs cells of a session. It depends on what the endpoint supports.
+            runner: Returns the function that runs cells of a session, which depends on the endpoint.
             why_not: Why cells cannot call tools, or "" if they can.
         """
         self.session = session
@@ -359,10 +359,7 @@ class Live:
             raise
 
     async def attempt(self, name: str, source: str) -> None:
-        """Run the examples of a skill, in another session. Raise InvalidArgumentError if one fails.
-
-        Raise NotSupportedError if cells at this endpoint cannot make host calls.
-        """
+        """Run the examples of a skill in another session. Raise InvalidArgumentError if one fails."""
         if self.why_no_tools:
             raise NotSupportedError(f"the examples of a skill cannot run here, because cells cannot make host calls: {self.why_no_tools}")
         async with self._elsewhere() as session:
@@ -378,10 +375,7 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """Open another session for the block: a branch of this one if possible, else a fresh one.
-
-        No branch is made while a cell runs.
-        """
+        """Open another session for the block: a branch of this one if possible and no cell runs, else a fresh one."""
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)
@@ -396,7 +390,7 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Return the function that runs cells of a session at an endpoint with events: host calls arrive as events of the execution."""
+    """Run cells at an endpoint with events: host calls arrive as events of the execution."""
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -410,17 +404,16 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return the function that runs cells of a session at an endpoint without events, in a thread of the session."""
+    """Run cells in a thread of the session, at an endpoint without events."""
     return Exchange(session).run
 
 
 def _run_without_calls(session: Session) -> Run:
-    """Return the function that runs cells of a session at an endpoint where cells can make no host calls."""
+    """Run cells at an endpoint where they can make no host calls."""
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 
 async def _capabilities(session: Session, *, host_tools: bool) -> frozenset[str]:
-    """Return the names of the capabilities of a session. `host_tools` tells whether its cells can call tools."""
     found = {"timeout"} | {name for name, extension in _BY_EXTENSION.items() if await session.supports(extension)}
     if host_tools:
         found.add("host_tools")

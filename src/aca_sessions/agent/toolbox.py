@@ -1,7 +1,4 @@
-"""The host calls of an agent session: its tools, and the table of everything that its cells can call.
-
-Calls of tools are validated, approved, limited in time and recorded.
-"""
+"""The host calls of an agent session. Calls of its tools are validated, approved, limited in time and recorded."""
 
 import asyncio
 import time
@@ -67,10 +64,9 @@ class ToolBox:
         return told | {"description": tool.description, "effect": tool.effect, "parameters": [one.described() for one in tool.parameters]}
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> object:
-        """Call a tool and return its result.
+        """Call a tool and return its result. Raise TypeError if the arguments do not match, and whatever the tool raises.
 
-        Raise ToolFailedError if there is no such tool, the call is refused, or a limit is exceeded. Raise TypeError if the arguments do
-        not match. Exceptions of the tool itself are raised as well.
+        Raise ToolFailedError if there is no such tool, the call is refused, or a limit is exceeded.
         """
         return await self.make(self._checked(name, arguments), arguments)
 
@@ -80,9 +76,9 @@ class ToolBox:
         return await self._made(tool, arguments, decision)
 
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
-        """Make several calls. Return a dict for each, with either `value` or the message `error`.
+        """Approve several calls together, then make each. Return a dict for each, with either `value` or the message `error`.
 
-        All calls are approved together, then made one after another. Raise if one of them names no tool or its arguments do not match.
+        Raise if one of them names no tool or its arguments do not match.
         """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
@@ -102,10 +98,7 @@ class ToolBox:
         return tool
 
     async def _made(self, tool: Tool, arguments: Mapping[str, Any], decision: Decision) -> object:
-        """Make a call about which a decision was made, and return its result. Raise ToolFailedError if the decision is a refusal.
-
-        Every call is recorded, even if it is refused, over budget, failed or cancelled.
-        """
+        """Make a call about which a decision was made. Every call is recorded, even if it is refused, over budget, failed or cancelled."""
         record, records = CallRecord(tool=tool.name, effect=tool.effect, arguments=arguments, decision=decision), self._approval.records
         if decision == "refused":
             records.append(record)
@@ -169,12 +162,7 @@ def _told(tool: Tool) -> dict[str, Any]:
 def host_calls(toolbox: ToolBox, skills: Skills, artifacts: Artifacts, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
     """Return the table of host calls: for each name that cells can call, the function that answers.
 
-    Args:
-        toolbox: Answers the calls of `tools`. It also approves `deps.add` and `deps.remove`.
-        skills: Answers the calls of `skills`.
-        artifacts: Answers the calls of `artifacts`.
-        deps: Answers the calls of `deps`.
-        changes: Collects the packages to install and remove when no cell runs.
+    `toolbox` also approves `deps.add` and `deps.remove`. `changes` collects the packages to install and remove when no cell runs.
     """
     return {**_tools(toolbox), **_skills(skills), **_artifacts(artifacts), **_deps(toolbox, deps, changes)}
 
@@ -234,11 +222,10 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the functions that answer the calls of `deps`, by name.
+    """Return the functions that answer the calls of `deps`, by name. They only add to `changes`, because a cell is running.
 
-    They install and remove nothing themselves, but add to `changes`, because a cell is running. `deps.add` and `deps.remove` need approval
-    like calls of a tool, because they change later sessions too. `deps.sync` needs none, because it installs only what was approved
-    before.
+    `deps.add` and `deps.remove` need approval like calls of a tool, because they change later sessions too. `deps.sync` needs none,
+    because it installs only what was approved before.
     """
 
     async def add(arguments: dict[str, Any]) -> object:

@@ -1,7 +1,4 @@
-"""Artifacts: data that outlives a session.
-
-The content of an artifact is written before its description, so that a reader finds a whole artifact or none.
-"""
+"""Artifacts: data that outlives a session. Content is written before its description, so that a reader finds a whole artifact or none."""
 
 import json
 import uuid
@@ -64,18 +61,12 @@ class Artifacts:
         return self._told(described)
 
     async def load(self, name: str) -> Any:
-        """Return the data of an artifact as it was saved. A table is parsed into a DataFrame.
-
-        Raise InvalidArgumentError if no artifact has that name.
-        """
+        """Return the data as it was saved, a table as a DataFrame. Raise InvalidArgumentError if no artifact has that name."""
         form, content = await self._content(name)
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return the data of an artifact for a session. A table is not parsed: its file is returned, and the session parses it.
-
-        Raise InvalidArgumentError if no artifact has that name.
-        """
+        """Return the data like `load`, but a table as its file, because the session parses it."""
         form, content = await self._content(name)
         return codec.Table(content) if form == "table" else _decode(form, content)
 
@@ -91,20 +82,14 @@ class Artifacts:
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Delete an artifact. Do nothing if no artifact has that name.
-
-        The storage is not locked, because a full Redis grants no lock, and deleting must work there to make room.
-        """
+        """Delete an artifact, if it exists. No lock is taken: a full Redis grants none, and deleting must work there to make room."""
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
         if described is not None:
             await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
-        """Return the description of an artifact, or None if there is none.
-
-        For a file that a person put into the folder, the description holds little more than the name and the form of the data.
-        """
+        """Return the description of an artifact, or None. A file that a person put into the folder has little more than name and form."""
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
 

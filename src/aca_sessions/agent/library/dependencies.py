@@ -1,7 +1,4 @@
-"""Dependencies: packages that sessions of an agent have. The storage keeps their requirements.
-
-The host installs them, not the code in a session.
-"""
+"""Dependencies: packages that an agent's sessions have. The storage keeps their requirements. The host installs them, not a cell."""
 
 import json
 from collections.abc import Sequence
@@ -43,13 +40,9 @@ class Deps:
         return [line for line in lines if line]
 
     async def remember(self, package: str, *, origin: str = "host") -> str:
-        """Add a requirement and return it. It replaces an earlier requirement for the same package.
+        """Add a requirement, such as `pandas>=2`, and return it. It replaces an earlier requirement for the same package.
 
-        Raise InvalidArgumentError if `origin` is a session, but the host added the earlier requirement.
-
-        Args:
-            package: The requirement, such as `pandas>=2`.
-            origin: Who adds it: `host` or `session`.
+        Raise InvalidArgumentError if `origin`, which is `host` or `session`, is a session, but the host added the earlier requirement.
         """
         self.check_unlocked()
         wanted = _name(package)
@@ -66,13 +59,9 @@ class Deps:
         return package
 
     async def forget(self, package: str, *, origin: str = "host") -> bool:
-        """Remove the requirement of a package. Return whether there was one.
+        """Remove the requirement of a package, given by its name or as a requirement. Return whether there was one.
 
         Raise InvalidArgumentError if `origin` is a session, but the host added the requirement.
-
-        Args:
-            package: The name of the package, or a requirement.
-            origin: Who removes it: `host` or `session`.
         """
         self.check_unlocked()
         unwanted = _name(package)
@@ -106,10 +95,7 @@ class Deps:
 
 
 class PackageChanges:
-    """The requests of cells to install or remove packages, which are carried out when no cell runs in the session.
-
-    The last request for each package counts.
-    """
+    """The requests of cells to install or remove packages, carried out when no cell runs. The last request for each package counts."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -149,10 +135,7 @@ class PackageChanges:
 
 
 async def install(session: Session, requirements: Sequence[str]) -> dict[str, Any]:
-    """Install packages one by one. Return a dict with the lists `installed`, `already_present` and `failed`.
-
-    If one failed, the dict also has `error`, the message of the last failure.
-    """
+    """Install packages one by one. Return a dict with the lists `installed`, `already_present`, `failed`, and the last `error` if any."""
     told: dict[str, Any] = {"installed": [], "already_present": [], "failed": []}
     for requirement in requirements:
         before = await _installed(session)
@@ -170,7 +153,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
 
-    `configured` is whether the storage had its requirement. The dict has it as `removed_from_config`.
+    The dict has `configured`, whether the storage had the requirement, as `removed_from_config`.
     """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):

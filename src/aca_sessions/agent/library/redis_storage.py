@@ -73,10 +73,7 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record. Return whether it existed.
-
-        The stamp of its kind is changed. A full Redis deletes the record as well, but then keeps no stamp.
-        """
+        """Delete a record and change its kind's stamp, which a full Redis cannot keep. Return whether the record existed."""
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -123,10 +120,7 @@ class RedisStorage:
         return f"{self._key(kind)}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage, for code without `await`.
-
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
-        """
+        """Return the skills, for code without `await`. Searches compare words, or meanings if `embed` returns a vector for each text."""
         from .skills import SkillLibrary
 
         return SkillLibrary(self._for_this_loop, embed)
@@ -138,10 +132,7 @@ class RedisStorage:
 
     @asynccontextmanager
     async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Open the same storage for the running event loop, for the block.
-
-        It has connections of its own, because those of `redis.asyncio` can only be used in the event loop that opened them.
-        """
+        """Open the same storage with connections of the running loop: those of `redis.asyncio` work only in the loop that opened them."""
         if isinstance(self._redis, BlockingRedis):
             yield self
             return

@@ -1,8 +1,4 @@
-"""Search in named texts, by one of two methods.
-
-It compares words and related words (BM25, without a model or network), or vectors of the texts if the caller gives a function that
-returns vectors.
-"""
+"""Search in named texts: by words and related words (BM25, without a model or network), or by vectors from the caller's function."""
 
 import asyncio
 import inspect
@@ -109,10 +105,7 @@ class Index:
         self._ranking = _ranking([words(texts[name]) + words(name) * _NAME_WEIGHT for name in self._names])
 
     def best(self, query: str, limit: int) -> list[str]:
-        """Return the names of the texts that match a query, the best first, at most `limit`.
-
-        Texts without any word of the query, or related to one, are left out.
-        """
+        """Return the names of at most `limit` texts with a word of the query or a related one, the best first."""
         wanted = [*dict.fromkeys(words(query))]
         if self._ranking is None or not wanted:
             return []
@@ -130,7 +123,7 @@ class Index:
 
 
 def _ranking(texts: list[list[str]]) -> "bm25s.BM25 | None":
-    """Return the BM25 ranking of texts, each of which is a list of words. Return None if there are no words."""
+    """Return the BM25 ranking of texts, given as lists of words, or None if there are no words."""
     if not any(texts):
         return None
     import bm25s  # imports scipy, which takes a third of a second: only a program that searches waits for it
@@ -173,10 +166,7 @@ class MeaningIndex:
         return self._rows
 
     async def _vectors(self, texts: list[str]) -> "np.ndarray":
-        """Return the vectors of texts as rows of length one, so that the product of two is their similarity.
-
-        Raise ConfigurationError unless `embed` returned one vector for each text, all of one length.
-        """
+        """Return the vectors of texts as rows of length one, so that the product of two is their similarity."""
         import numpy as np  # installed with semantic-kernel; only a program that searches waits for its import
 
         answered = await _answer(self._embed, texts)

@@ -1,7 +1,4 @@
-"""Skills: functions that code in a session, or the owner of the session, saved so that later sessions can find and call them.
-
-The host only parses their sources, with `ast`. They run only in sessions.
-"""
+"""Skills: functions saved by cells or the owner of a session, for later sessions. The host only parses them; they run in sessions."""
 
 import ast
 import asyncio
@@ -32,10 +29,9 @@ Try = Callable[[str, str], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skill:
-    """A skill in a storage.
+    """A skill in a storage. `origin` tells who saved it, `session` or `host`.
 
-    `origin` tells who saved it, `session` or `host`. `tested` tells whether examples in its docstring were run and held. `earlier` has up
-    to 10 older sources, the latest first.
+    `tested` tells whether examples in its docstring were run and held. `earlier` has up to 10 older sources, the latest first.
     """
 
     name: str
@@ -110,10 +106,7 @@ class Skills:
         return None if skill is None else {**skill.told(await self._uses(name)), "source": skill.source}
 
     async def source(self, name: str) -> str:
-        """Return the source of a skill, and count that the skill was used. The use is not counted if the storage cannot be written.
-
-        Raise InvalidArgumentError if no skill has that name.
-        """
+        """Return the source of a skill and count its use, if the storage can be written. Raise InvalidArgumentError for an unknown name."""
         skill = await self._read(name)
         if skill is None:
             raise InvalidArgumentError(f"there is no skill {checked(name)}: see skills.list()")
@@ -151,10 +144,7 @@ class Skills:
         return {**skill.told(), "source": skill.source}
 
     async def remove(self, name: str, *, origin: str = "host") -> bool:
-        """Remove a skill. Return whether it existed.
-
-        Raise InvalidArgumentError if a session (`origin`) would remove a skill that the host saved.
-        """
+        """Remove a skill. Return whether it existed. Raise InvalidArgumentError if a session (`origin`) would remove a host's skill."""
         # The host may remove any skill and takes no lock, because a full Redis gives none, and removing is what makes room there.
         async with contextlib.nullcontext() if origin == "host" else self._storage.locked("skills"):
             _check_owner(await self._read(name), origin)
@@ -245,7 +235,7 @@ def _check_owner(skill: Skill | None, origin: str) -> None:
 
 
 def _documentation(source: str) -> tuple[str, ...]:
-    """Return the first paragraphs of the docstrings of `run` and of the source, without empty ones. Return ("",) if there are none."""
+    """Return the first paragraphs of the docstrings of `run` and of the source, without empty ones, or ("",)."""
     function = entry(source)
     firsts = [_first(ast.get_docstring(node) or "") for node in (function, ast.parse(source))]
     return tuple(filter(None, firsts)) or ("",)
@@ -292,11 +282,9 @@ class SkillLibrary:
     """
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Use a function that opens the storage for one call. Each call of a method has a new event loop. Nothing is read yet.
+        """Use a function that opens the storage in the running event loop, for one call. Each call of a method has a new event loop.
 
-        Args:
-            opening: Returns a context manager that opens the storage in the running event loop.
-            embed: Returns a vector for each text, so that searches compare meanings. By default searches compare words.
+        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """
         self._opening = opening
         self._embed = embed

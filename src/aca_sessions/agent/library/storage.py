@@ -1,7 +1,4 @@
-"""The storage of skills, artifacts and dependencies, which outlive a session. A reader of a record never gets a part of it.
-
-Models choose names of records, so each storage validates them.
-"""
+"""The storage of skills, artifacts and dependencies. No reader gets a part of a record. Names are validated, because models choose them."""
 
 import asyncio
 import contextlib
@@ -49,7 +46,7 @@ class Storage(Protocol):
         ...
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a text that differs from the earlier one after a record of the kind was written or deleted.
+        """Return a text that changes when a record of the kind is written or deleted.
 
         Return None if changes cannot be detected now; the caller must then read all records again.
         """
@@ -128,10 +125,7 @@ class FileStorage:
         return str(self._file(kind, name))
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage, for code without `await`.
-
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
-        """
+        """Return the skills, for code without `await`. Searches compare words, or meanings if `embed` returns a vector for each text."""
         from .skills import SkillLibrary
 
         return SkillLibrary(lambda: nullcontext(self), embed)
@@ -268,10 +262,7 @@ class MemoryStorage:
         return f"memory:{kind}/{name}"
 
     def get_skill_library(self, embed: "Embed | None" = None) -> "SkillLibrary":
-        """Return the skills in this storage, for code without `await`.
-
-        `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
-        """
+        """Return the skills, for code without `await`. Searches compare words, or meanings if `embed` returns a vector for each text."""
         from .skills import SkillLibrary
 
         return SkillLibrary(lambda: nullcontext(self), embed)

@@ -1,7 +1,4 @@
-"""Programs of the host as tools. They are started with a list of arguments, never by a shell.
-
-A value from a session is passed so that the program cannot read it as an option.
-"""
+"""Programs of the host as tools. They get a list of arguments, never a shell's text, and cannot read a session's value as an option."""
 
 import asyncio
 import contextlib
@@ -32,8 +29,7 @@ class Option:
         """Return the arguments of a program for this option and a value: one for each item of a list, none for False.
 
         Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise
-        ToolFailedError if the value is neither text nor a number, or if it is "" or "=" for a short option, which would then take the next
-        argument as its value.
+        ToolFailedError for other values than text and numbers, and for "" and "=" after a short option.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -51,9 +47,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A way to call a program, as a tool of its own.
+    """A way to call a program, as a tool of its own. `preset` has options and values that are always passed.
 
-    `preset` has options and values that are always passed. `parameters` names the others that a call may pass, None means all.
+    `parameters` names the others that a call may pass, None means all.
     """
 
     name: str
@@ -94,10 +90,7 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the command line for a call, as a list of arguments.
-
-        Raise ToolFailedError if a value is neither text nor a number, or is too long, or if a positional one begins with `-`.
-        """
+        """Return a call's arguments. Raise ToolFailedError for a value of a wrong type, too long, or that could be read as an option."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
         plain = []
@@ -114,7 +107,7 @@ class Program:
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the values of the positional arguments in their order. Raise ToolFailedError if one is missing before another.
+        """Return the values of the positional arguments in order. None may be missing before another.
 
         Otherwise the program would take the later value for the missing one, and that value may be one that a recipe has set.
         """
@@ -153,10 +146,7 @@ class Program:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program and its process group if it is still running, and wait until it has ended.
-
-    The wait is at most 2 s, because another process may hold the program's pipes open.
-    """
+    """Kill a program's process group and wait until the program has ended: at most 2 s, because another process may hold its pipes open."""
     if process.returncode is None:
         _kill(process)
         with contextlib.suppress(TimeoutError):
@@ -170,10 +160,9 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
-    """Read an output of a program to its end and return it as text.
+    """Read an output of a program to its end. If it has more than 4 MB, kill the program and raise ToolFailedError.
 
-    If the program writes more than 4 MB, kill it and raise ToolFailedError. The excess is read nevertheless, because asyncio reports the
-    end of a process only when its pipes are at their end.
+    The excess is read too, because asyncio reports the end of a process only when its pipes are at their end.
     """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):

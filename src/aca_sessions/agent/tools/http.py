@@ -18,10 +18,7 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of an API. Names in braces in `path` are replaced by arguments.
-
-    The other arguments are sent in the query (GET, HEAD, DELETE) or as a JSON body.
-    """
+    """One endpoint of an API. Arguments replace the names in braces in `path`. Others are the query (GET, HEAD, DELETE) or a JSON body."""
 
     name: str
     method: str = "GET"
@@ -110,8 +107,7 @@ async def _body(response: httpx.Response) -> bytes:
 def _content(response: httpx.Response, body: bytes) -> object:
     """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
-    Raise ToolFailedError for an error or a redirect. Redirects are not followed, because they would send a session's values to another
-    address.
+    Redirects count as failures, because following them would send a session's values to another address.
     """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
@@ -124,10 +120,7 @@ def _content(response: httpx.Response, body: bytes) -> object:
 
 
 def _segment(name: str, value: object) -> str:
-    """Return a value as one segment of a URL's path, with all special characters quoted, so that it cannot change the path.
-
-    Raise ToolFailedError if it is empty or has only dots, because quoting would not help then. The message has `name`, the parameter.
-    """
+    """Quote a value as one segment of a path, which it cannot change. Quoting does not help if it is empty or has only dots."""
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
         raise ToolFailedError(f"{name} must not be empty or only dots, because it is a part of the path, got {text!r:.80}")

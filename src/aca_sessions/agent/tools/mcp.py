@@ -18,10 +18,7 @@ _OPENING_SECONDS = 30.0
 
 
 class McpServer:
-    """The tools of one MCP server, named `name.tool`.
-
-    If no `effect` is given, the server's annotations decide the effect of each tool. A tool without annotations counts as one that writes.
-    """
+    """The tools of an MCP server, named `name.tool`. Their `effect` is by default that of the server's annotations, else `write`."""
 
     def __init__(
         self,
@@ -124,10 +121,7 @@ class McpServer:
 
 
 def _effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Return the effect of a tool according to its annotations, which are only claims of the server.
-
-    `readOnlyHint` means `read`, `destructiveHint` means `irreversible`. Without either, the tool counts as one that writes.
-    """
+    """Return the effect of a tool by its annotations, which are only claims of the server. A tool without any counts as writing."""
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"

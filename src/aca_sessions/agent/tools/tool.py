@@ -32,8 +32,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    Calls wait for each other if together they could exceed a limit. With a limit of seconds, as many calls run at a time as fit into it.
-    With a limit of bytes, calls run one after another, and the result of the last call may exceed the limit.
+    With a limit of seconds, as many calls run at a time as fit into it. With a limit of bytes, calls run one after another, and the result
+    of the last call may exceed the limit.
     """
 
     calls: int | None = None
@@ -59,10 +59,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function of the host that cells can call. `act` is called with the arguments as a dict.
-
-    Without an `effect` it counts as one that writes. `seconds` is the time limit of a call.
-    """
+    """A function of the host for cells. `act` gets the arguments as a dict. `seconds` limits a call. `effect` defaults to `write`."""
 
     name: str
     act: Callable[[dict[str, Any]], Awaitable[object]]
@@ -140,10 +137,7 @@ class ToolSource(Protocol):
 
 
 def check(value: object, schema: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError if a value does not match a JSON schema. Keywords other than `anyOf`, `type`, `enum` and `items` are ignored.
-
-    `where` names the value in the message of the error.
-    """
+    """Raise TypeError if a value does not match a JSON schema. Only `anyOf`, `type`, `enum` and `items` count. `where` names the value."""
     if options := schema.get("anyOf"):
         if not any(_fits(value, option, where) for option in options):
             raise TypeError(f"{where} must be {' or '.join(map(_expected, options))}, got {_got(value)}")
@@ -217,7 +211,7 @@ def _tool_of(function: Callable[..., Any], options: Mapping[str, Any]) -> Tool:
 
 
 async def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
-    """Call the function of a tool and return its result. A function that is not async runs in a thread, because it may block."""
+    """Call the function of a tool. A function that is not async runs in a thread, because it may block."""
     if inspect.iscoroutinefunction(function):
         return await function(**arguments)
     answer = await asyncio.to_thread(_run, function, arguments)
