@@ -132,10 +132,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used.
-
-    So `import aca_sessions` alone loads none of the libraries behind the names (PEP 562).
-    """
+    """Import a public name at its first use, so that `import aca_sessions` alone loads none of the libraries behind the names (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -162,10 +162,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the index of the innermost open element that is in `names`, or None.
-
-        The search goes outwards and stops at the first element that is in `until` and not in `names`.
-        """
+        """Return the index of the innermost open element in `names`, or None. Stop at an element in `until` that is not in `names`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place

@@ -112,10 +112,7 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it. If that loop is closed, end all processes at once.
-
-        In a forked process do nothing, because everything belongs to the parent.
-        """
+        """Close everything on the event loop that opened it, or at once if that loop is closed. A fork leaves it all to its parent."""
         loop = self._loop
         if not self._owner.is_here:
             self._stack.pop_all()
@@ -144,10 +141,7 @@ class Stack(AsyncExitStack):
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a stack on its event loop, which runs in another thread.
-
-    Raise PoolError after 10 s, because the caller may block that loop. The loop then closes the stack as soon as it is free.
-    """
+    """Close a stack on its event loop in another thread. Raise PoolError after 10 s, but the loop closes the stack once it is free."""
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -283,10 +277,7 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """Return the collection of named environments for sessions. `tell` is called with each line of progress.
-
-    New environments are made from the package source of the settings.
-    """
+    """Return the named environments. `tell` gets each line of progress. New ones are made from the package source of the settings."""
     from .sandbox.packages.environments import Environments
 
     return Environments(_package_source(settings.Packages), tell)
@@ -341,10 +332,7 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication of requests: a key if one is configured, None for a socket file, otherwise Azure's own sign-in.
-
-    Raise ConfigurationError if an endpoint outside Azure has no key.
-    """
+    """Return the authentication of requests: a key if one is configured, None for a socket file, otherwise Azure's own sign-in."""
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
     key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""

@@ -28,10 +28,7 @@ _MODEL_LABELS = (
 
 
 def shown_name(name: str, longest: int = 200) -> str:
-    """Return a name as it is if it has only letters, digits and marks that separate nothing. Otherwise quote and escape it with `repr`.
-
-    If the name is longer than `longest`, only its beginning and its end are kept.
-    """
+    """Return a name, quoted by `repr` unless it has only letters, digits and harmless marks. The middle of a long name is left out."""
     if len(name) > longest:
         half = longest // 2
         name = f"{name[:half]}…{name[-half:]}"
@@ -39,10 +36,7 @@ def shown_name(name: str, longest: int = 200) -> str:
 
 
 def shown_caption(text: str) -> str:
-    """Return a description as one line of at most 200 characters.
-
-    The line is quoted with `repr` if a reader could take it for more than one item of a list, or for a label.
-    """
+    """Return a description as one line of at most 200 characters, quoted if a reader could take it for several items or a label."""
     line = " ".join(text.split())[:_LONGEST_CAPTION]
     return repr(line) if "; " in line or not line.isprintable() or _model_label().search(line) else line
 
@@ -58,10 +52,7 @@ def for_model(text: str) -> str:
 
 
 def for_terminal(text: str) -> str:
-    """Return text for a terminal: `QUOTE` is put before labels of the host, and control characters are escaped, except those of colours.
-
-    If the text sets a colour, the sequence that ends it comes last.
-    """
+    """Return text for a terminal: labels of the host get `QUOTE`, controls are escaped, and a colour that the text sets is ended."""
     screen = Screen()
     return screen.take(text) + screen.flush() + screen.reset()
 
@@ -78,10 +69,7 @@ class Screen:
         self._coloured = False
 
     def take(self, text: str) -> str:
-        """Add a piece of text and return what can be written now.
-
-        An end that may become a label or a control sequence is held back until the next piece shows what it is.
-        """
+        """Add a piece of text and return what can be written now. An end that may become a label or a control sequence is held back."""
         pending, before = self._held + text, ""
         if self._cut:
             whole = self._cut + pending

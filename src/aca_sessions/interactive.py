@@ -376,10 +376,7 @@ class InteractiveSession:
         return f"<{self._name} {'open' if self._opened else 'closed'}>"
 
     def _call(self, method: Method[Arguments, Answer], *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        """Call an async method of Session on the event loop's thread, wait for its result and return it.
-
-        A KeyboardInterrupt in the caller's thread cancels the call. Raise ACASessionsError if the session is closed meanwhile.
-        """
+        """Call an async method of Session on the loop's thread and return its result. KeyboardInterrupt here cancels the call."""
         portal, session = self._live()
         acting: Future[Answer] = self._track(portal.start_task_soon(partial(method, session, *arguments, **options)))
         try:

@@ -46,12 +46,9 @@ class Ledger:
         return _UNCHANGED if since >= self.position else state_between(self._after(since), since, until)
 
     def record(self, since: int, start: int, end: int) -> Record:
-        """Return the part of the ledger that a response carries to a client.
+        """Return the entries up to position `end` that a client lacks if it knows the ledger up to position `since`.
 
-        Args:
-            since: The position up to which the client knows the session. If the execution began earlier, that position is used.
-            start: The position at which the execution began.
-            end: The position at which it ended.
+        Those after `start`, at which the execution began, are included even if the client knows them.
         """
         since = min(since, start)
         entries = [entry for entry in self._after(since) if entry.position <= end]
@@ -119,17 +116,11 @@ class Delivered:
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> frozenset[int]:
-        """Return the positions of entries that the caller asked for before the cell.
-
-        Those that it asked for while the cell ran are reported.
-        """
+        """Return the positions that the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
         return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for its caller. Move the position to the record's end, so that the same is not reported again.
-
-        A result without a record is returned as it is and moves nothing.
-        """
+        """Return the result with the state for its caller, and move to the record's end. A result without a record stays as it is."""
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
             return result
@@ -145,10 +136,7 @@ class Delivered:
         return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move to the end of a record that was delivered.
-
-        Do nothing if the record ends earlier, because results may arrive out of order.
-        """
+        """Move to the end of a delivered record, unless the record ends before the position: results may arrive out of order."""
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.first = record.ledger, record.end, _UNCHANGED
             if self.asked:
@@ -190,10 +178,7 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with another state and other changes.
-
-    An error of the host (TimeoutError, InterpreterDied) describes the state in its message, so its message and stderr are changed too.
-    """
+    """Return the result with another state and other changes. A host's error has the state in its message and stderr, which change too."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
@@ -203,12 +188,9 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 
 
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
-    """Return the state after one more entry. A rollback returns to the state at its checkpoint, including a loss that happened before that.
+    """Return the state after one more entry. A rollback returns to the state at its checkpoint, including an earlier loss.
 
-    Args:
-        entry: The entry.
-        states: The states so far, each with the position since which it holds.
-        asked: Whether the caller asked for the entry.
+    `states` are those so far, each with the position since which it holds. `asked` is whether the caller asked for the entry.
     """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
@@ -244,18 +226,12 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what is reported of a part after a rollback. `past` is what was reported of it at the checkpoint.
-
-    A loss from before the checkpoint remains a loss. Otherwise the part is rolled back, or kept if the caller asked for that.
-    """
+    """Return what is reported of a part after a rollback, given what was reported at the checkpoint: an earlier loss remains a loss."""
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Return the state with its reason and checkpoint after a rollback.
-
-    If a loss from before the checkpoint was not reported yet, its reason stays.
-    """
+    """Return the state with its reason and checkpoint after a rollback. The reason of an unreported loss before the checkpoint stays."""
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)

@@ -61,12 +61,9 @@ class Line:
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Issue a ResourceWarning at this line, because an object that was made here was never closed.
+        """Issue a ResourceWarning at this line: the object `what` was never closed by the statement `remedy`.
 
-        Args:
-            what: The object, as the message names it.
-            remedy: The statement that closes it.
-            source: The object itself, for tracemalloc.
+        `source` is the object itself, for tracemalloc.
         """
         message = f"{what} made at {self.file}:{self.number} was never closed: use '{remedy}'"
         # `warnings.warn` with a stack level cannot name the line: it left the stack long before.
@@ -99,10 +96,7 @@ class Tasks:
         return task
 
     async def to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Run a coroutine and return its result. The coroutine continues if the caller is cancelled.
-
-        Use this for work that must not stop halfway, because something half opened or half closed would leak.
-        """
+        """Run a coroutine to its end, even if the caller is cancelled, because something half opened or half closed would leak."""
         task = self.own(work)
         task.add_done_callback(_look_at)
         return await asyncio.shield(task)
@@ -146,13 +140,7 @@ async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
 
 
 async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], None], limiter: CapacityLimiter | None = None) -> Result:
-    """Make something in a worker thread and return it. If the caller is cancelled, the thread continues, then undoes what it made.
-
-    Args:
-        make: Makes the thing, in the thread.
-        undo: Undoes it, if the caller was cancelled and does not get it.
-        limiter: Limits how many threads run at the same time.
-    """
+    """Make something in a worker thread. If the caller is cancelled, the thread continues, then calls `undo` with what it made."""
     handover = _Handover(make, undo)
     try:
         await to_thread.run_sync(handover.make, limiter=limiter)
@@ -204,10 +192,7 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log an unexpected failure in one line, and its traceback at DEBUG. Return an id that is in both, so that they can be matched.
-
-    The line leaves out the exception's message, which may hold what a user sent.
-    """
+    """Log a failure in one line without its message, which may hold user data, and its traceback at DEBUG. Return the id that both have."""
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -41,10 +41,7 @@ def render(result: CodeExecutionResult) -> str:
 
 
 def clip(text: str, room: int) -> str:
-    """Return a text as it is if it has at most `room` characters.
-
-    Otherwise return its head and tail, with a note on how to read the rest.
-    """
+    """Return a text of at most `room` characters as it is, otherwise its head and tail with a note on how to read the rest."""
     if len(text) <= room:
         return text
     half = room // 2
@@ -64,10 +61,7 @@ def _error(result: CodeExecutionResult) -> str:
 
 
 def _users_part(traceback: str) -> str:
-    """Return a traceback without its frames in libraries, which describe the library and not the code that was sent.
-
-    If no frame is in the user's code, return all of it.
-    """
+    """Return a traceback without frames in libraries, which do not describe the code that was sent, or all if there are no others."""
     body = _HEADER.sub("", traceback).strip("\n")
     *frames, last = _FRAME.split(body)
     last, separator, conclusion = last.rpartition("\n\n")
@@ -99,10 +93,7 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """Return what a model reads of a display: normally its plain text.
-
-    If that is only the repr of an IPython display object, use its Markdown, LaTeX or JSON instead, else say how much HTML was shown.
-    """
+    """Return what a model reads of a display: its plain text, or if that is only a repr of IPython, its source or a note on its HTML."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
@@ -143,10 +134,7 @@ def _size(size: int) -> str:
 
 
 def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, str]:
-    """Return what a notebook shows of a result, as plain text and as HTML.
-
-    The HTML has the output and stderr, then the displays, then the line about the session's state.
-    """
+    """Return a result as plain text and as HTML: the output and stderr, then the displays, then the line about the session's state."""
     parts = [f"<pre>{escape(for_terminal(text))}</pre>" for text in (result.output, result.stderr) if text]
     for display in result.displays:
         parts += _as_html(trusted(display, html), is_told=display.data.get("text/plain") == result.text)
@@ -182,10 +170,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """Return HTML for a page as `text/html`: cleaned, or with `raw` in a frame. Return {} if cleaning leaves nothing.
-
-    If scripts are left out, add a note, and show the display's text if nothing else is left.
-    """
+    """Return HTML as `text/html`, cleaned, or with `raw` in a frame; {} if nothing is left. If scripts are left out, a note says so."""
     if html == "raw":
         return {"text/html": sandboxed(source)}
     written = cleaned(source)

@@ -60,10 +60,7 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the number of the line of a key, which is given by its path.
-
-        If the file lacks the key, return the line of its nearest parent.
-        """
+        """Return the line of a key, given by its path, or of its nearest parent if the file lacks the key."""
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
@@ -81,10 +78,7 @@ def _as_plain_json(text: str) -> str:
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield the keys of the object, or the indexes of the list, at a position. Yield nothing for any other value.
-
-    Each comes with the position of the key, or of the item, and the position of its value.
-    """
+    """Yield the keys of the object, or the indexes of the list, at a position, each with the positions of itself and of its value."""
     opening, index = text[position], 0
     if opening not in "{[":
         return
@@ -110,9 +104,7 @@ def _skip_space(text: str, position: int) -> int:
 def check_variables(section: str, known: Mapping[str, Collection[str]]) -> None:
     """Raise ConfigurationError for an environment variable that is not a setting, and for two that contradict each other.
 
-    Args:
-        section: The beginning of the variables' names, in any case.
-        known: The settings, each with the keys below it.
+    `section` begins the variables' names, in any case. `known` has the settings, each with the keys below it.
     """
     prefix, found = f"{section}__".lower(), dict[str, tuple[str, str]]()
     for variable, value in os.environ.items():
@@ -207,10 +199,7 @@ def _is_web_address(endpoint: str) -> bool:
 
 
 def _split(value: object) -> object:
-    """Return a text as a tuple of the words in it, or as the JSON list that it holds. Return any other value as it is.
-
-    Commas, semicolons and spaces separate words.
-    """
+    """Return a text as a tuple of its words (between commas, semicolons or spaces) or as its JSON list. Other values stay as they are."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -447,10 +436,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources, in each of which flat names were moved to their sections.
-
-        So a flat name in the environment overrides a section in a file.
-        """
+        """Return the sources with flat names moved to their sections: a flat name in the environment overrides a section in a file."""
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
@@ -477,10 +463,7 @@ class _Source:
         return len(keys)
 
     def place_of(self, *keys: str | int) -> str:
-        """Return the beginning of an error message about a key: the name of this source and, in a file, the line.
-
-        It is '' for arguments.
-        """
+        """Return the beginning of an error message about a key: this source's name and, in a file, the line. It is '' for arguments."""
         return f"{self.name}, line {self.file.line_of([SECTION, *keys])}: " if self.file else self.name and f"{self.name}: "
 
 

@@ -49,19 +49,13 @@ _hosts: "weakref.WeakSet[Host]" = weakref.WeakSet()
 
 
 def hashed(name: str) -> str:
-    """Return the first 12 hex digits of the SHA-256 of a session's name, for logs and metrics.
-
-    The name itself must stay secret, because it gives access to the session.
-    """
+    """Return the first 12 hex digits of a session name's SHA-256. The name itself is secret, because it gives access to the session."""
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 @contextmanager
 def span(step: str, session_id: str | None = None, **attributes: int | float | str) -> Iterator[Span]:
-    """Open a span for the block, below the caller's current span.
-
-    If the block raises, record the type of the exception, but not its message.
-    """
+    """Open a span for the block, below the caller's current span. If the block raises, record the exception's type, not its message."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no program has set up tracing
         yield trace.INVALID_SPAN
         return
@@ -86,10 +80,7 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Add a server to the memory metric, for as long as the server lives.
-
-    Add 0 to the counters of losses, refusals and lost events of the audit log, so that exporters show them before the first event.
-    """
+    """Add a server to the memory metric for as long as it lives, and add 0 to the counters of losses, refusals and lost audit events."""
     _hosts.add(host)
     # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
@@ -134,10 +125,7 @@ def cell_running() -> Iterator[None]:
 
 
 def cell_ended(result: CodeExecutionResult) -> None:
-    """Record the duration and the outcome of an execution on the server.
-
-    If the result reports a death of the interpreter, count a loss, even if the session continued from a checkpoint.
-    """
+    """Record an execution's duration and outcome on the server. A death counts as a loss even if a checkpoint restored the session."""
     _cell_seconds.record(result.duration, {"outcome": "succeeded" if result.error is None else outcome(result), "state": result.state.kind})
     reason = (result.state.reason or "").partition(",")[0]
     # `session_ended` counts expiries.
