@@ -258,7 +258,7 @@ class Executions:
             self._tasks.start(self._interrupt(execution))
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Send a cell the reply to question `number`, None if there is none. Raise ProblemError (409) if the cell does not wait for it."""
+        """Send a cell the caller's reply, if any, to question `number`. Raise ProblemError (409) if the cell does not wait for it."""
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
@@ -298,7 +298,7 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Report the execution with the state since the previous cell, which counts a death between the two, and drop old results."""
+        """Report the execution with the state since the previous cell, to count deaths between cells. Drop results beyond the limits."""
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:

@@ -59,7 +59,7 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """Append a line in one write(2), so that lines of several processes do not mix. If a full disk cut off the last one, end that."""
+        """Append a line in one write(2), so that lines of several processes do not mix. First end a line that a full disk cut off."""
         self._reopen_if_moved()
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)

@@ -156,7 +156,7 @@ def range_of(request: Request) -> tuple[int, int | None]:
 async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
     """Return the parsed JSON of a request. `default` is parsed in place of an empty body.
 
-    Raise ProblemError: 413 if more than `most` bytes are announced, or come, as a client can send more than it announced; 400 if not JSON.
+    Raise ProblemError: 400 if it is not JSON, 413 if more than `most` bytes come or are announced. A client can send more than announced.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:

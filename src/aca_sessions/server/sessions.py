@@ -180,7 +180,7 @@ class Sessions:
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host. The first call finds out by trying, and so does the next after a failure."""
+        """Return what separates sessions from this host, found out by trying at the first call, and again at the next after a failure."""
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
@@ -219,7 +219,7 @@ class Sessions:
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError: 404 if it is unknown, 410 if its result was dropped, 503 while draining."""
+        """Return an execution of a session. Raise ProblemError: 404 if unknown, or 503 while draining; 410 if its result was dropped."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
