@@ -259,7 +259,7 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """Return the identifiers of the requested branches, and whether to reseed their random numbers. Raise ProblemError if invalid."""
+    """Return the identifiers of the requested branches, and whether each gets new random seeds. Raise ProblemError for an invalid body."""
     match body:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
             if len({*names}) == len(names):

@@ -273,7 +273,7 @@ def decode_error(stderr: str) -> CodeError:
 
 
 def guess_state(stderr: str) -> State:
-    """Return the state after a failed cell, guessed from Azure's messages after a timeout and after a crash. Otherwise it is kept."""
+    """Return the state after a failed cell, guessed from Azure's messages after a timeout and after a crash. Other text counts as kept."""
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
