@@ -203,7 +203,7 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close one open connection, chosen in this order: without the key, of the address with the most `weight`, waiting longest."""
+        """Close one open connection, chosen in this order: without the key, of the address with most total `weight`, waiting longest."""
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
         for slot in open_ones:

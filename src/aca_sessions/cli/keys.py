@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def api_key(options: argparse.Namespace) -> str | None:
-    """Return the key of callers in the options or the environment, or None. Raise ConfigurationError if its file holds none."""
+    """Return the key of callers in the options or the environment, or None. Raise ConfigurationError if its file cannot be used."""
     file: Path | None = options.api_key_file
     if file is None:
         given: str | None = options.api_key or None

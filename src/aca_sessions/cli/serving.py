@@ -49,7 +49,7 @@ _REDIRECT = (
 
 
 async def serve(options: argparse.Namespace, welcome: Welcome | None = None) -> int:
-    """Serve sessions over HTTP until a signal, and return the exit code. Call `welcome` with the address and key, or print them."""
+    """Serve sessions over HTTP until a signal, and return the exit code. Once reachable, print address and key, or call `welcome`."""
     key = _key(options)
     listener = _listen_on_file(options.socket) if options.socket else listen_on_port(options.host, options.port)
     if options.access_log:
@@ -85,7 +85,7 @@ def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bo
 
 
 def _open_in_browser(folder: Path, address: str) -> None:
-    """Open the address by way of a file of this user: it holds the key, and every user can read a browser's arguments (proc(5))."""
+    """Open the address by way of a private file: the address holds the key, and every user can read a browser's arguments (proc(5))."""
     # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
     file.write_text(_REDIRECT.format(address=html.escape(address)))
@@ -199,7 +199,7 @@ class Server(uvicorn.Server):
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """Return the key that callers must send, by default a new one. None: with --no-api-key, or on a socket file without a given key."""
+    """Return the key of callers, by default a new one. Return None with --no-api-key, and on a socket file if none is given."""
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError(
@@ -271,7 +271,7 @@ def address(listener: socket.socket) -> str:
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """Return the host names that Host and Origin may have; an empty set allows all. Others may be a web page's own (DNS rebinding)."""
+    """Return the host names that Host and Origin may have; an empty set allows all. A web page may point others here (DNS rebinding)."""
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE

@@ -25,7 +25,7 @@ def settings_at(endpoint: str | None) -> Settings:
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
-    """Return the settings as `settings_at` does. Raise ConfigurationError without an Endpoint: `what` needs sessions that stay."""
+    """Return the settings as `settings_at` does. Raise ConfigurationError without an Endpoint: `what` needs sessions that outlive it."""
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
