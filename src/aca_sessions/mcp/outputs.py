@@ -68,11 +68,11 @@ class Outputs:
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Forget which files a session has, because it ended or was rolled back. It gets those that it shared again if it continues."""
+        """Forget which files a session has, because it ended or was rolled back. Those that it shared stay, and return if it continues."""
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Before a cell, write into its session what others shared since its last cell. Create outputs/ if the session is not started."""
+        """Before a cell, write into its session what other sessions shared since its last cell. Create outputs/ if it is not started."""
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
@@ -92,10 +92,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep what a session changed below outputs/ for the others, and return the files. Call this after anything that may have written.
+        """Keep what a session changed below outputs/ for the client's other sessions, and return which files these are.
 
-        The folder is listed each time, because a cell's result has no files if the workspace has too many, and never those that background
-        processes write.
+        Call this after anything that may have written. The folder is listed each time, because a cell's result has no files if the
+        workspace has too many, and never those that background processes write.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
