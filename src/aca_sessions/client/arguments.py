@@ -121,10 +121,7 @@ def checked_folder(path: object) -> str:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path into the folder relative to /mnt/data and the name.
-
-    A path outside /mnt/data is refused: moving it below /mnt/data would write another file than asked.
-    """
+    """Split a path into the folder relative to /mnt/data and the name. Moving an outside path there would write another file than asked."""
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
         raise InvalidArgumentError(

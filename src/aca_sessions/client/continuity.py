@@ -50,12 +50,9 @@ class Continuity:
     """The ledgers of an endpoint's sessions, kept by markers. Only the latest 10,000 sessions are remembered."""
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create the ledgers of one endpoint.
+        """Create the ledgers of one endpoint. `run` runs a cell of the client in a session.
 
-        Args:
-            run: Runs a cell of the client in a session.
-            verify_after: Seconds without use after which the marker is looked for before the next cell.
-            clock: Returns monotonic seconds.
+        After `verify_after` seconds without use, the marker is looked for before the next cell. `clock` returns monotonic seconds.
         """
         self._run = run
         self._verify_after = verify_after
@@ -80,11 +77,7 @@ class Continuity:
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
         """Return the result of a user's cell that snippets ran, with the ledger's record. Record a loss that only the result reports.
 
-        Args:
-            session_id: The session.
-            result: The result.
-            start: The ledger's position when the cell began.
-            caller: The caller's position in the ledger.
+        `start` is the ledger's position when the cell began, and `caller` has the caller's position.
         """
         known = self._known(session_id)
         if result.state.kind != "kept":
@@ -94,10 +87,7 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result with its record for the caller.
-
-        A result with the state `unknown` gets none and so moves no position: the next result reports all that happened.
-        """
+        """Return the result with its record. With the state `unknown` it gets none, so that the next result reports all that happened."""
         if result.state.kind == "unknown":
             return result
         since = caller.position if caller.ledger == known.ledger.id else known.ledger.fetched

@@ -205,10 +205,7 @@ class Executions:
     async def run(self, session_id: str, call: ExecutionCall, caller: Delivered | None = None) -> CodeExecutionResult:
         """Run a cell and return its result. Cancelling the call interrupts the cell, if the endpoint can interrupt cells.
 
-        Args:
-            session_id: The session.
-            call: The cell and its limits.
-            caller: The caller's position in the session's ledger. The result reports what happened since.
+        The result reports what happened since the position of `caller` in the session's ledger.
         """
         caller = caller or Delivered()
         id = str(uuid.uuid4())
