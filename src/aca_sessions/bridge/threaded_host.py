@@ -278,11 +278,7 @@ class _Cell:
         """Hold a meeting and return its report. If there is none, try again, but without the source, so that the cell cannot run twice.
 
         Raise _EndedError if no try returned a report, or if the session was lost. Raise the error of a request that should start the cell.
-
-        Args:
-            begin: The source of the cell, to start it.
-            interrupt: Whether to interrupt the cell.
-            wait: How many seconds the session waits for calls or for the cell's end.
+        The session waits at most `wait` seconds for calls or for the cell's end.
         """
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
