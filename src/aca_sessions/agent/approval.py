@@ -199,10 +199,7 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result, given as JSON and as the contents of its files, by name.
-
-    The names are random, so each is first replaced by the hash of the file's content.
-    """
+    """Return the SHA-256 of a result, given as JSON and as the contents of its files by random names, which it does not depend on."""
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

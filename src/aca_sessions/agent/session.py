@@ -308,11 +308,7 @@ class Live:
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
         """Prepare a leased session. Its cells can make no host call before `answer_with`.
 
-        Args:
-            pool: The pool that leased the session.
-            session: The session.
-            runner: Returns the function that runs cells of a session, which depends on the endpoint.
-            why_not: Why cells cannot call tools, or "" if they can.
+        `runner` returns the function that runs cells of a session. `why_not` is why cells cannot call tools, or "" if they can.
         """
         self.session = session
         self.capabilities = frozenset[str]()

@@ -32,8 +32,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    With a limit of seconds, as many calls run at a time as fit into it. With a limit of bytes, calls run one after another, and the result
-    of the last call may exceed the limit.
+    Calls wait if together they could exceed a limit: with seconds, as many run at a time as fit; with bytes, they run one after another,
+    and the result of the last one may exceed the limit.
     """
 
     calls: int | None = None
