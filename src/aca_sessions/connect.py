@@ -146,8 +146,8 @@ async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
         raise PoolError(
-            f"cannot close this within {_OTHER_LOOP_SECONDS:g} s: the event loop that opened it is busy, and closes it once it is free. "
-            "Close it in that loop, and do not block that loop meanwhile"
+            f"the pool, client or server is not closed after {_OTHER_LOOP_SECONDS:g} s: the event loop that opened it is busy, and closes "
+            "it later. Close it in that loop, and do not block that loop"
         )
     await closing
 

@@ -402,3 +402,8 @@ def spans() -> InMemorySpanExporter:
 
 def test_the_environment_of_the_tests_has_no_key() -> None:
     assert "OPENAI_API_KEY" not in os.environ
+
+
+def test_settings_in_the_place_of_a_pool_are_refused_at_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="got Settings: pass them by name"):
+        PythonCodeInterpreterPlugin(Settings())  # type: ignore[arg-type]

@@ -141,6 +141,8 @@ class ModelSession:
                 environment.
             max_output: About how many characters of a result a model reads.
         """
+        if isinstance(pool, Settings):
+            raise InvalidArgumentError("pool must be a SessionPool, got Settings: pass them by name, as in settings=Settings(…)")
         self._source = _Source(pool, settings)
         self._closes_source = True
         self._session_id = session_id or f"model-{uuid.uuid4()}"
