@@ -18,9 +18,9 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of the certificate and its key in a folder. Make both if one is missing, ends within a day or is for another host.
+    """Return the paths of a folder's certificate and key. Make both if one is missing or the certificate ends within a day or lacks `host`.
 
-    A certificate of the user's own is never replaced. Raise ConfigurationError if it has ended or lacks its key, or if the folder cannot
+    A certificate of the user's own is never replaced. Raise ConfigurationError if it has expired or has no key, or if the folder cannot
     be used.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"

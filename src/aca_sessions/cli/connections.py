@@ -84,7 +84,7 @@ class ConnectionSlot:
 
     @property
     def phase(self) -> str:
-        """Return what the connection waits for, as `Connection.phase` does. During a TLS handshake it is "head", too."""
+        """Return what the connection waits for: "head" during a TLS handshake, otherwise its protocol's `phase`."""
         return self.protocol.phase if self.protocol is not None else "head"
 
     @property
@@ -124,7 +124,7 @@ class ConnectionSlot:
     def _waiting(self) -> int:
         """Return how many bytes of a response the client has not taken, including those in the kernel.
 
-        The kernel takes more only once a third of its buffer is free. That may be megabytes, and until then a slow reader would look idle.
+        Without those, a slow reader would look idle until it has read a third of the kernel's buffer, which may be megabytes.
         """
         import fcntl
         import termios
@@ -171,9 +171,9 @@ class Connections(ServerState):
         return self._slots.get(transport.get_extra_info("socket").fileno())
 
     def close_one(self) -> bool:
-        """Close the least important connection among those that do no work for a caller. Return False if there is none.
+        """Close the least important connection that waits for a request. Return False if there is none.
 
-        A client without the key counts as one of those even while it is sent a response, because it could send a request and never read.
+        A connection without the key is eligible during a response, too: its client could send a request and never read.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):
@@ -187,7 +187,7 @@ class Connections(ServerState):
         return True
 
     def close_unread(self) -> None:
-        """Close connections until the responses that wait in this process's memory are within the limit. A single one may exceed it."""
+        """Close connections until the unread responses in this process's memory fit the limit, or only one has unread bytes."""
         waiting = [slot for slot in self._slots.values() if slot.unread]
         while len(waiting) > 1 and sum(slot.unread for slot in waiting) > self._limits.unread_bytes:
             self._close_least_important(waiting, lambda slot: slot.unread)
@@ -203,7 +203,7 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close one open connection, chosen in this order: without the key, of the address with most total `weight`, waiting longest."""
+        """Close one open connection: prefer those without the key, then the address with most `weight`, then the longest wait."""
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
         for slot in open_ones:
@@ -294,7 +294,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of a response. If it stays in this process's memory, close connections whose unread responses are over the limit."""
+        """Send a part of a response. If bytes of it stay in this process's memory, close connections until the limit is kept."""
         await send(event)
         if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
@@ -307,7 +307,7 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return the network of one client. Clients of a socket file all have ""."""
+    """Return the client's IPv4 address or IPv6 /64; "" on a socket file."""
     match address:
         case (str(host), *_) if ":" in host:
             six = ipaddress.IPv6Address(host.partition("%")[0])

@@ -142,7 +142,7 @@ VALUES: dict[str, tuple[str, object]] = {
 async def compare(settings: Settings, report: Path | None) -> bool:
     """Ask an endpoint all questions and print each observation. Return whether all answers are those of this package's server.
 
-    Write the observations to `report` as JSON, if it is given. If an error ends the examination, those until then are printed and written.
+    Also write them to `report` as JSON, if it is given. If an error ends the examination, write those made until then.
     """
     session, observations = f"conformance-{uuid.uuid4()}", list[Observation]()
     try:

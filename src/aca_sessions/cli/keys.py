@@ -13,7 +13,7 @@ _VARIABLES = {"--api-key": API_KEY, "--metrics-key": METRICS_KEY}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options that name the key of callers: `--api-key-file` and `--api-key`."""
+    """Add the options for the server's API key: `--api-key-file` and `--api-key`."""
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"a file with the key of callers; by default ${API_KEY}, or else a new key"
@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def api_key(options: argparse.Namespace) -> str | None:
-    """Return the key of callers in the options or the environment, or None. Raise ConfigurationError if its file cannot be used."""
+    """Return the API key from the options or the environment, or None. Raise ConfigurationError if the key file is unusable."""
     file: Path | None = options.api_key_file
     if file is None:
         given: str | None = options.api_key or None

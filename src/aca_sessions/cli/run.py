@@ -41,7 +41,7 @@ def show_json(result: CodeExecutionResult) -> None:
 
 
 def images_of(result: CodeExecutionResult) -> str:
-    """Return a note with the number of images in a result, because images are not printed. Return '' if there are none."""
+    """Return a note that says how many images a result has, because images are not printed, or '' if it has none."""
     count = sum(_is_image(display.data) for display in result.displays)
     return f"[{count} image(s) shown; --json has them]" if count else ""
 
@@ -93,7 +93,7 @@ class CellPrinter:
         self.write_notes(*notes, state_note(result))
 
     def write(self, name: str, text: str) -> None:
-        """Write guest text to the stream `name` (stdout or stderr), and remember whether it ended its line."""
+        """Write guest text to the stream `name` (stdout or stderr), and note whether it ends in a newline."""
         if _is_terminal(name):
             if name != self._on_screen:
                 self._flush()
@@ -153,7 +153,7 @@ _INTERRUPTED = 130
 
 
 async def run(options: argparse.Namespace) -> int:
-    """Run the cell in a session of its own, or in the named one, and return the exit code. A session of its own is ended afterwards."""
+    """Run a cell in the session that `--session` names, or in a new one that is ended afterwards. Return the exit code."""
     settings = settings_with_endpoint(options.endpoint, "--session") if options.session else settings_at(options.endpoint)
     code = code_from_input() if options.code == "-" else code_from_argument(options.code)
     files = [(path.name, _content(path)) for path in options.file]

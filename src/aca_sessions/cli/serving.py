@@ -93,7 +93,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The time after a first SIGTERM in which the server accepts no new sessions. It ends with the last session, or after `seconds`."""
+    """The time in which a server refuses new sessions before it ends. It is over after the last session's end, or `seconds`."""
 
     def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
         self._take_no_more = take_no_more
@@ -176,7 +176,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM for the block. uvicorn's own method would raise the signal once more at the end."""
+        """Handle SIGINT and SIGTERM in a `with` block. uvicorn's own method would raise the signal again afterwards."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._start_draining)
@@ -199,7 +199,7 @@ class Server(uvicorn.Server):
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """Return the key of callers, by default a new one. Return None with --no-api-key, and on a socket file if none is given."""
+    """Return the given API key, or a new one. Return None with --no-api-key, and if a socket file is served without a key."""
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError(
@@ -271,7 +271,7 @@ def address(listener: socket.socket) -> str:
 
 
 def allowed_hosts(options: argparse.Namespace) -> frozenset[str]:
-    """Return the host names that Host and Origin may have; an empty set allows all. A web page may point others here (DNS rebinding)."""
+    """Return the host names allowed in Host and Origin headers, against DNS rebinding by web pages. An empty set allows all."""
     if "*" in options.allowed_host:
         return frozenset()
     own = {options.host} - _EVERY_INTERFACE

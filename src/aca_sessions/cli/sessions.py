@@ -25,7 +25,7 @@ def settings_at(endpoint: str | None) -> Settings:
 
 
 def settings_with_endpoint(endpoint: str | None, what: str) -> Settings:
-    """Return the settings as `settings_at` does. Raise ConfigurationError without an Endpoint: `what` needs sessions that outlive it."""
+    """Return the settings of `settings_at`. If they name no Endpoint, raise ConfigurationError: `what` needs lasting sessions."""
     settings = settings_at(endpoint)
     if not settings.SessionsHttpClient.Endpoint:
         raise ConfigurationError(
@@ -44,7 +44,7 @@ async def list_sessions(options: argparse.Namespace) -> int:
 
 
 async def end_sessions(options: argparse.Namespace) -> int:
-    """End the named sessions, each with its variables and files. If one is unknown, those before it are ended already."""
+    """End the named sessions, with their variables and files. Stop at the first that cannot be ended."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "sessions")) as interpreter:
         for place, name in enumerate(options.name, 1):
             try:
@@ -96,7 +96,7 @@ async def put_file(options: argparse.Namespace) -> int:
 
 
 async def delete_files(options: argparse.Namespace) -> int:
-    """Delete files of a session. If one is missing, those before it are deleted already."""
+    """Delete files of a session. Stop with an error at the first that is missing."""
     async with open_interpreter(settings_with_endpoint(options.endpoint, "files")) as interpreter:
         for name in options.name:
             try:
@@ -148,7 +148,7 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error for a session that cannot be ended. It names the place of an unknown one, because names of sessions are secrets."""
+    """Return the error for a session that cannot be ended. For an unknown one it gives the argument's number: the name is secret."""
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
             f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"
@@ -157,7 +157,7 @@ def _unknown(error: ServiceError, place: int) -> ACASessionsError:
 
 
 def _free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return where a file is written: `target`, or `name` in it if it is a folder. `force` allows to replace a file, but nothing else."""
+    """Return the path to write to: `target`, or `name` in the folder `target`. Raise if it exists, unless `force` and it is a file."""
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
     if (path.exists() or path.is_symlink()) and not (force and path.is_file()):

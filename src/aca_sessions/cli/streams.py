@@ -12,7 +12,7 @@ _closed: set[str] = set()
 
 
 class _Output(io.FileIO):
-    """Standard output that keeps the error of a failed write: the text stream above does not, and any code may have printed."""
+    """Standard output that keeps the error of a failed write, so that `output_problem` can tell it later."""
 
     problem: OSError | None = None
 
