@@ -146,7 +146,7 @@ def decode_record(body: Mapping[str, Any]) -> Record:
 
 
 def encode_position(ledger: str, position: int) -> dict[str, object]:
-    """Return a ledger's id and a position in it as JSON: that of the entry which the request added."""
+    """Return as JSON a ledger's id, and the position of the entry that a request added to it."""
     return {"ledger": ledger, "position": position}
 
 
@@ -159,17 +159,17 @@ def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def encode_events(events: list[Event], last: int) -> dict[str, object]:
-    """Return a page of events. `last` is the `after` of the request for the next page."""
+    """Return a page of events as JSON. The next page has those after number `last`."""
     return {EVENTS_MEMBER: [_encode_event(event) for event in events], NEXT_MEMBER: last}
 
 
 def decode_events(body: Body) -> tuple[list[Event], int]:
-    """Return the events of a page, and the `after` of the request for the next page."""
+    """Return the events of a page, and the number after which the next page begins."""
     return [_decode_event(event) for event in cast(list[Body], body[EVENTS_MEMBER])], cast(int, body[NEXT_MEMBER])
 
 
 def decode_answered(header: str) -> tuple[str, ...]:
-    """Return those kinds of `QUESTIONS` that a header's value names. Ignore unknown kinds."""
+    """Return the kinds of questions that a header says the client answers. Ignore others."""
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
 
@@ -271,7 +271,7 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
     """Return the response to a request for branches.
 
-    `origin` has the entries of the original session's ledger that its caller lacks, `positions` where each branch's ledger begins.
+    `origin` has the entries that the caller lacks of the original session's ledger; `positions` says where each branch's begins.
     """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
@@ -282,7 +282,7 @@ def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
 
 
 def _types(body: object, *names: str) -> str:
-    """Return what an error message says of the members `names` of a body: numbers as they are, and types of others, which may be secret."""
+    """Describe a body's members `names` for an error message: numbers by value, others only by type, because they may be secret."""
     if not isinstance(body, Mapping):
         return type_name(body)
     shown = []
@@ -351,14 +351,14 @@ def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, obj
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Return as JSON the settings' `level` of isolation, and its enforced `parts` and `missing` ones, each with how that was found out."""
+    """Return an isolation report as JSON: the `level` of the settings, and enforced and `missing` parts, each with its evidence."""
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
 def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
-    """Return each part of what separates sessions from their host, with how it was found out, and the `level` if the server sent it.
+    """Return an isolation report: the evidence for each part, keyed by its name, and the `level` if the server sent it.
 
-    For a part that is not enforced, that text begins with `NOT ENFORCED: `.
+    The evidence for a missing part begins with `NOT ENFORCED: `.
     """
     missing = {name: f"NOT ENFORCED: {how}" for name, how in cast(Mapping[str, str], body["missing"]).items()}
     level = {"level": str(body["level"])} if "level" in body else {}

@@ -49,7 +49,7 @@ def content_path(name: str) -> str:
 
 
 def content_named(path: str) -> str | None:
-    """Return the file's name if a path below `files/` requests a content, which is `NAME/content`; otherwise None."""
+    """Return NAME if `path`, relative to `files/`, is the content path `NAME/content`; otherwise None."""
     return path.removesuffix("/content") if path.endswith("/content") else None
 
 
@@ -70,7 +70,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the execution of a response, with its result if it has finished. The body holds both ids, so the arguments are ignored."""
+    """Return the execution of a response, with its result if it has finished. Ignore `id` and `identifier`: the body has both."""
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
     if rich := body.get(RICH_MEMBER):
@@ -242,7 +242,7 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Return the value, its text and its displays, from Azure's notation. An image is only a display. Null and "" are none of the three."""
+    """Return a last value, its text and its displays from Azure's form. An image gives only a display; null and "" give nothing."""
     match value:
         case None | "":
             return None, None, ()
@@ -266,14 +266,14 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """Return the exception that the last line of stderr names. If that line does not name one, the name is `ExecutionFailed`."""
+    """Return the exception that the last line of stderr names. If that line names none, it is called `ExecutionFailed`."""
     last = stderr.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
     return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
 
 
 def guess_state(stderr: str) -> State:
-    """Return the state after a failed cell, guessed from Azure's messages after a timeout and after a crash. Other text counts as kept."""
+    """Guess the state after a failed cell from Azure's messages about a timeout and a crash. After other text, nothing is lost."""
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -282,7 +282,7 @@ def guess_state(stderr: str) -> State:
 
 
 def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
-    """Return the result of a body in Azure's form. The last `value` is separate because its name differs between versions."""
+    """Return the result of a body in Azure's form. `value`, the cell's last, is separate: versions name it differently."""
     stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
     plain, text, displays = decode_value(value)
     return CodeExecutionResult(
@@ -325,7 +325,7 @@ def parse(content: bytes) -> object:
 
 
 def checked_object(body: object, least: str = "'code'") -> Body:
-    """Return the object of a request. Raise MalformedBodyError for another type, or ProblemError, which names `least`, if it is empty."""
+    """Return a request's body if it is an object. Raise MalformedBodyError if not, or ProblemError (naming `least`) if empty."""
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
     if not body:

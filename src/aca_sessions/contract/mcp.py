@@ -59,7 +59,7 @@ def encode_error(id: object, code: int, message: str) -> dict[str, object]:
 
 
 def encode_launched(identifier: str) -> dict[str, object]:
-    """Return the result of a tool call that started an environment."""
+    """Return the result of a tool call that started a session."""
     return _encode_content({"environmentId": identifier}, f"environmentId: {identifier}")
 
 

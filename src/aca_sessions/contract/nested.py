@@ -25,7 +25,7 @@ def content_path(name: str) -> str:
 
 
 def content_named(path: str) -> str | None:
-    """Return the file's name if a path below `files/` requests a content, which is `content/NAME`; otherwise None."""
+    """Return NAME if `path`, relative to `files/`, is the content path `content/NAME`; otherwise None."""
     return path.removeprefix("content/") if path.startswith("content/") else None
 
 

@@ -69,7 +69,7 @@ class Execution:
 def split_path(path: str) -> tuple[str, str]:
     """Return the folder of a path, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
 
-    Raise ValueError if the path contains `..` or is absolute and not below /mnt/data, so that it is never read as a path below /mnt/data.
+    Raise ValueError if the path contains `..` or is absolute and not below /mnt/data, instead of reading it as one below /mnt/data.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
@@ -103,7 +103,7 @@ class MalformedBodyError(ProblemError):
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Return the body of an error response, in Azure's form. A full pool (429) and a malformed body have forms of their own."""
+    """Return the body of an error response in Azure's form, of which malformed bodies and status 429 have variants."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
