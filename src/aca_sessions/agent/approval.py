@@ -103,7 +103,7 @@ Approve = Callable[[Sequence[Call]], "bool | Sequence[bool] | Awaitable[bool | S
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """The seconds of its tool's budget that are set aside for a call while it runs."""
+    """Seconds of a tool's budget that are set aside for one running call."""
 
     seconds: float
 
@@ -126,7 +126,7 @@ class Approval:
     def __init__(self, approve: Approve | None) -> None:
         """Use an approval function, sync or async, or None for the defaults.
 
-        It is called with a list of one call, or of all calls of a batch that need approval, and returns one bool for all, or one for each.
+        It gets a list: one call, or all calls of a batch that need approval. It returns one bool for all of them, or a list of bools.
         """
         self._approve = approve
         self._used: defaultdict[str, _Used] = defaultdict(_Used)
@@ -199,7 +199,7 @@ def _check(tool: Tool, used: _Used) -> None:
 
 
 def digest(text: str, files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of a result, given as JSON and as the contents of its files by random names, which it does not depend on."""
+    """Return the SHA-256 of a result: its JSON, with the random name of each file replaced by the hash of the file's content."""
     for name, data in files.items():
         text = text.replace(name, hashlib.sha256(data).hexdigest())
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

@@ -88,8 +88,8 @@ class AgentSession:
     def from_base(cls, path: Path | str, pool: SessionPool | None = None, **options: Any) -> Self:
         """Create a session whose tools, skills, artifacts and dependencies are in a folder.
 
-        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the first
-        dependencies. Anything of this may be missing.
+        The folder has `tools/` with a YAML file for each tool, `skills/`, `artifacts/`, and `requirements.txt` with the first dependencies.
+        Each of these may be missing.
 
         Args:
             path: The folder.
@@ -215,7 +215,7 @@ class AgentSession:
         return await self._deps.list()
 
     async def add_dep(self, package: str) -> dict[str, Any]:
-        """Install a package and add its requirement to the storage, unless the installation fails.
+        """Install a package and, if that succeeds, add its requirement to the storage.
 
         Return a dict with the lists `installed`, `already_present` and `failed`, one of which has the package.
         """
@@ -303,7 +303,7 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
 
 
 class Live:
-    """A leased session, how its cells run, and the host calls that they can make."""
+    """A leased session with the function that runs its cells and the functions that answer their host calls."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
         """Prepare a leased session. Its cells can make no host call before `answer_with`.
@@ -332,7 +332,7 @@ class Live:
         return live
 
     def answer_with(self, table: Mapping[str, Answer]) -> None:
-        """Use a table of the host calls that cells can make from now on.
+        """Let cells make the host calls in a table from now on.
 
         Examples of skills can make them as well, except those that change the storage or packages, such as `artifacts.save`.
         """
@@ -340,7 +340,7 @@ class Live:
         self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. If no other cell runs then, first install and remove the packages that cells requested."""
+        """Run a cell and return its result. If no other cell runs after it, first install and remove the packages that cells requested."""
         self._cells += 1
         try:
             result = await self._run(self._calls, code, timeout)
@@ -371,7 +371,7 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """Open another session for the block: a branch of this one if possible and no cell runs, else a fresh one."""
+        """Open another session for a `with` block: a branch of this one if possible and no cell runs, else a fresh one."""
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)

@@ -66,7 +66,7 @@ class Artifacts:
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return the data like `load`, but a table as its file, because the session parses it."""
+        """Return the data like `load`, but a table as its file's content, which the session parses."""
         form, content = await self._content(name)
         return codec.Table(content) if form == "table" else _decode(form, content)
 
@@ -82,14 +82,14 @@ class Artifacts:
         raise StorageError(f"the content of the artifact {name} is gone from the storage: save it again")
 
     async def delete(self, name: str) -> None:
-        """Delete an artifact, if it exists. No lock is taken: a full Redis grants none, and deleting must work there to make room."""
+        """Delete an artifact, if it exists. Take no lock: a full Redis grants none, and deleting is how to make room in it."""
         described = await self._described(name)
         await self._storage.delete("artifacts", name)
         if described is not None:
             await self._delete_content(described)
 
     async def _described(self, name: str) -> dict[str, Any] | None:
-        """Return the description of an artifact, or None. A file that a person put into the folder has little more than name and form."""
+        """Return the description of an artifact, or None. For a file that `save` did not write, make one of its name and form."""
         data = await self._storage.read("artifacts", name)
         return None if data is None else _description(data) or {**_LOOSE, "name": name, "form": _form(name, data)}
 

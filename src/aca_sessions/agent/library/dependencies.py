@@ -26,7 +26,7 @@ class Deps:
         self._first: Path | None = None
 
     def begin_with(self, file: Path) -> None:
-        """Use the lines of a file as the requirements as long as none was added or removed."""
+        """Use the lines of a file as the requirements until the first is added or removed."""
         self._first = file
 
     async def list(self) -> Texts:
@@ -42,7 +42,7 @@ class Deps:
     async def remember(self, package: str, *, origin: str = "host") -> str:
         """Add a requirement, such as `pandas>=2`, and return it. It replaces an earlier requirement for the same package.
 
-        Raise InvalidArgumentError if `origin`, which is `host` or `session`, is a session, but the host added the earlier requirement.
+        `origin` is who adds it, `host` or `session`. Raise InvalidArgumentError if a session would change a requirement of the host.
         """
         self.check_unlocked()
         wanted = _name(package)
@@ -61,7 +61,7 @@ class Deps:
     async def forget(self, package: str, *, origin: str = "host") -> bool:
         """Remove the requirement of a package, given by its name or as a requirement. Return whether there was one.
 
-        Raise InvalidArgumentError if `origin` is a session, but the host added the requirement.
+        `origin` is who removes it. Raise InvalidArgumentError if a session would remove a requirement of the host.
         """
         self.check_unlocked()
         unwanted = _name(package)
@@ -153,7 +153,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
 
-    The dict has `configured`, whether the storage had the requirement, as `removed_from_config`.
+    `configured` tells whether the storage had the requirement. The dict has it as `removed_from_config`.
     """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):

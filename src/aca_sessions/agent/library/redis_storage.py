@@ -73,7 +73,7 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and change its kind's stamp, which a full Redis cannot keep. Return whether the record existed."""
+        """Delete a record and change the stamp of its kind. A full Redis loses the stamp. Return whether the record existed."""
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -93,13 +93,13 @@ class RedisStorage:
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return the random text that the last change of this kind stored. Return None if there was none, or if Redis was too full."""
+        """Return a random text that every change of this kind replaces, or None before the first change or if Redis had no room for it."""
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind for the block. Raise StorageError after waiting 15 s for the lock.
+        """Lock the records of a kind during a `with` block. Raise StorageError after waiting 15 s for the lock.
 
         The lock expires after 10 s even if its holder still works, so that a process that was killed does not keep it.
         """
@@ -132,7 +132,7 @@ class RedisStorage:
 
     @asynccontextmanager
     async def _for_this_loop(self) -> AsyncIterator["RedisStorage"]:
-        """Open the same storage with connections of the running loop: those of `redis.asyncio` work only in the loop that opened them."""
+        """Open the same storage with new connections, because those of `redis.asyncio` work only in the loop that opened them."""
         if isinstance(self._redis, BlockingRedis):
             yield self
             return

@@ -116,7 +116,7 @@ class Index:
         return [self._names[place] for place in ranked if scores[place] > 0]
 
     def _scores(self, ranking: "bm25s.BM25", word: str) -> "np.ndarray":
-        """Return a score of each text for a word: that of the word itself, or a lower one of related words, whichever is higher."""
+        """Return the score of each text for a word: the word's own, or the reduced one of related words if that is higher."""
         scores: np.ndarray = ranking.get_scores([word])
         related = _related().get(word)
         return scores if related is None else scores.clip(min=_RELATED_WEIGHT * ranking.get_scores(related))
@@ -137,7 +137,7 @@ class MeaningIndex:
     """A search index that compares meanings, by vectors that a function of the caller returns."""
 
     def __init__(self, embed: Embed) -> None:
-        """Use a function that returns a vector for each text. Vectors of the texts of the last search are kept for the next one."""
+        """Use a function that returns a vector for each text. The vectors of the texts are kept from one search to the next."""
         self._embed = embed
         self._known: dict[str, np.ndarray] = {}
         self._texts: list[str] = []
@@ -184,7 +184,7 @@ class MeaningIndex:
 
 
 class Search:
-    """A search in texts that can be replaced: by meaning if `embed` is given, else by words."""
+    """A search in texts, by meaning if `embed` is given, else by words. `over` sets the texts."""
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._texts: dict[str, str] = {}

@@ -31,7 +31,7 @@ Try = Callable[[str, str], Awaitable[None]]
 class Skill:
     """A skill in a storage. `origin` tells who saved it, `session` or `host`.
 
-    `tested` tells whether examples in its docstring were run and held. `earlier` has up to 10 older sources, the latest first.
+    `tested` tells whether its docstring has examples that were run and passed. `earlier` has up to 10 older sources, the latest first.
     """
 
     name: str
@@ -278,11 +278,11 @@ Answer = TypeVar("Answer")
 class SkillLibrary:
     """The skills of a storage, for code outside of sessions. Every call reads the storage, so what sessions add is seen at once.
 
-    Calls block. In a thread whose event loop runs they work too, but the loop, and with it every cell that it serves, waits meanwhile.
+    Calls block, also in a thread whose event loop runs: all tasks of the loop, such as running cells, wait meanwhile.
     """
 
     def __init__(self, opening: Callable[[], AbstractAsyncContextManager[Storage]], embed: Embed | None = None) -> None:
-        """Use a function that opens the storage in the running event loop, for one call. Each call of a method has a new event loop.
+        """Use a function that opens the storage. Each call of a method runs a new event loop, and opens the storage in it.
 
         `embed` returns a vector for each text, so that searches compare meanings. By default searches compare words.
         """

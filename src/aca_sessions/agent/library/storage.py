@@ -53,7 +53,7 @@ class Storage(Protocol):
         ...
 
     def locked(self, kind: Kind) -> contextlib.AbstractAsyncContextManager[None]:
-        """Lock the records of a kind for the block, against all other callers in any process, so that a record can be read and changed."""
+        """Lock the records of a kind during a `with` block, against callers in any process, so that a record can be read and changed."""
         ...
 
     def path(self, kind: Kind, name: str) -> str:
@@ -96,15 +96,15 @@ class FileStorage:
         return await _in_thread("listed", lambda: self._names(kind))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return as text when a file of this kind was last added, replaced or deleted, or "none" if there is no folder for the kind.
+        """Return when a file of this kind was last added, replaced or deleted, as text, or "none" if the kind has no folder.
 
-        Return None for 50 ms after that time, because another change could then have the same time.
+        Return None in the first 50 ms after a change, because a second change could get the same time.
         """
         return await _in_thread("read", lambda: self._stamp(kind))
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind for the block, by a lock file. Raise StorageError after waiting 30 s for the lock.
+        """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError after waiting 30 s for the lock.
 
         The kernel releases the lock when its holder ends. Without fcntl, as on Windows, nothing is locked.
         """
@@ -253,7 +253,7 @@ class MemoryStorage:
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind for the block, against other tasks of the event loop."""
+        """Lock the records of a kind during a `with` block, against other tasks of the event loop."""
         async with self._locks[kind]:
             yield
 

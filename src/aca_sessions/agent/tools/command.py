@@ -1,4 +1,4 @@
-"""Programs of the host as tools. They get a list of arguments, never a shell's text, and cannot read a session's value as an option."""
+"""Programs of the host as tools. They get a list of arguments, without a shell. No value from a session can act as an option."""
 
 import asyncio
 import contextlib
@@ -26,10 +26,10 @@ class Option:
     description: str = ""
 
     def words(self, value: object) -> list[str]:
-        """Return the arguments of a program for this option and a value: one for each item of a list, none for False.
+        """Return a program's arguments for this option: one for each item if `value` is a list, none for False.
 
-        Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise
-        ToolFailedError for other values than text and numbers, and for "" and "=" after a short option.
+        Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
+        if a value is neither text nor a number, or if the option is short and the value is "" or "=".
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -49,7 +49,7 @@ class Option:
 class Recipe:
     """A way to call a program, as a tool of its own. `preset` has options and values that are always passed.
 
-    `parameters` names the others that a call may pass, None means all.
+    `parameters` names the further parameters that a call may pass, or is None for all.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return a call's arguments. Raise ToolFailedError for a value of a wrong type, too long, or that could be read as an option."""
+        """Return the command line of a call. Raise ToolFailedError for a value of wrong type, too long, or that could act as an option."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
         plain = []
@@ -107,9 +107,9 @@ class Program:
         return [*self.command, *options, *plain]
 
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
-        """Return the values of the positional arguments in order. None may be missing before another.
+        """Return the values of the positional arguments in order. Raise ToolFailedError if one is given after a missing one.
 
-        Otherwise the program would take the later value for the missing one, and that value may be one that a recipe has set.
+        The program would take it for the missing one, and it may be a value that a recipe has set.
         """
         values: list[object] = []
         missing = ""
@@ -162,7 +162,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 async def _read(stream: asyncio.StreamReader | None, process: asyncio.subprocess.Process, name: str) -> str:
     """Read an output of a program to its end. If it has more than 4 MB, kill the program and raise ToolFailedError.
 
-    The excess is read too, because asyncio reports the end of a process only when its pipes are at their end.
+    The excess is read too, because asyncio reports the end of a process only when all its output was read.
     """
     data, size = bytearray(), 0
     while stream is not None and (part := await stream.read(1 << 16)):

@@ -120,7 +120,7 @@ def _content(response: httpx.Response, body: bytes) -> object:
 
 
 def _segment(name: str, value: object) -> str:
-    """Quote a value as one segment of a path, which it cannot change. Quoting does not help if it is empty or has only dots."""
+    """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots, which quoting would not change."""
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
         raise ToolFailedError(f"{name} must not be empty or only dots, because it is a part of the path, got {text!r:.80}")

@@ -32,8 +32,8 @@ _TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 class Budget:
     """The most that one agent session can use of a tool in total: calls, seconds, and bytes of results. None means no limit.
 
-    Calls wait if together they could exceed a limit: with seconds, as many run at a time as fit; with bytes, they run one after another,
-    and the result of the last one may exceed the limit.
+    With `seconds`, a call waits while running calls may use up the rest. With `size`, calls run one after another, and the last result may
+    exceed the limit.
     """
 
     calls: int | None = None
@@ -59,7 +59,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function of the host for cells. `act` gets the arguments as a dict. `seconds` limits a call. `effect` defaults to `write`."""
+    """A function of the host that cells can call. `act` gets the arguments as a dict. `seconds` limits a call."""
 
     name: str
     act: Callable[[dict[str, Any]], Awaitable[object]]
