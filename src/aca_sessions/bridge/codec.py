@@ -1,4 +1,4 @@
-"""The encoding of values in host calls: JSON, with bytes, long texts and tables in separate files. Decoding unpickles and runs nothing."""
+"""The encoding of values in host calls: JSON, with bytes, long texts and tables in separate files. Decoding runs and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_ITEMS = 4 << 20  # of one list or dict: each takes at least two characters
 
 
 class Table(bytes):
-    """The content of the file of a DataFrame, parquet or JSON, which is not parsed yet."""
+    """The unparsed content of a DataFrame's file, which is parquet or JSON."""
 
 
 def new_file_name() -> str:

@@ -207,7 +207,7 @@ def _root(node: ast.expr) -> str:
 
 
 async def call_in_thread(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
-    """Make a host call in a thread, so that other tasks of the event loop continue. Call any other function here, and await its result."""
+    """Make a host call in a new thread, so that other tasks of the event loop continue. Call any other function in this thread."""
     if getattr(function, "is_host_call", False) or getattr(type(getattr(function, "__self__", None)), "is_host_call", False):
         return await in_thread(lambda: function(*arguments, **named))
     # The user may have another object of that name: call and await it as usual.
@@ -279,7 +279,7 @@ class Tools(_Namespace):
         return call("tools.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
     def batch(self) -> Batch:
-        """Return a batch: calls in `with tools.batch() as batch:` are approved together at its end. Then read `batch.results`."""
+        """Return a batch. After `with tools.batch() as batch:`, its calls are approved together and made. Then read `batch.results`."""
         return Batch()
 
 
@@ -481,7 +481,7 @@ def _content(data: Any) -> Any:
 
 
 def _table(frame: Any) -> Any:
-    """Return a DataFrame as parquet. Return it unchanged if no library in the session can write it so; then it is sent as JSON."""
+    """Return a DataFrame as parquet, or unchanged if no library in the session can write parquet: then it is sent as JSON."""
     try:
         return codec.Table(frame.to_parquet())
     except (AttributeError, ImportError, ValueError, TypeError, NotImplementedError):
@@ -492,7 +492,7 @@ class Deps(_Namespace):
     """Packages that every session of this agent has: add, remove, list, sync."""
 
     def add(self, package: str) -> dict[str, Any]:
-        """Save a requirement. The package is installed as soon as no cell runs. Return it as `pending`."""
+        """Save a requirement and return it as `pending`: its package is installed as soon as no cell runs."""
         return call("deps.add", package=package)  # type: ignore[no-any-return]
 
     def remove(self, package: str) -> dict[str, Any]:
@@ -504,7 +504,7 @@ class Deps(_Namespace):
         return call("deps.list")  # type: ignore[no-any-return]
 
     def sync(self) -> dict[str, Any]:
-        """Install all requirements as soon as no cell runs. Return them as `pending`."""
+        """Return all requirements as `pending`: they are installed as soon as no cell runs."""
         return call("deps.sync")  # type: ignore[no-any-return]
 
 

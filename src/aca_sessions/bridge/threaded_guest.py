@@ -42,7 +42,7 @@ _late = no_late_displays()
 
 
 class KeptText:
-    """The text that was written to a stream. If it is too long, a note about the number of characters takes the place of its middle."""
+    """The text that was written to a stream. If it is too long, its middle is replaced by a note of how many characters were cut."""
 
     def __init__(self) -> None:
         self._head: list[str] = []
@@ -81,7 +81,7 @@ class KeptText:
 class Diverted:
     """The output of a shell while a cell runs in a thread: streams, displays and events are collected for that cell.
 
-    Only the `write` methods of streams are replaced: other code holds references to the streams, and some sessions put theirs back.
+    Of a stream only the `write` method is replaced, because other code keeps the stream, and some sessions put their own back into `sys`.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -94,7 +94,7 @@ class Diverted:
         self._streams = [(sys.stdout, self.stdout), (sys.stderr, self.stderr)]
 
     def begin(self) -> None:
-        """Collect output from now on. A previous cell that is still running is no longer collected."""
+        """Collect output from now on. Stop collecting for a previous cell that still runs."""
         if Diverted.current is not None:
             Diverted.current.put_back()
         Diverted.current = self
@@ -130,9 +130,9 @@ class Diverted:
             getattr(stream, "__dict__", {}).pop("write", None)
 
     def _show(self, value: object) -> None:
-        """Show the value of an expression statement: by the shell in the main thread, where an execution runs.
+        """Show the value of an expression statement: by the shell in the main thread, where executions run, else on stdout.
 
-        In any other thread a doctest of the cell expects the value on the stdout that it has redirected.
+        In the cell's thread a doctest reads the value from the stdout that it has redirected.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
@@ -159,7 +159,7 @@ def _end_the_cell() -> None:
 
 
 def _put_back_in_child() -> None:
-    """Restore the streams in a forked process, because no one would read there what is collected."""
+    """Restore the streams in a forked process, because nothing in it reads the collected output."""
     if Diverted.current is not None:
         Diverted.current.put_back()
 
@@ -332,14 +332,14 @@ def _laid_out(shell: Any, error: BaseException, traceback: TracebackType | None)
 
 
 def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
-    """Return a traceback from the first frame on that is not of this package, or None if all frames are."""
+    """Return a traceback from the first entry outside of this package on, or None if there is none."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(_OWN_CODE):
         traceback = traceback.tb_next
     return traceback
 
 
 class _Meeting:
-    """The state between meetings: the latest cell, its calls that are not finished, and answers that it has not taken yet."""
+    """The state between meetings: the latest cell, its calls that are not finished, and their answers that the cell has not taken yet."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -355,7 +355,7 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Hold one meeting: deliver what the host said, and write one line to stdout: the marker, and the cell's report as JSON.
+    """Hold one meeting: pass the host's answers to the cell, then write a line with the marker and the cell's report as JSON to stdout.
 
     A long report is in a file that the line names and the next meeting deletes. `said` has the arguments of `_met` as packed JSON.
     """
@@ -404,7 +404,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor seconds of this process and its ended children, without this thread's, because meetings run in it."""
+    """Return the processor seconds of this process and its ended children, without those of this thread, which holds the meetings."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 

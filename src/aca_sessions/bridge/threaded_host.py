@@ -111,9 +111,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report of a meeting. By its `stage`, the cell runs and may have calls (`runs`), or has ended with an outcome (`over`).
+    """The report of a meeting. Its `stage` is `runs` if the cell runs, perhaps with calls, or `over` if it ended with an outcome.
 
-    Or the session does not know the cell (`unknown`), or lacks the modules for meetings (`no module`).
+    It is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for meetings.
     """
 
     stage: Stage
@@ -142,7 +142,7 @@ class Exchange:
 
 
 class _EndedError(Exception):
-    """The cell has ended, or did not start, and the session cannot report its result. `error` and `state` are those of the result."""
+    """The session did not report the result of a cell. `error` and `state` become those of the result."""
 
     def __init__(self, error: CodeError, state: State) -> None:
         super().__init__(str(error))
@@ -151,7 +151,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no report. `state` is what the result of its execution says about the session."""
+    """A meeting returned no report. `state` is the state of the session by the result of the meeting's execution."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
@@ -161,8 +161,8 @@ class _SilentError(Exception):
 class Clock:
     """The seconds that a cell has used, counted from what its session reports at each meeting.
 
-    While the cell waits for the host, only the processor time of its process is counted, at most one second per second. Guest code could
-    report less than that, so at most an hour in total is left uncounted.
+    While the cell waits for the host, only the processor time of its process counts, and never more than the time that passed. Guest code
+    could report too little, so at most an hour in total is left uncounted.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -236,7 +236,7 @@ class _Cell:
         return self._result(now.outcome, overran=overran)
 
     async def _begun(self, code: str) -> Report:
-        """Start the cell and return the first report. Without the modules for meetings no cell starts: send them, then try again."""
+        """Start the cell and return the first report. If the session lacks the modules for meetings, send them and try again."""
         now = await self._met(begin=code, wait=min(_FIRST_WAIT, self._timeout))
         if now.stage == "no module":
             lacking = await send_modules(self._session)
@@ -275,10 +275,10 @@ class _Cell:
         return now
 
     async def _met(self, *, begin: str | None = None, interrupt: bool = False, wait: float) -> Report:
-        """Hold a meeting and return its report. If there is none, try again, but without the source, so that the cell cannot run twice.
+        """Hold a meeting and return its report. If none comes, try again without the source, so that the cell cannot run twice.
 
-        Raise _EndedError if no try returned a report, or if the session was lost. Raise the error of a request that should start the cell.
-        The session waits at most `wait` seconds for calls or for the cell's end.
+        The session waits at most `wait` seconds for calls or for the cell's end. Raise _EndedError if no try returned a report, or if the
+        session was lost. Raise the error of the request that should start the cell.
         """
         state = NO_REPLY
         for pause in (0.0, *[_TRY_AGAIN] * (_TRIES - 1)):
@@ -346,7 +346,7 @@ class _Cell:
         return now
 
     def _going_on(self, now: Report) -> Report:
-        """Return a report. Raise _EndedError if the session does not know the cell, because it was lost with its interpreter."""
+        """Return a report. Raise _EndedError if it says that the session no longer knows the cell: its interpreter was lost."""
         if now.stage in ("unknown", "no module"):
             raise self._ended(_LOST)
         return now
@@ -383,7 +383,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell because its caller was cancelled, even if the caller is cancelled again. Ignore errors."""
+        """Interrupt the cell, because its caller gets no result. Finish even if the caller is cancelled again. Ignore errors."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
