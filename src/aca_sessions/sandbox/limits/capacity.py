@@ -1,6 +1,6 @@
 """How many sessions fit on this machine, and what happens when this process has no descriptor left.
 
-Without a free descriptor, only the request that needs one fails. What must work even then, such as ending processes, uses a reserve.
+In that case only the request that needs one fails. Ending processes and counting memory still work, by a reserved descriptor.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ _MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
 
 
 def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
-    """Return a line for `doctor`: how many further sessions fit, and for how many of them each resource suffices.
+    """Return a line for `doctor`: how many more sessions fit, and how many descriptors, memory and processes each allow.
 
-    `idle` is the memory of an idle session in bytes, and `system` the folder with /proc and /sys.
+    `idle` is the memory of an idle session in bytes, and `system` the folder that holds proc and sys.
     """
     has, free = _memory(system)
     share = min(int(has * policy.together.memory_share), free)
@@ -107,18 +107,18 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error means that no descriptor is left. Such an error says nothing about the file that was to be opened."""
+    """Return whether an error means that no descriptor is left. It is then not about the file that was opened."""
     return error.errno in _NO_DESCRIPTOR
 
 
 def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
-    """Return the error for something that was not made because no descriptor is left."""
+    """Return an error of class `kind`: no descriptor is left for `what`, with advice."""
     return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
 
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """For the block, raise `kind`, with advice, in place of an OSError which means that no descriptor is left for `what`."""
+    """If the block raises an OSError because no descriptor is left, raise `kind` instead, with `what` and advice."""
     try:
         yield
     except OSError as error:
@@ -129,7 +129,7 @@ def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError)
 
 @functools.cache
 def allow_many() -> None:
-    """Raise this process's limit of descriptors to the most that it may have, once."""
+    """Set this process's soft limit of descriptors to its hard limit, once."""
     # A session takes several; shells give 1,024 to all.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
@@ -144,7 +144,7 @@ def open_descriptors() -> int:
 
 
 def room_for_sessions() -> int:
-    """Return for how many more sessions there are descriptors. Some are kept for connections, files and other requests."""
+    """Return how many more sessions descriptors suffice for. Some are kept for connections, files and other requests."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 
@@ -162,7 +162,7 @@ class _Reserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Close the descriptor for the block, so that the block can open another, unless another thread opens one first."""
+        """Close the reserved descriptor, so that the block can open one if no other thread is faster. Then reserve one again."""
         with self._lock:
             if self._held is not None:
                 os.close(self._held)
@@ -182,7 +182,7 @@ reserve = _Reserve()
 
 
 def with_reserve(act: Callable[[], Result]) -> Result:
-    """Return what `act` returns. If `act` finds no free descriptor, close the reserve and call it once more."""
+    """Call `act` and return its result. If no descriptor is free, free the reserved one and call again."""
     try:
         return act()
     except OSError as error:

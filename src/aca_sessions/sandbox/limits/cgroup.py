@@ -1,7 +1,7 @@
 """Control groups: one for all sessions of this process, and one below it for each session.
 
-They are used if this process may make them: in version 2 if a group is delegated to it, else in version 1 if it is root. A group counts
-what limits on single processes cannot: the memory of all of a session's processes, its files and its sockets' buffers.
+Version 2 is used if a group is delegated to this process, else version 1 if this process is root, else none. A group counts what limits on
+single processes cannot: the memory of all of a session's processes, its files and its sockets' buffers.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _JANITOR = (
 class Version(Protocol):
     """A version of control groups: where its folders are, and how limits and counters are written and read.
 
-    A group has one folder (version 2) or one for each controller (version 1). All methods get these folders in the order of `tops`.
+    A group has one folder (version 2) or one for each controller (version 1). Methods get the folders as `tops` returns them.
     """
 
     name: str
@@ -81,7 +81,7 @@ class VersionOne:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Make groups below these folders, one for each controller."""
+        """Use these folders, by controller, as parents of new groups."""
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
         self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
@@ -140,7 +140,7 @@ class VersionOne:
         return str(folders[self._controllers.index("memory")] / "memory.oom_control")
 
     def trees(self, folders: Sequence[Path]) -> Path | None:
-        """Return the group's folder in version 2, below which processes can be frozen, or None if version 2 is not mounted as well."""
+        """Return the group's folder in version 2, if that is mounted as well and can freeze processes, else None."""
         return _freezable(folders[self._controllers.index(_TREES)]) if _TREES in self._controllers else None
 
 
@@ -155,7 +155,7 @@ class VersionTwo:
 
     @classmethod
     def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
-        """Find a group below which groups with limits can be made. Return version 2 with that group, or None if there is none.
+        """Return version 2 with a group below which groups with limits can be made, or None if there is no such group.
 
         It is the nearest group, from this process's own upwards, that this process may write to and that enables the controllers for its
         children.
@@ -185,7 +185,7 @@ class VersionTwo:
         _write(folder / "cgroup.subtree_control", f"+memory +pids{cpu}")
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
-        """Return whether a group can limit processor time, because the group above it makes the cpu controller available."""
+        """Return whether a group can limit processor time, which needs the cpu controller from the group above."""
         return (folders[0] / "cpu.max").exists()
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
@@ -217,13 +217,13 @@ class VersionTwo:
 
 
 class Group:
-    """The control group of one session: the `Memory` of hosts that have control groups."""
+    """The control group of one session. It is the `Memory` on hosts with control groups."""
 
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
-        """Take over the folders of a group that has its limits, of which `memory` is in bytes.
+        """Take over the folders of a group whose limits are set. `memory` is its limit in bytes.
 
-        `nice` is for interpreters if the group of all sessions can have no weight. `leftovers` removes the group when the session has
-        ended.
+        `nice` is the nice value of interpreters where groups cannot weigh processor time. `leftovers` removes the group when the session
+        has ended.
         """
         self._leftovers = leftovers
         self.how = (
@@ -245,16 +245,15 @@ class Group:
         self._since = 0.0
 
     async def take_in(self, init: int) -> Path | None:
-        """Add a session's first process, before it has made its namespaces. All processes that it forks are added with it.
+        """Add a session's first process before it forks, so that the kernel adds all its descendants as well.
 
-        Return the new group of these processes, in which all of them can be frozen, or None if this host cannot freeze. Each new
-        interpreter has another first process.
+        Return the new group of these processes, which can be frozen, or None if this host cannot freeze groups.
         """
         self._kills = self._kills_before = self._count_kills()
         return await to_thread.run_sync(self._add, init)
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Do nothing, because the kernel already counts the memory, and kills."""
+        """Do nothing: the kernel counts the memory already, and kills at the limit."""
 
     def cell_runs(self, running: bool) -> None:
         """Record how many processes the limit has killed so far, so that `was_exceeded` can tell later kills from them."""
@@ -306,7 +305,7 @@ class Group:
 
 
 class Leftovers:
-    """Groups that still have processes, and are removed later. The janitor removes what is left when this process ends."""
+    """Groups that are removed later, because they still have processes. The janitor removes the rest when this process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -358,7 +357,7 @@ class Groups:
 
     @classmethod
     def shared(cls, together: Together) -> "Groups | None":
-        """Return this process's group with these limits, or None if it may not make one. Each call needs one call of `release`."""
+        """Return this process's group for the limits `together`, or None if groups cannot be made. Pair each call with `release`."""
         # The process is part of the key: a forked one gets a group of its own.
         key = (os.getpid(), together)
         with cls._sharing:
@@ -385,7 +384,7 @@ class Groups:
             return None
 
     def make(self, limits: Limits) -> Group:
-        """Make the group of one session. Its limit is for the memory of processes and the memory of files together."""
+        """Make the group of one session. One limit covers the memory of its processes and of its files."""
         name = str(next(self._numbers))
         folders = [top / name for top in self._tops]
         memory = limits.memory + limits.family + 2 * limits.temporary
@@ -399,7 +398,7 @@ class Groups:
         return Group(self.version, folders, memory, self._nice, self._leftovers)
 
     def release(self) -> None:
-        """Release one use of the group. With the last use, remove the group."""
+        """Undo one call of `shared`. The last one removes the group."""
         with self._sharing:
             self._users -= 1
             if self._users:
@@ -457,7 +456,7 @@ def _read_events(path: str) -> str:
 
 
 def kills_in(events: str) -> int:
-    """Return how many processes a group's own limit has killed, by the text of memory.events or memory.oom_control."""
+    """Return how many processes a group's own limit has killed, given the text of memory.events or memory.oom_control."""
     count = events.partition("oom_kill ")[2].partition("\n")[0]
     return int(count or 0)
 
@@ -466,7 +465,7 @@ _JANITOR_SECONDS = 10.0
 
 
 class Janitor:
-    """A shell that waits for a line or the end of its input, and then cleans up. A shell is small and starts at once."""
+    """A shell that cleans up when its input ends, at the latest with this process. A shell is small and starts at once."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         """Start the shell. The script must begin with `read _`, which waits, and gets the arguments as `$1` and so on."""

@@ -1,4 +1,4 @@
-"""The interface by which a session's memory is counted and limited: by a control group (`cgroup.py`), or a watchdog (`watchdog.py`)."""
+"""The interface that counts and limits a session's memory. Control groups (`cgroup.py`) and a watchdog (`watchdog.py`) implement it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the ho
 
 
 class Memory(Protocol):
-    """The object that counts the memory of one session, from the session's start to its end, whatever happens to its interpreters.
+    """The counter of one session's memory. It outlives the session's interpreters.
 
-    `init` is the pid on this host of a first process of the session. Each new interpreter that is not a fork has another first process.
+    `init` is the pid on this host of a first process of the session. Each interpreter that is started anew, not forked, has its own.
     """
 
     # Return what is counted and how, for people.

@@ -1,6 +1,6 @@
 """The watch over a session's memory on hosts without control groups: /proc is read every 0.2 s while a cell runs, else every 2 s.
 
-What a process shares with the fork server counts for no session. What processes of one session share is counted once.
+Memory shared with the fork server counts for no session. Memory that processes of one session share counts once.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _KINDS = {
 
 
 class SocketMemory:
-    """The counter of one session's sockets. All calls block, and only one thread may call at a time."""
+    """The counter of the memory of one session's sockets. Calls block, and only one thread may call at a time."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over a netlink socket of the session's network namespace."""
@@ -55,9 +55,9 @@ class SocketMemory:
         self._is_failing = False
 
     def used(self, unlisted: Sequence[str] = ()) -> int:
-        """Return the bytes of all sockets with their buffers, except for the kinds in `unlisted`, which the kernel does not list.
+        """Return the bytes of all sockets with their buffers. Skip the kinds in `unlisted`, which this kernel cannot list.
 
-        If the kernel cannot list them now, log that and return the last number.
+        If listing fails, log that and return the number of the last call.
         """
         try:
             self._last = sum(self._used(kind) for kind in _KINDS if kind not in unlisted)
@@ -72,7 +72,7 @@ class SocketMemory:
         return self._last
 
     def missing(self) -> list[str]:
-        """Return the kinds of sockets that this kernel does not list, because it was built without that (CONFIG_UNIX_DIAG and others)."""
+        """Return the kinds of sockets that this kernel cannot list, because it was built without CONFIG_UNIX_DIAG or the like."""
         return [kind for kind in _KINDS if not self._lists(kind)]
 
     def close(self) -> None:
@@ -142,8 +142,8 @@ _kept: "dict[Watchdog, int]" = {}  # bytes of files, by sessions that have no pr
 class Watchdog:
     """The watch over the memory of one session.
 
-    It kills the session if its processes and sockets exceed its limit, or if all sessions together exceed theirs and this one is the
-    largest. Files have limits of their own, the sizes of their folders. They count towards what all sessions have together.
+    It kills the session if its processes and sockets exceed the session's limit, or if all sessions exceed their common limit and this one
+    is the largest. Files count towards the common limit only: their folders have fixed sizes.
     """
 
     def __init__(self, limits: Limits, together: Together, *, files: Callable[[], int] | None = None, lists_sockets: bool = False) -> None:
@@ -169,7 +169,7 @@ class Watchdog:
 
     @property
     def how(self) -> str:
-        """Return a text about what is counted and how, and what is not."""
+        """Return a text for people: what is counted, how, and what is not."""
         counted = "processes" if self._unlisted == ["all"] else "processes and sockets"
         sockets = [f"buffers of {', '.join(self._unlisted)} sockets"] if self._unlisted else []
         files = f"; its files, at most {self._limits.folders >> 20} MB, by the sizes of their folders" if self._files else ""
@@ -203,7 +203,7 @@ class Watchdog:
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes of files now, and of processes and sockets when last measured. A file mapped into memory counts twice."""
+        """Return the bytes of files now, plus the last measured ones of processes and sockets. A file mapped into memory counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:
@@ -215,9 +215,9 @@ class Watchdog:
         return False
 
     async def end(self, init: int) -> None:
-        """End the watch over a first process's processes, after they have ended.
+        """Stop watching the processes below a first process, after they have ended.
 
-        Files of the session that remain still count towards what all sessions have together.
+        The session's remaining files still count towards the common limit of all sessions.
         """
         watch = self._watches.get(init)
         self.let_go(init)
@@ -227,13 +227,13 @@ class Watchdog:
             _kept[self] = self._bytes_of_files(None)
 
     def let_go(self, init: int) -> None:
-        """End the watch over the processes of a first process, without waiting. Do nothing if they are not watched."""
+        """Stop watching the processes below a first process, without waiting. Do nothing if they are not watched."""
         watch = self._watches.pop(init, None)
         if watch is not None:
             watch.cancel()  # the descriptor that lists the sockets is closed after the last look
 
     def remove(self) -> None:
-        """Forget the session."""
+        """Stop counting the session's files."""
         _kept.pop(self, None)
 
     async def _watch(self, init: int, kill: Callable[[], None], sockets: "SocketMemory | None") -> None:
@@ -254,7 +254,7 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Measure the session, and return whether a limit is exceeded. Return False without a free descriptor: the next look is soon."""
+        """Measure the session, and return whether a limit is exceeded. If no descriptor is free, return False: the next look is soon."""
         try:
             return self._is_over(init, sockets)
         except OSError as error:
@@ -263,7 +263,7 @@ class Watchdog:
             return False
 
     def _is_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Return whether the session exceeds its memory, or is the largest while all sessions together exceed theirs."""
+        """Return whether the session exceeds its limit, or is the largest while all sessions exceed their common limit."""
         # The first look is cheap, and counts shared memory once for each process. Only if that is too much, a second look is exact.
         held = sockets.used(self._unlisted) if sockets is not None else 0
         used = _at_most(init) - self._shared + held
@@ -299,7 +299,7 @@ def _in_folder(path: str, most: int) -> int:
 
 
 def private_memory(init: int) -> int:
-    """Return the bytes of memory that a session's processes do not share, in sum. Return 0 if this process may not read that."""
+    """Return the total bytes of memory that a session's processes do not share, or 0 if this process may not read that."""
     values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
     return sum(map(sum, values)) * _KB
 
@@ -319,7 +319,7 @@ def _summed(init: int, file: str) -> int:
 def family(init: int) -> list[int]:
     """Return the pids on this host of a process, which comes first, and of all its descendants.
 
-    For a session's first process these are all of the session, because orphans become its children.
+    For a session's first process, that is the whole session, because orphans become its children.
     """
     return with_reserve(lambda: _family(init))
 
@@ -342,7 +342,7 @@ def _threads(pid: int) -> list[str]:
 
 
 def _kilobytes(pid: int, file: str) -> int:
-    """Return the memory of a process in kB, as `file` in its folder in /proc shows it. `file` is a key of `_SUMMED`."""
+    """Return the memory of a process in kB, as told by `file` in /proc/PID. `file` is a key of `_SUMMED`."""
     values = _values(f"/proc/{pid}/{file}", _SUMMED[file])
     # A process whose first thread has ended shows no memory, although others run on. Their entries do.
     if not values:
@@ -361,7 +361,7 @@ def _values(path: str, numbers: "re.Pattern[str]") -> list[int]:
 
 @contextlib.contextmanager
 def _if_there() -> Iterator[None]:
-    """Ignore an OSError of the block (a process has ended, or may not be read), unless it means that no descriptor is left."""
+    """Ignore an OSError of the block (the process has ended, or is hidden), unless it means that no descriptor is left."""
     try:
         yield
     except OSError as error:
