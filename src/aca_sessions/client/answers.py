@@ -8,7 +8,7 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """Return the JSON value in a snippet's last line. Raise ExecutionError if the snippet failed, ServiceError for other text."""
+    """Return the JSON value in the last line that a snippet printed. Raise ExecutionError if it failed, ServiceError for other text."""
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])

@@ -51,7 +51,7 @@ def _fenced(text: str) -> str | None:
 
 
 def _in_prose(text: str) -> str | None:
-    """Return the text between the only fence and its end, or the end of the text. Return None if text around it may be code."""
+    """Return the text after the only opening fence, up to a closing one if any. Return None if text around it may be code."""
     fences = [found for found, _ in zip(_FENCE.finditer(text), range(3), strict=False)]
     if not 0 < len(fences) < 3 or _CELL_MAGIC.match(text) or any(fence["language"] for fence in fences[1:]):
         return None
@@ -121,7 +121,7 @@ def checked_folder(path: object) -> str:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Split a path into the folder relative to /mnt/data and the name. Moving an outside path there would write another file than asked."""
+    """Split a path into the folder relative to /mnt/data and the name. Raise InvalidArgumentError if the path is outside /mnt/data."""
     # Uploads name the file in a quoted header of a multipart form, which cannot hold these. A lone surrogate has no UTF-8 form.
     if _NOT_IN_NAMES & set(path) or not _is_well_formed(path):
         raise InvalidArgumentError(
@@ -156,7 +156,7 @@ def checked_data(data: object) -> bytes | Path:
 
 
 def checked_moment(name: object) -> str | None:
-    """Return the name or the id of a checkpoint, which must be a text of 1 to 256 characters, or None as it is."""
+    """Return a checkpoint's name or id, which must be a text of 1 to 256 characters. None is returned as it is."""
     if name is None or (isinstance(name, str) and 0 < len(name) <= _LONGEST_MOMENT and _is_well_formed(name)):
         return name
     raise InvalidArgumentError(f"a checkpoint's name must be 1 to {_LONGEST_MOMENT} characters without lone surrogates, got {name!r:.80}")
@@ -210,7 +210,7 @@ def checked_install_timeout(timeout: object) -> None:
 
 
 def refusal(code: object) -> CodeError | None:
-    """Return the error of something that cannot be a cell (no string, or not well-formed Unicode), or None if it can be one.
+    """Return an error if `code` is no string or not well-formed Unicode, so that it cannot be a cell. Return None otherwise.
 
     The error is returned and not raised, because a model that sent the code reads the error in a result.
     """

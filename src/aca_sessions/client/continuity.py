@@ -47,7 +47,7 @@ class _Known:
 
 
 class Continuity:
-    """The ledgers of an endpoint's sessions, kept by markers. Only the latest 10,000 sessions are remembered."""
+    """The ledgers of an endpoint's latest 10,000 sessions, kept by a marker variable in each session."""
 
     def __init__(self, run: Run, *, verify_after: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Create the ledgers of one endpoint. `run` runs a cell of the client in a session.
@@ -75,7 +75,7 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result of a user's cell that snippets ran, with the ledger's record. Record a loss that only the result reports.
+        """Return the result of a cell that snippets ran, with the ledger's record. First record a loss that only the result reports.
 
         `start` is the ledger's position when the cell began, and `caller` has the caller's position.
         """
@@ -87,7 +87,7 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result with its record. With the state `unknown` it gets none, so that the next result reports all that happened."""
+        """Return the result with its record, but with none if its state is `unknown`: then the next result reports all that happened."""
         if result.state.kind == "unknown":
             return result
         since = caller.position if caller.ledger == known.ledger.id else known.ledger.fetched
@@ -105,7 +105,7 @@ class Continuity:
             known.mark = None
 
     async def reset(self, session_id: str, clear: Callable[[str], str]) -> tuple[str, int]:
-        """Clear the variables by a cell, whose source `clear(mark)` returns and which sets the next marker.
+        """Clear the variables by running the cell `clear(mark)`, which also sets the new marker `mark`.
 
         Return the ledger's id and the position of the new entry.
         """
@@ -127,14 +127,14 @@ class Continuity:
         known.guid = guid
 
     def forget(self, session_id: str) -> None:
-        """Record that a caller ended a session on purpose. Callers that know no position yet do not get that as a loss."""
+        """Record that a caller ended a session on purpose. That is no loss for callers that have had no result from it."""
         known = self._sessions.get(session_id)
         if known is not None:
             self.note_lost(session_id, "terminated", with_files=True)
             known.ledger.fetched = known.ledger.position
 
     async def _look_if_in_doubt(self, session_id: str) -> None:
-        """Look for the marker if this client has not used the session yet or for too long, or if the session may have been replaced."""
+        """Look for the marker if this client never used the session, has not used it for too long, or if it may have been replaced."""
         known = self._known(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:

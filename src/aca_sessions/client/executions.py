@@ -79,7 +79,7 @@ class Execution:
         return result if self._is_answered else self._amend(result)
 
     async def cancel(self) -> None:
-        """Interrupt the cell. Its result shows whether that ended it. A cell that has ended stays as it is."""
+        """Interrupt the cell, unless it has ended. Its result shows whether the interrupt ended it."""
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None) -> None:
@@ -107,9 +107,9 @@ class Execution:
         return self._on_input is not None or self._on_call is not None
 
     async def _after_calls(self, asked: list[Event], after: int, calls: Tasks) -> Page:
-        """Answer the host calls in `asked`, and return the page of events behind the number `after`.
+        """Answer the host calls in `asked`, and return the events that follow number `after`.
 
-        If a single call is answered within 5 ms, one request sends the answer and returns the page.
+        If a single call is answered within 5 ms, one request sends the answer and gets the events.
         """
         if self._on_call is None:
             return await self._page(after)
@@ -125,7 +125,7 @@ class Execution:
         return await self._page(after)
 
     async def _answer_call(self, event: Event, answering: Awaitable[str]) -> None:
-        """Send the answer to a host call. If the function fails, send None, because otherwise the cell would wait for an answer."""
+        """Send the answer to a host call, or None if the caller's function fails: otherwise the cell would wait forever."""
         answer = None
         try:
             answer = await answering
@@ -242,13 +242,13 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the one that runs now. Its result shows whether it ended. Raise NotSupportedError if impossible."""
+        """Interrupt a cell, by default the running one. Its result shows if it ended. Raise NotSupportedError if the endpoint cannot."""
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)
 
     async def cancel_quietly(self, execution: Execution) -> None:
-        """Interrupt the cell of a call that is being cancelled, within 10 s, even if the caller is cancelled again. Ignore errors."""
+        """Interrupt the cell of a cancelled call. Try for at most 10 s, even if the caller is cancelled again, and ignore errors."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._tasks.to_its_end(_try_to_cancel(execution))
 
@@ -294,7 +294,7 @@ class Executions:
             return Record(id=id, identifier=session_id, status="Failed", result=_lost_answer(session_id, error))
 
     async def _poll(self, session_id: str, id: str, caller: Delivered) -> Record:
-        """Ask for an execution until it has a result, whose state is `unknown` if the server becomes unreachable: the cell may have run."""
+        """Ask for an execution until it has a result. If the server becomes unreachable, return a result with the state `unknown`."""
         wait = _FIRST_POLL
         try:
             while (record := await self._ask(session_id, id, caller)).result is None:
@@ -310,9 +310,9 @@ class Executions:
         return decoded(response, partial(self._dialect.decode_execution, id=id, identifier=session_id))
 
     async def _page(self, session_id: str, id: str, after: int, caller: Delivered) -> Page:
-        """Return the events behind the number `after`, the last event's number, and the result once there is one.
+        """Return the events that follow number `after`, the last event's number, and the result once there is one.
 
-        If the endpoint has no events, poll for the result and make the events of it.
+        If the endpoint has no events, poll for the result and make the events from it.
         """
         try:
             if not await self._http.offers("events"):
@@ -332,7 +332,7 @@ class Executions:
         return found, last, replace(result, session_id=session_id) if result else None
 
     async def _reply_and_read(self, session_id: str, id: str, reply: dict[str, object], after: int, caller: Delivered) -> Page:
-        """Send a reply and return the next page in one request. If that fails, only read the page, because a reply is sent once."""
+        """Send a reply and return the next events in one request. If it fails, only get the events: a reply is not sent twice."""
         query = {"after": str(after), "wait": str(extensions.LONGEST_POLL)}
         path, wait = extensions.REPLIES_PATH.format(id=id), extensions.LONGEST_POLL + ANSWER_MARGIN
         try:

@@ -164,7 +164,7 @@ class SessionFiles:
         self._dialect = version.dialect
 
     async def upload(self, session_id: str, path: str, data: object) -> tuple[RemoteFile, Uploaded]:
-        """Write a file into /mnt/data. Return its description and the step that a session's history notes.
+        """Write a file into /mnt/data. Return its description and the upload as a step for the history.
 
         A file on this machine is read once, while it is sent, so the step describes what was sent.
         """

@@ -208,7 +208,7 @@ def to_notebook(history: History) -> dict[str, Any]:
 
 
 def to_script(history: History) -> str:
-    """Return the cells in the percent format, without outputs and cells that were rolled back. Lines for IPython only become comments."""
+    """Return the cells in the percent format, without outputs and rolled-back cells. Lines that are not Python become comments."""
     parts = []
     for step in history.steps:
         match step:
@@ -340,7 +340,7 @@ def _loaded(source: object) -> object:
 
 
 def _step(cell: object) -> tuple[Step, list[Output]] | None:
-    """Return a cell's step and outputs, or None for Markdown and raw text that hold no step."""
+    """Return a notebook cell's step and outputs, or None for Markdown and raw text that hold no step."""
     match cell:
         case {"cell_type": "code", "source": source, "outputs": [*outputs], **rest}:
             return Ran(_text(source), rolled_back=_was_rolled_back(rest)), [_output(one) for one in outputs]

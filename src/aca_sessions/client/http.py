@@ -149,7 +149,7 @@ class SessionsHttpClient:
         return httpx.URL(f"{self._base}{path}?{urlencode(params)}")  # httpx would parse a relative URL, or one with `params`, twice
 
     async def offers(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension, as its responses list them.
+        """Return whether the endpoint lists an extension in its responses.
 
         If no response came yet, request the endpoint's health. Return False if that fails.
         """

@@ -124,13 +124,13 @@ class CodeInterpreter:
         return self.deliver(session_id, caller, result)
 
     def caller(self, session_id: str) -> Delivered:
-        """Return a position in the session's ledger for a new caller: behind everything that this client delivered to earlier callers."""
+        """Return a new caller's position in the session's ledger: after all that this client delivered to earlier callers."""
         return replace(self._delivered_of(session_id))
 
     def deliver(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for its caller, and move the caller's position to the end of the result.
+        """Return the result with the state since the caller's position, and move that position to the end of the result's record.
 
-        Call this right before handing the result over, with no await in between: otherwise a cancelled caller would miss what it reports.
+        Call this right before handing the result over, without an await: a caller cancelled in between would miss the state.
         """
         delivered = caller.deliver(result)
         if result.record is not None and (all_callers := self._delivered_of(session_id)) is not caller:
@@ -171,7 +171,7 @@ class CodeInterpreter:
         return remote_file
 
     async def upload(self, session_id: str, name: str, data: bytes | str | Path) -> tuple[RemoteFile, Uploaded]:
-        """Write a file like `upload_file`. Return its description and the step that a session's history notes."""
+        """Write a file like `upload_file`. Return its description and the upload as a step for the history."""
         return await self._files.upload(session_id, name, data)
 
     async def list_files(self, session_id: str, folder: str = "") -> list[RemoteFile]:
@@ -210,7 +210,7 @@ class CodeInterpreter:
         self._note_asked(session_id, caller, *entry)
 
     def _note_asked(self, session_id: str, caller: Delivered | None, ledger: str, position: int) -> None:
-        """Note that the caller asked for an entry of the ledger, by a reset or a rollback, so that no result reports it to the caller."""
+        """Note that the entry at a position is the caller's own reset or rollback, so that no result reports it to the caller."""
         for one in (caller, self._delivered_of(session_id)):
             if one is not None:
                 one.note_asked(ledger, position)
@@ -286,7 +286,7 @@ class CodeInterpreter:
         await self._executions.cancel_quietly(execution)
 
     async def install(self, session_id: str, *requirements: str, timeout: float = INSTALL_SECONDS) -> CodeExecutionResult:
-        """Install packages into a session by the server and return the result. A failed installation changes nothing.
+        """Let the server install packages into a session, and return the result. A failed installation changes nothing.
 
         Raise NotSupportedError if the endpoint does not fetch packages for its sessions.
         """
@@ -321,7 +321,7 @@ class CodeInterpreter:
         return decoded(response, extensions.decode_packages)
 
     async def checkpoint(self, session_id: str, name: str | None) -> Checkpoint:
-        """Take a checkpoint of a session and return it. Raise SnapshotError, with the obstacle, if the session cannot be kept as it is."""
+        """Take a checkpoint of a session and return it. Raise SnapshotError, which names the obstacle, if that is impossible now."""
         response = await self._request_timeline("POST", extensions.CHECKPOINTS_PATH, session_id, {"name": name})
         return decoded(response, extensions.decode_checkpoint)
 
@@ -388,7 +388,7 @@ class CodeInterpreter:
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
-        """Return whether the endpoint has an extension of Azure's API, by its name."""
+        """Return whether the endpoint has the extension of Azure's API with this name."""
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:

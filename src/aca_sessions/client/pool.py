@@ -63,11 +63,10 @@ class Waiter:
 
 
 class Leases:
-    """The leases, sessions and queue of a pool. No method awaits, so two callers cannot be given the same place.
+    """The leases, sessions and queue of a pool. No method awaits, so two callers cannot both get the last free session.
 
     Several leases of one name share one session, and the limit counts leased sessions. A caller that would exceed the limit waits in the
-    queue. A method that frees a place wakes the callers whose turn it is. A method that removes sessions returns their names: the caller
-    must end them.
+    queue until a session is free. Methods that remove sessions return their names, and the caller must end those sessions.
     """
 
     def __init__(self, limit: int, idle_timeout: timedelta, clock: Callable[[], datetime] = _now) -> None:
@@ -93,10 +92,9 @@ class Leases:
         return session_id in self._sessions
 
     def acquire(self, session_id: str | None, wake: Callable[[Granted | None], None]) -> Granted | Waiter:
-        """Return a lease, or add the caller to the queue and return its place there.
+        """Return a lease, or add the caller to the queue and return a Waiter.
 
-        Callers are served in order. A caller that names a leased session gets a further lease at once, because that takes no place in the
-        pool.
+        Callers are served in order. A caller that names a leased session gets a further lease at once, because the limit counts sessions.
 
         Args:
             session_id: The session's name, or None for a new anonymous session.
@@ -400,7 +398,7 @@ class SessionPool:
         return granted
 
     def _timeout_message(self) -> str:
-        """Return the message with the sessions leased longest, named by hashes because their names are secrets."""
+        """Return the time-out's message. It lists the sessions leased longest, by hashes, because names are secret."""
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         leased.sort(key=lambda one: one[1], reverse=True)

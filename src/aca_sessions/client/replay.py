@@ -108,7 +108,7 @@ async def _redone(step: Uploaded | Deleted | Reset | Installed, session: Session
 
 
 async def _installed(requirements: tuple[str, ...], session: Session) -> list[str]:
-    """Return what could not be installed. That does not stop the replay: cells that need the packages fail themselves."""
+    """Install packages and return those that failed. The replay goes on: cells that need the packages fail themselves."""
     try:
         result = await session.install(*requirements)
     except (InvalidArgumentError, NotSupportedError) as error:
@@ -158,7 +158,7 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _as_text(mime: str, content: object) -> str:
-    """Return content as one text. nbformat allows a list of lines, but under a JSON type a list is a JSON value."""
+    """Return content as one text. Join a list, because nbformat allows a list of lines, except for a JSON type."""
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 

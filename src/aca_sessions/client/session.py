@@ -255,7 +255,7 @@ class Session:
     async def checkpoint(self, name: str | None = None) -> Checkpoint:
         """Take a checkpoint of the variables and of the files in /mnt/data, and return it. If there are too many, the oldest is removed.
 
-        Raise SnapshotError, with the reason, if the session cannot be kept as it is.
+        Raise SnapshotError, which names the obstacle, if that is impossible now.
         """
         checkpoint = await self._interpreter.checkpoint(self.session_id, checked_moment(name))
         self.history.mark(checkpoint.id)
@@ -311,13 +311,13 @@ class Session:
         return variables_of(answer(await self.run_snippet("variables")))
 
     async def complete(self, code: str, cursor: int) -> Completions:
-        """Return IPython's completions of a text at a position, counted in characters from its beginning."""
+        """Return IPython's completions of `code` at position `cursor`, counted in characters."""
         return completions_of(answer(await self.run_snippet("complete", code, cursor)))
 
     async def inspect(self, code: str, cursor: int, *, detail: int = 0) -> str | None:
-        """Return what IPython shows about the name at a position in a text, or None if the name is unknown.
+        """Return what IPython shows about the name at position `cursor` of `code`, or None if the name is unknown.
 
-        The position counts characters from the text's beginning. A `detail` of 1 adds the source.
+        The position counts characters. A `detail` of 1 adds the source.
         """
         return inspection_of(answer(await self.run_snippet("inspect", code, cursor, detail)))
 
@@ -385,7 +385,7 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Return whether this session has a capability that not every endpoint has, by its name.
+        """Return whether this session has the capability with this name, which not every endpoint has.
 
         To find out about `install`, this may run a cell that tries to reach the package index.
         """

@@ -92,12 +92,12 @@ def _describe(name: str, value: Any) -> dict:
 
 
 def _name_of(kind: type) -> str:
-    """Return the name of a type as a plain `str`, because it may be of a subclass of `str` with methods of the user's."""
+    """Return a type's name as a plain `str`. The user may have set a subclass of `str` with methods of its own."""
     return "".join([type.__dict__["__name__"].__get__(kind)])
 
 
 def _is_foreign(kind: type) -> bool:
-    """Return whether a type is of numpy, pandas or polars. The module must have the type: a user's class can claim to be from it."""
+    """Return whether a type is of numpy, pandas or polars. Its module must hold it, because a user's class can name any module."""
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
         return False
@@ -106,7 +106,7 @@ def _is_foreign(kind: type) -> bool:
 
 
 def _size(value: Any, foreign: bool) -> int:
-    """Return the bytes of a value, without what a container holds, or 0 if a library's object cannot be measured."""
+    """Return a value's size in bytes, without what a container holds, or 0 if a library's object cannot be measured."""
     try:
         if foreign and hasattr(value, "memory_usage"):
             used = value.memory_usage()
@@ -135,7 +135,7 @@ class _Short(reprlib.Repr):
         return f"<{_name_of(type(x))}>"
 
     def repr_set(self, x: Any, level: int) -> str:
-        """Return the text of a set, sorted if all its members have one built-in type. Comparing others could run code of the user."""
+        """Return the text of a set, sorted if its members have one built-in type. Comparing other members could run the user's code."""
         members = list(x)
         kinds = {*map(id, map(type, members))}
         if len(kinds) == 1 and kinds <= _ORDERED:
@@ -278,7 +278,7 @@ def reach(user: dict, url: str) -> None:
 
 
 def workdir(user: dict, name: str) -> None:
-    """Make `%pwd`, shells and `ls` show the working directory by another name, which is a link to it. Do nothing if there is no such link.
+    """Make `%pwd`, shells and `ls` show the working directory as `name`, which is a link to it. Do nothing if there is no such link.
 
     `os.getcwd()` stays as it is, because the kernel resolves links (getcwd(3)).
     """
@@ -298,7 +298,7 @@ def workdir(user: dict, name: str) -> None:
 
 
 def place(user: dict, package: str, packed: str) -> None:
-    """Create modules below one package, from packed pairs of name and source. Each must come after the modules that it needs.
+    """Create modules in a package from pairs of name and source, which are packed as text. Each comes after those that it imports.
 
     Print JSON: null, or what the session lacks ("python", "ipython" or "threads"). In the latter case nothing is created.
     """
@@ -352,9 +352,9 @@ def _package_named(name: str) -> ModuleType:
 
 
 def meet(user: dict, module: str, marker: str, message: str) -> None:
-    """Pass a message to a cell that runs in a thread of the session, and print the cell's report as one line that begins with the marker.
+    """Pass a message to a cell that runs in a thread, by `module`, which `place` created. Print the cell's report as one line.
 
-    `module` does this, which `place` created. If the session does not have it, the line says so.
+    The line begins with the marker. If the session does not have the module, the line says so.
     """
     found = sys.modules.get(module)
     if found is None:
