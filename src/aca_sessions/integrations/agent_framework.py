@@ -32,7 +32,7 @@ class PythonSessionProvider(ContextProvider):
     def __init__(
         self, pool: SessionPool | None = None, *, settings: Settings | None = None, max_output: int = 10_000, source_id: str = "python"
     ) -> None:
-        """Use the given pool, which the caller closes, or open the one that the settings describe at the first call.
+        """Use a pool that the caller closes, or at the first call open the one that the settings describe.
 
         Args:
             pool: The pool of sessions.

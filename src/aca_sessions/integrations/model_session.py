@@ -46,7 +46,7 @@ def write_below(folder: Path, name: str, data: bytes) -> Path:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """Return the path of `name` below a folder, with every link resolved, because a link can lead out of the folder, as '..' can."""
+    """Return the path of `name`, with links resolved. Raise InvalidArgumentError if it leads out of the folder, by '..' or a link."""
     base = folder.resolve()
     path = (base / name).resolve()
     if not name or path == base or not path.is_relative_to(base):
@@ -62,7 +62,7 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Return the contents of files by their names, or {} and the error for the model.
+    """Return the contents of files by their names and None, or {} and an error for the model.
 
     A model may send the mapping as JSON text, and a binary content as a data URI.
     """
@@ -120,7 +120,7 @@ _values = attrgetter(*_FIELDS)
 
 
 class ModelSession:
-    """A session for a model, by one name. Each call leases it anew, so calls of one turn can run together and share their variables."""
+    """A session for a model. Each call leases it by its name, so calls of one turn can run together and share variables."""
 
     _result_type = CodeExecutionResult
 
@@ -204,7 +204,7 @@ class ModelSession:
     async def close(self) -> None:
         """Close the pool if this object opened it, which ends its sessions. Otherwise end the session if this object made its name.
 
-        The next call opens or starts them again. Any event loop may close a pool that this object opened.
+        The next call opens the pool or starts the session again. Any event loop may close the pool.
         """
         if self._source.is_open and self._closes_source:
             await self._source.close()

@@ -75,7 +75,7 @@ class ShowImages:
     async def __call__(
         self, context: AutoFunctionInvocationContext, next: Callable[[AutoFunctionInvocationContext], Awaitable[None]]
     ) -> None:
-        """Run the call. Add the images when all calls of this turn are answered, because a model's API allows no message between them."""
+        """Run the call. Add images only when all calls of the turn are answered: a model's API allows no message between answers."""
         await next(context)
         if context.chat_history is not None:
             # Semantic Kernel adds this call's answer right after its filters; the last call of the turn finds all answers there.
@@ -83,7 +83,7 @@ class ShowImages:
 
 
 def _show_images(history: ChatHistory) -> None:
-    """Add the images of the latest turn's answers as a user message. After it a second call finds no answers and adds nothing."""
+    """Add the images of the latest turn's answers as a user message. A second call adds nothing, because that message is now last."""
     images = [image for answer in _latest_answers(history) for image in _images(answer)]
     if images:
         shown: list[Any] = [TextContent(text="The images that the code drew:"), *images]
@@ -150,7 +150,7 @@ def _tool(function: KernelFunction, kernel: Kernel, name: str, effect: Effect) -
 
 
 def _plain(value: Any) -> object:
-    """Return a value that can be sent to a session. A model becomes a dict, and an unknown object its text."""
+    """Return a value that can be sent to a session: a pydantic object as a dict, an unknown object as its text."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return value if value is None or isinstance(value, bool | int | float | str | bytes | list | dict) else str(value)
