@@ -1,4 +1,4 @@
-"""Guest HTML written anew from elements, attributes and styles that run nothing and load nothing, for the page of a notebook.
+"""Guest HTML made safe for a notebook: written anew, with elements, attributes and styles that run nothing and load nothing.
 
 Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped.
 
@@ -7,7 +7,7 @@ belong to a table out of the table. If such an element was written elsewhere, it
 still reads the output differently, that changes how it looks, not what it can do.
 
 The notebook's style sheets apply to the output. So it has neither classes nor ids, with which it could look like a part of the notebook.
-The playground has the same lists in `clean.js`, for a frame.
+The playground has the same lists in `clean.js`.
 
 nh3 (Ammonia) was tried instead: 40,000 nested elements from a guest took it 10 s, and it drops pandas' styles of single cells.
 """
@@ -110,7 +110,7 @@ class _Cleaner:
             self.shows_anything = self.shows_anything or not text.isspace()
 
     def _tag(self, html: str, tag: re.Match[str]) -> int:
-        """Handle one tag and return the position to continue at. Return 0 if nothing is left."""
+        """Handle one tag. Return where to continue, or 0 if the rest of the HTML is dropped."""
         closes, name = bool(tag[1]), tag[2].lower()
         if name in _TEXT_ONLY and not closes:
             end = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE).search(html, tag.end())
@@ -143,7 +143,7 @@ class _Cleaner:
             self._open.append(name)
 
     def _make_room(self, name: str) -> bool:
-        """Close the elements that a browser closes before this one. Return False if the element cannot be written at this position."""
+        """Close the elements that a browser closes before `name` begins. Return False if `name` is not allowed at this position."""
         if name in _PARENTS:
             place = self._find(_PARENTS[name], until={"table"})
             if place is not None:
@@ -162,7 +162,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the index of the innermost open element in `names`, or None. Stop at an element in `until` that is not in `names`."""
+        """Return the index of the innermost open element in `names`, or None if there is none inside an element in `until`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place
@@ -176,7 +176,7 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield sets of elements that a browser closes when `name` begins, each with the elements at which the search for them stops."""
+    """Yield pairs of sets: elements that a browser closes when `name` begins, and elements outside of which it closes none."""
     if name in _BLOCKS:
         yield {"p"}, set()
     if name == "li":

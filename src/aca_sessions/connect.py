@@ -112,7 +112,7 @@ class Opening(Generic[Opened]):
             raise
 
     async def __aexit__(self, *_: object) -> None:
-        """Close everything on the event loop that opened it, or at once if that loop is closed. A fork leaves it all to its parent."""
+        """Close everything on the event loop that opened it, or at once if that loop is closed. Do nothing in a forked process."""
         loop = self._loop
         if not self._owner.is_here:
             self._stack.pop_all()
@@ -133,7 +133,7 @@ class Opening(Generic[Opened]):
 
 
 class Stack(AsyncExitStack):
-    """An exit stack that also has functions to end its processes without awaiting, for when its event loop is closed."""
+    """An exit stack. If its event loop is closed, the functions in `at_once` end its processes without awaiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Stack(AsyncExitStack):
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a stack on its event loop in another thread. Raise PoolError after 10 s, but the loop closes the stack once it is free."""
+    """Close a stack on its event loop, in another thread. If that takes more than 10 s, raise PoolError: the loop closes it later."""
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -277,7 +277,7 @@ async def isolation_report(settings: Settings | None = None) -> "IsolationReport
 
 
 def environments(settings: Settings, tell: Callable[[str], None]) -> "Environments":
-    """Return the named environments. `tell` gets each line of progress. New ones are made from the package source of the settings."""
+    """Return the named environments. `tell` gets lines of progress. New environments get their packages from the source in the settings."""
     from .sandbox.packages.environments import Environments
 
     return Environments(_package_source(settings.Packages), tell)

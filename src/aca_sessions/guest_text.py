@@ -69,7 +69,7 @@ class Screen:
         self._coloured = False
 
     def take(self, text: str) -> str:
-        """Add a piece of text and return what can be written now. An end that may become a label or a control sequence is held back."""
+        """Add a piece of text and return what can be written now. Hold back its end if that may begin a label or a control sequence."""
         pending, before = self._held + text, ""
         if self._cut:
             whole = self._cut + pending
@@ -117,7 +117,7 @@ def _whole(labels: tuple[str, ...], gap: str) -> str:
 
 
 def _begun(label: str) -> str:
-    """Return a pattern that matches each incomplete beginning of a label, from its first letter on."""
+    """Return a pattern that matches a label's first letter, its first two letters and so on."""
     pattern = ""
     for letter in reversed(_letters(label, _GAP)[:-1]):
         pattern = f"(?:{letter}{_GAP}{pattern})?"
@@ -135,7 +135,7 @@ def _terminal_label() -> re.Pattern[str]:
 
 @cache
 def _unfinished() -> re.Pattern[str]:
-    """Return a pattern for the beginning of a label or of a control sequence at the end of a text."""
+    """Return a pattern for an incomplete label or control sequence at the end of a text."""
     labels, sequence = "|".join(_begun(label) for label in _TERMINAL_LABELS), r"\x1b(?:\[[\d;:]{0,64})?"
     return re.compile(rf"(?:(?:{labels})(?:{sequence})?|{sequence})\Z", re.IGNORECASE)
 

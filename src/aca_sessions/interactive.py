@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class LoopThread:
-    """An event loop in a thread of its own, for the block. Entering returns the portal to it, and leaving stops it.
+    """An event loop in a thread of its own. Entering a `with` block returns the portal to the loop, leaving stops the loop.
 
     This is a class because `anyio.from_thread.start_blocking_portal` is a generator, which Python closes when nothing refers to it. In a
     process that was forked from this one, the thread does not exist, so closing the portal would wait forever.
@@ -69,7 +69,7 @@ OnInput = Callable[[str], "str | None"]
 class LiveCell:
     """A cell that runs, as an iterable of its events for a thread without an event loop.
 
-    The last event has the result. Leaving the loop earlier interrupts the cell.
+    The last event has the result. Leaving the `for` loop early interrupts the cell.
     """
 
     def __init__(

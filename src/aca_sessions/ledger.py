@@ -84,7 +84,7 @@ class Ledger:
 
 @dataclass(slots=True)
 class Delivered:
-    """The position in a session's ledger of what was delivered to one caller. Only delivered results move it.
+    """The position up to which one caller knows a session's ledger. Only delivered results move it.
 
     `asked` are positions of entries that the caller asked for (resets, rollbacks), which are not reported to it. `first` is a state at the
     position that was not reported yet: a branch inherits it from its origin.
@@ -97,14 +97,14 @@ class Delivered:
 
     @classmethod
     def parsed(cls, since: str, first: State) -> "Delivered":
-        """Parse a position as the server writes it, `ledger:number`. `first` is the state there that was not reported yet."""
+        """Parse a position in the server's format, `ledger:number`. `first` is the unreported state at that position."""
         ledger, _, position = since.partition(":")
         return cls(ledger, int(position), first)
 
     def state_of(self, record: Record) -> State:
         """Return what happened to the session between this position and the record's end.
 
-        If the execution began before this position, include what happened since its beginning. If nothing was delivered yet, move to the
+        If the execution began before this position, include all since the execution began. If nothing was delivered yet, move to the
         record's `since` first.
         """
         if self.ledger is None:  # nothing was known before the first record
@@ -116,7 +116,7 @@ class Delivered:
         return state_between(record.entries, since, record.end, first=first, asked=self._asked_before(record))
 
     def _asked_before(self, record: Record) -> frozenset[int]:
-        """Return the positions that the caller asked for before the cell. Those that it asked for while the cell ran are reported."""
+        """Return the positions of the caller's resets and rollbacks before the cell. Those that it made while the cell ran are reported."""
         return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
@@ -143,12 +143,12 @@ class Delivered:
                 self.asked = frozenset(position for position in self.asked if position > record.end)
 
     def go_back(self, record: Record) -> None:
-        """Move back to before a record, because the caller did not get its result. So the next result reports the same again."""
+        """Move back to where a record begins, because the caller did not get its result. So the next result reports the same again."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 
     def note_asked(self, ledger: str, position: int) -> None:
-        """Note that the caller asked for the entry at a position (a reset or a rollback), so that it is not reported to the caller."""
+        """Note that the entry at a position is the caller's own reset or rollback, so that it is not reported to the caller."""
         if self.ledger is None:
             self.ledger, self.position = ledger, position
         elif self.ledger == ledger and position > self.position:
@@ -178,7 +178,7 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with another state and other changes. A host's error has the state in its message and stderr, which change too."""
+    """Return the result with another state and other changes. If its error is the host's, the message and stderr name the new state too."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)
@@ -190,7 +190,7 @@ def with_state(result: CodeExecutionResult, state: State, **others: Any) -> Code
 def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
     """Return the state after one more entry. A rollback returns to the state at its checkpoint, including an earlier loss.
 
-    `states` are those so far, each with the position since which it holds. `asked` is whether the caller asked for the entry.
+    `states` are the earlier states, each with the position at which it began. `asked` is whether the caller asked for the entry.
     """
     now = states[-1][1]
     past = next((state for position, state in reversed(states) if entry.to is not None and position <= entry.to), _UNCHANGED)
@@ -213,9 +213,9 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 
 
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
-    """Return the reason with which the files got into their present state, or None.
+    """Return why the files are in their present state, or None.
 
-    It is the reason of the whole state if nothing is left to report of the variables.
+    The whole state gets this reason if nothing is left to report of the variables.
     """
     reason = None
     for _, state in reversed(states):
@@ -226,7 +226,7 @@ def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
 
 
 def _returned(past: Any, asked: bool) -> Any:
-    """Return what is reported of a part after a rollback, given what was reported at the checkpoint: an earlier loss remains a loss."""
+    """Return what to report of variables or files after a rollback. `past` is their state at the checkpoint: a loss remains a loss."""
     return past if past in ("lost", "unknown") else "kept" if asked and past == "kept" else "rolled_back"
 
 

@@ -124,7 +124,7 @@ async def in_thread(work: Callable[..., Result], *arguments: object) -> Result:
     """Run a function in a worker thread. Return or raise only when the function has ended, even if the caller is cancelled.
 
     Without this, a task that asyncio cancels leaves anyio's `run_sync` at once, while the thread runs on. The task could then close a
-    descriptor that the thread uses, and its number could be given to the next file that is opened.
+    descriptor that the thread uses, and the next file that is opened could get the same number.
     """
     running = asyncio.ensure_future(to_thread.run_sync(work, *arguments))
     running.add_done_callback(_look_at)
@@ -151,7 +151,7 @@ async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], No
 
 
 class _Handover(Generic[Result]):
-    """The handover of a thing from the thread that makes it to the task that wants it. If the task abandons it, the thing is undone."""
+    """The handover of what a thread makes to the task that wants it. If the task abandons it, `undo` is called with it."""
 
     def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
         self._make = make
@@ -192,7 +192,7 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log a failure in one line without its message, which may hold user data, and its traceback at DEBUG. Return the id that both have."""
+    """Log a failure in one line without its message, which may hold user data. Log the traceback at DEBUG. Return the id in both."""
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -339,7 +339,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandResult:
-    """The result of a shell command. If a signal ended the command, the exit code is its number, negated."""
+    """The result of a shell command. If a signal ended the command, the exit code is minus the signal's number."""
 
     exit_code: int
     stdout: str

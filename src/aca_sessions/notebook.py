@@ -122,7 +122,7 @@ class SessionMagics(Magics):
 
 
 def _close_here(stack: ExitStack, owner: Owner) -> None:
-    """Close the stack if this process opened it. A forked process has none of its threads and would wait forever."""
+    """Close the stack if this process opened it. A forked process lacks the event loop's thread and would wait forever."""
     if owner.is_here:
         stack.close()
 

@@ -61,7 +61,7 @@ def _error(result: CodeExecutionResult) -> str:
 
 
 def _users_part(traceback: str) -> str:
-    """Return a traceback without frames in libraries, which do not describe the code that was sent, or all if there are no others."""
+    """Return a traceback with only the frames of the code that was sent, or all of it if there are none."""
     body = _HEADER.sub("", traceback).strip("\n")
     *frames, last = _FRAME.split(body)
     last, separator, conclusion = last.rpartition("\n\n")
@@ -93,7 +93,7 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """Return what a model reads of a display: its plain text, or if that is only a repr of IPython, its source or a note on its HTML."""
+    """Return what a model reads of a display: its plain text, or, if that is only IPython's repr, its source or a note on its HTML."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
@@ -170,7 +170,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """Return HTML as `text/html`, cleaned, or with `raw` in a frame; {} if nothing is left. If scripts are left out, a note says so."""
+    """Return `text/html`: cleaned HTML, with a note if scripts are left out, or with `raw` an <iframe>. Return {} if nothing is left."""
     if html == "raw":
         return {"text/html": sandboxed(source)}
     written = cleaned(source)

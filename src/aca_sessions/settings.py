@@ -49,7 +49,7 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: Path) -> "JsonFile":
-        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError with its name and the line of the mistake."""
+        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError that names the file and the mistake's line."""
         try:
             text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
             return cls(path, json.loads(text), text)
@@ -60,7 +60,7 @@ class JsonFile:
             raise ConfigurationError(f"{path} cannot be read as JSON ({error})") from None
 
     def line_of(self, keys: Sequence[str | int]) -> int:
-        """Return the line of a key, given by its path, or of its nearest parent if the file lacks the key."""
+        """Return the line of a key, given by its path, or of the nearest key above it that the file has."""
         line, position = 1, _skip_space(self.text, 0)
         for key in keys:
             found = [entry for entry in _entries(self.text, position) if entry[0] == key]
@@ -78,7 +78,7 @@ def _as_plain_json(text: str) -> str:
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield the keys of the object, or the indexes of the list, at a position, each with the positions of itself and of its value."""
+    """Yield each key of the object, or index of the list, at a position, with the positions where the key and its value begin."""
     opening, index = text[position], 0
     if opening not in "{[":
         return
@@ -436,7 +436,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources with flat names moved to their sections: a flat name in the environment overrides a section in a file."""
+        """Return the sources with flat names like `Endpoint` moved to their sections: in the environment they override a file's section."""
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
@@ -517,7 +517,7 @@ def _into_sections(source: _Source) -> dict[str, Any]:
 
 
 def _variables() -> dict[str, list[str]]:
-    """Return the names that variables may have after the prefix, each with the keys below it."""
+    """Return the names of settings in environment variables, each with the keys below it."""
     return {name: [*_keys_at([name])] if name in _SECTIONS else [] for name in Settings.model_fields}
 
 
@@ -531,7 +531,7 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
 
 
 def _rule_text(kind: str, message: str, value: object) -> str:
-    """Return what pydantic expected and what it got: the value if it was only compared, otherwise its type, because it may be a secret."""
+    """Return what pydantic expected and what it got: a number or a choice itself, otherwise the type, because the value may be secret."""
     if kind == "missing":
         return "must be set"
     if kind == "model_type":
@@ -543,7 +543,7 @@ def _rule_text(kind: str, message: str, value: object) -> str:
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of an error message about a key: the name and line of the source that sets it, maybe by its flat name."""
+    """Return the beginning of an error message about a key: name and line of the source that sets it, maybe by a name without section."""
     flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
     found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
     return found[0].place_of(*found[1])

@@ -55,7 +55,7 @@ def hashed(name: str) -> str:
 
 @contextmanager
 def span(step: str, session_id: str | None = None, **attributes: int | float | str) -> Iterator[Span]:
-    """Open a span for the block, below the caller's current span. If the block raises, record the exception's type, not its message."""
+    """Open a span for a `with` block, as a child of the current span. If the block raises, record the exception's type, not its message."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # no program has set up tracing
         yield trace.INVALID_SPAN
         return
