@@ -336,7 +336,7 @@ def checked_object(body: object, least: str = "'code'") -> Body:
 def decode_code(body: Body, name: str = "code") -> str:
     """Return the source text of a request, which may be in base64. Raise ProblemError if it is missing or not valid.
 
-    `name` is the member that holds it. An empty text is a cell that does nothing: AutoGen's executor sends "\\n\\n" after a restart.
+    `name` is the member. Blank text is valid and does nothing: AutoGen's executor sends "\\n\\n" after a restart.
     """
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)
