@@ -63,7 +63,7 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """Mark a session as not started if the pool ended it because it was idle: its next use starts it empty. Ignore other events."""
+        """If the pool ended a session as idle, mark it as not started, because its next use finds it empty. Ignore other events."""
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].is_started = False
 
@@ -88,7 +88,7 @@ class Client:
         return {**self.server.shared, **self._own}
 
     def find(self, name: str | None) -> NamedSession:
-        """Return the session of a name, or the active one if it is None. Raise InvalidArgumentError if there is none."""
+        """Return the session with a name; None means the active one. Raise InvalidArgumentError for an unknown name."""
         sessions = self.sessions()
         if name is None and self.active not in sessions:
             self.active = DEFAULT  # the active session was shared by another client, which has ended it
@@ -100,7 +100,7 @@ class Client:
         return named
 
     def create(self, name: str | None, description: str = "", *, shared: bool = False) -> NamedSession:
-        """Create a session that is started at its first use. Without a name it gets a free one.
+        """Create a session that starts at its first use. If `name` is None, choose a free one.
 
         Raise InvalidArgumentError if the name is taken or invalid, or if the client has too many sessions.
         """
@@ -108,7 +108,7 @@ class Client:
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Return the given name, or a free one. Raise InvalidArgumentError if it cannot be used or the client has too many sessions."""
+        """Return `name`, or a free one for None. Raise InvalidArgumentError if it is unusable or the client has too many."""
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
@@ -183,12 +183,12 @@ class Client:
 
     @asynccontextmanager
     async def lease(self, named: NamedSession) -> AsyncIterator[Session]:
-        """Lease a session from the pool for the block."""
+        """Lease a session for a `with` block."""
         async with self.server.pool.session(named.id) as session:
             yield session
 
     async def close(self) -> None:
-        """End the client's own sessions, and those that it shared unless the options have `keep_shared`. Ignore failures."""
+        """End the client's own sessions, and unless `keep_shared` is set, those that it shared. Ignore failures."""
         ending = [*self._own.values()]
         if not self.options.keep_shared:
             ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]

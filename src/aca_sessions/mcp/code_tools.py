@@ -204,7 +204,7 @@ async def run_cell(
     request: CodeExecutionRequest,
     answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
-    """Run a cell and return what `answer` returns for its result and for the files that it changed below outputs/."""
+    """Run a cell. Return the value of `answer`, called with the result and the files changed below outputs/."""
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.copy_in(session, named)
@@ -290,7 +290,7 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Return the images that fit in the limit, and the other displays except plain text, which the result's text has."""
+    """Return the images that fit in the limit, and the other displays that are more than plain text."""
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

@@ -1,4 +1,4 @@
-"""A session as MCP clients name it, with its counters: what the server knows without a request to the session.
+"""Sessions of MCP clients: the name and counters of each, which are known without a request to the session.
 
 Nothing here awaits, so no other call can change a session in the middle of a method.
 """
@@ -20,7 +20,7 @@ _KEPT_DISPLAY_CHARACTERS = 16 << 20
 
 @dataclass(slots=True, kw_only=True, eq=False, weakref_slot=True)
 class NamedSession:
-    """A session of an MCP client. `id` is its name in the pool, which no client learns."""
+    """A session of an MCP client. `id` names it in the pool; no client learns the id."""
 
     name: str
     description: str = ""
@@ -53,7 +53,7 @@ class NamedSession:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count a cell as running for the block, and add it and its duration to the totals afterwards."""
+        """Count a cell as running during the `with` block, then add it and its time to the totals."""
         started = time.monotonic()
         self._running.append(started)
         try:
@@ -65,7 +65,7 @@ class NamedSession:
             self.last_execution = datetime.now(UTC)
 
     def record_result(self, result: CodeExecutionResult) -> None:
-        """Record a cell's error, and a loss of variables as a restart. After a loss of files the session counts as not started."""
+        """Record a cell's error, and a restart if variables were lost. If files were lost, mark the session as not started."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":

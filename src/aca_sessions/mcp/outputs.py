@@ -33,7 +33,7 @@ class _SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFiles:
-    """The files that a cell created, changed or deleted below outputs/: those that are shared now, and those that are not."""
+    """The files that a cell created, changed or deleted below outputs/. Those in `left` cannot be shared."""
 
     shared: tuple[str, ...] = ()
     left: tuple[str, ...] = ()  # too large, or with names that no API takes
@@ -41,7 +41,7 @@ class CollectedFiles:
 
 @dataclass(slots=True)
 class _SessionFiles:
-    """The outputs/ of one session: the version of each file that it has, and size and time of each file when they were last listed."""
+    """What one session has below outputs/: the version of each shared file, and each file's size and time when last listed."""
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
@@ -68,11 +68,11 @@ class Outputs:
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
-        """Forget which files a session has, because it ended or was rolled back. Those that it shared stay, and return if it continues."""
+        """Forget which files a session has, because it ended or was rolled back. Its next cell gets all shared files again."""
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Before a cell, write into its session what other sessions shared since its last cell. Create outputs/ if it is not started."""
+        """Before a cell, copy into its session the files that others shared since its last cell. In a new session, create outputs/."""
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
@@ -92,10 +92,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep what a session changed below outputs/ for the client's other sessions, and return which files these are.
+        """Keep what a session changed below outputs/ for the client's other sessions, and return the paths of those files.
 
-        Call this after anything that may have written. The folder is listed each time, because a cell's result has no files if the
-        workspace has too many, and never those that background processes write.
+        Call this after anything that may have written files. It lists the folder, because a cell's result lacks what background
+        processes write, and all files if there are too many.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -174,7 +174,7 @@ def path_of(file: RemoteFile) -> str:
 
 
 async def _look(session: Session) -> tuple[Marks, bool]:
-    """Return size and time of each file below outputs/, by path, and whether these are all. At most 1000 files and folders are read."""
+    """Return size and time of files below outputs/, by path, and whether none is left out. At most 1000 files and folders are read."""
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
     except NotFoundError:

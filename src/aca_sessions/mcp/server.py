@@ -158,7 +158,7 @@ def _refuse(problem: ProblemError) -> Response:
 
 
 class _Connections:
-    """All connections over HTTP. Leaving the block ends them."""
+    """All connections over HTTP, which the `with` block ends."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -181,12 +181,12 @@ class _Connections:
         await self.end(0)
 
     async def end(self, _grace: float) -> None:
-        """End every connection with its cells and sessions, because a stream that stays open would keep the server from ending."""
+        """End all connections, with their cells and sessions. An open stream would keep the server from ending."""
         self._stopping.set()
         await self._task
 
     async def _run(self) -> None:
-        """Run the manager until `end` is called. All of it is one task, because a task group must be left by the task that entered it."""
+        """Run the SDK's session manager until `end` is called. One task must both enter and leave it, as it holds a task group."""
         try:
             async with self._manager.run():
                 self._started.set()

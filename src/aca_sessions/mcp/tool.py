@@ -48,7 +48,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _words(value: object) -> object:
-    """Return the list that a client means: some send it as JSON text, others send one word as text. Return other values unchanged."""
+    """Return the list that a text argument means: some clients send JSON text, or one word. Return other values unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -72,7 +72,7 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content to the result of the call. If there is any, the result has it in place of the answer as JSON text."""
+        """Add content to the call's result, which then has no text block with the answer as JSON."""
         self.content += blocks
 
     @property
@@ -82,7 +82,7 @@ class Call:
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def report(self, event: Event) -> None:
-        """Send the client an event of the cell, as a log message and as progress if asked for. After 64,000 characters send nothing."""
+        """Send the client an event of a cell, as a log message and, if asked for, as progress; at most 64,000 characters a call."""
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
@@ -103,7 +103,7 @@ class Call:
         return text if isinstance(text, str) else None
 
     async def resources_changed(self, uris: list[str]) -> None:
-        """Notify the client that its list of resources changed, and which of the resources `uris` that it watches have changed."""
+        """Notify the client that its list of resources changed, and which watched resources among `uris` did."""
         session = self.context.session
         await session.send_resource_list_changed()
         for uri in uris:
