@@ -59,7 +59,7 @@ _AZURE_BASE = "/subscriptions/{subscription}/resourceGroups/{group}/sessionPools
 
 
 class Service:
-    """The ASGI application of one server. It serves the sessions that it is given, which their owner must close."""
+    """The ASGI application of one server. Whoever created `sessions` must close them."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions

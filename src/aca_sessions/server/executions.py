@@ -32,7 +32,7 @@ _EACH = 64
 
 
 class Events:
-    """The numbered events of one execution. Only the execution adds events. Any reader can get those after a number."""
+    """The numbered events of one execution. Readers get those after the last number they know."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -48,7 +48,7 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        Text extends the latest event, and a display replaces one of the same name, if no reader has got that event yet.
+        If no reader has got it yet, text joins the latest event, and a display replaces that of the same name.
         """
         place = self._place_of(event)
         if place is None:
@@ -68,15 +68,15 @@ class Events:
         self._changed.set()
 
     def close(self) -> None:
-        """Note that no more events will come."""
+        """End the events: readers stop waiting."""
         self.closed = True
         self._changed.set()
 
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
         """Return the events after a number, and the number of the latest event. Wait at most `within` seconds until there are any.
 
-        If output after the number was dropped, an event `skipped`, which says how much, comes first. Then come the cell's questions that
-        were dropped before a reader got them.
+        If later output was dropped, an event `skipped` comes first and says how much. Then come questions of the cell that were dropped
+        unread.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -98,7 +98,7 @@ class Events:
         return self._first + len(self._events) - 1
 
     def _place_of(self, event: Event) -> int | None:
-        """Return the index in `_events` of the unread event that a new one continues or replaces, or None."""
+        """Return the index in `_events` of the unread event that `event` continues or replaces, or None."""
         number = self._named.get(_name_of(event) or "")
         if number is None and self._events and _continues(self._events[-1], event):
             number = self._last
@@ -173,8 +173,8 @@ class RunningExecution:
     def fetch(self, since: str | None = None) -> Execution:
         """Return the execution as it is now, for a response to a caller. If it has a result, count it as fetched.
 
-        The result's state tells what happened since the caller's position `since`. Without one it tells what happened since the latest
-        result that had been fetched when this execution was accepted, so that each loss is reported once.
+        The result's state covers the time since the caller's position `since`. Without one, it covers the time since the latest result
+        that was fetched before this execution was accepted, so that each loss is reported once.
         """
         session, result = self.session, self.result
         if result is not None:
@@ -188,7 +188,7 @@ class RunningExecution:
         return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Store the result and wake all that wait for it. Its state becomes the changes since the start, unless there was no reply."""
+        """Store the result and wake those that wait for it. Its state, unless NO_REPLY, becomes the changes since `start`."""
         ledger = self.session.ledger
         self.end = ledger.position
         if result.state == NO_REPLY:
@@ -204,7 +204,7 @@ class RunningExecution:
 
 
 class Executions:
-    """The executions of one session. They run one at a time, in the order of their requests. Results beyond some limits are dropped."""
+    """The executions of one session. They run one at a time, in the order of their requests. Old or large results are dropped."""
 
     def __init__(self, session: "HostedSession", default_timeout: float, *, journal: Journal) -> None:
         self._session = session
@@ -258,7 +258,7 @@ class Executions:
             self._tasks.start(self._interrupt(execution))
 
     async def answer(self, execution: RunningExecution, number: int, text: str | None) -> None:
-        """Send a cell the caller's reply, if any, to question `number`. Raise ProblemError (409) if the cell does not wait for it."""
+        """Reply to question `number` of a cell; None means no answer. Raise ProblemError (409) if the question is not open."""
         interpreter = (await self._session.sandbox()).running if execution.status == "Running" else None
         if interpreter is None or not interpreter.answer(execution.id, number, text):
             said = f"the execution does not wait for a reply to question {number}: it has one already, or continued without: drop the reply"
@@ -298,7 +298,7 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Report the execution with the state since the previous cell, to count deaths between cells. Drop results beyond the limits."""
+        """Add an execution to metrics and audit log; its state includes a death before it began. Drop results beyond the limits."""
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:
@@ -317,13 +317,13 @@ class Executions:
         self._kept_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
-        """Count a result as fetched. Fewer results are kept once they were fetched. Do nothing if it was dropped."""
+        """Count a result as fetched: such results have lower limits. Do nothing if it was dropped."""
         if execution.id in self._known:
             self._fetched += 1
             self._fetched_size += execution.size
 
     def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop the oldest or the largest finished result, but never `latest`, whose response may be lost. Remember its id."""
+        """Drop a finished result, the oldest or the largest, and keep its id. Spare `latest`: its response may be lost."""
         kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
         del self._known[gone.id]
@@ -361,7 +361,7 @@ class Executions:
         return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
-        """Start an interpreter and return its sandbox: another one if the fork server died before the session had any state."""
+        """Start an interpreter and return its sandbox, a new one if the fork server died before the session had any state."""
         started = time.perf_counter()
         try:
             await sandbox.interpreter()

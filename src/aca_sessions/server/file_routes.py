@@ -70,7 +70,7 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or description: the content path of one API generation matches the description path of the other."""
+        """Return a file's content or description. One route serves both: what is a content path depends on the api-version."""
         version, _ = addressed(request, plain=self._hosting.plain)
         path = request.path_params["name"]
         content = version.dialect.content_named(path)
@@ -133,7 +133,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Yield the files of a request's session, in use for the block, and the folder in the query."""
+        """Yield the files of a request's session, and the query's folder. Meanwhile the session is in use."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -146,7 +146,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Yield the files of a request's session, in use for the block, and a path's folder (below that of the query) and file name."""
+        """Yield what `_files` yields, but with the path's folder appended to the query's, and the path's file name."""
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(path)
@@ -163,7 +163,7 @@ class FileRoutes:
 
 @asynccontextmanager
 async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iterator[bytes]]]:
-    """Parse the form of a request for the block. Yield the name of its file, and the content in chunks. A large file is on disk.
+    """Parse a request's form. Yield its file's name and content, in chunks that can be read within the `with` block.
 
     Raise ProblemError if the form has no file (400) or the file is larger than `most` bytes (413).
     """
@@ -181,9 +181,9 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 
 @asynccontextmanager
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
-    """Parse the form of a request for the block and yield it. starlette keeps a large file in this host's folder for temporary files.
+    """Parse a request's form and yield it for a `with` block. starlette keeps a large file in this host's temporary folder.
 
-    Problems of that folder have errors of their own, so that nobody takes them for problems of the session's disk.
+    Errors about that folder are distinct, so that nobody takes them for errors about the session's disk.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -261,8 +261,8 @@ class Download:
 class Downloads:
     """The downloads of a server.
 
-    A part of up to 8 MiB is read completely before it is sent, so that the tag in the headers tells whether the file changed meanwhile. A
-    larger part is read while it is sent, and so is a part over 256 KiB while 8 other such responses are sent.
+    A part of up to 8 MiB is read completely before its headers are sent, so that their entity tag is that of the content. A larger part
+    is read while it is sent, and so is one over 256 KiB while 8 others of that size are sent.
     """
 
     def __init__(self) -> None:

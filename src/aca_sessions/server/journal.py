@@ -42,7 +42,7 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Append an event with the current time. Log only the first failure in a row; the next event has their number in `lost_before`."""
+        """Append an event with the time. Log the first of failures in a row; the next event has their number in `lost_before`."""
         if self._lost:
             fields["lost_before"] = self._lost
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -114,7 +114,7 @@ class Journal:
         self._write("session_ended", identifier, {"reason": reason, "seconds": round(seconds, 3)})
 
     def cell_ended(self, identifier: str, call: ExecutionCall, result: CodeExecutionResult) -> None:
-        """Write to the audit log how a cell ended: outcome, state, sizes and duration; the code only if `audit_code` is set."""
+        """Write to the audit log how a cell ended: outcome, state, sizes, duration; and its code if `audit_code` is set."""
         sizes = {"code_length": len(call.code), "stdout_length": len(result.stdout), "stderr_length": len(result.stderr)}
         verdict = {"outcome": telemetry.outcome(result), "state": result.state.kind, "reason": result.state.reason}
         code = {"code": call.code} if self._with_code else {}
@@ -122,7 +122,7 @@ class Journal:
         self._write("cell", identifier, {**verdict, **sizes, **shown, **code})
 
     def noted(self, event: str, identifier: str, seconds: float, fields: Mapping[str, object]) -> None:
-        """Write another request on a session to the audit log, such as an upload, with its fields and its duration in seconds."""
+        """Write to the audit log a request that is not a cell, such as an upload, with its fields and duration in seconds."""
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:

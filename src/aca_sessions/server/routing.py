@@ -106,9 +106,9 @@ def check_has_sessions(request: Request) -> None:
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Raise ProblemError (404) if the path of a request is not `path`, which its api-version uses: it may belong to another api-version.
+    """Raise ProblemError (404) unless a request's path ends in `path`, the path that its api-version has for this request.
 
-    If `whole` is false, something must follow `path`.
+    If `whole` is false, more must follow `path`.
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
@@ -222,7 +222,7 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
 
 def note(request: Request, event: str, **fields: object) -> None:
-    """Keep an event until the response to a request is made; then the journal records it. Call this when the request has succeeded."""
+    """Store an event of a request that has succeeded. The journal records it when the response is made."""
     request.state.noted = (event, fields)
 
 

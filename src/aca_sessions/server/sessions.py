@@ -78,7 +78,7 @@ class HostedSession:
         return await asyncio.shield(self._opening)
 
     async def renew(self) -> bool:
-        """Open another sandbox if the fork server died before the session had anything to lose. Return whether another one is opened."""
+        """Open another sandbox if the fork server died before the session had anything to lose. Return whether one is opened."""
         if self.has_state or self._open_again is None:
             return False
         sandbox = await self.sandbox()
@@ -116,7 +116,7 @@ class HostedSession:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Mark the session as in use for the block, so that it is not ended to make room for another or because of its cool-down."""
+        """Keep the session in use during the `with` block, so that neither its cool-down nor a full server ends it."""
         self._users += 1
         self.touch()
         try:
@@ -135,7 +135,7 @@ class HostedSession:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and the running cell, and wait until all executions have results, whose reason is `cause`."""
+        """End the sandbox and wait until all executions have results. `cause` is the reason in those that this ends."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -180,7 +180,7 @@ class Sessions:
         return (*await self._sandboxes.environment(), self._since)
 
     async def isolation(self) -> IsolationReport:
-        """Return what separates sessions from this host, found out by trying at the first call, and again at the next after a failure."""
+        """Return what separates sessions from this host. The first call finds out by trying; after a failure, the next tries again."""
         if self._isolation is None or (self._isolation.done() and self._isolation.exception() is not None):
             self._isolation = self._tasks.own(examine(self._sandboxes))
         return await asyncio.shield(self._isolation)
@@ -294,8 +294,8 @@ class Sessions:
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
         """End a session at its owner's request. Raise ProblemError (400) if there is none.
 
-        `cause` is the reason in the results of callers that still use it. After "terminated", later results for the identifier report no
-        loss to callers that name no position.
+        `cause` is the reason in results of callers that still use the session. After "terminated", callers that send no position in the
+        ledger are told of no loss.
         """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
@@ -368,7 +368,7 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Forget a session, which the caller must close, but keep its ledger. `reason` is for operators, `cause` for its callers."""
+        """Forget a session, but keep its ledger. The caller must close it. `reason` is for operators, `cause` for the ledger."""
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
