@@ -1,4 +1,4 @@
-"""The Python of a container image, as it describes itself in a session, and the options by which pip on this host finds wheels for it."""
+"""The Python of a container image, as a session describes it, and the options with which pip on this host finds wheels for it."""
 
 import json
 import re
@@ -75,7 +75,7 @@ class ImagePython:
 
     @property
     def markers(self) -> dict[str, str]:
-        """Return the values of markers for this Python. Without them, pip would take the values of the Python that runs it."""
+        """Return the values of requirement markers, such as python_version, that pip must use in place of its own Python's."""
         minor = ".".join(self.version.split(".")[:2])
         return {"python_version": minor, "python_full_version": self.version, "implementation_version": self.version}
 
@@ -112,7 +112,7 @@ def _readable(requirements: object) -> list[str]:
 
 
 def _platforms(libc: object) -> tuple[str, ...]:
-    """Return the platform tags for a C library, the newest first, as pip prefers them. Without glibc, assume musl."""
+    """Return the platform tags of wheels that fit a C library, newest first. If it is not glibc, assume musl."""
     machine = syscalls.MACHINE
     found = re.fullmatch(r"glibc 2\.(\d{1,3})", str(libc))
     if found is None:

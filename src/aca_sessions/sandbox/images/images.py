@@ -1,6 +1,6 @@
 """Container images as roots for guests: a root folder, the tar of one, or an image of podman or docker.
 
-They are unpacked once and kept. For images that have no IPython, a folder with the files of this host's IPython is kept as well.
+They are unpacked once and kept. For images without IPython, a copy of this host's IPython is kept as well.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def root_of(image: str) -> str:
 
 
 def _apart(folder: str) -> str:
-    """Return the folder. Raise ConfigurationError for /, this host's own root, because sessions would see all of the host."""
+    """Return the folder. Raise ConfigurationError if it is /, through which sessions would see all of this host."""
     if folder == "/":
         raise ConfigurationError(f"{_KEY}: expected the folder of an image, got {folder}, which is this host's own root: name another one")
     return folder
@@ -111,14 +111,14 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def _alone(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Lock a file for the block, also against other processes. Without `wait`, raise BlockingIOError if another holds the lock."""
+    """Hold a lock on a file inside the `with` block. Without `wait`, raise BlockingIOError if the lock is held already."""
     with open(path, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 
 def _remove_leftovers(images: Path) -> None:
-    """Remove the folders of processes that were killed while they unpacked. Live ones hold the lock of their key, and are skipped."""
+    """Remove folders that killed processes have left half unpacked. Skip those whose lock a live process holds."""
     for place in images.glob(f"{_UNPACKING}*"):
         key = place.name.removeprefix(_UNPACKING).rpartition("-")[0]
         with contextlib.suppress(BlockingIOError), _alone(images / f"{key}.lock", wait=False):
@@ -140,7 +140,7 @@ def _unpack_file(path: str, folder: str) -> None:
 
 
 def _known(image: str) -> tuple[str, str]:
-    """Return the first engine that has an image, and the image's digest. If none has the image, the first engine pulls it."""
+    """Return an engine (podman or docker) that has an image, and the image's digest. Pull the image if no engine has it."""
     engines = [engine for engine in _ENGINES if shutil.which(engine)]
     if not engines:
         raise ConfigurationError(
@@ -225,7 +225,7 @@ def _take(process: "subprocess.Popen[bytes]", folder: str) -> None:
 
 
 def _ask(engine: str, *arguments: str) -> str:
-    """Run an engine. Return its standard output, or "" if it fails."""
+    """Run podman or docker. Return its output, or "" if it fails."""
     try:
         done = subprocess.run(
             [engine, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False
@@ -240,9 +240,9 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return a dict from the path at which sessions of an image see this host's IPython to its folder on this host.
+    """Return where sessions of an image see this host's IPython: a dict from that path to the folder on this host.
 
-    Return an empty dict without an image, because those sessions see this host's environment, or if this host cannot keep files.
+    Return an empty dict without an image, which needs no copy of IPython, or if this host cannot keep files.
     """
     try:
         return {SUPPLY: _supply_folder()} if image else {}

@@ -1,4 +1,4 @@
-"""The unpacking of a root file system's tar. No entry lands outside the folder, is a device, or runs with another user's rights."""
+"""The unpacking of a root file system's tar: no file outside the folder, no device, no program with another user's rights."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ class UnpackingError(Exception):
 
 
 class _Allowance:
-    """The number of bytes and entries that an archive may still take, because a few kilobytes can claim to be terabytes."""
+    """How many bytes and entries an archive may still unpack, because a tar of a few kilobytes can hold terabytes."""
 
     def __init__(self, folder: int, most_entries: int) -> None:
         free = os.fstatvfs(folder)
@@ -37,7 +37,7 @@ class _Allowance:
         self._entries = self._most_entries = most_entries
 
     def take(self, size: int) -> None:
-        """Count one more entry, before it is made. Raise UnpackingError if it does not fit."""
+        """Count one more entry before it is made. Raise UnpackingError if it is too much."""
         self._entries -= 1
         self._bytes -= size
         if self._bytes < 0:
@@ -49,7 +49,7 @@ class _Allowance:
 
 
 class _Headers:
-    """A stream of one member's headers, up to a limit, because tarfile reads long names, attributes and maps of holes whole."""
+    """A stream of one member's headers with a limit on their size, because tarfile reads them into memory whole."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -83,7 +83,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
     """Unpack a tar, which may be compressed, into an empty folder. Devices are left out, and everything belongs to this process's user.
 
     Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would leave the folder.
-    Then the folder stays.
+    What is unpacked stays.
     """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -102,7 +102,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
 
 
 class _Place:
-    """The place of one member of an archive: its folder below the root, which is reached without links, and its name in that folder."""
+    """Where one member of an archive is unpacked: a folder below the root, reached without links, and a name in it."""
 
     def __init__(self, root: int, path: str, allowance: _Allowance) -> None:
         self._root = root
@@ -110,7 +110,7 @@ class _Place:
         self._allowance = allowance
 
     def put(self, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        """Create what a member describes, in place of an earlier member of that name. Do nothing for a device or pipe."""
+        """Create a member's file, folder or link, and replace an earlier one of that name. Skip devices and pipes."""
         if self._path in _LAYERS:
             raise UnpackingError("it holds an image's layers (docker save): export a container of it instead (docker export)")
         if not self._path or not (member.isdir() or member.isreg() or member.issym() or member.islnk()):
@@ -156,7 +156,7 @@ def _inside(path: str) -> str:
 
 
 def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
-    """Open a folder below the root. Make it, and the folders above it, if the archive has not listed them so far."""
+    """Open a folder below the root. Make it, and the folders above it, if they do not exist yet."""
     try:
         return syscalls.openat2(root, path or ".", _FOLDER, 0, _BENEATH)
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def _open_folder(root: int, path: str, allowance: _Allowance) -> int:
 
 
 def _clear(parent: int, name: str) -> None:
-    """Remove the entry that an earlier member created. Do nothing if there is none, and raise UnpackingError if it is a folder."""
+    """Remove an entry of a folder, if it exists. Raise UnpackingError if it is a folder itself."""
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
             raise _both(name)
