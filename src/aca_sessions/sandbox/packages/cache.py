@@ -2,10 +2,10 @@
 
 A set is named after its content and never changed. A set in use is never removed.
 
-sets/NAME        one set; the folder can be entered but not listed, and names cannot be guessed
+sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
 labels/NAME      the set's wheels and size, and as its mtime the last use; a shared lock on this file means that the set is in use
-answers/KEY      the set that some requirements were resolved to, and as its mtime the time when
-notes/KEY        other text that is kept for later processes
+answers/KEY      the set that some requirements were resolved to; its mtime tells when
+notes/KEY        other cached text, such as a survey
 work/            folders in which sets are being unpacked
 key              the secret that all names are derived from
 """
@@ -45,7 +45,7 @@ class HeldSet:
     lock: int
 
     def let_go(self) -> None:
-        """Release the set. From now on it may be removed when room is needed."""
+        """Release the set: the cache may remove it to make room."""
         os.close(self.lock)
 
 
@@ -53,12 +53,12 @@ class PackageCache:
     """The cache in one folder of this host. Any number of processes may use it at the same time."""
 
     def __init__(self, folder: str, size: int, *, shown_at: str | None = SHOWN_AT) -> None:
-        """Create the folder if it is missing. Raise PackageError if it cannot be created or used, or is "" for a user without a home.
+        """Create the folder if it is missing. Raise PackageError if it cannot be used, or if the path is "" (the user has no home).
 
         Args:
             folder: The path of the cache.
             size: How many bytes the sets may have together. Those that were not used for the longest time are removed first.
-            shown_at: Where sessions see the folder of sets, or None if they see it at its path on this host.
+            shown_at: The path at which sessions see all sets, or None for their path on this host.
         """
         if not folder:
             advice = "set HOME or XDG_CACHE_HOME, or name a folder in ACASessions:Packages:CacheFolder"
@@ -78,11 +78,11 @@ class PackageCache:
         return str(self._root / "sets")
 
     def name_of(self, *parts: str) -> str:
-        """Return a name for some content. Equal content has the same name, which cannot be guessed without the cache's secret."""
+        """Return a name derived from some content and the cache's secret, so that sessions cannot guess it."""
         return hashlib.blake2b(json.dumps(parts).encode(), key=self._secret, digest_size=_NAME_BYTES).hexdigest()
 
     def hold(self, name: str) -> HeldSet | None:
-        """Return the set of a name, and protect it from removal until `let_go` is called. Return None if there is no such set."""
+        """Return the set with a name, and keep it from removal until `let_go` is called. Return None if it does not exist."""
         lock = self._lock(name, fcntl.LOCK_SH)
         if lock is None:
             return None
@@ -105,7 +105,7 @@ class PackageCache:
         self._make_room(but=name)
 
     def recall(self, key: str, *, within: float) -> HeldSet | None:
-        """Hold and return the set that `remember` recorded for a key in the last `within` seconds. Return None if there is none now."""
+        """Hold and return the set that `remember` recorded for a key in the last `within` seconds, or None if there is none."""
         path = self._root / "answers" / key
         try:
             if time.time() - path.stat().st_mtime > within:
@@ -115,7 +115,7 @@ class PackageCache:
             return None
 
     def remember(self, key: str, name: str) -> None:
-        """Record under a key which set some requirements were resolved to."""
+        """Record which set a key, made of requirements, resolves to."""
         self._replace(self._root / "answers" / key, name)
 
     def note(self, key: str, text: str) -> None:
@@ -131,7 +131,7 @@ class PackageCache:
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
-        """Make a folder on the cache's file system, so that files can be moved and linked, and remove it after the block."""
+        """Yield a temporary folder from which files can be moved or linked into the cache."""
         folder = Path(tempfile.mkdtemp(dir=self._root / "work"))
         try:
             yield folder
@@ -141,7 +141,7 @@ class PackageCache:
     def without(self, held: HeldSet, names: set[str], place: Path) -> Path:
         """Make a copy of a set without some of its packages, and return its folder. Files are hard links, not copies.
 
-        `names` are the canonical names of the packages to leave out. `place`, which gets the copy, is on the cache's file system.
+        `names` are the canonical names of the packages to leave out. The copy is made in `place`, a folder from `workplace`.
         """
         source, target = self._root / "sets" / held.name, place / "unpacked"
         gone = {file for name in names for file in _files_of(source, name)}
@@ -179,7 +179,7 @@ class PackageCache:
         return key.read_bytes()
 
     def _create(self, path: Path, text: str) -> None:
-        """Create a file with its whole content. Do nothing if it exists, even if another process has just created it."""
+        """Create a file together with its content. Do nothing if it exists, even if another process creates it now."""
         with self.workplace() as place, contextlib.suppress(FileExistsError):
             (place / "new").write_text(text)
             (place / "new").chmod(0o600)
@@ -191,7 +191,7 @@ class PackageCache:
             os.replace(place / "new", path)
 
     def _lock(self, name: str, how: int) -> int | None:
-        """Lock the label of a set by flock(2). Return None if the set has no label, or if LOCK_NB is set and the label is locked."""
+        """Lock a set's label, and return the descriptor. Return None if there is no label, or if LOCK_NB is set and it is locked."""
         try:
             lock = os.open(self._root / "labels" / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -232,7 +232,7 @@ class PackageCache:
 
 
 def _files_of(folder: Path, name: str) -> set[str]:
-    """Return a package's files by its RECORD, which may be hostile: it is only used to leave files out of a copy and to name modules."""
+    """Return the files that a package's RECORD lists. It may lie, so use them only to leave files out of a copy or to name modules."""
     found: set[str] = set()
     for about in folder.glob("*.dist-info"):
         if canonicalize_name(about.name.partition("-")[0]) == name:
@@ -243,7 +243,7 @@ def _files_of(folder: Path, name: str) -> set[str]:
 
 
 def _inside(recorded: str) -> str:
-    """Return the path in the set of a file that a RECORD lists. Scripts are listed as ../../bin/name, as they lie in an environment."""
+    """Return where a file that a RECORD lists lies in the set. A script is listed as ../../bin/name, and lies in bin/name."""
     return recorded.strip('"').removeprefix("../../")
 
 
@@ -281,9 +281,9 @@ def _size(folder: Path) -> int:
 
 
 def shown(source: PackageSource) -> dict[str, str]:
-    """Return a dict from the path at which sessions see all sets to their folder on this host.
+    """Return where sessions see all sets: a dict from that path to the folder on this host.
 
-    Return an empty dict if this host cannot keep packages. A call that asks for a package then fails with the reason.
+    Return an empty dict if this host cannot keep packages. Installing a package then fails with the reason.
     """
     try:
         return {SHOWN_AT: PackageCache(source.folder, source.cache_size).sets}

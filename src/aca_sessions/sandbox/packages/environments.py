@@ -1,4 +1,4 @@
-"""Named virtual environments for guests, in the user's data folder. Sessions in one of them do not see the host program's packages."""
+"""Named virtual environments for sessions, in the user's data folder. They do not include the host program's packages."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ def python_of(name: str) -> str:
 
 
 class Environments:
-    """The named environments of this user. They are made of wheels only, so no code of a package runs on this host."""
+    """The named environments of this user. They are made from wheels only, so that no package runs code on this host."""
 
     def __init__(self, source: PackageSource, tell: Tell) -> None:
         self._source = source
@@ -98,7 +98,7 @@ class Environments:
 
     @asynccontextmanager
     async def _bare(self, name: str, python: str | None) -> AsyncIterator[Path]:
-        """Make an environment without packages for the block to fill, and yield its folder. Remove it if the block fails."""
+        """Make an environment without packages, and yield its folder. Remove it if the `with` block fails."""
         folder = _folder(name)
         if folder.exists():
             raise ConfigurationError(f"the environment {name} exists already: remove it first with `aca-sessions env remove {name}`")
@@ -117,7 +117,7 @@ class Environments:
         shutil.rmtree(folder / "http", ignore_errors=True)  # pip's cache of downloads
 
     async def _missing(self, folder: Path, wanted: Sequence[str]) -> list[str]:
-        """Return the packages that have no wheel. First check all of them at once, and only if that fails, each by itself."""
+        """Return the packages that have no wheel. Check them one by one only if not all have one."""
         if await self._have_wheels(folder, wanted):
             return []
         turns = asyncio.Semaphore(_CHECKS_AT_ONCE)

@@ -1,7 +1,7 @@
 """A program that confines itself and runs pip: pip writes below one folder and starts no program, so no code of a package runs here.
 
-If pip could start programs, a wheel whose metadata names a source at some address would be built here, in spite of `--only-binary`. This
-module runs with the standard library alone: in the guests' Python, or in the host's if the guests' is an image's.
+If pip could start programs, a wheel could make it build a source package from a URL, in spite of `--only-binary`. This module uses only
+the standard library: it runs in the sessions' Python or, for sessions of an image, in the host's.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def main() -> None:
     """Confine this process and run pip in it.
 
     The command line is `CODE FOLDER LARGEST RUNNER KNOWN MARKERS` and pip's own arguments. CODE is the entry of `sys.path` that this module
-    came from. FOLDER is where pip may write. LARGEST is how many bytes a file, all wheels and all that is received may have. RUNNER is the
-    script that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is empty, or as JSON the markers of
-    another Python that pip looks for; KNOWN then describes all of its packages.
+    came from. FOLDER is where pip may write. LARGEST is the most bytes of a file, of all wheels and of all downloads. RUNNER is the script
+    that starts pip. KNOWN is a folder with metadata of packages that count as installed. MARKERS is "", or as JSON the requirement markers
+    of an image's Python; KNOWN then describes all of its packages.
     """
     code, folder, largest, runner, known, markers, *arguments = sys.argv[1:]
     sys.path.remove(code)
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def limit(kind: int, size: int) -> None:
-    """Set a limit of this process. A limit that is lower already stays."""
+    """Set a limit of this process, at most its hard limit."""
     _, hard = resource.getrlimit(kind)
     most = size if hard == resource.RLIM_INFINITY else min(size, hard)
     resource.setrlimit(kind, (most, most))
 
 
 def limit_received(size: int) -> None:
-    """End pip once it has received more than `size` bytes, because an index and its metadata decide how many files pip fetches."""
+    """End pip once it has received more than `size` bytes. Without this, the index decides how much pip fetches."""
     left, read = size, socket.SocketIO.readinto  # everything that http.client reads passes through it, over TLS as well
 
     def readinto(self: socket.SocketIO, buffer: bytearray) -> int | None:
@@ -76,10 +76,10 @@ def limit_received(size: int) -> None:
 
 
 def limit_wheels(size: int, *, together: bool) -> None:
-    """Refuse a wheel by its zip directory, before anything of it is unpacked: 300 kB may hold 300 MB, or a million files.
+    """Refuse a wheel that would unpack to more than `size` bytes or too many files, before anything of it is unpacked.
 
-    zipfile reads no more of a member than the directory states. `size` is in bytes, for all wheels if `together` is set, or else for each:
-    while pip looks for versions, it opens wheels that it will not install.
+    The zip directory tells the sizes, and zipfile reads no more. With `together`, all wheels count. While pip looks for versions, it opens
+    wheels that it will not install, so each counts alone.
     """
     seen: dict[str, tuple[int, int]] = {}
 
@@ -106,7 +106,7 @@ def refuse_wheel(reason: str) -> None:
 
 
 def answer_for_another(markers: dict[str, str], runner: str) -> None:
-    """Make pip evaluate markers of requirements with these values, instead of those of the Python that runs pip."""
+    """Make pip evaluate requirement markers with these values, not with those of the Python that runs it."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(runner)))
     from pip._vendor.packaging import markers as read
 
@@ -116,7 +116,7 @@ def answer_for_another(markers: dict[str, str], runner: str) -> None:
 
 
 def find_packages() -> None:
-    """Add the folders of packages to `sys.path` like `site`, but read no .pth file, which may hold code, and run no sitecustomize."""
+    """Add the folders of packages to `sys.path` as `site` does, but run no code of .pth files or sitecustomize."""
     import site
 
     site.addpackage = lambda *_: None

@@ -1,7 +1,4 @@
-"""The checks of what a caller may ask to install: names with versions, extras and markers, but no address, path or option.
-
-Nothing in this module awaits.
-"""
+"""The checks of what a caller may ask to install: names with versions, extras and markers, but no address, path or option."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
 class PackageError(Exception):
-    """Raised when packages cannot be installed or removed. `name` is the kind of error, as a failed result names it."""
+    """Raised when packages cannot be installed or removed. `name` becomes the name of the error in the failed result."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
@@ -25,7 +22,7 @@ class PackageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """One distribution that the resolver chose. The hash is empty if the index gave none."""
+    """A wheel that the resolver chose. `sha256` is empty if the index gave none."""
 
     name: str
     version: str
@@ -38,7 +35,7 @@ class Wheel:
 
 
 def parsed(texts: Iterable[str]) -> list[Requirement]:
-    """Parse 1 to 100 requirements. Raise PackageError for another number, or for a text that is no requirement or has an address."""
+    """Parse 1 to 100 requirements. Raise PackageError if there are fewer or more, or if one is invalid or has an address."""
     given = [*texts]
     if not 0 < len(given) <= _MOST:
         raise _invalid(f"a call must name 1 to {_MOST} packages, got {len(given)}: use several calls for more")
@@ -79,14 +76,14 @@ def check_against(environment: Mapping[str, str], requirement: Requirement) -> N
 
 
 def checked_name(text: str) -> str:
-    """Return the canonical name of a package. Raise PackageError if the text is more than a name."""
+    """Return a package's name in canonical spelling. Raise PackageError for anything but a name."""
     if len(text) > _LONGEST or not _NAME.fullmatch(text):
         raise _invalid("a package to uninstall must be given by its name alone, such as 'humanize', without a version, an option or a path")
     return canonicalize_name(text)
 
 
 def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return a dict of versions by canonical names. Versions that cannot be compared are left out."""
+    """Return a dict of versions by canonical names. Leave out packages with an invalid version."""
     return {canonicalize_name(name): version for name, version in packages if _is_version(version)}
 
 

@@ -90,14 +90,14 @@ def explained(output: str) -> PackageError:
 
 
 def progress(line: str) -> str | None:
-    """Return a line of pip's output, without folders of this host, if it reports progress and has no address, else None."""
+    """Return a line of pip's output if it reports progress and has no address, else None. Remove folders of this host."""
     if not line.lstrip().startswith(_PROGRESS) or _ADDRESS.search(line):
         return None
     return _FOLDERS.sub("", line.strip())
 
 
 def without_secrets(text: str, settings: Iterable[str]) -> str:
-    """Return a text without addresses. Secret parts of addresses in the settings are replaced by **** wherever they occur."""
+    """Return a text with [address] in place of addresses, and **** in place of secrets from addresses in the settings."""
     for secret in sorted({part for value in settings for part in _secrets(value)}, key=len, reverse=True):
         text = text.replace(secret, "****")
     return _ADDRESS.sub("[address]", text)
@@ -126,13 +126,13 @@ def _errors(output: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return at most 2,000 characters of pip's output in this project's words, in which a constraint is the sessions' environment."""
+    """Return at most 2,000 characters of pip's output, with its "constraint" replaced by "the sessions' environment"."""
     plain = text.replace("The user requested (constraint)", "the sessions' environment has").replace("The user requested", "asked for is")
     return "\n".join(line.strip() for line in plain.splitlines())[:_LONGEST]
 
 
 def _secrets(value: str) -> set[str]:
-    """Return the user name, password and folders of each address in a value, if they are longer than three characters."""
+    """Return the user names, passwords and folders of more than three characters from the addresses in a setting."""
     found: set[str] = set()
     for word in value.split():
         if not word.startswith(("http://", "https://")):
@@ -162,7 +162,7 @@ _REACH_VARIABLES = ("HOME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is installed already: the environment, which must stay as it is, and what a session added to it, which may be replaced."""
+    """What is installed: the environment's packages, which must not change, and those that a session added, which may be replaced."""
 
     environment: Mapping[str, str]
     added: Sequence[Path]  # the METADATA files of what was added
@@ -172,7 +172,7 @@ class Known:
 class Resolver:
     """A runner of pip for one Python and one source of wheels. Each call works in a folder that the caller makes and removes.
 
-    An image's Python runs in sessions only. For an image, pip runs in the host's Python instead, with the image's markers and tags.
+    For an image, pip runs in the host's Python, with options and requirement markers for the image's, which runs in sessions only.
     """
 
     python: str
@@ -183,7 +183,7 @@ class Resolver:
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
         """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        `folder` is empty. `requirements` are in canonical spelling. `tell` gets each line of progress.
+        `folder` is empty. `requirements` are in canonical spelling. `tell` is called with each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
@@ -198,7 +198,7 @@ class Resolver:
         return _wheels(json.loads(report.read_text()))
 
     async def unpack(self, folder: Path, wheels: Sequence[Wheel], tell: Tell) -> Path:
-        """Unpack exactly these wheels into a new folder in `folder`, and return the new one. Raise PackageError on failure."""
+        """Unpack exactly these wheels into a new subfolder of `folder`, and return its path. Raise PackageError on failure."""
         hashed = all(wheel.sha256 for wheel in wheels)  # pip wants hashes of all or of none
         listing, target = folder / "wheels.txt", folder / "unpacked"
         listing.write_text("".join(f"{wheel.pin} --hash=sha256:{wheel.sha256}\n" if hashed else f"{wheel.pin}\n" for wheel in wheels))
@@ -207,7 +207,7 @@ class Resolver:
         return target
 
     async def install(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
-        """Install into the Python's own environment, which lies below `folder`. `arguments` are requirements and options of pip."""
+        """Install into the environment of `python`, which lies below `folder`. `arguments` are requirements and options of pip."""
         await self._pip(folder, ["--no-warn-script-location", *arguments], tell)
 
     async def _pip(self, folder: Path, arguments: Sequence[str], tell: Tell) -> None:
@@ -220,7 +220,7 @@ class Resolver:
             raise explained(without_secrets(output, variables.values()))
 
     async def _variables(self) -> dict[str, str]:
-        """Return the environment variables for pip: its settings, and the host's HOME, proxies and certificates."""
+        """Return the environment variables for pip: settings, and the host's HOME, proxies and certificates."""
         configured = await _configuration()
         chosen = {name: value for name, value in configured.items() if name in _REACH}
         if self.source.index_url is None and self.source.wheels is None:
@@ -242,7 +242,7 @@ def _places(folder: Path) -> dict[str, str]:
 
 
 def _runner() -> str:
-    """Return the script that pip itself starts for `pip --python`."""
+    """Return the path of the script that `pip --python` runs."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
         raise PackageError(
@@ -253,7 +253,7 @@ def _runner() -> str:
 
 
 async def _configuration() -> dict[str, str]:
-    """Return the settings of pip that this host's configuration has, by their names. If one is set twice, the later value counts."""
+    """Return the settings in this host's pip configuration, by their names. If one is set twice, use the later value."""
     status, output = await _ran((sys.executable, "-I", "-m", "pip", "config", "list"), dict(os.environ), Path("/"), lambda _line: None)
     settings = {}
     for line in output.splitlines() if status == 0 else ():
@@ -299,7 +299,7 @@ async def _read(process: asyncio.subprocess.Process, tell: Tell) -> tuple[int, s
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """Yield the lines of a stream. Cut lines that are too long, because an index decides how long pip's lines are."""
+    """Yield the lines of a stream. Cut each after about 1 MB, because an index can make them long."""
     rest = b""
     while data := await stream.read(_CHUNK):
         *lines, rest = (rest + data).split(b"\n")
@@ -326,7 +326,7 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
 
 
 def _copy_metadata(folder: Path, files: Sequence[Path]) -> None:
-    """Copy the metadata of packages, so that pip takes the packages for installed. Their code is not needed."""
+    """Copy the metadata of packages, from which pip takes them to be installed, without their code."""
     folder.mkdir()
     for file in files:
         place = folder / file.parent.name

@@ -35,7 +35,7 @@ class Packages:
     """The package cache and the resolver of all sessions under one policy."""
 
     def __init__(self, policy: Policy, ask_image: Callable[[], Awaitable[ImagePython]] | None = None) -> None:
-        """Prepare, without reading any file. `ask_image` gets the description of an image's Python, which runs in sessions only."""
+        """Prepare, without reading any file. `ask_image` returns the description of an image's Python; None without an image."""
         self._python = policy.image or policy.python or sys.executable
         self._ask_image = ask_image
         self._source = policy.packages
@@ -65,13 +65,13 @@ class Packages:
         return self._cache
 
     async def fetched(self, requirements: Sequence[Requirement], sets: Sequence[HeldSet], tell: Tell) -> HeldSet | None:
-        """Return a held set that meets the requirements together with the environment and `sets`. Return None if nothing has to be added.
+        """Return a held set to add so that the requirements are met. Return None if the environment and `sets` meet them already.
 
         Raise PackageError if the requirements cannot be met.
 
         Args:
-            requirements: All that the session has asked for and its environment lacks.
-            sets: What the session has already. The new set may replace packages of these.
+            requirements: All that the session has asked for, unless its environment meets it.
+            sets: The session's sets. The new one may replace packages of these.
             tell: Called with each line of progress.
         """
         known = Known(await self.environment(), [path for held in sets for path in self.cache.metadata_of(held)])
@@ -101,7 +101,7 @@ class Packages:
         return held
 
     async def without(self, held: HeldSet, names: set[str]) -> HeldSet | None:
-        """Return a held set with the packages of another except some, or None if no package is left."""
+        """Return a held copy of a set without some packages, or None if no package is left."""
         rest = [wheel for wheel in held.wheels if wheel.name not in names]
         if not rest:
             return None
@@ -120,7 +120,7 @@ class Packages:
         return held
 
     def _surveyed(self) -> Survey:
-        """Return the version and packages of the guests' Python. They are cached, because starting an interpreter takes long."""
+        """Return the version and packages of the guests' Python, from the cache if possible: starting a Python takes long."""
         key = self.cache.name_of("survey", self._python)
         kept = self.cache.noted(key)
         if kept is not None and (found := Survey(**json.loads(kept))).is_current:
@@ -130,7 +130,7 @@ class Packages:
         return found
 
     def _key(self, texts: list[str], sets: list[str]) -> str:
-        """Return a cache key that is made of everything that the resolved set depends on."""
+        """Return a cache key made of everything that decides which set is resolved."""
         source = (self._source.index_url or "", self._source.wheels or "")
         there = json.dumps(sorted((self._environment or {}).items()))
         return self.cache.name_of("answer", self._version, self._python, there, *source, json.dumps(sets), *texts)
@@ -145,8 +145,8 @@ class SessionPackages:
     def __init__(self, packages: Packages, show: Show) -> None:
         """Begin without packages.
 
-        `show` makes the live interpreter find the packages at these paths and no others. It takes the paths, and the names of modules that
-        change their version: if one of them is loaded, the result has an error and nothing changes.
+        `show` makes the live interpreter import packages from the given paths and no others. It also takes the modules whose version
+        changes: if one of them is loaded, the result has an error and nothing changes.
         """
         self._packages = packages
         self._show = show
@@ -159,7 +159,7 @@ class SessionPackages:
 
     @property
     def paths(self) -> list[str]:
-        """Return the folders in which the session's interpreters find what is installed."""
+        """Return the folders from which the interpreters import installed packages."""
         return [held.path for held in self._sets]
 
     @property
@@ -170,7 +170,7 @@ class SessionPackages:
     async def install(self, requirements: Sequence[str], *, timeout: float, on_progress: Tell | None = None) -> CodeExecutionResult:
         """Install packages, and return the result. If it has an error, nothing was changed.
 
-        `requirements` are names with versions, extras and markers. `timeout` is in seconds, until the packages must be fetched.
+        `requirements` are names with versions, extras and markers. Fetching the packages may take `timeout` seconds.
         """
         return await self._as_result(lambda: self._install(requirements, timeout, on_progress or _ignore))
 
@@ -179,14 +179,14 @@ class SessionPackages:
         return await self._as_result(lambda: self._uninstall(names))
 
     def inherit(self, other: "SessionPackages") -> None:
-        """Add the sets of another session, and hold them too. A new branch calls this with the session that it comes from."""
+        """Add and hold the sets of another session. A new branch does this with the session that it comes from."""
         for one in other._sets:
             if (held := self._packages.cache.hold(one.name)) is not None:
                 self._sets.append(held)  # one by one: if a later one fails, `close` releases those before it
         self._asked, self.ever_changed = dict(other._asked), other.ever_changed
 
     async def close(self) -> None:
-        """Release all sets, after a change that is being made. An install that is still fetching adds nothing."""
+        """Release all sets, once a running change has ended. An install that is still fetching adds nothing."""
         self._closed = True
         await self._tasks.finish()
         self._let_go(self._sets)
@@ -197,7 +197,7 @@ class SessionPackages:
         return {wheel.name: wheel.version for held in self._sets for wheel in held.wheels}
 
     async def _as_result(self, work: Callable[[], Awaitable[CodeExecutionResult]]) -> CodeExecutionResult:
-        """Await `work` when no other change is being made. Return its PackageError or OSError as a failed result."""
+        """Await `work`, one call at a time. Return its PackageError or OSError as a failed result."""
         started = time.perf_counter()
         try:
             async with self._turn:
@@ -260,7 +260,7 @@ class SessionPackages:
         return replace(result, stdout=lines + result.stdout)
 
     async def _without(self, names: set[str]) -> list[HeldSet]:
-        """Return the sets that the session would have without some packages. Sets that differ are made and held."""
+        """Return the session's sets without some packages. Sets that contain one are replaced by new held ones."""
         kept: list[HeldSet] = []
         with ExitStack() as on_failure:
             for held in self._sets:
@@ -273,7 +273,7 @@ class SessionPackages:
         return kept
 
     async def _exchange(self, sets: list[HeldSet], modules: Sequence[str]) -> CodeExecutionResult:
-        """Make these sets the session's, if its interpreter can use them. In any case, release those that it does not have afterwards."""
+        """Replace the session's sets by `sets`, if its interpreter can import from them. Release the replaced or the refused ones."""
         earlier, self.ever_changed = self._sets, True
         result: CodeExecutionResult | None = None
         try:
