@@ -45,7 +45,7 @@ def visible_roots(python: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The version and packages of an environment, and the times of the paths that they were read from.
+    """The version and packages of an environment, and when the folders that hold them last changed.
 
     Attributes:
         version: The version of Python.
@@ -75,7 +75,7 @@ def worth_preloading(python: str) -> tuple[str, ...]:
 
 
 def uid_range() -> tuple[int, int]:
-    """Draw a range of uids for a fork server and its sessions. Return the first uid, which is the fork server's own, and their number.
+    """Draw a range of uids for a fork server and its sessions. Return the first uid (the fork server's own) and the number of uids.
 
     Return (0, 0) if this process is not root, or if its user namespace has no free range.
     """
@@ -134,7 +134,7 @@ def _changed(folder: str) -> int | None:
 
 
 def _source(path: str) -> str:
-    """Return the real path of a part of a prefix, but a link to a part beside it (lib64 of a virtual environment) as it is."""
+    """Return the real path, except for a link to a neighbour (lib64 -> lib in a virtual environment): return that as it is."""
     if os.path.islink(path) and "/" not in os.readlink(path):
         return path
     return os.path.realpath(path)

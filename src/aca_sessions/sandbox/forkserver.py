@@ -1,7 +1,7 @@
 """The fork server as the host sees it: it makes workspaces and forks interpreters. All calls block, and are safe from any thread.
 
-Policies with equal keys (`_Key`) share one fork server, whose users are counted. Its half in the guest is called the zygote. A process that
-is forked from this one starts a fork server of its own, because two hosts on one socket would get each other's answers.
+Policies with equal keys (`_Key`) share one fork server, which ends when its last user releases it. Its half in the guest is called the
+zygote. A process that is forked from this one starts its own fork server: two on one socket would get each other's answers.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ _threads: RunVar[CapacityLimiter] = RunVar("threads that wait for fork servers")
 
 
 def limiter() -> CapacityLimiter:
-    """Return the limiter of the threads that wait for fork servers. It is separate, so that other work never waits for these threads."""
+    """Return the limiter of the threads that wait for fork servers. Other work uses other limiters, so it never waits for these."""
     try:
         return _threads.get()
     except LookupError:
@@ -94,7 +94,7 @@ class _Key(NamedTuple):
 
 
 class Numbers:
-    """The numbers of workspaces and their users that are in use. A session, its checkpoints and its branches have one user."""
+    """Gives numbers to workspaces and to their users. A session, its checkpoints and its branches have the same user."""
 
     def __init__(self, most: int | None) -> None:
         """Give out at most `most` users at a time, or without a limit if it is None."""
@@ -105,9 +105,9 @@ class Numbers:
         self._lock = threading.Lock()
 
     def take(self, user: int | None = None) -> tuple[int, int]:
-        """Return a number for a new workspace, and the number of its user: `user`, or a free one. Raise IsolationError if none is free.
+        """Return the numbers of a new workspace and of its user: `user`, or a new one. Raise IsolationError if all users are taken.
 
-        The first workspace of a new user has the user's number. A session without namespaces has no other, so its number names the session.
+        A new user's first workspace has the user's number. Without namespaces a session has just one, whose number names the session.
         """
         with self._lock:
             number = next(self._further) if user is not None or self._most is None else self._free()
@@ -116,14 +116,14 @@ class Numbers:
             return number, user
 
     def give_back(self, user: int) -> None:
-        """Record that a workspace of a user is gone. After the last one, the user's number is free."""
+        """Record that a workspace of a user is gone. After the last, the user's number is free again."""
         with self._lock:
             self._trees[user] -= 1
             if not self._trees[user]:
                 del self._trees[user]
 
     def _free(self) -> int:
-        """Return the next free number after the latest, so that a number that was just in use comes last."""
+        """Return a free user number, counting on from the latest, so that numbers are reused late."""
         most = self._most or 0
         for step in range(most):
             number = (self._latest + step) % most + 1
@@ -140,7 +140,7 @@ class ForkServer:
     _sharing = threading.Lock()
 
     def __init__(self, policy: Policy) -> None:
-        """Start the zygote, but do not wait for it. The first request waits until it is ready."""
+        """Start the zygote without waiting. The first request waits until the zygote is ready."""
         self._owner = Owner("the fork server")
         self._lock = threading.Lock()
         self._counting_trees = threading.Lock()
@@ -204,9 +204,9 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Mark that the fork server ends with its only user. Do nothing if it has several.
+        """Prepare to end with the only user. Do nothing if the fork server has several.
 
-        After that, `shared` does not return it, and `drop_tree` frees no workspace, because all are freed when the fork server ends.
+        From now on, `shared` starts another fork server, and `drop_tree` frees no workspace: all are freed when this one ends.
         """
         with self._sharing:
             if self._users == 1:
@@ -246,7 +246,7 @@ class ForkServer:
             self._finish_boot()
 
     def make_place(self, limits: Limits) -> tuple[Tree, Memory]:
-        """Make what a session keeps when its interpreter ends: its workspace, and what counts its memory.
+        """Make what a session keeps when its interpreter ends: its workspace and its memory counter.
 
         Raise GuestDiedError if the fork server has died or no descriptor is left, and IsolationError if a control group cannot be made.
         """
@@ -280,7 +280,7 @@ class ForkServer:
             return sum(bytes_in(tree.directory) for tree in self._trees if tree.user == user)
 
     def drop_place(self, place: tuple[Tree, Memory]) -> None:
-        """Drop the workspace and the counter that `make_place` made, after the processes of the session have ended."""
+        """Remove the workspace and memory counter from `make_place`, after the processes of the session have ended."""
         tree, memory = place
         try:
             self.drop_tree(tree)
@@ -288,7 +288,7 @@ class ForkServer:
             memory.remove()
 
     def make_tree(self, limits: Limits, *, user: int | None = None) -> Tree:
-        """Make an empty workspace, for the existing `user` (a branch or checkpoint of a session) or for a new one."""
+        """Make an empty workspace: a new user's, or one more for `user` (for a branch or a checkpoint)."""
         number, user = self._numbers.take(user)
         try:
             directory = self._ask_for_one(wire.MakeTree(number, user, limits.disk, limits.files), undo=wire.DropTree(number))
@@ -305,9 +305,9 @@ class ForkServer:
         self._ask(wire.ShowTree(tree), init)
 
     def drop_tree(self, tree: Tree) -> None:
-        """Close a workspace and have the fork server free its memory. Do not ask a fork server that has died or is retired.
+        """Close a workspace, and ask the fork server to free its memory, unless the fork server has died or is retired.
 
-        If the fork server refuses, raise its error. The number of the workspace's user stays in use then.
+        If the fork server refuses, raise its error, and keep the user's number in use.
         """
         with self._counting_trees:
             self._trees.discard(tree)
@@ -319,7 +319,7 @@ class ForkServer:
             self._numbers.give_back(tree.user)
 
     def spawn(self, tree: Tree, limits: Limits) -> Spawned:
-        """Start a session without waiting for its interpreter, whose first frame on the link reports that it is confined and ready."""
+        """Start a session without waiting for its interpreter, which sends a first frame once it is confined and ready."""
         request = wire.Spawn(
             tree=tree.number,
             owner=tree.user,
@@ -342,7 +342,7 @@ class ForkServer:
         return Spawned(ours, report, init, namespaces=self._folder is None)
 
     def _ask_for_one(self, request: wire.Message, *descriptors: int, undo: wire.Message | None = None) -> int:
-        """Send a request, and return the one descriptor of its answer. If the descriptor is lost, send `undo`.
+        """Send a request, and return the descriptor in its answer. If this process cannot take it, send `undo`.
 
         A spawned session needs no `undo`: it ends when the host closes its link.
         """
@@ -421,7 +421,7 @@ class ForkServer:
             self.groups.release()
 
     def _kill_from_inside(self) -> None:
-        """Kill the last descendant of the zygote's process until that process ends. Each waits for its child, so all have ended then."""
+        """Kill the zygote's innermost descendant until the zygote ends. Each process waits for its child, so all end."""
         for _ in range(_KILLS):  # the innermost may be about to start another
             with contextlib.suppress(subprocess.TimeoutExpired):
                 kill(family(self.process.pid)[-1])
@@ -430,9 +430,9 @@ class ForkServer:
 
 
 class Folder:
-    """The folder on disk for sessions without namespaces, which have no root of their own. It is removed however this process ends.
+    """The folder on disk for sessions without namespaces, which have no root of their own. It is removed even if this process is killed.
 
-    Other users cannot list it. They reach only what they know the name of and have rights to.
+    Other users cannot list it. They need a name and rights to open something in it.
     """
 
     def __init__(self) -> None:
@@ -449,7 +449,7 @@ class Folder:
 
 
 def _folder_for(policy: Policy) -> Folder | None:
-    """Make the folder of sessions without namespaces, after a warning. Return None for other sessions, which need none."""
+    """Log a warning and make the folder, if the policy's sessions have no namespaces. Otherwise return None."""
     if policy.isolation == "full":
         return None
     _warn_of_less()

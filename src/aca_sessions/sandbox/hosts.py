@@ -1,4 +1,4 @@
-"""Why a host refuses a part of the isolation: the row of docs/hosts.md that describes it, and the line to paste that enables it."""
+"""Why a host refuses a part of the isolation: the row of docs/hosts.md that describes the cause, and a line to paste against it."""
 
 import errno
 import os
@@ -10,10 +10,10 @@ PAGE = "docs/hosts.md"
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A condition of hosts that keeps sessions from running, or weakens their limits.
+    """A condition of a host that keeps sessions from running or weakens their limits.
 
     Attributes:
-        anchor: Names the row on the page.
+        anchor: The row in docs/hosts.md.
         name: What the condition is.
         line: What to paste to change it.
         how: What to do with the line.
@@ -26,7 +26,7 @@ class Host:
 
     @property
     def row(self) -> str:
-        """Return the address of the row: the page and the anchor."""
+        """Return the address of the row in docs/hosts.md."""
         return f"{PAGE}#{self.anchor}"
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ _IN_AN_IMAGE = {
 
 
 def lines_for_image(missing: str) -> str:
-    """Return what a user can do about something that an image lacks: the lines of a Dockerfile that add it, if that helps."""
+    """Return advice about what an image lacks: the lines of a Dockerfile that add it, if that helps."""
     if missing.startswith("a Python that starts"):  # it is there
         return (
             "Check it with podman run or docker run, or name another Python of the image in ACASessions:Sandbox:Python. "
@@ -190,8 +190,8 @@ def lines_for_image(missing: str) -> str:
 def remedy_for(part: str, number: int) -> str:
     """Return how to enable a part of the isolation on this host, as far as the cause can be seen, and which documentation to read.
 
-    A lower level of isolation or a remote endpoint is offered too, unless resources or a usable Python are all that is missing. `part` is
-    as an IsolationError names it, and `number` is the errno of the failure.
+    Offer a lower level of isolation or a remote endpoint too, unless the host only lacks resources or a usable Python. `part` is as an
+    IsolationError names it, and `number` is the errno of the failure.
     """
     causes = _causes(part, number)
     steps = [*filter(None, [_OF_THE_ENVIRONMENT.get(part)]), *map(str, causes)]

@@ -23,8 +23,8 @@ _DOMAIN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)+(:[1-9]\d{0,4})?", r
 class Limits:
     """What one session may use, in bytes, counts and seconds.
 
-    Files are kept in memory. So `disk` is lowered to at most half of `memory`, and `temporary` to at most a quarter, so that files together
-    never have more than processes.
+    Files are kept in memory. So that all files together take at most `memory`, `disk` is lowered to at most half of `memory`, and
+    `temporary` to at most a quarter.
     """
 
     memory: int = 2 * GB  # of all its processes; one that asks for more gets a MemoryError, and if all need more together they are killed
@@ -52,7 +52,7 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return the most bytes that a session, its branches and its checkpoints have in /mnt/data together. The host's writes obey it."""
+        """Return how many bytes the files of a session, its branches and its checkpoints may have together when the host writes some."""
         return 2 * self.disk
 
 
@@ -82,12 +82,12 @@ class Network:
 
     @classmethod
     def none(cls) -> "Network":
-        """Return a network without any access."""
+        """Allow nothing."""
         return cls()
 
     @classmethod
     def allow(cls, *domains: str) -> "Network":
-        """Allow HTTP and HTTPS to some domains, at public addresses only. Raise ConfigurationError for an invalid domain, or without any.
+        """Allow HTTP and HTTPS to some domains, at public addresses only. Raise ConfigurationError if one is invalid, or none is given.
 
         `*.example.org` is every domain below example.org, and `*` is every domain. `:port` at the end replaces the ports 80 and 443.
         """
@@ -106,7 +106,7 @@ class Network:
 
     @classmethod
     def host(cls) -> "Network":
-        """Allow everything that this host reaches, its own services included. Use it only for code that you trust with them."""
+        """Allow all that this host reaches, its own services too. Use this only for code that you trust with those services."""
         return cls("host")
 
 
@@ -114,8 +114,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable one, a session may write what its user may write. If the host runs as root, each session has its own user, so that is only
-    what everybody may write.
+    In a writable folder, a session may write what its user may write. If the host runs as root, each session has its own user, which may
+    write only what everybody may.
     """
 
     host: str
@@ -138,7 +138,7 @@ class Mount:
 def user_folder(variable: str, *below_home: str) -> str | None:
     """Return the folder that an environment variable names, or else one in this user's home. Return None if neither is known.
 
-    Without HOME and an entry in the user database, Python leaves `~` as it is. That must not become a folder of that name.
+    A user without HOME and without an entry in the user database has no known home.
     """
     named, home = os.environ.get(variable), os.path.expanduser("~")
     if named:
@@ -148,7 +148,7 @@ def user_folder(variable: str, *below_home: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class PackageSource:
-    """Where packages for sessions come from, and where this host keeps the unpacked ones, which all sessions share."""
+    """Where packages for sessions come from, and where this host keeps them unpacked, shared by all sessions."""
 
     index_url: str | None = field(default=None, repr=False)  # may hold a password; None is the one in this host's pip configuration
     wheels: str | None = None  # a folder of wheels; alone, nothing is fetched from anywhere else
@@ -186,7 +186,7 @@ class Policy:
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if a setting needs namespaces and `isolation` has none."""
+        """Raise ConfigurationError if a setting needs namespaces, but `isolation` is no-namespaces."""
         if self.isolation == "full":
             return
         if self.image:

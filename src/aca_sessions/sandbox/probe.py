@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class IsolationReport:
-    """The findings about all parts of the isolation. `level` is the one that the settings ask for: `full` or `no-namespaces`."""
+    """The findings about all parts of the isolation. `level` is what the settings ask for: `full` or `no-namespaces`."""
 
     findings: tuple[Finding, ...]
     remedy: str = ""
@@ -83,7 +83,7 @@ class IsolationReport:
 
 
 async def report(policy: Policy) -> IsolationReport:
-    """Start sandboxes on this host, check one session and return the findings."""
+    """Open a session with a policy on this host, check it and return the findings."""
     async with Sandboxes(policy) as sandboxes:
         return await examine(sandboxes)
 
@@ -153,7 +153,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return another attempt on host files for an image, which has an /etc/shadow of its own: list the image's folder on this host."""
+    """Return the attempt on host files for sessions of an image: list its folder on this host. (They may read /etc/shadow: their own.)"""
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
@@ -183,7 +183,7 @@ async def _limits(sandbox: Sandbox, interpreter: Interpreter, policy: Policy) ->
 
 
 def _processor_time(sandbox: Sandbox, limits: Limits) -> list[Finding]:
-    """Return a finding that tells whether `Limits:Cpu` is enforced. Return none if the policy does not set it."""
+    """Return a finding about `Limits:Cpu`, in a list that is empty if the policy does not set it."""
     if limits.cpu is None:
         return []
     if sandbox.memory.limits_cpu:
@@ -215,5 +215,5 @@ def _disk(sandbox: Sandbox, limits: Limits) -> Finding:
 
 
 def _process(pidfd: int) -> Path:
-    """Return the /proc folder of a process that lives in a pid namespace below this process's own."""
+    """Return the folder in this host's /proc of a process in a session's pid namespace."""
     return Path("/proc", str(host_pid(pidfd)))

@@ -1,8 +1,8 @@
 """The HTTP proxy for sessions whose policy names domains. It runs in the host, behind a listener in the session.
 
-The listener is a socket of the session's own network namespace, from which the host accepts connections. The session reaches nothing else.
-The proxy looks up and checks every address, and connects to the address that it checked. It does not inspect what goes through an allowed
-domain.
+The listener is a socket in the session's network namespace on which the host accepts connections. The session reaches nothing else. The
+proxy looks up and checks every address, and connects to the one that it checked. It does not inspect what an allowed domain receives or
+sends.
 """
 
 import asyncio
@@ -36,16 +36,16 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class DeniedError(Exception):
-    """Raised for a request that the policy does not allow. The message has the reason, and the session receives it too."""
+    """Raised for a request that the policy does not allow. The session receives the message, which has the reason."""
 
 
 class MalformedError(DeniedError):
-    """Raised for a request that not all servers would read in the same way."""
+    """Raised for a request that servers may read differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """The target of a request, the head that is sent there in place of the original one (none for CONNECT), and the size of the body."""
+    """The target of a request, the size of its body, and the rewritten request line and headers for the target (none for CONNECT)."""
 
     host: str
     port: int
@@ -54,13 +54,13 @@ class _Head:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return every address of a name, each once."""
+    """Return every address of a domain name, without repeats."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 
 
 async def connect(address: str, port: int) -> Streams:
-    """Open a TCP connection to an address. The proxy has checked it before."""
+    """Open a TCP connection to an address, which the proxy has checked."""
     return await asyncio.open_connection(address, port)
 
 
@@ -79,7 +79,7 @@ class Proxy:
         self._connect = connect
 
     async def serve(self, listener: socket.socket) -> "Serving":
-        """Serve one session on its listener until the returned object is closed."""
+        """Serve one session on its listener until the returned `Serving` is closed."""
         serving = Serving(self._answer)
         await serving.start(listener)
         return serving
@@ -103,9 +103,9 @@ class Proxy:
             await _carry(head, (reader, writer), there)
 
     async def _checked(self, host: str, port: int) -> str:
-        """Return the address to connect to. Raise DeniedError unless the policy allows the domain and every address of it is public.
+        """Return the address to connect to. Raise DeniedError unless the policy allows the domain and all its addresses are public.
 
-        An address of this host does not count as public.
+        This host's own addresses do not count as public.
         """
         if _NUMBER_LIKE.fullmatch(host) or not _NAME.fullmatch(host):
             raise DeniedError(f"the target must be a domain name, got {host.rpartition('@')[2]!r:.80}")
@@ -185,7 +185,7 @@ def _parse(head: bytes) -> _Head:
 def _headers(lines: list[bytes]) -> tuple[list[bytes], int]:
     """Return the headers to pass on, and the size of the body. Raise MalformedError for a header that servers may read differently.
 
-    Headers about the connection are left out: each connection to a target carries one request, so no second request can hide behind it.
+    Leave out headers about the connection: each connection to a target carries one request, so that no second one can be smuggled in.
     """
     kept: list[bytes] = []
     body: int | None = None
@@ -239,7 +239,7 @@ def _is_public(address: str) -> bool:
 
 
 def _leads_to_ipv4(address: ipaddress.IPv6Address) -> bool:
-    """Return whether an IPv6 address carries an IPv4 address, which was not checked and to which the network may translate it."""
+    """Return whether an IPv6 address contains an IPv4 address, which is unchecked and to which the network may send the packets."""
     isatap = (int(address) >> 32) & 0xFDFF_FFFF == 0x5EFE  # RFC 5214, 6.1: the bit that is masked marks a global address
     return isatap or any((address.ipv4_mapped, address.sixtofour, address.teredo))
 
@@ -272,7 +272,7 @@ def _is_ours(address: str, version: int) -> bool:
 
 
 async def _carry(head: _Head, here: Streams, there: Streams) -> None:
-    """Copy in both directions until the target has no more to send, one side cannot receive, or nothing moves for 300 s."""
+    """Copy in both directions until the target has sent all, one side cannot receive, or no data moves for 300 s."""
     if head.forwarded:
         there[1].write(head.forwarded)
     else:
@@ -289,7 +289,7 @@ async def _carry(head: _Head, here: Streams, there: Streams) -> None:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, left: int | None, idle: asyncio.Timeout) -> None:
-    """Copy `left` bytes, or if None up to the end of the source, and then end the target's input. Set `idle` anew when data moves."""
+    """Copy `left` bytes, or all if `left` is None, and then also end the target's input. Restart `idle` whenever data moves."""
     while left is None or left > 0:
         data = await source.read(_CHUNK if left is None else min(_CHUNK, left))
         if not data:

@@ -33,7 +33,7 @@ _UNKNOWN_CUT_OFF = ("maybe some, this host cannot tell which",)
 
 @dataclass(slots=True)
 class Kin:
-    """The number of sandboxes that share one `Memory`: those of a session and its branches."""
+    """Counts the sandboxes that share one `Memory`: those of a session and its branches."""
 
     count: int = 0
 
@@ -52,7 +52,7 @@ class Sandbox:
         packages: Packages,
         kin: "Kin | None" = None,
     ) -> None:
-        """Take over a workspace. `Sandboxes` makes sandboxes with a memory of their own, and `branch` makes one that shares it."""
+        """Take over a workspace. A sandbox from `Sandboxes` has a `Memory` of its own, and one from `branch` shares it."""
         self._all_packages = packages
         self._fork_server = fork_server
         self._tree = tree
@@ -79,7 +79,7 @@ class Sandbox:
         return not (self._closed or server.broken or server.process.poll() is not None)
 
     async def interpreter(self) -> Interpreter:
-        """Return the live interpreter. If it has ended, continue from the latest checkpoint, or start a fresh one.
+        """Return the live interpreter. If there is none, make one from the latest checkpoint, or else a fresh one.
 
         Raise GuestDiedError if the sandbox is closed.
         """
@@ -90,7 +90,7 @@ class Sandbox:
     async def write(self, name: str, chunks: Iterable[bytes], folder: str = "") -> RemoteFile:
         """Write a file into the workspace, and return its description. A missing `folder` is made.
 
-        Start the interpreter first if it does not run, because its control group is charged for the file's memory.
+        Start the interpreter first if none runs, because the file's memory counts in its control group.
         """
         home = (await self.interpreter()).home
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
@@ -109,14 +109,14 @@ class Sandbox:
             ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the position of the ledger's entry.
+        """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the position of the rollback in the ledger.
 
         The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
         """
         return await self._tasks.to_its_end(self._roll_back_to(id, name))
 
     async def checkpoints(self) -> list[SessionCheckpoint]:
-        """Return the checkpoints that can be rolled back to, the oldest first. Those of transactional cells are left out."""
+        """Return the checkpoints that can be rolled back to, oldest first, without those that transactional cells make."""
         return self._checkpoints.usable
 
     async def forget(self, id: str) -> None:
@@ -126,8 +126,8 @@ class Sandbox:
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
         """Run a cell by calling `run` with the interpreter, and return its result. The ledger records what happens meanwhile.
 
-        If a transactional cell fails, its changes are undone. Raise SnapshotError before it runs if that cannot be promised. If any other
-        cell loses its interpreter, the session continues from the latest checkpoint.
+        If a transactional cell fails, undo its changes; if undoing is impossible, raise SnapshotError before the cell runs. If another cell
+        kills its interpreter, continue from the latest checkpoint.
         """
         if transactional:
             return await self._attempt(run)
@@ -150,7 +150,7 @@ class Sandbox:
         return result
 
     async def _undo(self, checkpoint: SessionCheckpoint, cause: str | None) -> bool:
-        """Undo a transactional cell that failed. Return whether that worked, and record in the ledger if it did not."""
+        """Undo a transactional cell that failed. Return whether it is undone. If not, record that in the ledger."""
         try:
             if self.ledger.contains("reset", since=checkpoint.position):
                 await self._roll_back_files(checkpoint, cause)
@@ -169,7 +169,7 @@ class Sandbox:
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return another sandbox with the same variables and files. The two share the limits, and their cells take turns.
 
-        Raise SnapshotError if that is impossible. Without `reseed`, the branch draws the same random numbers.
+        Raise SnapshotError if the session cannot be copied. Without `reseed`, both draw the same random numbers.
         """
         return await self._tasks.to_its_end(self._branch(reseed))
 
@@ -178,27 +178,27 @@ class Sandbox:
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
-        """End the interpreter and what its cells left running, but keep the files. Return the position of the ledger's entry."""
+        """End the interpreter and its processes, but keep the files. Return the position of the reset in the ledger."""
         return await self._tasks.to_its_end(self._reset())
 
     async def close(self, cause: str = "killed") -> None:
-        """End every process and free the memory. `cause` is recorded as the reason. Do nothing if that was done already."""
+        """End every process, record why, and free the memory. Do nothing if the sandbox is closed already."""
         if not self._closed:
             self._closed = True
             await self._tasks.to_its_end(self._end(cause))
 
     async def fork_server_answers(self) -> bool:
-        """Return whether the fork server still answers. Unlike `usable`, this notices its death before its process can be waited for."""
+        """Return whether the fork server still answers. Unlike `usable`, this notices its death at once."""
         return await to_thread.run_sync(self._fork_server.answers, limiter=limiter())
 
     def note_lost_workspace(self) -> None:
-        """Record once that variables and files are lost, if the fork server has died and the sandbox is not closed."""
+        """If the fork server has died, record, once, that variables and files are lost. Do nothing if closed."""
         if not self._fork_server.alive and not self._is_workspace_lost and not self._closed:
             self._is_workspace_lost = True
             self.ledger.append("ended", cause="crash", variables="lost", files="lost", processes="ended")
 
     def _on_death(self, interpreter: Interpreter, cause: str) -> None:
-        """Record the death of the live interpreter. Do nothing for one that was replaced or lost with its workspace: it has an entry."""
+        """Record the death of the live interpreter, unless the ledger knows it: it was replaced, or lost with the workspace."""
         if interpreter is self.running and not self._closed and not self._is_workspace_lost:
             variables, processes = ("lost", "ended") if interpreter.has_run_cells else ("kept", "kept")
             kind = "killed" if cause in ("killed", "memory") else "died"
@@ -227,7 +227,7 @@ class Sandbox:
         return await (await self.interpreter()).extend(paths, replaced)
 
     async def _show_again(self, interpreter: Interpreter) -> None:
-        """Make installed packages importable in an interpreter that replaces another. Do nothing if none was ever installed."""
+        """Make installed packages importable in a new interpreter. Do nothing if none was ever installed."""
         if self.packages.ever_changed:
             await interpreter.extend(self.packages.paths)
 
@@ -248,10 +248,10 @@ class Sandbox:
             return await self._return_to(checkpoint, cause, with_files=with_files)
 
     async def _return_to(self, checkpoint: SessionCheckpoint, cause: str | None, *, with_files: bool) -> int:
-        """Replace the live interpreter by one with the variables of a checkpoint. Return the position of the ledger's entry.
+        """Replace the live interpreter by one with the variables of a checkpoint. Return the position of the change in the ledger.
 
-        With `with_files`, restore the files too. What can fail is done first, while the live interpreter is stopped. If something fails,
-        the live interpreter continues, and an entry records it if files were changed by then.
+        With `with_files`, restore the files too. Do first what can fail, with the live interpreter stopped. On failure the live interpreter
+        continues; if files were changed by then, the ledger has an entry.
         """
         if self._closed:
             raise SnapshotError("cannot roll back, because the session was ended meanwhile: the next call starts a new one")
@@ -290,14 +290,14 @@ class Sandbox:
         return position
 
     def _note_processes(self, killed: Ended) -> None:
-        """Record that processes were ended, and that others are still alive although they were killed, which may change files."""
+        """Record that processes were ended, and that others survived the kill, which may still change files."""
         if killed.ended:
             self.ledger.append("killed", processes="ended")
         if killed.left:
             self.ledger.append("died", cause="processes that cannot be ended", files="unknown", processes="unknown")
 
     async def _roll_back_files(self, checkpoint: SessionCheckpoint, cause: str | None) -> None:
-        """Restore only the files. This is for a reset during a transactional cell, whose caller wanted the variables to be lost."""
+        """Restore only the files. Used if a caller reset the session, and so its variables, during a transactional cell."""
         async with self._turn:
             await self._restore_files(checkpoint, checkpoint.interpreter.home)
             self.ledger.append("rolled_back", cause=cause, files="rolled_back", to=checkpoint.position)
@@ -310,7 +310,7 @@ class Sandbox:
             raise
 
     async def _after_death(self) -> None:
-        """Continue from the latest checkpoint, if there is one. If the fork server died too, record the loss of the workspace instead."""
+        """Continue from the latest checkpoint, if there is one. If the fork server has died too, only record the lost workspace."""
         async with self._turn:
             if self._closed or (self.running is not None and self.running.alive):
                 return
@@ -320,7 +320,7 @@ class Sandbox:
             await self._fall_back()
 
     async def _fall_back(self) -> None:
-        """Replace a dead interpreter by a fork of the latest checkpoint that answers. Files stay. Do nothing if none answers."""
+        """Replace a dead interpreter by a fork of the latest checkpoint that is still alive, if one is. Keep the files."""
         died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
         for checkpoint in reversed(self._checkpoints.usable):
@@ -383,7 +383,7 @@ class Sandbox:
     async def _kill(self, live: Interpreter, cause: str = "killed") -> None:
         """Kill an interpreter that was replaced, and record what happened to its processes.
 
-        After a reset, record only those that are still alive: the reset's own entry says that processes were ended.
+        After a reset, record only survivors: the entry of the reset already says that processes were ended.
         """
         try:
             killed = await live.kill(cause)

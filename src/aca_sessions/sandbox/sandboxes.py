@@ -1,6 +1,6 @@
-"""The source of sandboxes under one policy. They come from a light fork server at first, and later from one with the heavy libraries.
+"""The source of sandboxes under one policy. They come from a fork server without libraries at first, later from one with the usual ones.
 
-The light one is ready at once, and the heavy one after seconds. A few sandboxes are made before they are asked for.
+The first is ready at once, the second after seconds. A few sandboxes are made before they are asked for.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class Generation:
-    """A fork server and the sandboxes that came from it. After `supersede`, the fork server is released with the last of them."""
+    """A fork server and its sandboxes. After `supersede`, the fork server is released when its last sandbox is closed."""
 
     def __init__(self, fork_server: ForkServer) -> None:
         self.fork_server = fork_server
@@ -43,18 +43,18 @@ class Generation:
         self._tasks = Tasks()
 
     def adopt(self, sandbox: Sandbox) -> Sandbox:
-        """Add a sandbox, and later each of its branches, until they are closed. Return the sandbox."""
+        """Keep a sandbox, and each future branch of it, until it is closed. Return the sandbox."""
         self._sandboxes.add(sandbox)
         sandbox.when_closed(partial(self._lose, sandbox), self.adopt)
         return sandbox
 
     def supersede(self) -> None:
-        """Release the fork server as soon as no sandbox of it is left. Call this when new sandboxes come from another fork server."""
+        """Release the fork server once its last sandbox is closed. Call this when another fork server makes the new sandboxes."""
         self._superseded = True
         self._release_if_done()
 
     def retire(self) -> None:
-        """Mark that the fork server ends with its sandboxes (`ForkServer.retire`). Do nothing if it is released already."""
+        """Tell the fork server that it ends with its sandboxes (`ForkServer.retire`), unless it is released already."""
         if not self._released:
             self.fork_server.retire()
 
@@ -63,7 +63,7 @@ class Generation:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """End all processes without waiting. For use when the event loop that they belong to is closed."""
+        """End all processes without waiting. For use when the sandboxes' event loop is closed."""
         released, self._released = self._released, True
         for sandbox in [*self._sandboxes]:
             sandbox.abandon()
@@ -105,7 +105,7 @@ class Sandboxes:
         return bool(self._generations) and self._generations[-1].fork_server.alive
 
     async def environment(self) -> tuple[str, list[tuple[str, str]]]:
-        """Return the version of the guests' Python, and the names and versions of the packages that it finds."""
+        """Return the version of the guests' Python, and the names and versions of its packages."""
         if self.policy.image is not None:
             image = await self._image_python()
             return image.version, [*image.packages.items()]
@@ -113,7 +113,7 @@ class Sandboxes:
         return found.version, found.packages
 
     async def start(self) -> None:
-        """Start a fork server if none is alive, without waiting until it is ready. An image may have to be unpacked first."""
+        """Start a fork server if none is alive, without waiting until it is ready. Unpack the image first, if there is one."""
         if self.alive:
             return
         if self.policy.image is not None:
@@ -140,7 +140,7 @@ class Sandboxes:
                     raise
 
     async def open(self) -> Sandbox:
-        """Return a new, empty sandbox: a spare one, or one that is made now. If the fork server turns out to be dead, replace it."""
+        """Return a new, empty sandbox: a spare, or one that is made now. If the fork server turns out to be dead, replace it."""
         for _ in range(_TRIES - 1):
             try:
                 return await self._open()
@@ -165,7 +165,7 @@ class Sandboxes:
             raise
 
     def retire(self) -> None:
-        """Prepare to close all sandboxes. Their fork servers then end with them, and free all workspaces at once."""
+        """Prepare to close all sandboxes: make their fork servers free all workspaces at once when they end."""
         for generation in self._generations:
             generation.retire()
 
@@ -183,7 +183,7 @@ class Sandboxes:
             await generation.finish()
 
     def abandon(self) -> None:
-        """End all processes without waiting. For use when the event loop that opened them is closed: `close` would wait forever."""
+        """End all processes without waiting. For use when the sandboxes' event loop is closed, where `close` would wait forever."""
         self._closed = True
         if self._coming is not None:
             self._coming.release()
@@ -196,7 +196,7 @@ class Sandboxes:
         self._generations.append(Generation(fork_server))
 
     async def _begin_heavy(self) -> None:
-        """Start a fork server with the usual libraries imported, and use it once it is ready. Until then, the current one serves."""
+        """Start a fork server with the usual libraries imported. Once it is ready, make new sandboxes from it."""
         await asyncio.sleep(_PRELOAD_AFTER)
         modules = await self._worth_preloading()
         if not modules:
@@ -217,7 +217,7 @@ class Sandboxes:
         self._tasks.start(self._discard_spares())  # not awaited: if this one dies, `start` must find this task done
 
     async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        """Start a fork server that preloads modules, and return it once it is ready. Release it if it fails."""
+        """Start a fork server that preloads modules, and return it once it is ready. Release it if it does not get ready."""
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
         try:
             await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))
@@ -233,7 +233,7 @@ class Sandboxes:
         return (await self._image_python()).heavy
 
     async def _image_python(self) -> ImagePython:
-        """Return the description of the image's Python. A session asks for it, because nothing of an image runs anywhere else."""
+        """Return the description of the image's Python. It is asked in a session, because code of an image runs only there."""
         if self._image_description is None:
             sandbox = await self.open()
             try:
@@ -270,7 +270,7 @@ class Sandboxes:
             self._refilling = False
 
     async def _add_spare(self) -> None:
-        """Make a sandbox and add it to the spares. Close it instead if another fork server is used by then, or if this object is closed."""
+        """Make a sandbox and add it to the spares, or close it if another fork server is in use by then, or this object is closed."""
         generation = self._generations[-1]
         sandbox = await self._fork()
         try:

@@ -81,7 +81,7 @@ def unshare(namespaces: Namespace) -> None:
 
 
 def setns(descriptor: int, namespace: Namespace) -> None:
-    """Enter the namespace that the descriptor refers to."""
+    """Enter the namespace of a descriptor."""
     _checked(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(namespace)), f"setns {namespace!r}")
 
 
@@ -100,17 +100,17 @@ def harden_mount(target: str, *, read_only: bool) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach a mount and all mounts below it. Processes that use it keep it until they are done."""
+    """Detach a mount and all mounts below it. Processes that use one keep it until they close it."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 
 def open_tree(path: str) -> int:
-    """Copy a mount, and return a descriptor of the copy. No path leads to the copy before `move_mount`."""
+    """Copy a mount, and return a descriptor of the copy. It has no path until `move_mount`."""
     return _call("open_tree", -100, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def move_mount(mount: int, target: str) -> None:
-    """Mount the copy that a descriptor of `open_tree` refers to at a path."""
+    """Mount a copy at a path, given its descriptor from `open_tree`."""
     _call("move_mount", mount, b"", -100, os.fsencode(target), _MOVE_MOUNT_FROM_DESCRIPTOR)
 
 
@@ -122,7 +122,7 @@ def pivot_root_here() -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Let the kernel send this process a signal when the thread that forked it ends. A change of uid clears this."""
+    """Make the kernel send this process a signal when the thread that forked it ends, until a change of uid."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -134,13 +134,13 @@ def adopt_orphans() -> None:
 def set_dumpable(wanted: bool) -> None:
     """Set whether processes of the same user may trace this one. If not, its entries in /proc belong to root.
 
-    A change of uid makes it False again.
+    A change of uid resets it to False.
     """
     _prctl(_PR_SET_DUMPABLE, int(wanted))
 
 
 def no_new_privileges() -> None:
-    """Stop execve(2) from giving this thread, and what it starts, privileges that it does not have. This cannot be undone."""
+    """Stop execve(2) from giving privileges to this thread and to what it starts, as by set-user-id. This cannot be undone."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -152,7 +152,7 @@ def drop_capabilities() -> None:
 
 
 def drop_bounding_set() -> None:
-    """Stop programs that are run from now on from getting capabilities from their files."""
+    """Stop file capabilities (capabilities(7)) from giving privileges to programs."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break  # past the last capability of this kernel, or not permitted
@@ -216,7 +216,7 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:
-    """Make this thread, and no other, access files as another user. Failures are not reported."""
+    """Make only this thread access files as another user. The kernel does not report failures."""
     # The gid first: without the uid it could not be changed. Neither call reports an error: setfsuid(2).
     _libc.syscall(_number("setfsgid"), ctypes.c_uint(gid))
     _libc.syscall(_number("setfsuid"), ctypes.c_uint(uid))

@@ -1,8 +1,8 @@
 """The frames between host and guest. Pure data, standard library only.
 
 A frame is a length and a payload. A payload is a small JSON header, followed by the longer texts as they are. A frame of the guest is
-hostile until `decode` has accepted it: it must be of an expected kind, with exactly the fields of that kind, each of its type and nested no
-deeper than that, and must use each text once. So the size of a frame bounds the cost of reading it.
+hostile until `decode` has accepted it: it must be of an expected kind, have exactly the fields of that kind with the declared types, and
+use each text at most once. So the size of a frame bounds the cost of reading it.
 """
 
 import json
@@ -51,11 +51,11 @@ class Message:
 
 @dataclass(frozen=True)
 class Plan(Message):
-    """The first message to a zygote: what the template root holds, and which uids its sessions get.
+    """The first message to a zygote: what the root file system of sessions holds, and which uids sessions get.
 
-    `roots` and `mounts` are paths on the host, by their paths in the root. `base` is the folder of sessions without namespaces, which have
-    no root, and otherwise "". `image` is the folder of an image that replaces the host's system, or "" for the host's system. `python` is
-    the path of the interpreter in the image, or "" if there is no image or the zygote has to find one.
+    `roots` and `mounts` are paths on the host, by their paths in the root. `base` is the folder for sessions without namespaces, which have
+    no root of their own, or "". `image` is the folder of an image that is their root, or "" for the host's system. `python` is the path of
+    the interpreter in the image, or "" if there is no image or the zygote has to find one.
     """
 
     roots: dict[str, str]
@@ -72,7 +72,7 @@ class Plan(Message):
 
 @dataclass(frozen=True)
 class MakeTree(Message):
-    """A request to make a workspace. `owner` is the number of its user. A descriptor of the workspace comes with `Done`."""
+    """A request to make a workspace for user number `owner`. A descriptor of the workspace comes with `Done`."""
 
     tree: int
     owner: int
@@ -96,7 +96,7 @@ class ShowTree(Message):
 
 @dataclass(frozen=True)
 class Spawn(Message):
-    """A request to start a session on a workspace. The session's ends of its link and of its report socket come with it.
+    """A request to start a session on a workspace. The session's ends of the link and of the report socket come with it.
 
     A pidfd of the session's first process comes with `Done`.
     """
@@ -115,7 +115,7 @@ class Spawn(Message):
 
 @dataclass(frozen=True)
 class Done(Message):
-    """The answer that a request was carried out."""
+    """The answer to a request that was carried out."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Ready(Message):
 
 @dataclass(frozen=True)
 class Started(Message):
-    """The report that the cell has started: from now on a SIGINT reaches it."""
+    """The report that a cell has started: from now on, a SIGINT interrupts it."""
 
     execution: str
 
@@ -168,7 +168,7 @@ class Cleared(Message):
 
 @dataclass(frozen=True)
 class Asked(Message):
-    """A question of code in the session, which waits for the answer. The `Answer` repeats `number`. `about` is `input` or `call`."""
+    """A question from a cell, which waits for the `Answer` with the same `number`. `about` is `input`, or `call` for a tool."""
 
     execution: str
     number: int
@@ -178,7 +178,7 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The result of a cell. `text` is None if the last expression showed nothing."""
+    """The result of a cell. `text` is None if the last expression has no output."""
 
     execution: str
     value: Scalar
@@ -208,8 +208,7 @@ class Run(Message):
 class Fork(Message):
     """A request to fork the interpreter. The fork's link, and the write ends of its pipes for frames, stdout and stderr, come with it.
 
-    It is answered like a cell. The value is the fork's pid in the session, and the text has a line for each thing that the fork could not
-    take along.
+    It is answered like a cell. The value is the fork's pid in the session, and the text has a line for each thing that the fork lacks.
     """
 
     execution: str
@@ -218,7 +217,7 @@ class Fork(Message):
 
 @dataclass(frozen=True)
 class Answer(Message):
-    """The answer to a question. If `given` is False, the text has the reason why there is none."""
+    """The answer to a question. If `given` is False, `text` is the reason why there is no answer."""
 
     number: int
     given: bool
@@ -272,7 +271,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes, *expected: type[Expected]) -> Expected:
-    """Return the message in a payload. Raise WireError unless it is well formed and of one of the expected kinds."""
+    """Return the message in a payload. Raise WireError if it is malformed or of no expected kind."""
     try:
         (length,) = _LENGTH.unpack_from(payload)
         if length > _MAX_HEADER:
@@ -310,14 +309,14 @@ def frame(message: Message) -> bytes:
 
 
 class Frames:
-    """A splitter of a byte stream into payloads, each of a limited size. Its time is proportional to the length of the stream."""
+    """A splitter of a byte stream into payloads of limited size, in time that is proportional to the stream's length."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the payloads that are complete with this data. Raise WireError if one is larger than the limit."""
+        """Take the next data of the stream, and yield the payloads that it completes. Raise WireError if one is too large."""
         self.rest += data
         start = 0
         try:
@@ -338,7 +337,7 @@ class Frames:
 
 
 def _without_long_texts(value: object, texts: list[bytes]) -> object:
-    """Return the value with each long text in it replaced by its index in `texts`. Append these texts to `texts`."""
+    """Move each long text of a value to the end of `texts`. Return the value with references to them."""
     if isinstance(value, str) and len(value) > (_IN_THE_HEADER if value.isascii() else _IN_THE_HEADER // _ESCAPED):
         texts.append(value.encode("utf-8", "backslashreplace"))
         return {"text": len(texts) - 1}
@@ -351,14 +350,14 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return the shape of each field of a kind, by the field's name."""
+    """Return the shape of each field of a message class, by the field's name."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
 def _shape_of(declared: object) -> _Shape:
-    """Return the shape of a type: a container and what it may hold.
+    """Return the shape of a type: its kind, and what it may hold.
 
-    That is `dict` or `list` and the shape of the values, `tuple` and those of the items, `Literal` and the words, or None and scalar types.
+    `dict` or `list` with the shape of all values, `tuple` with one of each item, `Literal` with the words, or None with scalar types.
     """
     origin, parts = get_origin(declared), get_args(declared)
     if origin in (dict, list):
@@ -371,7 +370,7 @@ def _shape_of(declared: object) -> _Shape:
 
 
 def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
-    """Return a value of a header with its long texts in place, which are removed from `texts`. Raise WireError if it has another shape."""
+    """Return a value of a header, with references replaced by texts taken out of `texts`. Raise WireError if it has another shape."""
     container, parts = shape
     if container is None:
         if type(value) is dict:
@@ -391,7 +390,7 @@ def _checked(value: Any, shape: _Shape, texts: dict[int, bytes]) -> object:
 
 
 def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
-    """Return the text that an object in a header refers to, and remove it from `texts`. Raise WireError if it is not there."""
+    """Take the text that a reference in a header means out of `texts`, and return it. Raise WireError if it is not there."""
     index = place.get("text")
     if len(place) != 1 or type(index) is not int or index not in texts:
         raise WireError("a reference to a text must be the index of a text that is not used yet")
@@ -403,5 +402,5 @@ def _long_text(place: dict[str, object], texts: dict[int, bytes]) -> str:
 
 
 def _well_formed(text: str) -> str:
-    """Return the text with lone surrogates escaped, because later code could not encode them."""
+    """Return the text with lone surrogates escaped: UTF-8 cannot encode them."""
     return text.encode("utf-8", "backslashreplace").decode()
