@@ -26,7 +26,7 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 class CallRecord:
     """The record of one call of a tool. `digest` is the SHA-256 of the result as JSON, or None without a result.
 
-    `error` is the name of the exception if the tool failed, `cancelled` if the call was cancelled, else None.
+    `error` is `cancelled` if the call was cancelled, the name of the exception if the tool failed, or else None.
     """
 
     tool: str
@@ -163,8 +163,8 @@ class Approval:
     async def reserve(self, tool: Tool) -> Reservation:
         """Count a call of a tool and reserve seconds of the tool's budget for it. Raise ToolFailedError if the budget is used up.
 
-        Wait if calls that are running may use up the rest of the budget. If the budget limits bytes, calls run one after another, because
-        the size of a result is known only when the call has ended.
+        Wait while running calls may use up what is left of the budget. If it limits bytes, calls run one after another, because the size of
+        a result is known only when the call has ended.
         """
         used, budget = self._used[tool.name], tool.budget
         while True:

@@ -144,7 +144,7 @@ class AgentSession:
         await self._live.session.reset()
 
     def supports(self, capability: str) -> bool:
-        """Return whether the session has a capability that the endpoint enforces. Must be called after the start.
+        """Return whether the session has a capability. Must be called after the start.
 
         The names are those of py-code-mode, such as `network_isolation`, and a few of this package, such as `checkpoint`.
         """
@@ -322,7 +322,7 @@ class Live:
 
     @classmethod
     async def of(cls, pool: SessionPool, session: Session) -> "Live":
-        """Return the object for a session that was leased from a pool, after finding out what its endpoint supports."""
+        """Create the object for a session that was leased from a pool, after finding out what its endpoint supports."""
         runner, why_not = _follow, ""
         if not await session.supports("events"):
             why_not = await send_modules(session)
@@ -386,7 +386,7 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Run cells at an endpoint with events: host calls arrive as events of the execution."""
+    """Return the function that runs cells at an endpoint with events: host calls arrive as events of the execution."""
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -400,12 +400,12 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Run cells in a thread of the session, at an endpoint without events."""
+    """Return the function that runs cells, each in a thread of the session, at an endpoint without events."""
     return Exchange(session).run
 
 
 def _run_without_calls(session: Session) -> Run:
-    """Run cells at an endpoint where they can make no host calls."""
+    """Return the function that runs cells at an endpoint where they can make no host calls."""
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 

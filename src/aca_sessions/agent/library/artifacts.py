@@ -103,7 +103,7 @@ class Artifacts:
 
 
 def _description(data: bytes) -> dict[str, Any] | None:
-    """Return the description that a record holds, or None if `save` did not write the record."""
+    """Return the description in a record, or None if the record was not written by `save`."""
     try:
         told = json.loads(data) if len(data) <= 4 * _MOST_DESCRIPTION else None
     except (ValueError, RecursionError):

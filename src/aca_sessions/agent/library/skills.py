@@ -96,7 +96,7 @@ class Skills:
         return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "Found":
-        """Return the skills that match a query as objects, the best first, at most `limit`."""
+        """Return the skills that match a query as Skill objects, the best first, at most `limit`."""
         skills = await self.all()
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 
@@ -180,7 +180,7 @@ class Skills:
 
 
 def checked(name: object) -> str:
-    """Return the name of a skill. Raise InvalidArgumentError if it is not a Python name, too long, or taken by a method of `skills`."""
+    """Return the name of a skill. Raise InvalidArgumentError if it is too long, no Python name, or the name of a method of `skills`."""
     if not _is_name(name):
         form = "a Python name of up to 64 letters, digits and '_' that begins with a letter"
         raise InvalidArgumentError(f"a skill's name must be {form}, and none of {', '.join(sorted(_OWN_NAMES))}: got {str(name)[:80]!r}")
@@ -227,7 +227,7 @@ def _parameter(argument: ast.arg, default: ast.expr | None) -> dict[str, Any]:
 
 
 def _check_owner(skill: Skill | None, origin: str) -> None:
-    """Raise InvalidArgumentError if a session would replace or remove a skill that the host saved, because later sessions trust it."""
+    """Raise InvalidArgumentError if a session would change or remove a skill of the host, which later sessions trust."""
     if skill is not None and skill.origin == "host" and origin != "host":
         raise InvalidArgumentError(
             f"the skill {skill.name} belongs to the session's owner, so code in a session cannot change or remove it: use another name"

@@ -146,7 +146,7 @@ class Program:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program's process group and wait until the program has ended: at most 2 s, because another process may hold its pipes open."""
+    """Kill a program's process group. Wait at most 2 s for the end, which asyncio reports late if another process holds the pipes open."""
     if process.returncode is None:
         _kill(process)
         with contextlib.suppress(TimeoutError):
