@@ -82,7 +82,7 @@ class HostCalls:
     async def answer(self, session: "Session", text: str) -> str:
         """Answer a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        Only cancellation is raised. `session` made the call and has the files of its arguments and value.
+        Only cancellation is raised. `session` made the call; files of its arguments and of the value are in that session.
         """
         try:
             async with self._texts.of(len(text)):

@@ -65,7 +65,7 @@ _STILL_RUNS = "it did not end when it was interrupted, and still runs in a threa
 
 
 async def send_modules(session: Session) -> str:
-    """Send the modules for meetings to a session. Return "" if cells can use them there, else the reason why not."""
+    """Send the modules for meetings to a session. Return "" if its cells can use the modules, else the reason why not."""
     try:
         result = await _send(session)
         if result.state.kind != "kept":  # sending twice has no further effect
@@ -84,7 +84,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package in the session that holds the modules, with a hash of their sources."""
+    """Return the name of the package of modules for meetings in the session, with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -246,7 +246,7 @@ class _Cell:
         return self._going_on(now)
 
     def _take(self, now: Report) -> None:
-        """Start to answer the calls of a report that are new. If too many are open, skip the rest, because the next report repeats them."""
+        """Start to answer the new calls of a report. If too many calls are open, skip the rest, because the next report repeats them."""
         for number, text in now.calls:
             if len(self._open) + len(self._answers) >= _MOST_OPEN:
                 break
@@ -311,7 +311,7 @@ class _Cell:
     def _to_bring(self) -> dict[int, str]:
         """Return the answers for the next meeting by the call's number: up to 8 Mi characters, or one larger answer.
 
-        They stay in `_answers` until the session has confirmed that meeting, so a lost reply loses none.
+        Answers stay in `_answers` until that meeting has returned a report, so a lost reply loses none.
         """
         bringing, size = dict[int, str](), 0
         for number, text in self._answers.items():
