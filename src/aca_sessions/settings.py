@@ -49,7 +49,7 @@ class JsonFile:
 
     @classmethod
     def read(cls, path: Path) -> "JsonFile":
-        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError that names the file and the mistake's line."""
+        """Parse a file, which may have comments and trailing commas. Raise ConfigurationError that names the file and the bad line."""
         try:
             text = _as_plain_json(path.read_text(encoding="utf-8-sig"))
             return cls(path, json.loads(text), text)
