@@ -96,7 +96,7 @@ class Continuity:
     def note_lost(self, session_id: str, cause: str | None, *, with_files: bool) -> None:
         """Record that the session lost its variables, and with `with_files` also its files.
 
-        Do nothing if no marker is known: then the client has run no cell there, or the loss is recorded already.
+        Do nothing if no marker is known: then the client has run no cell in the session, or has recorded the loss.
         """
         known = self._known(session_id)
         if known.mark is not None:
@@ -161,7 +161,7 @@ class Continuity:
         return str(result.value) if _is_answer(result) else None
 
     def _note_other(self, known: _Known, found: str) -> None:
-        """Record why the marker differs: another client reset the session (same ledger id, other position), or the session is a new one."""
+        """Record why the marker changed: another client reset the session (same ledger id, other position), or the session is a new one."""
         if known.mark is not None and found.partition(":")[0] == known.mark.partition(":")[0]:
             known.ledger.append("reset", cause="reset", variables="lost")
         else:

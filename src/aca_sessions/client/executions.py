@@ -92,8 +92,8 @@ class Execution:
         """Return a copy with functions that answer the cell while its events are read.
 
         Args:
-            on_input: Returns the line for a prompt of `input()`, or None to refuse. Lines are answered one after the other.
-            on_call: Returns the answer to a host call. Calls are answered at the same time.
+            on_input: Returns the line for a prompt of `input()`, or None to refuse. Prompts are answered one after the other.
+            on_call: Returns the answer to a host call. Several calls may run at the same time.
         """
         return replace(self, _on_input=on_input, _on_call=on_call)
 

@@ -108,7 +108,7 @@ class History:
         return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Set the result of a cell and return it. Mark the cells as rolled back that a rollback in the result undid."""
+        """Set the result of a cell and return it. If the result reports a rollback, mark the cells that this undid."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
             self.note(Ran(known.code, result, known.rolled_back), number)

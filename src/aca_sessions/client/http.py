@@ -46,7 +46,7 @@ class SessionsHttpClient:
             api_version: The api-version that every request names.
             connect_timeout: Seconds to connect.
             request_timeout: Seconds to wait for the answer to a request that sets no time limit of its own.
-            patience: Seconds after the beginning of a request in which it may be repeated.
+            patience: Seconds from the beginning of a request in which it may be repeated.
         """
         logging.getLogger("httpx").addFilter(_without_identifiers)
         self._client = client

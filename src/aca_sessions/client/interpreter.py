@@ -35,7 +35,7 @@ class CodeInterpreter:
     """A client that runs cells and transfers files in any session of an endpoint.
 
     Each result reports what its session lost since the last result that the caller received. Calls of these methods that name no `caller`
-    count as one caller, and each `Session` object counts as another one.
+    count as one caller. Each `Session` object is a caller of its own.
     """
 
     def __init__(self, http: SessionsHttpClient, *, verify_after: float = 200.0) -> None:
@@ -334,7 +334,7 @@ class CodeInterpreter:
 
         Args:
             session_id: The session.
-            caller: The caller, to which the rollback is not reported because it asked for it.
+            caller: The caller, to which its own rollback is not reported.
             id: The id of a checkpoint.
             name: The name of a checkpoint. A checkpoint of this name is preferred to one with the id.
         """
@@ -379,9 +379,9 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return what isolates sessions from their host: each part, with the way in which that was found.
+        """Return the evidence for each part of the isolation of sessions, or None if the endpoint does not report it.
 
-        None if the endpoint does not report it.
+        The evidence for a missing part begins with `NOT ENFORCED: `.
         """
         if not await self._http.offers("isolation"):
             return None
@@ -434,7 +434,7 @@ class CodeInterpreter:
 
     @property
     def is_closed(self) -> bool:
-        """Return whether this client is closed. If it is, an embedded server and its sessions have ended."""
+        """Return whether this client is closed."""
         return self._http.is_closed
 
     @property

@@ -326,7 +326,7 @@ class SessionPool:
     async def terminate(self, session_id: str) -> None:
         """End a session and all its leases at once, so that its place in the pool is free.
 
-        A caller that still uses the session gets `lost: terminated` in its next result: that cell starts a new session of the same name.
+        If a caller still uses it, that caller's next cell starts a new session of the same name and its result reports `lost: terminated`.
         The pool does not count the new session, and ends it with that caller's block. Raise PoolError if another event loop uses the pool.
         """
         self._owner.check()
@@ -448,7 +448,7 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire a pool's idle sessions every `every` seconds. The weak reference lets a pool that was never closed be collected and warn."""
+    """Expire a pool's idle sessions every `every` seconds. The weak reference lets a forgotten pool be collected, which warns."""
     while True:
         await asyncio.sleep(every)
         alive = pool()

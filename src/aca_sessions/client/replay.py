@@ -173,7 +173,7 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """Replace addresses of objects and names of cells, which differ between two runs, with fixed texts."""
+    """Replace objects' addresses and cells' names in tracebacks, which differ in each run, with fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text
