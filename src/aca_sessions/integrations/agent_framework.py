@@ -14,7 +14,7 @@ _INSTRUCTIONS = "Use execute_python for calculations and data: it is a notebook 
 
 
 def execute_tool(session: ModelSession) -> FunctionTool:
-    """Return `execute_python` over a session as a tool of Agent Framework. A result is its text, followed by its images."""
+    """Return `execute_python` over a session as a tool of Agent Framework. It returns a result's text, then its images."""
 
     async def execute_python(code: Annotated[str, CODE]) -> CodeExecutionResult:
         """Runs Python code in an isolated session. Variables, imports and files in /mnt/data are kept from call to call."""
