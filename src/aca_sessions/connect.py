@@ -196,7 +196,7 @@ def open_pool(
 def open_interpreter(
     settings: Settings | None = None, *, policy: "Policy | None" = None, endpoint: str | None = None
 ) -> Opening[CodeInterpreter]:
-    """Open a client that runs cells in sessions, which each call names. It opens no pool, so sessions are not leased.
+    """Open a client whose calls each name the session that they use. It opens no pool, so sessions are not leased.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 class Owner:
-    """A record of the process that created an object, so that a process that was forked from it gets an error.
+    """A record of the process that created an object. A process forked from it gets an error if it uses the object.
 
     A forked process gets copies of its parent's descriptors, but none of its threads. If it used the object, it would wait forever, take
     answers that belong to its parent, or end its parent's sessions.
@@ -61,7 +61,7 @@ class Line:
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Issue a ResourceWarning at this line: the object `what` was never closed by the statement `remedy`.
+        """Issue a ResourceWarning at this line: an object, named `what`, was not closed as by the statement `remedy`.
 
         `source` is the object itself, for tracemalloc.
         """
@@ -113,7 +113,7 @@ class Tasks:
         await self.finish()
 
     def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Start a coroutine in the background. Its failure is not logged, so the caller must handle it and the result."""
+        """Start a coroutine in the background. Its failure is not logged, so the caller must await the task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

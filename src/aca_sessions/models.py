@@ -394,7 +394,7 @@ class SessionHealth:
         uptime: How long it has run, in seconds. 0 without namespaces, for the same reason.
         threads: The number of its threads.
         cpu: The processor time that it has used, in seconds.
-        isolation: What separates it from its host: each part with the way in which that was found. None if the endpoint does not report it.
+        isolation: The evidence for each part of its isolation, as `CodeInterpreter.isolation` returns it.
     """
 
     responsive: bool
