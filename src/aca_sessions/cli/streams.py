@@ -112,7 +112,7 @@ def output_problem() -> OSError | None:
 
 
 def silence() -> None:
-    """Flush the output streams, and redirect those that cannot be written to /dev/null, because Python would fail on them at its exit."""
+    """Flush the output streams. Redirect to /dev/null any that cannot be written, because Python would fail on it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
