@@ -81,7 +81,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def _properties(body: object, least: str) -> Body:
-    """Return the object `properties` of a request to run a cell. An error names the members `least` that it must have."""
+    """Return the object `properties` of a request to run a cell. Errors say that it needs the members `least`."""
     properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
     if not isinstance(properties, Mapping):
         got = "nothing" if properties is None else type_name(properties)
