@@ -30,7 +30,7 @@ _MOST_WATCHED = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of an MCP server: the limits of each client and of their number, and what stays when a client disconnects."""
+    """The options of an MCP server: how many clients it has, the limits of each, and what stays when one disconnects."""
 
     sessions_per_client: int
     clients: int
@@ -42,7 +42,7 @@ class Options:
 
     @classmethod
     def of(cls, settings: McpSettings, tools: Literal["session", "all"] = "session") -> "Options":
-        """Return the options that the settings hold, in seconds and bytes."""
+        """Return the options from settings, in seconds and bytes."""
         return cls(
             sessions_per_client=settings.SessionsPerClient,
             clients=settings.Clients,
