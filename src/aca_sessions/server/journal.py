@@ -126,7 +126,7 @@ class Journal:
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Count and log a request that got an error response: at most 20 a second, and the next one with the number of those left out.
+        """Count a request that a limit refused. Log up to 20 refused ones a second; the next has the number of those left out.
 
         Args:
             problem: The error that was sent.

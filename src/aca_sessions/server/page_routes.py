@@ -41,7 +41,7 @@ _HEADERS = {
 
 
 def page_routes() -> Routes:
-    """Return the routes of the page at the root, and of its other files and the snippets that it sends to sessions, below playground/."""
+    """Return the routes: the page at the root, and below playground/ its other files and the snippets that it sends to sessions."""
     folder = files(__package__) / "playground"
     parts = {f"playground/{part.name}": part.read_bytes() for part in folder.iterdir() if _type(part.name)}
     parts |= {f"playground/snippets/{name}.py": source_of(name).encode() for name in _SNIPPETS}

@@ -132,7 +132,7 @@ def check_version(request: Request, version: str) -> None:
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Return whether to send the whole file instead of the requested part, because If-Range names another entity tag than `version`."""
+    """Return whether to send the whole file instead of a part, because If-Range does not match the entity tag `version`."""
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 

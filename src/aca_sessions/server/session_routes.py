@@ -78,7 +78,7 @@ class SessionRoutes:
         return JSONResponse({"sessions": shown})
 
     async def metadata(self, request: Request) -> Response:
-        """Return the Python version and the packages of sessions. A server with extensions adds what separates sessions from this host."""
+        """Return the Python version and the packages of sessions. A server with extensions adds the isolation report."""
         check_has_sessions(request)
         body = flat.encode_metadata(*await self._sessions.environment())
         if not self._hosting.plain:
@@ -137,7 +137,7 @@ class PackageRoutes:
         return JSONResponse(extensions.encode_packages(sandbox.packages.installed))
 
     async def install(self, request: Request) -> Response:
-        """Install the packages of some requirements in a session, except those that are present. Return the outcome as a cell's result."""
+        """Install packages in a session, except those that are present. Return the outcome as a cell's result."""
         requirements, timeout = extensions.decode_installation(await read_json(request, _MAX_REQUEST))
         session = self._session(request)
         with session.used():
@@ -216,7 +216,7 @@ class TimelineRoutes:
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Create sessions that continue from the state of this one: all of them, or none. Return where the ledger of each begins."""
+        """Create sessions that continue from a session's state: all of them, or none. Return where the ledger of each begins."""
         identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
         branches: list[HostedSession] = []

@@ -135,7 +135,7 @@ class HostedSession:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and wait until all executions have results. `cause` is the reason in those that this ends."""
+        """End the sandbox and wait until all executions have results. `cause` is the reason in those this ends."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -294,8 +294,8 @@ class Sessions:
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
         """End a session at its owner's request. Raise ProblemError (400) if there is none.
 
-        `cause` is the reason in results of callers that still use the session. After "terminated", callers that send no position in the
-        ledger are told of no loss.
+        `cause` is the reason in results of callers that still use the session. After "terminated", callers that send no position are
+        told of no loss.
         """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
