@@ -30,7 +30,7 @@ _MACHINES_PIDS = ("proc/sys/kernel/pid_max", "proc/sys/kernel/threads-max")
 
 
 def capacity(policy: Policy, idle: int, system: Path = Path("/")) -> str:
-    """Return a line for `doctor`: how many more sessions fit, and how many descriptors, memory and processes each allow.
+    """Return a line for `doctor`: how many more sessions fit, and how many fit by each resource alone.
 
     `idle` is the memory of an idle session in bytes, and `system` the folder that holds proc and sys.
     """
@@ -162,7 +162,7 @@ class _Reserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Close the reserved descriptor, so that the block can open one if no other thread is faster. Then reserve one again."""
+        """Close the reserved descriptor, so that the block can open one if no other thread is faster. Then reserve again."""
         with self._lock:
             if self._held is not None:
                 os.close(self._held)

@@ -222,8 +222,7 @@ class Group:
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
         """Take over the folders of a group whose limits are set. `memory` is its limit in bytes.
 
-        `nice` is the nice value of interpreters where groups cannot weigh processor time. `leftovers` removes the group when the session
-        has ended.
+        `nice` is the nice value of interpreters where groups cannot weigh processor time. `leftovers` will remove the group.
         """
         self._leftovers = leftovers
         self.how = (
@@ -253,7 +252,7 @@ class Group:
         return await to_thread.run_sync(self._add, init)
 
     async def begin(self, init: int, kill: Callable[[], None], sockets: int | None = None) -> None:
-        """Do nothing: the kernel counts the memory already, and kills at the limit."""
+        """Do nothing: the kernel counts the memory, and kills at the limit."""
 
     def cell_runs(self, running: bool) -> None:
         """Record how many processes the limit has killed so far, so that `was_exceeded` can tell later kills from them."""
@@ -305,7 +304,7 @@ class Group:
 
 
 class Leftovers:
-    """Groups that are removed later, because they still have processes. The janitor removes the rest when this process ends."""
+    """Groups that are removed later, because they still have processes. When this process ends, the janitor does that."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

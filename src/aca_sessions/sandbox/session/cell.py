@@ -17,7 +17,7 @@ _MOST_READS = 512  # a pipe in packet mode (O_DIRECT in pipe(2)) holds 256 write
 
 
 class Output:
-    """A non-blocking reader of a pipe. It keeps the head and tail of what it reads, so a flood neither fills memory nor blocks the cell."""
+    """A reader of a pipe that never blocks. Of a flood of output it keeps only the head and the tail, so memory does not fill."""
 
     def __init__(self, descriptor: int, limit: int) -> None:
         """Take over the read end of a pipe. Of what arrives between two calls of `take`, keep the first and the last `limit // 2` bytes."""
@@ -33,7 +33,7 @@ class Output:
         self.read = 0  # bytes in all, those that were cut included
 
     def follow(self, tell: Callable[[str], None] | None) -> None:
-        """Call `tell` at once with the text that is kept, and later with each new text. With None, stop calling it."""
+        """Call `tell` now with the text that was kept so far, and then with each new text. None ends that."""
         self._tell = tell
         self._decoder.reset()
         self._pass_on(bytes(self._head + self._tail))
@@ -41,7 +41,7 @@ class Output:
     def drain(self, most: int = 1 << 22) -> bool:
         """Read what is in the pipe now. Return False at the end of the pipe.
 
-        Stop after `most` bytes or 512 reads, and set `flooded`: otherwise a guest that writes single bytes could keep the host busy.
+        After `most` bytes or 512 reads, stop and set `flooded`: a guest that writes single bytes must not keep the host busy.
         """
         self.flooded, left = False, most
         for _ in range(_MOST_READS):
@@ -61,7 +61,7 @@ class Output:
         return True
 
     def take(self) -> str:
-        """Return the text that arrived since the last call. A line says how many bytes were cut, in their place."""
+        """Return the text since the last call. Where bytes were cut, a line tells how many."""
         cut = f"\n[… {self._dropped} bytes cut …]\n".encode() if self._dropped else b""
         text = bytes(self._head + cut + self._tail).decode("utf-8", "replace")
         self._head, self._tail, self._dropped = bytearray(), bytearray(), 0
@@ -108,7 +108,7 @@ class CellNotSentError(GuestDiedError):
 
 
 class Clock:
-    """The seconds of its timeout that a cell has used. The clock is stopped until the cell starts, and while the cell waits for the host.
+    """The seconds that a cell has used of its timeout. The clock is stopped until the cell is sent, and while the cell waits for an answer.
 
     While the clock is stopped, the processor time of the cell's other threads and processes counts, but never more than the time that has
     passed. The clock can stand still for STILL_SECONDS in total, and further waiting counts as used: otherwise a cell that asks again and
@@ -133,7 +133,7 @@ class Clock:
         return self._used + busy + max(0.0, self._still + idle - STILL_SECONDS)
 
     def stop(self) -> None:
-        """Stop the clock. From now on, only processor time of the cell's processes counts."""
+        """Pause the clock: until `go_on`, only the cell's processor time counts."""
         if self._since is not None:
             self._used += self._now() - self._since
             self._since, self._stopped = None, (self._now(), self._computed())
@@ -146,7 +146,7 @@ class Clock:
         self._since = self._now()
 
     def _while_stopped(self) -> tuple[float, float]:
-        """Return the seconds since the clock was stopped: those in which the cell's processes computed, and the others."""
+        """Return the seconds since `stop` in which the cell's processes computed, and the other seconds."""
         if self._stopped is None:
             return 0.0, 0.0
         waited = self._now() - self._stopped[0]
@@ -155,10 +155,10 @@ class Clock:
 
 
 class Grace:
-    """The time that an interpreter has to obey a signal: INTERRUPT_GRACE seconds, and those for which it waited for a processor.
+    """The time that an interpreter has to obey a signal: INTERRUPT_GRACE seconds, plus the time that it waited for a processor.
 
-    Without these, an interpreter that gets no processor on a busy machine would be killed, and lose its variables, although it obeys. At
-    most QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
+    Without the second part, an interpreter on a busy machine would be killed, and lose its variables, although it obeys. At most
+    QUEUED_SECONDS are added, because code of the session can keep its own interpreter waiting.
     """
 
     def __init__(self, queued: Callable[[], float], now: Callable[[], float] = time.perf_counter) -> None:
@@ -175,12 +175,12 @@ class Grace:
 
 
 class Cell:
-    """The state of an execution: whether it has started or finished, what it displayed, and which of its questions are open."""
+    """The state of an execution: whether it has started or finished, its displays, and its questions without an answer."""
 
     def __init__(self, execution: str, tell: Callable[[Event], None] | None = None, *, answered: Sequence[str] = ()) -> None:
         """Create the state of an execution that has not started. `tell` receives each event as it happens.
 
-        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, none can be answered.
+        `answered` lists the kinds of questions that the caller answers (`input`, `call`). Without `tell`, all are refused.
         """
         loop = asyncio.get_running_loop()
         self.execution = execution
@@ -222,7 +222,7 @@ class Cell:
             self.tell(Event(kind="display", display=self.displays[place]))
 
     def wrote(self, stream: Literal["stdout", "stderr"], text: str) -> None:
-        """Report text that the cell wrote to a stream as an event, if events are wanted."""
+        """Report what the cell wrote to a stream as an event, if events are wanted."""
         if self.tell is not None:
             self.tell(Event(kind=stream, text=text))
 
@@ -244,7 +244,7 @@ class Cell:
         return True
 
     def answered(self, number: int) -> bool:
-        """Mark a question as answered. Return False if the question is not open. The clock starts again when no question is open."""
+        """Mark a question as answered, or return False if it is not open. After the last open one, the clock goes on."""
         if number not in self.open:
             return False
         self.open.remove(number)
@@ -259,7 +259,7 @@ class Cell:
         turned.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
-        """Validate and keep the guest's last frame of the execution. Raise WireError if it exceeds a limit."""
+        """Validate and keep the guest's last frame of the execution. Raise WireError if it is too large."""
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
                 raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")

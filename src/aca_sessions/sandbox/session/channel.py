@@ -26,7 +26,7 @@ _SMALL = 1 << 18  # a smaller unfinished frame is not counted: as much may wait 
 
 
 class Unfinished:
-    """The number of bytes in frames that guests have begun and not finished, limited for all event loops of this process together.
+    """The bytes of frames that guests have begun and not finished. All event loops of this process share one limit.
 
     Beyond the limit, the frame that was begun first is refused, because an honest guest writes a frame without a pause.
     """
@@ -45,7 +45,7 @@ class Unfinished:
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
         """Record how many bytes of an unfinished frame an inbox holds. If all inboxes exceed the limit, refuse the oldest frames.
 
-        Less than 256 KiB is not counted. `anew` says that the frame is another one than at the last call, and so the latest of all.
+        Less than 256 KiB is not counted. `anew` tells that this is not the frame of the last call, so it is the youngest of all.
         """
         with self._lock:
             if anew or size < _SMALL:
@@ -93,11 +93,11 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Charge the guest for bytes that were read from its stdout and stderr, because the work that it may cause is limited."""
+        """Count bytes that were read from stdout and stderr as work that the guest caused, which is limited."""
         self._units += size / _UNIT
 
     def finish(self) -> None:
-        """Pass on what a dead or doomed guest wrote so far, in at most 4 reads, then stop. Do nothing if the inbox has stopped."""
+        """Pass on the frames that a dead or doomed guest wrote, in at most 4 reads, then stop."""
         if self._open:
             self._watch(False)
             with contextlib.suppress(wire.WireError, BlockingIOError):
@@ -116,7 +116,7 @@ class Inbox:
         self._unfinished.note(self, 0, anew=True)
 
     def give_up_soon(self) -> None:
-        """Schedule the refusal of the unfinished frame on the inbox's own event loop. This may be called from any thread."""
+        """Make the inbox's event loop refuse the unfinished frame and stop reading. Any thread may call this."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing is read there
             self._loop.call_soon_threadsafe(self._refuse)
 
@@ -138,7 +138,7 @@ class Inbox:
         self._go_on()
 
     def _go_on(self) -> None:
-        """Pass on at most 64 units of work in each turn of the event loop. If the guest caused too much work, wait before reading more."""
+        """Pass on frames worth 64 units of work (`_UNIT`), the rest in later turns of the event loop. After too much work, pause."""
         try:
             taken, all_taken = self._take_some(_A_TURN)
         except wire.WireError:
@@ -164,7 +164,7 @@ class Inbox:
             self._go_on()
 
     def _take_some(self, most: float) -> tuple[int, bool]:
-        """Pass on frames until they have cost `most` units of work. Return how many these were, and whether no complete frame is left."""
+        """Pass on frames until they have cost `most` units of work. Return their number, and whether all complete ones were passed on."""
         self._units, taken = 0.0, 0
         while self._units < most and self._open:
             self._frames.limit = self.most
@@ -218,7 +218,7 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, data: bytes, descriptors: Sequence[int] = ()) -> asyncio.Future[None]:
-        """Queue a frame. The future is done when the frame is written or cannot be. Cancelling it drops a frame that was not begun."""
+        """Queue a frame. The future is done when the frame is written or dropped. Cancelling it drops a frame that was not begun."""
         written = asyncio.get_running_loop().create_future()
         if not self._open:
             written.set_result(None)
@@ -273,10 +273,10 @@ class Outbox:
 
 
 class Channel:
-    """The connection to one interpreter. It reads frames and streams as they arrive, on the event loop that calls `listen`."""
+    """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the socket for frames to the guest, and the read ends of its pipes. Keep `limit` bytes of each stream."""
+        """Take over the socket to the guest, and its pipes of frames (`said`), stdout and stderr. `limit` is for each `Output`."""
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self.inbox = Inbox(said)
@@ -286,11 +286,11 @@ class Channel:
 
     @property
     def unread(self) -> tuple[int, int]:
-        """Return how many frames, and how many bytes of them, wait for the guest to read. Those in the socket's buffer are not counted."""
+        """Return how many frames to the guest are not completely sent, and how many bytes. The socket's buffer counts as sent."""
         return len(self._outbox), self._outbox.size
 
     def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
-        """Start reading frames and streams. See `Inbox.listen` for the arguments."""
+        """Start reading frames, stdout and stderr. For the arguments see `Inbox.listen`."""
         self.inbox.listen(take, most=most, forged=forged, silent=silent)
         for stream in self.streams:
             self._listen_again(stream)

@@ -81,7 +81,7 @@ class Checkpoints:
         )
 
     async def take(self, live: Interpreter, name: str | None, numbers: Iterator[int], *, hidden: bool = False) -> SessionCheckpoint:
-        """Make a checkpoint of the session with the interpreter `live`, and return it. If there are too many, remove the oldest ones."""
+        """Fork the interpreter `live` and copy the files. Return this checkpoint. If there are too many now, remove the oldest."""
         tree = await to_thread.run_sync(lambda: self._fork_server.make_tree(self._limits, user=self._tree.user), limiter=limiter())
         files = Files(tree, self._files.room)
         most, allocate = self._limits.checkpoint_files, live.home.allocate
@@ -108,7 +108,7 @@ class Checkpoints:
         return checkpoint
 
     async def prepare(self, checkpoint: SessionCheckpoint) -> Interpreter:
-        """Return an interpreter with the variables of a checkpoint, once that interpreter answers.
+        """Return an interpreter with the variables of a checkpoint, ready for cells.
 
         It is a fork of the checkpoint's interpreter, so the checkpoint can be used again. A hidden checkpoint is used only once, so its own
         interpreter is returned. Raise SnapshotError if the checkpoint was removed or does not answer.
@@ -140,7 +140,7 @@ class Checkpoints:
     def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
         """Remove a hidden checkpoint in the background, if it was not removed already.
 
-        With `returned_to`, do not end its interpreter, because the session uses it now.
+        With `returned_to`, keep its interpreter alive, because the session uses it now.
         """
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)

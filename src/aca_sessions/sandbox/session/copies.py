@@ -2,9 +2,9 @@
 
 They act as the guest's user, by descriptors, and never follow the guest's links.
 
-A restored file keeps its inode, even if it was renamed since the checkpoint. So a file that the checkpoint's interpreter has open (a log,
-a database) is still the file of that name. First everything is prepared: this may fail and changes nothing. Then it is committed, which has
-no reason to fail.
+A restored file keeps its inode, even if it was renamed since the checkpoint. So a file that the checkpoint's interpreter has open (a log, a
+database) is still the file of that name. A restore first prepares everything, which may fail and changes nothing. Then it commits, which
+has no reason to fail.
 """
 
 import errno
@@ -109,7 +109,7 @@ class _Copying:
         return left_out
 
     def _make(self, path: str, status: os.stat_result) -> bool:
-        """Make the copy of one entry; a file is still empty. Return False, and make nothing, for a pipe, socket or device."""
+        """Copy one entry, but leave a file empty. Return False, and make nothing, for a pipe, socket or device."""
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK):
             return False
@@ -154,7 +154,7 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
-    """Return the last paths of files that a process has open but that are deleted from a workspace, relative to /mnt/data and sorted.
+    """Return the former paths of files that were deleted from a workspace and that a process has open, sorted, below /mnt/data.
 
     `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
     which files the process has open.
@@ -184,7 +184,7 @@ def _deleted_name(entry: str, tree: int) -> str | None:
 
 
 class _Restoration:
-    """One restore of a workspace. By path, `_wanted` has the entries of the checkpoint, and `_found` those of the workspace now."""
+    """One restore of a workspace. `_wanted` has the checkpoint's entries by path, and `_found` those of the workspace now."""
 
     def __init__(self, source: int, target: int, origins: dict[int, int], allocate: Allocate) -> None:
         self._source = source
@@ -262,7 +262,7 @@ class _Restoration:
         return path in self._wanted and stat.S_ISDIR(self._wanted[path].st_mode)
 
     def _match(self) -> None:
-        """Decide which inode becomes each wanted one: the one it was copied from, or the one at its path. With neither, it is made anew."""
+        """Choose the inode of each wanted entry: the one it was copied from, else the one at its path, else a new one."""
         # With paths alone, a log that was open at the checkpoint and was rotated since would become the file that it was renamed to.
         places = self._places()
         for path, status in self._wanted.items():
@@ -276,7 +276,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Return the path of each found inode, except those moved so deep that their path is too long for the kernel."""
+        """Return a path for each inode number in the workspace, except if that path is too long for the kernel."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -286,7 +286,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Decide which paths keep their inode, and to which an inode is moved from another path."""
+        """Decide which paths keep their inode, and which get theirs from another path."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -304,7 +304,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return the first path of each wanted file that reuses an inode of the workspace."""
+        """Return the first path of each wanted file that gets an inode of the workspace."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -328,7 +328,7 @@ class _Restoration:
                 self._changed[path] = False
 
     def _open_up(self, path: str, rights: int) -> None:
-        """Give the owner of an entry more rights, if they are missing. `commit`, or the undoing of `prepare`, sets its mode again."""
+        """Give the owner of an entry missing rights. `commit` sets the wanted mode later; a failed `prepare` sets the old one."""
         if path not in self._found or self._found[path].st_mode & rights != rights:
             before = add_rights(self._target, path, rights)
             self._undo.callback(set_mode, self._target, path, before)

@@ -119,10 +119,10 @@ def gives_way(process: int, nice: int | None) -> bool:
 
 
 def open_member(init: int, number: int) -> int:
-    """Return a pidfd of a process of a session by its pid in the session. Raise GuestDiedError if it is not found.
+    """Return a pidfd of a process of a session, given its pid in the session. Raise GuestDiedError if it is not found.
 
-    The pid comes from the guest, which may lie. It cannot name a process of another session, because only those below the session's first
-    process (`init`) are searched.
+    The guest tells this pid, and may lie. It cannot name a process of another session, because only those below the session's first process
+    (`init`) are searched.
     """
     for _ in range(_LOOKS):  # one look may miss it while other processes of the session start and end
         for pid in descendants(host_pid(init)):
@@ -137,7 +137,7 @@ def open_member(init: int, number: int) -> int:
 
 
 def exit_status(pidfd: int) -> int | None:
-    """Return the wait status of a process that has ended and that its parent has not collected (a zombie), or None for any other."""
+    """Return the wait status of a process that has ended and was not collected by its parent (a zombie), else None."""
     try:
         fields = _fields(host_pid(pidfd))
     except (OSError, GuestDiedError):
@@ -146,7 +146,7 @@ def exit_status(pidfd: int) -> int | None:
 
 
 def processor_time(init: int, interpreter: int, since: float) -> float:
-    """Return the processor time in seconds of an interpreter, of its children that ended, and of later processes of its session.
+    """Return the processor seconds of an interpreter, of its ended children, and of processes that the session started later.
 
     The time of a process is lost if it ends and its parent does not wait for it.
 
@@ -193,7 +193,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process by its pid on this host, which the caller must have read a moment ago. Do nothing if the process has ended."""
+    """Kill a process by its pid on this host. Do nothing if it has ended. The pid must be fresh, since pids are reused."""
     # By a pidfd: it still names the same process if the pid is reused before the signal is sent.
     with contextlib.suppress(OSError):
         with_reserve(lambda: _kill(pid))
@@ -250,7 +250,7 @@ def _pipe(on_failure: contextlib.ExitStack) -> tuple[int, int]:
 
 @contextmanager
 def _as_user(owner: int | None) -> Iterator[None]:
-    """For the block, let `owner` own the files, pipes and sockets that this thread creates. None changes nothing."""
+    """Let `owner` own what this thread creates in the block: files, pipes and sockets. None changes nothing."""
     if owner is None:
         yield
         return
@@ -264,8 +264,7 @@ def _as_user(owner: int | None) -> Iterator[None]:
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     """Return at most 100 processes of a session without a pid namespace, sorted by pid.
 
-    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. Return none once one of these has
-    ended.
+    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. If one of these has ended, return none.
     """
     try:
         own = (host_pid(init), host_pid(besides))

@@ -42,8 +42,8 @@ class UnusableNameError(ValueError):
 class Reading:
     """An open file of a session, and the version that it had when it was opened.
 
-    `version` is an HTTP entity tag. The tag is weak if code may have written to the file meanwhile: then parts of that version cannot be
-    distinguished from parts of a later one. Writing through a memory mapping changes no time of the file, and so no tag.
+    `version` is an HTTP entity tag. It is weak if the file may have changed since: then what was read may mix two versions. Writing through
+    a memory mapping changes no time of the file, and so no tag.
     """
 
     def __init__(self, files: "Files", descriptor: int) -> None:
@@ -58,7 +58,7 @@ class Reading:
 
     @property
     def version(self) -> str:
-        """Return the entity tag, weak if a change was seen or may go unseen."""
+        """Return the entity tag, weak if the file changed or may change unseen."""
         return self._version if self.is_settled else f"W/{self._version}"
 
     def chunk(self, start: int, length: int) -> bytes:
@@ -86,7 +86,7 @@ class Files:
     """The files of one workspace, which the host lists, reads, writes and deletes."""
 
     def __init__(self, tree: Tree, room: Callable[[], int] = lambda: sys.maxsize) -> None:
-        """Give access to a workspace. The caller closes its descriptor after this object. `room` returns how many bytes may be written."""
+        """Give access to a workspace. Close this object before `tree.directory`. `room` returns how many more bytes may be written."""
         self._tree = tree
         self.room = room
         self._change = threading.Condition()
@@ -165,13 +165,13 @@ class Files:
                 self._readings.pop().close_now()
 
     def capacity(self) -> int:
-        """Return how many bytes fit into the workspace, those that are used included."""
+        """Return the size of the workspace in bytes, used and free."""
         status = os.fstatvfs(self._tree.directory)
         return status.f_blocks * status.f_frsize
 
     @contextmanager
     def as_guest(self) -> Iterator[int]:
-        """Make this thread act on files as the guest's user for the block. Yield a descriptor of the workspace."""
+        """Let this thread act on files as the guest's user in the block. Yield a descriptor of the workspace."""
         # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
         with self.working():
             if self._tree.owner is None:
@@ -209,7 +209,7 @@ class Files:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
-        """Return a descriptor of a folder, made with those above it if they are missing."""
+        """Open a folder and return its descriptor. Make it, and those above it, if missing."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
             try:
@@ -284,7 +284,7 @@ def checked_name(name: str) -> str:
 def checked_folder(folder: str) -> str:
     """Return a folder relative to /mnt/data, without empty components and '.'.
 
-    Raise UnusableNameError if it has '..' or an unusable name. An absolute path outside /mnt/data is refused too, never moved into it.
+    Raise UnusableNameError for '..', for an unusable name, and for an absolute path outside /mnt/data.
     """
     parts = [part for part in folder.split("/") if part not in ("", ".")]
     if folder.startswith("/") and parts:

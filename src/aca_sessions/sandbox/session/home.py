@@ -1,6 +1,6 @@
 """What the interpreters of a session and its branches share: a first process, counted memory, and turns at /mnt/data.
 
-The first process is the init of the session's pid namespace, and reports deaths. One workspace at a time is shown: it is mounted at
+The first process is the init of their pid namespace, and tells the host which of them died. One workspace at a time is mounted at
 /mnt/data, and only its processes run.
 """
 
@@ -54,8 +54,8 @@ class Home:
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
         """Take over a session that was just started, and its descriptors except the link, which stays the caller's.
 
-        `tree` is the workspace that is mounted at /mnt/data first. `show` mounts one, given the pidfd of the first process and the
-        workspace's number.
+        `tree` is the workspace at /mnt/data at first. `show` mounts another there, given the pidfd of the first process and the number of
+        that workspace.
         """
         self._owner = Owner()
         self.init = spawned.init
@@ -100,7 +100,7 @@ class Home:
             await self.memory.begin(init, lambda: self.kill("memory"), sockets)
 
     def see_processes(self, proc: int) -> None:
-        """Take over a descriptor of the session's own /proc, to stop and find processes. Without namespaces this is not called."""
+        """Take over a descriptor of the session's own /proc, to find and stop processes. Only sessions with namespaces have one."""
         if self._group is None:
             self._processes = Processes(proc, self._first)
         else:
@@ -152,7 +152,7 @@ class Home:
             raise OSError(number, os.strerror(number))
 
     def take_in(self, number: int, member: "Member") -> None:
-        """Add an interpreter, by its pid in the session. If another workspace is at /mnt/data, stop it until its own is mounted there."""
+        """Add an interpreter, by its pid in the session. It stays stopped while another workspace is mounted at /mnt/data."""
         self._members[number] = member
         self._trees.setdefault(member.tree)
         if self._processes is not None:
@@ -162,7 +162,7 @@ class Home:
             self._watched = True
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than `tree`."""
+        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
         return {*self._members} | (self._processes.elsewhere(tree) if self._processes is not None else set())
 
     def is_alone(self, number: int) -> bool:
@@ -171,7 +171,7 @@ class Home:
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Wait for the turn to run a cell, and hold it for the block: `tree` is at /mnt/data, and no process of another workspace runs."""
+        """Wait until no other cell runs. In the block, workspace `tree` is at /mnt/data, and no process of another one runs."""
         async with self._turn:
             if self._resting is not None:
                 self._stop_resting()
@@ -186,9 +186,9 @@ class Home:
 
     @asynccontextmanager
     async def standstill(self, tree: int) -> AsyncIterator[None]:
-        """Wait for the turn, and hold it for the block, in which no process of the session and its branches runs.
+        """Wait until no cell runs. In the block, no process of the session and its branches runs.
 
-        After the block, workspace `tree` is mounted at /mnt/data, and those of its processes that are left continue.
+        After the block, mount workspace `tree` at /mnt/data and continue those of its processes that are left.
         """
         async with self._turn:
             self._stop_resting()
@@ -208,10 +208,9 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """Kill an interpreter, by its pid in the session and its pidfd, and its descendants, except other interpreters and theirs.
+        """Kill an interpreter (its pid in the session and its pidfd) and its descendants, except other interpreters and theirs.
 
-        Processes that it started and that have another parent by now are killed with the last interpreter of their workspace, or by
-        `end_processes`.
+        Orphans that it started are killed with the last interpreter of their workspace, or by `end_processes`.
         """
         if not self._owner.is_here:
             return
@@ -233,9 +232,9 @@ class Home:
         return await self._tasks.to_its_end(self._end(tree))
 
     async def leave(self, number: int) -> None:
-        """Remove an interpreter that is dead. After the last one of a workspace, kill the other processes of that workspace.
+        """Remove a dead interpreter. If it was the last one of its workspace, kill the other processes of that workspace.
 
-        After the last one of all, kill all processes, stop counting memory and close the descriptors.
+        If it was the last one of all, kill all processes, stop counting memory and close the descriptors.
         """
         member = self._members.pop(number, None)
         if self._closed:
@@ -276,9 +275,9 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` in a thread. Keep the processes that it had to kill, until the next result of their workspace names them.
+        """Call `stop` in a thread. Record the processes that it had to kill, for the next result of their workspace.
 
-        If some processes run on even then, kill all of the session and raise GuestDiedError.
+        If some processes still run after that, kill the whole session and raise GuestDiedError.
         """
         if self._closed or self._processes is None:
             return
@@ -329,7 +328,7 @@ class Home:
     async def _rest(self) -> None:
         """Mount the oldest workspace at /mnt/data between cells, so that its processes continue.
 
-        Do nothing while a cell runs, or if the workspace that is mounted now has more than idle interpreters.
+        Do nothing while a cell runs, or if the mounted workspace has other processes than idle interpreters.
         """
         async with self._moving:
             processes = self._processes
@@ -356,7 +355,7 @@ class Home:
                 member.report(None)
 
     def _others(self, number: int) -> set[int]:
-        """Return the pids on this host of all other interpreters and of the processes that they started."""
+        """Return the pids on this host of all interpreters but `number`, and of their descendants."""
         found: set[int] = set()
         for other in self._members.keys() - {number}:
             with contextlib.suppress(GuestDiedError):
@@ -431,7 +430,7 @@ class Home:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Raise IsolationError, or GuestDiedError if the process has ended, for an OSError, unless no descriptor is left."""
+    """Raise GuestDiedError (the process has ended) or IsolationError for an OSError, unless it is a lack of descriptors."""
     try:
         yield
     except OSError as error:

@@ -297,7 +297,7 @@ class Interpreter:
             self._kill("killed")
 
     async def _obeys(self, done: asyncio.Future[Any]) -> None:
-        """Wait until a future is done, the interpreter has died, or the time in which it must obey a signal (`Grace`) is over."""
+        """Wait until a future is done or the interpreter has died, but at most as long as its `Grace` lasts."""
         grace = Grace(self._queued)
         while not (done.done() or self._death.done()) and (left := grace.left) > 0:
             await _first_of(done, self._death, within=left)
@@ -324,8 +324,7 @@ class Interpreter:
     async def close(self, cause: str = "killed") -> None:
         """End the interpreter and what it started, and release its descriptors even if the caller is cancelled.
 
-        The last interpreter of a session and its branches ends all their other processes too. `cause` is recorded unless one is known
-        already.
+        The last interpreter of a session and its branches ends all their other processes too. `cause` is the reason if none is known yet.
         """
         self._kill(cause)
         try:
@@ -407,8 +406,8 @@ class Interpreter:
     def _bury(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host killed it, that reason is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash, may be
-        noticed before the kill is reported.
+        If the host killed it, the host's reason is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash, may
+        be noticed before the kill is reported.
         """
         if self._death.done():
             return
@@ -505,7 +504,7 @@ async def fork(interpreter: Interpreter, tree: Tree, limits: Limits, *, reseed: 
 
 @contextlib.contextmanager
 def _unheard_on_failure(channel: Channel) -> Iterator[None]:
-    """Stop reading from a channel if the block raises, because its descriptors are closed then."""
+    """If the block raises, stop reading from a channel, because the caller closes its descriptors."""
     try:
         yield
     except BaseException:
@@ -514,9 +513,10 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 
 
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
-    """Wait for the first frame of a confined session, and return the interpreter, made of the descriptors that come with the frame.
+    """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with it.
 
-    Only trusted code has sent this frame. Later frames may come from the user's code, so the host accepts no descriptors with them.
+    Only trusted code has run in the session by then. Later frames may come from the user's code, so the host accepts no descriptors with
+    them.
     """
     link.setblocking(False)
     init = await home.take_in_memory()
@@ -577,7 +577,7 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
 def _check_met(payloads: list[bytes], complete: bool) -> None:
     """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
-    Without a frame, the session has ended. Lost descriptors mean that this process has none left.
+    No frame means that the session has ended. Descriptors are lost if this process has no free ones.
     """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")

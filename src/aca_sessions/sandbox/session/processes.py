@@ -1,9 +1,9 @@
-"""The processes of a session and its branches, on hosts without control groups. Each belongs to one workspace (`tree` in the code).
+"""The processes of a session and its branches, on hosts that cannot freeze groups. Each belongs to one workspace (`tree` in the code).
 
 One workspace at a time is shown: it is mounted at /mnt/data, and only its processes run. All processes live in one pid namespace and one
 mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops every process
-of a workspace before another workspace takes its place, and continues it afterwards. A stopped process cannot fork. So every other process
-that is alive, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker thread.
+of a workspace before another workspace takes its place, and continues it afterwards. A stopped process cannot fork. So every process that
+the host has not stopped, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ class Processes:
         self._frozen.pop(tree, None)
 
     def elsewhere(self, tree: int) -> set[int]:
-        """Return the pids in the session of all interpreters, and of all processes that belong to another workspace than `tree`."""
+        """Return the pids in the session of all interpreters, and of all processes of workspaces other than `tree`."""
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
@@ -151,9 +151,9 @@ class Processes:
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
         """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
-        Each is returned with True if this call stopped it, and False if it was stopped before. Meanwhile a process may start another one,
-        or be continued by one that still runs. So the list is read until nothing has changed twice in a row. Processes of other workspaces
-        are read too, because code in the session may have continued one.
+        The value of each is True if this call stopped it, and False if it was stopped before. As long as one runs, it may start others, or
+        continue stopped ones. So /proc is read until nothing has changed twice in a row. Processes of other workspaces are read too,
+        because code in the session may have continued one.
         """
         _check_descriptors()
         found: dict[Identity, bool] = {}
@@ -190,7 +190,7 @@ class Processes:
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        Pids in `known` are not killed before `doomed` is asked; see `_look_at_all`.
+        With `known`, other pids are killed before `doomed` is asked; see `_look_at_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
@@ -224,8 +224,8 @@ class Processes:
         """Read the state of every process but the first, and send signal `number` to those that `wanted` selects.
 
         Return the states, and whether a process had ended before its state was read. If `known` is given, processes that are not in it are
-        signalled before their state is read. Otherwise a process that starts another one and ends, again and again, would always be gone
-        before.
+        signalled before their state is read. Otherwise a chain of processes, each of which starts the next one and ends, would always
+        escape.
         """
         seen: list[_Seen] = []
         gone = False
@@ -257,7 +257,7 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Yield a descriptor of a folder in /proc. It never refers to a later process of that pid. pidfd_send_signal(2) accepts it."""
+        """Yield a descriptor of a folder in /proc. Signals can be sent by it, and never reach a later process of that pid."""
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder

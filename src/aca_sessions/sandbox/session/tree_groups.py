@@ -1,8 +1,8 @@
-"""The processes of a session and its branches, on hosts with control groups: one group for each workspace (`tree` in the code).
+"""The processes of a session and its branches, on hosts that can freeze groups: one group for each workspace (`tree` in the code).
 
-One workspace at a time is shown: it is mounted at /mnt/data. The groups of the others are frozen. A frozen process runs no instruction,
-whatever its code does, and a process is in the group of the one that started it. So processes need not be searched in /proc again and
-again, as in `processes.py` for hosts without groups. All calls block: use a worker thread.
+One workspace at a time is shown: it is mounted at /mnt/data, and the groups of the others are frozen. A frozen process runs no instruction,
+and a new process is in the group of the one that started it. So processes need not be searched in /proc again and again, as in
+`processes.py`. All calls block: use a worker thread.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.0005
 class TreeGroups:
     """The control groups of one session, to freeze, thaw and end the processes of each workspace.
 
-    While there is only one workspace, all processes stay in the group `group`. When a second one comes, each gets a group below that.
+    While there is only one workspace, all processes stay in the group `group`. With a second one, each gets a group of its own below that.
     """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
@@ -127,7 +127,7 @@ class TreeGroups:
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group that holds a workspace's processes, or None for a workspace without a group after others got theirs."""
+        """Return the group with a workspace's processes, or None if only other workspaces have groups."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:
@@ -170,7 +170,7 @@ class TreeGroups:
         return Ended(tuple(process for pid, process in doomed if pid not in left), tuple(process for pid, process in doomed if pid in left))
 
     def _interpreters(self) -> set[int]:
-        """Return the live interpreters' pids on this host. The kernel does not reuse the pid of a live process, so these name no other."""
+        """Return the live interpreters' pids on this host. While they live, no other process gets these pids."""
         return {pid for _, process in [*self._members.values()] for pid in _pid_of(process)}
 
     def _init_pid(self) -> int:

@@ -2,9 +2,8 @@
 
 All calls block. Functions that look up a path must be called within `as_guest`.
 
-They work by descriptors and never follow links. A process of the session may change the workspace at any moment. So what was opened is
-referred to by its descriptor from then on, and modes and times are set through it. A path could lead to files of the host's user, if a
-folder in it has become a link.
+They work by descriptors and never follow links. A process of the session may change the workspace at any moment, and put a link to files of
+the host's user in place of a folder. So once something is opened, it is used by its descriptor alone, also to set modes and times.
 """
 
 import errno
@@ -35,8 +34,8 @@ _DEPTH = 16  # how many folders may be open at a time
 def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the path and status of everything in a workspace, each folder before its entries. The path of the top is ''.
 
-    Raise OSError if a folder cannot be read, unless `may_pass_over` returns True for its path, and SnapshotError for more than 131,072
-    entries.
+    Raise SnapshotError for more than 131,072 entries, and OSError for an unreadable folder, unless `may_pass_over` returns True for its
+    path.
     """
     yield "", os.fstat(top)
     pending, count = [""], 0
@@ -59,7 +58,7 @@ def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) 
 
 @contextmanager
 def opened(top: int, path: str, flags: int) -> Iterator[int]:
-    """Open a path below the folder `top` for the block, following no link, and yield the descriptor."""
+    """Yield a descriptor of a path below the folder `top`, opened for the block. No link is followed."""
     descriptor = syscalls.openat2(top, path or ".", flags, 0, _RULES)
     try:
         yield descriptor
@@ -69,7 +68,7 @@ def opened(top: int, path: str, flags: int) -> Iterator[int]:
 
 @contextmanager
 def parent_of(top: int, path: str) -> Iterator[tuple[int, str]]:
-    """Open the folder that a path is in for the block. Yield its descriptor, and the last name of the path."""
+    """Yield a descriptor of the folder that a path is in, and the last name of the path."""
     with opened(top, folder_of(path), FOLDER) as descriptor:
         yield descriptor, path.rpartition("/")[2]
 
@@ -80,7 +79,7 @@ def folder_of(path: str) -> str:
 
 
 def link(top: int, path: str, folder: int, name: str) -> None:
-    """Make a hard link `name` in the folder `folder` (a descriptor) to the file at a path below `top`."""
+    """Make a hard link to the file `path` below `top`: `name` in the folder `folder` (a descriptor)."""
     with parent_of(top, path) as (parent, old):
         os.link(old, name, src_dir_fd=parent, dst_dir_fd=folder, follow_symlinks=False)
 
@@ -98,7 +97,7 @@ def set_attributes(descriptor: int, status: os.stat_result) -> None:
 
 
 def add_rights(top: int, path: str, rights: int) -> int:
-    """Add rights (bits of `stat.S_IRWXU`) for the owner of what is at a path. Return the mode before that."""
+    """Add rights (bits of `stat.S_IRWXU`) for the owner of a path's entry. Return its former mode."""
     with _marked(top, path) as place:
         mode = stat.S_IMODE(os.fstat(place).st_mode)
         if mode & rights != rights:
@@ -122,7 +121,7 @@ def remove(top: int, path: str) -> None:
 
 
 def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -> None:
-    """Remove an entry and all in it. Move folders more than 16 levels deep to `top` and add their new names to `deep`, for the caller."""
+    """Remove an entry and all in it. Folders more than 16 levels deep are moved to `top`, and their new names added to `deep`."""
     with suppress(IsADirectoryError):
         os.unlink(name, dir_fd=folder)
         return
@@ -139,7 +138,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _marked(top: int, path: str) -> Iterator[int]:
-    """Open a path only to refer to it (O_PATH), which needs no rights. Yield the descriptor, or `top` for an empty path."""
+    """Yield an O_PATH descriptor of a path, which needs no rights on the entry itself, or `top` for an empty path."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
@@ -171,7 +170,7 @@ class Copy:
     """A new file that becomes a copy: the constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content."""
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
-        """Make the empty file, and decide which parts of the source it gets, at most `most` bytes.
+        """Make the empty file `name` in `folder`, for at most `most` bytes of `source`.
 
         Raise SnapshotError if the source is not a regular file.
         """
@@ -195,7 +194,7 @@ class Copy:
         set_attributes(self._target, self._status)
 
     def close(self) -> None:
-        """Close the copy that was made. The source belongs to the caller and stays open."""
+        """Close the new file. The source stays open."""
         os.close(self._target)
 
 
@@ -225,7 +224,7 @@ def reserve(source: int, target: int, size: int, allocate: Allocate) -> None:
 
 
 def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -> None:
-    """Undo `reserve`: free the space in the holes that the file had, and set the size and times of its former `status`."""
+    """Undo `reserve`: free the space in the parts that were `holes` before, and set the size and times in `status` again."""
     for start, end in holes:
         syscalls.punch_hole(target, start, end - start)
     os.ftruncate(target, status.st_size)  # also frees what was reserved beyond the end
@@ -233,7 +232,7 @@ def release(target: int, holes: list[tuple[int, int]], status: os.stat_result) -
 
 
 def trim(source: int, target: int, size: int) -> None:
-    """Give the file `target` the size and the holes of `source`. Its other content stays."""
+    """Give the file `target` the size and the holes of `source`. All else in `target` stays."""
     os.ftruncate(target, size)
     for start, end in holes(source, size):
         syscalls.punch_hole(target, start, end - start)
