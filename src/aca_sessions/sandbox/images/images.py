@@ -72,7 +72,7 @@ def _identity(path: str) -> str:
 
 
 def kept(key: str, fill: Callable[[str], None]) -> str:
-    """Return the folder for a key. The first caller fills it, and others wait. No caller sees a folder that is partly filled.
+    """Return the folder that is kept under a key. If there is none, fill one first; callers with the same key wait meanwhile.
 
     `fill` gets an empty folder. Its UnpackingError or OSError becomes a ConfigurationError.
     """
@@ -257,7 +257,7 @@ def _supply_folder() -> str:
 
 
 def _with_requirements(names: tuple[str, ...]) -> Iterator[Distribution]:
-    """Yield packages and all that they require, without extras. Markers are ignored, because the image has another Python."""
+    """Yield packages and all that they require, without extras. Ignore markers, because the image has another Python."""
     seen, coming = set(names), list(names)
     while coming:
         try:
