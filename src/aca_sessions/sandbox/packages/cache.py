@@ -3,7 +3,7 @@
 A set is named after its content and never changed. A set in use is never removed.
 
 sets/NAME        one set; `sets` can be entered but not listed, and names cannot be guessed
-labels/NAME      the set's wheels and size, and as its mtime the last use; a shared lock on this file means that the set is in use
+labels/NAME      the set's wheels and size; its mtime is the last use; a shared lock on this file means that the set is in use
 answers/KEY      the set that some requirements were resolved to; its mtime tells when
 notes/KEY        other cached text, such as a survey
 work/            folders in which sets are being unpacked
@@ -115,7 +115,7 @@ class PackageCache:
             return None
 
     def remember(self, key: str, name: str) -> None:
-        """Record which set a key, made of requirements, resolves to."""
+        """Record the set that the requirements in a key resolve to."""
         self._replace(self._root / "answers" / key, name)
 
     def note(self, key: str, text: str) -> None:

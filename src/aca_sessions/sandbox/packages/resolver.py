@@ -326,7 +326,7 @@ def _wheels(report: dict[str, object]) -> list[Wheel]:
 
 
 def _copy_metadata(folder: Path, files: Sequence[Path]) -> None:
-    """Copy the metadata of packages, from which pip takes them to be installed, without their code."""
+    """Copy the metadata of packages, but no code, so that pip treats the packages as installed."""
     folder.mkdir()
     for file in files:
         place = folder / file.parent.name

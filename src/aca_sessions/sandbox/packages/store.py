@@ -164,7 +164,7 @@ class SessionPackages:
 
     @property
     def installed(self) -> list[Package]:
-        """Return the packages that the session has beyond its environment, sorted by name."""
+        """Return the packages that were installed in the session, sorted by name."""
         return sorted((Package(name=name, version=version) for name, version in self._versions.items()), key=lambda one: one.name)
 
     async def install(self, requirements: Sequence[str], *, timeout: float, on_progress: Tell | None = None) -> CodeExecutionResult:
