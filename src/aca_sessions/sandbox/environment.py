@@ -70,7 +70,7 @@ def survey(python: str) -> Survey:
 
 
 def worth_preloading(python: str) -> tuple[str, ...]:
-    """Return which libraries of `HEAVY` an interpreter has. They are slow to import, and most sessions use them."""
+    """Return which libraries of `HEAVY` (slow to import, used by most sessions) an interpreter has."""
     return tuple(str(module) for module in _run(python, _FIND))
 
 

@@ -204,7 +204,7 @@ class ForkServer:
             return server
 
     def retire(self) -> None:
-        """Prepare to end with the only user. Do nothing if the fork server has several.
+        """Mark that this fork server ends with its only user. Do nothing if it has several.
 
         From now on, `shared` starts another fork server, and `drop_tree` frees no workspace: all are freed when this one ends.
         """
@@ -360,7 +360,7 @@ class ForkServer:
             return self._exchange(request, descriptors)
 
     def _finish_boot(self) -> None:
-        """Wait for the zygote's first answer. If it failed to start, raise the same error for every request."""
+        """Wait until the zygote has started. If it fails to, raise its error at every request."""
         if self._failure is not None:
             raise self._failure
         if not self._ready:
@@ -432,7 +432,7 @@ class ForkServer:
 class Folder:
     """The folder on disk for sessions without namespaces, which have no root of their own. It is removed even if this process is killed.
 
-    Other users cannot list it. They need a name and rights to open something in it.
+    Other users cannot list it: to open a file in it, they must know its name and have rights.
     """
 
     def __init__(self) -> None:

@@ -52,7 +52,7 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return how many bytes the files of a session, its branches and its checkpoints may have together when the host writes some."""
+        """Return how many bytes of files a session, its branches and its checkpoints may have before the host refuses to write more."""
         return 2 * self.disk
 
 
@@ -186,7 +186,7 @@ class Policy:
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if a setting needs namespaces, but `isolation` is no-namespaces."""
+        """Raise ConfigurationError if a setting needs namespaces and `isolation` is without them."""
         if self.isolation == "full":
             return
         if self.image:

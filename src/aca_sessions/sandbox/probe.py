@@ -153,7 +153,7 @@ async def _tried_from_inside(interpreter: Interpreter, policy: Policy) -> list[F
 
 
 def _beside(policy: Policy) -> dict[str, tuple[str, str | tuple[str, ...]]]:
-    """Return the attempt on host files for sessions of an image: list its folder on this host. (They may read /etc/shadow: their own.)"""
+    """Return the attempt on host files for sessions of an image: list its folder on this host. Their /etc/shadow is not the host's."""
     if policy.image is None:
         return {}
     return {"host files": (f"import os; os.listdir({policy.image!r})", ("FileNotFoundError", "PermissionError"))}
@@ -198,7 +198,7 @@ def _processes(most: str, limits: Limits) -> Finding:
 
 
 def _branches(sandbox: Sandbox) -> Finding:
-    """Return a finding that tells how the processes of branches are stopped while a cell of another branch runs."""
+    """Return a finding about how a branch's processes are stopped while another branch runs a cell."""
     return Finding(
         "processes of branches",
         True,

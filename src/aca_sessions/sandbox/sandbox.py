@@ -96,7 +96,7 @@ class Sandbox:
         return await to_thread.run_sync(self.files.write, name, chunks, folder, home.allocate)
 
     def when_closed(self, tell: Callable[[], None], adopt: "Callable[[Sandbox], Sandbox]") -> None:
-        """Set two callbacks: `tell` is called once the sandbox is closed, and `adopt` with each new branch of it."""
+        """Set two callbacks: `tell` is called after the sandbox is closed, `adopt` with each new branch of it."""
         self._on_close, self._adopt = tell, adopt
 
     async def checkpoint(self, name: str | None = None) -> SessionCheckpoint:
@@ -109,7 +109,7 @@ class Sandbox:
             ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the position of the rollback in the ledger.
+        """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the rollback's position in the ledger.
 
         The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
         """
@@ -126,8 +126,8 @@ class Sandbox:
     async def execute(self, run: Run, *, transactional: bool = False) -> CodeExecutionResult:
         """Run a cell by calling `run` with the interpreter, and return its result. The ledger records what happens meanwhile.
 
-        If a transactional cell fails, undo its changes; if undoing is impossible, raise SnapshotError before the cell runs. If another cell
-        kills its interpreter, continue from the latest checkpoint.
+        If a transactional cell fails, undo its changes; if undoing is impossible, raise SnapshotError before the cell runs. If the
+        interpreter dies in another cell, continue from the latest checkpoint.
         """
         if transactional:
             return await self._attempt(run)
@@ -174,7 +174,7 @@ class Sandbox:
         return await self._tasks.to_its_end(self._branch(reseed))
 
     async def warm_up(self) -> None:
-        """Start the interpreter before its first cell, and make it touch the memory that a cell needs."""
+        """Start the interpreter and make it touch the memory that cells need, for a fast first cell."""
         await (await self.interpreter()).warm_up()
 
     async def reset(self) -> int:
@@ -320,7 +320,7 @@ class Sandbox:
             await self._fall_back()
 
     async def _fall_back(self) -> None:
-        """Replace a dead interpreter by a fork of the latest checkpoint that is still alive, if one is. Keep the files."""
+        """Replace a dead interpreter by a fork of the latest checkpoint that answers, if one does. Keep the files."""
         died_of = self.running.cause_of_death if self.running is not None else "killed"
         which = "the last"
         for checkpoint in reversed(self._checkpoints.usable):

@@ -100,7 +100,7 @@ def harden_mount(target: str, *, read_only: bool) -> None:
 
 
 def unmount(target: str) -> None:
-    """Detach a mount and all mounts below it. Processes that use one keep it until they close it."""
+    """Detach a mount and all mounts below it. Processes that use one can go on."""
     _checked(_libc.umount2(os.fsencode(target), _DETACH), f"umount {target}")
 
 

@@ -53,9 +53,9 @@ class Message:
 class Plan(Message):
     """The first message to a zygote: what the root file system of sessions holds, and which uids sessions get.
 
-    `roots` and `mounts` are paths on the host, by their paths in the root. `base` is the folder for sessions without namespaces, which have
-    no root of their own, or "". `image` is the folder of an image that is their root, or "" for the host's system. `python` is the path of
-    the interpreter in the image, or "" if there is no image or the zygote has to find one.
+    `roots` and `mounts` map paths in that root to paths on the host. `base` is the folder for sessions without namespaces, which have no
+    root of their own, or "". `image` is the folder of an image that is their root, or "" for the host's system. `python` is the path of the
+    interpreter in the image, or "" if there is no image or the zygote has to find one.
     """
 
     roots: dict[str, str]
@@ -135,8 +135,8 @@ class Ready(Message):
     """The report that the interpreter is confined and waits for cells.
 
     These descriptors come with it: the interpreter's pidfd, and the read ends of its frames, stdout and stderr. With namespaces, the
-    session's /proc follows. Then come the listener of the session's proxy, if it may have one, and the socket that lists the session's
-    sockets, if they are counted that way.
+    session's /proc follows. Then come the listener of the session's proxy, if it has one, and a socket for listing the session's
+    sockets, if the watchdog counts them.
     """
 
     landlock: int
@@ -178,7 +178,7 @@ class Asked(Message):
 
 @dataclass(frozen=True)
 class Finished(Message):
-    """The result of a cell. `text` is None if the last expression has no output."""
+    """The result of a cell. `text` is what the last expression shows, if anything."""
 
     execution: str
     value: Scalar
@@ -235,7 +235,7 @@ class Command(Message):
 
 @dataclass(frozen=True)
 class WarmUp(Message):
-    """A request to touch the memory that a cell needs, before the first one. It is answered like a cell."""
+    """A request to touch the memory that cells need, for a fast first cell. It is answered like a cell."""
 
     execution: str
 
@@ -316,7 +316,7 @@ class Frames:
         self.rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take the next data of the stream, and yield the payloads that it completes. Raise WireError if one is too large."""
+        """Add data of the stream, and yield the payloads that it completes. Raise WireError if one is too large."""
         self.rest += data
         start = 0
         try:
@@ -350,7 +350,7 @@ def _without_long_texts(value: object, texts: list[bytes]) -> object:
 
 @cache
 def _shapes(kind: type[Any]) -> dict[str, _Shape]:
-    """Return the shape of each field of a message class, by the field's name."""
+    """Return the shapes of a message class's fields, by their names."""
     return {declared.name: _shape_of(declared.type) for declared in fields(kind)}
 
 
