@@ -26,7 +26,7 @@ Decision = Literal["not asked", "approved", "refused", "over budget"]
 class CallRecord:
     """The record of one call of a tool. `digest` is the SHA-256 of the result as JSON, or None without a result.
 
-    `error` is `cancelled` if the call was cancelled, the name of the exception if the tool failed, or else None.
+    `error` is `cancelled` if the call was cancelled, the exception's name if the tool failed, else None.
     """
 
     tool: str

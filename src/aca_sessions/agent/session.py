@@ -303,7 +303,7 @@ async def _opened(given: Sequence[AnyTool], stack: AsyncExitStack) -> list[Tool]
 
 
 class Live:
-    """A leased session with the function that runs its cells and the functions that answer their host calls."""
+    """A leased session, the function that runs its cells, and their host calls."""
 
     def __init__(self, pool: SessionPool, session: Session, *, runner: Callable[[Session], Run], why_not: str) -> None:
         """Prepare a leased session. Its cells can make no host call before `answer_with`.
@@ -340,7 +340,7 @@ class Live:
         self._trial = HostCalls({name: answer for name, answer in table.items() if name not in _NOT_IN_TRIALS})
 
     async def run(self, code: str, timeout: float | None) -> CodeExecutionResult:
-        """Run a cell and return its result. If no other cell runs after it, first install and remove the packages that cells requested."""
+        """Run a cell and return its result. If then no other cell runs, first install and remove the packages that cells requested."""
         self._cells += 1
         try:
             result = await self._run(self._calls, code, timeout)
@@ -371,7 +371,7 @@ class Live:
 
     @asynccontextmanager
     async def _elsewhere(self) -> AsyncIterator[Session]:
-        """Open another session for a `with` block: a branch of this one if possible and no cell runs, else a fresh one."""
+        """Yield another session: a branch of this one if possible and no cell runs, else a fresh one."""
         if not self._cells and "checkpoint" in self.capabilities:
             try:
                 (branch,) = await self.session.branch(1)
@@ -386,7 +386,7 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Return the function that runs cells at an endpoint with events: host calls arrive as events of the execution."""
+    """Return a function that runs cells and answers their calls, which are events."""
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -400,12 +400,12 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return the function that runs cells, each in a thread of the session, at an endpoint without events."""
+    """Return a function that runs cells in a thread of the session."""
     return Exchange(session).run
 
 
 def _run_without_calls(session: Session) -> Run:
-    """Return the function that runs cells at an endpoint where they can make no host calls."""
+    """Return a function that runs cells without host calls."""
     return lambda _, code, timeout: session.run(code, timeout=timeout)
 
 

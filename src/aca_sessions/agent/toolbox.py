@@ -50,7 +50,7 @@ class ToolBox:
         return [_told(self._tools[name]) for name in await self._search.best(query, limit)]
 
     def describe(self, name: str) -> dict[str, Any]:
-        """Return a tool's description and parameters, and under `members` the same for each tool below its name (`name.member`).
+        """Return a tool's description and parameters. `members` has the same for each tool below its name (`name.member`).
 
         `callable` is False if only tools below the name exist. Raise ToolFailedError if there are none either.
         """
@@ -78,7 +78,7 @@ class ToolBox:
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
         """Approve several calls together, then make each. Return a dict for each, with either `value` or the message `error`.
 
-        Make no call, but raise an exception, if one names an unknown tool or its arguments do not match.
+        Raise, and make none, if a call has no tool or wrong arguments.
         """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)
@@ -222,7 +222,7 @@ def _artifacts(artifacts: Artifacts) -> dict[str, Answer]:
 
 
 def _deps(toolbox: ToolBox, deps: Deps, changes: PackageChanges) -> dict[str, Answer]:
-    """Return the functions that answer the calls of `deps`, by name. Packages are only noted in `changes`, because a cell is running.
+    """Return the functions that answer calls of `deps`, by name. Packages are only noted in `changes`, as a cell is running.
 
     `deps.add` and `deps.remove` need approval like calls of a tool, because they change later sessions too. `deps.sync` needs none, because
     it installs only what was approved before.

@@ -66,7 +66,7 @@ class Artifacts:
         return _decode(form, content)
 
     async def load_into_session(self, name: str) -> Any:
-        """Return the data like `load`, but a table as its file's content, which the session parses."""
+        """Return the data like `load`, but a table as a file, which the session parses."""
         form, content = await self._content(name)
         return codec.Table(content) if form == "table" else _decode(form, content)
 

@@ -73,7 +73,7 @@ class RedisStorage:
         await self._asked(both)
 
     async def delete(self, kind: Kind, name: str) -> bool:
-        """Delete a record and change the stamp of its kind. A full Redis loses the stamp. Return whether the record existed."""
+        """Delete a record and change the stamp of its kind, which a full Redis loses. Return whether the record existed."""
         field, stamp = checked_name(name), f"{self._key(kind)}:stamp"
 
         def each(redis: Any) -> Any:
@@ -93,13 +93,13 @@ class RedisStorage:
         return sorted(name.decode() for name in await self._asked(lambda redis: redis.hkeys(self._key(kind))) if isinstance(name, bytes))
 
     async def stamp(self, kind: Kind) -> str | None:
-        """Return a random text that every change of this kind replaces, or None before the first change or if Redis had no room for it."""
+        """Return a random text that every change of this kind replaces. Return None before the first one, or if Redis was full."""
         drawn = await self._asked(lambda redis: redis.get(f"{self._key(kind)}:stamp"))
         return drawn.decode() if isinstance(drawn, bytes) else None
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind during a `with` block. Raise StorageError after waiting 15 s for the lock.
+        """Lock the records of a kind during a `with` block. Raise StorageError after waiting 15 s.
 
         The lock expires after 10 s even if its holder still works, so that a process that was killed does not keep it.
         """

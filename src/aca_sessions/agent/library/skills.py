@@ -31,7 +31,7 @@ Try = Callable[[str, str], Awaitable[None]]
 class Skill:
     """A skill in a storage. `origin` tells who saved it, `session` or `host`.
 
-    `tested` tells whether its docstring has examples that were run and passed. `earlier` has up to 10 older sources, the latest first.
+    `tested` tells whether examples in its docstring passed. `earlier` has up to 10 older sources, the latest first.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Skills:
         return [skill.told(await self._uses(skill.name)) for skill in await self.best(query, limit)]
 
     async def best(self, query: str, limit: int) -> "Found":
-        """Return the skills that match a query as Skill objects, the best first, at most `limit`."""
+        """Return the skills that match a query as objects, the best first, at most `limit`."""
         skills = await self.all()
         return [skills[name] for name in await self._search.best(query, limit) if name in skills]
 

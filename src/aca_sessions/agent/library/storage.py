@@ -104,7 +104,7 @@ class FileStorage:
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError after waiting 30 s for the lock.
+        """Lock the records of a kind during a `with` block, by a lock file. Raise StorageError after waiting 30 s.
 
         The kernel releases the lock when its holder ends. Without fcntl, as on Windows, nothing is locked.
         """
@@ -253,7 +253,7 @@ class MemoryStorage:
 
     @asynccontextmanager
     async def locked(self, kind: Kind) -> AsyncIterator[None]:
-        """Lock the records of a kind during a `with` block, against other tasks of the event loop."""
+        """Lock the records of a kind in a `with` block, against other tasks of the loop."""
         async with self._locks[kind]:
             yield
 

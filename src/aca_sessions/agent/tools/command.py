@@ -26,10 +26,10 @@ class Option:
     description: str = ""
 
     def words(self, value: object) -> list[str]:
-        """Return a program's arguments for this option: one for each item if `value` is a list, none for False.
+        """Return a program's arguments for this option: one for each item of a list, none for False.
 
         Option and value are one argument, such as `--name=value`, so that the value cannot be read as another option. Raise ToolFailedError
-        if a value is neither text nor a number, or if the option is short and the value is "" or "=".
+        if a value is neither text nor number, or is "" or "=" and the option is short.
         """
         flag = f"-{self.short}" if self.short else f"--{self.name.replace('_', '-')}"
         if self.type == "boolean":
@@ -49,7 +49,7 @@ class Option:
 class Recipe:
     """A way to call a program, as a tool of its own. `preset` has options and values that are always passed.
 
-    `parameters` names the further parameters that a call may pass, or is None for all.
+    `parameters` names the others that a call may pass. None: all.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Program:
         )
 
     def words(self, arguments: Mapping[str, Any]) -> list[str]:
-        """Return the command line of a call. Raise ToolFailedError for a value of wrong type, too long, or that could act as an option."""
+        """Return the command line of a call. Raise ToolFailedError for a value of wrong type, too long, or that could be an option."""
         options = [word for option in self.options if option.name in arguments for word in option.words(arguments[option.name])]
         values = self._positional(arguments)
         plain = []

@@ -18,7 +18,7 @@ _MOST_ANSWERED = 8 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One endpoint of an API. Arguments replace the names in braces in `path`. The rest is the query (GET, HEAD, DELETE) or a JSON body."""
+    """One endpoint of an API. Arguments replace the names in braces in `path`. The rest is a query (GET, HEAD, DELETE) or a JSON body."""
 
     name: str
     method: str = "GET"
@@ -105,9 +105,9 @@ async def _body(response: httpx.Response) -> bytes:
 
 
 def _content(response: httpx.Response, body: bytes) -> object:
-    """Return the body of a response: JSON as a value, text as text, everything else as bytes. Raise ToolFailedError unless it succeeded.
+    """Return the body of a response: JSON as a value, text as text, everything else as bytes.
 
-    Redirects are not followed, because they would send a session's values to another address.
+    Redirects count as failures, because following them would send a session's values to another address.
     """
     kind = response.headers.get("content-type", "")
     text = body.decode(response.encoding or "utf-8", "replace") if "json" in kind or kind.startswith("text/") else None
@@ -120,7 +120,7 @@ def _content(response: httpx.Response, body: bytes) -> object:
 
 
 def _segment(name: str, value: object) -> str:
-    """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots, which quoting would not change."""
+    """Quote a value as one segment of a path. Raise ToolFailedError if it is empty or only dots, which quoting leaves as is."""
     text = quote(str(value), safe="")
     if not text or set(text) == {"."}:
         raise ToolFailedError(f"{name} must not be empty or only dots, because it is a part of the path, got {text!r:.80}")

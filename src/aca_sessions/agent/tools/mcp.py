@@ -121,7 +121,7 @@ class McpServer:
 
 
 def _effect(hints: types.ToolAnnotations | None) -> Effect:
-    """Return the effect of a tool by its annotations, which are only claims of the server. A tool without annotations has `write`."""
+    """Return the effect of a tool by its annotations, which are only claims of the server. Without annotations it is `write`."""
     if hints is not None and hints.readOnlyHint:
         return "read"
     return "irreversible" if hints is not None and hints.destructiveHint else "write"
