@@ -279,7 +279,7 @@ class Tools(_Namespace):
         return call("tools.search", query=query, limit=limit)  # type: ignore[no-any-return]
 
     def batch(self) -> Batch:
-        """Return a batch. After `with tools.batch() as batch:`, its calls are approved together and made. Then read `batch.results`."""
+        """Return a batch: calls in `with tools.batch() as batch:` are approved together, then made. Read `batch.results`."""
         return Batch()
 
 
@@ -492,7 +492,7 @@ class Deps(_Namespace):
     """Packages that every session of this agent has: add, remove, list, sync."""
 
     def add(self, package: str) -> dict[str, Any]:
-        """Save a requirement and return it as `pending`: its package is installed as soon as no cell runs."""
+        """Save a requirement and return it as `pending`: it is installed as soon as no cell runs."""
         return call("deps.add", package=package)  # type: ignore[no-any-return]
 
     def remove(self, package: str) -> dict[str, Any]:
@@ -504,7 +504,7 @@ class Deps(_Namespace):
         return call("deps.list")  # type: ignore[no-any-return]
 
     def sync(self) -> dict[str, Any]:
-        """Return all requirements as `pending`: they are installed as soon as no cell runs."""
+        """Return all requirements as `pending`: they are installed once no cell runs."""
         return call("deps.sync")  # type: ignore[no-any-return]
 
 

@@ -47,7 +47,7 @@ class ToolFailedError(Exception):
 
 
 class ByteLimit:
-    """A limit on the bytes that callers reserve at the same time. Callers that must wait are served in the order of their requests."""
+    """A limit on the bytes that callers reserve at the same time. Callers that wait are served in the order of their requests."""
 
     def __init__(self, most: int) -> None:
         self._most = self._free = most
@@ -56,7 +56,7 @@ class ByteLimit:
 
     @asynccontextmanager
     async def of(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` bytes, but at most the whole limit, during a `with` block. Wait until they are free."""
+        """Reserve `size` bytes, or the whole limit if less, in a `with` block. Wait until they are free."""
         size = min(size, self._most)
         async with self._turn:
             while self._free < size:
@@ -82,7 +82,7 @@ class HostCalls:
     async def answer(self, session: "Session", text: str) -> str:
         """Answer a call, given as JSON. Return JSON with either `value`, or `error` with the name and the message of an exception.
 
-        Only cancellation is raised. `session` made the call; files of its arguments and of the value are in that session.
+        Only cancellation is raised. `session` made the call: files of arguments and value are in it.
         """
         try:
             async with self._texts.of(len(text)):
@@ -107,7 +107,7 @@ class HostCalls:
 
     @asynccontextmanager
     async def _fetched(self, session: "Session", names: Sequence[str]) -> AsyncIterator[dict[str, bytes]]:
-        """Download the files that a call names and yield their contents by name. Memory for them is reserved during the `with` block."""
+        """Download the files that a call names and yield their contents by name, with memory reserved for them."""
         if not names:
             yield {}
             return
@@ -127,7 +127,7 @@ class HostCalls:
     async def _taken(self, session: "Session", names: Sequence[str], most: int) -> dict[str, bytes]:
         """Download files of at most `most` bytes together, delete them in the session, and return their contents by name.
 
-        One call does this at a time. A session can enlarge a file after its size was read, but only one such file is then in memory.
+        Only one call does this at a time, because a session can enlarge a file after its size was read.
         """
         contents: dict[str, bytes] = {}
         async with self._reading:
@@ -148,7 +148,7 @@ async def _at_once(work: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _read(text: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Parse a call. Return its name, its arguments, and the names of the files that the arguments refer to."""
+    """Parse a call. Return its name, its arguments, and the names of files in them."""
     try:
         call = json.loads(text)
     except (ValueError, RecursionError):  # not chained: the cause holds what the session sent
@@ -198,7 +198,7 @@ def encode(value: object) -> tuple[str, dict[str, bytes]]:
 
 
 def decode(value: object, files: Mapping[str, bytes]) -> Any:
-    """Return a value that a session sent, with its files' contents. A table in parquet is not parsed, but returned as `codec.Table`."""
+    """Return a value that a session sent, with its files' contents. A table in parquet is not parsed: it becomes a `codec.Table`."""
 
     def content(kind: str, name: str) -> Any:
         data = files[name]
@@ -245,7 +245,7 @@ def stored_table(frame: Any) -> codec.Table:
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Ignore DeprecationWarning during a `with` block. Only one thread at a time is in it, because the whole process has one filter.
+    """Ignore DeprecationWarning in a `with` block. One thread at a time is in it, because the whole process has one filter.
 
     fastparquet uses deprecated functions: a program that turns warnings into errors could read no table.
     """

@@ -81,7 +81,7 @@ class KeptText:
 class Diverted:
     """The output of a shell while a cell runs in a thread: streams, displays and events are collected for that cell.
 
-    Of a stream only the `write` method is replaced, because other code keeps the stream, and some sessions put their own back into `sys`.
+    Of a stream only `write` is replaced, because other code keeps the stream, and some sessions put their own back into `sys`.
     """
 
     current: ClassVar[Diverted | None] = None
@@ -132,7 +132,7 @@ class Diverted:
     def _show(self, value: object) -> None:
         """Show the value of an expression statement: by the shell in the main thread, where executions run, else on stdout.
 
-        In the cell's thread a doctest reads the value from the stdout that it has redirected.
+        In a cell's thread a doctest reads the value from the stdout that it redirected.
         """
         hook = self._shell.displayhook if threading.current_thread() is threading.main_thread() else sys.__displayhook__
         hook(value)
@@ -339,7 +339,7 @@ def _of_the_user(traceback: TracebackType | None) -> TracebackType | None:
 
 
 class _Meeting:
-    """The state between meetings: the latest cell, its calls that are not finished, and their answers that the cell has not taken yet."""
+    """The state between meetings: the latest cell, its calls that have not ended, and answers that it has not taken."""
 
     def __init__(self) -> None:
         self.id = ""
@@ -355,7 +355,7 @@ _now = _Meeting()
 
 
 def meet(marker: str, said: str) -> None:
-    """Hold one meeting: pass the host's answers to the cell, then write a line with the marker and the cell's report as JSON to stdout.
+    """Hold one meeting: do what the host says, and write one line to stdout: the marker, and the cell's report as JSON.
 
     A long report is in a file that the line names and the next meeting deletes. `said` has the arguments of `_met` as packed JSON.
     """
@@ -404,7 +404,7 @@ def _begin(id: str, code: str) -> None:
 
 
 def _computed() -> float:
-    """Return the processor seconds of this process and its ended children, without those of this thread, which holds the meetings."""
+    """Return the processor seconds of this process and its ended children, except this thread, which holds the meetings."""
     times = os.times()
     return time.process_time() - time.thread_time() + times.children_user + times.children_system
 

@@ -65,7 +65,7 @@ _STILL_RUNS = "it did not end when it was interrupted, and still runs in a threa
 
 
 async def send_modules(session: Session) -> str:
-    """Send the modules for meetings to a session. Return "" if its cells can use the modules, else the reason why not."""
+    """Send the modules for meetings to a session. Return "" if its cells can use them, else the reason why not."""
     try:
         result = await _send(session)
         if result.state.kind != "kept":  # sending twice has no further effect
@@ -84,7 +84,7 @@ async def _send(session: Session) -> CodeExecutionResult:
 
 @cache
 def _package() -> str:
-    """Return the name of the package of modules for meetings in the session, with a hash of their sources."""
+    """Return the name of the package in the session that holds the modules, with a hash of their sources."""
     return f"_aca_sessions_{hashlib.sha256(_packed().encode()).hexdigest()[:12]}"
 
 
@@ -111,9 +111,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report of a meeting. Its `stage` is `runs` if the cell runs, perhaps with calls, or `over` if it ended with an outcome.
+    """The report of a meeting. Its `stage` is `runs` if the cell runs, perhaps with calls, or `over` if it has ended.
 
-    It is `unknown` if the session does not know the cell, and `no module` if the session lacks the modules for meetings.
+    It is `unknown` if the session does not know the cell, and `no module` if it lacks the modules for meetings.
     """
 
     stage: Stage
@@ -151,7 +151,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no report. `state` is the state of the session by the result of the meeting's execution."""
+    """A meeting returned no report. `state` is the session's state by the result of its execution."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
@@ -161,8 +161,8 @@ class _SilentError(Exception):
 class Clock:
     """The seconds that a cell has used, counted from what its session reports at each meeting.
 
-    While the cell waits for the host, only the processor time of its process counts, and never more than the time that passed. Guest code
-    could report too little, so at most an hour in total is left uncounted.
+    While the cell waits for the host, only the processor time of its process counts, up to the time that passed. Guest code could report
+    too little, so at most an hour in total is left uncounted.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -383,7 +383,7 @@ class _Cell:
         )
 
     async def _interrupt_quietly(self) -> None:
-        """Interrupt the cell, because its caller gets no result. Finish even if the caller is cancelled again. Ignore errors."""
+        """Interrupt the cell, whose caller gets no result, even if the caller is cancelled again. Ignore errors."""
         if self._is_sent:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._tasks.to_its_end(self._try_to_interrupt())
