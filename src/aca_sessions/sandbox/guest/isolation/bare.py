@@ -1,4 +1,4 @@
-"""Sessions without namespaces, for hosts that refuse namespaces and whose owner allows that by the setting `no-namespaces`.
+"""Sessions without namespaces, for hosts that refuse them, if `ACASessions:Sandbox:Isolation` is `no-namespaces`.
 
 Landlock and seccomp replace namespaces and mounts as far as they can. SECURITY.md lists what they cannot enforce. A session's folders are
 folders of the host, its first process kills its other processes, and it runs as a uid of its own if the host is root.
@@ -43,7 +43,7 @@ def end_all_below(ancestor: int, spared: frozenset[int] = frozenset()) -> None:
 
 
 def _end_those_seen(ancestor: int, spared: frozenset[int]) -> bool:
-    """Stop all descendants of a process that are not spared, then kill them. Return whether there were any."""
+    """Stop (SIGSTOP) all descendants that are not spared, then kill them. Return whether there were any."""
     stopped: set[int] = set()  # a stopped process cannot fork, so the loop ends
     while new := _below(ancestor, spared) - stopped:
         _signal_all(new, signal.SIGSTOP)
@@ -143,14 +143,14 @@ def check(plan: Plan) -> None:
 
 
 def told_by(plan: Plan) -> str:
-    """Return the arguments of `Bare` for a plan as JSON, so that the zygote can pass them to the program that replaces it."""
+    """Return the arguments of `Bare` for a plan, as JSON that the zygote passes through exec to its next program."""
     # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
 
 
 def _readable(environment: Iterable[str], code: str) -> tuple[str, ...]:
-    """Return the paths that exist of those that sessions may read besides their own folders, with links resolved."""
+    """Return the existing paths that sessions may read besides their own folders, with links resolved."""
     settings = [f"/etc/{name}" for name in root.SETTINGS]
     paths = {os.path.realpath(path) for path in (*_SYSTEM, *settings, *environment, code)}
     return tuple(sorted(path for path in paths if os.path.exists(path)))
@@ -160,10 +160,10 @@ class Bare:
     """The zygote's operations on sessions on a host without namespaces."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Adopt orphans of sessions, so that they can be killed.
+        """Become the parent of sessions' orphaned processes, to kill them.
 
-        `base` is the folder of all sessions' folders, and `environment` holds the paths of their Python environment. `first_uid` is the
-        first uid that sessions use, or 0 if they run as the host's own user.
+        `base` holds the sessions' folders, `environment` the paths of their Python environment. `first_uid` is the first uid that
+        sessions use, or 0 if they run as the host's own user.
         """
         self._base = base
         self._first_uid = first_uid
@@ -176,7 +176,7 @@ class Bare:
 
     @classmethod
     def told(cls, text: str) -> Self:
-        """Return the object for the text that `told_by` returned."""
+        """Create a `Bare` from the text that `told_by` returned."""
         return cls(**json.loads(text))
 
     def own_network(self, spawn: Spawn) -> bool:
@@ -184,7 +184,7 @@ class Bare:
         return False
 
     def settle(self) -> None:
-        """Do nothing, because the zygote has no mount of its own that it could remove."""
+        """Do nothing: without namespaces the zygote has no /tmp of its own to unmount."""
 
     def make_tree(self, request: MakeTree) -> int:
         """Create a workspace: a new, empty folder on the host for a session's files. Return a descriptor of the folder."""
@@ -201,18 +201,18 @@ class Bare:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
-        """Kill the processes that may be left of a session, because its first process may have been killed. Then remove its workspace."""
+        """Kill processes that a session left because its first process died before killing them, then remove the workspace."""
         self._sweep(tree)
         _remove(self._folder(tree))
 
     def fork(self, tree: int) -> int:
-        """Kill what is left of an earlier session in the workspace, then fork a new first process. Return its pid, or 0 in the child."""
+        """Kill what an earlier session left running in the workspace, then fork a first process. Return its pid, or 0 in the child."""
         if tree in self._inits.values():
             self._sweep(tree)
         return os.fork()
 
     def enter(self, spawn: Spawn) -> None:
-        """Make this process the first process of a session: change to the session's uid if the host is root, and adopt orphans."""
+        """Make this process a session's first: take the session's uid, if it has one of its own, and adopt orphaned processes."""
         uid = self._uid(spawn.owner)
         if uid:
             syscalls.drop_bounding_set()
@@ -246,13 +246,13 @@ class Bare:
         return []
 
     def begin_to_reap(self) -> None:
-        """Make SIGTERM kill every process of the session, and drop the privileges of this process."""
+        """Make SIGTERM to this first process kill the session, and drop this process's privileges."""
         # The host sends SIGTERM to end the session. The kernel sends it if the zygote dies.
         signal.signal(signal.SIGTERM, lambda *_: self._end_session())
         confine.give_up_power()
 
     def end(self) -> None:
-        """Kill the processes of all sessions, then remove all folders."""
+        """Kill all sessions' processes, then remove their folders."""
         for uid in {self._uid(tree) for tree in self._inits.values()} - {0}:
             _kill_all_of(uid)
         end_all_below(os.getpid())

@@ -66,10 +66,10 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
-    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities there.
+    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities in them.
 
-    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError,
-    which names the part, if the host refuses one.
+    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError
+    with the part that the host refuses.
     """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
@@ -114,7 +114,7 @@ def give_up_power(*, memory_is_counted: bool = False, walls: seccomp.Walls = sec
 
 
 def lock_down(spawn: Spawn) -> int:
-    """Apply limits, Landlock and seccomp to the interpreter. Return the Landlock version in force. Raise RefusalError if one is refused."""
+    """Apply limits, Landlock and seccomp to the interpreter. Return the Landlock version in force. Raise RefusalError if any is refused."""
     with part("limits"):
         limit(spawn)
     with part("no_new_privs"):
@@ -129,8 +129,8 @@ def lock_down(spawn: Spawn) -> int:
 def restrict_files(readable: Iterable[str] = ("/",), writable: Iterable[str] = WRITABLE, *, tcp: bool = True) -> int:
     """Restrict this process, and all that it starts, to the named paths. Return the Landlock version in force.
 
-    `readable` paths may be read and executed, `writable` paths also changed. TCP sockets cannot bind or connect if `tcp` is false, but
-    Landlock before version 4 cannot forbid it. Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
+    `readable` paths may be read and executed, `writable` paths also changed. If `tcp` is false, TCP sockets cannot bind or
+    connect (from Landlock version 4 on). Raise OSError if this kernel has no Landlock (ENOSYS), or if a path does not exist.
     """
     version = syscalls.landlock_version()
     if version == 0:
@@ -164,7 +164,7 @@ def close_all_but(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Map one uid and one gid of the host to the number `inside` in this process's new user namespace."""
+    """Map a uid and a gid of the parent user namespace to the id `inside` in this process's new one."""
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")
@@ -195,7 +195,7 @@ def _hide(path: str) -> None:
 
 
 def _become_guest(uid: int) -> None:
-    """Change to `uid` (0: keep the zygote's, which is not root on the host), then enter a user namespace in which it is `GUEST_ID`."""
+    """Change to `uid` (0: keep the zygote's, not root on the host), then enter a user namespace that maps the uid to `GUEST_ID`."""
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

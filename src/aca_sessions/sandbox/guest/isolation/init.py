@@ -1,4 +1,4 @@
-"""The first process (PID 1) of a session: it starts the interpreter, then collects dead processes. It outlives the interpreter."""
+"""The first process of a session: it starts the interpreter, collects dead processes, and exits when no process is left."""
 
 import contextlib
 import os
@@ -27,10 +27,10 @@ _AWAITED = (signal.SIGCHLD, signal.SIGUSR1)  # a process died; the host has a re
 
 
 def main(spawn: Spawn, world: "World", connection: int, report: int, shell: "Shell") -> NoReturn:
-    """Confine a forked child of the zygote, start the interpreter as a child of it, then collect dead processes.
+    """Confine a forked child of the zygote, start the interpreter as its child, then collect dead processes.
 
-    On the socket `connection` the host sends cells. On the socket `report` it sends requests, and this process reports deaths. If a part is
-    refused, send `Refused` and exit. If the host closes `connection` before it sends its first byte, exit without a report.
+    The host sends cells on the socket `connection` and requests on the socket `report`, on which this process reports deaths. If a part of
+    the isolation is refused, send `Refused` and exit. If `connection` is closed before its first byte, exit without a report.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     link = socket.socket(fileno=connection)
@@ -93,7 +93,7 @@ def _answer_requests(host: socket.socket) -> None:
 
 
 def _allocate(files: "list[int]", request: bytes) -> int:
-    """Allocate the memory of parts of files, one part for each file. Return 0, or the errno of the first failure."""
+    """Allocate memory for one part (start, length) of each file. Return 0, or the errno of the first failure."""
     # The kernel charges the control group of the process that allocates a page. The host is in none of a session's groups, so this process
     # allocates for it.
     try:
@@ -105,13 +105,13 @@ def _allocate(files: "list[int]", request: bytes) -> int:
 
 
 def _listen_for_proxy() -> int:
-    """Return the descriptor of a socket that listens in the session's network namespace. The host's proxy accepts on it."""
+    """Return the descriptor of a socket in the session's network namespace, where the host's proxy accepts connections."""
     listener = socket.create_server(PROXY)
     return listener.detach()
 
 
 def _list_of_sockets() -> "list[int]":
-    """Return a descriptor, in a list, through which the host reads how much memory this namespace's sockets use (sock_diag(7))."""
+    """Return, in a list, a descriptor that tells the host the memory of the session's sockets, or [] without sock_diag(7)."""
     # If the kernel lacks sock_diag, the list is empty and the host reports that this memory is not counted.
     with contextlib.suppress(OSError):
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]

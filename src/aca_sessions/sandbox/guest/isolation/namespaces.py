@@ -1,4 +1,4 @@
-"""Sessions in namespaces: the zygote lives in a root that it built, and forks each session into namespaces of its own."""
+"""Sessions in namespaces: the zygote lives in a root that it built, and forks each session into new namespaces."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ class Namespaced:
         syscalls.unmount("/tmp")
 
     def remember(self, tree: int, init: int) -> None:
-        """Do nothing, because the kernel ends all processes of a pid namespace with its first process."""
+        """Do nothing: the kernel kills a session's other processes when its first one ends."""
 
     def make_tree(self, request: MakeTree) -> int:
         """Create a workspace: mount a new, empty tmpfs of limited size for a session's files. Return a descriptor of it."""
@@ -47,7 +47,7 @@ class Namespaced:
         os.rmdir(_folder(tree))
 
     def show_tree(self, tree: int, init: int) -> None:
-        """Replace the workspace at /mnt/data of a running session by another one. `init` is a pidfd of the session's first process."""
+        """Replace the workspace of a running session at /mnt/data by `tree`. `init` is a pidfd of the session's first process."""
         with contextlib.ExitStack() as afterwards:
             own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
             afterwards.callback(os.close, own)
@@ -63,7 +63,7 @@ class Namespaced:
                 _return_to(own, Namespace.MOUNT)
 
     def fork(self, tree: int) -> int:
-        """Fork into a new pid namespace. Return the child's pid, or 0 in the child. `tree` is needed only without namespaces."""
+        """Fork into a new pid namespace. Return the child's pid, or 0 in the child. `tree` is not used; `Bare` needs it."""
         del tree
         syscalls.unshare(Namespace.PID)
         pid = -1
@@ -83,7 +83,7 @@ class Namespaced:
         return confine.lock_down(spawn)
 
     def processes(self) -> list[int]:
-        """Return a descriptor of the session's /proc, in a list. Through it the host sees all processes of the session and no others."""
+        """Return, in a list, a descriptor of the session's /proc, where the host sees exactly the session's processes."""
         return [os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
 
     def begin_to_reap(self) -> None:

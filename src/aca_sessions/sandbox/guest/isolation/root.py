@@ -101,7 +101,7 @@ class RefusalError(Exception):
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Raise RefusalError with the name of a part if the block raises OSError."""
+    """Turn an OSError in the block into a RefusalError for the part `name`."""
     try:
         yield
     except OSError as error:
@@ -111,8 +111,8 @@ def part(name: str) -> Iterator[None]:
 def build(plan: Plan, code: str) -> str:
     """Build the template root in a new tmpfs. Return the folder of the host over which the tmpfs is mounted.
 
-    The root holds /usr and a few settings of the host, or an image; devices; the mounts that the plan names; and the guest's own code,
-    copied from the folder `code` of this package's sources.
+    The root holds the host's /usr and a few settings, or an image's folders; devices; the plan's mounts; and the guest's code, copied
+    from `code`, the folder of this package's sources.
     """
     base = _mount_point([*plan.roots.values(), *plan.mounts.values(), *([plan.image] if plan.image else [])])
     syscalls.mount(None, "/", None, Mount.RECURSIVE | Mount.PRIVATE)
@@ -235,7 +235,7 @@ def copy_code(source: Path, target: Path) -> None:
 
 
 def bind(source: str, target: str, *, writable: bool = False) -> None:
-    """Mount a file or folder of the host at a target, which is created, without device nodes and set-user-id programs."""
+    """Create `target` and mount a file or folder of the host there. Devices and set-user-id programs are disabled."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     else:
@@ -253,7 +253,7 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
 
 
 def _add_image(base: str, image: str) -> None:
-    """Mount the folders of an image read-only below `base`. Copy links as links: to follow one could lead to a file of the host."""
+    """Mount the folders of an image read-only below `base`. Copy links as links: their targets may be files of the host."""
     with os.scandir(image) as entries:
         for entry in entries:
             if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
@@ -273,7 +273,7 @@ def _show(entry: os.DirEntry[str], target: str) -> None:
 
 
 def _link_settings(target: str, source: str) -> None:
-    """Fill the folder `target` with a link to each setting of an image. `source` is the image's /etc, which is mounted once."""
+    """Fill the folder `target` with a link to each entry of an image's /etc, whose path on the host is `source`."""
     # Each session pays for each mount, so there is one mount and many links. A link of the image is copied, because it may be relative to
     # its folder: links between settings keep their targets.
     for name in os.listdir(source):
@@ -304,7 +304,7 @@ def image_python(named: str) -> str:
 
 
 def add_supply() -> None:
-    """Append the host's IPython to the end of the import path if the image has none. Do nothing if the host gave none."""
+    """Append the host's IPython to the import path if the image has none and the host supplied one."""
     if importlib.util.find_spec("IPython") is None and os.path.isdir(SUPPLY):
         sys.path.append(SUPPLY)
 

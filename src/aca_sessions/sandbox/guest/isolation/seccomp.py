@@ -1,7 +1,7 @@
 """The seccomp filter, a classic BPF program: which system calls guest code may make, and with which arguments.
 
-tests/hostile/allowed_calls.toml gives the reason for each name below. A call in no list fails with EPERM, or with ENOSYS if libraries
-use their fallback only after that error.
+tests/hostile/allowed_calls.toml gives the reason for each name below. A call in no list fails with EPERM, or with ENOSYS if it is so
+new that libraries have a fallback.
 """
 
 import errno
@@ -147,7 +147,7 @@ _FILE_TYPE, _FIFO = 0o170000, 0o010000
 
 @dataclass(frozen=True)
 class Walls:
-    """What separates a session from the host besides the filter. The filter refuses the calls that would need a missing part."""
+    """What separates a session from the host besides the filter. For each missing part, the filter refuses more calls."""
 
     namespaces: bool = False
     own_user: bool = False  # its user owns no file and no process of the host
@@ -183,7 +183,7 @@ def allowed(machine: str = MACHINE) -> dict[str, int]:
 
 
 def refused_otherwise(machine: str = MACHINE) -> dict[str, tuple[int, int]]:
-    """Return the calls that fail with an errno other than EPERM: by name, the number on an architecture and the errno."""
+    """Return, by name, the number and errno of each listed call that fails with an errno other than EPERM."""
     errors = ((_ABSENT, errno.ENOSYS), (_UNSUPPORTED, errno.EOPNOTSUPP))
     return {name: (number, error) for text, error in errors for name, number in _numbers(text, machine).items()}
 
@@ -212,7 +212,7 @@ def _needing_more(walls: Walls) -> list[str]:
 
 
 def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
-    """Return the instructions for each call that is allowed only with certain arguments, by name. The last one decides."""
+    """Return, by name, the instructions that allow or refuse each call whose arguments matter."""
     messages = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2, "sendmmsg": 3}
     commands = {"fcntl": 1, "ioctl": 1, "madvise": 2, "prctl": 0, "arch_prctl": 0, "membarrier": 0, "sched_setscheduler": 1}
     checks = {
@@ -236,7 +236,7 @@ def _argument_rules(walls: Walls) -> dict[str, list[bytes]]:
 
 
 def _bare_checks(checks: dict[str, list[bytes]], walls: Walls) -> dict[str, list[bytes]]:
-    """Return stricter checks, by call: without namespaces, the host's Unix sockets and other processes could be reached."""
+    """Return, by call, checks that replace namespaces: they keep sessions from Unix sockets and processes of the host."""
     internet = [family for name, family in FAMILIES.items() if walls.network and name != "AF_UNIX"]
     itself = {name: _one_of(_argument(0), (0,)) + checks.get(name, []) for name in _ON_ITSELF}
     controls = [COMMANDS["ioctl"][name] for name in _HARMLESS_CONTROLS]
@@ -276,7 +276,7 @@ def _other_refusals(machine: str) -> Iterator[bytes]:
 
 
 def _one_of(load: list[bytes], values: Iterable[int], otherwise: int = errno.EPERM) -> list[bytes]:
-    """Return instructions that refuse the value that `load` loads, with the errno `otherwise`. A value in `values` continues after them."""
+    """Return instructions that refuse the call with the errno `otherwise`, unless the value that `load` loads is one of `values`."""
     values = [*values]
     tests = [_jump(_EQUAL, value, len(values) - position, 0) for position, value in enumerate(values)]
     return [*load, *tests, _refuse(otherwise)]
