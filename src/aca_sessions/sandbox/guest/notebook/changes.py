@@ -48,7 +48,7 @@ Measures = dict[int, Callable[[Any], Any]]
 
 
 def list_files() -> Listing | None:
-    """Return inode, size and mtime of each file in /mnt/data, by relative path, or None for over 2,000 files: that would take too long."""
+    """Return, by path in /mnt/data, each file's inode, size and mtime, or None if over 2,000 files would take too long."""
     found: Listing = {}
     pending = [""]
     while pending:
@@ -87,7 +87,7 @@ def _entries(folder: str) -> list[tuple[str, os.stat_result]]:
 
 
 def list_processes() -> list[ProcessRow]:
-    """Return the pid and name of each process of the session, by pid, without the interpreter, the first process and zombies."""
+    """Return pid and name of the session's processes, sorted by pid, without the interpreter, the first process and zombies."""
     try:
         pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
     except PermissionError:  # without namespaces /proc cannot be read here: the host looks instead
@@ -112,7 +112,7 @@ def _process(pid: int) -> ProcessRow | None:
 class Variables:
     """The variables of a session as they were at the last call of `changes`.
 
-    This object holds references to numbers and short texts, because another object could get the address of one that was freed.
+    Numbers and short texts are kept alive, so that no new value can get the address of an old one.
     """
 
     def __init__(self) -> None:
@@ -156,7 +156,7 @@ class Variables:
         return moved + [name for name in self._visible if name not in now]
 
     def _reconsider(self, names: list[str], now: dict[str, Any], measures: Measures) -> list[tuple[VariableChangeKind, str]]:
-        """Return which of `names` were added, changed or deleted, each with the kind of change. Remember what they are now."""
+        """Return the kind of change and the name of each of `names` that has changed. Store what the variables are now."""
         found: dict[VariableChangeKind, list[tuple[VariableChangeKind, str]]] = {"added": [], "changed": [], "deleted": []}
         for name in names:
             value = now.get(name, _ABSENT)
@@ -171,7 +171,7 @@ class Variables:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _look(self, name: str, value: Any) -> object:
-        """Return `_ABSENT` if a variable is not the user's, value and type's address of a number or short text, otherwise `_OTHER`."""
+        """Return `_ABSENT` for a variable not the user's, type's address and value for a number or short text, else `_OTHER`."""
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
             return _ABSENT

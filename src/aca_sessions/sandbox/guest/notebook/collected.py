@@ -62,7 +62,7 @@ class Collected:
             self.take_display(formats)
 
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
-        """Show a display (`data`: its forms by MIME type), or keep it for the next cell if this one has finished.
+        """Show a display (`data`: its forms by MIME type), or keep it for the next cell if this cell has ended.
 
         Do nothing in a process that the cell forked, and for a figure that the cell has shown already. If `update` is true, replace the
         latest display of the same name.
@@ -108,7 +108,7 @@ class Collected:
         return Finished(self.execution, self.value, self.text, name, message, traceback, files, processes, variables, self.value_is_none)
 
     def _is_seen_already(self, data: dict[str, str]) -> bool:
-        """Return whether the cell's code has ended and has shown this figure already, unchanged. Else remember the figure."""
+        """Return whether the cell's code has ended and has shown this same figure before. If not, remember the figure."""
         # At the end of a cell matplotlib's backend shows all open figures, including those that the cell's code has displayed itself.
         if "image/png" not in data:
             return False
@@ -152,7 +152,7 @@ class Collected:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """Return a text. If it is longer than the limit, a note about the number of characters takes the place of its middle."""
+    """Return a text. If it is too long, a note of how many characters were cut replaces the middle."""
     if len(text) <= limit:
         return text
     half = limit // 2
@@ -160,7 +160,7 @@ def clip(text: str, limit: int = _MAX_TEXT) -> str:
 
 
 def _lighter(data: dict[str, str], room: int) -> dict[str, str]:
-    """Return a display without its largest forms, in at most `room` characters, or an empty dict if only plain text would be left."""
+    """Drop a display's largest forms until it has at most `room` characters. Return {} if only plain text would be left."""
     if sum(map(len, data.values())) <= room:
         return data
     kept = dict(sorted(data.items(), key=lambda form: len(form[1])))
@@ -175,7 +175,7 @@ def _small(data: dict[str, str]) -> dict[str, str]:
 
 
 def _scalar(value: Any) -> Scalar:
-    """Return a bool, number or text as a value for JSON, or None for any other value, which only its text can represent."""
+    """Return a bool, number or text as a value for JSON, or None for any other value."""
     if type(value).__module__ == "numpy" and hasattr(value, "item") and not getattr(value, "shape", (1,)):
         value = value.item()
     if type(value) in (bool, float):

@@ -1,4 +1,4 @@
-"""Programs in a session: a command in place of a cell, whose value is the exit code, and `!` lines in a cell."""
+"""Programs in a session: commands that run in place of a cell, and `!` lines in a cell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a command. The result's value is the exit code. An interrupt kills its process group: the error is KeyboardInterrupt."""
+    """Run a command. The result's value is the exit code. If interrupted, kill its process group; the error is KeyboardInterrupt."""
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
     code = None
@@ -61,7 +61,7 @@ class Syntax(TransformerManager):
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Return a cell without any character of commands unchanged: the search for commands parses the whole cell into tokens."""
+        """Return a cell unchanged if it cannot hold a command, without IPython's search, which splits the cell into tokens."""
         if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
             return lines
         return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]
@@ -80,7 +80,7 @@ class ShellCommand:
         self._status = 0
 
     def run(self, command: str) -> int:
-        """Run a command in a shell, unless it installs packages. Return its status: as in IPython, -N if signal N killed it."""
+        """Run a command in a shell, but refuse to install packages. Return the exit status, or -N if signal N killed it."""
         self._command = command
         if _INSTALLER.match(command):
             status = subprocess.call([sys.executable, "-m", "pip", "install"])  # prints what to use instead
@@ -90,7 +90,7 @@ class ShellCommand:
         return self._status
 
     def failure(self) -> subprocess.CalledProcessError | None:
-        """Return an error if the last statement's command failed, else None. An earlier status may be intended, like grep's."""
+        """Return an error if the cell's last statement is a command that failed. Earlier failures may be intended."""
         if self._status == 0 or not self.is_last_statement:
             return None
         return subprocess.CalledProcessError(self._status, self._command)

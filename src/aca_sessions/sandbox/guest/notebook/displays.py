@@ -56,12 +56,12 @@ class Hook(DisplayHook):
         super().__call__(result)
 
     def quiet(self) -> bool:
-        """Return whether the cell ends with a semicolon, which hides its value. Without any semicolon in it, the cell is not parsed."""
+        """Return whether the cell ends with a semicolon, which hides its value. A cell with no semicolon is not parsed."""
         parsed = self.shell.history_manager.input_hist_parsed
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
     def compute_format_data(self, result: Any) -> Bundle:
-        """Return a value's forms. A plain value has only its repr, and no formatter runs, unless the user changed how its type is shown."""
+        """Return a value's forms by MIME type: for a plain value only its repr, unless the user changed how its type is shown."""
         kind = type(result)
         if kind not in PLAIN_TYPES or self._is_shown_in_another_way(kind):
             return super().compute_format_data(result)  # type: ignore[no-any-return]
@@ -122,7 +122,7 @@ class Formatter(DisplayFormatter):
 class PlainText(PlainTextFormatter):
     """IPython's formatter for plain text. It shows a number of numpy as a number, and describes a matplotlib figure in words.
 
-    This is not a printer that is registered for figures, because matplotlib's inline backend would remove it.
+    No printer is registered for figures instead, because matplotlib's inline backend would remove it.
     """
 
     def __call__(self, value: Any) -> str | None:
@@ -253,7 +253,7 @@ def _type_of_polars(dtype: Any) -> str:
 
 
 def _named_apart(fields: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the fields, all with different names. A field whose name is taken gets a number behind it, and its own name as `title`."""
+    """Give all fields different names: append a number to a name that is taken, and keep the real name as `title`."""
     taken = {field["name"] for field in fields}
     named: dict[str, dict[str, str]] = {}
     for field in fields:
@@ -274,7 +274,7 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Return a resource as JSON text, by MIME type, with fewer rows if it is too long. Return {} if the columns alone are too long."""
+    """Return a table as JSON text, by MIME type, with fewer rows if it is too long, or {} if the columns alone are too long."""
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]
     return {TABLE: text} if len(text) <= _BUDGET else {}
@@ -285,7 +285,7 @@ def _label(name: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold. `str` is called only on types of Python and pandas, so no code of the user runs."""
+    """Convert a value for JSON. `str` is called only on types of Python and pandas, so no code of the user runs."""
     kind = type(value)
     if kind in (bool, type(None)) or (kind is int and value.bit_length() < 64):
         return value

@@ -60,7 +60,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """End `go_on_until`, because another thread has read a message. Can be called from any thread. Does not stop the loop of a cell."""
+        """End `go_on_until`, because a message has come. Any thread may call this. The loop does not stop while a cell awaits in it."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):

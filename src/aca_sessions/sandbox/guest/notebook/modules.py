@@ -55,7 +55,7 @@ class _Loaded:
     is_recent: bool = True
 
     def has_changed(self) -> bool:
-        """Return whether the file has another content than the one that was imported."""
+        """Return whether the file's content differs from what was imported."""
         # The content is read only if the stamp differs, or is so recent that a second change could have the same stamp. In a branch only
         # the stamps differ, because the files are copies.
         try:
@@ -75,7 +75,7 @@ _shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """A loader of sources that ignores .pyc files, because they compare only sizes and times in seconds."""
+    """A source loader without .pyc files, which detect a change only by size and time in seconds."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.
@@ -105,7 +105,7 @@ def forget_listings() -> None:
 
 
 def import_changed(show_error: Callable[[BaseException], None]) -> None:
-    """Reload the imported modules whose files have changed. Call `show_error` with the exception of each that fails."""
+    """Reload the imported modules whose files have changed. Call `show_error` with each exception."""
     for name in [name for name, loaded in _loaded.items() if loaded.has_changed()]:
         module = sys.modules.get(name) or _loaded[name].module
         if module is None:  # the user removed it from sys.modules
@@ -138,7 +138,7 @@ def _import_again(name: str, module: ModuleType) -> None:
 
 
 def _note(name: str, loaded: _Loaded) -> None:
-    """Record a module that is imported now. Modules stay in such an order that each comes before those that import it."""
+    """Record a module that is being imported, before the modules that import it: reloads keep that order."""
     waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
     if name in _loaded:
         loaded.module = _loaded[name].module
@@ -182,7 +182,7 @@ def _digest(source: bytes) -> bytes:
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in these folders importable, instead of earlier ones. If that is impossible, change nothing and return an error."""
+    """Make the packages in the request's folders importable, in place of those of an earlier request. Return an error if that fails."""
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)
@@ -201,7 +201,7 @@ def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
 
 
 def _put_on_path(paths: Sequence[str]) -> None:
-    """Make `paths` the folders of packages on the import path, and for programs that cells start, in place of those of an earlier call."""
+    """Make `paths` the package folders of this interpreter and of programs that cells start, in place of those of an earlier call."""
     own = [path for path in sys.path if path == _OWN_CODE]  # stays last: its shims stand in for missing modules
     sys.path[:] = [path for path in sys.path if path not in own and not (path in _shown and path not in paths)]
     for path in paths:

@@ -102,7 +102,7 @@ class Shell(InteractiveShell):
         return self.collected.finished(files, changes.list_processes(), self._variables.changes())
 
     def _send_call(self, text: str) -> str:
-        """Send a host call as JSON text and return the answer as JSON text. Raise ToolError if the host answers no calls of this cell."""
+        """Send a tool call to the host and return the answer, both as JSON text. Raise ToolError if the host does not answer."""
         if "call" not in self._cell.answered:
             return refuse_call(text)
         try:
@@ -127,7 +127,7 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """Print errors in the block on stderr if the object to show has `several` forms. Otherwise each becomes the error of the cell."""
+        """If the object to show has `several` forms, print errors in the block on stderr. Otherwise they become the cell's error."""
         outer, self._is_showing = self._is_showing, several
         try:
             yield
@@ -135,7 +135,7 @@ class Shell(InteractiveShell):
             self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Show a traceback without this package's frames at its end: the handler of SIGINT raises in the middle of the user's code."""
+        """Show a traceback without this package's last frames, such as the SIGINT handler's, which interrupts the user's code."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain(value)
         tracebacks.cut_own(traceback)

@@ -38,11 +38,11 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Give the next source the plain name of the cell. Sources that the cell runs with `run_cell` get the same name with a count."""
+        """Begin a cell: its own source gets the plain name, and sources that it runs with `run_cell` get the name with a count."""
         self._compiled = 0
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Return a name such as `<Cell In[3]>`. Debuggers search the folder for a file of any name without angle brackets."""
+        """Return a name such as `<Cell In[3]>`. Debuggers look for a file if a name has no angle brackets."""
         self._compiled += 1
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
@@ -141,7 +141,7 @@ def explain(error: BaseException) -> None:
 
 
 def holds_group(error: BaseException | None) -> bool:
-    """Return whether an error's chain has an exception group, which IPython prints in Python's layout, bypassing the shell's methods."""
+    """Return whether an error's chain has an exception group. IPython would print it itself, bypassing the shell's methods."""
     return any(isinstance(one, _GROUP) for one in chain(error))
 
 
@@ -151,7 +151,7 @@ def is_long(error: BaseException | None) -> bool:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, then the one that it was raised from or while handling, and so on. Each error is yielded once."""
+    """Yield an error, its cause or context, the cause or context of that, and so on. Each error is yielded once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -160,7 +160,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def native(error: BaseException, traceback: TracebackType | None) -> str:
-    """Return an error formatted in Python's own layout, from the first frame that is the user's on."""
+    """Format an error in Python's own layout, beginning with the first frame of the user's code."""
     while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((_IPYTHON, _OWN_CODE)):
         traceback = traceback.tb_next
     return "".join(standard.format_exception(type(error), error, traceback)).rstrip("\n")
