@@ -1,4 +1,4 @@
 """The modules that run inside the sandbox: in the zygote and in sessions. The host trusts nothing that a session sends.
 
-They import only the standard library, IPython, `..wire` and `..syscalls`; the shell also imports the guest's half of host calls.
+The modules import only the standard library, IPython, `..wire` and `..syscalls`; the shell also imports `bridge.guest`.
 """

@@ -38,7 +38,7 @@ class AnswerError(Exception):
 class Link:
     """The session's connection to the host. Any thread can send frames through a pipe; cells and answers come through a socket.
 
-    A process that a cell forks loses the link, unless it is a checkpoint or branch and calls `take_over`.
+    A forked process loses the link. A checkpoint or branch then gets another by `take_over`.
     """
 
     def __init__(self, connection: socket.socket, said: int) -> None:
@@ -161,7 +161,7 @@ def _decoded(payload: bytes) -> Message:
 
 
 class _Interrupts:
-    """The handler of SIGINT. It decides when a SIGINT raises KeyboardInterrupt, which Python does only in the main thread."""
+    """The handler of SIGINT. It decides when a SIGINT raises KeyboardInterrupt, always in the main thread."""
 
     def __init__(self) -> None:
         self._allowed = False
@@ -182,7 +182,7 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Delay interrupts until the end of the block, then raise KeyboardInterrupt if one came. Only the main thread gets any."""
+        """Delay interrupts to the end of the block, then raise KeyboardInterrupt if any came. Other threads never get any."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

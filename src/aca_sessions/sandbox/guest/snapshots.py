@@ -1,6 +1,6 @@
 """Forks of the interpreter, which serve as checkpoints and branches. Each fork has a link of its own and waits for cells.
 
-Some things cannot be kept in a fork: for running threads the fork is refused, for others the result has a line of text.
+A fork cannot keep everything: while threads run it is refused, and the result lists what else would be lost or shared.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fork(request: Fork, link: Link, shell: Shell) -> Finished | None:
 
 
 def reseed() -> None:
-    """Give this process new random seeds and temporary file names. A fork copies its parent's, so all forks would draw the same."""
+    """Give this process new random seeds and temporary file names, because all forks of a process would draw the same ones."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
@@ -76,7 +76,7 @@ def begin() -> None:
 
 
 def stay_in_data() -> None:
-    """Change to the folder in which the last cell ended, if the current one was deleted. If that is gone too, change to /mnt/data."""
+    """If the current folder was deleted, look up the last cell's folder by its path and change to it, or else to /mnt/data."""
     # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()
@@ -133,7 +133,7 @@ def _left_behind(shell: Shell, *, brought: int, reopened: int) -> list[str]:
 
 
 def _positions() -> dict[int, int]:
-    """Return the position in each open file of /mnt/data that a fork can open again. The keys are descriptors."""
+    """Return, by descriptor, the read/write offset in each open file of /mnt/data that a fork can reopen."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

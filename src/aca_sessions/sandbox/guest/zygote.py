@@ -1,6 +1,6 @@
 """The guest half of the fork server: it preloads libraries once, then forks a session on each request.
 
-It holds no secret, because every session can read everything that was ever in its memory.
+It holds no secret: every session can read all that was ever in the zygote's memory.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _GO_ON = "import sys; sys.path.append({!r}); from aca_sessions.sandbox.guest.zyg
 
 
 def main() -> None:
-    """Build the template root, or the folder of all sessions, then replace this program by the Python that runs sessions.
+    """Build the template root, or without namespaces check the host, then exec the Python that runs sessions.
 
     This program is a plain interpreter, started with `-I -S`. Its arguments are three descriptors: the control socket, the folder of this
-    package's sources, and a pidfd of the host's process. If the host refuses a part, this function sends `Refused` and exits with 1.
+    package's sources, and a pidfd of the host's process. If a part of the isolation is refused, send `Refused` and exit with 1.
     """
     control, code, host = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     try:
@@ -67,7 +67,7 @@ def _check_kernel() -> None:
 
 
 def go_on() -> None:
-    """Continue in the program that `main` started in place of this one: import the environment's packages, then serve the host."""
+    """Continue in the program that `main` executed: put the environment's packages on the import path, then serve the host."""
     import site
 
     control, host = int(sys.argv[1]), int(sys.argv[2])
@@ -114,7 +114,7 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return the operations on sessions for `first` (a decimal pid namespace descriptor, or the JSON of `bare.told_by`), and `rest`."""
+    """Return `Namespaced` if `first` is a pid namespace's descriptor, or `Bare` if it is the JSON of `bare.told_by`; and `rest`."""
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
@@ -137,7 +137,7 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Carry out one request at a time until the host, a pidfd, ends or closes the socket."""
+        """Carry out requests until the host ends or closes the socket. `host` is its pidfd."""
         # The host may end in the middle of a request.
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
@@ -250,7 +250,7 @@ def _share_inotify() -> None:
 
 
 def _as_root(plan: Plan, code: str) -> str:
-    """Build the template root as root of the host, then continue in a child without privileges on the host. Return the root's folder."""
+    """Build the template root as the host's root user, then continue in a child without privileges. Return the template's folder."""
     with part("mount namespace"):
         syscalls.unshare(Namespace.MOUNT)
     with part("root folder"):  # first, because the Python environment may lie in a folder that only root of the host can enter
@@ -287,7 +287,7 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """Map the ids of the child's user namespace when the child writes to `told`, write to `mapped`, wait for the child's end and exit."""
+    """When the child writes to `told`, map the ids of its user namespace and write to `mapped`. Then wait for its end and exit."""
     # The kernel lets only a process that is root on the host map more than one id.
     os.close(told[1])
     try:
@@ -323,7 +323,7 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Change to a uid that no other process of the host has, and stay dumpable so that this process's files in /proc belong to it."""
+    """Change to a uid that no other process of the host has, and stay dumpable, so that it owns this process's files in /proc."""
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.
     os.setgroups([])
@@ -360,7 +360,7 @@ def _own_program() -> str:
 
 
 def _begin_again(program: str, descriptors: Sequence[int], code: str, told: Sequence[str]) -> NoReturn:
-    """Replace this program by the interpreter inside the root, whose file is read-only there. Its arguments: `descriptors`, then `told`."""
+    """Exec `program`, which continues at `go_on`. Its arguments: `descriptors`, then `told`."""
     # The kernel remembers how a running program was found: without this, /proc/self/exe leads to its file through the host's own mount.
     # On an unprivileged host the sessions' user may own that file, and could change its mode there.
     with part("Python inside the root"):

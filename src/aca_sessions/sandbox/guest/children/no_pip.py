@@ -1,6 +1,6 @@
-"""A replacement for `pip install` in programs of a session. It refuses, unless the requirements are installed already.
+"""A replacement for `pip install` into a session's environment. It refuses, unless the requirements are installed already.
 
-A session cannot change its environment: pip would try for eight seconds to reach an index, then fail on a read-only folder.
+The environment is read-only: pip would try for eight seconds to reach an index, then fail.
 """
 
 import os
