@@ -33,7 +33,7 @@ _OLDEST_GLIBC, _MUSL = 5, ("musllinux_1_2", "musllinux_1_1")  # glibc 2.5
 
 @dataclass(frozen=True, slots=True)
 class ImagePython:
-    """The description of an image's Python. It comes from a guest, so only names, versions and requirements are kept.
+    """The description of an image's Python. A guest sends it, so only valid names, versions and requirements are kept.
 
     Attributes:
         version: The version of Python.
