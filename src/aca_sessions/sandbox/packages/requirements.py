@@ -65,7 +65,7 @@ def is_met(requirement: Requirement, versions: Mapping[str, str]) -> bool:
 
 
 def check_against(environment: Mapping[str, str], requirement: Requirement) -> None:
-    """Raise PackageError if the guests' environment has the package in another version, which no session can replace."""
+    """Raise PackageError if the guests' environment has the package in a version that does not fit: no session can replace it."""
     version = environment.get(canonicalize_name(requirement.name))
     if version is not None and requirement.marker is None and not _fits(requirement, version):
         raise PackageError(
