@@ -381,7 +381,7 @@ class ForkServer:
         return self._answer()
 
     def _answer(self) -> list[int]:
-        """Receive one answer, and return its descriptors. Raise the error for a refusal, and GuestDiedError without a valid answer."""
+        """Receive one answer, and return its descriptors. Raise the error of a refusal, or GuestDiedError if no valid answer comes."""
         # If an answer is missing or malformed, later ones cannot be matched to their requests. So the zygote is killed.
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 4)

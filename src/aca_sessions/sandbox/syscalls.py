@@ -1,4 +1,4 @@
-"""The few Linux system calls that Python lacks, through ctypes. Host and guest both use them. Failures raise OSError unless noted."""
+"""The few Linux system calls that Python lacks, through ctypes. Host and guest both use them. Most failures raise OSError."""
 
 from __future__ import annotations
 

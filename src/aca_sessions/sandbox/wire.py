@@ -251,7 +251,7 @@ class Ping(Message):
 class Extend(Message):
     """A request to make the packages in these folders importable, in place of those of an earlier request. It is answered like a cell.
 
-    `replaced` are modules that change their version. If one of them is loaded, nothing changes and the result has an error.
+    `replaced` are modules whose version changes. If one of them is loaded, nothing changes and the result has an error.
     """
 
     execution: str
