@@ -129,7 +129,7 @@ class Variables:
         self._names, self._hidden = names, hidden
 
     def changes(self) -> list[VariableRow]:
-        """Return each change since the last call: none at the first call, and none for over 3,000 names, which take too long to compare."""
+        """Return the changes since the last call. Return none at the first call, or if there are over 3,000 names to compare."""
         names = self._names.copy()  # threads of the user may add variables meanwhile
         if len(names) > _MOST_COMPARED:
             self._knows, self._keys, self._ids, self._visible, self._sizes = False, [], [], {}, _Sizes()

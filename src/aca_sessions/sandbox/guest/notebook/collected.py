@@ -64,7 +64,7 @@ class Collected:
     def take_display(self, data: dict[str, Any], name: str | None = None, *, update: bool = False) -> None:
         """Show a display (`data`: its forms by MIME type), or keep it for the next cell if this cell has ended.
 
-        Do nothing in a process that the cell forked, and for a figure that the cell has shown already. If `update` is true, replace the
+        Do nothing in a forked process, or for a figure that matplotlib shows again at the cell's end. If `update` is true, replace the
         latest display of the same name.
         """
         if os.getpid() != self._pid:

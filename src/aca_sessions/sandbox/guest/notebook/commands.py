@@ -25,7 +25,7 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a command. The result's value is the exit code. If interrupted, kill its process group; the error is KeyboardInterrupt."""
+    """Run a command. The value is its exit code. If interrupted, kill its process group; the error is KeyboardInterrupt."""
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
     code = None

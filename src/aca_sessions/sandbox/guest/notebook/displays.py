@@ -4,7 +4,7 @@ Besides the forms that IPython makes there are:
 
 - Charts of plotly and altair, as JSON and as one HTML document. plotly's document contains its script (5 MB). altair's does if vl-convert
   is installed; otherwise it loads Vega from a public address, so the reader needs a network. Neither is drawn as an image here.
-- Frames of pandas and polars, as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource, which notebooks know): a
+- Tables of pandas and polars, as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource, which notebooks know): a
   sample of the rows, each column's `dtype`, and the number of all rows and columns. Rows are objects by field name, as the format wants, so
   names must differ: a column whose name is taken gets a number behind it, and its real name as `title`. No code of the user runs, so a
   value that is not of a plain type is shown as the name of its type.

@@ -75,7 +75,7 @@ _shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """A source loader without .pyc files, which detect a change only by size and time in seconds."""
+    """A source loader that uses no .pyc files: these are compared only by size and time in seconds."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.

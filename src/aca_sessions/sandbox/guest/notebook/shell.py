@@ -182,7 +182,7 @@ class Shell(InteractiveShell):
         return ("await" in raw_cell or "async" in raw_cell) and bool(super().should_run_async(raw_cell, **options))
 
     def _show_import_error(self, error: BaseException) -> None:
-        """Print on stderr why a changed module cannot be imported, with the traceback from the first frame in the workspace on."""
+        """Print on stderr why a changed module cannot be imported, with a traceback that begins in the workspace's code."""
         traceback = error.__traceback__
         while traceback is not None and not traceback.tb_frame.f_code.co_filename.startswith(place.data):
             traceback = traceback.tb_next

@@ -97,7 +97,7 @@ def shorten(formatting: Any) -> None:
 
 
 def _shortened(traceback: TracebackType) -> tuple[TracebackType, dict[FrameType, Skipped]]:
-    """Return a copy of a traceback with at most 40 frames, and the frames that were left out, by the frame before them."""
+    """Return a copy of a traceback with at most 40 frames, and a dict from a frame to the frames left out after it."""
     steps: list[TracebackType] = []
     step: TracebackType | None = traceback
     while step is not None:
@@ -133,7 +133,7 @@ def cut_own(traceback: TracebackType | None) -> None:
 
 
 def explain(error: BaseException) -> None:
-    """Add a note to an error about a path in /mnt/data, if this session has no such folder. The note names the working directory."""
+    """If this session has no /mnt/data, add a note that names the working directory to an error about a path in /mnt/data."""
     # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
     sought = str(getattr(error, "filename", None) or "")
     if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
