@@ -287,7 +287,7 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """When the child writes to `told`, map the ids of its user namespace and write to `mapped`. Then wait for its end and exit."""
+    """When the child writes to `told`, map the ids of its user namespace and write to `mapped`. Exit when the child has ended."""
     # The kernel lets only a process that is root on the host map more than one id.
     os.close(told[1])
     try:

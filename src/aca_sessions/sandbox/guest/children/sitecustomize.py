@@ -1,4 +1,4 @@
-"""Start-up code of each Python program that a session starts. It adds the session's packages to the end of `sys.path`, and refuses pip.
+"""Start-up code of Python programs in a session. It adds the session's packages to the end of `sys.path`, and refuses `pip install`.
 
 PYTHONPATH would not do, because its folders come before the program's own packages.
 """

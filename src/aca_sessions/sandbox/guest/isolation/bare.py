@@ -123,7 +123,7 @@ def _signal_all(pids: set[int], number: signal.Signals) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Raise RefusalError if no session could be started, or kept apart from the host, under this plan."""
+    """Raise RefusalError if this host cannot start sessions under the plan, or cannot isolate them."""
     with part("uid"):
         if os.getuid() == 0 and not plan.uid_count:
             raise PermissionError(errno.EPERM, "this root user has no other uids for sessions, which would run as root")

@@ -101,7 +101,7 @@ class RefusalError(Exception):
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Turn an OSError in the block into a RefusalError for the part `name`."""
+    """Turn OSError in the `with` block into RefusalError for the part `name`."""
     try:
         yield
     except OSError as error:
