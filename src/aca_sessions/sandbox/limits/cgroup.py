@@ -107,7 +107,7 @@ class VersionOne:
         return [parent / name for parent in self._parents.values()]
 
     def hand_down(self, folders: Sequence[Path]) -> None:
-        """Do nothing, because in version 1 every group has the controller of its hierarchy."""
+        """Do nothing: in version 1 a group need not enable controllers for those below it."""
 
     def has_cpu(self, folders: Sequence[Path]) -> bool:
         """Return whether groups can be made in the hierarchy of the cpu controller."""

@@ -201,7 +201,7 @@ class Cell:
         self._places: dict[str, int] = {}  # of the latest display of each name
 
     def show(self, shown: wire.Shown) -> None:
-        """Add a display, or replace the one that an update names. Raise WireError if the displays exceed a limit."""
+        """Add a display. An update replaces the display of its name. Raise WireError if the displays exceed a limit."""
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
             raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
@@ -259,7 +259,7 @@ class Cell:
         turned.set_result(None)
 
     def finish(self, finished: wire.Finished) -> None:
-        """Validate and keep the guest's last frame of the execution. Raise WireError if it is too large."""
+        """Validate and keep the guest's last frame of the execution. Raise WireError if it exceeds a limit."""
         for text in (finished.value, finished.text, finished.error_name, finished.error_message, finished.error_traceback):
             if isinstance(text, str) and len(text) > _MAX_TEXT:
                 raise wire.WireError(f"a text of a result must have at most {_MAX_TEXT} characters, got {len(text)}")

@@ -26,7 +26,7 @@ from .interpreter import Interpreter, fork
 class SessionCheckpoint:
     """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    `position` is the session's position in its ledger at that time. A hidden checkpoint belongs to a transactional cell, and is not listed.
+    `position` is the session's position in its ledger when it was taken. A hidden one belongs to a transactional cell, and is not listed.
     """
 
     id: str

@@ -221,7 +221,7 @@ class _Restoration:
             self._undo.pop_all()
 
     def commit(self) -> None:
-        """Change everything that was decided, even if some of it fails. In that case raise PartlyRestoredError at the end."""
+        """Make all changes that were decided, even if some fail. Then raise PartlyRestoredError at the end."""
         doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
         if self._is_tight:
             self._drop_contents()

@@ -94,10 +94,10 @@ def number_of(pidfd: int) -> int:
 
 
 def gives_way(process: int, nice: int | None) -> bool:
-    """Lower the weight of an interpreter and of what it starts, so that the host's own processes come first on a busy machine.
+    """Let an interpreter and what it starts yield processors to the host's own processes on a busy machine.
 
-    Return True if the weight is set, or cannot be set on this host. After False, the caller must try again later. With None as `nice`, set
-    nothing, because a control group sets the weight.
+    Return True if `nice` is set, or cannot be set on this host. After False, the caller must try again later. With None as `nice`, set
+    nothing, because a control group weighs the sessions.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.

@@ -1,6 +1,6 @@
 """What the interpreters of a session and its branches share: a first process, counted memory, and turns at /mnt/data.
 
-The first process is the init of their pid namespace, and tells the host which of them died. One workspace at a time is mounted at
+The first process is the init of the session's pid namespace, and reports deaths to the host. One workspace at a time is mounted at
 /mnt/data, and only its processes run.
 """
 
@@ -301,7 +301,7 @@ class Home:
     async def _end_tree(self, tree: int) -> None:
         """Kill the processes of a workspace, except its interpreters. If no interpreter is left in it, forget the workspace.
 
-        If a forgotten workspace was at /mnt/data, mount the oldest one there, so that its processes continue.
+        If a forgotten workspace was at /mnt/data, mount the oldest other one there and continue its processes.
         """
         await self._end(tree)
         async with self._moving:

@@ -115,7 +115,7 @@ class Interpreter:
         answered: Sequence[str] = (),
         is_cancelled: Callable[[], bool] = _never,
     ) -> CodeExecutionResult:
-        """Run a cell and return its result. At its deadline the cell is interrupted, and killed if that does not end it.
+        """Run a cell and return its result. At its deadline interrupt it, and if it still runs, kill the interpreter.
 
         Raise CellNotSentError if the interpreter ended before the cell was sent.
 
