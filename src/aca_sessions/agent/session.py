@@ -386,7 +386,7 @@ class Live:
 
 
 def _follow(session: Session) -> Run:
-    """Return a function that runs cells and answers their calls, which are events."""
+    """Return a function that runs cells and answers host calls, which arrive as events."""
 
     async def run(calls: HostCalls, code: str, timeout: float | None) -> CodeExecutionResult:
         execution = await session.start(code, timeout=timeout, on_call=lambda text: calls.answer(session, text))
@@ -400,7 +400,7 @@ def _follow(session: Session) -> Run:
 
 
 def _run_in_thread(session: Session) -> Run:
-    """Return a function that runs cells in a thread of the session."""
+    """Return a function that runs each cell in a thread, without events."""
     return Exchange(session).run
 
 

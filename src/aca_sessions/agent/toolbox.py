@@ -78,7 +78,7 @@ class ToolBox:
     async def batch(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> Described:
         """Approve several calls together, then make each. Return a dict for each, with either `value` or the message `error`.
 
-        Raise, and make none, if a call has no tool or wrong arguments.
+        Raise and make no call if a tool is unknown or an argument wrong.
         """
         checked = [(self._checked(name, arguments), arguments) for name, arguments in calls]
         decisions = await self._approval.decide(checked)

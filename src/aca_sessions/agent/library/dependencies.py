@@ -61,7 +61,7 @@ class Deps:
     async def forget(self, package: str, *, origin: str = "host") -> bool:
         """Remove the requirement of a package, given by its name or as a requirement. Return whether there was one.
 
-        Raise InvalidArgumentError if `origin` is `session`, but the host added it.
+        Raise InvalidArgumentError if a session (`origin`) would remove a requirement of the host.
         """
         self.check_unlocked()
         unwanted = _name(package)
@@ -153,7 +153,7 @@ async def install(session: Session, requirements: Sequence[str]) -> dict[str, An
 async def uninstall(session: Session, package: str, *, configured: bool) -> dict[str, Any]:
     """Uninstall a package. Return a dict with the lists `removed`, `not_found` and `failed`, one of which has the package.
 
-    `configured`, whether the storage had the requirement, is `removed_from_config`.
+    `removed_from_config` in the dict is `configured`: whether the storage had the requirement.
     """
     told: dict[str, Any] = {"removed": [], "not_found": [], "failed": [], "removed_from_config": configured}
     if not await _is_installed(session, package):

@@ -184,7 +184,7 @@ class MeaningIndex:
 
 
 class Search:
-    """A search in texts, by meaning if `embed` is given, else by words. `over` sets them."""
+    """A search by meaning if `embed` is given, else by words. `over` sets the texts to search."""
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._texts: dict[str, str] = {}

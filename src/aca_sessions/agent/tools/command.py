@@ -49,7 +49,7 @@ class Option:
 class Recipe:
     """A way to call a program, as a tool of its own. `preset` has options and values that are always passed.
 
-    `parameters` names the others that a call may pass. None: all.
+    `parameters` names what a call may pass besides. None means all.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Program:
     def _positional(self, arguments: Mapping[str, Any]) -> list[object]:
         """Return the values of the positional arguments in order. Raise ToolFailedError if one is given after a missing one.
 
-        The program would take it for the missing one, and it may be a value that a recipe has set.
+        The program would take the later value, which a recipe may have set, for the missing one.
         """
         values: list[object] = []
         missing = ""
