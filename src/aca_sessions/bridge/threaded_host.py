@@ -151,7 +151,7 @@ class _EndedError(Exception):
 
 
 class _SilentError(Exception):
-    """A meeting returned no report. `state` is the session's state by the result of its execution."""
+    """A meeting returned no report. `state` is the session's, by the result of that meeting's execution."""
 
     def __init__(self, state: State) -> None:
         super().__init__(str(state))
