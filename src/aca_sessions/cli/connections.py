@@ -89,7 +89,7 @@ class ConnectionSlot:
 
     @property
     def knows_key(self) -> bool:
-        """Return whether the latest request on the connection had the key."""
+        """Return whether the connection's latest request had the API key."""
         return self.protocol is not None and self.protocol.knows_key
 
     @property
@@ -173,7 +173,7 @@ class Connections(ServerState):
     def close_one(self) -> bool:
         """Close the least important connection that waits for a request. Return False if there is none.
 
-        A connection without the key is eligible during a response, too: its client could send a request and never read.
+        Also consider those without the key during a response: their clients could request one and never read it.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):
@@ -269,7 +269,7 @@ class Connection(H11Protocol):
 
     @property
     def knows_key(self) -> bool:
-        """Return whether the latest request on the connection had the key."""
+        """Return whether the connection's latest request had the API key."""
         return self.scope is not None and KNOWS_KEY in self.scope.get("state", {})
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]

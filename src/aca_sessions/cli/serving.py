@@ -93,7 +93,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The time in which a server refuses new sessions before it ends. It is over after the last session's end, or `seconds`."""
+    """The time in which a server refuses new sessions before it ends. It is over once no session is left, or after `seconds`."""
 
     def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
         self._take_no_more = take_no_more
