@@ -333,7 +333,7 @@ def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """Return as JSON the packages that were installed in a session, in addition to those of its environment."""
+    """Return as JSON the packages installed in a session, besides those of its Python environment."""
     return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
 
 

@@ -123,7 +123,7 @@ def encode_file(file: RemoteFile) -> dict[str, object]:
 
 
 def encode_files(files: list[RemoteFile]) -> dict[str, object]:
-    """Return a listing of files: in `value`, each in `properties` with `lastModifiedTime`."""
+    """Return a listing of files in `value`, with a `properties` envelope for each file."""
     shown = [{"filename": file.name, "size": file.size, "lastModifiedTime": encode_time(file.modified)} for file in files]
     entries = [{"$id": str(2 * n + 2), "properties": {"$id": str(2 * n + 3), **properties}} for n, properties in enumerate(shown)]
     return {"$id": "1", "value": entries}
