@@ -166,7 +166,7 @@ class Client:
         return previous
 
     async def delete(self, name: str) -> bool:
-        """End a session, even in the middle of a cell. Return whether it was the active one; then `default` is active.
+        """End a session, even in the middle of a cell. If it was active, make `default` active and return True.
 
         Raise InvalidArgumentError for `default`, and if there is no such session.
         """

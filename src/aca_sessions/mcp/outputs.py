@@ -64,7 +64,7 @@ class Outputs:
         return sum(len(file.data) for file in self._files.values() if file.data is not None)
 
     def includes(self, named: NamedSession) -> bool:
-        """Return whether a session takes part in sharing outputs/. Sessions that clients share do not."""
+        """Return whether a session takes part in sharing outputs/. Shared sessions do not."""
         return self._limit > 0 and not named.shared
 
     def forget(self, named: NamedSession) -> None:
