@@ -48,7 +48,7 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        If no reader has got it yet, text joins the latest event, and a display replaces that of the same name.
+        Text joins the latest event, and a display replaces that of the same name, while no reader has got it.
         """
         place = self._place_of(event)
         if place is None:

@@ -35,7 +35,7 @@ _logger = logging.getLogger("aca_sessions")
 
 
 class FileRoutes:
-    """The handlers of files, for the sessions of one server. The hosting limits the size of uploads."""
+    """The handlers of files, for the sessions of one server. `hosting` limits the size of uploads."""
 
     def __init__(self, sessions: Sessions, hosting: Hosting) -> None:
         self._sessions = sessions
@@ -232,7 +232,7 @@ async def _labelled(request: Request) -> Request:
 
 
 def _limited(request: Request, most: int, shown: int) -> Request:
-    """Limit a request's body to `most` bytes; an error names `shown`. The bytes are counted: clients can send more than they announced."""
+    """Limit a request's body to `most` bytes (`shown` in errors), which are counted: clients can send more than they announced."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
         raise too_large(shown)

@@ -126,7 +126,7 @@ class Journal:
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Count a request that a limit refused. Log up to 20 refused ones a second; the next has the number of those left out.
+        """Count a request if a limit refused it. Log up to 20 refusals a second; the next line has the number of those left out.
 
         Args:
             problem: The error that was sent.

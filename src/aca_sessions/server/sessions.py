@@ -1,7 +1,7 @@
 """The sessions of a server, by identifier. A session is opened at its first use and ended after a cool-down; their number is limited.
 
 Unlike the client's pool, a server knows no leases, only when each session was used last. Decisions contain no `await`, so that no other
-request can change the sessions in the middle of one. What they ask to open or close runs in the background.
+request can change the sessions in the middle of one. Sandboxes open and close in the background.
 """
 
 import asyncio
@@ -219,7 +219,7 @@ class Sessions:
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError: 404 if unknown, or 503 while draining; 410 if its result was dropped."""
+        """Return an execution of a session. Raise ProblemError: 404 if unknown (503 if draining), 410 if its result was dropped."""
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
@@ -227,7 +227,7 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If the session does not have it yet, its cell will not start when its request arrives."""
+        """Interrupt an execution. If the request for it has not arrived yet, its cell will not start when that arrives."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
