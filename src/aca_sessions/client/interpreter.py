@@ -379,16 +379,16 @@ class CodeInterpreter:
         return await self._http.request(method, path, identifier=session_id, json=body, headers=headers, timeout=_TIMELINE_SECONDS)
 
     async def isolation(self) -> dict[str, str] | None:
-        """Return the evidence for each part of the isolation of sessions, or None if the endpoint does not report it.
+        """Return the evidence for each part of the isolation, or None if the endpoint does not report it.
 
-        The evidence for a missing part begins with `NOT ENFORCED: `.
+        For a missing part, the evidence begins with `NOT ENFORCED: `.
         """
         if not await self._http.offers("isolation"):
             return None
         return decoded(await self._http.request("GET", extensions.ISOLATION_PATH), extensions.decode_isolation)
 
     async def supports(self, extension: str) -> bool:
-        """Return whether the endpoint has the extension of Azure's API with this name."""
+        """Return whether the endpoint has an extension of Azure's API, given its name."""
         return await self._http.offers(extension)
 
     async def get_session(self, session_id: str) -> SessionInfo:

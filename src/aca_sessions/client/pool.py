@@ -250,7 +250,7 @@ class SessionPool:
 
     @asynccontextmanager
     async def session(self, session_id: str | None = None) -> AsyncIterator[Session]:
-        """Lease a session for the block. Wait while as many sessions as allowed are leased, and raise PoolTimeoutError after the time-out.
+        """Lease a session for an `async with` block. Wait while the pool is full, and raise PoolTimeoutError after the time-out.
 
         Without a name, the session is new and ends with the block. A named session continues at its next lease, unless it was idle for too
         long.
@@ -440,7 +440,7 @@ def _wake(turn: "asyncio.Future[Granted | None]", granted: Granted | None) -> No
 
 
 async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: bool) -> None:
-    """End a session at the endpoint. Ignore errors: an unused session does not exist there, and one that cannot be ended expires."""
+    """End a session at the endpoint. Ignore errors: an unused session does not exist yet, and one that cannot be ended expires."""
     # A function and not a method: a suppressed error's traceback may keep this frame until the next garbage collection, and a forgotten
     # pool must not wait for that before it warns.
     with contextlib.suppress(ACASessionsError):

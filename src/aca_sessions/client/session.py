@@ -111,12 +111,12 @@ class Session:
     def new_caller(self) -> Delivered:
         """Return a copy of this object's position in the ledger, for a series of snippets.
 
-        Each result reports what happened since the one before.
+        Each of their results reports what happened since the one before.
         """
         return replace(self._caller)
 
     def take_back(self, result: CodeExecutionResult) -> None:
-        """Note that the user did not get a result, so that the next result reports a loss in it again."""
+        """Note that the user did not get a result, so that the next one reports the same loss again."""
         self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
@@ -385,7 +385,7 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Return whether this session has the capability with this name, which not every endpoint has.
+        """Return whether this session has a capability, given its name, that not every endpoint has.
 
         To find out about `install`, this may run a cell that tries to reach the package index.
         """
@@ -400,7 +400,7 @@ class Session:
 
 
 class Branch(Session):
-    """A session that was branched from another and continued from its state. It ends with `close`, or with its block."""
+    """A session that `branch` made, with the state of the original. It ends with `close`, or with its `async with` block."""
 
     async def close(self) -> None:
         """End the branch with its background processes. Do nothing if it has ended. The session that it was branched from stays."""

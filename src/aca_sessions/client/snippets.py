@@ -92,7 +92,7 @@ def _describe(name: str, value: Any) -> dict:
 
 
 def _name_of(kind: type) -> str:
-    """Return a type's name as a plain `str`. The user may have set a subclass of `str` with methods of its own."""
+    """Return a type's name as a plain `str`, because methods of a user's subclass of `str` must not run."""
     return "".join([type.__dict__["__name__"].__get__(kind)])
 
 
@@ -214,7 +214,7 @@ def health(user: dict) -> None:
 
 
 def command(user: dict, command: str) -> None:
-    """Run a shell command and print its exit code after its output. The command writes to the output of the cell."""
+    """Run a shell command, whose output becomes the cell's output, then print its exit code."""
     # Otherwise what the session wrote before would come after the command's output.
     sys.stdout.flush()
     code = subprocess.run(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, check=False).returncode
