@@ -62,7 +62,7 @@ _BOX = '<div style="border-left: 3px solid #8888; padding-left: 0.6em; overflow:
 
 
 def cleaned(html: str) -> str:
-    """Return the safe part of HTML in a box that separates it from the host's text. Return '' if it shows nothing."""
+    """Return the safe part of HTML, in a box that sets it apart from the host's text, or '' if none of it is visible."""
     cleaner = _Cleaner()
     cleaner.read(html)
     content = cleaner.written()
@@ -162,7 +162,7 @@ class _Cleaner:
             self._close_to(place)
 
     def _find(self, names: Set[str], *, until: Set[str]) -> int | None:
-        """Return the index of the innermost open element in `names`, or None if there is none inside an element in `until`."""
+        """Return the index of the innermost open element in `names`, or None. The search outwards ends at an element in `until`."""
         for place in range(len(self._open) - 1, -1, -1):
             if self._open[place] in names:
                 return place
@@ -176,7 +176,7 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield pairs of sets: elements that a browser closes when `name` begins, and elements outside of which it closes none."""
+    """Yield pairs of sets: `name` closes an open element of the first, unless one of the second was opened after it."""
     if name in _BLOCKS:
         yield {"p"}, set()
     if name == "li":

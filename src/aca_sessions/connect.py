@@ -332,7 +332,7 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return the authentication of requests: a key if one is configured, None for a socket file, otherwise Azure's own sign-in."""
+    """Return what authenticates requests: a key, nothing at a socket file, Azure's sign-in at Azure. Else raise ConfigurationError."""
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
     key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""

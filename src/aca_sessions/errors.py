@@ -106,7 +106,7 @@ class GuestDiedError(SandboxError):
 
 
 class SnapshotError(SandboxError):
-    """A session cannot be checkpointed as it is now, or rolled back. The message names the obstacle."""
+    """A checkpoint, rollback or branch is not possible now. The message names the obstacle."""
 
 
 class PartlyRestoredError(SnapshotError):
@@ -118,7 +118,7 @@ class ForkedProcessError(ACASessionsError):
 
 
 class StorageError(ACASessionsError):
-    """A storage of skills, artifacts or dependencies cannot be read or written. No record was written in part."""
+    """A storage of skills, artifacts or dependencies cannot be read or written. No record was half written."""
 
 
 class ExecutionError(ACASessionsError):

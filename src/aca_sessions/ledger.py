@@ -215,7 +215,7 @@ def _after(entry: Entry, states: list[tuple[int, State]], asked: bool) -> State:
 def _reason_for_files(states: list[tuple[int, State]]) -> str | None:
     """Return why the files are in their present state, or None.
 
-    The whole state gets this reason if nothing is left to report of the variables.
+    This becomes the reason of the whole state if the variables have nothing to report.
     """
     reason = None
     for _, state in reversed(states):
@@ -231,7 +231,7 @@ def _returned(past: Any, asked: bool) -> Any:
 
 
 def _with_reason(state: State, past: State, entry: Entry) -> State:
-    """Return the state with its reason and checkpoint after a rollback. The reason of an unreported loss before the checkpoint stays."""
+    """Return the state with its reason and checkpoint after a rollback. An unreported loss before the checkpoint keeps its reason."""
     if past.kind != "kept":
         return replace(state, reason=past.reason, checkpoint=past.checkpoint)
     return replace(state, reason=entry.cause, checkpoint=entry.checkpoint)

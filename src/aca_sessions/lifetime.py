@@ -61,7 +61,7 @@ class Line:
     number: int
 
     def warn_unclosed(self, what: str, remedy: str, source: object = None) -> None:
-        """Issue a ResourceWarning at this line: an object, named `what`, was not closed as by the statement `remedy`.
+        """Issue a ResourceWarning at this line: an object called `what` was never closed. `remedy` is the statement to use.
 
         `source` is the object itself, for tracemalloc.
         """
@@ -181,7 +181,7 @@ class _Handover(Generic[Result]):
 
 
 def _look_at(task: "asyncio.Task[Any]") -> None:
-    """Retrieve the exception of a task, so that asyncio does not log it. A caller that awaits the task gets the exception anyway."""
+    """Retrieve a task's exception, so that asyncio does not log it. A caller that awaits the task gets the exception anyway."""
     if not task.cancelled():
         task.exception()
 

@@ -135,7 +135,7 @@ def _content(path: Path) -> bytes:
 
 
 def _show(result: CodeExecutionResult, html: Html) -> None:
-    """Show a result as the notebook shows its own cells. At a terminal, IPython prints the same texts."""
+    """Show a result as a notebook shows its own cells, or as text in IPython at a terminal."""
     print(for_terminal(result.stdout), end="")
     print(for_terminal(result.stderr), end="\n" if result.stderr and not result.stderr.endswith("\n") else "", file=sys.stderr)
     for shown in result.displays:

@@ -144,7 +144,7 @@ def mimebundle(result: CodeExecutionResult, html: Html = "clean") -> dict[str, s
 
 
 def state_note(result: CodeExecutionResult) -> str:
-    """Return the host's line about what happened to the session's state, or '' if nothing did."""
+    """Return the host's line about what happened to the session, or '' if nothing happened."""
     return f"[session state {result.state}; {result.state.consequence}]" if result.state != State() else ""
 
 
@@ -152,7 +152,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
     """Return what a page may show of a display, by MIME type: images, text, and HTML that runs nothing and loads nothing.
 
     All other types are left out, because they run code or load what they name: widgets, charts of plotly and Vega, maps. With `html="raw"`,
-    HTML is returned as it is, in a frame with an origin of its own: its scripts cannot reach the page, but they can use the reader's
+    HTML is returned as it is, in an <iframe> with an origin of its own: its scripts cannot reach the page, but they can use the reader's
     network.
     """
     data = {mime: content for mime, content in display.data.items() if isinstance(content, str)}

@@ -116,7 +116,7 @@ def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
 
 @contextmanager
 def cell_running() -> Iterator[None]:
-    """Count a cell as active during the block."""
+    """Count a cell as active in the `with` block."""
     _active.add(1)
     try:
         yield
