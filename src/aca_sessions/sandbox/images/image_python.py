@@ -51,7 +51,7 @@ class ImagePython:
 
     @classmethod
     def parse(cls, text: str) -> "ImagePython":
-        """Parse what the code `ASK` printed in a session. Raise ConfigurationError if that is malformed."""
+        """Parse what the code `ASK` printed in a session. Raise ConfigurationError if malformed."""
         try:
             version, libc, heavy, packages = json.loads(text)
             there = {canonicalize_name(name): (number, needs) for name, (number, needs) in packages.items() if _is_package(name, number)}
