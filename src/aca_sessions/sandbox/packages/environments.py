@@ -52,7 +52,7 @@ def python_of(name: str) -> str:
 
 
 class Environments:
-    """The named environments of this user. They are made from wheels only, so that no package runs code on this host."""
+    """The named environments of this user. They are made from wheels only, so no package runs code on this host."""
 
     def __init__(self, source: PackageSource, tell: Tell) -> None:
         self._source = source

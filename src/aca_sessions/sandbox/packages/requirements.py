@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
 
 class PackageError(Exception):
-    """Raised when packages cannot be installed or removed. `name` becomes the name of the error in the failed result."""
+    """Raised when packages cannot be installed or removed. `name` is the error's name in the failed result."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)

@@ -183,7 +183,7 @@ class Resolver:
     async def resolve(self, folder: Path, requirements: Sequence[str], known: Known, tell: Tell) -> list[Wheel]:
         """Return the wheels to add so that the requirements are met, sorted by name. Raise PackageError if that is impossible.
 
-        `folder` is empty. `requirements` are in canonical spelling. `tell` is called with each line of progress.
+        `folder` is empty. `requirements` are in canonical spelling. `tell` gets each line of progress.
         """
         constraints, report = folder / "constraints.txt", folder / "report.json"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.environment.items()))
