@@ -432,7 +432,7 @@ class ForkServer:
 class Folder:
     """The folder on disk for sessions without namespaces, which have no root of their own. It is removed even if this process is killed.
 
-    Other users cannot list it: to open a file in it, they must know its name and have rights.
+    Other users cannot list it. To open a file in it, they need its name and rights.
     """
 
     def __init__(self) -> None:

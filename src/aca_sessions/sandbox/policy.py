@@ -52,7 +52,7 @@ class Limits:
 
     @property
     def family(self) -> int:
-        """Return how many bytes of files a session, its branches and its checkpoints may have before the host refuses to write more."""
+        """Return how many bytes of files a session, its branches and its checkpoints may have together. The host writes no more."""
         return 2 * self.disk
 
 
@@ -114,8 +114,8 @@ class Network:
 class Mount:
     """A folder of the host that every session sees under /mnt.
 
-    In a writable folder, a session may write what its user may write. If the host runs as root, each session has its own user, which may
-    write only what everybody may.
+    In a writable folder, a session may write what its user may write. If the host runs as root, each session has its own user, who may
+    write what everybody may.
     """
 
     host: str
@@ -186,7 +186,7 @@ class Policy:
     isolation: Literal["full", "no-namespaces"] = "full"
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError if a setting needs namespaces and `isolation` is without them."""
+        """Raise ConfigurationError if a setting needs namespaces that `isolation` lacks."""
         if self.isolation == "full":
             return
         if self.image:

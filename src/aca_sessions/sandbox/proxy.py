@@ -54,7 +54,7 @@ class _Head:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return every address of a host name, each once."""
+    """Return the distinct addresses of a host name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[4][0]) for address in found))
 

@@ -109,7 +109,7 @@ class Sandbox:
             ) from error
 
     async def roll_back(self, id: str | None = None, name: str | None = None) -> tuple[SessionCheckpoint, int]:
-        """Roll back to a checkpoint, by its id or name, or to the latest. Return it, and the rollback's position in the ledger.
+        """Roll back to a checkpoint, by its id or name, or to the latest. Return it and the rollback's ledger position.
 
         The checkpoint remains. Raise SnapshotError if it does not exist or cannot be restored.
         """
@@ -169,7 +169,7 @@ class Sandbox:
     async def branch(self, *, reseed: bool = True) -> "Sandbox":
         """Return another sandbox with the same variables and files. The two share the limits, and their cells take turns.
 
-        Raise SnapshotError if the session cannot be copied. Without `reseed`, both draw the same random numbers.
+        Raise SnapshotError if copying is impossible. Without `reseed`, both draw the same random numbers.
         """
         return await self._tasks.to_its_end(self._branch(reseed))
 

@@ -217,7 +217,7 @@ class Sandboxes:
         self._tasks.start(self._discard_spares())  # not awaited: if this one dies, `start` must find this task done
 
     async def _ready_heavy(self, modules: tuple[str, ...]) -> ForkServer:
-        """Start a fork server that preloads modules, and return it once it is ready. Release it if the start fails."""
+        """Start a fork server that preloads modules, and return it once ready. Release it if the start fails."""
         heavy = await self._starting.to_its_end(self._start_heavy(modules))
         try:
             await self._tasks.to_its_end(to_thread.run_sync(heavy.wait_until_ready, limiter=limiter()))

@@ -115,7 +115,7 @@ class Spawn(Message):
 
 @dataclass(frozen=True)
 class Done(Message):
-    """The answer to a request that was carried out."""
+    """The answer that a request was carried out."""
 
 
 @dataclass(frozen=True)
