@@ -114,7 +114,7 @@ def checked_path(path: object) -> tuple[str, str]:
 
 
 def checked_folder(path: object) -> str:
-    """Return a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError if it is outside."""
+    """Return a folder relative to /mnt/data, or '' for /mnt/data itself. Raise InvalidArgumentError outside /mnt/data."""
     if not isinstance(path, str):
         raise InvalidArgumentError(f"a folder must be text such as 'folder' or '/mnt/data/folder', got {type(path).__name__}")
     return _split(f"{path}/")[0] if path else ""

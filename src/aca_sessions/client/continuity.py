@@ -188,5 +188,5 @@ class Continuity:
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
-    """Return whether a cell of the client answered with a text. A gateway's time-out, for example, proves nothing about the marker."""
+    """Return whether a cell of the client returned a text. Anything else, such as a gateway's time-out, tells nothing of the marker."""
     return result.success and isinstance(result.value, str) and result.value != ""

@@ -111,7 +111,7 @@ class Session:
     def new_caller(self) -> Delivered:
         """Return a copy of this object's position in the ledger, for a series of snippets.
 
-        Each of their results reports what happened since the one before.
+        Each result in it reports what happened since the one before.
         """
         return replace(self._caller)
 
