@@ -120,7 +120,7 @@ class Delivered:
         return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for its caller, and move to the record's end. A result without a record stays as it is."""
+        """Return the result with the state for this caller, and move to its record's end. A result without a record stays as it is."""
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
             return result
