@@ -107,7 +107,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error means that no descriptor is left. It is then not about the file that was opened."""
+    """Return whether an error means that no descriptor is left, which says nothing about the file to open."""
     return error.errno in _NO_DESCRIPTOR
 
 
@@ -144,7 +144,7 @@ def open_descriptors() -> int:
 
 
 def room_for_sessions() -> int:
-    """Return how many more sessions descriptors suffice for. Some are kept for connections, files and other requests."""
+    """Return how many more sessions fit by descriptors. Some are kept for connections, files and other requests."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 

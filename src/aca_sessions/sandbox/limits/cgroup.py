@@ -217,7 +217,7 @@ class VersionTwo:
 
 
 class Group:
-    """The control group of one session. It is the `Memory` on hosts with control groups."""
+    """The control group of one session. It implements `Memory` on hosts with control groups."""
 
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
         """Take over the folders of a group whose limits are set. `memory` is its limit in bytes.
@@ -464,7 +464,7 @@ _JANITOR_SECONDS = 10.0
 
 
 class Janitor:
-    """A shell that cleans up when its input ends, at the latest with this process. A shell is small and starts at once."""
+    """A shell that cleans up when its input ends, at the latest when this process ends. It is small and starts at once."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         """Start the shell. The script must begin with `read _`, which waits, and gets the arguments as `$1` and so on."""

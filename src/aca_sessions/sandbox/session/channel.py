@@ -276,7 +276,7 @@ class Channel:
     """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the socket to the guest, and its pipes of frames (`said`), stdout and stderr. `limit` is for each `Output`."""
+        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. Keep `limit` bytes of each stream."""
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self.inbox = Inbox(said)

@@ -121,8 +121,8 @@ def gives_way(process: int, nice: int | None) -> bool:
 def open_member(init: int, number: int) -> int:
     """Return a pidfd of a process of a session, given its pid in the session. Raise GuestDiedError if it is not found.
 
-    The guest tells this pid, and may lie. It cannot name a process of another session, because only those below the session's first process
-    (`init`) are searched.
+    The guest reports this pid, and may lie. It cannot name a process of another session, because only those below the session's first
+    process (`init`) are searched.
     """
     for _ in range(_LOOKS):  # one look may miss it while other processes of the session start and end
         for pid in descendants(host_pid(init)):

@@ -209,7 +209,7 @@ class Files:
         return syscalls.openat2(self._tree.directory, folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0, _RULES)
 
     def _make_folder(self, folder: str) -> int:
-        """Open a folder and return its descriptor. Make it, and those above it, if missing."""
+        """Open a folder and return its descriptor. Make missing folders on the path."""
         descriptor, made = self._open_folder(""), ""
         for part in filter(None, folder.split("/")):
             try:

@@ -275,7 +275,7 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` in a thread. Record the processes that it had to kill, for the next result of their workspace.
+        """Call `stop` in a thread. Record what it had to kill, so that the next result of that workspace names it.
 
         If some processes still run after that, kill the whole session and raise GuestDiedError.
         """

@@ -324,7 +324,8 @@ class Interpreter:
     async def close(self, cause: str = "killed") -> None:
         """End the interpreter and what it started, and release its descriptors even if the caller is cancelled.
 
-        The last interpreter of a session and its branches ends all their other processes too. `cause` is the reason if none is known yet.
+        The last interpreter of a session and its branches ends all their other processes too. `cause` is the reason of death if none is
+        known.
         """
         self._kill(cause)
         try:

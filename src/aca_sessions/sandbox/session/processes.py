@@ -1,4 +1,4 @@
-"""The processes of a session and its branches, on hosts that cannot freeze groups. Each belongs to one workspace (`tree` in the code).
+"""The processes of a session and its branches, if control groups cannot freeze them. Each belongs to one workspace (`tree` in code).
 
 One workspace at a time is shown: it is mounted at /mnt/data, and only its processes run. All processes live in one pid namespace and one
 mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops every process

@@ -1,4 +1,4 @@
-"""The processes of a session and its branches, on hosts that can freeze groups: one group for each workspace (`tree` in the code).
+"""The processes of a session and its branches, if control groups can freeze them: one group for each workspace (`tree` in code).
 
 One workspace at a time is shown: it is mounted at /mnt/data, and the groups of the others are frozen. A frozen process runs no instruction,
 and a new process is in the group of the one that started it. So processes need not be searched in /proc again and again, as in
