@@ -83,7 +83,7 @@ class IsolationReport:
 
 
 async def report(policy: Policy) -> IsolationReport:
-    """Check one session that a policy makes on this host, and return the findings."""
+    """Check a session under a policy on this host, and return the findings."""
     async with Sandboxes(policy) as sandboxes:
         return await examine(sandboxes)
 
