@@ -111,7 +111,7 @@ class Session:
     def new_caller(self) -> Delivered:
         """Return a copy of this object's position in the ledger, for a series of snippets.
 
-        Each result in it reports what happened since the one before.
+        Each result of the series reports what happened since the one before.
         """
         return replace(self._caller)
 
