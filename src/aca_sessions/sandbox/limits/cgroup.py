@@ -217,7 +217,7 @@ class VersionTwo:
 
 
 class Group:
-    """The control group of one session. It implements `Memory` on hosts with control groups."""
+    """The control group of one session: the implementation of `Memory` by control groups."""
 
     def __init__(self, version: Version, folders: Sequence[Path], memory: int, nice: int, leftovers: "Leftovers") -> None:
         """Take over the folders of a group whose limits are set. `memory` is its limit in bytes.

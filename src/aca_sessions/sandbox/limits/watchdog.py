@@ -44,7 +44,7 @@ _KINDS = {
 
 
 class SocketMemory:
-    """The counter of memory in one session's sockets. Calls block, and only one thread may call at a time."""
+    """The counter of memory in a session's sockets. Calls block, and only one thread may call at once."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over a netlink socket of the session's network namespace."""
@@ -203,7 +203,7 @@ class Watchdog:
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes of files now, plus those of processes and sockets at the last look. A file mapped into memory counts twice."""
+        """Return the bytes of files now, and of processes and sockets at the last look. A file mapped into memory counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:

@@ -276,7 +276,7 @@ class Channel:
     """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. Keep `limit` bytes of each stream."""
+        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. Keep `limit` bytes of a stream."""
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self.inbox = Inbox(said)
@@ -290,7 +290,7 @@ class Channel:
         return len(self._outbox), self._outbox.size
 
     def listen(self, take: Callable[[bytes], None], *, most: int, forged: Callable[[], None], silent: Callable[[], None]) -> None:
-        """Start reading frames, stdout and stderr. For the arguments see `Inbox.listen`."""
+        """Start reading frames, stdout and stderr, as `Inbox.listen` describes."""
         self.inbox.listen(take, most=most, forged=forged, silent=silent)
         for stream in self.streams:
             self._listen_again(stream)

@@ -408,7 +408,7 @@ class Interpreter:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
         If the host killed it, the host's reason is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash, may
-        be noticed before the kill is reported.
+        be noticed first.
         """
         if self._death.done():
             return

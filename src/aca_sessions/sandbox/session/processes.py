@@ -190,7 +190,7 @@ class Processes:
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        With `known`, other pids are killed before `doomed` is asked; see `_look_at_all`.
+        With `known`, other pids are killed before `doomed` is asked: see `_look_at_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []

@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.0005
 class TreeGroups:
     """The control groups of one session, to freeze, thaw and end the processes of each workspace.
 
-    While there is only one workspace, all processes stay in the group `group`. With a second one, each gets a group of its own below that.
+    While there is only one workspace, all processes stay in the group `group`. With a second one, each gets its own group below that.
     """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
