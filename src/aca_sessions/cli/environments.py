@@ -8,7 +8,7 @@ from ..errors import ConfigurationError
 
 
 async def create(options: argparse.Namespace) -> int:
-    """Create an environment and print how to use it. Print also which packages were left out."""
+    """Create a Python environment. Print how to use it and which packages were left out."""
     from ..connect import environments
     from ..settings import Settings
 

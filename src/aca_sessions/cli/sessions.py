@@ -20,7 +20,7 @@ _LONGEST_NAME, _LONGEST_PATH = 1000, 4096  # names are printed whole, because `r
 
 
 def settings_at(endpoint: str | None) -> Settings:
-    """Return the settings, with `endpoint` in place of the configured one if it is given."""
+    """Return the settings. If `endpoint` is given, it replaces the configured one."""
     return Settings(**({"Endpoint": endpoint} if endpoint else {}))
 
 

@@ -95,7 +95,7 @@ def code_from_argument(text: str) -> str:
 
 
 def write_error(text: str, end: str = "\n") -> None:
-    """Print on standard error. If that cannot be written, print nothing, because the exit code is enough."""
+    """Print on standard error. Ignore a failure, because the exit code is enough."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=sys.stderr, flush=True)
 
