@@ -159,7 +159,7 @@ def decode_position(body: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def encode_events(events: list[Event], last: int) -> dict[str, object]:
-    """Return a page of events as JSON. The next page has those after number `last`."""
+    """Return a page of events as JSON. The next page begins after number `last`."""
     return {EVENTS_MEMBER: [_encode_event(event) for event in events], NEXT_MEMBER: last}
 
 
