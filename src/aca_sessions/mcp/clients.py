@@ -108,7 +108,7 @@ class Client:
         return self._add(named)
 
     def _free_name(self, name: str | None) -> str:
-        """Return `name`, or a free one for None. Raise InvalidArgumentError if it is unusable or the client has too many."""
+        """Return `name`, or a free one for None. Raise InvalidArgumentError if it is unusable or the client has too many sessions."""
         if name is None:
             name = next(free for number in range(1, 1_000_000) if (free := f"session_{number}") not in self.sessions())
         if not _NAME.fullmatch(name):
