@@ -108,7 +108,7 @@ class CellRoutes:
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     async def events(self, request: Request) -> Response:
-        """Return a cell's events after the query's number `after`, and its result if it ended. Wait at most `wait` seconds for any."""
+        """Return a cell's events after the query's number `after`, and its result if it ended. Wait up to `wait` seconds for one."""
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))

@@ -298,7 +298,7 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Add an execution to metrics and audit log; its state includes a death before it began. Drop results beyond the limits."""
+        """Add an execution to metrics and audit log, with losses since the one before. Drop results beyond the limits."""
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:
@@ -317,7 +317,7 @@ class Executions:
         self._kept_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
-        """Count a result as fetched: such results have lower limits. Do nothing if it was dropped."""
+        """Count a result as fetched. Do nothing if it was dropped."""
         if execution.id in self._known:
             self._fetched += 1
             self._fetched_size += execution.size

@@ -269,7 +269,7 @@ class Downloads:
         self._ahead = 0
 
     async def begin(self, reading: Reading, start: int, length: int | None, *, exact: bool, held: AsyncExitStack) -> Download:
-        """Prepare to send a part of a file, and read it already if it is small.
+        """Prepare to send a part of a file. A small part is read at once.
 
         Args:
             reading: The open file.

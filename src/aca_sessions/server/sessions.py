@@ -135,7 +135,7 @@ class HostedSession:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and wait until all executions have results. `cause` is the reason in those this ends."""
+        """End the sandbox and wait until all executions have results. Results of unfinished cells give `cause`."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -227,7 +227,7 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If the request for it has not arrived yet, its cell will not start when that arrives."""
+        """Interrupt an execution. If its request has not arrived yet, keep its cell from starting later."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -329,7 +329,7 @@ class Sessions:
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions and close the journal. Cells that still run get results that report it."""
+        """End all sessions and close the journal. Results of cells that still run report this."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
