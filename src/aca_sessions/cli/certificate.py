@@ -20,8 +20,7 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
     """Return the paths of a folder's certificate and key. Make both if one is missing or the certificate ends within a day or lacks `host`.
 
-    A certificate of the user's own is never replaced. Raise ConfigurationError if it has expired or has no key, or if the folder cannot
-    be used.
+    A user's own certificate is never replaced. Raise ConfigurationError if it has expired or has no key, or the folder is unusable.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:
