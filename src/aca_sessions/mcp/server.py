@@ -158,7 +158,7 @@ def _refuse(problem: ProblemError) -> Response:
 
 
 class _Connections:
-    """All HTTP connections. Leaving the `with` block ends them."""
+    """All HTTP connections. The end of the block ends them."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
