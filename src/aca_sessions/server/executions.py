@@ -68,7 +68,7 @@ class Events:
         self._changed.set()
 
     def close(self) -> None:
-        """End the events: readers stop waiting."""
+        """Let readers stop waiting for events."""
         self.closed = True
         self._changed.set()
 

@@ -133,7 +133,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Yield the files of a request's session, and the query's folder. Meanwhile the session is in use."""
+        """Yield a session's files, and the query's folder. Meanwhile the session is in use."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
