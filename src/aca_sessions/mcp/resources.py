@@ -68,7 +68,7 @@ async def read(client: Client, uri: AnyUrl) -> types.ReadResourceResult:
 
 
 def _one_line(path: str) -> str:
-    """Return a path as one line of text: quoted with `repr` if it has control characters."""
+    """Return a path as one line of text: quoted with `repr` if it is not printable."""
     return path if path.isprintable() else repr(path)
 
 
