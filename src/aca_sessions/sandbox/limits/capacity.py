@@ -1,6 +1,6 @@
 """How many sessions fit on this machine, and what happens when this process has no descriptor left.
 
-In that case only the request that needs one fails. Ending processes and counting memory still work, by a reserved descriptor.
+Then only the request that needs one fails. Memory is still counted, and processes are ended, with the help of a reserved descriptor.
 """
 
 import contextlib
@@ -107,18 +107,18 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 
 
 def is_shortage(error: OSError) -> bool:
-    """Return whether an error means that no descriptor is left, which says nothing about the file to open."""
+    """Return whether an error means that no descriptor is left, so that the file to open is not at fault."""
     return error.errno in _NO_DESCRIPTOR
 
 
 def no_descriptor(what: str, kind: type[ACASessionsError] = GuestDiedError) -> ACASessionsError:
-    """Return an error of class `kind`: no descriptor is left for `what`, with advice."""
+    """Return an error of class `kind` that says that no descriptor is left for `what`, and what to do."""
     return kind(f"this process has no descriptor left for {what}: end some sessions, or raise `ulimit -n`, and try again")
 
 
 @contextmanager
 def explained_shortage(what: str, kind: type[ACASessionsError] = GuestDiedError) -> Iterator[None]:
-    """If the block raises an OSError because no descriptor is left, raise `kind` instead, with `what` and advice."""
+    """Replace an OSError of the block by `no_descriptor(what, kind)`, if it means that no descriptor is left."""
     try:
         yield
     except OSError as error:
@@ -144,13 +144,13 @@ def open_descriptors() -> int:
 
 
 def room_for_sessions() -> int:
-    """Return how many more sessions fit by descriptors. Some are kept for connections, files and other requests."""
+    """Return for how many more sessions descriptors are left, besides those kept for connections, files and other requests."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - min(soft // _SHARE, _MOST_KEPT) - open_descriptors()) // DESCRIPTORS
 
 
 class _Reserve:
-    """A descriptor that is kept for what must work without a free one: counting a session's memory, and ending its processes."""
+    """A descriptor in reserve: it is freed to count a session's memory, or to end processes, when no other descriptor is free."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -162,7 +162,7 @@ class _Reserve:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Close the reserved descriptor, so that the block can open one if no other thread is faster. Then reserve again."""
+        """Free the reserved descriptor for the block, though another thread may be faster. Then reserve one again."""
         with self._lock:
             if self._held is not None:
                 os.close(self._held)
@@ -182,7 +182,7 @@ reserve = _Reserve()
 
 
 def with_reserve(act: Callable[[], Result]) -> Result:
-    """Call `act` and return its result. If no descriptor is free, free the reserved one and call again."""
+    """Call `act` and return its result. If no descriptor is free, free the reserved one and call `act` again."""
     try:
         return act()
     except OSError as error:

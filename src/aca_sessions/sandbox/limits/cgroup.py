@@ -81,7 +81,7 @@ class VersionOne:
     name = "cgroup v1"
 
     def __init__(self, parents: dict[str, Path]) -> None:
-        """Use these folders, by controller, as parents of new groups."""
+        """Make new groups in these folders, one for each controller."""
         tcp = (parents["memory"] / _TCP).exists() if "memory" in parents else False
         self.apart = f", but TCP's and UDP's buffers {f'apart, at most 1/{_TCP_PART} of that' if tcp else 'not at all'}"
         self._controllers = list(parents)
@@ -114,7 +114,7 @@ class VersionOne:
         return "cpu" in self._controllers
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
-        """Write limits to a group. Swap counts as memory if the kernel counts swap at all."""
+        """Set a group's limits. That of memory includes swap, if the kernel counts swap."""
         folder = dict(zip(self._controllers, folders, strict=True))
         if limits.memory is not None:
             _write(folder["memory"] / "memory.limit_in_bytes", limits.memory)
@@ -155,10 +155,10 @@ class VersionTwo:
 
     @classmethod
     def find(cls, controllers: frozenset[str] = frozenset({"memory", "pids"})) -> "VersionTwo | None":
-        """Return version 2 with a group below which groups with limits can be made, or None if there is no such group.
+        """Find a group in which groups with limits can be made. Return version 2 with that parent, or None if there is none.
 
-        It is the nearest group, from this process's own upwards, that this process may write to and that enables the controllers for its
-        children.
+        The parent is the nearest group, from this process's own upwards, that this process may write to and that enables the controllers
+        for its children.
         """
         # A group with processes of its own cannot have limited children ("no internal processes" in cgroups(7)). So this process's own
         # group is usually of no use.
@@ -189,7 +189,7 @@ class VersionTwo:
         return (folders[0] / "cpu.max").exists()
 
     def limit(self, folders: Sequence[Path], limits: GroupLimits) -> None:
-        """Write limits to a group. A session that exceeds its memory is killed as a whole."""
+        """Set a group's limits. A session that exceeds its memory is killed as a whole."""
         (folder,) = folders
         if limits.memory is not None:
             _write(folder / "memory.max", limits.memory)
@@ -304,7 +304,7 @@ class Group:
 
 
 class Leftovers:
-    """Groups that are removed later, because they still have processes. When this process ends, the janitor does that."""
+    """Groups that still have processes, and so are removed later. If this process ends before, its janitor removes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -464,7 +464,7 @@ _JANITOR_SECONDS = 10.0
 
 
 class Janitor:
-    """A shell that cleans up when its input ends, at the latest when this process ends. It is small and starts at once."""
+    """A shell that cleans up when its input ends: by `finish`, or because this process ended. It is small and starts at once."""
 
     def __init__(self, script: str, *arguments: str) -> None:
         """Start the shell. The script must begin with `read _`, which waits, and gets the arguments as `$1` and so on."""

@@ -203,7 +203,7 @@ class Watchdog:
         (self._busy.set if running else self._busy.clear)()
 
     def used(self) -> int:
-        """Return the bytes of files now, and of processes and sockets at the last look. A file mapped into memory counts twice."""
+        """Return the bytes of files now, plus those of processes and sockets when last measured. A file mapped into memory counts twice."""
         return self._held + self._bytes_of_files(next(iter(self._watches), None))
 
     def room(self) -> int:
@@ -254,7 +254,7 @@ class Watchdog:
                 await self._busy.wait()
 
     def _looked_over(self, init: int, sockets: "SocketMemory | None") -> bool:
-        """Measure the session, and return whether a limit is exceeded. If no descriptor is free, return False: the next look is soon."""
+        """Measure the session, and return whether a limit is exceeded. If no descriptor is free, return False: the next call is soon."""
         try:
             return self._is_over(init, sockets)
         except OSError as error:
@@ -299,7 +299,7 @@ def _in_folder(path: str, most: int) -> int:
 
 
 def private_memory(init: int) -> int:
-    """Return the total bytes of memory that a session's processes do not share, or 0 if this process may not read that."""
+    """Return the bytes of memory that each process of a session has for itself, in total, or 0 if this process may not read that."""
     values = [_values(f"/proc/{pid}/smaps_rollup", _PRIVATE) for pid in family(init)]
     return sum(map(sum, values)) * _KB
 
