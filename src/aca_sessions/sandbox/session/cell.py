@@ -33,7 +33,7 @@ class Output:
         self.read = 0  # bytes in all, those that were cut included
 
     def follow(self, tell: Callable[[str], None] | None) -> None:
-        """Call `tell` now with the text that was kept so far, and then with each new text. None ends that."""
+        """Call `tell` now with the text that was kept so far, and then with each new text. With None, stop that."""
         self._tell = tell
         self._decoder.reset()
         self._pass_on(bytes(self._head + self._tail))
@@ -201,7 +201,7 @@ class Cell:
         self._places: dict[str, int] = {}  # of the latest display of each name
 
     def show(self, shown: wire.Shown) -> None:
-        """Add a display. An update replaces the display of its name. Raise WireError if the displays exceed a limit."""
+        """Add a display. An update replaces the display of the same name. Raise WireError if the displays exceed a limit."""
         # The guest keeps the same limits or smaller ones: exceeding these means that the guest forged the frame.
         if len(shown.data) > _MAX_FORMS or len(shown.name or "") > _MAX_NAME:
             raise wire.WireError(f"a display must have at most {_MAX_FORMS} forms, and a name of at most {_MAX_NAME} characters")
@@ -244,7 +244,7 @@ class Cell:
         return True
 
     def answered(self, number: int) -> bool:
-        """Mark a question as answered, or return False if it is not open. After the last open one, the clock goes on."""
+        """Mark a question as answered, and start the clock if none is open any more. Return False if it was not open."""
         if number not in self.open:
             return False
         self.open.remove(number)

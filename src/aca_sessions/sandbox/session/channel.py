@@ -45,7 +45,7 @@ class Unfinished:
     def note(self, inbox: "Inbox", size: int, *, anew: bool) -> None:
         """Record how many bytes of an unfinished frame an inbox holds. If all inboxes exceed the limit, refuse the oldest frames.
 
-        Less than 256 KiB is not counted. `anew` tells that this is not the frame of the last call, so it is the youngest of all.
+        Less than 256 KiB is not counted. With `anew`, the inbox has begun another frame since the last call, which is now the youngest.
         """
         with self._lock:
             if anew or size < _SMALL:
@@ -93,7 +93,7 @@ class Inbox:
         self._watch(True)
 
     def charge(self, size: int) -> None:
-        """Count bytes that were read from stdout and stderr as work that the guest caused, which is limited."""
+        """Count bytes read from stdout and stderr as work that the guest caused. After too much work, reading pauses."""
         self._units += size / _UNIT
 
     def finish(self) -> None:

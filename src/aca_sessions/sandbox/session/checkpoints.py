@@ -1,6 +1,6 @@
 """The checkpoints of a session. A checkpoint keeps the variables in a forked interpreter that waits, and the files as a copy.
 
-Checkpoints are taken, and rolled back to, between two cells.
+Taking a checkpoint and rolling back to one happen between two cells.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from .interpreter import Interpreter, fork
 class SessionCheckpoint:
     """A checkpoint: a forked interpreter that waits, and a workspace (`tree`) with a copy of the files.
 
-    `position` is the session's position in its ledger when it was taken. A hidden one belongs to a transactional cell, and is not listed.
+    `position` is the position in the session's ledger at that time. A hidden checkpoint belongs to a transactional cell, and is not listed.
     """
 
     id: str

@@ -2,9 +2,9 @@
 
 They act as the guest's user, by descriptors, and never follow the guest's links.
 
-A restored file keeps its inode, even if it was renamed since the checkpoint. So a file that the checkpoint's interpreter has open (a log, a
-database) is still the file of that name. A restore first prepares everything, which may fail and changes nothing. Then it commits, which
-has no reason to fail.
+A restored file keeps its inode, even if it was renamed since the checkpoint. So if the checkpoint's interpreter has a file open (a log, a
+database), it still writes to the file of that name. A restore first prepares everything; if that fails, nothing is changed. Only then does
+it change the files, which has no reason to fail.
 """
 
 import errno
@@ -154,7 +154,7 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
-    """Return the former paths of files that were deleted from a workspace and that a process has open, sorted, below /mnt/data.
+    """Return the former paths below /mnt/data, sorted, of files that a process has open although they were deleted.
 
     `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
     which files the process has open.
@@ -276,7 +276,7 @@ class _Restoration:
                 taken.add(self._found[path].st_ino)
 
     def _places(self) -> dict[int, str]:
-        """Return a path for each inode number in the workspace, except if that path is too long for the kernel."""
+        """Return a path for each inode number in the workspace. Leave out paths that are too long for the kernel."""
         return {status.st_ino: path for path, status in self._found.items() if len(os.fsencode(path)) < _MAX_PATH}
 
     def _is_alike(self, path: str, place: str) -> bool:
@@ -286,7 +286,7 @@ class _Restoration:
         return not stat.S_ISLNK(wanted.st_mode) or read_link(self._source, path) == read_link(self._target, place)
 
     def _locate(self) -> None:
-        """Decide which paths keep their inode, and which get theirs from another path."""
+        """Decide which paths keep their inode, and which get one that is at another path now."""
         for path, status in self._wanted.items():
             stays = path in self._found and self._found[path].st_ino == self._inodes.get(status.st_ino)
             if stays and folder_of(path) in self._kept:
@@ -304,7 +304,7 @@ class _Restoration:
         return [path for path in self._wanted if path not in others]
 
     def _files(self) -> list[str]:
-        """Return the first path of each wanted file that gets an inode of the workspace."""
+        """Return the first path of each wanted file that will use an inode of the workspace."""
         return [path for inode, path in self._firsts().items() if inode in self._inodes]
 
     def _firsts(self) -> dict[int, str]:
@@ -328,13 +328,13 @@ class _Restoration:
                 self._changed[path] = False
 
     def _open_up(self, path: str, rights: int) -> None:
-        """Give the owner of an entry missing rights. `commit` sets the wanted mode later; a failed `prepare` sets the old one."""
+        """Add missing rights for the owner of an entry. `commit` sets the wanted mode later; a failed `prepare` sets the old one."""
         if path not in self._found or self._found[path].st_mode & rights != rights:
             before = add_rights(self._target, path, rights)
             self._undo.callback(set_mode, self._target, path, before)
 
     def _make_all(self) -> None:
-        """Make new entries under hidden names, and reserve the space for all that will be written. On failure undo all of it."""
+        """Make new entries under hidden names, and reserve the space for all that will be written. On failure undo both."""
         with ExitStack() as undo:
             for path, differs in self._changed.items():
                 if differs:

@@ -66,7 +66,7 @@ class Spawned:
         return signal.SIGKILL if self.namespaces else signal.SIGTERM
 
     def close(self) -> None:
-        """End the session and close its descriptors. Do not call this once another object has taken them over."""
+        """End the session and close its descriptors. Do not call this once another object owns the descriptors."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.init, self.ending)
         self.link.close()
@@ -264,7 +264,7 @@ def _as_user(owner: int | None) -> Iterator[None]:
 def running_below(init: int, *, besides: int) -> tuple[RunningProcess, ...]:
     """Return at most 100 processes of a session without a pid namespace, sorted by pid.
 
-    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. If one of these has ended, return none.
+    Leave out the session's first process (the pidfd `init`) and the process of the pidfd `besides`. If either has ended, return ().
     """
     try:
         own = (host_pid(init), host_pid(besides))

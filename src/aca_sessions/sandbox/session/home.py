@@ -1,7 +1,7 @@
 """What the interpreters of a session and its branches share: a first process, counted memory, and turns at /mnt/data.
 
 The first process is the init of the session's pid namespace, and reports deaths to the host. One workspace at a time is mounted at
-/mnt/data, and only its processes run.
+/mnt/data, and only the processes of that workspace run.
 """
 
 import asyncio
@@ -54,8 +54,8 @@ class Home:
     def __init__(self, spawned: Spawned, tree: int, memory: Memory, show: Callable[[int, int], None]) -> None:
         """Take over a session that was just started, and its descriptors except the link, which stays the caller's.
 
-        `tree` is the workspace at /mnt/data at first. `show` mounts another there, given the pidfd of the first process and the number of
-        that workspace.
+        `tree` is the workspace at /mnt/data at first. `show` mounts a workspace there, given the pidfd of the first process and the number
+        of the workspace.
         """
         self._owner = Owner()
         self.init = spawned.init
@@ -171,7 +171,7 @@ class Home:
 
     @asynccontextmanager
     async def turn(self, tree: int) -> AsyncIterator[None]:
-        """Wait until no other cell runs. In the block, workspace `tree` is at /mnt/data, and no process of another one runs."""
+        """Wait until no other cell runs. In the block, workspace `tree` is at /mnt/data, and only its processes run."""
         async with self._turn:
             if self._resting is not None:
                 self._stop_resting()
@@ -188,7 +188,7 @@ class Home:
     async def standstill(self, tree: int) -> AsyncIterator[None]:
         """Wait until no cell runs. In the block, no process of the session and its branches runs.
 
-        After the block, mount workspace `tree` at /mnt/data and continue those of its processes that are left.
+        After the block, mount workspace `tree` at /mnt/data and continue its processes.
         """
         async with self._turn:
             self._stop_resting()
@@ -208,7 +208,7 @@ class Home:
                 signal.pidfd_send_signal(self.init, self._ending)
 
     def kill_with_children(self, number: int, process: int) -> None:
-        """Kill an interpreter (its pid in the session and its pidfd) and its descendants, except other interpreters and theirs.
+        """Kill an interpreter (its pid in the session and its pidfd) and its descendants. Spare other interpreters and their descendants.
 
         Orphans that it started are killed with the last interpreter of their workspace, or by `end_processes`.
         """
@@ -275,7 +275,7 @@ class Home:
                     await self._switch(tree)
 
     async def _move(self, stop: Callable[[], tuple[RunningProcess, ...]]) -> None:
-        """Call `stop` in a thread. Record what it had to kill, so that the next result of that workspace names it.
+        """Call `stop` in a thread. Record which processes it had to kill, so that the next result of their workspace names them.
 
         If some processes still run after that, kill the whole session and raise GuestDiedError.
         """
@@ -430,7 +430,7 @@ class Home:
 
 @contextlib.contextmanager
 def _explained_control_group() -> Iterator[None]:
-    """Raise GuestDiedError (the process has ended) or IsolationError for an OSError, unless it is a lack of descriptors."""
+    """For an OSError raise GuestDiedError if the process has ended, else IsolationError. Let a lack of descriptors pass."""
     try:
         yield
     except OSError as error:

@@ -155,7 +155,7 @@ class Interpreter:
             return await self._run(wire.Extend("packages", list(paths), list(replaced)), _OWN_SECONDS, Cell("packages"))
 
     async def warm_up(self) -> None:
-        """Make the guest touch the memory that a first cell needs, so that the first cell does not wait while the kernel copies it."""
+        """Make the guest touch the memory that a first cell needs, so that the kernel has copied it before that cell runs."""
         async with self._busy:
             await self._run(wire.WarmUp("warm-up"), _OWN_SECONDS, Cell("warm-up"))
 
@@ -308,8 +308,8 @@ class Interpreter:
     async def kill(self, cause: str = "killed") -> Ended:
         """Kill the interpreter and all processes of its workspace except other interpreters. The caller must still call `close`.
 
-        Return which processes ended, and which are still alive although they were killed. If no other interpreter of the session and its
-        branches is left, all processes are killed and none is returned.
+        Return which processes ended, and which are still alive although they were killed. If this is the last interpreter of the session
+        and its branches, kill all processes, and return none.
         """
         if self.home.is_alone(self.number):
             self._kill(cause)
@@ -407,8 +407,8 @@ class Interpreter:
     def _bury(self, cause: str) -> None:
         """Record the death of the interpreter, stop reading, and kill what it started. Do nothing if its death is recorded already.
 
-        If the host killed it, the host's reason is recorded in place of `cause`: the end of the guest's pipe, which looks like a crash, may
-        be noticed first.
+        If the host killed it, record the host's reason instead of `cause`, because the end of the guest's pipe, which looks like a crash,
+        may be noticed first.
         """
         if self._death.done():
             return
@@ -438,7 +438,7 @@ class Interpreter:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def _left_running(self, cell: Cell) -> tuple[RunningProcess, ...]:
-        """Return at most 100 processes that a cell left running: as reported by the guest, or without namespaces as found on this host."""
+        """Return at most 100 processes that a cell left running. The guest reports them; without namespaces this host finds them."""
         if self.home.has_namespaces:
             elsewhere = self.home.elsewhere(self.tree)
             return tuple(islice((process for process in cell.processes if process.pid not in elsewhere), MOST_REPORTED))
@@ -514,7 +514,7 @@ def _unheard_on_failure(channel: Channel) -> Iterator[None]:
 
 
 async def _meet(link: socket.socket, home: Home, limits: Limits, tree: int, proxy: Proxy | None) -> Interpreter:
-    """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with it.
+    """Wait for the first frame of a new, confined session. Return an interpreter made of the descriptors that come with the frame.
 
     Only trusted code has run in the session by then. Later frames may come from the user's code, so the host accepts no descriptors with
     them.
@@ -578,7 +578,7 @@ async def _serve(proxy: Proxy, descriptor: int) -> Serving:
 def _check_met(payloads: list[bytes], complete: bool) -> None:
     """Raise an error unless the first frame of a session is `Ready` and all of its descriptors have arrived (`complete`).
 
-    No frame means that the session has ended. Descriptors are lost if this process has no free ones.
+    If there is no frame, the session has ended. If descriptors are missing, this process had no free ones for them.
     """
     if not payloads:
         raise GuestDiedError("a session ended before it was ready; see this program's standard error for the cause, and try again")

@@ -1,9 +1,10 @@
 """The processes of a session and its branches, if control groups cannot freeze them. Each belongs to one workspace (`tree` in code).
 
 One workspace at a time is shown: it is mounted at /mnt/data, and only its processes run. All processes live in one pid namespace and one
-mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops every process
-of a workspace before another workspace takes its place, and continues it afterwards. A stopped process cannot fork. So every process that
-the host has not stopped, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker thread.
+mount namespace, where guests have no capability, so a process cannot be given a /mnt/data of its own. Instead, the host stops all processes
+of a workspace before it mounts another one, and continues them when theirs is mounted again. A stopped process cannot fork. So every
+process that the host has not stopped, except the session's first one, belongs to the workspace that is shown. All calls block: use a worker
+thread.
 """
 
 import contextlib
@@ -96,10 +97,10 @@ class Processes:
         return {*self._members} | {one.number for one in self._of_others(tree)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Stop all processes, mount workspace `tree` at /mnt/data by `show` unless it is still mounted, and continue its processes.
+        """Stop all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and continue its processes.
 
-        Return the processes that were killed because they did not stop. Raise TimeoutError if one runs even after that, because it must not
-        see the other workspace. If `show` fails, all processes stay stopped until the next switch.
+        Return the processes that were killed because they did not stop. Raise TimeoutError if a process runs even after that, because it
+        must not see the other workspace. If `show` fails, all processes stay stopped until the next switch.
         """
         ended = self.halt()
         if self._mounted != tree:
@@ -151,8 +152,8 @@ class Processes:
     def _stop(self) -> tuple[dict[Identity, bool], bool]:
         """Stop all processes. Return those of the workspace at /mnt/data, and whether all processes are stopped now.
 
-        The value of each is True if this call stopped it, and False if it was stopped before. As long as one runs, it may start others, or
-        continue stopped ones. So /proc is read until nothing has changed twice in a row. Processes of other workspaces are read too,
+        A process maps to True if this call stopped it, and to False if it was stopped before. A process that still runs may start others,
+        or continue stopped ones, so /proc is read until nothing has changed twice in a row. Processes of other workspaces are read too,
         because code in the session may have continued one.
         """
         _check_descriptors()
@@ -190,7 +191,7 @@ class Processes:
     def _kill(self, doomed: Callable[[Identity], bool], known: Set[int] | None = None) -> Ended:
         """Kill the processes that `doomed` selects, until /proc shows none of them alive twice in a row, or was read 400 times.
 
-        With `known`, other pids are killed before `doomed` is asked: see `_look_at_all`.
+        Pids that are not in `known` are killed without asking `doomed`, if `known` is given: see `_look_at_all`.
         """
         ended: dict[Identity, RunningProcess] = {}
         alive: list[_Seen] = []
@@ -208,7 +209,7 @@ class Processes:
         return Ended(tuple(process for one, process in ended.items() if one not in left), tuple(left.values()))
 
     def _continue(self, stopped: dict[Identity, bool]) -> None:
-        """Continue what `_stop` stopped, usually children first: a shell that finds a child stopped takes it for a stopped job."""
+        """Continue what `_stop` stopped, usually children first, because a shell takes a stopped child for a stopped job."""
         for one in sorted(stopped, reverse=True):
             if stopped[one]:
                 with contextlib.suppress(OSError), self._opened(one.number) as process:
@@ -257,7 +258,7 @@ class Processes:
 
     @contextmanager
     def _opened(self, name: int | str) -> Iterator[int]:
-        """Yield a descriptor of a folder in /proc. Signals can be sent by it, and never reach a later process of that pid."""
+        """Yield a descriptor of a folder in /proc. A signal sent by it never reaches a later process of the same pid."""
         folder = os.open(str(name), _FOLDER, dir_fd=self._proc)
         try:
             yield folder

@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.0005
 class TreeGroups:
     """The control groups of one session, to freeze, thaw and end the processes of each workspace.
 
-    While there is only one workspace, all processes stay in the group `group`. With a second one, each gets its own group below that.
+    With only one workspace, all processes stay in the group `group`. Once there is a second one, each workspace gets a group below `group`.
     """
 
     def __init__(self, group: Path, init: int, tree: int) -> None:
@@ -67,10 +67,10 @@ class TreeGroups:
         return {*self._members} | {process.pid for group in others for _, process in _processes_in(group)}
 
     def switch(self, tree: int, show: Callable[[], None]) -> tuple[RunningProcess, ...]:
-        """Freeze all processes, mount workspace `tree` at /mnt/data by `show` unless it is still mounted, and thaw its processes.
+        """Freeze all processes, mount workspace `tree` at /mnt/data by `show` unless it is there already, and thaw its processes.
 
-        Return the processes that were killed because they did not freeze. Raise TimeoutError if one runs even after that, because it must
-        not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
+        Return the processes that were killed because they did not freeze. Raise TimeoutError if a process runs even after that, because it
+        must not see the other workspace. If `show` fails, all processes stay frozen until the next switch.
         """
         ended = self.halt()
         self._place_stopped()
@@ -127,7 +127,7 @@ class TreeGroups:
             self._group.rmdir()
 
     def _group_of(self, tree: int) -> Path | None:
-        """Return the group with a workspace's processes, or None if only other workspaces have groups."""
+        """Return the group with a workspace's processes, or None if this workspace has no group yet."""
         return self._groups.get(tree) if self._divided else self._group
 
     def _place_stopped(self) -> None:

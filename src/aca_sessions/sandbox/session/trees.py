@@ -58,7 +58,7 @@ def walk(top: int, may_pass_over: Callable[[str], bool] = lambda folder: False) 
 
 @contextmanager
 def opened(top: int, path: str, flags: int) -> Iterator[int]:
-    """Yield a descriptor of a path below the folder `top`, opened for the block. No link is followed."""
+    """Yield a descriptor of a path below the folder `top`, and close it after the block. No link is followed."""
     descriptor = syscalls.openat2(top, path or ".", flags, 0, _RULES)
     try:
         yield descriptor
@@ -138,7 +138,7 @@ def _remove(top: int, folder: int, name: str, deep: list[str], depth: int = 0) -
 
 @contextmanager
 def _marked(top: int, path: str) -> Iterator[int]:
-    """Yield an O_PATH descriptor of a path, which needs no rights on the entry itself, or `top` for an empty path."""
+    """Yield an O_PATH descriptor of a path, or `top` for an empty path. Opening it needs no rights on the entry itself."""
     if not path:  # a top without rights would not even be looked up as "."
         yield top
         return
