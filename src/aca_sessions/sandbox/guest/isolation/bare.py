@@ -143,7 +143,7 @@ def check(plan: Plan) -> None:
 
 
 def told_by(plan: Plan) -> str:
-    """Return the arguments of `Bare` for a plan, as JSON that the zygote passes through exec to its next program."""
+    """Return the arguments of `Bare` for a plan, as JSON. The zygote passes it to the program that it executes next."""
     # Folders that the sessions' users may not enter are left out. `modules.extend` reports it when one is needed.
     packages = [path for path in plan.mounts.values() if _may(plan.first_uid, path, os.X_OK)]
     return json.dumps({"base": plan.base, "first_uid": plan.first_uid, "environment": sorted({*plan.roots.values(), *packages})})
@@ -160,7 +160,7 @@ class Bare:
     """The zygote's operations on sessions on a host without namespaces."""
 
     def __init__(self, base: str, first_uid: int, environment: Sequence[str]) -> None:
-        """Become the parent of sessions' orphaned processes, to kill them.
+        """Become the parent of sessions' orphaned processes, to be able to kill them.
 
         `base` holds the sessions' folders, `environment` the paths of their Python environment. `first_uid` is the first uid that
         sessions use, or 0 if they run as the host's own user.
@@ -201,7 +201,7 @@ class Bare:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     def drop_tree(self, tree: int) -> None:
-        """Kill processes that a session left because its first process died before killing them, then remove the workspace."""
+        """Kill the processes that a session left behind, then remove its workspace."""
         self._sweep(tree)
         _remove(self._folder(tree))
 
@@ -292,7 +292,7 @@ class Bare:
 
 
 def _reaches_nobody_else(other: int) -> bool:
-    """Forbid this process and its later descendants to signal any other process. Return whether signalling the pid `other` now fails."""
+    """Forbid this process and its later descendants to signal others, if Landlock can. Return whether it may not signal the pid `other`."""
     if syscalls.landlock_version() < _FIRST_WITH_SCOPES:
         return False
     with part("Landlock"):
@@ -319,7 +319,7 @@ def _become(uid: int) -> None:
 
 
 def _may(uid: int, path: str, mode: int) -> bool:
-    """Return whether a user may access a path. A uid of 0 stands for the current user. `mode` is that of os.access."""
+    """Return whether a user may access a path. A uid of 0 stands for the current user. `mode` is as for os.access."""
     child = os.fork()  # a child, because a change of user cannot be undone
     if child == 0:
         try:

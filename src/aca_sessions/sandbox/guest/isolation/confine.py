@@ -1,7 +1,7 @@
 """The functions that turn a forked child of the zygote into a session. None of their effects can be undone.
 
-The kernel dictates the order. Mounts need capabilities, so they come before the session's user namespace, which takes away the
-capabilities over all earlier mounts. Limits, Landlock and seccomp come last, because they refuse what the earlier steps need.
+The kernel dictates the order. Mounts need capabilities, so they come before the session's user namespace, in which this process has no
+capabilities over them. Limits, Landlock and seccomp come last, because they refuse what the earlier steps need.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ WRITABLE = ("/tmp", "/dev", "/mnt")
 
 
 def enter_namespaces(spawn: Spawn, uid: int) -> None:
-    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities in them.
+    """Move this process into new mount, network, IPC, UTS and cgroup namespaces, then into a user namespace without capabilities over them.
 
-    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError
-    with the part that the host refuses.
+    No network namespace is created if the session shares the host's network. A `uid` of 0 means the zygote's own uid. Raise RefusalError,
+    which names the part that the host refuses.
     """
     own_network = spawn.network != "host"
     with part("mount, network, ipc, uts and cgroup namespaces"):
@@ -88,7 +88,7 @@ def enter_namespaces(spawn: Spawn, uid: int) -> None:
 def limit(spawn: Spawn, *, processes: int | None = None) -> None:
     """Set the resource limits of this process and of all that it starts.
 
-    `processes` replaces `spawn.processes`, for hosts where the kernel counts other processes of the same user as well.
+    `processes` replaces `spawn.processes` where the kernel also counts processes that the same user has outside the session.
     """
     # Preloaded libraries alone map 1.4 GB, so `address_space` is added to what this process has mapped.
     memory = _address_space() + spawn.address_space
@@ -164,7 +164,7 @@ def close_all_but(*kept: int) -> None:
 
 
 def map_ids(inside: int, outside_uid: int, outside_gid: int) -> None:
-    """Map a uid and a gid of the parent user namespace to the id `inside` in this process's new one."""
+    """Map the id `inside` of this process's new user namespace to a uid and a gid of the parent namespace."""
     # Without this an unprivileged process may not write gid_map (user_namespaces(7)). It keeps a process from dropping a group that a file
     # denies access to.
     write_file("/proc/self/setgroups", "deny")
@@ -195,7 +195,7 @@ def _hide(path: str) -> None:
 
 
 def _become_guest(uid: int) -> None:
-    """Change to `uid` (0: keep the zygote's, not root on the host), then enter a user namespace that maps the uid to `GUEST_ID`."""
+    """Change to `uid`, or keep the zygote's uid if it is 0. Then enter a user namespace that maps this uid to `GUEST_ID`."""
     if uid:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)

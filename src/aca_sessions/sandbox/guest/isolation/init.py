@@ -111,7 +111,7 @@ def _listen_for_proxy() -> int:
 
 
 def _list_of_sockets() -> "list[int]":
-    """Return, in a list, a descriptor that shows the host how much memory sockets use, or [] without sock_diag(7)."""
+    """Return [descriptor], by which the host sees how much memory sockets use, or [] if the kernel lacks sock_diag(7)."""
     # If the kernel lacks sock_diag, the list is empty and the host reports that this memory is not counted.
     with contextlib.suppress(OSError):
         return [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG).detach()]

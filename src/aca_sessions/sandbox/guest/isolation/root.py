@@ -253,7 +253,7 @@ def bind(source: str, target: str, *, writable: bool = False) -> None:
 
 
 def _add_image(base: str, image: str) -> None:
-    """Mount the folders of an image read-only below `base`. Copy links as links: their targets may be files of the host."""
+    """Mount the folders of an image read-only below `base`. Copy links as links, as their targets could be files of the host."""
     with os.scandir(image) as entries:
         for entry in entries:
             if entry.name not in _NOT_SHOWN and not entry.name.startswith("."):
