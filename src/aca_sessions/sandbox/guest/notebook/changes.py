@@ -171,7 +171,7 @@ class Variables:
         return [*found["added"], *found["changed"], *found["deleted"]]
 
     def _look(self, name: str, value: Any) -> object:
-        """Return `_ABSENT` for a variable not the user's, type's address and value for a number or short text, else `_OTHER`."""
+        """Return what to compare: `_ABSENT` if the variable is not the user's, type and value of a number or short text, else `_OTHER`."""
         kind = type(value)
         if value is _ABSENT or kind is ModuleType or self._hidden.get(name, _ABSENT) is value:
             return _ABSENT
@@ -229,7 +229,7 @@ class _Sizes:
 
 
 def _measures() -> Measures:
-    """Return functions that measure a length or shape, by the address of the type. Types whose methods could be the user's have none."""
+    """Return functions that measure a length or shape, by the address of the type, for the types whose methods cannot be the user's."""
     measures: Measures = {id(range): _length_of_range, **{id(kind): len for kind in _SIZED}}
     for module, name in _FOREIGN:
         loaded = sys.modules.get(module)

@@ -54,7 +54,7 @@ class Collected:
         self._images: set[bytes] = set()
 
     def take_value(self, result: Any, formats: dict[str, Any]) -> None:
-        """Store the value of the cell's last expression. Display it if `formats`, its forms by MIME type, has more than text."""
+        """Store the value of the cell's last expression. Display it if `formats` (its forms by MIME type) has more than text."""
         self.text = clip(str(formats.get("text/plain", "")))
         value = _scalar(getattr(result, "result", None))
         self.value = self.text if value is None else value
@@ -82,7 +82,7 @@ class Collected:
             self.take_display(self._late.popleft())
 
     def clear(self, wait: bool) -> None:
-        """Remove the displays of this cell: at once, or with `wait` when the next display comes. Do nothing after the cell has finished."""
+        """Remove the displays of this cell: now, or if `wait` is true when the next one comes. Do nothing after the cell has finished."""
         if os.getpid() != self._pid or self._finished:
             return
         with self._turn:
@@ -152,7 +152,7 @@ class Collected:
 
 
 def clip(text: str, limit: int = _MAX_TEXT) -> str:
-    """Return a text. If it is too long, a note of how many characters were cut replaces the middle."""
+    """Replace the middle of a text longer than `limit` by a note of how many characters were cut."""
     if len(text) <= limit:
         return text
     half = limit // 2

@@ -25,7 +25,7 @@ _INSTALLER = re.compile(r"\s*(?:uv|conda|mamba|micromamba)\s+(?:pip\s+)?(?:insta
 
 
 def run(command: Command, send: Callable[[Message], None]) -> Finished:
-    """Run a command. The value is its exit code. If interrupted, kill its process group; the error is KeyboardInterrupt."""
+    """Run a command. The result's value is its exit code. An interrupt kills its process group, and the error is KeyboardInterrupt."""
     before = changes.list_files()
     error: tuple[str | None, str] = (None, "")
     code = None
@@ -61,7 +61,7 @@ class Syntax(TransformerManager):
     _PLAIN = TransformerManager().token_transformers  # type: ignore[no-untyped-call]
 
     def do_token_transforms(self, lines: list[str]) -> list[str]:
-        """Return a cell unchanged if it cannot hold a command, without IPython's search, which splits the cell into tokens."""
+        """Skip IPython's search for commands, which splits the cell into tokens, if the cell cannot hold any."""
         if self.token_transformers == self._PLAIN and not any(map(_may_hold_command, lines)):
             return lines
         return super().do_token_transforms(lines)  # type: ignore[no-any-return, no-untyped-call]

@@ -5,8 +5,8 @@ Besides the forms that IPython makes there are:
 - Charts of plotly and altair, as JSON and as one HTML document. plotly's document contains its script (5 MB). altair's does if vl-convert
   is installed; otherwise it loads Vega from a public address, so the reader needs a network. Neither is drawn as an image here.
 - Tables of pandas and polars, as `application/vnd.dataresource+json` (Frictionless Data's tabular data resource, which notebooks know): a
-  sample of the rows, each column's `dtype`, and the number of all rows and columns. Rows are objects by field name, as the format wants, so
-  names must differ: a column whose name is taken gets a number behind it, and its real name as `title`. No code of the user runs, so a
+  sample of the rows, each column's `dtype`, and the number of all rows and columns. The keys of a row are the columns' names, so these
+  must differ: a number is appended to a name that is taken, and `title` then holds the real name. No code of the user runs, so a
   value that is not of a plain type is shown as the name of its type.
 """
 
@@ -56,7 +56,7 @@ class Hook(DisplayHook):
         super().__call__(result)
 
     def quiet(self) -> bool:
-        """Return whether the cell ends with a semicolon, which hides its value. A cell with no semicolon is not parsed."""
+        """Return whether the cell ends with a semicolon, which hides its value."""
         parsed = self.shell.history_manager.input_hist_parsed
         return bool(parsed) and ";" in parsed[-1] and bool(super().quiet())
 
@@ -274,7 +274,7 @@ def _resource(fields: list[dict[str, str]], columns: list[list[Any]], shape: tup
 
 
 def _within_budget(resource: dict[str, Any]) -> dict[str, str]:
-    """Return a table as JSON text, by MIME type, with fewer rows if it is too long, or {} if the columns alone are too long."""
+    """Return a table as JSON text, by MIME type. Drop rows until it is short enough; return {} if even the columns are too long."""
     while len(text := json.dumps(resource, ensure_ascii=False)) > _BUDGET and resource["data"]:
         resource["data"] = resource["data"][: len(resource["data"]) // 2]
     return {TABLE: text} if len(text) <= _BUDGET else {}

@@ -43,7 +43,7 @@ class Loop:
             raise
 
     def go_on_until(self, descriptor: int) -> None:
-        """Run cells' unfinished tasks until the descriptor is readable, `wake` is called, or a task raises SystemExit, which is printed."""
+        """Run cells' unfinished tasks until the descriptor is readable or `wake` is called. A task's SystemExit also ends this."""
         if self._loop is None or self._loop.is_closed():
             return
         self._is_between_cells = True
@@ -60,7 +60,7 @@ class Loop:
                 self._loop.remove_reader(descriptor)
 
     def wake(self) -> None:
-        """End `go_on_until`, because a message has come. Any thread may call this. The loop does not stop while a cell awaits in it."""
+        """End `go_on_until`, because a message has come. Any thread may call this. A cell that awaits in the loop is not interrupted."""
         self._woken.set()
         loop = self._loop
         with contextlib.suppress(RuntimeError):
@@ -68,7 +68,7 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """Forget the loop in a forked process without closing it, so that the next cell gets a new one."""
+        """Drop the loop in a forked process, unclosed for the parent's sake. The next cell gets a new loop."""
         # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
         # from it, so the loop is kept.
         self._abandoned.append(self._loop)

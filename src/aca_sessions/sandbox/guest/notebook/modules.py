@@ -1,8 +1,8 @@
 """The modules that a session can import: files in its workspace, and packages that the host mounted in /.packages.
 
 Modules of the workspace are reloaded: each cell sees them as their files are now, as with IPython's `%autoreload 2`. That extension itself
-is not used, because it checks every module before every cell, compares only times (a rollback restores old ones), and keeps the old
-module if the new one fails. Its `superreload` is used, which updates functions and classes that were imported from a module, in place.
+is not used: it checks every module before every cell, compares only times, which a rollback sets back, and keeps the old module if the
+new one fails. Only its `superreload` is used, which updates functions and classes that were imported from a module, in place.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _shown: list[str] = []  # the folders of packages on the import path
 
 
 class _Loader(SourceFileLoader):
-    """A source loader that uses no .pyc files: these are compared only by size and time in seconds."""
+    """A source loader without .pyc files, which miss an edit of equal size within the same second."""
 
     # Only these two low-level methods are overridden: Python removes the frames of its import machinery from a traceback only if no other
     # frame is among them.
@@ -92,7 +92,7 @@ class _Loader(SourceFileLoader):
 
 
 def settle() -> None:
-    """Put the workspace first on the import path, and its folder `.packages`, into which a session may install, last."""
+    """Put the workspace first on the import path. Put its folder `.packages`, where a session may install packages, last."""
     sys.path_hooks.insert(0, _finder)
     sys.path.insert(0, place.data)
     sys.path.append(f"{place.data}/.packages")
@@ -138,7 +138,7 @@ def _import_again(name: str, module: ModuleType) -> None:
 
 
 def _note(name: str, loaded: _Loaded) -> None:
-    """Record a module that is being imported, before the modules that import it: reloads keep that order."""
+    """Record a module that is being imported ahead of its importers, so that it is reloaded before them."""
     waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
     if name in _loaded:
         loaded.module = _loaded[name].module
@@ -182,7 +182,7 @@ def _digest(source: bytes) -> bytes:
 
 
 def extend(extend: Extend, send: Callable[[Message], None]) -> Finished:
-    """Make the packages in the request's folders importable, in place of those of an earlier request. Return an error if that fails."""
+    """Make the packages in the request's folders importable, in place of those of an earlier request. The result holds any error."""
     loaded = [name for name in extend.replaced if name in sys.modules]
     if loaded:
         names = ", ".join(loaded)

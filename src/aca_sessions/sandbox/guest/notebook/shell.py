@@ -127,7 +127,7 @@ class Shell(InteractiveShell):
 
     @contextlib.contextmanager
     def showing(self, several: bool = True) -> Iterator[None]:
-        """If the object to show has `several` forms, print errors in the block on stderr. Otherwise they become the cell's error."""
+        """If the shown object has `several` forms, print errors in the block on stderr, else make them the cell's error."""
         outer, self._is_showing = self._is_showing, several
         try:
             yield
@@ -135,7 +135,7 @@ class Shell(InteractiveShell):
             self._is_showing = outer
 
     def showtraceback(self, exc_tuple: Any = None, *arguments: Any, **options: Any) -> None:
-        """Show a traceback without this package's last frames, such as the SIGINT handler's, which interrupts the user's code."""
+        """Show a traceback, but cut frames of this package at its end, such as that of the SIGINT handler."""
         etype, value, traceback = self._get_exc_info(exc_tuple)
         tracebacks.explain(value)
         tracebacks.cut_own(traceback)

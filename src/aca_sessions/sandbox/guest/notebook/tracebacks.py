@@ -38,11 +38,11 @@ class Compiler(CachingCompiler):
         self._compiled = 0
 
     def begin_cell(self) -> None:
-        """Begin a cell: its own source gets the plain name, and sources that it runs with `run_cell` get the name with a count."""
+        """Begin a cell: its own source is named `<Cell In[3]>`. A source that it runs by `run_cell` is named `<Cell In[3], 2>`."""
         self._compiled = 0
 
     def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
-        """Return a name such as `<Cell In[3]>`. Debuggers look for a file if a name has no angle brackets."""
+        """Return a name such as `<Cell In[3]>`. The angle brackets tell debuggers that it is not a file."""
         self._compiled += 1
         return f"<Cell In[{number}]>" if self._compiled == 1 else f"<Cell In[{number}], {self._compiled}>"
 
@@ -52,7 +52,7 @@ class Skipped(RepeatedFrames):
 
     @property
     def description(self) -> str:
-        """Return the functions and lines of the frames that were left out, the most frequent ones first."""
+        """Return the three most frequent calls that were left out, by function and line, and the number of others."""
         counts = Counter((code.co_name, line) for code, line in self.frame_keys).most_common()
         named = [f"{name} at line {line} ({count} times)" for (name, line), count in counts[:_MOST_NAMED]]
         rest = sum(count for _, count in counts[_MOST_NAMED:])
@@ -133,7 +133,7 @@ def cut_own(traceback: TracebackType | None) -> None:
 
 
 def explain(error: BaseException) -> None:
-    """If this session has no /mnt/data, add a note that names the working directory to an error about a path in /mnt/data."""
+    """Where sessions have no /mnt/data, add a note to an error about a path in it: the note names the folder to use."""
     # Without a mount namespace there is no /mnt/data. Paths are not translated: C libraries would not see the translation.
     sought = str(getattr(error, "filename", None) or "")
     if place.data != DATA and (sought == DATA or sought.startswith(f"{DATA}/")):
@@ -141,7 +141,7 @@ def explain(error: BaseException) -> None:
 
 
 def holds_group(error: BaseException | None) -> bool:
-    """Return whether an error's chain has an exception group. IPython would print it itself, bypassing the shell's methods."""
+    """Return whether an error's chain has an exception group. IPython prints such a chain without calling the shell's methods."""
     return any(isinstance(one, _GROUP) for one in chain(error))
 
 
@@ -151,7 +151,7 @@ def is_long(error: BaseException | None) -> bool:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, its cause or context, the cause or context of that, and so on. Each error is yielded once."""
+    """Yield an error, then its cause or context, and so on along the chain, but no error twice."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
