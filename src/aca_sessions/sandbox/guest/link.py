@@ -182,7 +182,7 @@ class _Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Delay interrupts to the end of the block, then raise KeyboardInterrupt if any came. Other threads never get any."""
+        """Delay interrupts to the end of the block, then raise KeyboardInterrupt if any came. Only the main thread gets any."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -197,7 +197,7 @@ class _Interrupts:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Allow interrupts during the block although it is inside of a `held` block. Raise KeyboardInterrupt at once if one was delayed."""
+        """Allow interrupts during the block, although a `held` block surrounds it. Raise KeyboardInterrupt now if one was delayed."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,6 +1,6 @@
 """Forks of the interpreter, which serve as checkpoints and branches. Each fork has a link of its own and waits for cells.
 
-A fork cannot keep everything: while threads run it is refused, and the result lists what else would be lost or shared.
+A fork is refused while threads run, which it would lose. The result lists what else a fork loses or shares.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def begin() -> None:
 
 
 def stay_in_data() -> None:
-    """If the current folder was deleted, look up the last cell's folder by its path and change to it, or else to /mnt/data."""
+    """If the current folder was deleted, change to the folder that is now at the last cell's path, or else to /mnt/data."""
     # A rollback may have removed the folder, or a branch may have another one at that path: it is looked up by its name again.
     try:
         os.getcwd()

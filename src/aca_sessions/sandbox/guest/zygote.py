@@ -114,7 +114,7 @@ def preload_and_serve(control: socket.socket, host: int, world: World, preload: 
 
 
 def _world(first: str, rest: list[str]) -> tuple[World, list[str]]:
-    """Return `Namespaced` if `first` is a pid namespace's descriptor, or `Bare` if it is the JSON of `bare.told_by`; and `rest`."""
+    """Return `Namespaced` if `first` is a descriptor's number, or `Bare` if it is the JSON of `bare.told_by`; and `rest`."""
     if first.isdecimal():
         os.set_inheritable(int(first), False)
         syscalls.die_with_parent()
@@ -137,7 +137,7 @@ class _Forking:
         self._shell = shell
 
     def serve(self, host: int) -> None:
-        """Carry out requests until the host ends or closes the socket. `host` is its pidfd."""
+        """Carry out requests until the host ends or closes the socket. `host` is the host's pidfd."""
         # The host may end in the middle of a request.
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             self._serve(host)
@@ -184,7 +184,7 @@ class _Forking:
         return []
 
     def _send_done(self, request: Message, made: list[int]) -> None:
-        """Report success to the host, with the descriptors that were made. If that fails, undo the request and raise OSError."""
+        """Report success to the host, with the descriptors that were made. If that fails, remove a new workspace and raise OSError."""
         try:  # fails if sessions of this user have too many descriptors in flight
             socket.send_fds(self._control, [encode(Done())], made)
         except OSError:
@@ -287,7 +287,7 @@ def _is_root_outside() -> bool:
 
 
 def _map_and_wait(plan: Plan, child: int, told: tuple[int, int], mapped: tuple[int, int]) -> NoReturn:
-    """When the child writes to `told`, map the ids of its user namespace and write to `mapped`. Exit when the child has ended."""
+    """Wait until the child writes to `told`, map its user namespace's ids, write to `mapped`, and exit when the child has ended."""
     # The kernel lets only a process that is root on the host map more than one id.
     os.close(told[1])
     try:
@@ -323,7 +323,7 @@ def _as_user(plan: Plan, code: str) -> str:
 
 
 def _become(uid: int) -> None:
-    """Change to a uid that no other process of the host has, and stay dumpable, so that it owns this process's files in /proc."""
+    """Change to a uid that no other process of the host has. Stay dumpable, so that the new uid owns this process's files in /proc."""
     # The uid that creates a user namespace has every capability in it (user_namespaces(7)), and so in every session. Many programs of a
     # host run as `nobody`, so that user would not do.
     os.setgroups([])

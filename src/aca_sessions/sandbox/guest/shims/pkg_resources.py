@@ -1,4 +1,4 @@
-"""A stand-in for setuptools' `pkg_resources`, because AutoGen lists the installed packages by that module before its first cell."""
+"""A stand-in for setuptools' `pkg_resources`, with which AutoGen lists the installed packages before its first cell."""
 
 from importlib.metadata import distributions
 
