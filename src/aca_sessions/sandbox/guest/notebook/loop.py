@@ -68,7 +68,7 @@ class Loop:
                 loop.call_soon_threadsafe(lambda: loop.stop() if self._is_between_cells else None)
 
     def abandon(self) -> None:
-        """Drop the loop in a forked process, unclosed for the parent's sake. The next cell gets a new loop."""
+        """Drop the loop in a forked process, but do not close it. The next cell gets a new one."""
         # Parent and fork share one epoll instance (epoll(7)). A close, also by the garbage collector, would remove the parent's descriptors
         # from it, so the loop is kept.
         self._abandoned.append(self._loop)

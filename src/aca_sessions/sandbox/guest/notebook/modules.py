@@ -138,7 +138,7 @@ def _import_again(name: str, module: ModuleType) -> None:
 
 
 def _note(name: str, loaded: _Loaded) -> None:
-    """Record a module that is being imported ahead of its importers, so that it is reloaded before them."""
+    """Record a module being imported. Its place is before its importers', so that it is reloaded first."""
     waiting = [one for one in _loaded if one != name and _is_being_imported(one)]
     if name in _loaded:
         loaded.module = _loaded[name].module
