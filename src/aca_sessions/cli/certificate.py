@@ -18,9 +18,10 @@ _NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def certificate(folder: Path, host: str) -> tuple[Path, Path]:
-    """Return the paths of a folder's certificate and key. Make both if one is missing or the certificate ends within a day or lacks `host`.
+    """Return the paths of the certificate and the key in a folder. Make both if one of them is missing.
 
-    A user's own certificate is never replaced. Raise ConfigurationError if it has expired or has no key, or the folder is unusable.
+    A certificate that this function made is replaced if it ends within a day or lacks `host`; a user's own never is. Raise
+    ConfigurationError if the user's own has expired or has no key, or if the folder is unusable.
     """
     cert, key = folder / "cert.pem", folder / "key.pem"
     try:

@@ -94,13 +94,13 @@ class ConnectionSlot:
 
     @property
     def unread(self) -> int:
-        """Return how many bytes of responses wait in this process, because the kernel has no room for them until the client takes some."""
+        """Return how many bytes of responses wait in this process's memory, because the kernel's buffer is full until the client reads."""
         return _buffered(self.protocol.transport) if self.protocol is not None else 0
 
     def is_too_slow(self, now: float, limits: ConnectionLimits) -> bool:
         """Return whether the client has made too little progress for longer than the limits allow.
 
-        Progress is what changed since the last call, so this must be called regularly. `now` is a time of `time.monotonic`.
+        Progress is measured from call to call, so call this regularly. `now` is a time of `time.monotonic`.
         """
         phase, protocol = self.phase, self.protocol
         mark = (phase, protocol and protocol.cycle, self._waiting() if phase == "response" else 0)
@@ -122,9 +122,9 @@ class ConnectionSlot:
             self._socket.shutdown(socket.SHUT_RDWR)  # asyncio reads the end of the stream and closes the socket
 
     def _waiting(self) -> int:
-        """Return how many bytes of a response the client has not taken, including those in the kernel.
+        """Return how many bytes of a response the client has not taken, including those in the kernel's buffer.
 
-        Without those, a slow reader would look idle until it has read a third of the kernel's buffer, which may be megabytes.
+        If only this process's bytes counted, a slow reader would look idle until a third of that buffer, which may be megabytes, is empty.
         """
         import fcntl
         import termios
@@ -149,15 +149,15 @@ class Connections(ServerState):
     def can_take(self) -> bool:
         """Return whether another connection can be accepted in this turn of the event loop.
 
-        It cannot while too many closed connections still have their descriptors, which asyncio frees in the next turn.
+        It cannot while too many closed connections still hold a descriptor: asyncio frees these in the next turn.
         """
         self._closing = [slot for slot in self._closing if slot.is_open]
         return len(self._closing) < _BEYOND
 
     def take(self, accepted: socket.socket, address: object) -> bool:
-        """Give a new connection a slot. At the limit, close another connection for it.
+        """Give a new connection a slot, and return True. At the limit, close another connection to make room.
 
-        If none can be closed, accept up to 32 more, which get a response with 503. Return False for any further one.
+        If no other can be closed, accept up to 32 connections beyond the limit, to respond with 503. Beyond these, return False.
         """
         if len(self._slots) >= self.most:
             self._slots = {number: slot for number, slot in self._slots.items() if slot.is_open}
@@ -173,7 +173,7 @@ class Connections(ServerState):
     def close_one(self) -> bool:
         """Close the least important connection that waits for a request. Return False if there is none.
 
-        Also consider those without the key during a response: their clients could request one and never read it.
+        A client without the key also counts as waiting while it gets a response, because it could keep its slot by never reading.
         """
         waiting = [slot for slot in self._slots.values() if slot.phase == "head" or (slot.phase == "response" and not slot.knows_key)]
         if not self._close_least_important(waiting, lambda _slot: 1):
@@ -203,7 +203,10 @@ class Connections(ServerState):
                 self._close(slot)
 
     def _close_least_important(self, waiting: list[ConnectionSlot], weight: Callable[[ConnectionSlot], int]) -> bool:
-        """Close one open connection: prefer those without the key, then the address with most `weight`, then the longest wait."""
+        """Close one open connection, and return False if there is none. Clients without the key come first.
+
+        Among these, choose the address with the most total `weight`, and of its connections the one that has waited longest.
+        """
         open_ones = [slot for slot in waiting if slot.is_open]
         shares = Counter[str]()
         for slot in open_ones:
@@ -225,9 +228,9 @@ class Listener(socket.socket):
     connections: Connections | None = None
 
     def accept(self) -> "tuple[socket.socket, Any]":
-        """Accept a connection. Raise BlockingIOError if none can be accepted now: asyncio then calls again in the next turn of its loop.
+        """Accept a connection. If none can be accepted now, raise BlockingIOError, so that asyncio tries again in its loop's next turn.
 
-        Raise ConnectionAbortedError for a connection that was closed at once, because there is no slot for it.
+        If there is no slot for the connection, close it at once and raise ConnectionAbortedError.
         """
         connections = self.connections
         if connections is None:
@@ -294,7 +297,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     async def _send_within_limit(self, send: ASGISendCallable, event: ASGISendEvent) -> None:
-        """Send a part of a response. If bytes of it stay in this process's memory, close connections until the limit is kept."""
+        """Send a part of a response. If the client does not take all of it, close connections until unread responses fit the limit."""
         await send(event)
         if _buffered(self.transport) and isinstance(self.server_state, Connections):
             self.server_state.close_unread()
@@ -307,7 +310,7 @@ def _buffered(transport: Transport) -> int:
 
 
 def _network(address: object) -> str:
-    """Return the client's IPv4 address or IPv6 /64; "" on a socket file."""
+    """Return the client's IPv4 address, or the /64 network of its IPv6 address, or "" for a client on a socket file."""
     match address:
         case (str(host), *_) if ":" in host:
             six = ipaddress.IPv6Address(host.partition("%")[0])

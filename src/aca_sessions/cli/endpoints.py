@@ -23,7 +23,7 @@ Step = Callable[[CodeInterpreter, str], Awaitable[str]]
 
 
 async def check(settings: Settings) -> bool:
-    """Try an endpoint step by step, and print a line for each step. Return whether all succeeded; stop at the first that fails."""
+    """Try an endpoint step by step, and print a line for each step. Stop at the first that fails. Return whether all succeeded."""
     session = f"doctor-{uuid.uuid4()}"
     try:
         async with open_interpreter(settings) as interpreter:
@@ -140,9 +140,9 @@ VALUES: dict[str, tuple[str, object]] = {
 
 
 async def compare(settings: Settings, report: Path | None) -> bool:
-    """Ask an endpoint all questions and print each observation. Return whether all answers are those of this package's server.
+    """Ask an endpoint all questions and print each observation. Return whether all its answers are those of this package's server.
 
-    Also write them to `report` as JSON, if it is given. If an error ends the examination, write those made until then.
+    If `report` is given, write the observations there as JSON, even if an error ends the examination early.
     """
     session, observations = f"conformance-{uuid.uuid4()}", list[Observation]()
     try:

@@ -43,7 +43,7 @@ def api_key(options: argparse.Namespace) -> str | None:
 
 
 def hide() -> None:
-    """If the command line holds a key, start this program again with the key in its environment, which only its user can read (proc(5))."""
+    """If the command line has a key, restart this program with the key in its environment, which other users cannot read (proc(5))."""
     arguments, variables = [], dict(os.environ)
     words = iter(sys.orig_argv[1:])
     for word in words:

@@ -58,7 +58,7 @@ def _execute(arguments: Sequence[str] | None) -> int:
 
 
 def _output_failed(error: OSError) -> int:
-    """Return the exit code for a failed write to standard output. Raise any other OSError again, because it is a bug."""
+    """Return the exit code if `error` is a failed write to standard output. Raise any other OSError again, because it is a bug."""
     problem = output_problem()
     if isinstance(error, BrokenPipeError) or isinstance(problem, BrokenPipeError):
         return _BROKEN_PIPE  # the reader is gone

@@ -30,7 +30,7 @@ class Prompt:
     """A prompt that reads cells from the terminal."""
 
     def __init__(self, history: Path | None = None) -> None:
-        """Create the prompt. What is typed is kept in the file `history`, or only in this object if that is None."""
+        """Create the prompt. The lines typed are kept in the file `history`, or for None only as long as this object exists."""
         self._session = PromptSession[str](
             ">>> ",
             multiline=True,
@@ -165,7 +165,7 @@ def _run(session: InteractiveSession, code: str) -> None:
 
 
 def _answer(cell: LiveCell) -> str | None:
-    """Return the line that the user types for the cell's `input()`. Return None at Ctrl-D, and at Ctrl-C, which interrupts the cell."""
+    """Return the line that the user types for the cell's `input()`. Return None at Ctrl-D, or at Ctrl-C, which also interrupts the cell."""
     outer = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return input()

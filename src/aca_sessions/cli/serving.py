@@ -85,7 +85,7 @@ def _show_playground(folder: Path, endpoint: str, key: str | None, *, browse: bo
 
 
 def _open_in_browser(folder: Path, address: str) -> None:
-    """Open the address by way of a private file: the address holds the key, and every user can read a browser's arguments (proc(5))."""
+    """Open the address in a browser by way of a private file, because it holds the key, and any user can read arguments (proc(5))."""
     # The folder comes from `tempfile`, with mode 0700.
     file = folder / "playground.html"
     file.write_text(_REDIRECT.format(address=html.escape(address)))
@@ -93,7 +93,7 @@ def _open_in_browser(folder: Path, address: str) -> None:
 
 
 class Draining:
-    """The time in which a server refuses new sessions before it ends. It is over once no session is left, or after `seconds`."""
+    """The time after a first SIGTERM, in which a server refuses new sessions. It ends with the last session, or after `seconds`."""
 
     def __init__(self, take_no_more: Callable[[], None], has_sessions: Callable[[], bool], seconds: float) -> None:
         self._take_no_more = take_no_more
@@ -187,19 +187,19 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     def _start_draining(self) -> None:
-        """Start to drain at the first SIGTERM. End the server at the second, or at the first if no time to drain was set."""
+        """Handle SIGTERM. The first starts the draining; the second, or the first if no time to drain is set, ends the server."""
         if self._draining is None or not self._draining.start():
             self.handle_exit(signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
-        """Return whether to end the server. uvicorn calls this ten times a second. Once a second, close connections that are too slow."""
+        """Return whether to end the server; uvicorn asks ten times a second. Once a second, also close connections that are too slow."""
         if counter % 10 == 0:
             self._connections.close_slow()
         return await super().on_tick(counter) or (self._draining is not None and self._draining.is_over)
 
 
 def _key(options: argparse.Namespace) -> str | None:
-    """Return the given API key, or a new one. Return None with --no-api-key, and if a socket file is served without a key."""
+    """Return the API key: the given one, or else a new one. Return None with --no-api-key, or on a socket file if no key was given."""
     given = api_key(options)
     if options.no_api_key and given:
         raise ConfigurationError(
@@ -292,7 +292,7 @@ def listen_on_port(host: str, port: int) -> Listener:
 
 
 def _listen_on_file(path: Path) -> Listener:
-    """Return a socket that listens on a file which only this user may open. Replace the file of a server that has ended."""
+    """Return a socket that listens on a file, which only this user may open. Replace the file if no server answers on it any more."""
     listener = Listener(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -314,7 +314,7 @@ def _answers(path: Path) -> bool:
 
 
 def _stop_listening(listener: socket.socket, path: Path | None) -> None:
-    """Close the socket and remove its file, unless another server listens on that file by now."""
+    """Close the socket and remove its file, unless another server has replaced the file with its own."""
     listener.close()
     if path is not None and path.exists() and not _answers(path):
         path.unlink()

@@ -148,7 +148,7 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _unknown(error: ServiceError, place: int) -> ACASessionsError:
-    """Return the error for a session that cannot be ended. For an unknown one it gives the argument's number: the name is secret."""
+    """Return the error for a session that cannot be ended. If it is unknown, the error has the argument's number, not its secret name."""
     if error.status_code == 404 or error.code == "SessionWithIdentifierNotFound":
         return InvalidArgumentError(
             f"argument {place} must be the name of a session of this endpoint: `aca-sessions sessions ls` lists them"
@@ -157,7 +157,10 @@ def _unknown(error: ServiceError, place: int) -> ACASessionsError:
 
 
 def _free_path(name: str, target: str, *, force: bool) -> Path:
-    """Return the path to write to: `target`, or `name` in the folder `target`. Raise if it exists, unless `force` and it is a file."""
+    """Return the path to write to: `target`, or if that is a folder, `name` in it. Raise if it exists and may not be replaced.
+
+    Only a file may be replaced, and only if `force` is set.
+    """
     path = Path(target)
     path = path / PurePosixPath(name).name if path.is_dir() else path
     if (path.exists() or path.is_symlink()) and not (force and path.is_file()):

@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def _nothing(number: int) -> TextIO:
-    """Return a text stream on /dev/null. Its descriptor is `number`, unless something else has that number already."""
+    """Return a text stream on /dev/null. Its descriptor is `number`, unless another file has that by now."""
     descriptor = os.open(os.devnull, os.O_RDWR)
     if descriptor != number:
         try:
@@ -101,7 +101,7 @@ def write_error(text: str, end: str = "\n") -> None:
 
 
 def flush() -> None:
-    """Flush standard output. Do nothing if it is closed, as it is after `mcp` has served a client on it."""
+    """Flush standard output. Do nothing if it is closed, as `mcp` leaves it when its client has gone."""
     if not sys.stdout.closed:
         sys.stdout.flush()
 
@@ -112,7 +112,7 @@ def output_problem() -> OSError | None:
 
 
 def silence() -> None:
-    """Flush the output streams. Redirect to /dev/null any that cannot be written, because Python would fail on it at exit."""
+    """Flush the output streams. If one cannot be written, redirect it to /dev/null, because Python would fail on it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if not stream.closed:
