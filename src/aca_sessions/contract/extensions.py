@@ -169,7 +169,7 @@ def decode_events(body: Body) -> tuple[list[Event], int]:
 
 
 def decode_answered(header: str) -> tuple[str, ...]:
-    """Return the kinds of questions that a header says the client answers. Ignore others."""
+    """Return the kinds of questions that the client answers, as listed in a header. Ignore unknown kinds."""
     named = {part.strip() for part in header.split(",")}
     return tuple(kind for kind in QUESTIONS if kind in named)
 
@@ -249,7 +249,7 @@ def decode_checkpoints(body: Body) -> list[Checkpoint]:
 
 
 def decode_name(body: object, key: str) -> str | None:
-    """Return the name or id of a checkpoint in the member `key`, or None if it is absent or null. Raise ProblemError if it is not valid."""
+    """Return the member `key`, a checkpoint's name or id, or None if it is absent or null. Raise ProblemError if it is not valid."""
     match body:
         case {**members} if (name := members.get(key)) is None or (is_well_formed(name) and 0 < len(str(name)) <= _LONGEST_NAME):
             return cast(str | None, name)
@@ -259,7 +259,7 @@ def decode_name(body: object, key: str) -> str | None:
 
 
 def decode_branches(body: object) -> tuple[list[str], bool]:
-    """Return the identifiers of the requested branches, and whether each gets new random seeds. Raise ProblemError for an invalid body."""
+    """Return the requested identifiers of branches, and whether each branch gets new random seeds. Raise ProblemError for a bad body."""
     match body:
         case {"identifiers": [*names], "reseed": bool(reseed)} if 0 < len(names) <= _MOST_BRANCHES and all(map(_is_identifier, names)):
             if len({*names}) == len(names):
@@ -271,7 +271,7 @@ def decode_branches(body: object) -> tuple[list[str], bool]:
 def encode_branched(origin: Record, positions: Mapping[str, str]) -> dict[str, object]:
     """Return the response to a request for branches.
 
-    `origin` has the entries that the caller lacks of the original session's ledger; `positions` says where each branch's begins.
+    `origin` has the original session's ledger entries that the caller lacks; `positions` has each branch's first position.
     """
     return {"origin": encode_record(origin), "positions": dict(positions)}
 
@@ -282,7 +282,7 @@ def decode_branched(body: Body) -> tuple[Record, dict[str, str]]:
 
 
 def _types(body: object, *names: str) -> str:
-    """Describe a body's members `names` for an error message: numbers by value, others only by type, because they may be secret."""
+    """Describe members of a body for an error message: numbers by value, and others by type, because their values may be secret."""
     if not isinstance(body, Mapping):
         return type_name(body)
     shown = []
@@ -333,7 +333,7 @@ def decode_outcome(body: Mapping[str, object]) -> CodeExecutionResult:
 
 
 def encode_packages(packages: Sequence[Package]) -> dict[str, object]:
-    """Return as JSON the packages installed in a session, besides those of its Python environment."""
+    """Return packages that were installed in a session as JSON."""
     return {"packages": [{"name": package.name, "version": package.version} for package in packages]}
 
 
@@ -351,7 +351,7 @@ def encode_health(sessions: int, capacity: int, *, status: str) -> dict[str, obj
 
 
 def encode_isolation(level: str, parts: Mapping[str, str], missing: Mapping[str, str]) -> dict[str, object]:
-    """Return an isolation report as JSON: the `level` of the settings, and enforced and `missing` parts, each with its evidence."""
+    """Return an isolation report as JSON. `level` is from the settings; `parts` (enforced) and `missing` map names to evidence."""
     return {"full": not missing, "level": level, "parts": dict(parts), "missing": dict(missing)}
 
 
@@ -366,7 +366,7 @@ def decode_isolation(body: Mapping[str, object]) -> dict[str, str]:
 
 
 def encode_live(session: SessionInfo, idle: float) -> dict[str, object]:
-    """Return a session's activity as JSON. `idle` is in seconds since its last use, because the clocks of client and server may differ."""
+    """Return a session's activity as JSON. The last use is sent as seconds ago, `idle`, because clocks of client and server may differ."""
     return {"active": session.is_active, "idle": round(max(0.0, idle), 1), "memory": session.memory, "running": session.running}
 
 

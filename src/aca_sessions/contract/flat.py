@@ -70,7 +70,7 @@ def encode_call(call: ExecutionCall) -> dict[str, object]:
 
 
 def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execution:
-    """Return the execution of a response, with its result if it has finished. Ignore `id` and `identifier`: the body has both."""
+    """Return the execution that a response describes, with its result if it has finished. `id` and `identifier` are not needed here."""
     status, id, identifier = cast(Status, body["status"]), str(body["id"]), str(body["identifier"])
     result = None
     if rich := body.get(RICH_MEMBER):
@@ -95,7 +95,7 @@ def decode_file(body: Body) -> RemoteFile:
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the file that the response to an upload describes: the body is that of one file."""
+    """Return the uploaded file. In these api-versions the response is simply its description."""
     return decode_file(body)
 
 
@@ -186,7 +186,7 @@ def encode_files(files: list[RemoteFile]) -> dict[str, object]:
 
 
 def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetime) -> dict[str, object]:
-    """Return the response to `metadata`: Python and packages of sessions. `since` is sent as the time of creation and last update."""
+    """Return the response to `metadata`: Python and packages of sessions. `since` is sent as both time of creation and last update."""
     return {
         "runtimes": [{"name": "python", "version": python}],
         "preInstalledPackages": [{"name": name, "version": version} for name, version in packages],
@@ -197,7 +197,7 @@ def encode_metadata(python: str, packages: list[tuple[str, str]], since: datetim
 
 
 def encode_session(session: SessionInfo) -> dict[str, object]:
-    """Return the description of a session in Azure's form. A session that never expires has its last use as `expireAt`."""
+    """Return the description of a session in Azure's form. For a session that never expires, `expireAt` is the time of its last use."""
     return {
         "identifier": session.session_id,
         "createdAt": encode_time(session.created),
@@ -218,7 +218,7 @@ def encode_managed_session(session: SessionInfo) -> dict[str, object]:
 
 
 def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, url: str) -> dict[str, object]:
-    """Return a page of at most 300 of `total` sessions, from index `skip`, and the link to the next page. `url` has no query."""
+    """Return a page: at most 300 of `total` sessions, from index `skip`, and a link to the next page. `url` is the list's without query."""
     body: dict[str, object] = {"value": [encode_managed_session(session) for session in sessions], "count": len(sessions)}
     return body | {"nextLink": f"{url}?skip={skip + _PAGE}"} if total > skip + _PAGE else body
 
@@ -227,9 +227,9 @@ def encode_managed_sessions(sessions: list[SessionInfo], total: int, skip: int, 
 
 
 def encode_value(result: CodeExecutionResult) -> object:
-    """Return the last value of a cell as Azure writes it: finite numbers and booleans as they are, others as text without quotes.
+    """Return the last value of a cell in Azure's form: the first PNG image displayed, or else the value.
 
-    None becomes null, and "" means that there was no value. If the cell displayed a PNG image, return the first one instead.
+    Finite numbers and booleans stay as they are, None becomes null, and others become text without quotes. "" means no value.
     """
     images = [data for display in result.displays if isinstance(data := display.data.get("image/png"), str)]
     if images:
@@ -242,7 +242,7 @@ def encode_value(result: CodeExecutionResult) -> object:
 
 
 def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]]:
-    """Return a last value, its text and its displays from Azure's form. An image gives only a display; null and "" give nothing."""
+    """Decode a last value from Azure's form: its value, text and displays. An image is only a display; null and "" are nothing."""
     match value:
         case None | "":
             return None, None, ()
@@ -254,7 +254,7 @@ def decode_value(value: object) -> tuple[Scalar, str | None, tuple[Display, ...]
 
 
 def encode_stderr(result: CodeExecutionResult) -> str:
-    """Return stderr in Azure's form: with the traceback, or Azure's own message if the cell ended without one."""
+    """Return stderr in Azure's form: Azure's own message if the interpreter died or a timeout left no traceback, otherwise the cell's."""
     if result.error is None:
         return result.stderr
     match result.error.name, result.state.kind:
@@ -266,14 +266,14 @@ def encode_stderr(result: CodeExecutionResult) -> str:
 
 
 def decode_error(stderr: str) -> CodeError:
-    """Return the exception that the last line of stderr names. If that line names none, it is called `ExecutionFailed`."""
+    """Return the exception that the last line of stderr names. If it names none, the error's name is `ExecutionFailed`."""
     last = stderr.strip().rpartition("\n")[2]
     parts = _LAST_LINE.match(last)
     return CodeError(parts[1], parts[2] or "", stderr) if parts else CodeError("ExecutionFailed", last, stderr)
 
 
 def guess_state(stderr: str) -> State:
-    """Guess the state after a failed cell from Azure's messages about a timeout and a crash. After other text, nothing is lost."""
+    """Guess from stderr what a failed cell lost: Azure has messages for a timeout and for a crash. Any other text means no loss."""
     if stderr.startswith(_TIMED_OUT):
         return NO_REPLY
     if stderr.startswith(_ABORTED) or "Kernel restarted" in stderr:
@@ -282,7 +282,7 @@ def guess_state(stderr: str) -> State:
 
 
 def decode_result(content: Body, value: object, identifier: str, *, success: bool) -> CodeExecutionResult:
-    """Return the result of a body in Azure's form. `value`, the cell's last, is separate: versions name it differently."""
+    """Return the result of a body in Azure's form. `value` is the body's last value: the name of its member depends on the api-version."""
     stdout, stderr = str(content.get("stdout") or ""), str(content.get("stderr") or "")
     plain, text, displays = decode_value(value)
     return CodeExecutionResult(
@@ -304,7 +304,7 @@ def encode_time(moment: datetime) -> str:
 
 
 def decode_time(text: str) -> datetime:
-    """Return a time that .NET wrote. It writes seven digits after the second, and Python reads six."""
+    """Return a time that .NET wrote, with seven digits after the second. The seventh is dropped, because Python reads six."""
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
 
 
@@ -325,7 +325,10 @@ def parse(content: bytes) -> object:
 
 
 def checked_object(body: object, least: str = "'code'") -> Body:
-    """Return a request's body if it is an object. Raise MalformedBodyError if not, or ProblemError (naming `least`) if empty."""
+    """Return a request's body, which must be an object that is not empty.
+
+    Raise MalformedBodyError if it is no object, and ProblemError if it is empty; that error names the required members, `least`.
+    """
     if not isinstance(body, Mapping):
         raise MalformedBodyError("$", f"The body must be a JSON object, got {type_name(body)}.")
     if not body:
@@ -334,9 +337,9 @@ def checked_object(body: object, least: str = "'code'") -> Body:
 
 
 def decode_code(body: Body, name: str = "code") -> str:
-    """Return the source text of a request, which may be in base64. Raise ProblemError if it is missing or not valid.
+    """Return the source text in the member `name`, decoded if it is in base64. Raise ProblemError if it is missing or not valid.
 
-    `name` is the member. Blank text is valid and does nothing: AutoGen's executor sends "\\n\\n" after a restart.
+    Blank text is valid and does nothing: AutoGen's executor sends two line ends after a restart.
     """
     kind = choice(body, "codeInputType", ("inline", "inlinetext", "inlinebase64"))
     code = body.get(name)

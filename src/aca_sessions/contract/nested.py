@@ -52,7 +52,7 @@ def decode_execution(body: Body, *, id: str = "", identifier: str = "") -> Execu
 
 
 def decode_upload(body: Body) -> RemoteFile:
-    """Return the file that the response to an upload describes: the body is a listing with one file."""
+    """Return the uploaded file. In these api-versions the response is a listing of that one file."""
     return decode_files(body)[0]
 
 
@@ -81,7 +81,7 @@ def decode_call(body: object, *, lenient: bool = False) -> ExecutionCall:
 
 
 def _properties(body: object, least: str) -> Body:
-    """Return the object `properties` of a request to run a cell. Errors say that it needs the members `least`."""
+    """Return the object `properties` of a request to run a cell. If it is missing, the error names its required members, `least`."""
     properties = checked_object(body, f"an object 'properties' with {least}").get("properties")
     if not isinstance(properties, Mapping):
         got = "nothing" if properties is None else type_name(properties)
@@ -98,7 +98,7 @@ def encode_execution(execution: Execution, output_limit: int, *, rich: bool) -> 
 
 
 def _encode_properties(result: CodeExecutionResult, output_limit: int) -> dict[str, object]:
-    """Return the members of a result that these versions and the private preview have in common."""
+    """Return the members of a result that are the same in these versions and in the private preview."""
     return {
         "status": _status(result),
         "stdout": result.stdout[:output_limit],
@@ -113,12 +113,12 @@ def _status(result: CodeExecutionResult) -> str:
 
 
 def encode_upload(file: RemoteFile) -> dict[str, object]:
-    """Return the response to an upload: a listing with the one file."""
+    """Return the response to an upload: a listing of that one file."""
     return encode_files([file])
 
 
 def encode_file(file: RemoteFile) -> dict[str, object]:
-    """Return the description of one file, which in these versions is a listing with that file."""
+    """Return the description of a file: in these versions, a listing of that one file."""
     return encode_files([file])
 
 

@@ -69,7 +69,7 @@ class Execution:
 def split_path(path: str) -> tuple[str, str]:
     """Return the folder of a path, relative to /mnt/data, and the file's name, which is "" if the path names a folder.
 
-    Raise ValueError if the path contains `..` or is absolute and not below /mnt/data, instead of reading it as one below /mnt/data.
+    Raise ValueError if the path contains `..`, or is absolute but not below /mnt/data.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") and parts:
@@ -103,7 +103,7 @@ class MalformedBodyError(ProblemError):
 
 
 def encode_problem(problem: ProblemError) -> dict[str, object]:
-    """Return the body of an error response in Azure's form, of which malformed bodies and status 429 have variants."""
+    """Return the body of an error response in Azure's form. Malformed bodies and status 429 have forms of their own."""
     if isinstance(problem, MalformedBodyError):
         return {
             "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
@@ -163,7 +163,7 @@ def _validation_message(content: Mapping[str, object]) -> str | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return how many seconds Retry-After (seconds or a date: RFC 9110, 10.2.3) asks to wait, or None. `headers` have lower-case names."""
+    """Return the seconds that a Retry-After header (seconds or a date) asks to wait, or None. `headers` have lower-case names."""
     header = headers.get("retry-after", "").strip()
     if _SECONDS.fullmatch(header):
         return float(header)
@@ -187,5 +187,5 @@ def type_name(value: object) -> str:
 
 
 def invalid(message: str) -> ProblemError:
-    """Return the error (400) for a request that does not fit the API, for the caller to raise."""
+    """Return, for the caller to raise, the error (400) for a request that does not fit the API."""
     return ProblemError(400, "SessionRequestValidationFailed", message)
