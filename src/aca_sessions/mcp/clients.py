@@ -63,7 +63,7 @@ class SharedState:
     known: WeakValueDictionary[str, NamedSession] = field(default_factory=WeakValueDictionary)
 
     def on_pool_event(self, event: PoolEvent) -> None:
-        """If the pool ended a session as idle, mark it as not started, because its next use finds it empty. Ignore other events."""
+        """If the pool ended an idle session, mark it as not started: its next use finds a new, empty one. Ignore other events."""
         if event.kind == "expired" and event.session_id in self.known:
             self.known[event.session_id].is_started = False
 
@@ -136,7 +136,7 @@ class Client:
         return named
 
     async def branch(self, named: NamedSession, name: str | None) -> NamedSession:
-        """Create a session, for this client only, with the variables and files of another. Raise InvalidArgumentError as `create` does."""
+        """Create a session, not shared, with the variables and files of another. Raise InvalidArgumentError as `create` does."""
         self._free_name(name)
         one = None
         try:
@@ -188,7 +188,7 @@ class Client:
             yield session
 
     async def close(self) -> None:
-        """End the client's own sessions, and unless `keep_shared` is set, those that it shared. Ignore failures."""
+        """End the client's sessions; those that it shared only if `keep_shared` is not set. Ignore failures."""
         ending = [*self._own.values()]
         if not self.options.keep_shared:
             ending += [one for one in self._made_to_share if self.server.shared.get(one.name) is one]

@@ -204,7 +204,7 @@ async def run_cell(
     request: CodeExecutionRequest,
     answer: Callable[[CodeExecutionResult, CollectedFiles], Awaitable[Answer]],
 ) -> Answer:
-    """Run a cell. Return the value of `answer`, called with the result and the files changed below outputs/."""
+    """Run a cell. Call `answer` with the result and the files changed below outputs/, and return what it returns."""
     outputs = call.client.outputs
     async with call.client.lease(named) as session:
         await outputs.copy_in(session, named)
@@ -290,7 +290,7 @@ def _named(paths: tuple[str, ...]) -> str:
 
 
 def _split_images(displays: tuple[Display, ...]) -> tuple[list[types.ImageContent], list[Display]]:
-    """Return the images that fit in the limit, and the other displays that are more than plain text."""
+    """Return the images that fit in the limit, and the other displays, without those that are only plain text."""
     images: list[types.ImageContent] = []
     others, room = [], _MOST_IMAGE_CHARACTERS
     for display in displays:

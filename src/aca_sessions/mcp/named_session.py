@@ -53,7 +53,7 @@ class NamedSession:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count a cell as running during the `with` block, then add it and its time to the totals."""
+        """Count a cell as running during the `with` block. At the end add one cell and its time to the session's totals."""
         started = time.monotonic()
         self._running.append(started)
         try:
@@ -65,7 +65,7 @@ class NamedSession:
             self.last_execution = datetime.now(UTC)
 
     def record_result(self, result: CodeExecutionResult) -> None:
-        """Record a cell's error, and a restart if variables were lost. If files were lost, mark the session as not started."""
+        """Record a cell's error, and a restart if the variables were lost. If the files were lost, mark the session as not started."""
         if result.error is not None:
             self.last_error = result.error.name
         if result.state.kind == "lost":

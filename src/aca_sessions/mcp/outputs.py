@@ -33,7 +33,7 @@ class _SharedFile:
 
 @dataclass(frozen=True, slots=True)
 class CollectedFiles:
-    """The files that a cell created, changed or deleted below outputs/. Those in `left` cannot be shared."""
+    """The files that a cell created, changed or deleted below outputs/: those now `shared`, and those `left`, which cannot be."""
 
     shared: tuple[str, ...] = ()
     left: tuple[str, ...] = ()  # too large, or with names that no API takes
@@ -41,7 +41,7 @@ class CollectedFiles:
 
 @dataclass(slots=True)
 class _SessionFiles:
-    """What one session has below outputs/: the version of each shared file, and each file's size and time when last listed."""
+    """What one session has below outputs/: the version of each shared file, and the size and time that each file had when last listed."""
 
     versions: dict[str, int] = field(default_factory=dict)
     seen: Marks = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Outputs:
         self._sessions.pop(named.id, None)
 
     async def copy_in(self, session: Session, named: NamedSession) -> None:
-        """Before a cell, copy into its session the files that others shared since its last cell. In a new session, create outputs/."""
+        """Before a cell, copy into the session the files that others shared since its latest cell. Create outputs/ in a new session."""
         if not named.is_started:
             self.forget(named)
             await session.upload_file(_PLACEHOLDER, b"")  # creates the folder: code that writes into it would fail otherwise
@@ -92,10 +92,10 @@ class Outputs:
                 known.seen |= {path: marks for path, marks in now.items() if path in news}
 
     async def collect(self, session: Session, named: NamedSession) -> CollectedFiles:
-        """Keep what a session changed below outputs/ for the client's other sessions, and return the paths of those files.
+        """Keep the changes of a session below outputs/ for the client's other sessions, and return the paths of the changed files.
 
-        Call this after anything that may have written files. It lists the folder, because a cell's result lacks what background
-        processes write, and all files if there are too many.
+        Call this after anything that may have written files. The folder is listed, because a cell's result can lack files: those of
+        background processes, and all if there are too many.
         """
         if not named.is_started:
             self.forget(named)  # files that were lost with the session stay in the others
@@ -144,7 +144,7 @@ class Outputs:
 
 
 async def walk(session: Session, folder: str = "", *, depth: int = _DEEPEST, most: int = _MOST_FILES) -> AsyncIterator[RemoteFile]:
-    """Yield at most `most` files and folders below a folder, at most `depth` folders deep, each folder before its content.
+    """Yield the files and folders below a folder, each folder before its content: at most `most`, and at most `depth` folders deep.
 
     Raise NotFoundError if `folder`, relative to /mnt/data, does not exist. Skip a subfolder that disappears meanwhile.
     """
@@ -174,7 +174,7 @@ def path_of(file: RemoteFile) -> str:
 
 
 async def _look(session: Session) -> tuple[Marks, bool]:
-    """Return size and time of files below outputs/, by path, and whether none is left out. At most 1000 files and folders are read."""
+    """Return size and time of each file below outputs/, keyed by path, and whether these are all: at most 1000 entries are read."""
     try:
         found = [file async for file in walk(session, FOLDER, most=_MOST_FILES + 1)]
     except NotFoundError:

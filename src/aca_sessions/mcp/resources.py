@@ -21,7 +21,7 @@ ROOT = "/mnt/data"
 
 
 def checked(path: str) -> str:
-    """Return a file's path relative to /mnt/data. Raise InvalidArgumentError if it is not valid, so no endpoint gets it."""
+    """Return a file's path relative to /mnt/data. Raise InvalidArgumentError if it is not valid, before any endpoint gets it."""
     inside = path.removeprefix(f"{ROOT}/")
     if inside.startswith("/") or any(part in ("", ".", "..") for part in inside.split("/")):
         raise InvalidArgumentError(f"a path must be relative to /mnt/data and stay in it, such as 'folder/data.csv', got {path!r:.80}")

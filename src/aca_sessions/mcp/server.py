@@ -119,7 +119,7 @@ class SessionServer(Server[Client, Any]):
 
 
 def _tools(kind: str) -> dict[str, Tool]:
-    """Return the tools by name: those of docs/mcp.md's first table, or with "all" those of both tables."""
+    """Return the tools by name. docs/mcp.md has two tables of them: "all" means both, any other `kind` the first."""
     chosen = [*session_tools.TOOLS, *code_tools.TOOLS]
     if kind == "all":
         chosen += [*file_tools.TOOLS, *state_tools.TOOLS]
@@ -158,7 +158,7 @@ def _refuse(problem: ProblemError) -> Response:
 
 
 class _Connections:
-    """All HTTP connections. The end of the block ends them."""
+    """All HTTP connections to the server. They end at the end of the `with` block."""
 
     def __init__(self, state: SharedState) -> None:
         self._manager = StreamableHTTPSessionManager(
@@ -181,12 +181,12 @@ class _Connections:
         await self.end(0)
 
     async def end(self, _grace: float) -> None:
-        """End all connections, with their cells and sessions. An open stream would keep the server from ending."""
+        """End all connections, with their cells and sessions, because an open stream would keep the server from ending."""
         self._stopping.set()
         await self._task
 
     async def _run(self) -> None:
-        """Run the SDK's session manager until `end` is called. One task must both enter and leave it, as it holds a task group."""
+        """Run the SDK's session manager until `end` is called. It holds a task group, which the same task must enter and leave."""
         try:
             async with self._manager.run():
                 self._started.set()

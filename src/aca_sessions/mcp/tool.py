@@ -48,7 +48,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _words(value: object) -> object:
-    """Return the list that a text argument means: some clients send JSON text, or one word. Return other values unchanged."""
+    """Return the list that a client meant by text, such as JSON or a single word. Return any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -72,7 +72,7 @@ class Call:
     _noted: int = 0
 
     def show(self, *blocks: types.ContentBlock) -> None:
-        """Add content to the call's result, which then has no text block with the answer as JSON."""
+        """Add content to the call's result. The result then lacks the text block that would repeat the answer as JSON."""
         self.content += blocks
 
     @property
@@ -82,7 +82,7 @@ class Call:
         return parameters is not None and parameters.capabilities.elicitation is not None
 
     async def report(self, event: Event) -> None:
-        """Send the client an event of a cell, as a log message and, if asked for, as progress; at most 64,000 characters a call."""
+        """Send a cell's event to the client as a log message, and as progress if it asked for that: at most 64,000 characters a call."""
         text = for_model(event.text) if event.kind in ("stdout", "stderr", "input") else _described(event)
         if not text or self._noted > _MOST_NOTES:
             return
