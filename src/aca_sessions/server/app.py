@@ -44,7 +44,7 @@ def check_is_alone() -> None:
 def _workers(command: list[str]) -> str:
     """Return the number of workers in a command line, or "" if it names none or this process is not a worker.
 
-    The command line of a worker is that of its parent, because uvicorn spawns workers with the same one and gunicorn forks them.
+    A worker has the command line of its parent, because gunicorn forks workers and uvicorn spawns them with the same arguments.
     """
     program = Path(command[0]).parts[-2:] if command else ()
     if "gunicorn" not in program and ("uvicorn" not in program or multiprocessing.parent_process() is None):

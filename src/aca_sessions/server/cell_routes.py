@@ -75,7 +75,7 @@ class CellRoutes:
         return self._respond(request, version, self._sessions.execution(identifier, request.path_params["id"]))
 
     async def interrupt(self, request: Request) -> Response:
-        """Interrupt an execution, or keep it from starting. Do not wait until it has ended: its result shows the effect."""
+        """Interrupt an execution, or keep it from starting. Do not wait until it ends: the execution's result then shows the effect."""
         _, identifier = addressed(request, plain=False)
         self._sessions.interrupt(identifier, request.path_params["id"])
         return JSONResponse({}, 202)
@@ -89,7 +89,7 @@ class CellRoutes:
         return JSONResponse({}, 202)
 
     async def reset(self, request: Request) -> Response:
-        """End a session's interpreter, processes and checkpoints, and return the new position in its ledger. The files stay."""
+        """End a session's interpreter, processes and checkpoints, but keep its files. Return the new position in the session's ledger."""
         _, identifier = addressed(request, plain=False)
         session = request.state.session = self._sessions.get(identifier)
         with session.used():
@@ -108,7 +108,7 @@ class CellRoutes:
         return JSONResponse(nested.encode_legacy_execution(execution.fetch(), call.output_limit))
 
     async def events(self, request: Request) -> Response:
-        """Return a cell's events after the query's number `after`, and its result if it ended. Wait up to `wait` seconds for one."""
+        """Return a cell's events after the query's `after`, and the result if there is one. Wait up to `wait` seconds for an event."""
         version, identifier = addressed(request, plain=False)
         execution = self._find(identifier, request.path_params["id"])
         return await self._page(request, version, execution, _after(request.query_params.get("after", "0")))

@@ -32,7 +32,7 @@ _EACH = 64
 
 
 class Events:
-    """The numbered events of one execution. Readers get those after the last number they know."""
+    """The numbered events of one execution. A reader gives the last number it has, and gets the events after that."""
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
@@ -48,7 +48,7 @@ class Events:
     def add(self, event: Event) -> None:
         """Add an event. Drop the oldest ones if more than 4 Mi characters of text or 32 Mi characters of displays are kept.
 
-        Text joins the latest event, and a display replaces that of the same name, while no reader has got it.
+        While the latest event is unread, text of the same stream is joined to it. An unread display is replaced by one of the same name.
         """
         place = self._place_of(event)
         if place is None:
@@ -75,8 +75,8 @@ class Events:
     async def after(self, number: int, *, within: float) -> tuple[list[Event], int]:
         """Return the events after a number, and the number of the latest event. Wait at most `within` seconds until there are any.
 
-        If later output was dropped, an event `skipped` comes first and says how much. Then come questions of the cell that were dropped
-        unread.
+        If output after that number was dropped, an event `skipped` comes first and says how much. Then come the cell's questions that were
+        dropped before anybody read them, as the cell waits for replies.
         """
         await asyncio.sleep(0)  # in process, a caller that reads in a loop would not yield to other tasks
         with contextlib.suppress(TimeoutError):
@@ -151,7 +151,7 @@ Answer = TypeVar("Answer")
 
 
 class RunningExecution:
-    """One execution, from when the server accepts it. `start` and `end` are the positions of the session's ledger before and after it."""
+    """One execution, from its acceptance on. Its session's ledger was at position `start` before the cell, and at `end` after it."""
 
     def __init__(self, id: str, session: "HostedSession", call: ExecutionCall, *, cancelled: bool) -> None:
         self.id = id
@@ -188,7 +188,7 @@ class RunningExecution:
         return Execution(id=self.id, identifier=session.identifier, status=self.status, asynchronous=self.call.asynchronous, result=result)
 
     def finish(self, result: CodeExecutionResult) -> None:
-        """Store the result and wake those that wait for it. Its state, unless NO_REPLY, becomes the changes since `start`."""
+        """Store the result and wake those that wait for it. Unless the result's state is NO_REPLY, it becomes the changes since `start`."""
         ledger = self.session.ledger
         self.end = ledger.position
         if result.state == NO_REPLY:
@@ -230,10 +230,9 @@ class Executions:
         return next((execution for execution in self._unfinished.values() if execution.status == "Running"), None)
 
     def start(self, id: str, call: ExecutionCall, *, cancelled: bool) -> RunningExecution:
-        """Accept a cell, which runs in the background when its turn comes, and return its execution.
+        """Accept a cell, which runs in the background when its turn comes, and return its execution. With `cancelled` it never runs.
 
-        If the id is known, return its execution and start nothing: no id runs twice while the session lives. Raise ProblemError (410) if
-        the result of that execution is not kept any more. If `cancelled` is true, the cell of a new execution never starts.
+        A known id starts nothing, so that no cell runs twice: return the id's execution, or raise ProblemError (410) if it was dropped.
         """
         if id in self._known or id in self._forgotten:
             return self.find(id)
@@ -273,7 +272,7 @@ class Executions:
         return await self._tasks.to_its_end(self._in_turn(act))
 
     def later_in_turn(self, act: Callable[[Sandbox], Awaitable[object]]) -> None:
-        """Call `act` as `in_turn` does, but in the background, for a caller that was cancelled and so must not wait."""
+        """Call `act` in turn, as `in_turn` does, without waiting: the caller was cancelled."""
         self._tasks.start(self._in_turn(act))
 
     async def _in_turn(self, act: Callable[[Sandbox], Awaitable[Answer]]) -> Answer:
@@ -298,7 +297,7 @@ class Executions:
             self._note_finished(execution)
 
     def _note_finished(self, execution: RunningExecution) -> None:
-        """Add an execution to metrics and audit log, with losses since the one before. Drop results beyond the limits."""
+        """Record an execution in metrics and audit log, with all losses since the previous one. Drop old or large results."""
         del self._unfinished[execution.id]
         result = execution.result
         if result is not None:
@@ -317,13 +316,13 @@ class Executions:
         self._kept_size += execution.size
 
     def note_fetched(self, execution: RunningExecution) -> None:
-        """Count a result as fetched. Do nothing if it was dropped."""
+        """Note that a result was fetched, so that it may be dropped earlier than others. Do nothing if it was dropped already."""
         if execution.id in self._known:
             self._fetched += 1
             self._fetched_size += execution.size
 
     def _forget(self, latest: RunningExecution, *, fetched: bool, oldest: bool) -> None:
-        """Drop a finished result, the oldest or the largest, and keep its id. Spare `latest`: its response may be lost."""
+        """Drop the oldest or the largest finished result, and remember its id. Spare `latest`, whose response may still get lost."""
         kept = (one for one in self._known.values() if one.done.is_set() and one is not latest and (one.fetched or not fetched))
         gone = next(kept) if oldest else max(kept, key=attrgetter("size"))
         del self._known[gone.id]
@@ -361,7 +360,7 @@ class Executions:
         return await sandbox.execute(partial(self._run_in, execution), transactional=execution.call.transactional)
 
     async def _start_interpreter(self, sandbox: Sandbox) -> Sandbox:
-        """Start an interpreter and return its sandbox, a new one if the fork server died before the session had any state."""
+        """Start an interpreter and return its sandbox. It is a new sandbox if the fork server died before the session had any state."""
         started = time.perf_counter()
         try:
             await sandbox.interpreter()

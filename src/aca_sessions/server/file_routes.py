@@ -70,7 +70,7 @@ class FileRoutes:
         return JSONResponse(version.dialect.encode_upload(await self._uploaded(request)))
 
     async def file(self, request: Request) -> Response:
-        """Return a file's content or description. One route serves both: what is a content path depends on the api-version."""
+        """Return a file's content or description. One route serves both, because each api-version has another path for contents."""
         version, _ = addressed(request, plain=self._hosting.plain)
         path = request.path_params["name"]
         content = version.dialect.content_named(path)
@@ -133,7 +133,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _files(self, request: Request) -> AsyncIterator[tuple[Files, str]]:
-        """Yield a session's files, and the query's folder. Meanwhile the session is in use."""
+        """Yield a session's files, and the folder that the query names. The session counts as in use during the `with` block."""
         async with self._sandbox(request) as (sandbox, folder):
             yield sandbox.files, folder
 
@@ -146,7 +146,7 @@ class FileRoutes:
 
     @asynccontextmanager
     async def _file(self, request: Request, path: str) -> AsyncIterator[tuple[Files, str, str]]:
-        """Yield what `_files` yields, but with the path's folder appended to the query's, and the path's file name."""
+        """Split a file's path. Yield the session's files, the file's folder (below the query's `path`), and the file's name."""
         async with self._files(request) as (files, folder):
             try:
                 below, name = split_path(path)
@@ -183,7 +183,7 @@ async def uploaded(request: Request, most: int) -> AsyncIterator[tuple[str, Iter
 async def _kept_on_disk(request: Request) -> AsyncIterator[FormData]:
     """Parse a request's form and yield it for a `with` block. starlette keeps a large file in this host's temporary folder.
 
-    Errors about that folder are distinct, so that nobody takes them for errors about the session's disk.
+    Errors about that folder say that it is the host's, so that nobody looks for the cause in the session.
     """
     try:
         form = await request.form(max_files=1, max_fields=8)
@@ -209,9 +209,9 @@ def _host_problem(error: OSError) -> ProblemError:
 
 
 async def _labelled(request: Request) -> Request:
-    """Return the request with the content type of a form if its body begins like one, and otherwise without a content type.
+    """Return the request with the content type of a form if its body begins like a form, and otherwise without a content type.
 
-    The body is examined because Semantic Kernel's tool labels its forms as JSON once it has run a cell.
+    The header cannot be trusted, because Semantic Kernel's tool labels its forms as JSON once it has run a cell.
     """
     if request.headers.get("content-type", "").startswith("multipart/form-data;"):
         return request
@@ -232,7 +232,7 @@ async def _labelled(request: Request) -> Request:
 
 
 def _limited(request: Request, most: int, shown: int) -> Request:
-    """Limit a request's body to `most` bytes (`shown` in errors), which are counted: clients can send more than they announced."""
+    """Limit a request's body to `most` bytes; errors name `shown`. Bytes are counted, as a client can send more than it announced."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
         raise too_large(shown)
@@ -261,8 +261,8 @@ class Download:
 class Downloads:
     """The downloads of a server.
 
-    A part of up to 8 MiB is read completely before its headers are sent, so that their entity tag is that of the content. A larger part
-    is read while it is sent, and so is one over 256 KiB while 8 others of that size are sent.
+    A part of up to 8 MiB is read as a whole before its headers are sent, so that their entity tag fits the content. Larger parts are read
+    while they are sent, to spare memory. So are parts over 256 KiB while 8 others of that size are held.
     """
 
     def __init__(self) -> None:
@@ -275,8 +275,8 @@ class Downloads:
             reading: The open file.
             start: The first byte.
             length: How many bytes, or None for all that follow.
-            exact: Whether the client may join this part with others of the same version. If the file changes meanwhile, the response is
-                broken off. Otherwise the client gets what the file holds when it is read, and a large part has a weak tag.
+            exact: Whether the client may join this part with others of the same version. If so, the response breaks off if the file
+                changes. If not, the client gets what the file holds when it is read, and a large part has a weak tag.
             held: The stack that is closed when everything is sent.
         """
         left = max(0, reading.size - start)

@@ -17,8 +17,8 @@ class Guard:
     """An ASGI middleware that passes on only requests which name an allowed host and have the key.
 
     Host is checked because a page in a browser can point its own host name at this server's address (DNS rebinding); the browser then sends
-    that name as Host. Origin is checked because the browser names the page's own host there, even if the page uses the server's real name.
-    starlette's TrustedHostMiddleware does not check Origin and answers 400 in plain text.
+    that name as Host. Origin is checked because a page can also use this server's real name; the browser then sends the page's own host as
+    Origin. starlette's TrustedHostMiddleware does not check Origin and answers 400 in plain text.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class AuditLog:
             raise ConfigurationError(f"ACASessions:Audit:File: {path} must be for this user alone, got mode {mode:o}: run chmod 600 on it")
 
     def write(self, event: str, **fields: object) -> None:
-        """Append an event with the time. Log the first of failures in a row; the next event has their number in `lost_before`."""
+        """Append an event with the time. Of failures in a row only the first is logged; the next event counts them as `lost_before`."""
         if self._lost:
             fields["lost_before"] = self._lost
         entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
@@ -59,7 +59,7 @@ class AuditLog:
         os.close(self._file)
 
     def _append(self, line: bytes) -> None:
-        """Append a line in one write(2), so that lines of several processes do not mix. First end a line that a full disk cut off."""
+        """Append a line in one write(2), so that lines of several processes do not mix. If a full disk cut off a line, end that first."""
         self._reopen_if_moved()
         whole = b"\n" + line if self._torn else line
         written = os.write(self._file, whole)
@@ -126,7 +126,7 @@ class Journal:
         self._write(event, identifier, {**fields, "seconds": round(seconds, 6)})
 
     def refused(self, problem: ProblemError, route: str, identifier: str | None = None, *, stranger: bool = False) -> None:
-        """Count a request if a limit refused it. Log up to 20 refusals a second; the next line has the number of those left out.
+        """Count a request if a limit refused it. Log at most 20 refusals a second, and with the next one how many were left out.
 
         Args:
             problem: The error that was sent.
@@ -161,5 +161,5 @@ class Journal:
 
 
 def _fingerprint(key: str) -> str:
-    """Return a fingerprint of a key for the log. scrypt is slow, so that a reader of the log cannot guess a key that a human chose."""
+    """Return a fingerprint of a key for the log. scrypt is slow, so a reader of the log cannot find a weak key by trying many."""
     return hashlib.scrypt(key.encode(), salt=b"aca-sessions audit", n=1 << 14, r=8, p=1, dklen=6).hex()

@@ -84,7 +84,7 @@ class McpRoute:
         return mcp.encode_launched(session.identifier)
 
     async def _run(self, arguments: Mapping[str, object], call: ExecutionCall) -> dict[str, object]:
-        """Run a cell or command. Open no session for it: the model would not learn that its old one has ended."""
+        """Run a cell or command in an existing session. A new one would hide from the model that the session it means has ended."""
         identifier = checked_identifier(str(arguments.get("environmentId", "")), name="environmentId")
         self._sessions.find(identifier)
         execution = self._sessions.execute(identifier, str(uuid.uuid4()), call)

@@ -80,7 +80,7 @@ _SKIP = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def addressed(request: Request, *, plain: bool) -> tuple[Version, str]:
-    """Return the api-version and session identifier of a query, or raise ProblemError (400). `plain` allows only Azure's identifiers."""
+    """Return the api-version and session identifier of a query, or raise ProblemError (400). `plain` is as strict as Azure is."""
     version = VERSIONS[request.query_params.get("api-version", "")]
     allowed = version.identifier if plain else IDENTIFIER
     return version, checked_identifier(request.query_params.get("identifier", ""), allowed)
@@ -106,9 +106,9 @@ def check_has_sessions(request: Request) -> None:
 
 
 def check_route(request: Request, path: str, *, whole: bool = True) -> None:
-    """Raise ProblemError (404) unless a request's path ends in `path`, the path that its api-version has for this request.
+    """Raise ProblemError (404) unless the request's path ends in `path`, because other api-versions have this request elsewhere.
 
-    If `whole` is false, more must follow `path`.
+    If `whole` is false, the request's path must continue after `path`.
     """
     found = request.url.path.rstrip("/")
     if not (found.endswith(f"/{path}") if whole else f"/{path}/" in found):
@@ -125,14 +125,14 @@ def skip_of(request: Request) -> int:
 
 
 def check_version(request: Request, version: str) -> None:
-    """Raise ProblemError (412) unless If-Match is absent, `*` or the entity tag `version`. Weak tags match nothing (RFC 9110, 13.1.1)."""
+    """Raise ProblemError (412) if the header If-Match names other versions than the entity tag `version`. Weak tags match nothing."""
     wanted = request.headers.get("if-match")
     if wanted is not None and wanted.strip() != "*" and not _matches(wanted, version):
         raise ProblemError(412, "FileChanged", "the file has another version now: read it again from its beginning")
 
 
 def wants_whole(request: Request, version: str) -> bool:
-    """Return whether to send the whole file instead of a part, because If-Range does not match the entity tag `version`."""
+    """Return whether to send the whole file instead of a part: the client's part is of another version, by the header If-Range."""
     wanted = request.headers.get("if-range")
     return wanted is not None and not _matches(wanted, version)
 
@@ -142,9 +142,10 @@ def _matches(wanted: str, version: str) -> bool:
 
 
 def range_of(request: Request) -> tuple[int, int | None]:
-    """Return the first byte and the number of bytes of the requested part of a file. None in place of the number means up to the end.
+    """Return the first byte and the number of bytes of the requested part of a file; the number is None for all up to the end.
 
-    Without a Range header, and for other units than bytes, several ranges and suffixes, return (0, None): the whole file (RFC 9110, 14.2).
+    Return (0, None), the whole file, if there is no Range header, or it has another unit than bytes, several ranges or a suffix
+    (RFC 9110, 14.2).
     """
     wanted = _RANGE.fullmatch(request.headers.get("range", ""))
     if not wanted:
@@ -156,7 +157,7 @@ def range_of(request: Request) -> tuple[int, int | None]:
 async def read_json(request: Request, most: int, *, default: bytes = b"") -> object:
     """Return the parsed JSON of a request. `default` is parsed in place of an empty body.
 
-    Raise ProblemError: 400 if it is not JSON, 413 if more than `most` bytes come or are announced. A client can send more than announced.
+    Raise ProblemError: 400 if it is not JSON, 413 if it has more than `most` bytes, by its header or as counted.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > most:
@@ -222,7 +223,7 @@ def answering(route: Named, headers: dict[str, str], journal: Journal) -> Route:
 
 
 def note(request: Request, event: str, **fields: object) -> None:
-    """Store an event of a request that has succeeded. The journal records it when the response is made."""
+    """Store an event of a successful request in the request, for the journal to record when the response is made."""
     request.state.noted = (event, fields)
 
 

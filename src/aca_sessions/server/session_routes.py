@@ -65,7 +65,7 @@ class SessionRoutes:
         return JSONResponse(flat.encode_session(self._sessions.info(session)), headers={"x-ms-session-etag": session.etag})
 
     async def delete_session(self, request: Request) -> Response:
-        """End a session. If the request names `expired` as the cause, as a pool does for an idle session, later results say so."""
+        """End a session. Later results give the cause: `expired` if the request says so, as a pool's does for an idle session."""
         expired = not self._hosting.plain and request.headers.get(extensions.CAUSE_HEADER) == "expired"
         await self._sessions.delete(self._addressed(request), "expired" if expired else "terminated")
         return Response(status_code=204)
@@ -98,7 +98,7 @@ class SessionRoutes:
         return JSONResponse(flat.encode_managed_sessions(infos, total, skip, str(request.url.replace(query=""))))
 
     async def stop_session(self, request: Request) -> Response:
-        """Raise ProblemError (400): Azure stops only sessions of custom containers this way. Those of code interpreters are deleted."""
+        """Raise ProblemError (400): Azure has this request only for sessions of custom containers. Other sessions are deleted."""
         addressed(request, plain=self._hosting.plain)
         said = "a code interpreter's session cannot be stopped by this request: end it with DELETE session"
         raise ProblemError(400, "SessionRequestNotSupported", said)
@@ -216,7 +216,7 @@ class TimelineRoutes:
         return JSONResponse(body | extensions.encode_position(session.ledger.id, position))
 
     async def branch(self, request: Request) -> Response:
-        """Create sessions that continue from a session's state: all of them, or none. Return where the ledger of each begins."""
+        """Create sessions that continue from a session's state: all of them, or none. Return the first position in each new ledger."""
         identifiers, reseed = extensions.decode_branches(await read_json(request, _MAX_REQUEST, default=b"{}"))
         session = self._session(request)
         branches: list[HostedSession] = []

@@ -78,7 +78,7 @@ class HostedSession:
         return await asyncio.shield(self._opening)
 
     async def renew(self) -> bool:
-        """Open another sandbox if the fork server died before the session had anything to lose. Return whether one is opened."""
+        """Open another sandbox if the fork server died before the session had anything to lose. Return whether another was opened."""
         if self.has_state or self._open_again is None:
             return False
         sandbox = await self.sandbox()
@@ -135,7 +135,7 @@ class HostedSession:
             self._opening.result().note_lost_workspace()
 
     async def close(self, cause: str = "killed") -> None:
-        """End the sandbox and wait until all executions have results. Results of unfinished cells give `cause`."""
+        """End the sandbox and wait until all executions have results. The results of unfinished cells name `cause`."""
         try:
             sandbox = await self._opening
         except Exception:
@@ -186,7 +186,7 @@ class Sessions:
         return await asyncio.shield(self._isolation)
 
     def get(self, identifier: str) -> HostedSession:
-        """Return the session of an identifier, or open one. If the sandbox of a session failed or died, end that session and open another.
+        """Return the session of an identifier, and open it if there is none. A session whose sandbox failed or died is replaced.
 
         Raise ProblemError if a new session is refused: 429 if the server is full, 503 if it drains or too many sessions start.
         """
@@ -212,14 +212,17 @@ class Sessions:
         return session
 
     def execute(self, identifier: str, id: str, call: ExecutionCall) -> RunningExecution:
-        """Accept a cell and return its execution. If `interrupt` was called with this id before the cell arrived, the cell never starts."""
+        """Accept a cell and return its execution. The cell never starts if `interrupt` was called with its id before it arrived."""
         cancelled_early = (identifier, id) in self._cancelled_early
         if cancelled_early:
             del self._cancelled_early[identifier, id]
         return self.get(identifier).executions.start(id, call, cancelled=cancelled_early)
 
     def execution(self, identifier: str, id: str) -> RunningExecution:
-        """Return an execution of a session. Raise ProblemError: 404 if unknown (503 if draining), 410 if its result was dropped."""
+        """Return an execution of a session. Raise ProblemError: 410 if its result was dropped, 404 if it is unknown.
+
+        If the session is unknown and the server drains, the status is 503, because another server may have it.
+        """
         session = self._sessions.get(identifier)
         if session is None:
             self._check_not_draining()
@@ -227,7 +230,7 @@ class Sessions:
         return session.executions.find(id)
 
     def interrupt(self, identifier: str, id: str) -> None:
-        """Interrupt an execution. If its request has not arrived yet, keep its cell from starting later."""
+        """Interrupt an execution. If the request to start it has not arrived yet, its cell will not start then."""
         session = self._sessions.get(identifier)
         try:
             if session is not None:
@@ -241,7 +244,7 @@ class Sessions:
         """Create sessions that continue from the state of a sandbox: all of them, or none. `reseed` gives each new random seeds.
 
         Raise ProblemError: 409 if an identifier is in use, 429 if the server is full. Identifiers are reserved before the first await, so
-        that no other session takes one meanwhile.
+        that no other request takes them.
         """
         with ExitStack() as in_use:
             reserved = self._reserve(identifiers, in_use)
@@ -294,8 +297,7 @@ class Sessions:
     async def delete(self, identifier: str, cause: str = "terminated") -> None:
         """End a session at its owner's request. Raise ProblemError (400) if there is none.
 
-        `cause` is the reason in results of callers that still use the session. After "terminated", callers that send no position are
-        told of no loss.
+        Callers that still use the session find `cause` in their next result. "terminated" is reported only to callers that send a position.
         """
         session = self.find(identifier)
         self._drop(session, "deleted", cause=cause)
@@ -320,7 +322,7 @@ class Sessions:
         )
 
     def memory_used(self) -> int:
-        """Return how many bytes all sessions and their files use now. A session and its branches share one counter, which is added once."""
+        """Return how many bytes all sessions and their files use now. A counter that a session shares with its branches is added once."""
         return sum(memory.used() for memory in {session.memory for session in [*self._sessions.values()]} if memory is not None)
 
     async def finish(self, within: float) -> None:
@@ -329,7 +331,7 @@ class Sessions:
         await asyncio.wait({asyncio.ensure_future(asyncio.gather(*finishing))}, timeout=within)
 
     async def close(self) -> None:
-        """End all sessions and close the journal. Results of cells that still run report this."""
+        """End all sessions and close the journal. Cells that still run get results that say so."""
         if self._reaper is not None:
             self._reaper.cancel()
         self._sandboxes.retire()
@@ -368,7 +370,7 @@ class Sessions:
         return session
 
     def _drop(self, session: HostedSession, reason: str, *, cause: str | None) -> None:
-        """Forget a session, but keep its ledger. The caller must close it. `reason` is for operators, `cause` for the ledger."""
+        """Forget a session, but keep its ledger. The caller must close it. The journal gets `reason`, and the ledger `cause`."""
         session.ended = True
         del self._sessions[session.identifier]
         if cause is not None and session.has_state:
@@ -391,7 +393,7 @@ class Sessions:
             raise ProblemError(503, TOO_MANY_STARTING, said)
 
     def _check_descriptors(self) -> None:
-        """Raise ProblemError (429) if there are too few file descriptors for a new session, so that existing ones never lack any."""
+        """Raise ProblemError (429) if a new session could leave existing ones without file descriptors."""
         if room_for_sessions() <= len(self._starting):
             full = f"{open_descriptors()} file descriptors are open on the server, and the rest is reserved for connections and files"
             raise ProblemError(429, _FULL, f"{full}: end some of its {len(self)} sessions, or raise `ulimit -n` and restart it")
@@ -401,7 +403,7 @@ class Sessions:
             self._expire(self._least_recently_used(), "expired")
 
     def _least_recently_used(self) -> HostedSession:
-        """Return the least recently used session that is not in use, to be ended for a new one, or raise ProblemError (429)."""
+        """Return the session that was unused for longest, to end it for a new one. Raise ProblemError (429) if none may be ended."""
         unused = (session for session in self._sessions.values() if self._evicts and not session.in_use)
         idle = min(unused, key=lambda session: session.last_used, default=None)
         if idle is None:
