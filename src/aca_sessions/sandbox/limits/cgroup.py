@@ -255,7 +255,7 @@ class Group:
         """Do nothing: the kernel counts the memory, and kills at the limit."""
 
     def cell_runs(self, running: bool) -> None:
-        """Record how many processes the limit has killed so far, so that `was_exceeded` can tell later kills from them."""
+        """Record how many processes the limit has killed so far, so that `was_exceeded` notices only later kills."""
         self._kills_before, self._kills, self._since = self._kills, self._count_kills(), time.monotonic()
 
     def used(self) -> int:

@@ -11,7 +11,8 @@ Allocate = Callable[[Sequence[Part]], None]  # charges a session for what the ho
 class Memory(Protocol):
     """The counter of one session's memory. It outlives the session's interpreters.
 
-    `init` is the pid on this host of a first process of the session. Each interpreter that is started anew, not forked, has its own.
+    `init` is the pid on this host of a first process of the session. Each interpreter that is started, not forked, has its own first
+    process.
     """
 
     # Return what is counted and how, for people.
