@@ -276,7 +276,7 @@ class Channel:
     """The connection to one interpreter. It reads frames, stdout and stderr on the event loop that calls `listen`."""
 
     def __init__(self, link: socket.socket, said: int, streams: tuple[int, int], *, limit: int) -> None:
-        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. Keep `limit` bytes of a stream."""
+        """Take over the guest's socket, and its pipes of frames (`said`), stdout and stderr. For `limit` see `Output`."""
         self._link = link
         self.streams = (Output(streams[0], limit), Output(streams[1], limit))
         self.inbox = Inbox(said)

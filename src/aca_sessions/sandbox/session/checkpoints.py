@@ -140,7 +140,7 @@ class Checkpoints:
     def use_up(self, checkpoint: SessionCheckpoint, *, returned_to: bool = False) -> None:
         """Remove a hidden checkpoint in the background, if it was not removed already.
 
-        With `returned_to`, keep its interpreter alive, because the session uses it now.
+        With `returned_to`, keep its interpreter alive, because the session goes on with that interpreter.
         """
         if checkpoint in self._taken:
             self._taken.remove(checkpoint)
@@ -154,7 +154,7 @@ class Checkpoints:
         await self._tasks.finish()
 
     def abandon(self) -> None:
-        """Remove all checkpoints without waiting. For use when the event loop that they belong to is closed."""
+        """Remove all checkpoints without waiting. For use when their event loop is closed."""
         for checkpoint in self._taken:
             checkpoint.interpreter.abandon()
             checkpoint.files.close()

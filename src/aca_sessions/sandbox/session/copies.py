@@ -154,7 +154,7 @@ def restore(checkpoint: Files, live: Files, allocate: Allocate) -> None:
 
 
 def cut_off(pid: int, live: Files) -> tuple[str, ...] | None:
-    """Return the former paths below /mnt/data, sorted, of files that a process has open although they were deleted.
+    """Return the former paths of files that a process has open although they were deleted, relative to /mnt/data and sorted.
 
     `pid` is the pid on this host. After 20 paths, one more entry gives the number of further ones. Return None if this host may not read
     which files the process has open.
@@ -206,7 +206,7 @@ class _Restoration:
         self._failures: list[Exception] = []
 
     def prepare(self) -> None:
-        """Decide what to change, and reserve the space for it. On failure undo that, and raise OSError or SnapshotError."""
+        """Decide what to change, and reserve space, unless removals will free enough. Raise OSError or SnapshotError, with all undone."""
         with self._undo:
             self._look()
             self._match()
@@ -221,7 +221,7 @@ class _Restoration:
             self._undo.pop_all()
 
     def commit(self) -> None:
-        """Make all changes that were decided, even if some fail. Then raise PartlyRestoredError at the end."""
+        """Make all changes that `prepare` decided on. If some fail, make the others, and then raise PartlyRestoredError."""
         doomed = [path for path in self._found if path not in self._kept and folder_of(path) in self._kept]
         if self._is_tight:
             self._drop_contents()
@@ -397,8 +397,8 @@ class _Restoration:
         return blocks * BLOCK <= space.f_bfree * space.f_frsize and len(self._wanted) - len(self._found) <= space.f_ffree
 
     def _drop_contents(self) -> None:
-        """Truncate the files of the workspace that will be removed."""
-        # Otherwise those that another checkpoint's interpreter has open would keep their space.
+        """Truncate the files that will be removed, so that their space is free even if a process has them open."""
+        # The interpreter of another checkpoint may have them open.
         staying = {*self._inodes.values()}
         for path, status in self._found.items():
             if stat.S_ISREG(status.st_mode) and status.st_ino not in staying:

@@ -96,8 +96,8 @@ def number_of(pidfd: int) -> int:
 def gives_way(process: int, nice: int | None) -> bool:
     """Let an interpreter and what it starts yield processors to the host's own processes on a busy machine.
 
-    Return True if `nice` is set, or cannot be set on this host. After False, the caller must try again later. With None as `nice`, set
-    nothing, because a control group weighs the sessions.
+    Return False if the caller must try again later, else True: `nice` is set, or this host cannot set it. If `nice` is None, nothing is
+    set, because a control group weighs the sessions.
     """
     # Linux divides the processors between autogroups (sched(7)). setsid(2) makes an autogroup, so each interpreter has its own. The kernel
     # accepts ten weights a second from all ordinary users together, and refuses more.
@@ -177,7 +177,7 @@ def queued_time(process: int) -> float:
 
 
 def _fields(pid: int) -> list[str]:
-    """Return the fields behind the name in /proc/PID/stat. The first is the state."""
+    """Return the fields after the process's name in /proc/PID/stat. The first is the state."""
     # The name is in parentheses, and may itself hold blanks and parentheses.
     with open(f"/proc/{pid}/stat", errors="backslashreplace") as file:
         return file.read().rpartition(")")[2].split()
@@ -193,7 +193,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process by its pid on this host. Do nothing if it has ended. The pid must be fresh, since pids are reused."""
+    """Kill a process by its pid on this host. Do nothing if it has ended. Look the pid up just before, since pids are reused."""
     # By a pidfd: it still names the same process if the pid is reused before the signal is sent.
     with contextlib.suppress(OSError):
         with_reserve(lambda: _kill(pid))

@@ -42,8 +42,8 @@ class UnusableNameError(ValueError):
 class Reading:
     """An open file of a session, and the version that it had when it was opened.
 
-    `version` is an HTTP entity tag. It is weak if the file may have changed since: then what was read may mix two versions. Writing through
-    a memory mapping changes no time of the file, and so no tag.
+    `version` is an HTTP entity tag. A weak tag means that the file may have changed since, so what was read may mix two versions. Changes
+    through a memory mapping are not noticed, because they do not change the file's times.
     """
 
     def __init__(self, files: "Files", descriptor: int) -> None:
@@ -58,7 +58,7 @@ class Reading:
 
     @property
     def version(self) -> str:
-        """Return the entity tag, weak if the file changed or may change unseen."""
+        """Return the entity tag. It is weak if the file has changed, or may yet change within the same clock tick."""
         return self._version if self.is_settled else f"W/{self._version}"
 
     def chunk(self, start: int, length: int) -> bytes:
@@ -171,7 +171,7 @@ class Files:
 
     @contextmanager
     def as_guest(self) -> Iterator[int]:
-        """Let this thread act on files as the guest's user in the block. Yield a descriptor of the workspace."""
+        """Let this thread act as the guest's user on files during the block. Yield a descriptor of the workspace."""
         # As root it could create nothing here, since this tmpfs does not map uid 0 (EOVERFLOW). It would also ignore the guest's rights.
         with self.working():
             if self._tree.owner is None:

@@ -455,9 +455,9 @@ async def start(
 ) -> Interpreter:
     """Wait until a new session is confined and ready for cells, and return its interpreter. On failure close `spawned`.
 
-    Raise GuestDiedError if the session ends, or is not ready within 30 s. Raise IsolationError, or ConfigurationError for an image, if a
-    part of the isolation was refused. `proxy` serves connections to allowed domains. `show` mounts a workspace at /mnt/data, given the
-    pidfd of the session's first process and the workspace's number.
+    Raise GuestDiedError if the session ends, or is not ready within 30 s; IsolationError if this host refuses a part of the isolation; and
+    ConfigurationError if the container image lacks something. `proxy` serves connections to allowed domains. `show` mounts a workspace at
+    /mnt/data, given the pidfd of the session's first process and the workspace's number.
     """
     home = Home(spawned, tree, memory, show)
     try:

@@ -170,7 +170,7 @@ class Copy:
     """A new file that becomes a copy: the constructor makes it empty, the caller allocates its `parts`, and `fill` copies the content."""
 
     def __init__(self, source: int, folder: int, name: str, most: int) -> None:
-        """Make the empty file `name` in `folder`, for at most `most` bytes of `source`.
+        """Make the empty file `name` in `folder`. `fill` will copy at most `most` bytes of `source` into it.
 
         Raise SnapshotError if the source is not a regular file.
         """
