@@ -8,7 +8,7 @@ from ..models import CodeExecutionResult, CommandResult, Completions, Variable
 
 
 def answer(result: CodeExecutionResult) -> object:
-    """Return the JSON value in the last line that a snippet printed. Raise ExecutionError if it failed, ServiceError for other text."""
+    """Return the JSON value that a snippet printed last. Raise ExecutionError if its cell failed, ServiceError if it printed no JSON."""
     result.raise_for_error()
     try:
         return json.loads(result.stdout.rpartition("\n")[0].rpartition("\n")[2])
@@ -17,21 +17,21 @@ def answer(result: CodeExecutionResult) -> object:
 
 
 def variables_of(content: object) -> list[Variable]:
-    """Decode the answer of `variables`. Raise ServiceError if the answer has another shape."""
+    """Decode the answer of the snippet `variables`. Raise ServiceError if its shape is wrong."""
     if not isinstance(content, list):
         raise _unreadable()
     return [_variable(one) for one in content]
 
 
 def names_of(content: object) -> list[str]:
-    """Return an answer that is a list of texts. Raise ServiceError if it is anything else."""
+    """Return a snippet's answer if it is a list of texts. Raise ServiceError otherwise."""
     if not isinstance(content, list) or not all(isinstance(one, str) for one in content):
         raise _unreadable()
     return content
 
 
 def health_of(content: object) -> dict[str, Any]:
-    """Decode the answer of `health` as keyword arguments of SessionHealth. Raise ServiceError if the answer has another shape."""
+    """Decode the answer of the snippet `health` as arguments of SessionHealth. Raise ServiceError if its shape is wrong."""
     match content:
         case {"python": str(python), "memory": int(memory), "uptime": float(uptime), "threads": int(threads), "cpu": float(cpu)}:
             return {"python": python, "memory": memory, "uptime": uptime, "threads": threads, "cpu": cpu}
@@ -39,7 +39,7 @@ def health_of(content: object) -> dict[str, Any]:
 
 
 def completions_of(content: object) -> Completions:
-    """Decode the answer of `complete`. Raise ServiceError if the answer has another shape."""
+    """Decode the answer of the snippet `complete`. Raise ServiceError if its shape is wrong."""
     match content:
         case {"matches": [*matches], "start": int(start), "end": int(end)} if all(isinstance(one, str) for one in matches):
             return Completions(matches=tuple(matches), start=start, end=end)
@@ -47,7 +47,7 @@ def completions_of(content: object) -> Completions:
 
 
 def inspection_of(content: object) -> str | None:
-    """Return the text in the answer of `inspect`, or None if the name is unknown. Raise ServiceError if the answer has another shape."""
+    """Return the text that the snippet `inspect` printed, or None for an unknown name. Raise ServiceError if the answer is neither."""
     match content:
         case {"text": None | str() as text}:
             return text

@@ -63,7 +63,7 @@ def _in_prose(text: str) -> str | None:
 
 
 def _is_code(text: str) -> bool:
-    """Return whether a text has statements with an effect. A lone word and what does not parse are prose. Long text counts as code."""
+    """Return whether a text has statements with an effect. A lone word or text that does not parse counts as prose, long text as code."""
     if len(text) > _MOST_PROSE:
         return True
     try:
@@ -92,7 +92,7 @@ def checked_session_id(session_id: object) -> str:
 
 
 def checked_timeout(timeout: object) -> float | None:
-    """Return a timeout above 0 and at most 24 hours, in seconds. None stands for the endpoint's own limit."""
+    """Return a timeout in seconds, or None: the endpoint's limit. Raise InvalidArgumentError unless it is above 0 and at most 24 hours."""
     if timeout is None:
         return None
     # A bool is an int in Python, and NaN compares false with every bound.

@@ -75,7 +75,7 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def conclude(self, session_id: str, result: CodeExecutionResult, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result of a cell that snippets ran, with the ledger's record. First record a loss that only the result reports.
+        """Add the ledger's record to the result of a cell that snippets ran. First record a loss that is not in the ledger yet.
 
         `start` is the ledger's position when the cell began, and `caller` has the caller's position.
         """
@@ -87,7 +87,7 @@ class Continuity:
         return self._recorded(result, known, start, caller)
 
     def _recorded(self, result: CodeExecutionResult, known: _Known, start: int, caller: Delivered) -> CodeExecutionResult:
-        """Return the result with its record, but with none if its state is `unknown`: then the next result reports all that happened."""
+        """Add the ledger's record to a result, unless the result's state is `unknown`: then the next result reports everything."""
         if result.state.kind == "unknown":
             return result
         since = caller.position if caller.ledger == known.ledger.id else known.ledger.fetched
@@ -127,14 +127,14 @@ class Continuity:
         known.guid = guid
 
     def forget(self, session_id: str) -> None:
-        """Record that a caller ended a session on purpose. That is no loss for callers that have had no result from it."""
+        """Record that a caller ended a session on purpose. Callers that had no result of that session yet are not told of a loss."""
         known = self._sessions.get(session_id)
         if known is not None:
             self.note_lost(session_id, "terminated", with_files=True)
             known.ledger.fetched = known.ledger.position
 
     async def _look_if_in_doubt(self, session_id: str) -> None:
-        """Look for the marker if this client never used the session, has not used it for too long, or if it may have been replaced."""
+        """Look for the marker if the session was never or not recently used here, or if it may have been replaced."""
         known = self._known(session_id)
         # One at a time: two cells that start together would both record the same loss.
         async with known.turn:
@@ -188,5 +188,5 @@ class Continuity:
 
 
 def _is_answer(result: CodeExecutionResult) -> bool:
-    """Return whether a cell of the client returned a text. Anything else, such as a gateway's time-out, tells nothing of the marker."""
+    """Return whether a cell of the client has a text as its value. Otherwise, as after a time-out, nothing is known of the marker."""
     return result.success and isinstance(result.value, str) and result.value != ""

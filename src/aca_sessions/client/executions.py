@@ -79,7 +79,7 @@ class Execution:
         return result if self._is_answered else self._amend(result)
 
     async def cancel(self) -> None:
-        """Interrupt the cell, unless it has ended. Its result shows whether the interrupt ended it."""
+        """Interrupt the cell, unless it has ended. The result shows whether the interrupt stopped it."""
         await self._interrupt()
 
     async def reply(self, event: Event, text: str | None) -> None:
@@ -98,7 +98,7 @@ class Execution:
         return replace(self, _on_input=on_input, _on_call=on_call)
 
     def amending(self, amend: Callable[[CodeExecutionResult], CodeExecutionResult]) -> "Execution":
-        """Return a copy that passes the result through one more function, after those that were given earlier."""
+        """Return a copy that also passes the result through `amend`, after the functions of earlier calls."""
         earlier = self._amend
         return replace(self, _amend=lambda result: amend(earlier(result)))
 
@@ -155,7 +155,7 @@ def ended(result: CodeExecutionResult) -> Execution:
 
 
 def in_background(session_id: str, running: "asyncio.Task[CodeExecutionResult]") -> Execution:
-    """Return the handle of a cell whose result a task waits for. All its events arrive when the cell ends."""
+    """Return the handle of a cell whose result a task waits for. All events of the cell arrive when it ends."""
 
     async def page(after: int) -> Page:
         try:
@@ -242,7 +242,7 @@ class Executions:
         )
 
     async def interrupt(self, session_id: str, id: str | None) -> None:
-        """Interrupt a cell, by default the running one. Its result shows if it ended. Raise NotSupportedError if the endpoint cannot."""
+        """Interrupt a cell, by default the running one. Raise NotSupportedError if the endpoint cannot interrupt cells."""
         await self._http.require("interrupt", "interrupt a cell")
         path = extensions.INTERRUPT_SESSION_PATH if id is None else extensions.INTERRUPT_PATH.format(id=id)
         await self._http.request("POST", path, identifier=session_id)

@@ -190,7 +190,7 @@ class SessionFiles:
         return decoded(response, self._dialect.decode_files)
 
     async def download(self, session_id: str, name: str) -> bytes:
-        """Return a file's content, whose parts all belong to one version of the file."""
+        """Return a file's content, all of one version even if the file changes meanwhile."""
         parts: list[bytes] = []
         async for offset, data in self._parts(session_id, name):
             if offset == 0:

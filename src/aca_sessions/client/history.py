@@ -23,7 +23,7 @@ _LARGEST_FILE = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A cell as it was sent, and its result: None while the cell runs, or if none came.
+    """A cell as it was sent, and its result, which is None while the cell runs or if no result came.
 
     `rolled_back` means that a rollback undid what the cell did to the variables.
     """
@@ -108,7 +108,7 @@ class History:
         return number
 
     def end(self, number: int, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Set the result of a cell and return it. If the result reports a rollback, mark the cells that this undid."""
+        """Set the result of a cell and return it. If the result reports a rollback, mark the cells that were undone."""
         known = self._steps.get(number)
         if isinstance(known, Ran):
             self.note(Ran(known.code, result, known.rolled_back), number)

@@ -207,7 +207,7 @@ def decoded(response: httpx.Response, decode: Callable[[dict[str, object]], Deco
 def _is_refused_for_now(method: str, response: httpx.Response) -> bool:
     """Return whether a refused request may be repeated, because the service did not begin on it or because it is a GET.
 
-    A 429 and our server's 503 for a full queue come before the beginning. After a gateway's 502, 503 or 504 the service may have begun.
+    If our server answers 429, or 503 for a full queue, it has not begun. If a gateway answers 502, 503 or 504, the service may have begun.
     """
     if response.status_code == 429 or response.headers.get("x-ms-error-code") == TOO_MANY_STARTING:
         return True

@@ -138,7 +138,7 @@ class CodeInterpreter:
         return delivered
 
     def take_back(self, session_id: str, caller: Delivered, result: CodeExecutionResult) -> None:
-        """Move the caller's position back because the caller did not get a result, so that the next result reports the same again."""
+        """Undo `deliver` for a result that did not reach the caller, so that the next result reports its entries again."""
         for one in (caller, self._delivered_of(session_id)):
             if result.record is not None:
                 one.go_back(result.record)
@@ -334,7 +334,7 @@ class CodeInterpreter:
 
         Args:
             session_id: The session.
-            caller: The caller, to which its own rollback is not reported.
+            caller: The caller. Its results do not report this rollback.
             id: The id of a checkpoint.
             name: The name of a checkpoint. A checkpoint of this name is preferred to one with the id.
         """

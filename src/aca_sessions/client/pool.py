@@ -398,7 +398,7 @@ class SessionPool:
         return granted
 
     def _timeout_message(self) -> str:
-        """Return the time-out's message. It lists the sessions leased longest, by hashes, because names are secret."""
+        """Return the message of a time-out. It lists the sessions with the oldest leases, by hashes of their secret names."""
         now = datetime.now(UTC)
         leased = [(info.session_id, now - info.leased_since) for info in self._leases.infos() if info.leased_since]
         leased.sort(key=lambda one: one[1], reverse=True)
@@ -448,7 +448,7 @@ async def _delete(interpreter: CodeInterpreter, session_id: str, *, expired: boo
 
 
 async def _expire_idle_sessions(pool: "weakref.ref[SessionPool]", every: float) -> None:
-    """Expire a pool's idle sessions every `every` seconds. The weak reference lets a forgotten pool be collected, which warns."""
+    """Expire a pool's idle sessions every `every` seconds. The reference is weak, so that a forgotten pool is collected, with a warning."""
     while True:
         await asyncio.sleep(every)
         alive = pool()

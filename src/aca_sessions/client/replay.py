@@ -158,7 +158,7 @@ def _reduced(data: Mapping[str, Any]) -> str:
 
 
 def _as_text(mime: str, content: object) -> str:
-    """Return content as one text. Join a list, because nbformat allows a list of lines, except for a JSON type."""
+    """Return content as one text. A list of lines, as nbformat allows, is joined unless the type is JSON."""
     return "".join(map(str, content)) if isinstance(content, list) and not mime.endswith("json") else str(content)
 
 
@@ -173,7 +173,7 @@ def _drawn_size(content: object) -> str:
 
 
 def _steady(text: str) -> str:
-    """Replace objects' addresses and cells' names in tracebacks, which differ in each run, with fixed texts."""
+    """Replace what differs in each run, addresses of objects and cells' names in tracebacks, by fixed texts."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text

@@ -97,7 +97,7 @@ class Session:
     ) -> CodeExecutionResult:
         """Run a snippet, which is a cell of the client, and return its result.
 
-        A loss that it reports is reported with the user's next cell too.
+        A loss that this result reports is reported again with the user's next cell.
 
         Args:
             name: The name of a function in `snippets`.
@@ -116,7 +116,7 @@ class Session:
         return replace(self._caller)
 
     def take_back(self, result: CodeExecutionResult) -> None:
-        """Note that the user did not get a result, so that the next one reports the same loss again."""
+        """Note that a result did not reach the user, so that the next result reports its losses again."""
         self._interpreter.take_back(self.session_id, self._caller, result)
 
     async def start(
@@ -385,7 +385,7 @@ class Session:
         return await self.install(*libraries)
 
     async def supports(self, capability: str) -> bool:
-        """Return whether this session has a capability, given its name, that not every endpoint has.
+        """Return whether this session has a capability, given its name, such as `install`.
 
         To find out about `install`, this may run a cell that tries to reach the package index.
         """

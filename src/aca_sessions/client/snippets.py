@@ -97,7 +97,7 @@ def _name_of(kind: type) -> str:
 
 
 def _is_foreign(kind: type) -> bool:
-    """Return whether a type is of numpy, pandas or polars. Its module must hold it, because a user's class can name any module."""
+    """Return whether a type is of numpy, pandas or polars. A user's class can name any module, so the type is also looked up there."""
     named = _module_of(kind)
     if type(named) is not str or named.partition(".")[0] not in _FOREIGN:
         return False
@@ -298,9 +298,9 @@ def workdir(user: dict, name: str) -> None:
 
 
 def place(user: dict, package: str, packed: str) -> None:
-    """Create modules in a package from pairs of name and source, which are packed as text. Each comes after those that it imports.
+    """Create modules in a package. `packed` has their names and sources as text; each module comes after those that it imports.
 
-    Print JSON: null, or what the session lacks ("python", "ipython" or "threads"). In the latter case nothing is created.
+    Print null as JSON, or create nothing and print what the session lacks ("python", "ipython" or "threads").
     """
     lack = _lacking()
     if lack is None:
