@@ -62,7 +62,7 @@ _EXAMPLE = '{"data.csv": "a,b\\n1,2\\n"}'
 
 
 def checked_files(files: object) -> tuple[Files, CodeError | None]:
-    """Return the contents of files by their names and None, or {} and an error for the model.
+    """Return the contents of files by name, and None. If `files` is wrong, return {} and an error for the model.
 
     A model may send the mapping as JSON text, and a binary content as a data URI.
     """
