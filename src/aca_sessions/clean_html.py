@@ -2,7 +2,7 @@
 
 Nothing of the input is copied. Tags are written from the lists below, balanced and at most 300 deep. Everything else is escaped.
 
-An element is written only where a browser leaves it. For example, a browser closes a paragraph before a block, and moves what does not
+An element is written only where a browser keeps it. For example, a browser closes a paragraph before a block, and moves what does not
 belong to a table out of the table. If such an element was written elsewhere, its end tag would close something around the box. If a browser
 still reads the output differently, that changes how it looks, not what it can do.
 
@@ -176,7 +176,7 @@ class _Cleaner:
 
 
 def _closed_by(name: str) -> Iterator[tuple[Set[str], Set[str]]]:
-    """Yield pairs of sets: `name` closes an open element of the first, unless one of the second was opened after it."""
+    """Yield pairs of sets. When `name` begins, an open element of the first is closed, unless one of the second is open inside."""
     if name in _BLOCKS:
         yield {"p"}, set()
     if name == "li":

@@ -141,7 +141,7 @@ class Stack(AsyncExitStack):
 
 
 async def _close_there(stack: Stack, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a stack on its event loop, in another thread. If that takes more than 10 s, raise PoolError: the loop closes it later."""
+    """Close a stack on its event loop, in another thread. If that takes over 10 s, raise PoolError, and let the loop close it later."""
     closing = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stack.aclose(), loop))
     done, _ = await asyncio.wait({closing}, timeout=_OTHER_LOOP_SECONDS)
     if not done:
@@ -225,8 +225,8 @@ def open_server(
 ) -> Opening["Service"]:
     """Open the service over the embedded sandbox, as an ASGI application.
 
-    Entering raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if strangers can reach
-    it.
+    Entering the block raises ConfigurationError if this process is one of several workers. Give the server a key in `hosting` if
+    strangers can reach it.
 
     Args:
         settings: The settings; by default they are read from appsettings.json and the environment.
@@ -332,7 +332,7 @@ async def _remote(settings: Settings, stack: Stack) -> httpx.AsyncClient:
 
 
 async def _auth(settings: Settings, stack: Stack) -> httpx.Auth | None:
-    """Return what authenticates requests: a key, nothing at a socket file, Azure's sign-in at Azure. Else raise ConfigurationError."""
+    """Return the authentication: by a key if there is one, None at a socket file, by sign-in at Azure. Else raise ConfigurationError."""
     from .client.auth import ApiKeyAuth, AzureTokenProvider, BearerAuth
 
     key, endpoint = settings.SessionsHttpClient.ApiKey, settings.SessionsHttpClient.Endpoint or ""

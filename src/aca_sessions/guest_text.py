@@ -2,7 +2,7 @@
 
 The host's lines begin with a label: `[state]` in the text for a model, `[session state` at a terminal. Guest text that begins with a label
 gets `QUOTE` in front, so a label without `QUOTE` is the host's. A label is recognized in any case of its letters, and with invisible
-characters and colours between them. It is not recognized in letters that look alike, because no list of those is complete.
+characters and colours between them. Other letters that look like a label's are not recognized, because no list of them is complete.
 """
 
 import re

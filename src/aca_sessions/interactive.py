@@ -125,7 +125,7 @@ class LiveCell:
                 self._take_back_unread()
 
     def _take_back_unread(self) -> None:
-        """Mark an unread result as not received, so that the next result reports the same again."""
+        """Mark an unread result as not received, so that the next result reports its losses again."""
         with contextlib.suppress(queue.Empty, RuntimeError):  # RuntimeError: the session was closed
             while True:
                 event = self._events.get_nowait()

@@ -120,7 +120,7 @@ class Delivered:
         return frozenset(position for position in self.asked if position <= record.start)
 
     def deliver(self, result: CodeExecutionResult) -> CodeExecutionResult:
-        """Return the result with the state for this caller, and move to its record's end. A result without a record stays as it is."""
+        """Return the result with the state for this caller, and move to the end of its record. Without a record, only return it."""
         record = result.record
         if record is None:  # no answer came, or one that does not report what happened
             return result
@@ -136,14 +136,14 @@ class Delivered:
         return result if news == record.entries else replace(result, record=replace(record, entries=news))
 
     def advance(self, record: Record) -> None:
-        """Move to the end of a delivered record, unless the record ends before the position: results may arrive out of order."""
+        """Move to the end of a delivered record, but not back in the same ledger: results may arrive out of order."""
         if record.ledger != self.ledger or record.end >= self.position:
             self.ledger, self.position, self.first = record.ledger, record.end, _UNCHANGED
             if self.asked:
                 self.asked = frozenset(position for position in self.asked if position > record.end)
 
     def go_back(self, record: Record) -> None:
-        """Move back to where a record begins, because the caller did not get its result. So the next result reports the same again."""
+        """Move back to the start of a record that did not reach the caller, so that the next result reports its entries again."""
         if record.ledger == self.ledger:
             self.position = min(self.position, record.since)
 
@@ -178,7 +178,7 @@ def state_between(entries: Iterable[Entry], since: int, until: int, *, first: St
 
 
 def with_state(result: CodeExecutionResult, state: State, **others: Any) -> CodeExecutionResult:
-    """Return the result with another state and other changes. If its error is the host's, the message and stderr name the new state too."""
+    """Return the result with another state and other changes. An error that the host made names the new state, and so does stderr."""
     error = result.error
     if error is None or error.traceback or error.name not in ("TimeoutError", "InterpreterDied"):
         return result if state == result.state and not others else replace(result, state=state, **others)

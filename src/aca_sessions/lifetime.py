@@ -113,7 +113,7 @@ class Tasks:
         await self.finish()
 
     def own(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
-        """Start a coroutine in the background. Its failure is not logged, so the caller must await the task."""
+        """Start a coroutine in the background. If it fails, that is not logged, so the caller must await the task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -151,7 +151,7 @@ async def made_in_thread(make: Callable[[], Result], undo: Callable[[Result], No
 
 
 class _Handover(Generic[Result]):
-    """The handover of what a thread makes to the task that wants it. If the task abandons it, `undo` is called with it."""
+    """The handover of an object from the thread that makes it to the task that wants it. `undo` gets an object that the task abandons."""
 
     def __init__(self, make: Callable[[], Result], undo: Callable[[Result], None]) -> None:
         self._make = make
@@ -192,7 +192,7 @@ def _log_failure(task: "asyncio.Task[Any]") -> None:
 
 
 def log_failure(what: str, error: BaseException) -> str:
-    """Log a failure in one line without its message, which may hold user data. Log the traceback at DEBUG. Return the id in both."""
+    """Log a failure in one line without its message, which may hold user data. Log the traceback at DEBUG. Return the id that both have."""
     id = secrets.token_hex(4)
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -1,4 +1,4 @@
-"""The data that goes into a session and comes out of it. It is frozen, and the same for every integration and endpoint."""
+"""The data that goes into a session and comes out of it. All objects are frozen, and the same for every integration and endpoint."""
 
 import base64
 from collections.abc import Mapping
@@ -325,7 +325,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint of a session. `left_behind` lists what could not be kept. `size` is that of its files, in bytes.
+    """A checkpoint of a session. `left_behind` lists what could not be saved. `size` is that of its files, in bytes.
 
     Several checkpoints may have the same name, which then means the latest of them. Ids are unique in a session.
     """

@@ -93,7 +93,7 @@ def _is_image(display: Display) -> bool:
 
 
 def _in_words(display: Display) -> str:
-    """Return what a model reads of a display: its plain text, or, if that is only IPython's repr, its source or a note on its HTML."""
+    """Return a display as text for a model: its plain text. If that is only IPython's repr, return the source or a note on the HTML."""
     text = display.data.get("text/plain")
     if isinstance(text, str) and not _OBJECT.fullmatch(text):
         return for_model(text)
@@ -170,7 +170,7 @@ def trusted(display: Display, html: Html = "clean") -> dict[str, str]:
 
 
 def _html(source: str, text: str, html: Html) -> dict[str, str]:
-    """Return `text/html`: cleaned HTML, with a note if scripts are left out, or with `raw` an <iframe>. Return {} if nothing is left."""
+    """Return `text/html`: an <iframe> if `html` is `raw`, otherwise cleaned HTML and a note on scripts. If these are empty, return {}."""
     if html == "raw":
         return {"text/html": sandboxed(source)}
     written = cleaned(source)

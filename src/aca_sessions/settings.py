@@ -78,7 +78,7 @@ def _as_plain_json(text: str) -> str:
 
 
 def _entries(text: str, position: int) -> Iterator[tuple[str | int, int, int]]:
-    """Yield each key of the object, or index of the list, at a position, with the positions where the key and its value begin."""
+    """Yield each key (or index) of the JSON object (or list) at `position`, with the positions where the key and its value begin."""
     opening, index = text[position], 0
     if opening not in "{[":
         return
@@ -267,7 +267,7 @@ class SessionPoolSettings(_Section):
 
 
 class LimitsSettings(_Section):
-    """The limits of one embedded session. Files are held in memory, so limits of files that exceed the memory are lowered."""
+    """The limits of one embedded session. Files are in memory, so DiskMegabytes is at most half of it, TemporaryMegabytes a quarter."""
 
     MemoryMegabytes: Annotated[int, Field(ge=64, le=1 << 22)] = _LIMITS.memory // MB
     DiskMegabytes: Annotated[int, Field(gt=0, le=1 << 22)] = _LIMITS.disk // MB
@@ -436,7 +436,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources with flat names like `Endpoint` moved to their sections: in the environment they override a file's section."""
+        """Return the sources with flat names like `Endpoint` moved into their sections, so that a source overrides both forms in later sources."""
         del dotenv_settings, file_secret_settings
         check_variables(SECTION, _variables())
         given = cast(InitSettingsSource, init_settings).init_kwargs
@@ -522,7 +522,7 @@ def _variables() -> dict[str, list[str]]:
 
 
 def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
-    """Return which key is wrong and why, for an error message. Leave its value out, because it may be a secret."""
+    """Return which key is wrong and why, for an error message without values that may be secret."""
     location = [str(part) for part in problem["loc"]]
     key = _place(problem["loc"], sources) + ":".join([SECTION, *location])
     if problem["type"] == "extra_forbidden":
@@ -531,7 +531,7 @@ def _problem_text(problem: ErrorDetails, sources: list[_Source]) -> str:
 
 
 def _rule_text(kind: str, message: str, value: object) -> str:
-    """Return what pydantic expected and what it got: a number or a choice itself, otherwise the type, because the value may be secret."""
+    """Return what was expected and what was given: the value of a number or a choice, otherwise at most a type, as it may be a secret."""
     if kind == "missing":
         return "must be set"
     if kind == "model_type":
@@ -543,7 +543,7 @@ def _rule_text(kind: str, message: str, value: object) -> str:
 
 
 def _place(keys: tuple[str | int, ...], sources: list[_Source]) -> str:
-    """Return the beginning of an error message about a key: name and line of the source that sets it, maybe by a name without section."""
+    """Return the beginning of an error message about a key: the source that sets it, under its full or its flat name, and the line."""
     flat = next(((name,) for name, path in _FLAT.items() if path == keys[:2]), keys)
     found = max(((source, names) for source in sources for names in (flat, keys)), key=lambda one: one[0].depth(one[1]) / len(one[1]))
     return found[0].place_of(*found[1])

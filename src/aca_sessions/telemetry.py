@@ -80,7 +80,7 @@ def executed(current: Span, result: CodeExecutionResult) -> None:
 
 
 def serving(host: Host) -> None:
-    """Add a server to the memory metric for as long as it lives, and add 0 to the counters of losses, refusals and lost audit events."""
+    """Add a server to the memory metric while it lives. Add 0 to counters, so that exporters show them before the first event."""
     _hosts.add(host)
     # Start at zero, so that exporters show the series before the first event.
     _audit_lost.add(0)
@@ -116,7 +116,7 @@ def interpreter_started(start: Literal["warm", "cold"], seconds: float) -> None:
 
 @contextmanager
 def cell_running() -> Iterator[None]:
-    """Count a cell as active in the `with` block."""
+    """Count a cell as active during the `with` block."""
     _active.add(1)
     try:
         yield
