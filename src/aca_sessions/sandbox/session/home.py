@@ -328,7 +328,7 @@ class Home:
     async def _rest(self) -> None:
         """Mount the oldest workspace at /mnt/data between cells, so that its processes continue.
 
-        Do nothing while a cell runs, or while the mounted workspace still has work: a process besides its idle interpreters.
+        Do nothing while a cell runs, or while the mounted workspace has work (`has_work`).
         """
         async with self._moving:
             processes = self._processes
