@@ -1,4 +1,4 @@
-"""The Python of a container image, as a session describes it, and the options with which pip on this host finds wheels for it."""
+"""The Python of a container image, as a session describes it, and the options with which pip on this host finds wheels for that Python."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Container images as roots for guests: a root folder, the tar of one, or an image of podman or docker.
+"""Container images as roots for guests: a root folder, a tar of a root folder, or an image of podman or docker.
 
 They are unpacked once and kept. For images without IPython, a copy of this host's IPython is kept as well.
 """
@@ -240,7 +240,7 @@ _FOR_ANY_VERSION = ".abi3.so"  # the stable ABI: a newer Python than it was comp
 
 
 def shown(image: str | None) -> dict[str, str]:
-    """Return where sessions of an image see this host's IPython: a dict from that path to the folder on this host.
+    """Return a dict from the path at which sessions of an image see a copy of this host's IPython to the copy's folder on this host.
 
     Return an empty dict without an image, which needs no copy of IPython, or if this host cannot keep files.
     """

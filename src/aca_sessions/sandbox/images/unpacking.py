@@ -83,7 +83,7 @@ def unpack(archive: IO[bytes], folder: str, *, most_entries: int = _MOST_ENTRIES
     """Unpack a tar, which may be compressed, into an empty folder. Devices are left out, and everything belongs to this process's user.
 
     Raise UnpackingError if the archive cannot be read, is too large (`most_entries` files, links and folders), or would leave the folder.
-    What is unpacked stays.
+    What was unpacked before the error stays.
     """
     root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
